@@ -1,0 +1,30 @@
+//! Tensor kernels of the Qwen3 forward pass over ragged batches.
+//!
+//! [`ops`] holds one function for each operation of the forward pass, on candle tensors. Its
+//! implementation here is the portable one, composed from candle's own operations, and runs on any
+//! device that candle knows. [`reference`](mod@reference) holds the same operations as plain loops
+//! in f64: the oracle against which every kernel is tested.
+//!
+//! A batch is *ragged*: the tokens of all texts lie end to end, without padding, and [`Ragged`]
+//! says where each text begins.
+//!
+//! Shapes are written with these letters, everywhere in this crate:
+//!
+//! | letter | meaning |
+//! |---|---|
+//! | N | texts in the batch |
+//! | T | tokens in the batch, all texts together |
+//! | H | query heads |
+//! | K | key/value heads; each serves H / K query heads |
+//! | D | head dimension |
+//! | C | hidden size (channels of the residual stream) |
+//! | F | feed-forward (intermediate) size |
+//! | I, O | input and output features of a linear layer |
+
+mod error;
+pub mod ops;
+mod ragged;
+pub mod reference;
+
+pub use error::{Error, Result};
+pub use ragged::Ragged;

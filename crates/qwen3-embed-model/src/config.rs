@@ -1,0 +1,279 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// A Qwen3 model's hyper-parameters, validated.
+///
+/// Field names are those of `config.json`.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Width of the residual stream and of the embedding, C.
+    pub hidden_size: usize,
+    /// Width of the MLP, F.
+    pub intermediate_size: usize,
+    /// Number of decoder layers.
+    pub num_hidden_layers: usize,
+    /// Number of query heads, H.
+    pub num_attention_heads: usize,
+    /// Number of key/value heads, K; it divides H.
+    pub num_key_value_heads: usize,
+    /// Width of one head, D; independent of C / H.
+    pub head_dim: usize,
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Number of positions: the longest text, in tokens.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Whether the attention's four projections have a bias.
+    pub attention_bias: bool,
+    /// Whether the checkpoint's `lm_head` is its token embedding.
+    pub tie_word_embeddings: bool,
+}
+
+impl Config {
+    /// Reads and validates a `config.json`.
+    ///
+    /// Anything that would change the result and is not supported is an error, never ignored:
+    /// another architecture or activation, scaled RoPE, sliding windows, quantised weights.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::Json`], or [`Error::Field`] naming the field, what is understood and
+    /// what is there.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text =
+            fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+        Self::from_json(&text, path)
+    }
+
+    /// Reads and validates the contents of a `config.json`; `path` is named in errors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Json`] or [`Error::Field`].
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
+        let value: Value = serde_json::from_slice(json)
+            .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+        let fields = Fields { path: path.to_path_buf(), value };
+        fields.expect("model_type", "\"qwen3\"", |v| v == "qwen3")?;
+        fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
+        fields.refuse_unsupported()?;
+        let config = Self {
+            hidden_size: fields.count("hidden_size")?,
+            intermediate_size: fields.count("intermediate_size")?,
+            num_hidden_layers: fields.count("num_hidden_layers")?,
+            num_attention_heads: fields.count("num_attention_heads")?,
+            num_key_value_heads: fields.count("num_key_value_heads")?,
+            head_dim: fields.count("head_dim")?,
+            vocab_size: fields.count("vocab_size")?,
+            max_position_embeddings: fields.count("max_position_embeddings")?,
+            rms_norm_eps: fields.positive("rms_norm_eps")?,
+            rope_theta: fields.rope_theta()?,
+            attention_bias: fields.flag("attention_bias")?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+        };
+        if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
+            let heads = config.num_attention_heads;
+            return Err(fields.error("num_key_value_heads", format!("a divisor of {heads}")));
+        }
+        if !config.head_dim.is_multiple_of(2) {
+            return Err(fields.error("head_dim", "an even number".into()));
+        }
+        Ok(config)
+    }
+}
+
+/// Numbers above this in config.json are taken for damage: they keep every product of two of them,
+/// and so every tensor's size, within 64 bits.
+const MAX_COUNT: u64 = 1 << 28;
+
+/// A JSON object whose fields are read one by one, so that each error names its field.
+struct Fields {
+    path: PathBuf,
+    value: Value,
+}
+
+impl Fields {
+    /// The field at a dotted path; JSON's null is the same as absent.
+    fn get(&self, field: &str) -> Option<&Value> {
+        let value = field.split('.').try_fold(&self.value, |value, key| value.get(key))?;
+        (!value.is_null()).then_some(value)
+    }
+
+    fn error(&self, field: &str, expected: String) -> Error {
+        let got = self.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string);
+        Error::Field { path: self.path.clone(), field: field.to_owned(), expected, got }
+    }
+
+    fn expect(&self, field: &str, expected: &str, ok: impl Fn(&Value) -> bool) -> Result<()> {
+        match self.get(field) {
+            Some(value) if ok(value) => Ok(()),
+            _ => Err(self.error(field, expected.to_owned())),
+        }
+    }
+
+    /// Like [`expect`](Self::expect), but the field may be absent.
+    fn expect_if_present(
+        &self,
+        field: &str,
+        expected: &str,
+        ok: impl Fn(&Value) -> bool,
+    ) -> Result<()> {
+        if self.get(field).is_some() { self.expect(field, expected, ok) } else { Ok(()) }
+    }
+
+    fn count(&self, field: &str) -> Result<usize> {
+        match self.get(field).and_then(Value::as_u64) {
+            Some(value) if (1..=MAX_COUNT).contains(&value) => Ok(value as usize),
+            _ => Err(self.error(field, format!("a whole number from 1 to {MAX_COUNT}"))),
+        }
+    }
+
+    fn positive(&self, field: &str) -> Result<f64> {
+        match self.get(field).and_then(Value::as_f64) {
+            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
+            _ => Err(self.error(field, "a number above 0".into())),
+        }
+    }
+
+    /// A boolean that transformers takes as false where it is absent.
+    fn flag(&self, field: &str) -> Result<bool> {
+        match self.get(field) {
+            None => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| self.error(field, "true or false".into())),
+        }
+    }
+
+    /// `rope_theta` at the top level, or in `rope_parameters` as newer exporters write it.
+    fn rope_theta(&self) -> Result<f64> {
+        if self.get("rope_parameters").is_some() {
+            self.positive("rope_parameters.rope_theta")
+        } else {
+            self.positive("rope_theta")
+        }
+    }
+
+    /// Refuses what would change the result and is not implemented.
+    fn refuse_unsupported(&self) -> Result<()> {
+        for object in ["rope_parameters", "rope_scaling"] {
+            self.expect_if_present(object, "an object or null", Value::is_object)?;
+            for key in ["rope_type", "type"] {
+                let field = format!("{object}.{key}");
+                self.expect_if_present(&field, "\"default\"", |v| v == "default")?;
+            }
+        }
+        let scaled = self.get("rope_scaling.rope_type").or(self.get("rope_scaling.type"));
+        if self.get("rope_scaling").is_some() && scaled.is_none() {
+            return Err(self.error("rope_scaling", "null, or an object with a `rope_type`".into()));
+        }
+        for field in ["use_sliding_window", "use_bidirectional_attention"] {
+            self.expect_if_present(field, "false", |v| v == false)?;
+        }
+        self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
+            v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
+        })?;
+        self.expect_if_present("quantization_config", "nothing", |_| false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REAL: &str = r#"{
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
+        "max_position_embeddings": 32768, "model_type": "qwen3", "num_attention_heads": 16,
+        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+        "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_sliding_window": false,
+        "vocab_size": 151669
+    }"#;
+
+    fn parse(change: impl FnOnce(&mut Value)) -> Result<Config> {
+        let mut value: Value = serde_json::from_str(REAL).unwrap();
+        change(&mut value);
+        Config::from_json(value.to_string().as_bytes(), Path::new("dir/config.json"))
+    }
+
+    #[test]
+    fn the_published_config_is_read() {
+        let config = parse(|_| {}).unwrap();
+        assert_eq!((config.hidden_size, config.head_dim), (1024, 128));
+        assert_eq!((config.rope_theta, config.rms_norm_eps), (1e6, 1e-6));
+        assert!(config.tie_word_embeddings && !config.attention_bias);
+    }
+
+    #[test]
+    fn rope_parameters_take_the_place_of_rope_theta() {
+        let config = parse(|v| {
+            v.as_object_mut().unwrap().remove("rope_theta");
+            v["rope_parameters"] =
+                serde_json::json!({"rope_theta": 5000.0, "rope_type": "default"});
+        });
+        assert_eq!(config.unwrap().rope_theta, 5000.0);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        let cases = [
+            ("model_type", serde_json::json!("qwen2")),
+            ("model_type", Value::Null),
+            ("hidden_act", serde_json::json!("gelu")),
+            ("hidden_size", serde_json::json!(0)),
+            ("hidden_size", serde_json::json!(-1)),
+            ("hidden_size", serde_json::json!("1024")),
+            ("vocab_size", serde_json::json!(1u64 << 40)),
+            ("num_key_value_heads", serde_json::json!(3)),
+            ("head_dim", serde_json::json!(127)),
+            ("head_dim", Value::Null),
+            ("rms_norm_eps", serde_json::json!(0)),
+            ("rope_theta", Value::Null),
+            ("rope_scaling", serde_json::json!({"factor": 4.0})),
+            ("rope_scaling.rope_type", serde_json::json!({"rope_type": "yarn", "factor": 4.0})),
+            ("rope_scaling.type", serde_json::json!({"type": "linear", "factor": 2.0})),
+            ("rope_parameters.rope_type", serde_json::json!({"rope_theta": 1e6, "rope_type": "x"})),
+            ("rope_parameters.rope_theta", serde_json::json!({"rope_type": "default"})),
+            ("attention_bias", serde_json::json!("yes")),
+            ("use_sliding_window", serde_json::json!(true)),
+            ("use_bidirectional_attention", serde_json::json!(true)),
+            ("layer_types", serde_json::json!(["full_attention", "sliding_attention"])),
+            ("quantization_config", serde_json::json!({"quant_method": "awq"})),
+        ];
+        for (field, value) in cases {
+            let top = field.split('.').next().unwrap();
+            let error = parse(|v| v[top] = value.clone()).unwrap_err();
+            match &error {
+                Error::Field { field: named, path, .. } => {
+                    assert_eq!(named, field);
+                    assert_eq!(path, Path::new("dir/config.json"));
+                }
+                other => panic!("{field} = {value}: {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_was_expected_and_what_is_there() {
+        let error = parse(|v| v["rope_scaling"] = serde_json::json!({"rope_type": "yarn"}));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "dir/config.json: field `rope_scaling.rope_type`: expected \"default\", got \"yarn\""
+        );
+    }
+
+    #[test]
+    fn json_that_is_no_config_is_refused() {
+        for json in ["", "{", "[]", "null", "7", "\u{0}"] {
+            let result = Config::from_json(json.as_bytes(), Path::new("config.json"));
+            assert!(matches!(result, Err(Error::Json { .. } | Error::Field { .. })), "{json}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+use std::path::PathBuf;
+
+/// What can go wrong when a model is loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened, read or mapped.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The folder holds neither `model.safetensors` nor `model.safetensors.index.json`.
+    #[error(
+        "{} holds no weights: expected model.safetensors or model.safetensors.index.json",
+        dir.display()
+    )]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A JSON file does not parse, or is no object.
+    #[error("{} is not valid JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where the parser stopped.
+        source: serde_json::Error,
+    },
+    /// A field of a JSON file is missing, of the wrong type, or has a value this model cannot have.
+    #[error("{}: field `{field}`: expected {expected}, got {got}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field's name, with a dot before a nested one.
+        field: String,
+        /// The values that are understood.
+        expected: String,
+        /// The value that is there, as JSON, or `nothing`.
+        got: String,
+    },
+    /// A safetensors file is truncated, corrupt, or not a safetensors file at all.
+    #[error("{} is not a whole safetensors file", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: safetensors::SafeTensorError,
+    },
+    /// Two shards hold a tensor of the same name, so that it is unclear which is meant.
+    #[error("tensor `{name}` is both in {} and in {}", first.display(), second.display())]
+    DuplicateTensor {
+        /// The tensor.
+        name: String,
+        /// The shard that was read first.
+        first: PathBuf,
+        /// The shard that holds it again.
+        second: PathBuf,
+    },
+    /// The checkpoint lacks a tensor that its configuration calls for.
+    #[error("{} has no tensor `{name}`", path.display())]
+    MissingTensor {
+        /// The checkpoint's folder, or the shard that should hold the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+    },
+    /// The checkpoint holds a bias although its configuration says that there is none.
+    #[error("{} has the tensor `{name}`, but config.json says `attention_bias: false`", path.display())]
+    UnexpectedTensor {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+    },
+    /// A tensor's shape is not the one that the configuration calls for.
+    #[error("{}: tensor `{name}`: expected shape {expected:?}, got {got:?}", path.display())]
+    TensorShape {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// The shape that config.json calls for.
+        expected: Vec<usize>,
+        /// The shape that the file has.
+        got: Vec<usize>,
+    },
+    /// A tensor is stored in a type that Qwen3 checkpoints do not use.
+    #[error("{}: tensor `{name}`: expected type BF16, F16 or F32, got {got}", path.display())]
+    TensorType {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// Its type in the file.
+        got: String,
+    },
+    /// A text has no token at all.
+    #[error("text {text} has no tokens")]
+    EmptyText {
+        /// Index of the text in the call.
+        text: usize,
+    },
+    /// A token id is not in the model's vocabulary; it probably comes from another tokenizer.
+    #[error(
+        "text {text}: token id {id} at position {position} is not below the vocabulary size {vocab_size}"
+    )]
+    TokenOutOfRange {
+        /// Index of the text in the call.
+        text: usize,
+        /// Position of the token in the text.
+        position: usize,
+        /// The token id.
+        id: u32,
+        /// Number of ids that the model knows.
+        vocab_size: usize,
+    },
+    /// A text has more tokens than the model has positions.
+    #[error("text {text} has {n_tokens} tokens, the model's limit is {limit}")]
+    TooManyTokens {
+        /// Index of the text in the call.
+        text: usize,
+        /// Tokens of the text.
+        n_tokens: usize,
+        /// `max_position_embeddings` of config.json.
+        limit: usize,
+    },
+    /// The hidden state of a text is not finite: the checkpoint's weights are damaged, or
+    /// overflow the type that they are computed in.
+    #[error("the hidden state of text {text} is not finite at dimension {dimension}: {value}")]
+    NotFinite {
+        /// Index of the text in the call.
+        text: usize,
+        /// The first dimension that is not finite.
+        dimension: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// A kernel failed.
+    #[error(transparent)]
+    Kernel(#[from] qwen3_embed_kernels::Error),
+}
+
+/// A result whose error is this crate's.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Kernel(error.into())
+    }
+}

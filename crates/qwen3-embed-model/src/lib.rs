@@ -1,0 +1,23 @@
+//! The Qwen3 decoder for embeddings: token ids in, one vector per text out.
+//!
+//! [`Model::load`] reads a checkpoint's folder (`config.json` and its safetensors, sharded or not)
+//! and [`Model::forward`] gives the hidden state of each text's last token after the final norm:
+//! not yet truncated, not yet of unit length. A model has no state that one call leaves to the
+//! next, so it may be shared between threads.
+//!
+//! This crate never sees a text: tokens come from `qwen3-embed-text`, and the facade crate
+//! `qwen3-embed` puts the two together.
+//!
+//! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
+//! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
+
+mod config;
+mod decoder;
+mod error;
+mod rope;
+mod weights;
+
+pub use config::Config;
+pub use decoder::{Model, Trace};
+pub use error::{Error, Result};
+pub use weights::Precision;

@@ -1,0 +1,73 @@
+use std::sync::{Arc, RwLock};
+
+use candle_core::{Device, Tensor};
+use qwen3_embed_kernels::Ragged;
+
+use crate::Result;
+
+/// Cosines and sines of the rotary position embedding.
+///
+/// Angles are computed in f64 and their cosines and sines kept in f32. Rows are made when a text
+/// first needs them, so that a model for 32k tokens costs short texts nothing.
+#[derive(Debug)]
+pub(crate) struct RopeTable {
+    head_dim: usize,
+    theta: f64,
+    max_positions: usize,
+    rows: RwLock<Arc<Rows>>,
+}
+
+/// Row-major [positions, D / 2].
+#[derive(Debug, Default)]
+struct Rows {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RopeTable {
+    pub(crate) fn new(head_dim: usize, theta: f64, max_positions: usize) -> Self {
+        Self { head_dim, theta, max_positions, rows: RwLock::default() }
+    }
+
+    /// The cosines and sines of every token of a batch, each [T, D / 2].
+    pub(crate) fn gather(&self, batch: &Ragged, device: &Device) -> Result<(Tensor, Tensor)> {
+        let half = self.head_dim / 2;
+        let rows = self.up_to(batch.max_length());
+        let gather = |table: &[f32]| -> Result<Tensor> {
+            let mut values = Vec::with_capacity(batch.n_tokens() * half);
+            for range in batch.ranges() {
+                values.extend_from_slice(&table[..range.len() * half]);
+            }
+            Ok(Tensor::from_vec(values, (batch.n_tokens(), half), device)?)
+        };
+        Ok((gather(&rows.cos)?, gather(&rows.sin)?))
+    }
+
+    /// A table of at least `n` positions.
+    fn up_to(&self, n: usize) -> Arc<Rows> {
+        let wanted = n * self.head_dim / 2;
+        // A poisoned lock still holds a whole table: it is only ever replaced by a finished one.
+        let rows = self.rows.read().unwrap_or_else(|e| e.into_inner()).clone();
+        if rows.cos.len() >= wanted {
+            return rows;
+        }
+        let rows = Arc::new(self.compute(n.next_power_of_two().min(self.max_positions.max(n))));
+        *self.rows.write().unwrap_or_else(|e| e.into_inner()) = rows.clone();
+        rows
+    }
+
+    fn compute(&self, n_positions: usize) -> Rows {
+        let half = self.head_dim / 2;
+        let frequencies: Vec<f64> =
+            (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64)).collect();
+        let mut rows = Rows::default();
+        for position in 0..n_positions {
+            for frequency in &frequencies {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                rows.cos.push(cos as f32);
+                rows.sin.push(sin as f32);
+            }
+        }
+        rows
+    }
+}
