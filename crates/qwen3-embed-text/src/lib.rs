@@ -1,1 +1,21 @@
+//! Strings in, token ids out: the tokenizer, the instruction template and truncation of the Qwen3
+//! embedding models.
+//!
+//! An input of an embedding model is its text's tokens followed by exactly one end-of-text token:
+//! the model's answer is the hidden state at that token. [`Tokenizer::encode`] appends it whether or
+//! not `tokenizer.json` says so, and [`truncate`] keeps it.
+//!
+//! Queries are embedded behind an instruction, see [`instruct`]; documents are embedded bare.
+//!
+//! This crate never sees a tensor.
+#![forbid(unsafe_code)]
 
+mod error;
+mod template;
+mod tokenizer;
+mod truncate;
+
+pub use error::{Error, Result};
+pub use template::{DEFAULT_INSTRUCTION, instruct};
+pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use truncate::{TruncationSide, truncate};

@@ -1,0 +1,57 @@
+use std::path::PathBuf;
+
+/// What can go wrong between a text and its tokens.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The tokenizer's file could not be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file is no `tokenizer.json`.
+    #[error("{} is not a tokenizer", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: tokenizers::Error,
+    },
+    /// The tokenizer's post-processor adds something else than one token behind the text, so that
+    /// it is not one of a model that pools the last token.
+    #[error(
+        "{}: the post-processor turns the tokens {bare:?} into {processed:?}; expected them \
+         unchanged or with one token behind them",
+        path.display()
+    )]
+    PostProcessor {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// A text's own tokens.
+        bare: Vec<u32>,
+        /// The same text's tokens after the post-processor.
+        processed: Vec<u32>,
+    },
+    /// Neither the post-processor nor the vocabulary has an end-of-text token.
+    #[error("{} has no end-of-text token: expected `{expected}`", path.display())]
+    NoEndOfText {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// The token that was looked for.
+        expected: &'static str,
+    },
+    /// A text could not be tokenized.
+    #[error("text {text} could not be tokenized")]
+    Encode {
+        /// Index of the text in the call.
+        text: usize,
+        /// What the tokenizer said.
+        source: tokenizers::Error,
+    },
+}
+
+/// A result whose error is this crate's.
+pub type Result<T> = std::result::Result<T, Error>;

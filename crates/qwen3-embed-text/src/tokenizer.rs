@@ -1,0 +1,143 @@
+use std::fs;
+use std::path::Path;
+
+use rayon::prelude::*;
+use tokenizers::{Model, NormalizedString, Normalizer, PreTokenizedString, PreTokenizer};
+
+use crate::{Error, Result};
+
+/// The token that ends every input of a Qwen3 embedding model.
+const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// What becomes of a text that spells a special token, such as `<|im_end|>` or `<think>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SpecialTokens {
+    /// It is parsed as that token, as transformers does by default.
+    #[default]
+    Parse,
+    /// It is text like any other: nothing that a text contains can become a special token.
+    PlainText,
+}
+
+/// A model's tokenizer, read from its `tokenizer.json`.
+///
+/// # Examples
+///
+/// ```no_run
+/// use qwen3_embed_text::{SpecialTokens, Tokenizer};
+///
+/// let tokenizer = Tokenizer::from_file("Qwen3-Embedding-0.6B/tokenizer.json".as_ref())?;
+/// let tokens = tokenizer.encode("The weather is great today", SpecialTokens::Parse)?;
+/// assert_eq!(tokens.last(), Some(&tokenizer.end_of_text()));
+/// # Ok::<(), qwen3_embed_text::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    end_of_text: u32,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`. What it says of truncation and padding is not used.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Tokenizer`] if it cannot be read; [`Error::PostProcessor`] or
+    /// [`Error::NoEndOfText`] if it is not the tokenizer of such a model.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let json =
+            fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+        Self::from_json(&json, path)
+    }
+
+    /// Reads the contents of a `tokenizer.json`; `path` is named in errors.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_file`](Self::from_file).
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
+        let damaged = |source| Error::Tokenizer { path: path.to_path_buf(), source };
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(damaged)?;
+        inner.with_truncation(None).map_err(damaged)?.with_padding(None);
+        let end_of_text = end_of_text(&inner, path)?;
+        Ok(Self { inner, end_of_text })
+    }
+
+    /// The tokens of `text`, followed by one end-of-text token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`], naming text 0.
+    pub fn encode(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
+        self.encode_nth(0, text, special_tokens)
+    }
+
+    /// [`encode`](Self::encode) for many texts, in parallel on rayon's current pool.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] with the index of a text that could not be tokenized.
+    pub fn encode_batch(
+        &self,
+        texts: &[impl AsRef<str> + Sync],
+        special_tokens: SpecialTokens,
+    ) -> Result<Vec<Vec<u32>>> {
+        let texts = texts.par_iter().enumerate();
+        texts.map(|(i, text)| self.encode_nth(i, text.as_ref(), special_tokens)).collect()
+    }
+
+    /// The id of the token that ends every input.
+    pub fn end_of_text(&self) -> u32 {
+        self.end_of_text
+    }
+
+    /// Number of tokens that texts are made of, without the added (special) ones.
+    pub fn base_vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(false)
+    }
+
+    fn encode_nth(&self, text: usize, s: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
+        let tokens = match special_tokens {
+            SpecialTokens::Parse => {
+                self.inner.encode_fast(s, false).map(|encoding| encoding.get_ids().to_vec())
+            }
+            SpecialTokens::PlainText => self.encode_plain(s),
+        };
+        let mut tokens = tokens.map_err(|source| Error::Encode { text, source })?;
+        tokens.push(self.end_of_text);
+        Ok(tokens)
+    }
+
+    /// The pipeline without the step that looks for added tokens.
+    fn encode_plain(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        let mut normalized = NormalizedString::from(text);
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            normalizer.normalize(&mut normalized)?;
+        }
+        let mut pieces = PreTokenizedString::from(normalized);
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
+        Ok(pieces.into_encoding(None, 0, tokenizers::OffsetType::None)?.get_ids().to_vec())
+    }
+}
+
+/// The token that the post-processor appends, or the vocabulary's `<|endoftext|>` if it adds none.
+///
+/// The tokenizer's own `eos_token` is not asked: some repositories set it to `<|im_end|>`.
+fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<u32> {
+    let encode = |add_special_tokens| match tokenizer.encode_fast("a", add_special_tokens) {
+        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+        Err(source) => Err(Error::Tokenizer { path: path.to_path_buf(), source }),
+    };
+    let (bare, processed) = (encode(false)?, encode(true)?);
+    match processed.strip_prefix(bare.as_slice()) {
+        Some(&[end_of_text]) => Ok(end_of_text),
+        Some([]) => tokenizer.token_to_id(END_OF_TEXT).ok_or_else(|| Error::NoEndOfText {
+            path: path.to_path_buf(),
+            expected: END_OF_TEXT,
+        }),
+        _ => Err(Error::PostProcessor { path: path.to_path_buf(), bare, processed }),
+    }
+}

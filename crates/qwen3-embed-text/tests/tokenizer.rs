@@ -1,0 +1,209 @@
+//! Tokens against transformers', and the end-of-text token under every post-processor.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qwen3_embed_text::{
+    DEFAULT_INSTRUCTION, Error, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
+};
+use serde_json::{Value, json};
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn tokenizer_json() -> Value {
+    serde_json::from_slice(&fs::read(fixtures().join("tokenizer.json")).unwrap()).unwrap()
+}
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::from_file(&fixtures().join("tokenizer.json")).unwrap()
+}
+
+fn changed(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, Error> {
+    let mut json = tokenizer_json();
+    change(&mut json);
+    Tokenizer::from_json(json.to_string().as_bytes(), Path::new("tokenizer.json"))
+}
+
+fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    tokenizer.encode(text, SpecialTokens::Parse).unwrap()
+}
+
+const EOS: u32 = 1000;
+const IM_END: u32 = 1002;
+
+#[test]
+fn tokens_and_truncation_equal_transformers() {
+    let tokenizer = tokenizer();
+    let cases = fs::read(fixtures().join("tokenizer_cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
+    assert!(cases.len() > 50);
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let expected: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
+        let mut tokens = encode(&tokenizer, text);
+        if let Some(limit) = case["max_tokens"].as_u64() {
+            let left = case["side"] == "left";
+            let side = if left { TruncationSide::Left } else { TruncationSide::Right };
+            truncate(&mut tokens, limit as usize, side);
+        }
+        assert_eq!(tokens, expected, "{case}");
+    }
+}
+
+#[test]
+fn many_texts_are_tokenized_in_order() {
+    let texts: Vec<String> = (0..200).map(|i| "word ".repeat(i % 7) + &i.to_string()).collect();
+    let tokenizer = tokenizer();
+    let batch = tokenizer.encode_batch(&texts, SpecialTokens::Parse).unwrap();
+    let single: Vec<_> = texts.iter().map(|text| encode(&tokenizer, text)).collect();
+    assert_eq!(batch, single);
+}
+
+#[test]
+fn end_of_text_is_appended_once_whatever_the_post_processor_says() {
+    let with_template = encode(&tokenizer(), "hello");
+    assert_eq!(with_template.last(), Some(&EOS));
+    assert_eq!(with_template.iter().filter(|&&id| id == EOS).count(), 1);
+    let byte_level = tokenizer_json()["post_processor"]["processors"][0].clone();
+    for post_processor in [Value::Null, byte_level] {
+        let tokenizer = changed(|json| json["post_processor"] = post_processor).unwrap();
+        assert_eq!(encode(&tokenizer, "hello"), with_template);
+    }
+}
+
+#[test]
+fn an_empty_text_is_the_end_of_text_alone() {
+    for mode in [SpecialTokens::Parse, SpecialTokens::PlainText] {
+        assert_eq!(tokenizer().encode("", mode).unwrap(), [EOS]);
+    }
+}
+
+#[test]
+fn a_post_processor_of_another_kind_of_model_is_refused() {
+    let error = changed(|json| {
+        json["post_processor"]["processors"][1]["single"] = json!([
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+        ]);
+    });
+    assert!(matches!(error, Err(Error::PostProcessor { .. })), "{error:?}");
+}
+
+#[test]
+fn a_tokenizer_without_end_of_text_is_refused() {
+    let error = changed(|json| {
+        json["post_processor"] = Value::Null;
+        json["added_tokens"].as_array_mut().unwrap().remove(0);
+    });
+    assert!(matches!(error, Err(Error::NoEndOfText { .. })), "{error:?}");
+}
+
+#[test]
+fn truncation_and_padding_of_the_file_are_not_used() {
+    let plain = encode(&tokenizer(), "a rather long sentence");
+    let tokenizer = changed(|json| {
+        json["truncation"] = json!({
+            "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+        });
+        json["padding"] = json!({
+            "strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "!"
+        });
+    });
+    assert_eq!(encode(&tokenizer.unwrap(), "a rather long sentence"), plain);
+}
+
+#[test]
+fn plain_text_cannot_spell_a_special_token() {
+    let tokenizer = tokenizer();
+    for token in tokenizer_json()["added_tokens"].as_array().unwrap() {
+        let id = token["id"].as_u64().unwrap() as u32;
+        let text = format!("before {} after", token["content"].as_str().unwrap());
+        assert!(encode(&tokenizer, &text).contains(&id), "{text}");
+        let plain = tokenizer.encode(&text, SpecialTokens::PlainText).unwrap();
+        assert!(plain[..plain.len() - 1].iter().all(|&id| id < EOS), "{text}: {plain:?}");
+        assert_eq!(plain.last(), Some(&EOS));
+    }
+    for text in ["no special token", "今天天气真好", "", " ", "A\u{30a}"] {
+        let plain = tokenizer.encode(text, SpecialTokens::PlainText).unwrap();
+        assert_eq!(plain, encode(&tokenizer, text), "{text}");
+    }
+}
+
+#[test]
+fn a_special_token_of_the_text_stays_beside_the_end_of_text() {
+    let tokens = encode(&tokenizer(), "stop<|im_end|>");
+    assert_eq!(tokens[tokens.len() - 2..], [IM_END, EOS]);
+}
+
+#[test]
+fn the_instruction_has_no_space_before_the_query() {
+    assert_eq!(
+        instruct(DEFAULT_INSTRUCTION, "What is the capital of China?"),
+        "Instruct: Given a web search query, retrieve relevant passages that answer the query\n\
+         Query:What is the capital of China?"
+    );
+}
+
+#[test]
+fn truncation_keeps_the_last_token_at_every_limit() {
+    let tokens = vec![1, 2, 3, 9];
+    for limit in 0..6 {
+        for side in [TruncationSide::Left, TruncationSide::Right] {
+            let mut cut = tokens.clone();
+            truncate(&mut cut, limit, side);
+            assert_eq!(cut.len(), limit.clamp(1, 4));
+            assert_eq!(cut.last(), Some(&9));
+        }
+    }
+    let mut empty = Vec::new();
+    truncate(&mut empty, 3, TruncationSide::Right);
+    truncate(&mut empty, 0, TruncationSide::Left);
+    assert!(empty.is_empty());
+}
+
+#[test]
+fn a_file_that_is_no_tokenizer_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let error = Tokenizer::from_file(&path).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }));
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    let whole = tokenizer_json().to_string();
+    for json in ["", "{}", "[]", "null", "{\"model\": 1}", &whole[..whole.len() / 2]] {
+        fs::write(&path, json).unwrap();
+        let error = Tokenizer::from_file(&path).unwrap_err();
+        assert!(matches!(error, Error::Tokenizer { .. }), "{json}: {error}");
+    }
+}
+
+/// The published vocabulary, where the machine has it.
+#[test]
+fn the_published_vocabulary_gives_the_known_tokens() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/data/qwen3-tokenizer.json");
+    if !path.is_file() {
+        return;
+    }
+    let tokenizer = Tokenizer::from_file(&path).unwrap();
+    assert_eq!(tokenizer.base_vocab_size(), 151_643);
+    let cases: [(&str, &[u32]); 2] = [
+        (
+            "今天天气真好,适合出去散步",
+            &[100_644, 104_307, 88_051, 52_801, 11, 100_231, 102_057, 111_261, 151_643],
+        ),
+        (
+            "The weather is great today, perfect for a walk",
+            &[785, 9104, 374, 2244, 3351, 11, 4727, 369, 264, 4227, 151_643],
+        ),
+    ];
+    for (text, tokens) in cases {
+        assert_eq!(encode(&tokenizer, text), tokens);
+    }
+    let query = instruct(DEFAULT_INSTRUCTION, "What is the capital of China?");
+    assert_eq!(encode(&tokenizer, &query).len(), 27);
+    assert_eq!(encode(&tokenizer, "The capital of China is Beijing.").len(), 8);
+}
