@@ -1,11 +1,11 @@
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use qwen3_embed_kernels::{Ragged, ops};
 
 use crate::rope::RopeTable;
 use crate::weights::{MappedRows, Precision, Weights};
-use crate::{Config, Error, Result};
+use crate::{Config, Device, Error, Result};
 
 /// A Qwen3 decoder that pools the last token.
 ///
@@ -22,7 +22,7 @@ pub struct Model {
     layers: Vec<DecoderLayer>,
     norm: Tensor,
     rope: RopeTable,
-    device: Device,
+    device: candle_core::Device,
 }
 
 /// Sees the residual stream as it passes: called with `i` and the input of layer `i`, then with the
@@ -41,8 +41,8 @@ impl Model {
     ///
     /// A missing or damaged file, a configuration that is not supported, or a tensor that does not
     /// fit it: each variant of [`Error`] names the file and what is wrong in it.
-    pub fn load(dir: &Path, precision: Precision) -> Result<Self> {
-        let device = Device::Cpu;
+    pub fn load(dir: &Path, device: Device, precision: Precision) -> Result<Self> {
+        let device = device.open()?;
         let config = Config::from_file(&dir.join("config.json"))?;
         let weights = Weights::open(dir)?;
         let shape = [config.vocab_size, config.hidden_size];
@@ -121,7 +121,12 @@ impl Model {
         Ok(pooled)
     }
 
-    fn check_tokens(&self, texts: &[impl AsRef<[u32]>]) -> Result<()> {
+    /// Checks every text's tokens as [`forward`](Self::forward) does, without computing anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyText`], [`Error::TooManyTokens`] or [`Error::TokenOutOfRange`].
+    pub fn check_tokens(&self, texts: &[impl AsRef<[u32]>]) -> Result<()> {
         let vocab_size = self.config.vocab_size;
         let limit = self.config.max_position_embeddings;
         for (text, tokens) in texts.iter().enumerate() {
@@ -211,7 +216,7 @@ struct LayerLoader<'a> {
     config: &'a Config,
     layer_idx: usize,
     precision: Precision,
-    device: &'a Device,
+    device: &'a candle_core::Device,
 }
 
 impl LayerLoader<'_> {
@@ -268,7 +273,6 @@ impl LayerLoader<'_> {
             }
         }
         let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
-        debug_assert!(bias.as_ref().is_none_or(|bias| bias.dtype() == DType::F32));
         Ok(ops::Linear::new(weight, bias)?)
     }
 }

@@ -13,11 +13,13 @@
 
 mod config;
 mod decoder;
+mod device;
 mod error;
 mod rope;
 mod weights;
 
 pub use config::Config;
 pub use decoder::{Model, Trace};
+pub use device::Device;
 pub use error::{Error, Result};
 pub use weights::Precision;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use qwen3_embed_model::{Model, Precision};
+use qwen3_embed_model::{Device, Model, Precision};
 use serde_json::Value;
 
 /// Largest difference of a component of a unit vector from transformers in f32.
@@ -48,7 +48,7 @@ fn every_fixture_equals_transformers_and_the_f64_truth() {
     for name in FIXTURES {
         let golden = golden(name);
         let tokens = tokens(&golden);
-        let model = Model::load(&fixture(name), Precision::F32).unwrap();
+        let model = Model::load(&fixture(name), Device::Cpu, Precision::F32).unwrap();
         let rows = model.forward(&tokens).unwrap();
         for (i, row) in rows.chunks_exact(model.config().hidden_size).enumerate() {
             let row = unit(&widened(row));

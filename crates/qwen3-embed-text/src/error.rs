@@ -51,6 +51,17 @@ pub enum Error {
         /// What the tokenizer said.
         source: tokenizers::Error,
     },
+    /// A text has a longer run of white space than the tokenizer's regex engine can follow; it would
+    /// silently give other tokens from there on.
+    #[error("text {text} has {got} white-space characters in a row, the limit is {limit}")]
+    WhiteSpace {
+        /// Index of the text in the call.
+        text: usize,
+        /// Length of the longest run, in characters.
+        got: usize,
+        /// The longest run that is tokenized.
+        limit: usize,
+    },
 }
 
 /// A result whose error is this crate's.

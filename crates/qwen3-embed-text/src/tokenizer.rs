@@ -9,6 +9,10 @@ use crate::{Error, Result};
 /// The token that ends every input of a Qwen3 embedding model.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
+/// The longest run of white space, in characters, that is given to the tokenizer: half of what its
+/// regex engine can hold on its stack.
+const MAX_WHITE_SPACE: usize = 500_000;
+
 /// What becomes of a text that spells a special token, such as `<|im_end|>` or `<think>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SpecialTokens {
@@ -67,7 +71,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`], naming text 0.
+    /// [`Error::Encode`] or [`Error::WhiteSpace`], naming text 0.
     pub fn encode(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
         self.encode_nth(0, text, special_tokens)
     }
@@ -76,7 +80,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] with the index of a text that could not be tokenized.
+    /// [`Error::Encode`] or [`Error::WhiteSpace`] with the index of a text that could not be
+    /// tokenized.
     pub fn encode_batch(
         &self,
         texts: &[impl AsRef<str> + Sync],
@@ -97,6 +102,10 @@ impl Tokenizer {
     }
 
     fn encode_nth(&self, text: usize, s: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
+        let got = longest_white_space(s);
+        if got > MAX_WHITE_SPACE {
+            return Err(Error::WhiteSpace { text, got, limit: MAX_WHITE_SPACE });
+        }
         let tokens = match special_tokens {
             SpecialTokens::Parse => {
                 self.inner.encode_fast(s, false).map(|encoding| encoding.get_ids().to_vec())
@@ -123,6 +132,14 @@ impl Tokenizer {
     }
 }
 
+/// Length of the longest run of white space, in characters; 0 for texts too short to matter.
+fn longest_white_space(text: &str) -> usize {
+    if text.len() <= MAX_WHITE_SPACE {
+        return 0;
+    }
+    text.split(|c: char| !c.is_whitespace()).map(|run| run.chars().count()).max().unwrap_or(0)
+}
+
 /// The token that the post-processor appends, or the vocabulary's `<|endoftext|>` if it adds none.
 ///
 /// The tokenizer's own `eos_token` is not asked: some repositories set it to `<|im_end|>`.
@@ -134,10 +151,9 @@ fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<u32> {
     let (bare, processed) = (encode(false)?, encode(true)?);
     match processed.strip_prefix(bare.as_slice()) {
         Some(&[end_of_text]) => Ok(end_of_text),
-        Some([]) => tokenizer.token_to_id(END_OF_TEXT).ok_or_else(|| Error::NoEndOfText {
-            path: path.to_path_buf(),
-            expected: END_OF_TEXT,
-        }),
+        Some([]) => tokenizer
+            .token_to_id(END_OF_TEXT)
+            .ok_or_else(|| Error::NoEndOfText { path: path.to_path_buf(), expected: END_OF_TEXT }),
         _ => Err(Error::PostProcessor { path: path.to_path_buf(), bare, processed }),
     }
 }

@@ -180,11 +180,27 @@ fn a_file_that_is_no_tokenizer_is_refused_by_name() {
     }
 }
 
+#[test]
+fn white_space_that_the_regex_engine_cannot_follow_is_an_error() {
+    let tokenizer = tokenizer();
+    // Up to the limit, a run is split as anywhere: its last character goes with the next word.
+    let after = encode(&tokenizer, " hello you");
+    let text = format!("{}hello you", " ".repeat(500_000));
+    assert!(encode(&tokenizer, &text).ends_with(&after));
+    for white_space in [' ', '\u{3000}'] {
+        let text = format!("a{}hello", String::from(white_space).repeat(500_001));
+        for mode in [SpecialTokens::Parse, SpecialTokens::PlainText] {
+            let error = tokenizer.encode(&text, mode).unwrap_err();
+            assert!(matches!(error, Error::WhiteSpace { got: 500_001, .. }), "{error}");
+        }
+    }
+}
+
 /// The published vocabulary, where the machine has it.
 #[test]
 fn the_published_vocabulary_gives_the_known_tokens() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../shared/data/qwen3-tokenizer.json");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/qwen3-tokenizer.json");
     if !path.is_file() {
         return;
     }

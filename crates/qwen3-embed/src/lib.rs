@@ -1,1 +1,57 @@
+//! Qwen3 text embeddings: texts in, vectors out.
+//!
+//! ```
+//! use qwen3_embed::Embedder;
+//!
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
+//! // A folder with the files of Qwen/Qwen3-Embedding-0.6B, 4B or 8B.
+//! let embedder = Embedder::builder(folder).build()?;
+//!
+//! let documents = embedder.embed_documents(&[
+//!     "The capital of China is Beijing.",
+//!     "Gravity is a force that attracts two bodies towards each other.",
+//! ])?;
+//! let queries = embedder.embed_queries(&["What is the capital of China?"])?;
+//!
+//! let best = documents.top_k(queries.row(0), 1)?;
+//! println!("document {} with cosine {:.3}", best[0].index, best[0].score);
+//! # assert_eq!(best.len(), 1);
+//! # Ok::<(), qwen3_embed::Error>(())
+//! ```
+//!
+//! # Queries and documents
+//!
+//! A query is embedded behind an instruction that says what is searched for, a document is embedded
+//! as it is: [`Embedder::embed_queries`], [`Embedder::embed_queries_with`] and
+//! [`Embedder::embed_documents`]. For tasks in which texts are compared with their like, such as
+//! similarity or clustering, embed all of them the same way.
+//!
+//! # Dimensions
+//!
+//! The models are trained so that the first values of a vector are a shorter embedding by
+//! themselves: [`EmbedderBuilder::dimensions`] takes any number from 32 to the model's hidden size,
+//! and [`Embeddings::truncate`] shortens what is already there. Vectors are cut first and brought
+//! to unit length second.
+//!
+//! # Concurrency
+//!
+//! An [`Embedder`] is [`Send`] and [`Sync`] and all its methods take `&self`: share one between
+//! threads. A call uses all threads of rayon's global pool, or of a pool of its own, see
+//! [`EmbedderBuilder::threads`].
+#![forbid(unsafe_code)]
 
+mod builder;
+mod embedder;
+mod embeddings;
+mod error;
+mod source;
+mod vector;
+
+pub use builder::{EmbedderBuilder, Overflow};
+pub use embedder::Embedder;
+pub use embeddings::{Embeddings, Hit, Similarities};
+pub use error::{Error, Result};
+pub use qwen3_embed_model::{Config, Device, Error as ModelError, Precision};
+pub use qwen3_embed_text::{DEFAULT_INSTRUCTION, Error as TextError, SpecialTokens, instruct};
+pub use source::Source;
+pub use vector::{cosine, normalize};

@@ -1,0 +1,216 @@
+use qwen3_embed_model::{Config, Error as ModelError, Model};
+use qwen3_embed_text::{
+    DEFAULT_INSTRUCTION, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
+};
+
+use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Result, Source, normalize};
+
+/// Turns texts into vectors with a Qwen3 embedding model.
+///
+/// See the [crate's documentation](crate) for an example. Vectors come in the order of the texts,
+/// are of unit length, and are the same, bit for bit, whatever else is in the call and however many
+/// threads compute it.
+#[derive(Debug)]
+pub struct Embedder {
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) dimensions: usize,
+    pub(crate) max_tokens: usize,
+    pub(crate) overflow: Overflow,
+    pub(crate) special_tokens: SpecialTokens,
+    pub(crate) batch_tokens: usize,
+    pub(crate) pool: Option<rayon::ThreadPool>,
+}
+
+impl Embedder {
+    /// Begins to build an embedder of the model at `source`: a folder with the files of
+    /// Qwen3-Embedding-0.6B, 4B or 8B, or of a fine-tune of one of them.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use qwen3_embed::{Embedder, Overflow};
+    ///
+    /// let embedder = Embedder::builder("models/Qwen3-Embedding-0.6B")
+    ///     .dimensions(256)
+    ///     .max_tokens(8192)
+    ///     .overflow(Overflow::TruncateRight)
+    ///     .threads(4)
+    ///     .build()?;
+    /// # Ok::<(), qwen3_embed::Error>(())
+    /// ```
+    pub fn builder(source: impl Into<Source>) -> EmbedderBuilder {
+        EmbedderBuilder::new(source.into())
+    }
+
+    /// Embeds documents: texts as they are, without an instruction.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TextTooLong`] if a text is over the limit and the overflow policy is
+    /// [`Overflow::Error`]; [`Error::Text`] if one cannot be tokenized; [`Error::Model`] if its
+    /// vector is not finite.
+    pub fn embed_documents(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
+        self.embed_unchecked(&self.tokenize(texts)?)
+    }
+
+    /// Embeds queries behind the default instruction, [`DEFAULT_INSTRUCTION`].
+    ///
+    /// # Errors
+    ///
+    /// As [`embed_documents`](Self::embed_documents).
+    pub fn embed_queries(&self, queries: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
+        self.embed_queries_with(DEFAULT_INSTRUCTION, queries)
+    }
+
+    /// Embeds queries behind an instruction that says what the task is, in a sentence, best in
+    /// English.
+    ///
+    /// # Errors
+    ///
+    /// As [`embed_documents`](Self::embed_documents).
+    pub fn embed_queries_with(
+        &self,
+        instruction: &str,
+        queries: &[impl AsRef<str> + Sync],
+    ) -> Result<Embeddings> {
+        let texts: Vec<String> =
+            queries.iter().map(|query| instruct(instruction, query.as_ref())).collect();
+        self.embed_documents(&texts)
+    }
+
+    /// Embeds texts that are tokens already, exactly as they are: nothing is appended, so that each
+    /// should end with the tokenizer's end-of-text token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Model`] if a text has no token or one that is not in the vocabulary, or if a vector
+    /// is not finite; [`Error::TextTooLong`] as for [`embed_documents`](Self::embed_documents). Where
+    /// the overflow policy truncates, the last token is kept.
+    pub fn embed_tokens(&self, texts: &[impl AsRef<[u32]>]) -> Result<Embeddings> {
+        let mut tokens: Vec<Vec<u32>> = texts.iter().map(|text| text.as_ref().to_vec()).collect();
+        self.fit(&mut tokens)?;
+        self.embed_unchecked(&tokens)
+    }
+
+    /// The tokens with which [`embed_documents`](Self::embed_documents) embeds each text: the
+    /// end-of-text token is appended and the overflow policy applied. For a query, pass
+    /// [`instruct`]`(instruction, query)`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TextTooLong`] or [`Error::Text`] as for [`embed_documents`](Self::embed_documents).
+    pub fn tokenize(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
+        let mut tokens =
+            self.install(|| self.tokenizer.encode_batch(texts, self.special_tokens))?;
+        self.fit(&mut tokens)?;
+        Ok(tokens)
+    }
+
+    /// Dimensions of the vectors that this embedder gives.
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// The longest text, in tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// The model's hyper-parameters.
+    pub fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    /// Applies the overflow policy.
+    fn fit(&self, texts: &mut [Vec<u32>]) -> Result<()> {
+        let max_tokens = self.max_tokens;
+        for (text, tokens) in texts.iter_mut().enumerate() {
+            let n_tokens = tokens.len();
+            match self.overflow {
+                Overflow::Error if n_tokens > max_tokens => {
+                    return Err(Error::TextTooLong { text, n_tokens, max_tokens });
+                }
+                Overflow::Error => {}
+                Overflow::TruncateLeft => truncate(tokens, max_tokens, TruncationSide::Left),
+                Overflow::TruncateRight => truncate(tokens, max_tokens, TruncationSide::Right),
+            }
+        }
+        Ok(())
+    }
+
+    /// Embeds tokens that are within the limit, batch by batch.
+    fn embed_unchecked(&self, texts: &[Vec<u32>]) -> Result<Embeddings> {
+        self.model.check_tokens(texts)?;
+        let hidden_size = self.config().hidden_size;
+        let mut values = Vec::with_capacity(texts.len() * self.dimensions);
+        let mut rest = texts;
+        while !rest.is_empty() {
+            let (batch, tail) = rest.split_at(batch_length(rest, self.batch_tokens));
+            let first = texts.len() - rest.len();
+            let hidden = self
+                .install(|| self.model.forward(batch))
+                .map_err(|error| in_call(error, first))?;
+            for row in hidden.chunks_exact(hidden_size) {
+                let start = values.len();
+                values.extend_from_slice(&row[..self.dimensions]);
+                normalize(&mut values[start..]);
+            }
+            rest = tail;
+        }
+        Embeddings::new(values, self.dimensions)
+    }
+
+    /// Runs `work` on the embedder's own threads, if it has any.
+    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
+/// How many of `texts`, from the first on, fit in `batch_tokens` together: at least one.
+fn batch_length(texts: &[Vec<u32>], batch_tokens: usize) -> usize {
+    let mut n_tokens = 0usize;
+    let fitting = texts.iter().take_while(|text| {
+        n_tokens = n_tokens.saturating_add(text.len());
+        n_tokens <= batch_tokens
+    });
+    fitting.count().max(1)
+}
+
+/// An error about a text of a batch, as one about that text of the whole call.
+fn in_call(error: ModelError, first: usize) -> ModelError {
+    match error {
+        ModelError::NotFinite { text, dimension, value } => {
+            ModelError::NotFinite { text: first + text, dimension, value }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_filled_in_order_and_a_long_text_goes_alone() {
+        let batches = |lengths: &[usize], budget| {
+            let texts: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![0; n]).collect();
+            let mut rest = texts.as_slice();
+            let mut batches = Vec::new();
+            while !rest.is_empty() {
+                let n = batch_length(rest, budget);
+                batches.push(n);
+                rest = &rest[n..];
+            }
+            batches
+        };
+        assert_eq!(batches(&[3, 3, 4, 1], 10), [3, 1]);
+        assert_eq!(batches(&[10, 10], 10), [1, 1]);
+        assert_eq!(batches(&[11, 1, 1, 12, 9], 10), [1, 2, 1, 1]);
+        assert_eq!(batches(&[1, 1, 1], 1), [1, 1, 1]);
+        assert_eq!(batches(&[], 10), [0usize; 0]);
+    }
+}

@@ -1,0 +1,101 @@
+use std::path::PathBuf;
+
+/// What can go wrong when an embedder is built or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model's source is not a folder on this machine.
+    #[error(
+        "there is no folder `{}`: name one that holds a model's config.json, tokenizer.json and \
+         safetensors files",
+        path.display()
+    )]
+    NoSuchFolder {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+    /// A setting of the builder is out of range.
+    #[error("{setting} is {got}, it must be in {min}..={max}")]
+    Setting {
+        /// The builder's method.
+        setting: &'static str,
+        /// The value that was set.
+        got: usize,
+        /// The smallest value.
+        min: usize,
+        /// The largest value.
+        max: usize,
+    },
+    /// The number of dimensions is not one that the vectors can be cut to.
+    #[error("{got} dimensions were asked for, there can be {min}..={max}")]
+    Dimensions {
+        /// The number that was asked for.
+        got: usize,
+        /// The smallest number.
+        min: usize,
+        /// The largest number: the model's hidden size, or the length of the vectors at hand.
+        max: usize,
+    },
+    /// The tokenizer has more tokens than the model: they do not belong together.
+    #[error(
+        "{} makes tokens up to {max_token}, but the model's vocabulary has {vocab_size}",
+        path.display()
+    )]
+    Vocabulary {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// The largest token id that any text can give.
+        max_token: usize,
+        /// `vocab_size` of config.json.
+        vocab_size: usize,
+    },
+    /// A text has more tokens than the limit, and the overflow policy is
+    /// [`Overflow::Error`](crate::Overflow::Error).
+    #[error("text {text} has {n_tokens} tokens, the limit is {max_tokens}")]
+    TextTooLong {
+        /// Index of the text in the call.
+        text: usize,
+        /// Its tokens, the end-of-text token and the instruction included.
+        n_tokens: usize,
+        /// The limit: [`max_tokens`](crate::EmbedderBuilder::max_tokens).
+        max_tokens: usize,
+    },
+    /// Two vectors, or two sets of them, have different numbers of dimensions.
+    #[error("vectors of {left} and of {right} dimensions cannot be compared")]
+    DimensionMismatch {
+        /// Dimensions of the first.
+        left: usize,
+        /// Dimensions of the second.
+        right: usize,
+    },
+    /// Values given as embeddings are not whole rows.
+    #[error("{n_values} values are not whole rows of {dim} dimensions")]
+    NotWholeRows {
+        /// Number of values.
+        n_values: usize,
+        /// Number of dimensions of a row.
+        dim: usize,
+    },
+    /// Values given as embeddings are not finite.
+    #[error("row {row} is not finite at dimension {dimension}: {value}")]
+    NotFinite {
+        /// Index of the row.
+        row: usize,
+        /// Index of the first such value in the row.
+        dimension: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// The operating system refused to start the threads.
+    #[error("cannot start the thread pool")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+    /// The tokenizer could not be loaded, or refused a text.
+    #[error(transparent)]
+    Text(#[from] qwen3_embed_text::Error),
+    /// The model could not be loaded, or refused its input.
+    #[error(transparent)]
+    Model(#[from] qwen3_embed_model::Error),
+}
+
+/// A result whose error is this crate's.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,97 @@
+use crate::{Error, Result};
+
+/// Brings a vector to unit length: `v / ‖v‖₂`. A zero vector is left as it is.
+///
+/// # Examples
+///
+/// ```
+/// let mut v = [3.0, 4.0];
+/// qwen3_embed::normalize(&mut v);
+/// assert_eq!(v, [0.6, 0.8]);
+/// ```
+pub fn normalize(vector: &mut [f32]) {
+    let norm = norm(vector);
+    if norm > 0.0 {
+        vector.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
+    }
+}
+
+/// The cosine of the angle between two vectors: `a · b / (‖a‖₂ ‖b‖₂)`, from −1 to 1. It is 0 if one
+/// of them is a zero vector.
+///
+/// # Errors
+///
+/// [`Error::DimensionMismatch`] if they are not of one length.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(qwen3_embed::cosine(&[1.0, 0.0], &[2.0, 2.0])?, 0.5f32.sqrt());
+/// # Ok::<(), qwen3_embed::Error>(())
+/// ```
+pub fn cosine(a: &[f32], b: &[f32]) -> Result<f32> {
+    if a.len() != b.len() {
+        return Err(Error::DimensionMismatch { left: a.len(), right: b.len() });
+    }
+    let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+    let norms = norm(a) * norm(b);
+    Ok(if norms > 0.0 { (dot / norms).clamp(-1.0, 1.0) as f32 } else { 0.0 })
+}
+
+/// The Euclidean length. In f64 no square of an f32 overflows or vanishes.
+fn norm(vector: &[f32]) -> f64 {
+    vector.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt()
+}
+
+/// The dot product of two vectors of one length, in eight sums that run side by side.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<8>();
+    let (b, b_rest) = b.as_chunks::<8>();
+    let mut sums = [0f32; 8];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extreme_vectors_become_unit_vectors() {
+        for scale in [1e-38, 1.0, 1e38] {
+            let mut v = [scale, -scale, scale, scale];
+            normalize(&mut v);
+            assert_eq!(v, [0.5, -0.5, 0.5, 0.5], "{scale}");
+            assert_eq!(cosine(&[scale, scale], &[scale, -scale]).unwrap(), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_zero_vector_gives_no_nan() {
+        let mut v = [0.0; 3];
+        normalize(&mut v);
+        assert_eq!(v, [0.0; 3]);
+        assert_eq!(cosine(&v, &[1.0, 2.0, 3.0]).unwrap(), 0.0);
+        assert_eq!(cosine(&[], &[]).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn vectors_of_two_lengths_are_refused() {
+        let error = cosine(&[1.0], &[1.0, 2.0]).unwrap_err();
+        assert!(matches!(error, Error::DimensionMismatch { left: 1, right: 2 }));
+    }
+
+    #[test]
+    fn the_dot_product_sums_every_element_once() {
+        for n in 0..40 {
+            let a: Vec<f32> = (1..=n).map(|i| i as f32).collect();
+            let b = vec![2.0; a.len()];
+            assert_eq!(dot(&a, &b), (n * (n + 1)) as f32, "{n} elements");
+        }
+    }
+}
