@@ -1,4 +1,3 @@
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -38,26 +37,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and validates a `config.json`.
+    /// Reads and validates the contents of a `config.json`; `path` is named in errors.
     ///
     /// Anything that would change the result and is not supported is an error, never ignored:
     /// another architecture or activation, scaled RoPE, sliding windows, quantised weights.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`], [`Error::Json`], or [`Error::Field`] naming the field, what is understood and
-    /// what is there.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        let text =
-            fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
-        Self::from_json(&text, path)
-    }
-
-    /// Reads and validates the contents of a `config.json`; `path` is named in errors.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Json`] or [`Error::Field`].
+    /// [`Error::Json`], or [`Error::Field`] naming the field, what is understood and what is there.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         let value: Value = serde_json::from_slice(json)
             .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use qwen3_embed_kernels::{Ragged, ops};
 
 use crate::rope::RopeTable;
-use crate::weights::{MappedRows, Precision, Weights};
+use crate::weights::{MappedRows, Precision, Weights, read_file};
 use crate::{Config, Device, Error, Result};
 
 /// A Qwen3 decoder that pools the last token.
@@ -43,7 +43,8 @@ impl Model {
     /// fit it: each variant of [`Error`] names the file and what is wrong in it.
     pub fn load(dir: &Path, device: Device, precision: Precision) -> Result<Self> {
         let device = device.open()?;
-        let config = Config::from_file(&dir.join("config.json"))?;
+        let config_path = dir.join("config.json");
+        let config = Config::from_json(&read_file(&config_path)?, &config_path)?;
         let weights = Weights::open(dir)?;
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;

@@ -213,6 +213,11 @@ fn concatenate<T: Element>(tensors: &[Stored]) -> Vec<T> {
     values
 }
 
+/// A whole file.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
+}
+
 /// Opens every shard that the index names and checks that each holds what the index says.
 fn read_shards(dir: &Path, index: &Path, tensors: &mut HashMap<String, Stored>) -> Result<()> {
     let weight_map = read_weight_map(index)?;
@@ -233,8 +238,7 @@ fn read_shards(dir: &Path, index: &Path, tensors: &mut HashMap<String, Stored>) 
 
 /// The index's `weight_map`: tensor names to the file names of their shards.
 fn read_weight_map(index: &Path) -> Result<HashMap<String, String>> {
-    let json = fs::read(index).map_err(|source| Error::Io { path: index.into(), source })?;
-    let json: Value = serde_json::from_slice(&json)
+    let json: Value = serde_json::from_slice(&read_file(index)?)
         .map_err(|source| Error::Json { path: index.into(), source })?;
     let field = |field: String, expected: &str, got: Option<&Value>| Error::Field {
         path: index.into(),

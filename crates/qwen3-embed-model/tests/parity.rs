@@ -1,4 +1,5 @@
 //! The decoder against transformers and against an f64 implementation, on every fixture.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,3 @@
-use std::fs;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -28,12 +27,15 @@ pub enum SpecialTokens {
 /// # Examples
 ///
 /// ```no_run
+/// use std::path::Path;
+///
 /// use qwen3_embed_text::{SpecialTokens, Tokenizer};
 ///
-/// let tokenizer = Tokenizer::from_file("Qwen3-Embedding-0.6B/tokenizer.json".as_ref())?;
+/// let path = Path::new("Qwen3-Embedding-0.6B/tokenizer.json");
+/// let tokenizer = Tokenizer::from_json(&std::fs::read(path)?, path)?;
 /// let tokens = tokenizer.encode("The weather is great today", SpecialTokens::Parse)?;
 /// assert_eq!(tokens.last(), Some(&tokenizer.end_of_text()));
-/// # Ok::<(), qwen3_embed_text::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -42,23 +44,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. What it says of truncation and padding is not used.
+    /// Reads the contents of a `tokenizer.json`; `path` is named in errors. What the file says of
+    /// truncation and padding is not used.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] or [`Error::Tokenizer`] if it cannot be read; [`Error::PostProcessor`] or
+    /// [`Error::Tokenizer`] if it does not parse; [`Error::PostProcessor`] or
     /// [`Error::NoEndOfText`] if it is not the tokenizer of such a model.
-    pub fn from_file(path: &Path) -> Result<Self> {
-        let json =
-            fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
-        Self::from_json(&json, path)
-    }
-
-    /// Reads the contents of a `tokenizer.json`; `path` is named in errors.
-    ///
-    /// # Errors
-    ///
-    /// As [`from_file`](Self::from_file).
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         let damaged = |source| Error::Tokenizer { path: path.to_path_buf(), source };
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(damaged)?;

@@ -1,6 +1,7 @@
 use qwen3_embed_model::{Device, Model, Precision};
-use qwen3_embed_text::{SpecialTokens, Tokenizer};
+use qwen3_embed_text::SpecialTokens;
 
+use crate::source::read_tokenizer;
 use crate::{Embedder, Error, Result, Source};
 
 /// What becomes of a text with more tokens than the limit.
@@ -110,7 +111,7 @@ impl EmbedderBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchFolder`]; [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or
+    /// [`Error::NoSuchFolder`] or [`Error::Io`]; [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or
     /// of another architecture; [`Error::Vocabulary`] if the tokenizer is not the model's;
     /// [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
@@ -125,7 +126,7 @@ impl EmbedderBuilder {
         };
         let tokenizer_path = folder.join("tokenizer.json");
         let load = || -> Result<_> {
-            let tokenizer = Tokenizer::from_file(&tokenizer_path)?;
+            let tokenizer = read_tokenizer(&tokenizer_path)?;
             Ok((tokenizer, Model::load(folder, self.device, self.precision)?))
         };
         let (tokenizer, model) = match &pool {

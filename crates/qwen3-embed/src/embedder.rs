@@ -1,4 +1,4 @@
-use qwen3_embed_model::{Config, Error as ModelError, Model};
+use qwen3_embed_model::{Config, Model};
 use qwen3_embed_text::{
     DEFAULT_INSTRUCTION, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
 };
@@ -150,7 +150,7 @@ impl Embedder {
             let first = texts.len() - rest.len();
             let hidden = self
                 .install(|| self.model.forward(batch))
-                .map_err(|error| in_call(error, first))?;
+                .map_err(|error| Error::from(error).shift_text(first))?;
             for row in hidden.chunks_exact(hidden_size) {
                 let start = values.len();
                 values.extend_from_slice(&row[..self.dimensions]);
@@ -178,16 +178,6 @@ fn batch_length(texts: &[Vec<u32>], batch_tokens: usize) -> usize {
         n_tokens <= batch_tokens
     });
     fitting.count().max(1)
-}
-
-/// An error about a text of a batch, as one about that text of the whole call.
-fn in_call(error: ModelError, first: usize) -> ModelError {
-    match error {
-        ModelError::NotFinite { text, dimension, value } => {
-            ModelError::NotFinite { text: first + text, dimension, value }
-        }
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ impl Embeddings {
     /// [`Error::NotWholeRows`] if `dim` is 0 or does not divide the number of values;
     /// [`Error::NotFinite`] if a value is NaN or infinite.
     pub fn new(values: Vec<f32>, dim: usize) -> Result<Self> {
-        if dim == 0 || values.len() % dim != 0 {
+        if dim == 0 || !values.len().is_multiple_of(dim) {
             return Err(Error::NotWholeRows { n_values: values.len(), dim });
         }
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {

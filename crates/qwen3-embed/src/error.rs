@@ -1,5 +1,8 @@
 use std::path::PathBuf;
 
+use qwen3_embed_model::Error as ModelError;
+use qwen3_embed_text::Error as TextError;
+
 /// What can go wrong when an embedder is built or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -13,6 +16,14 @@ pub enum Error {
     NoSuchFolder {
         /// The path as it was given.
         path: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
     },
     /// A setting of the builder is out of range.
     #[error("{setting} is {got}, it must be in {min}..={max}")]
@@ -91,10 +102,29 @@ pub enum Error {
     Threads(#[from] rayon::ThreadPoolBuildError),
     /// The tokenizer could not be loaded, or refused a text.
     #[error(transparent)]
-    Text(#[from] qwen3_embed_text::Error),
+    Text(#[from] TextError),
     /// The model could not be loaded, or refused its input.
     #[error(transparent)]
-    Model(#[from] qwen3_embed_model::Error),
+    Model(#[from] ModelError),
+}
+
+impl Error {
+    /// The same error, about the text `by` places further on: for callers that embed a long list
+    /// piece by piece.
+    pub fn shift_text(mut self, by: usize) -> Self {
+        match &mut self {
+            Self::TextTooLong { text, .. }
+            | Self::Text(TextError::Encode { text, .. } | TextError::WhiteSpace { text, .. })
+            | Self::Model(
+                ModelError::EmptyText { text }
+                | ModelError::TooManyTokens { text, .. }
+                | ModelError::TokenOutOfRange { text, .. }
+                | ModelError::NotFinite { text, .. },
+            ) => *text += by,
+            _ => {}
+        }
+        self
+    }
 }
 
 /// A result whose error is this crate's.

@@ -1,4 +1,7 @@
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use qwen3_embed_text::Tokenizer;
 
 use crate::{Error, Result};
 
@@ -18,6 +21,12 @@ impl Source {
             Err(Error::NoSuchFolder { path: self.folder.clone() })
         }
     }
+}
+
+/// Reads the tokenizer from its file.
+pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let json = fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    Ok(Tokenizer::from_json(&json, path)?)
 }
 
 impl From<PathBuf> for Source {

@@ -1,0 +1,224 @@
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use qwen3_embed::{
+    DEFAULT_INSTRUCTION, Embedder, Error, Overflow, Precision, SpecialTokens, instruct,
+};
+use serde::{Deserialize, Serialize};
+
+/// Embed texts: one JSON object in on each line of standard input, one out
+///
+/// Each line of standard input is {"text": "…"} or {"tokens": [1, 2, …]}. Tokens are embedded as
+/// they are, without an instruction and without an end-of-text token being appended. Each line of
+/// standard output is {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder with the model's config.json, tokenizer.json and safetensors files
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// How weights are kept and multiplied
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionArg,
+    /// Format of standard input and output
+    #[arg(long, value_enum, default_value = "jsonl")]
+    format: Format,
+    /// Dimensions of the vectors [default: the model's hidden size]
+    #[arg(long, value_name = "N")]
+    dimensions: Option<usize>,
+    /// Embed the texts as queries, behind the default instruction
+    #[arg(long)]
+    query: bool,
+    /// Embed the texts as queries, behind this instruction
+    #[arg(long, value_name = "TEXT", conflicts_with = "query")]
+    instruct: Option<String>,
+    /// The longest text, in tokens [default: the model's limit, at most 32768]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// What becomes of a longer text
+    #[arg(long, value_enum, default_value = "error")]
+    overflow: OverflowArg,
+    /// Take what spells a special token, such as <|im_end|>, as plain text
+    #[arg(long)]
+    plain_text: bool,
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Tokens that are computed together
+    #[arg(long, value_name = "N")]
+    batch_tokens: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrecisionArg {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OverflowArg {
+    /// The command fails
+    Error,
+    /// The beginning is cut
+    TruncateLeft,
+    /// The end is cut
+    TruncateRight,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// One JSON object on each line
+    Jsonl,
+}
+
+/// A line of standard input.
+#[derive(Deserialize)]
+struct Input {
+    text: Option<String>,
+    tokens: Option<Vec<u32>>,
+}
+
+/// A line of standard output.
+#[derive(Serialize)]
+struct Output<'a> {
+    index: usize,
+    embedding: &'a [f32],
+    n_tokens: usize,
+}
+
+/// Lines that are embedded together at most.
+const MAX_LINES: usize = 1024;
+
+/// Bytes that are read from standard input together, so that the lines within them can be embedded
+/// together.
+const READ_BYTES: usize = 1 << 20;
+
+/// Runs `qwen3-embed embed` on standard input and output.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Format::Jsonl = args.format;
+    let embedder = args.build()?;
+    let mut input = Lines::new(io::stdin().lock());
+    let mut output = BufWriter::new(io::stdout().lock());
+    let mut first = 0;
+    loop {
+        let texts = input.next_batch()?;
+        if texts.is_empty() {
+            return Ok(());
+        }
+        let tokens = args.tokenize(&embedder, &texts).map_err(|e| e.shift_text(first))?;
+        let embeddings = embedder.embed_tokens(&tokens).map_err(|e| e.shift_text(first))?;
+        for (i, embedding) in embeddings.iter().enumerate() {
+            let line = Output { index: first + i, embedding, n_tokens: tokens[i].len() };
+            write_line(&mut output, &line)?;
+        }
+        output.flush()?;
+        first += texts.len();
+    }
+}
+
+impl Args {
+    fn build(&self) -> Result<Embedder, Error> {
+        let mut builder = Embedder::builder(self.model.as_path())
+            .precision(match self.precision {
+                PrecisionArg::F32 => Precision::F32,
+                PrecisionArg::Bf16 => Precision::Bf16,
+            })
+            .overflow(match self.overflow {
+                OverflowArg::Error => Overflow::Error,
+                OverflowArg::TruncateLeft => Overflow::TruncateLeft,
+                OverflowArg::TruncateRight => Overflow::TruncateRight,
+            });
+        if self.plain_text {
+            builder = builder.special_tokens(SpecialTokens::PlainText);
+        }
+        if let Some(dimensions) = self.dimensions {
+            builder = builder.dimensions(dimensions);
+        }
+        if let Some(max_tokens) = self.max_tokens {
+            builder = builder.max_tokens(max_tokens);
+        }
+        if let Some(threads) = self.threads {
+            builder = builder.threads(threads);
+        }
+        if let Some(batch_tokens) = self.batch_tokens {
+            builder = builder.batch_tokens(batch_tokens);
+        }
+        builder.build()
+    }
+
+    /// The tokens of each line, in order.
+    fn tokenize(&self, embedder: &Embedder, lines: &[Line]) -> Result<Vec<Vec<u32>>, Error> {
+        let default = self.query.then_some(DEFAULT_INSTRUCTION);
+        let instruction = self.instruct.as_deref().or(default);
+        // Lines of tokens take part as empty texts, so that an error names the right line.
+        let texts: Vec<String> = lines
+            .iter()
+            .map(|line| match (line, instruction) {
+                (Line::Text(text), Some(instruction)) => instruct(instruction, text),
+                (Line::Text(text), None) => text.clone(),
+                (Line::Tokens(_), _) => String::new(),
+            })
+            .collect();
+        let mut tokens = embedder.tokenize(&texts)?;
+        for (tokens, line) in tokens.iter_mut().zip(lines) {
+            if let Line::Tokens(given) = line {
+                tokens.clone_from(given);
+            }
+        }
+        Ok(tokens)
+    }
+}
+
+/// One line of standard input, checked.
+enum Line {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// Standard input, read in batches of the lines that are there.
+struct Lines<R> {
+    reader: BufReader<R>,
+    line_number: usize,
+}
+
+impl<R: Read> Lines<R> {
+    fn new(reader: R) -> Self {
+        Self { reader: BufReader::with_capacity(READ_BYTES, reader), line_number: 0 }
+    }
+
+    /// Waits for a line and takes the whole ones that came with it; nothing at the end of the input.
+    /// A program that writes one line and waits for its embedding gets it.
+    fn next_batch(&mut self) -> Result<Vec<Line>> {
+        let mut batch = Vec::new();
+        let mut line = String::new();
+        while batch.is_empty() || (batch.len() < MAX_LINES && self.reader.buffer().contains(&b'\n'))
+        {
+            line.clear();
+            self.line_number += 1;
+            let context = || format!("line {} of standard input", self.line_number);
+            if self.reader.read_line(&mut line).with_context(context)? == 0 {
+                break;
+            }
+            if !line.trim().is_empty() {
+                batch.push(parse(&line).with_context(context)?);
+            }
+        }
+        Ok(batch)
+    }
+}
+
+fn parse(line: &str) -> Result<Line> {
+    let input: Input = serde_json::from_str(line)?;
+    match (input.text, input.tokens) {
+        (Some(text), None) => Ok(Line::Text(text)),
+        (None, Some(tokens)) => Ok(Line::Tokens(tokens)),
+        (Some(_), Some(_)) => bail!("expected `text` or `tokens`, got both"),
+        (None, None) => bail!("expected `text` or `tokens`, got neither"),
+    }
+}
+
+fn write_line(output: &mut impl Write, line: &Output<'_>) -> io::Result<()> {
+    serde_json::to_writer(&mut *output, line)?;
+    output.write_all(b"\n")
+}
