@@ -1,0 +1,68 @@
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::root;
+
+/// Make the fixtures anew with fixtures/generate.py, or check them against their hashes
+///
+/// Making them needs Python 3.11 or later and installs the packages of fixtures/requirements.txt in
+/// target/fixtures-python.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only compare the files with fixtures/SHA256SUMS
+    #[arg(long)]
+    check: bool,
+}
+
+/// Runs `cargo xtask fixtures`.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !args.check {
+        generate()?;
+    }
+    check()
+}
+
+fn generate() -> Result<()> {
+    let venv = root().join("target/fixtures-python");
+    let python = venv.join("bin/python");
+    if !python.is_file() {
+        succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    }
+    let folder = root().join("fixtures");
+    let requirements = folder.join("requirements.txt");
+    succeed(Command::new(&python).args(["-m", "pip", "install", "-r"]).arg(requirements))?;
+    succeed(Command::new(&python).arg(folder.join("generate.py")))
+}
+
+/// Checks every fixture against its hash, and that no file lacks one.
+pub(crate) fn check() -> Result<()> {
+    let folder = root().join("fixtures");
+    let sums = folder.join("SHA256SUMS");
+    let sums = fs::read_to_string(&sums).with_context(|| sums.display().to_string())?;
+    for line in sums.lines() {
+        let (expected, file) = line.split_once("  ").context("a line without two spaces")?;
+        let bytes = fs::read(folder.join(file)).with_context(|| format!("fixtures/{file}"))?;
+        let mut got = String::new();
+        for byte in Sha256::digest(&bytes) {
+            write!(got, "{byte:02x}")?;
+        }
+        ensure!(got == expected, "fixtures/{file} has the hash {got}, expected {expected}");
+    }
+    println!("{} fixtures have their hashes", sums.lines().count());
+    Ok(())
+}
+
+/// Runs a command to its successful end, showing what it prints.
+pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+    let program = Path::new(command.get_program()).display().to_string();
+    let status = command.status().with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use qwen3_embed::{Embedder, Embeddings, cosine};
+use qwen3_embed_model::{Device, Model, Precision};
+use serde::Deserialize;
+
+use crate::root;
+
+/// Compare this project's vectors with transformers'
+///
+/// Without arguments: every fixture. With --model: that checkpoint, against the golden files given,
+/// which `fixtures/reference.py DIR FILE` writes, or else against the figures of the model cards,
+/// which only the published weights can meet. All in f32.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder of a checkpoint
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// A golden file of that checkpoint: repeat the option for more
+    #[arg(long, value_name = "FILE", requires = "model")]
+    golden: Vec<PathBuf>,
+    /// Largest difference of a component of a unit vector
+    #[arg(long, value_name = "X", default_value_t = 1e-5)]
+    tolerance: f64,
+}
+
+/// Vectors that another implementation computed.
+#[derive(Deserialize)]
+struct Golden {
+    source: String,
+    /// Null where the input is bare tokens.
+    texts: Vec<Option<String>>,
+    /// The tokens of every input; absent in files that only have texts.
+    tokens: Option<Vec<Vec<u32>>>,
+    /// Last-token hidden states after the final norm.
+    embeddings: Vec<Vec<f64>>,
+    /// The same in f64 and of unit length.
+    unit_f64: Option<Vec<Vec<f64>>>,
+    hidden_states: Option<HiddenStates>,
+}
+
+/// The residual stream of one input before and after every layer; after the last one, normed.
+#[derive(Deserialize)]
+struct HiddenStates {
+    text: usize,
+    layers: Vec<Vec<Vec<f64>>>,
+}
+
+/// The model card's cosines of its two queries and two documents.
+#[derive(Deserialize)]
+struct Published {
+    model: String,
+    source: String,
+    hidden_size: usize,
+    tolerance: f32,
+    scores: Vec<Vec<f32>>,
+}
+
+/// The model cards' queries.
+const QUERIES: [&str; 2] = ["What is the capital of China?", "Explain gravity"];
+
+/// The model cards' documents.
+const DOCUMENTS: [&str; 2] = [
+    "The capital of China is Beijing.",
+    "Gravity is a force that attracts two bodies towards each other. It gives weight to physical \
+     objects and is responsible for the movement of planets around the sun.",
+];
+
+/// Runs `cargo xtask parity`.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Some(dir) = &args.model else {
+        return fixtures(args.tolerance);
+    };
+    if args.golden.is_empty() {
+        return published(dir);
+    }
+    heading();
+    for golden in &args.golden {
+        let name = golden.file_name().unwrap_or_default().to_string_lossy();
+        compare(&name, dir, golden, args.tolerance)?;
+    }
+    Ok(())
+}
+
+/// Every fixture against its golden file.
+pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
+    let folder = root().join("fixtures/models");
+    let mut models: Vec<PathBuf> =
+        fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    models.sort();
+    ensure!(!models.is_empty(), "{} has no models", folder.display());
+    heading();
+    for dir in models {
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        compare(&name, &dir, &dir.join("golden.json"), tolerance)?;
+    }
+    Ok(())
+}
+
+fn heading() {
+    println!("largest difference of a component of a unit vector, and smallest cosine\n");
+    println!(
+        "{:<18} {:>5} {:>8} {:>10} {:>10} {:>12} {:>10}  one by one and reversed",
+        "checkpoint", "texts", "tokens", "golden", "f64 truth", "1 - cosine", "per layer"
+    );
+}
+
+/// Compares a checkpoint with a golden file, prints a line, and fails beyond the tolerance.
+fn compare(name: &str, dir: &Path, golden: &Path, tolerance: f64) -> Result<()> {
+    let json = fs::read(golden).with_context(|| golden.display().to_string())?;
+    let golden: Golden =
+        serde_json::from_slice(&json).with_context(|| golden.display().to_string())?;
+    let embedder = Embedder::builder(dir).build()?;
+    let tokens = golden.inputs(&embedder).with_context(|| name.to_owned())?;
+    let ours = embedder.embed_tokens(&tokens)?;
+
+    let (mut worst, mut worst_cosine) = (0f64, 1f32);
+    for (row, expected) in ours.iter().zip(&golden.embeddings) {
+        worst = worst.max(max_difference(row, &unit(expected))?);
+        let expected: Vec<f32> = expected.iter().map(|&v| v as f32).collect();
+        worst_cosine = worst_cosine.min(cosine(row, &expected)?);
+    }
+    let mut truth = None;
+    for (row, expected) in ours.iter().zip(golden.unit_f64.iter().flatten()) {
+        let difference = max_difference(row, expected)?;
+        truth = Some(truth.unwrap_or(0f64).max(difference));
+    }
+    let layers = golden.hidden_states.as_ref().map(|h| layer_difference(dir, &tokens, h));
+    let layers = layers.transpose()?;
+    let invariant = is_invariant(&embedder, &tokens, &ours)?;
+    let column = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.1e}"));
+    println!(
+        "{name:<18} {:>5} {:>8} {worst:>10.1e} {:>10} {:>12.1e} {:>10}  {}",
+        tokens.len(),
+        tokens.iter().map(Vec::len).sum::<usize>(),
+        column(truth),
+        1.0 - worst_cosine,
+        column(layers),
+        if invariant { "bit for bit the same" } else { "DIFFERENT" },
+    );
+    ensure!(worst <= tolerance, "{name}: {worst:e} from {}", golden.source);
+    ensure!(truth.unwrap_or(0.0) <= tolerance, "{name}: {truth:?} from the f64 truth");
+    // Hidden states are not of unit length: their difference is relative to the largest value.
+    ensure!(layers.unwrap_or(0.0) <= tolerance, "{name}: {layers:?} in a layer");
+    ensure!(invariant, "{name}: a text's vector depends on the batch");
+    Ok(())
+}
+
+impl Golden {
+    /// The tokens of every input; where the file has texts, tokenized here and compared.
+    fn inputs(&self, embedder: &Embedder) -> Result<Vec<Vec<u32>>> {
+        let mut inputs = Vec::with_capacity(self.texts.len());
+        for (i, text) in self.texts.iter().enumerate() {
+            let given = self.tokens.as_ref().map(|tokens| tokens[i].clone());
+            let ours = match text {
+                Some(text) => embedder.tokenize(&[text])?.pop(),
+                None => given.clone(),
+            };
+            let ours = ours.with_context(|| format!("input {i} has neither text nor tokens"))?;
+            if let Some(given) = given {
+                ensure!(ours == given, "text {i}: tokens {ours:?}, expected {given:?}");
+            }
+            inputs.push(ours);
+        }
+        ensure!(inputs.len() == self.embeddings.len(), "as many inputs as embeddings");
+        Ok(inputs)
+    }
+}
+
+/// The largest difference in any layer, relative to that layer's largest value.
+fn layer_difference(dir: &Path, tokens: &[Vec<u32>], expected: &HiddenStates) -> Result<f64> {
+    let model = Model::load(dir, Device::Cpu, Precision::F32)?;
+    let mut layers: Vec<Vec<f32>> = Vec::new();
+    model.forward_traced(&tokens[expected.text..=expected.text], &mut |_, x| {
+        layers.push(x.to_vec());
+    })?;
+    ensure!(layers.len() == expected.layers.len(), "{} layers were traced", layers.len());
+    let mut worst = 0f64;
+    // transformers gives the last layer's output after the final norm, which is compared as the
+    // embedding.
+    for (ours, expected) in layers.iter().zip(&expected.layers).take(layers.len() - 1) {
+        let expected: Vec<f64> = expected.iter().flatten().copied().collect();
+        let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
+        worst = worst.max(max_difference(ours, &expected)? / largest);
+    }
+    Ok(worst)
+}
+
+/// Whether each text alone, and all of them in the opposite order, give the same vectors.
+fn is_invariant(embedder: &Embedder, tokens: &[Vec<u32>], batch: &Embeddings) -> Result<bool> {
+    let mut reversed = tokens.to_vec();
+    reversed.reverse();
+    let reversed = embedder.embed_tokens(&reversed)?;
+    let mut same = reversed.iter().rev().eq(batch.iter());
+    for (i, text) in tokens.iter().enumerate() {
+        same &= embedder.embed_tokens(&[text])?.row(0) == batch.row(i);
+    }
+    Ok(same)
+}
+
+/// The cosines that the model card of a checkpoint of this size gives.
+fn published(dir: &Path) -> Result<()> {
+    let embedder = Embedder::builder(dir).build()?;
+    let hidden_size = embedder.config().hidden_size;
+    let cards = root().join("fixtures/published.json");
+    let cards: Vec<Published> = serde_json::from_slice(&fs::read(cards)?)?;
+    let Some(card) = cards.iter().find(|card| card.hidden_size == hidden_size) else {
+        bail!("no published figures for a hidden size of {hidden_size}");
+    };
+    println!("{}: {}", card.model, card.source);
+    let queries = embedder.embed_queries(&QUERIES)?;
+    let scores = queries.similarity(&embedder.embed_documents(&DOCUMENTS)?)?;
+    let mut worst = 0f32;
+    for (i, expected) in card.scores.iter().enumerate() {
+        println!("expected {expected:.4?}, got {:.4?}", scores.row(i));
+        for (expected, got) in expected.iter().zip(scores.row(i)) {
+            worst = worst.max((expected - got).abs());
+        }
+    }
+    ensure!(worst <= card.tolerance, "off by {worst}, allowed are {}", card.tolerance);
+    Ok(())
+}
+
+fn unit(row: &[f64]) -> Vec<f64> {
+    let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+    row.iter().map(|v| v / norm).collect()
+}
+
+fn max_difference(ours: &[f32], expected: &[f64]) -> Result<f64> {
+    ensure!(ours.len() == expected.len(), "{} values, expected {}", ours.len(), expected.len());
+    Ok(ours.iter().zip(expected).map(|(&a, b)| (f64::from(a) - b).abs()).fold(0.0, f64::max))
+}
