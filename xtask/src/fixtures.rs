@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -53,7 +54,16 @@ pub(crate) fn check() -> Result<()> {
         }
         ensure!(got == expected, "fixtures/{file} has the hash {got}, expected {expected}");
     }
-    println!("{} fixtures have their hashes", sums.lines().count());
+    let listed: BTreeSet<&str> =
+        sums.lines().filter_map(|line| Some(line.split_once("  ")?.1)).collect();
+    for model in fs::read_dir(folder.join("models"))? {
+        for file in fs::read_dir(model?.path())? {
+            let path = file?.path();
+            let name = path.strip_prefix(&folder)?.to_string_lossy().replace('\\', "/");
+            ensure!(listed.contains(name.as_str()), "fixtures/{name} has no hash in SHA256SUMS");
+        }
+    }
+    println!("{} fixtures have their hashes", listed.len());
     Ok(())
 }
 
@@ -65,4 +75,12 @@ pub(crate) fn succeed(command: &mut Command) -> Result<()> {
         bail!("{command:?} failed: {status}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn fixtures_have_their_hashes() {
+        super::check().unwrap();
+    }
 }

@@ -95,8 +95,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::write(args.out.join("config.json"), config + "\n")?;
     let tokenizer =
         args.tokenizer.clone().unwrap_or_else(|| root().join("fixtures/tokenizer.json"));
-    fs::copy(&tokenizer, args.out.join("tokenizer.json"))
-        .with_context(|| tokenizer.display().to_string())?;
+    // Read and written, not copied: the copy of a read-only file could not be written again.
+    let json = fs::read(&tokenizer).with_context(|| tokenizer.display().to_string())?;
+    fs::write(args.out.join("tokenizer.json"), json)?;
     let tensors = shape.tensors(args.seed);
     let bytes: usize = tensors.iter().map(|(_, tensor)| tensor.data_len()).sum();
     write_shards(&args.out, tensors, shape.shards)?;
@@ -198,9 +199,9 @@ impl Shape {
 enum Kind {
     /// [vocab, C]: residual outliers in its columns.
     TokenEmbedding,
-    /// [C]: norm outliers.
+    /// `[C]`: norm outliers.
     LayerNorm,
-    /// [D] or [C]: no outliers.
+    /// `[D]` or `[C]`: no outliers.
     HeadNorm,
     /// [O, C], reading what a layer's norm wrote.
     AfterNorm,

@@ -18,7 +18,7 @@ use crate::{Error, Ragged, Result};
 ///
 /// # Shapes
 ///
-/// `x` is [.., C] and `weight` is [C]; the result is [.., C].
+/// `x` is [.., C] and `weight` is `[C]`; the result is [.., C].
 ///
 /// # Errors
 ///
@@ -56,7 +56,7 @@ impl Linear {
     ///
     /// # Shapes
     ///
-    /// `weight` is [O, I] and `bias` is [O].
+    /// `weight` is [O, I] and `bias` is `[O]`.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ fn min_rows(n_out: usize) -> usize {
 ///
 /// # Shapes
 ///
-/// `x` is [T, heads · D], `weight` is [D], `cos` and `sin` are [T, D / 2], one row for each token;
+/// `x` is [T, heads · D], `weight` is `[D]`, `cos` and `sin` are [T, D / 2], one row for each token;
 /// the result is [T, heads, D].
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use crate::Ragged;
 ///
 /// # Shapes
 ///
-/// `x` is [rows, C] and `weight` is [C]; the result is [rows, C].
+/// `x` is [rows, C] and `weight` is `[C]`; the result is [rows, C].
 ///
 /// # Source
 ///
@@ -28,7 +28,7 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
 ///
 /// # Shapes
 ///
-/// `x` is [rows, I], `weight` is [O, I] and `bias`, if any, is [O]; the result is [rows, O].
+/// `x` is [rows, I], `weight` is [O, I] and `bias`, if any, is `[O]`; the result is [rows, O].
 pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, n_in: usize) -> Vec<f64> {
     let n_out = weight.len() / n_in;
     let mut y = Vec::with_capacity(x.len() / n_in * n_out);
@@ -63,7 +63,7 @@ pub fn rope(head: &[f64], position: usize, theta: f64) -> Vec<f64> {
 ///
 /// # Shapes
 ///
-/// `x` is [T, heads · D] and `weight` is [D]; the result is [T, heads · D].
+/// `x` is [T, heads · D] and `weight` is `[D]`; the result is [T, heads · D].
 pub fn qk_norm_rope(x: &[f64], weight: &[f64], eps: f64, theta: f64, batch: &Ragged) -> Vec<f64> {
     let n_columns = x.len() / batch.n_tokens().max(1);
     let normed = rms_norm(x, weight, eps);

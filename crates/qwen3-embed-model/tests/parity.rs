@@ -56,9 +56,53 @@ fn every_fixture_equals_transformers_and_the_f64_truth() {
             let transformers = unit(&numbers(&golden["embeddings"][i]));
             let truth = numbers(&golden["unit_f64"][i]);
             let (a, b) = (max_difference(&row, &transformers), max_difference(&row, &truth));
-            println!("{name} {i} {}: {a:e} {b:e}", tokens[i].len());
             assert!(a <= MAX_DIFFERENCE, "{name}, text {i}: {a:e} from transformers");
             assert!(b <= MAX_DIFFERENCE, "{name}, text {i}: {b:e} from the f64 truth");
+        }
+    }
+}
+
+#[test]
+fn every_layer_of_the_base_fixture_equals_transformers() {
+    let golden = golden("base");
+    let states = &golden["hidden_states"];
+    let text = states["text"].as_u64().unwrap() as usize;
+    let expected = states["layers"].as_array().unwrap();
+    let model = Model::load(&fixture("base"), Device::Cpu, Precision::F32).unwrap();
+    let mut layers = Vec::new();
+    let tokens = &tokens(&golden)[text..=text];
+    let pooled = model.forward_traced(tokens, &mut |_, x| layers.push(widened(x))).unwrap();
+    assert_eq!(layers.len(), expected.len());
+    // transformers norms the output of its last layer; ours is compared through its last row.
+    for (i, layer) in layers[..layers.len() - 1].iter().enumerate() {
+        let expected: Vec<f64> = expected[i].as_array().unwrap().iter().flat_map(numbers).collect();
+        let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
+        let difference = max_difference(layer, &expected) / largest;
+        assert!(difference <= MAX_DIFFERENCE, "layer {i}: {difference:e}");
+    }
+    let last = numbers(expected.last().unwrap().as_array().unwrap().last().unwrap());
+    let largest = last.iter().fold(0f64, |max, v| max.max(v.abs()));
+    assert!(max_difference(&widened(&pooled), &last) / largest <= MAX_DIFFERENCE);
+}
+
+/// Where the checkpoint is in bf16, keeping its weights in bf16 loses nothing.
+#[test]
+fn bf16_weights_give_the_vectors_of_f32() {
+    for name in FIXTURES {
+        let golden = golden(name);
+        let tokens = tokens(&golden);
+        let f32 = Model::load(&fixture(name), Device::Cpu, Precision::F32).unwrap();
+        let bf16 = Model::load(&fixture(name), Device::Cpu, Precision::Bf16).unwrap();
+        let (a, b) = (f32.forward(&tokens).unwrap(), bf16.forward(&tokens).unwrap());
+        let hidden_size = f32.config().hidden_size;
+        for (a, b) in a.chunks_exact(hidden_size).zip(b.chunks_exact(hidden_size)) {
+            let (a, b) = (unit(&widened(a)), unit(&widened(b)));
+            let cosine: f64 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            let bar = match name {
+                "causal-lm-tied" | "causal-lm-untied" | "attention-bias" => 0.9995,
+                _ => 1.0 - 1e-9,
+            };
+            assert!(cosine >= bar, "{name}: {cosine}");
         }
     }
 }

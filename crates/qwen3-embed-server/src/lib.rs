@@ -54,12 +54,13 @@ struct ModelList {
 
 #[derive(Serialize)]
 struct Model {
-    id: Arc<str>,
+    id: String,
     object: &'static str,
     owned_by: &'static str,
 }
 
 async fn models(State(state): State<AppState>) -> Json<ModelList> {
-    let model = Model { id: state.model_name, object: "model", owned_by: "qwen3-embed" };
+    let model =
+        Model { id: state.model_name.to_string(), object: "model", owned_by: "qwen3-embed" };
     Json(ModelList { object: "list", data: [model] })
 }

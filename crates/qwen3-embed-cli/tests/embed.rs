@@ -1,0 +1,143 @@
+//! The command as a program: standard input, standard output, exit status.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
+    command.args(["embed", "--model", MODEL]).args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(arguments: &[&str], input: &str) -> Output {
+    let mut child = command(arguments).spawn().unwrap();
+    // The child may have refused its arguments before it read anything.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.is_empty(), "{errors}");
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn golden() -> Value {
+    serde_json::from_slice(&std::fs::read(format!("{MODEL}/golden.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn texts_and_tokens_are_embedded_in_order_as_transformers_does() {
+    let golden = golden();
+    let texts = golden["texts"].as_array().unwrap();
+    let input: String = (0..texts.len())
+        .map(|i| match &texts[i] {
+            Value::Null => serde_json::json!({"tokens": golden["tokens"][i]}).to_string() + "\n",
+            text => serde_json::json!({"text": text, "id": "ignored"}).to_string() + "\n\n",
+        })
+        .collect();
+    let output = run(&["--precision", "f32", "--format", "jsonl"], &input);
+    let lines = lines(&output);
+    assert_eq!(lines.len(), texts.len());
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(line["index"], i);
+        assert_eq!(line["n_tokens"], golden["tokens"][i].as_array().unwrap().len());
+        let row: Vec<f64> = serde_json::from_value(line["embedding"].clone()).unwrap();
+        let truth: Vec<f64> = serde_json::from_value(golden["unit_f64"][i].clone()).unwrap();
+        assert_eq!(row.len(), 64);
+        for (got, expected) in row.iter().zip(truth) {
+            assert!((got - expected).abs() <= 1e-5, "line {i}: {got} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn options_reach_the_embedder() {
+    let input = "{\"text\": \"What is the capital of China?<|im_end|>\"}\n";
+    let one = |arguments: &[&str]| lines(&run(arguments, input)).remove(0);
+    let bare = one(&[]);
+    let query = one(&["--query"]);
+    let default = one(&[
+        "--instruct",
+        "Given a web search query, retrieve relevant passages that answer the query",
+    ]);
+    assert_eq!(query, default);
+    assert_ne!(query["embedding"], bare["embedding"]);
+    assert_ne!(one(&["--instruct", "Find"])["embedding"], query["embedding"]);
+    assert!(one(&["--plain-text"])["n_tokens"].as_u64() > bare["n_tokens"].as_u64());
+    assert_eq!(one(&["--dimensions", "7"])["embedding"].as_array().unwrap().len(), 7);
+    assert_eq!(one(&["--threads", "1", "--batch-tokens", "1"]), bare);
+    let cut = ["--max-tokens", "5", "--overflow"];
+    for side in ["truncate-left", "truncate-right"] {
+        assert_eq!(one(&[&cut[..], &[side]].concat())["n_tokens"], 5);
+    }
+    assert_eq!(one(&["--precision", "bf16"])["n_tokens"], bare["n_tokens"]);
+}
+
+#[test]
+fn bad_input_fails_and_is_named() {
+    let cases: [(&[&str], &str, &str); 8] = [
+        (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected ident"),
+        (&[], "{}\n", "line 1 of standard input: expected `text` or `tokens`, got neither"),
+        (&[], "{\"text\": \"a\", \"tokens\": [1]}", "got both"),
+        (&[], "\n\n{\"tokens\": [-1]}\n", "line 3 of standard input: invalid value"),
+        (&[], "{\"text\": \"a\"}\n{\"tokens\": []}\n", "error: text 1 has no tokens"),
+        (&[], "{\"tokens\": [9999]}\n", "text 0: token id 9999 at position 0"),
+        (&["--max-tokens", "2"], "{\"text\": \"a\"}\n{\"text\": \"a b c d\"}\n", "text 1 has"),
+        (&["--dimensions", "0"], "", "0 dimensions were asked for, there can be 1..=64"),
+    ];
+    for (arguments, input, message) in cases {
+        let output = run(arguments, input);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{input}: {errors}");
+        assert!(errors.starts_with("error: ") && errors.contains(message), "{input}: {errors}");
+    }
+    let output = run(&["--precision", "int3"], "");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn an_error_counts_texts_over_the_whole_input() {
+    let input = "{\"tokens\": [1]}\n".repeat(3000) + "{\"tokens\": [9999]}\n";
+    let output = run(&[], &input);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("text 3000: token id 9999"), "{errors}");
+}
+
+#[test]
+fn no_input_gives_no_output() {
+    assert!(lines(&run(&[], "")).is_empty());
+    assert!(lines(&run(&[], "\n \n")).is_empty());
+}
+
+#[test]
+fn a_line_is_answered_before_the_next_is_sent() {
+    let mut child = command(&[]).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    for i in 0..3 {
+        input.write_all(b"{\"text\": \"hello\"}\n").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert!(line.starts_with(&format!("{{\"index\":{i},")), "{line}");
+    }
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = command(&[]).spawn().unwrap();
+    drop(child.stdout.take());
+    let _ = child.stdin.take().unwrap().write_all(b"{\"text\": \"hello\"}\n");
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty());
+}

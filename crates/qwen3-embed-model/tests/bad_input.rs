@@ -1,0 +1,262 @@
+//! Damaged checkpoints: each gives an error that names the file and what is wrong in it.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qwen3_embed_model::{Device, Error, Model, Precision};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A copy of a fixture that a test may damage.
+fn copy(name: &str) -> TempDir {
+    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
+    let to = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        // Read and written: the copy must be writable even where the fixture is not.
+        fs::write(to.path().join(path.file_name().unwrap()), fs::read(&path).unwrap()).unwrap();
+    }
+    to
+}
+
+fn load(dir: &Path) -> Result<Model, Error> {
+    Model::load(dir, Device::Cpu, Precision::F32)
+}
+
+fn load_error(dir: &Path) -> Error {
+    let error = load(dir).expect_err("the checkpoint is damaged");
+    assert!(!error.to_string().contains('\n'), "{error}");
+    error
+}
+
+fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    edit(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+/// A tensor of a file: type, shape and bytes.
+type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+
+fn edit_tensors(path: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors: HashMap<String, Tensor> = file
+        .iter()
+        .map(|(name, t)| (name.to_owned(), (t.dtype(), t.shape().to_vec(), t.data().to_vec())))
+        .collect();
+    edit(&mut tensors);
+    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn an_intact_copy_loads() {
+    for name in ["base", "sharded", "causal-lm-untied"] {
+        load(copy(name).path()).unwrap();
+    }
+}
+
+#[test]
+fn missing_files_are_named() {
+    let dir = copy("base");
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    assert!(matches!(load_error(dir.path()), Error::NoWeights { .. }));
+    fs::remove_file(dir.path().join("config.json")).unwrap();
+    let error = load_error(dir.path());
+    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("config.json"));
+    let dir = copy("sharded");
+    let shard = dir.path().join("model-00002-of-00003.safetensors");
+    fs::remove_file(&shard).unwrap();
+    assert!(matches!(load_error(dir.path()), Error::Io { path, .. } if path == shard));
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let dir = copy("causal-lm-tied");
+    let path = dir.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    for length in [0, 1, 7, 8, 9, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let error = load_error(dir.path());
+        let named = matches!(&error, Error::Safetensors { path: p, .. } if *p == path);
+        // An empty file cannot be mapped on every system.
+        assert!(named || (length == 0 && matches!(error, Error::Io { .. })), "{length}: {error}");
+    }
+    fs::write(&path, [whole.as_slice(), &[0]].concat()).unwrap();
+    assert!(matches!(load_error(dir.path()), Error::Safetensors { .. }), "a byte too many");
+}
+
+#[test]
+fn a_corrupt_header_never_panics() {
+    let dir = copy("causal-lm-tied");
+    let path = dir.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let mut refused = 0;
+    for at in (0..header).step_by(3) {
+        for flip in [0x01, 0x10, 0x80] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= flip;
+            fs::write(&path, &bytes).unwrap();
+            // A changed name of a tensor that is not used is no damage.
+            refused += usize::from(load(dir.path()).is_err());
+        }
+    }
+    assert!(refused > header / 2, "{refused}");
+}
+
+#[test]
+fn lengths_that_lie_are_refused_without_an_allocation() {
+    let dir = copy("causal-lm-tied");
+    let path = dir.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    for length in [u64::MAX, u64::MAX / 2, 1 << 40, whole.len() as u64] {
+        let mut bytes = whole.clone();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        fs::write(&path, &bytes).unwrap();
+        assert!(matches!(load_error(dir.path()), Error::Safetensors { .. }), "{length}");
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_the_configuration_are_named() {
+    const Q_PROJ: &str = "layers.1.self_attn.q_proj.weight";
+    let dir = copy("base");
+    let path = dir.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+
+    edit_tensors(&path, |tensors| drop(tensors.remove(Q_PROJ)));
+    let error = load_error(dir.path());
+    assert!(matches!(&error, Error::MissingTensor { name, .. } if name == Q_PROJ), "{error}");
+
+    fs::write(&path, &whole).unwrap();
+    edit_tensors(&path, |tensors| tensors.get_mut(Q_PROJ).unwrap().1.reverse());
+    match load_error(dir.path()) {
+        Error::TensorShape { name, expected, got, path: named } => {
+            assert_eq!((name.as_str(), named), (Q_PROJ, path.clone()));
+            assert_eq!((expected, got), (vec![128, 64], vec![64, 128]));
+        }
+        other => panic!("{other}"),
+    }
+
+    fs::write(&path, &whole).unwrap();
+    edit_tensors(&path, |tensors| tensors.get_mut(Q_PROJ).unwrap().0 = Dtype::I16);
+    let error = load_error(dir.path());
+    assert_eq!(
+        error.to_string(),
+        format!("{}: tensor `{Q_PROJ}`: expected type BF16, F16 or F32, got I16", path.display())
+    );
+
+    fs::write(&path, &whole).unwrap();
+    edit_tensors(&path, |tensors| {
+        tensors.insert("layers.0.self_attn.o_proj.bias".into(), (Dtype::F32, vec![1], vec![0; 4]));
+    });
+    assert!(matches!(load_error(dir.path()), Error::UnexpectedTensor { .. }));
+
+    let dir = copy("attention-bias");
+    edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+        tensors.remove("layers.0.self_attn.v_proj.bias");
+    });
+    assert!(matches!(load_error(dir.path()), Error::MissingTensor { .. }));
+}
+
+#[test]
+fn a_configuration_of_other_sizes_is_refused() {
+    let fields = [
+        ("hidden_size", 128),
+        ("intermediate_size", 80),
+        ("num_attention_heads", 2),
+        ("num_key_value_heads", 4),
+        ("head_dim", 16),
+        ("vocab_size", 1000),
+        ("num_hidden_layers", 4),
+        ("num_hidden_layers", 1 << 27),
+    ];
+    for (field, value) in fields {
+        let dir = copy("base");
+        edit_json(&dir.path().join("config.json"), |config| config[field] = json!(value));
+        let error = load_error(dir.path());
+        assert!(
+            matches!(error, Error::TensorShape { .. } | Error::MissingTensor { .. }),
+            "{field} = {value}: {error}"
+        );
+    }
+    let dir = copy("base");
+    edit_json(&dir.path().join("config.json"), |config| config["model_type"] = json!("bert"));
+    let error = load_error(dir.path()).to_string();
+    assert!(error.contains("`model_type`: expected \"qwen3\", got \"bert\""), "{error}");
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    let cases = [
+        (json!(null), "weight_map"),
+        (json!({}), "weight_map"),
+        (json!(["model-00001-of-00003.safetensors"]), "weight_map"),
+        (json!({"norm.weight": 3}), "weight_map.norm.weight"),
+        (json!({"norm.weight": "../model-00001-of-00003.safetensors"}), "weight_map.norm.weight"),
+        (json!({"norm.weight": "/etc/passwd"}), "weight_map.norm.weight"),
+        (json!({"norm.weight": ""}), "weight_map.norm.weight"),
+        (json!({"norm.weight": ".."}), "weight_map.norm.weight"),
+    ];
+    let dir = copy("sharded");
+    let index = dir.path().join("model.safetensors.index.json");
+    for (weight_map, named) in cases {
+        edit_json(&index, |json| json["weight_map"] = weight_map.clone());
+        let error = load_error(dir.path());
+        assert!(
+            matches!(&error, Error::Field { field, .. } if field == named),
+            "{weight_map}: {error}"
+        );
+    }
+    fs::write(&index, "{").unwrap();
+    assert!(matches!(load_error(dir.path()), Error::Json { .. }));
+
+    let dir = copy("sharded");
+    edit_json(&dir.path().join("model.safetensors.index.json"), |json| {
+        json["weight_map"]["norm.weight"] = json!("model-00001-of-00003.safetensors");
+    });
+    let error = load_error(dir.path());
+    assert!(
+        matches!(&error, Error::MissingTensor { name, .. } if name == "norm.weight"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_tensor_in_two_shards_is_refused() {
+    let dir = copy("sharded");
+    let mut norm = None;
+    edit_tensors(&dir.path().join("model-00003-of-00003.safetensors"), |tensors| {
+        norm = tensors.get("norm.weight").cloned();
+    });
+    edit_tensors(&dir.path().join("model-00001-of-00003.safetensors"), |tensors| {
+        tensors.insert("norm.weight".into(), norm.unwrap());
+    });
+    let error = load_error(dir.path());
+    assert!(
+        matches!(&error, Error::DuplicateTensor { name, .. } if name == "norm.weight"),
+        "{error}"
+    );
+}
+
+#[test]
+fn weights_that_are_not_finite_give_no_vector() {
+    for value in [f32::NAN, f32::INFINITY, f32::MAX] {
+        let dir = copy("causal-lm-tied");
+        edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+            let (_, _, bytes) = tensors.get_mut("model.layers.0.mlp.down_proj.weight").unwrap();
+            for weight in bytes.as_chunks_mut::<4>().0 {
+                *weight = value.to_le_bytes();
+            }
+        });
+        let error = load(dir.path()).unwrap().forward(&[vec![1, 2]]).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { text: 0, .. }), "{value}: {error}");
+    }
+}

@@ -1,0 +1,148 @@
+//! What has to hold for any input, whatever the weights.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::{slice, thread};
+
+use qwen3_embed_model::{Device, Error, Model, Precision};
+
+fn load(name: &str) -> Model {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
+    Model::load(&dir, Device::Cpu, Precision::F32).unwrap()
+}
+
+/// Token ids without a pattern.
+fn tokens(seed: u32, n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| (seed.wrapping_mul(2_654_435_761) ^ (i * 40_503 + 7)) % 1000).collect()
+}
+
+fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
+    let hidden = model.forward(texts).unwrap();
+    hidden.chunks_exact(model.config().hidden_size).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
+    for name in ["base", "wide", "causal-lm-tied"] {
+        let model = load(name);
+        // Equal lengths too: a batch without padding still needs its causal masks.
+        let lengths = [1, 1, 2, 5, 17, 17, 64, 65, 128, 129, 300];
+        let texts: Vec<_> = lengths.iter().enumerate().map(|(i, &n)| tokens(i as u32, n)).collect();
+        let together = rows(&model, &texts);
+        for (text, expected) in texts.iter().zip(&together) {
+            assert!(
+                rows(&model, slice::from_ref(text))[0] == *expected,
+                "{name}, {} tokens",
+                text.len()
+            );
+        }
+        let reversed: Vec<_> = texts.iter().rev().cloned().collect();
+        assert!(rows(&model, &reversed).iter().rev().eq(&together), "{name}: another order");
+    }
+}
+
+#[test]
+fn a_text_does_not_depend_on_the_number_of_threads_bit_for_bit() {
+    let model = load("wide");
+    let texts: Vec<_> = [3, 200, 40].iter().map(|&n| tokens(9, n)).collect();
+    let expected = rows(&model, &texts);
+    for threads in [1, 2, 3, 7] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert!(pool.install(|| rows(&model, &texts)) == expected, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_token_does_not_see_what_comes_after_it() {
+    let model = load("base");
+    let trace = |text: Vec<u32>| {
+        let mut layers = Vec::new();
+        model.forward_traced(&[text], &mut |_, x| layers.push(x.to_vec())).unwrap();
+        layers
+    };
+    let hidden_size = model.config().hidden_size;
+    let prefix = tokens(1, 150);
+    let alone = trace(prefix.clone());
+    let followed = trace([prefix.clone(), tokens(2, 90)].concat());
+    for (alone, followed) in alone.iter().zip(&followed) {
+        // The block of queries at the end of a text may be summed in another order.
+        let largest = alone.iter().fold(0f32, |max, v| max.max(v.abs()));
+        let same = alone.iter().zip(&followed[..150 * hidden_size]);
+        let difference = same.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(difference <= 1e-5 * largest, "{difference}");
+    }
+    let other =
+        rows(&model, &[[prefix, tokens(2, 90)].concat(), [tokens(3, 150), tokens(2, 90)].concat()]);
+    assert!(other[0] != other[1], "a token does not see what comes before it either");
+}
+
+#[test]
+fn a_call_leaves_nothing_to_the_next() {
+    let model = load("base");
+    let text = vec![tokens(4, 20)];
+    let first = rows(&model, &text);
+    rows(&model, &[tokens(5, 500)]);
+    assert!(rows(&model, &text) == first);
+}
+
+#[test]
+fn threads_may_share_a_model() {
+    let model = load("base");
+    let texts: Vec<_> = (0..8).map(|i| tokens(i, 10 + 30 * i as usize)).collect();
+    let expected = rows(&model, &texts);
+    thread::scope(|scope| {
+        let calls: Vec<_> =
+            texts.iter().map(|text| scope.spawn(|| rows(&model, slice::from_ref(text)))).collect();
+        for (call, expected) in calls.into_iter().zip(&expected) {
+            assert!(call.join().unwrap()[0] == *expected);
+        }
+    });
+}
+
+/// Trained checkpoints have activations in the thousands, and overflow f16 on some texts.
+#[test]
+fn activations_beyond_the_range_of_f16_are_computed() {
+    let model = load("outliers");
+    let mut largest = 0f32;
+    let im_start = 1001;
+    model
+        .forward_traced(&[[vec![im_start], tokens(6, 30)].concat()], &mut |_, x| {
+            largest = x.iter().fold(largest, |max, v| max.max(v.abs()));
+        })
+        .unwrap();
+    assert!(largest > 65_504.0, "the fixture's largest activation is {largest}");
+}
+
+#[test]
+fn no_text_gives_no_row() {
+    assert!(load("base").forward(&[] as &[Vec<u32>]).unwrap().is_empty());
+}
+
+#[test]
+fn the_longest_text_is_computed_and_one_token_more_is_refused() {
+    let model = load("causal-lm-tied");
+    let limit = model.config().max_position_embeddings;
+    assert_eq!(rows(&model, &[tokens(1, limit)]).len(), 1);
+    let error = model.forward(&[tokens(1, 3), tokens(1, limit + 1)]).unwrap_err();
+    let expected = format!("text 1 has {} tokens, the model's limit is {limit}", limit + 1);
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn tokens_of_another_vocabulary_are_refused() {
+    let model = load("base");
+    for id in [1026, 151_643, u32::MAX] {
+        let error = model.forward(&[vec![1, 2], vec![3, id, 4]]).unwrap_err();
+        assert!(
+            matches!(error, Error::TokenOutOfRange { text: 1, position: 1, vocab_size: 1026, .. }),
+            "{error}"
+        );
+    }
+    assert!(model.forward(&[vec![1025]]).is_ok());
+}
+
+#[test]
+fn a_text_without_tokens_is_refused() {
+    let error = load("base").forward(&[vec![1], vec![]]).unwrap_err();
+    assert!(matches!(error, Error::EmptyText { text: 1 }), "{error}");
+}

@@ -1,0 +1,314 @@
+//! The facade, on the fixtures.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qwen3_embed::{
+    DEFAULT_INSTRUCTION, Embedder, EmbedderBuilder, Embeddings, Error, ModelError, Overflow,
+    Precision, SpecialTokens, instruct, normalize,
+};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+}
+
+fn builder(name: &str) -> EmbedderBuilder {
+    Embedder::builder(fixture(name))
+}
+
+fn embedder(name: &str) -> Embedder {
+    builder(name).build().unwrap()
+}
+
+/// A copy of a fixture's files with a change to one of the JSON files.
+fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::write(dir.path().join(file), fs::read(fixture(name).join(file)).unwrap()).unwrap();
+    }
+    let path = dir.path().join(file);
+    let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+    dir
+}
+
+const TEXTS: [&str; 4] = [
+    "今天天气真好,适合出去散步",
+    "The weather is great today, perfect for a walk",
+    "今日の天気はとても良いです、散歩に最適です",
+    "오늘 날씨가 정말 좋네요, 산책하기 딱 좋아요",
+];
+
+fn assert_unit_length(embeddings: &Embeddings) {
+    for row in embeddings {
+        let square: f64 = row.iter().map(|&v| f64::from(v).powi(2)).sum();
+        assert!((square - 1.0).abs() < 1e-6, "{square}");
+    }
+}
+
+#[test]
+fn texts_give_the_vectors_of_transformers() {
+    for name in ["base", "causal-lm-untied", "wide"] {
+        let golden: Value =
+            serde_json::from_slice(&fs::read(fixture(name).join("golden.json")).unwrap()).unwrap();
+        let texts = golden["texts"].as_array().unwrap();
+        let texts: Vec<&str> = texts.iter().map_while(Value::as_str).collect();
+        assert!(texts.len() >= 9 && texts.contains(&""));
+        let embeddings = embedder(name).embed_documents(&texts).unwrap();
+        assert_unit_length(&embeddings);
+        for (row, expected) in embeddings.iter().zip(golden["embeddings"].as_array().unwrap()) {
+            let mut expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
+            normalize(&mut expected);
+            for (got, expected) in row.iter().zip(expected) {
+                assert!((got - expected).abs() <= 1e-5, "{name}: {got} for {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_is_embedded_behind_its_instruction() {
+    let embedder = embedder("base");
+    let query = ["What is the capital of China?"];
+    let by_hand = [instruct(DEFAULT_INSTRUCTION, query[0])];
+    let queries = embedder.embed_queries(&query).unwrap();
+    assert_eq!(queries, embedder.embed_documents(&by_hand).unwrap());
+    assert_eq!(queries, embedder.embed_queries_with(DEFAULT_INSTRUCTION, &query).unwrap());
+    assert_ne!(queries, embedder.embed_documents(&query).unwrap());
+    assert_ne!(queries, embedder.embed_queries_with("Find a duplicate", &query).unwrap());
+}
+
+/// No file says that a model was trained for shorter vectors, and none is asked.
+#[test]
+fn dimensions_are_cut_first_and_normalised_second() {
+    let full = embedder("wide").embed_documents(&TEXTS).unwrap();
+    assert_eq!(full.dim(), 256);
+    for dim in [1, 2, 31, 32, 255, 256] {
+        let short = builder("wide").dimensions(dim).build().unwrap();
+        assert_eq!(short.dimensions(), dim);
+        let short = short.embed_documents(&TEXTS).unwrap();
+        assert_eq!((short.rows(), short.dim()), (4, dim));
+        assert_unit_length(&short);
+        for (short, full) in short.as_slice().iter().zip(full.truncate(dim).unwrap().as_slice()) {
+            assert!((short - full).abs() <= 1e-6);
+        }
+    }
+}
+
+#[test]
+fn settings_out_of_range_are_refused_with_the_range() {
+    let cases = [
+        (builder("base").dimensions(0), "0 dimensions were asked for, there can be 1..=64"),
+        (builder("base").dimensions(65), "65 dimensions were asked for, there can be 1..=64"),
+        (builder("base").max_tokens(0), "max_tokens is 0, it must be in 1..=8192"),
+        (builder("base").max_tokens(8193), "max_tokens is 8193, it must be in 1..=8192"),
+        (builder("base").threads(0), "threads is 0, it must be in 1..=1024"),
+        (builder("base").threads(1025), "threads is 1025, it must be in 1..=1024"),
+    ];
+    for (builder, message) in cases {
+        assert_eq!(builder.build().unwrap_err().to_string(), message);
+    }
+    assert!(matches!(
+        builder("base").batch_tokens(0).build(),
+        Err(Error::Setting { setting: "batch_tokens", got: 0, min: 1, .. })
+    ));
+}
+
+#[test]
+fn a_source_that_is_no_model_is_refused_by_name() {
+    let error = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").build().unwrap_err();
+    assert!(
+        matches!(&error, Error::NoSuchFolder { path } if path.ends_with("Qwen3-Embedding-0.6B"))
+    );
+    let file = fixture("base").join("config.json");
+    assert!(matches!(Embedder::builder(file).build(), Err(Error::NoSuchFolder { .. })));
+    let dir = changed("base", "config.json", |_| {});
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let error = Embedder::builder(dir.path()).build().unwrap_err();
+    assert!(
+        matches!(&error, Error::Io { path, .. } if path.ends_with("tokenizer.json")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_tokenizer_of_another_vocabulary_is_refused() {
+    let dir = changed("causal-lm-tied", "tokenizer.json", |json| {
+        for id in 1026..1100 {
+            json["model"]["vocab"][format!("token {id}")] = json!(id);
+        }
+    });
+    let error = Embedder::builder(dir.path()).build().unwrap_err();
+    assert!(matches!(error, Error::Vocabulary { vocab_size: 1026, .. }), "{error}");
+    // An end-of-text token beyond the vocabulary alone is enough.
+    let dir = changed("causal-lm-tied", "tokenizer.json", |json| {
+        json["added_tokens"][0]["id"] = json!(5000);
+        json["post_processor"]["processors"][1]["special_tokens"]["<|endoftext|>"]["ids"] =
+            json!([5000]);
+    });
+    let error = Embedder::builder(dir.path()).build().unwrap_err();
+    assert!(matches!(error, Error::Vocabulary { max_token: 5000, .. }), "{error}");
+}
+
+#[test]
+fn a_text_over_the_limit_is_an_error_or_cut() {
+    let limited = |overflow| builder("base").max_tokens(6).overflow(overflow).build().unwrap();
+    let whole = embedder("base");
+    let tokens = whole.tokenize(&TEXTS[1..2]).unwrap().remove(0);
+    let n_tokens = tokens.len();
+    assert!(n_tokens > 6);
+
+    let error = limited(Overflow::Error).embed_documents(&["short", TEXTS[1]]).unwrap_err();
+    assert_eq!(error.to_string(), format!("text 1 has {n_tokens} tokens, the limit is 6"));
+    let error = limited(Overflow::Error).embed_tokens(&[vec![1; 7]]).unwrap_err();
+    assert!(matches!(error, Error::TextTooLong { text: 0, n_tokens: 7, max_tokens: 6 }));
+
+    let right = [&tokens[..5], &tokens[n_tokens - 1..]].concat();
+    let left = tokens[n_tokens - 6..].to_vec();
+    for (overflow, kept) in [(Overflow::TruncateRight, right), (Overflow::TruncateLeft, left)] {
+        let limited = limited(overflow);
+        let kept = [kept];
+        assert_eq!(limited.tokenize(&TEXTS[1..2]).unwrap(), kept);
+        let expected = whole.embed_tokens(&kept).unwrap();
+        assert_eq!(limited.embed_documents(&TEXTS[1..2]).unwrap(), expected);
+        assert_eq!(limited.embed_tokens(&[&tokens]).unwrap(), expected);
+    }
+}
+
+/// Other engines hang or fail on these: a text of exactly the limit, one over the batch's budget.
+#[test]
+fn any_budget_gives_the_same_vectors_in_order() {
+    let embedder = embedder("base");
+    let tokens = embedder.tokenize(&TEXTS).unwrap();
+    let exact = tokens.iter().map(Vec::len).max().unwrap();
+    let expected = embedder.embed_documents(&TEXTS).unwrap();
+    for batch_tokens in [1, 2, exact - 1, exact, exact + 1, 2 * exact, usize::MAX] {
+        let embedder =
+            builder("base").batch_tokens(batch_tokens).max_tokens(exact).build().unwrap();
+        assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected, "{batch_tokens}");
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_vectors() {
+    let expected = embedder("wide").embed_documents(&TEXTS).unwrap();
+    for threads in [1, 2, 5] {
+        let embedder = builder("wide").threads(threads).build().unwrap();
+        assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected, "{threads} threads");
+    }
+}
+
+/// Calls from many threads at once, some of them threads of a pool, neither hang nor mix.
+#[test]
+fn an_embedder_is_shared_between_threads() {
+    fn is_send_and_sync<T: Send + Sync>(_: &T) {}
+    for embedder in [embedder("base"), builder("base").threads(2).build().unwrap()] {
+        is_send_and_sync(&embedder);
+        let expected = embedder.embed_documents(&TEXTS).unwrap();
+        (0..32usize).into_par_iter().for_each(|i| {
+            let row = embedder.embed_documents(&TEXTS[i % 4..=i % 4]).unwrap();
+            assert_eq!(row.row(0), expected.row(i % 4));
+        });
+    }
+}
+
+#[test]
+fn nothing_gives_nothing_and_an_empty_text_is_its_end() {
+    let embedder = embedder("base");
+    let none = embedder.embed_documents(&[] as &[&str]).unwrap();
+    assert_eq!((none.rows(), none.dim()), (0, 64));
+    assert!(embedder.embed_tokens(&[] as &[Vec<u32>]).unwrap().is_empty());
+    assert_eq!(embedder.tokenize(&[""]).unwrap(), [[1000]]);
+    let empty = embedder.embed_documents(&[""]).unwrap();
+    assert_eq!(empty, embedder.embed_tokens(&[[1000]]).unwrap());
+    assert_unit_length(&empty);
+}
+
+#[test]
+fn tokens_are_embedded_as_they_are() {
+    let embedder = embedder("base");
+    let tokens = embedder.tokenize(&TEXTS).unwrap();
+    let expected = embedder.embed_documents(&TEXTS).unwrap();
+    assert_eq!(embedder.embed_tokens(&tokens).unwrap(), expected);
+    let without_end: Vec<_> = tokens.iter().map(|text| &text[..text.len() - 1]).collect();
+    assert_ne!(embedder.embed_tokens(&without_end).unwrap(), expected);
+}
+
+#[test]
+fn tokens_that_cannot_be_embedded_are_named() {
+    // One text for each batch: the index is that of the call, not of the batch.
+    let embedder = builder("base").batch_tokens(1).build().unwrap();
+    let error = embedder.embed_tokens(&[vec![1], vec![2], vec![3, 151_643]]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "text 2: token id 151643 at position 1 is not below the vocabulary size 1026"
+    );
+    let error = embedder.embed_tokens(&[vec![1], vec![]]).unwrap_err();
+    assert!(matches!(error, Error::Model(ModelError::EmptyText { text: 1 })));
+    let error = error.shift_text(10);
+    assert!(matches!(error, Error::Model(ModelError::EmptyText { text: 11 })));
+}
+
+#[test]
+fn special_tokens_of_a_text_are_parsed_or_not() {
+    let text = ["ignore this<|im_end|>"];
+    let parsed = embedder("base");
+    let plain = builder("base").special_tokens(SpecialTokens::PlainText).build().unwrap();
+    assert!(parsed.tokenize(&text).unwrap()[0].contains(&1002));
+    assert!(!plain.tokenize(&text).unwrap()[0].contains(&1002));
+    assert_ne!(parsed.embed_documents(&text).unwrap(), plain.embed_documents(&text).unwrap());
+    assert_eq!(parsed.embed_documents(&TEXTS).unwrap(), plain.embed_documents(&TEXTS).unwrap());
+}
+
+#[test]
+fn bf16_weights_are_those_of_the_checkpoint() {
+    let exact = embedder("wide").embed_documents(&TEXTS).unwrap();
+    let bf16 = builder("wide").precision(Precision::Bf16).build().unwrap();
+    let similarity = bf16.embed_documents(&TEXTS).unwrap().similarity(&exact).unwrap();
+    for i in 0..TEXTS.len() {
+        assert!(similarity.get(i, i) > 0.999_999);
+    }
+}
+
+/// Weights whose hidden states overflow in one text only: the error names it.
+#[test]
+fn a_vector_that_is_not_finite_is_an_error_that_names_its_text() {
+    let dir = changed("causal-lm-tied", "config.json", |_| {});
+    let path = dir.path().join("model.safetensors");
+    let poisoned = poison_token(&fs::read(&path).unwrap(), 7);
+    fs::write(&path, poisoned).unwrap();
+    let embedder = Embedder::builder(dir.path()).batch_tokens(2).build().unwrap();
+    assert!(embedder.embed_tokens(&[[1, 2], [3, 4]]).is_ok());
+    let error = embedder.embed_tokens(&[[1, 2], [3, 4], [5, 7], [6, 8]]).unwrap_err();
+    assert!(matches!(error, Error::Model(ModelError::NotFinite { text: 2, .. })), "{error}");
+}
+
+/// The bytes of an f32 safetensors file with NaN in the embedding of one token.
+fn poison_token(file: &[u8], token: usize) -> Vec<u8> {
+    let header_size = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&file[8..8 + header_size]).unwrap();
+    let info = &header["model.embed_tokens.weight"];
+    let start = info["data_offsets"][0].as_u64().unwrap() as usize;
+    let columns = info["shape"][1].as_u64().unwrap() as usize;
+    let at = 8 + header_size + start + token * columns * 4;
+    let mut file = file.to_vec();
+    file[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    file
+}
+
+#[test]
+fn the_published_configs_are_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/configs");
+    if !folder.is_dir() {
+        return;
+    }
+    for (file, hidden_size, layers) in [("0.6b", 1024, 28), ("4b", 2560, 36), ("8b", 4096, 36)] {
+        let path = folder.join(format!("{file}.json"));
+        let config = qwen3_embed::Config::from_json(&fs::read(&path).unwrap(), &path).unwrap();
+        assert_eq!((config.hidden_size, config.num_hidden_layers), (hidden_size, layers));
+    }
+}
