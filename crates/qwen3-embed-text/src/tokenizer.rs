@@ -1,3 +1,4 @@
+use std::panic;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -52,6 +53,15 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if it does not parse; [`Error::PostProcessor`] or
     /// [`Error::NoEndOfText`] if it is not the tokenizer of such a model.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
+        // The tokenizers crate panics on some damaged files: on a template that names a token which
+        // it does not define, for instance.
+        panic::catch_unwind(|| Self::parse(json, path)).unwrap_or_else(|_| {
+            let source = "the parser panicked".into();
+            Err(Error::Tokenizer { path: path.to_path_buf(), source })
+        })
+    }
+
+    fn parse(json: &[u8], path: &Path) -> Result<Self> {
         let damaged = |source| Error::Tokenizer { path: path.to_path_buf(), source };
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(damaged)?;
         inner.with_truncation(None).map_err(damaged)?.with_padding(None);

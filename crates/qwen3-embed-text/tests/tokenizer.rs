@@ -182,6 +182,18 @@ fn a_file_that_is_no_tokenizer_is_refused_by_name() {
 }
 
 #[test]
+fn a_file_on_which_the_parser_panics_is_refused() {
+    let error = changed(|json| {
+        json["post_processor"]["processors"][1]["special_tokens"] = json!({});
+    });
+    assert!(matches!(error, Err(Error::Tokenizer { .. })), "{error:?}");
+    let whole = tokenizer_json().to_string();
+    let cut = &whole[..whole.find("\"decoder\":{").unwrap() + 15];
+    let error = Tokenizer::from_json(cut.as_bytes(), Path::new("tokenizer.json"));
+    assert!(matches!(error, Err(Error::Tokenizer { .. })), "{error:?}");
+}
+
+#[test]
 fn white_space_that_the_regex_engine_cannot_follow_is_an_error() {
     let tokenizer = tokenizer();
     // Up to the limit, a run is split as anywhere: its last character goes with the next word.

@@ -101,10 +101,19 @@ impl Embedder {
     ///
     /// [`Error::TextTooLong`] or [`Error::Text`] as for [`embed_documents`](Self::embed_documents).
     pub fn tokenize(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
-        let mut tokens =
-            self.install(|| self.tokenizer.encode_batch(texts, self.special_tokens))?;
+        let mut tokens = self.encode(texts)?;
         self.fit(&mut tokens)?;
         Ok(tokens)
+    }
+
+    /// The number of tokens of each text as a document, the end-of-text token included, whether or
+    /// not it is over the limit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Text`] if a text cannot be tokenized.
+    pub fn count_tokens(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<usize>> {
+        Ok(self.encode(texts)?.iter().map(Vec::len).collect())
     }
 
     /// Dimensions of the vectors that this embedder gives.
@@ -120,6 +129,11 @@ impl Embedder {
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    /// The tokens of each text, however many.
+    fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
+        Ok(self.install(|| self.tokenizer.encode_batch(texts, self.special_tokens))?)
     }
 
     /// Applies the overflow policy.

@@ -162,6 +162,7 @@ fn a_text_over_the_limit_is_an_error_or_cut() {
     let n_tokens = tokens.len();
     assert!(n_tokens > 6);
 
+    assert_eq!(limited(Overflow::Error).count_tokens(&["", TEXTS[1]]).unwrap(), [1, n_tokens]);
     let error = limited(Overflow::Error).embed_documents(&["short", TEXTS[1]]).unwrap_err();
     assert_eq!(error.to_string(), format!("text 1 has {n_tokens} tokens, the limit is 6"));
     let error = limited(Overflow::Error).embed_tokens(&[vec![1; 7]]).unwrap_err();
