@@ -1,9 +1,9 @@
 //! Tensor kernels of the Qwen3 forward pass over ragged batches.
 //!
-//! [`ops`] holds one function for each operation of the forward pass, on candle tensors. Its
-//! implementation here is the portable one, composed from candle's own operations, and runs on any
-//! device that candle knows. [`reference`](mod@reference) holds the same operations as plain loops
-//! in f64: the oracle against which every kernel is tested.
+//! [`ops`] holds one function for each operation of the forward pass, on candle tensors. [`cpu`]
+//! holds the kernels that they run on the processor, on slices, for several instruction sets.
+//! [`reference`](mod@reference) holds the same operations as plain loops in f64: the oracle against
+//! which every kernel is tested.
 //!
 //! A batch is *ragged*: the tokens of all texts lie end to end, without padding, and [`Ragged`]
 //! says where each text begins.
@@ -21,6 +21,7 @@
 //! | F | feed-forward (intermediate) size |
 //! | I, O | input and output features of a linear layer |
 
+pub mod cpu;
 mod error;
 pub mod ops;
 mod ragged;

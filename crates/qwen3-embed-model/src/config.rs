@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use qwen3_embed_kernels::cpu::Heads;
 use serde_json::Value;
 
 use crate::{Error, Result};
@@ -74,6 +75,15 @@ impl Config {
             return Err(fields.error("head_dim", "an even number".into()));
         }
         Ok(config)
+    }
+
+    /// The attention's heads.
+    pub(crate) fn heads(&self) -> Heads {
+        Heads {
+            n_heads: self.num_attention_heads,
+            n_kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+        }
     }
 }
 

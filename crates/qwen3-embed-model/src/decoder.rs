@@ -1,10 +1,13 @@
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
+use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
 use qwen3_embed_kernels::{Ragged, ops};
 
 use crate::rope::RopeTable;
 use crate::weights::{MappedRows, Precision, Weights, read_file};
+use crate::workspace::{Room, Workspace};
 use crate::{Config, Device, Error, Result};
 
 /// A Qwen3 decoder that pools the last token.
@@ -23,6 +26,8 @@ pub struct Model {
     norm: Tensor,
     rope: RopeTable,
     device: candle_core::Device,
+    /// Room for activations, one for each call that has run at the same time as others.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 /// Sees the residual stream as it passes: called with `i` and the input of layer `i`, then with the
@@ -48,7 +53,8 @@ impl Model {
         let weights = Weights::open(dir)?;
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
-        let norm = weights.f32("norm.weight", &[config.hidden_size], &device)?;
+        let norm = weights.vector("norm.weight", config.hidden_size)?;
+        let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
         let mut layers = Vec::new();
         for layer_idx in 0..config.num_hidden_layers {
             let loader = LayerLoader {
@@ -62,7 +68,7 @@ impl Model {
         }
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        Ok(Self { config, embed_tokens, layers, norm, rope, device })
+        Ok(Self { config, embed_tokens, layers, norm, rope, device, workspaces: Mutex::default() })
     }
 
     /// The model's hyper-parameters.
@@ -104,22 +110,46 @@ impl Model {
         }
         let batch = Ragged::from_lengths(texts.iter().map(|text| text.as_ref().len()))?;
         let ids: Vec<u32> = texts.iter().flat_map(|text| text.as_ref()).copied().collect();
-        let shape = (batch.n_tokens(), self.config.hidden_size);
-        let mut x = Tensor::from_vec(self.embed_tokens.gather(&ids), shape, &self.device)?;
-        let (cos, sin) = self.rope.gather(&batch, &self.device)?;
-        for (layer_idx, layer) in self.layers.iter().enumerate() {
-            if let Some(trace) = &mut trace {
-                trace(layer_idx, &ops::to_f32(&x)?);
-            }
-            x = layer.forward(&x, &cos, &sin, &batch)?;
-        }
-        if let Some(trace) = &mut trace {
-            trace(self.layers.len(), &ops::to_f32(&x)?);
-        }
-        let last = ops::gather_rows(&x, &batch.last_rows())?;
-        let pooled = ops::to_f32(&ops::rms_norm(&last, &self.norm, self.config.rms_norm_eps)?)?;
+        let mut workspace = self.workspace();
+        let pooled = self.forward_batch(&batch, &ids, &mut workspace, &mut trace);
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+        let pooled = pooled?;
         check_finite(&pooled, self.config.hidden_size)?;
         Ok(pooled)
+    }
+
+    /// A workspace that no other call uses.
+    fn workspace(&self) -> Workspace {
+        let mut free = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        free.pop().unwrap_or_default()
+    }
+
+    fn forward_batch(
+        &self,
+        batch: &Ragged,
+        ids: &[u32],
+        workspace: &mut Workspace,
+        trace: &mut Option<Trace<'_>>,
+    ) -> Result<Vec<f32>> {
+        let shape = (batch.n_tokens(), self.config.hidden_size);
+        let x = Tensor::from_vec(self.embed_tokens.gather(ids), shape, &self.device)?;
+        let (cos, sin) = self.rope.gather(batch, &self.device)?;
+        let mut show = |layer_idx: usize| -> Result<()> {
+            if let Some(trace) = trace {
+                trace(layer_idx, &ops::to_f32(&x)?);
+            }
+            Ok(())
+        };
+        let room = workspace.room(batch.n_tokens(), &self.config, &self.device)?;
+        for (layer_idx, layer) in self.layers.iter().enumerate() {
+            show(layer_idx)?;
+            layer.forward(&x, [&cos, &sin], batch, &room)?;
+        }
+        show(self.layers.len())?;
+        let last = ops::gather_rows(&x, &batch.last_rows())?;
+        let pooled = last.zeros_like()?;
+        ops::rms_norm(&last, &self.norm, self.config.rms_norm_eps, &pooled)?;
+        Ok(ops::to_f32(&pooled)?)
     }
 
     /// Checks every text's tokens as [`forward`](Self::forward) does, without computing anything.
@@ -164,50 +194,39 @@ struct DecoderLayer {
     input_layernorm: Tensor,
     /// q_proj, k_proj and v_proj as one product, [(H + 2K) · D, C].
     qkv_proj: ops::Linear,
+    /// Divided by √D, which attention would else do with every score.
     q_norm: Tensor,
     k_norm: Tensor,
     o_proj: ops::Linear,
     post_attention_layernorm: Tensor,
-    /// gate_proj and up_proj as one product, [2F, C].
+    /// gate_proj and up_proj as one product with SwiGLU behind it, [2F, C].
     gate_up_proj: ops::Linear,
     down_proj: ops::Linear,
     heads: Heads,
     eps: f64,
 }
 
-/// Columns of the packed QKV projection.
-#[derive(Debug, Clone, Copy)]
-struct Heads {
-    /// H · D
-    q_size: usize,
-    /// K · D
-    kv_size: usize,
-    head_dim: usize,
-}
-
 impl DecoderLayer {
-    /// The residual stream [T, C] after this layer.
-    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor, batch: &Ragged) -> Result<Tensor> {
-        let h = ops::rms_norm(x, &self.input_layernorm, self.eps)?;
-        let x = (x + self.attention(&h, cos, sin, batch)?)?;
-        let h = ops::rms_norm(&x, &self.post_attention_layernorm, self.eps)?;
-        Ok((&x + self.mlp(&h)?)?)
-    }
+    /// Adds this layer's attention and MLP to the residual stream `x`, [T, C].
+    fn forward(
+        &self,
+        x: &Tensor,
+        rope: [&Tensor; 2],
+        batch: &Ragged,
+        room: &Room<'_>,
+    ) -> Result<()> {
+        let Room { hidden, qkv, attention, ffn, scratch } = room;
 
-    fn attention(&self, h: &Tensor, cos: &Tensor, sin: &Tensor, batch: &Ragged) -> Result<Tensor> {
-        let Heads { q_size, kv_size, head_dim } = self.heads;
-        let qkv = self.qkv_proj.forward(h)?;
-        let q = qkv.narrow(1, 0, q_size)?;
-        let k = qkv.narrow(1, q_size, kv_size)?;
-        let v = qkv.narrow(1, q_size + kv_size, kv_size)?;
-        let q = ops::qk_norm_rope(&q, &self.q_norm, self.eps, cos, sin)?;
-        let k = ops::qk_norm_rope(&k, &self.k_norm, self.eps, cos, sin)?;
-        let v = v.reshape((batch.n_tokens(), kv_size / head_dim, head_dim))?;
-        Ok(self.o_proj.forward(&ops::causal_attention(&q, &k, &v, batch)?)?)
-    }
+        ops::rms_norm(x, &self.input_layernorm, self.eps, hidden)?;
+        self.qkv_proj.forward(hidden, qkv, Epilogue::Store)?;
+        ops::qk_norm_rope(qkv, self.heads, [&self.q_norm, &self.k_norm], self.eps, rope)?;
+        ops::causal_attention(qkv, batch, self.heads, scratch, attention)?;
+        self.o_proj.forward(attention, x, Epilogue::Add)?;
 
-    fn mlp(&self, h: &Tensor) -> Result<Tensor> {
-        Ok(self.down_proj.forward(&ops::swiglu(&self.gate_up_proj.forward(h)?)?)?)
+        ops::rms_norm(x, &self.post_attention_layernorm, self.eps, hidden)?;
+        self.gate_up_proj.forward(hidden, ffn, Epilogue::Store)?;
+        self.down_proj.forward(ffn, x, Epilogue::Add)?;
+        Ok(())
     }
 }
 
@@ -224,24 +243,22 @@ impl LayerLoader<'_> {
     fn load(&self) -> Result<DecoderLayer> {
         let c = self.config.hidden_size;
         let f = self.config.intermediate_size;
-        let d = self.config.head_dim;
-        let q_size = self.config.num_attention_heads * d;
-        let kv_size = self.config.num_key_value_heads * d;
-        let qkv = [
-            ("self_attn.q_proj", q_size),
-            ("self_attn.k_proj", kv_size),
-            ("self_attn.v_proj", kv_size),
-        ];
+        let bias = self.config.attention_bias;
+        let heads = self.config.heads();
+        let (q, kv) = (heads.q_columns(), heads.n_kv_heads * heads.head_dim);
+        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
+        let gate_up = [("mlp.gate_proj", f), ("mlp.up_proj", f)];
+        let q_norm = self.vector("self_attn.q_norm", heads.head_dim)?;
         Ok(DecoderLayer {
             input_layernorm: self.vector("input_layernorm", c)?,
-            qkv_proj: self.linear(&qkv, c, self.config.attention_bias)?,
-            q_norm: self.vector("self_attn.q_norm", d)?,
-            k_norm: self.vector("self_attn.k_norm", d)?,
-            o_proj: self.linear(&[("self_attn.o_proj", c)], q_size, self.config.attention_bias)?,
+            qkv_proj: self.linear(&qkv, c, bias, Layout::Plain)?,
+            q_norm: (q_norm / (heads.head_dim as f64).sqrt())?,
+            k_norm: self.vector("self_attn.k_norm", heads.head_dim)?,
+            o_proj: self.linear(&[("self_attn.o_proj", c)], q, bias, Layout::Plain)?,
             post_attention_layernorm: self.vector("post_attention_layernorm", c)?,
-            gate_up_proj: self.linear(&[("mlp.gate_proj", f), ("mlp.up_proj", f)], c, false)?,
-            down_proj: self.linear(&[("mlp.down_proj", c)], f, false)?,
-            heads: Heads { q_size, kv_size, head_dim: d },
+            gate_up_proj: self.linear(&gate_up, c, false, Layout::SwiGlu)?,
+            down_proj: self.linear(&[("mlp.down_proj", c)], f, false, Layout::Plain)?,
+            heads,
             eps: self.config.rms_norm_eps,
         })
     }
@@ -251,7 +268,8 @@ impl LayerLoader<'_> {
     }
 
     fn vector(&self, module: &str, length: usize) -> Result<Tensor> {
-        self.weights.f32(&self.name(module, "weight"), &[length], self.device)
+        let values = self.weights.vector(&self.name(module, "weight"), length)?;
+        Ok(Tensor::from_vec(values, length, self.device)?)
     }
 
     /// Modules of [rows, columns] as one linear layer.
@@ -260,20 +278,20 @@ impl LayerLoader<'_> {
         modules: &[(&str, usize)],
         n_columns: usize,
         has_bias: bool,
+        layout: Layout,
     ) -> Result<ops::Linear> {
         let parts: Vec<_> =
             modules.iter().map(|&(module, rows)| (self.name(module, "weight"), rows)).collect();
-        let weight = self.weights.stacked(&parts, n_columns, self.precision, self.device)?;
-        let mut biases = Vec::new();
+        let linear = self.weights.linear(&parts, n_columns, self.precision, layout)?;
+        let mut bias = Vec::new();
         for &(module, rows) in modules {
             let name = self.name(module, "bias");
             if has_bias {
-                biases.push(self.weights.f32(&name, &[rows], self.device)?);
+                bias.extend(self.weights.vector(&name, rows)?);
             } else if self.weights.contains(&name) {
                 return Err(Error::UnexpectedTensor { path: self.weights.path_of(&name), name });
             }
         }
-        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
-        Ok(ops::Linear::new(weight, bias)?)
+        Ok(if has_bias { linear.with_bias(bias)? } else { linear })
     }
 }

@@ -17,6 +17,7 @@ mod device;
 mod error;
 mod rope;
 mod weights;
+mod workspace;
 
 pub use config::Config;
 pub use decoder::{Model, Trace};

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
-use rayon::prelude::*;
+use qwen3_embed_kernels::cpu::Layout;
+use qwen3_embed_kernels::ops::Linear;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ pub enum Precision {
     #[default]
     F32,
     /// Weights in bf16, as the published checkpoints store them; products in f32. Two bytes for
-    /// each weight, and the same result as `F32` where the checkpoint is in bf16.
+    /// each weight, the same result as `F32` where the checkpoint is in bf16, and no slower.
     Bf16,
 }
 
@@ -78,31 +78,35 @@ impl Weights {
         stored.map_or_else(|| self.dir.clone(), |stored| stored.file.path.clone())
     }
 
-    /// The decoder's tensor `name` in f32, whatever its type in the file.
-    pub(crate) fn f32(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let stored = self.stored(name, shape)?;
-        let mut values = vec![0f32; stored.len()];
+    /// The decoder's vector `name` in f32, whatever its type in the file.
+    pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
+        let stored = self.stored(name, &[length])?;
+        let mut values = vec![0f32; length];
         stored.read(0, &mut values);
-        Ok(Tensor::from_vec(values, shape, device)?)
+        Ok(values)
     }
 
-    /// Weight matrices with the same number of columns, one below the other, in `precision`.
-    pub(crate) fn stacked(
+    /// Weight matrices with the same number of columns, one below the other, as one linear layer.
+    pub(crate) fn linear(
         &self,
         parts: &[(String, usize)],
         n_columns: usize,
         precision: Precision,
-        device: &Device,
-    ) -> Result<Tensor> {
+        layout: Layout,
+    ) -> Result<Linear> {
         let mut stored = Vec::with_capacity(parts.len());
         for (name, rows) in parts {
             stored.push(self.stored(name, &[*rows, n_columns])?);
         }
-        let shape = (parts.iter().map(|(_, rows)| rows).sum::<usize>(), n_columns);
-        match precision {
-            Precision::F32 => Ok(Tensor::from_vec(concatenate::<f32>(&stored), shape, device)?),
-            Precision::Bf16 => Ok(Tensor::from_vec(concatenate::<bf16>(&stored), shape, device)?),
-        }
+        let n_rows = parts.iter().map(|(_, rows)| rows).sum();
+        Ok(match precision {
+            Precision::F32 => Linear::pack_f32(n_rows, n_columns, layout, |o, row| {
+                read_row(&stored, o, row);
+            }),
+            Precision::Bf16 => Linear::pack_bf16(n_rows, n_columns, layout, |o, row| {
+                read_row(&stored, o, row);
+            }),
+        })
     }
 
     /// The rows of the decoder's tensor `name`, left in the file until they are asked for.
@@ -147,11 +151,6 @@ impl MappedRows {
 }
 
 impl Stored {
-    /// Number of elements.
-    fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
     /// Converts the elements from `start` on into `out`. `Weights::stored` has checked the type.
     fn read<T: Element>(&self, start: usize, out: &mut [T]) {
         let bytes = &self.file.map[self.range.clone()];
@@ -196,21 +195,14 @@ impl Element for bf16 {
     }
 }
 
-/// Elements that one thread converts at a time.
-const CHUNK: usize = 1 << 18;
-
-/// The elements of all tensors, one after the other, converted in parallel.
-fn concatenate<T: Element>(tensors: &[Stored]) -> Vec<T> {
-    let mut values = vec![T::default(); tensors.iter().map(Stored::len).sum()];
-    let mut rest = values.as_mut_slice();
-    for stored in tensors {
-        let (part, tail) = rest.split_at_mut(stored.len());
-        part.par_chunks_mut(CHUNK)
-            .enumerate()
-            .for_each(|(chunk, out)| stored.read(chunk * CHUNK, out));
-        rest = tail;
+/// Reads row `row_idx` of matrices that lie one below the other.
+fn read_row<T: Element>(matrices: &[Stored], mut row_idx: usize, out: &mut [T]) {
+    for matrix in matrices {
+        if row_idx < matrix.shape[0] {
+            return matrix.read(row_idx * out.len(), out);
+        }
+        row_idx -= matrix.shape[0];
     }
-    values
 }
 
 /// A whole file.

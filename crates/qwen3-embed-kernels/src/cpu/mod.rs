@@ -1,0 +1,68 @@
+//! The forward pass's operations on the processor, on slices of f32.
+//!
+//! Each kernel is written once, over the vector operations of `simd`, and compiled for several
+//! instruction sets. [`Kernels`] is a table of one set's kernels, and the only code that asks what
+//! the processor can do is [`Kernels::available`].
+//!
+//! # Determinism
+//!
+//! With one kernel set, a row's result depends on that row alone (for attention: on its text
+//! alone), bit for bit: not on the rest of the batch, nor on the number of threads.
+
+mod attention;
+mod dispatch;
+mod linear;
+mod product;
+mod rows;
+mod simd;
+
+use rayon::prelude::*;
+
+pub use attention::{AttentionScratch, Heads, causal_attention};
+pub use dispatch::Kernels;
+pub use linear::{Epilogue, Layout, PackedWeight};
+
+/// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current
+/// pool.
+///
+/// # Shapes
+///
+/// `x` and `out` are [rows, C] and `weight` is `[C]`.
+pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let n = weight.len();
+    let rows = x.par_chunks_exact(n).zip(out.par_chunks_exact_mut(n)).with_min_len(MIN_ROWS);
+    // SAFETY: the table's instructions are there, as for every table.
+    rows.for_each(|(x, out)| unsafe { (kernels.rms_norm)(x, weight, eps, out) });
+}
+
+/// Per-head RMSNorm and RoPE of the queries and keys of a batch, in place, in parallel on rayon's
+/// current pool.
+///
+/// # Shapes
+///
+/// `qkv` is [T, (H + 2K) · D]; the weights are `[D]`; `cos` and `sin` are [T, D / 2], a row for each
+/// token.
+pub fn qk_norm_rope(
+    kernels: &Kernels,
+    qkv: &mut [f32],
+    heads: Heads,
+    [q_norm, k_norm]: [&[f32]; 2],
+    eps: f32,
+    [cos, sin]: [&[f32]; 2],
+) {
+    let half = heads.head_dim / 2;
+    let rows = qkv.par_chunks_exact_mut(heads.qkv_columns()).with_min_len(MIN_ROWS);
+    let tables = cos.par_chunks_exact(half).zip(sin.par_chunks_exact(half));
+    rows.zip(tables).for_each(|(row, (cos, sin))| {
+        let (q, kv) = row.split_at_mut(heads.q_columns());
+        let k = &mut kv[..heads.n_kv_heads * heads.head_dim];
+        // SAFETY: the table's instructions are there, as for every table.
+        unsafe {
+            (kernels.qk_norm_rope)(q, q_norm, eps, cos, sin);
+            (kernels.qk_norm_rope)(k, k_norm, eps, cos, sin);
+        }
+    });
+}
+
+/// Rows that are worth a task of their own.
+const MIN_ROWS: usize = 8;

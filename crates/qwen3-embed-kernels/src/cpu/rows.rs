@@ -1,0 +1,55 @@
+//! Operations on one row at a time.
+
+use super::linear::{load_part, store_part};
+use super::simd::Simd;
+
+/// `out = x / sqrt(mean(x²) + eps) · weight` for one row.
+#[inline(always)]
+pub(super) fn rms_norm<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = s.splat(inverse_rms(s, x, eps));
+    let parts = x.chunks(S::LANES).zip(weight.chunks(S::LANES)).zip(out.chunks_mut(S::LANES));
+    for ((x, weight), out) in parts {
+        let normed = s.mul(load_part(s, x), scale);
+        store_part(s, out, s.mul(normed, load_part(s, weight)));
+    }
+}
+
+/// Per-head RMSNorm and RoPE of one token's heads, in place. `cos` and `sin` are of its position.
+#[inline(always)]
+pub(super) fn qk_norm_rope<S: Simd>(
+    s: S,
+    heads: &mut [f32],
+    weight: &[f32],
+    eps: f32,
+    cos: &[f32],
+    sin: &[f32],
+) {
+    let half = weight.len() / 2;
+    let (weight_low, weight_high) = weight.split_at(half);
+    for head in heads.chunks_exact_mut(weight.len()) {
+        let scale = s.splat(inverse_rms(s, head, eps));
+        let (low, high) = head.split_at_mut(half);
+        for start in (0..half).step_by(S::LANES) {
+            let part = start..(start + S::LANES).min(half);
+            let (cos, sin) = (load_part(s, &cos[part.clone()]), load_part(s, &sin[part.clone()]));
+            let a = s.mul(load_part(s, &low[part.clone()]), scale);
+            let b = s.mul(load_part(s, &high[part.clone()]), scale);
+            let a = s.mul(a, load_part(s, &weight_low[part.clone()]));
+            let b = s.mul(b, load_part(s, &weight_high[part.clone()]));
+            let rotated = s.sub(s.mul(a, cos), s.mul(b, sin));
+            store_part(s, &mut low[part.clone()], rotated);
+            store_part(s, &mut high[part], s.mul_add(b, cos, s.mul(a, sin)));
+        }
+    }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+    let mut squares = s.splat(0.0);
+    for part in x.chunks(S::LANES) {
+        let part = load_part(s, part);
+        squares = s.mul_add(part, part, squares);
+    }
+    1.0 / (s.sum(squares) / x.len() as f32 + eps).sqrt()
+}
