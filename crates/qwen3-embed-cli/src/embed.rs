@@ -51,9 +51,25 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum PrecisionArg {
+pub(crate) enum PrecisionArg {
     F32,
     Bf16,
+}
+
+impl PrecisionArg {
+    /// The name on the command line.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -120,10 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 impl Args {
     fn build(&self) -> Result<Embedder, Error> {
         let mut builder = Embedder::builder(self.model.as_path())
-            .precision(match self.precision {
-                PrecisionArg::F32 => Precision::F32,
-                PrecisionArg::Bf16 => Precision::Bf16,
-            })
+            .precision(self.precision.into())
             .overflow(match self.overflow {
                 OverflowArg::Error => Overflow::Error,
                 OverflowArg::TruncateLeft => Overflow::TruncateLeft,

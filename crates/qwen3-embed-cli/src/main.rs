@@ -1,6 +1,7 @@
 //! The `qwen3-embed` command: text embeddings with Qwen3 models.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod embed;
 
 use std::io;
@@ -19,11 +20,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Embed(args) => embed::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

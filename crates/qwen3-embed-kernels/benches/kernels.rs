@@ -1,7 +1,7 @@
 //! Every kernel of every kernel set in the shapes of Qwen3-Embedding-0.6B, on one thread:
 //! `cargo bench --package qwen3-embed-kernels`. Throughput is counted in floating-point operations
-//! (read "elem/s" as FLOP/s), to be held against the `peak` line of the same set.
-#![allow(missing_docs, clippy::unwrap_used)]
+//! (read "elem/s" as FLOP/s), to be held against the peak that is printed for the set.
+#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
 use std::hint::black_box;
 
@@ -23,21 +23,6 @@ fn values(n: usize) -> Vec<f32> {
 
 fn flop(group: &mut Group<'_>, flop: usize) {
     group.throughput(Throughput::Elements(flop as u64));
-}
-
-/// Nearly the most that multiply-adds can reach: a product that stays in the first cache.
-fn peak(group: &mut Group<'_>, kernels: &'static Kernels) {
-    let (rows, n_in, n_out) = (48, 96, 16);
-    let weight = values(n_in);
-    let packed = PackedWeight::pack_f32(n_out, n_in, Layout::Plain, |_, row| {
-        row.copy_from_slice(&weight);
-    });
-    let packed = packed.repacked(kernels);
-    let (x, mut out) = (values(rows * n_in), vec![0.0; rows * n_out]);
-    flop(group, 2 * rows * n_in * n_out);
-    group.bench_function("peak", |b| {
-        b.iter(|| packed.multiply(black_box(&x), None, &mut out, Epilogue::Store));
-    });
 }
 
 fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
@@ -109,7 +94,7 @@ fn kernels(criterion: &mut Criterion) {
     for kernels in Kernels::available() {
         let mut group = criterion.benchmark_group(kernels.name);
         group.sample_size(10);
-        peak(&mut group, kernels);
+        println!("{}: peak {:.1} GFLOP/s", kernels.name, kernels.measured_peak() / 1e9);
         linear(&mut group, kernels);
         attention(&mut group, kernels);
         rows(&mut group, kernels);

@@ -76,6 +76,14 @@ fn the_portable_set_is_always_there() {
 }
 
 #[test]
+fn the_measured_peak_is_one_a_processor_can_have() {
+    for kernels in Kernels::available() {
+        let peak = kernels.measured_peak();
+        assert!((1e7..1e12).contains(&peak), "{}: {peak:e}", kernels.name);
+    }
+}
+
+#[test]
 fn rms_norm_matches_the_reference() {
     for kernels in Kernels::available() {
         for channels in [1, 2, 7, 8, 9, 15, 16, 17, 64, 129, 1024] {

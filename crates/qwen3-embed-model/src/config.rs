@@ -77,6 +77,20 @@ impl Config {
         Ok(config)
     }
 
+    /// Floating-point operations of the products that embedding a text of `n_tokens` takes: two for
+    /// each weight and token, and four for each pair of tokens that see one another and each
+    /// dimension of the queries.
+    pub fn n_operations(&self, n_tokens: usize) -> f64 {
+        let heads = self.heads();
+        let c = self.hidden_size;
+        let attention = c * (heads.qkv_columns() + heads.q_columns());
+        let weights = (attention + 3 * c * self.intermediate_size) as f64;
+        let pairs = n_tokens as f64 * (n_tokens + 1) as f64 / 2.0;
+        let tokens = n_tokens as f64;
+        let layer = 2.0 * tokens * weights + 4.0 * pairs * heads.q_columns() as f64;
+        layer * self.num_hidden_layers as f64
+    }
+
     /// The attention's heads.
     pub(crate) fn heads(&self) -> Heads {
         Heads {
@@ -206,6 +220,16 @@ mod tests {
         assert_eq!((config.hidden_size, config.head_dim), (1024, 128));
         assert_eq!((config.rope_theta, config.rms_norm_eps), (1e6, 1e-6));
         assert!(config.tie_word_embeddings && !config.attention_bias);
+    }
+
+    #[test]
+    fn the_0_6b_model_takes_0_88_gflop_for_a_token() {
+        let config = parse(|_| {}).unwrap();
+        // 440,401,920 weights in linear layers, and 0.115 MFLOP for each token that one sees.
+        let operations = config.n_operations(1) - 4.0 * 2048.0 * 28.0;
+        assert_eq!(operations, 2.0 * 440_401_920.0);
+        let long = config.n_operations(2001) / 2001.0 - config.n_operations(1);
+        assert!((long / 2000.0 / 0.1147e6 - 1.0).abs() < 0.01, "{long}");
     }
 
     #[test]

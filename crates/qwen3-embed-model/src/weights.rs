@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use qwen3_embed_kernels::cpu::Layout;
 use qwen3_embed_kernels::ops::Linear;
 use safetensors::{Dtype, SafeTensors};
@@ -99,14 +101,16 @@ impl Weights {
             stored.push(self.stored(name, &[*rows, n_columns])?);
         }
         let n_rows = parts.iter().map(|(_, rows)| rows).sum();
-        Ok(match precision {
+        let linear = match precision {
             Precision::F32 => Linear::pack_f32(n_rows, n_columns, layout, |o, row| {
                 read_row(&stored, o, row);
             }),
             Precision::Bf16 => Linear::pack_bf16(n_rows, n_columns, layout, |o, row| {
                 read_row(&stored, o, row);
             }),
-        })
+        };
+        stored.iter().for_each(Stored::release);
+        Ok(linear)
     }
 
     /// The rows of the decoder's tensor `name`, left in the file until they are asked for.
@@ -151,6 +155,17 @@ impl MappedRows {
 }
 
 impl Stored {
+    /// Lets the system have back the memory that the tensor's pages take, now that it was packed.
+    fn release(&self) {
+        #[cfg(unix)]
+        // SAFETY: the map is read-only and backed by its file: what is read again comes from there.
+        // Advice that the system does not take costs memory and nothing else.
+        let _ = unsafe {
+            let (start, length) = (self.range.start, self.range.len());
+            self.file.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length)
+        };
+    }
+
     /// Converts the elements from `start` on into `out`. `Weights::stored` has checked the type.
     fn read<T: Element>(&self, start: usize, out: &mut [T]) {
         let bytes = &self.file.map[self.range.clone()];

@@ -1,13 +1,15 @@
 //! The kernel sets, and which of them this processor can run.
 
+use std::hint::black_box;
 use std::sync::LazyLock;
+use std::time::Instant;
 
 use half::bf16;
 
 use super::attention::{self, Block};
 use super::linear::{self, Call};
-use super::rows;
 use super::simd::{Portable, Simd};
+use super::{product, rows};
 
 /// The kernels of one instruction set, which this processor has: there is no other way to come by a
 /// table than [`Kernels::available`]. That makes it safe to call the functions in it.
@@ -24,6 +26,7 @@ pub struct Kernels {
     pub(super) attention: unsafe fn(&Block<'_>),
     pub(super) rms_norm: RmsNorm,
     pub(super) qk_norm_rope: QkNormRope,
+    multiply_adds: unsafe fn(usize) -> f32,
 }
 
 /// Of a row, with its weight and eps, into another.
@@ -51,6 +54,23 @@ impl Kernels {
         let available = Self::available();
         &available[available.len() - 1]
     }
+
+    /// Floating-point operations that one core can do in a second with this set's multiply-adds,
+    /// measured for about a tenth of a second: the limit of every kernel of the set.
+    pub fn measured_peak(&self) -> f64 {
+        const ROUNDS: usize = 1 << 20;
+        // A multiply-add is two operations; there are twelve registers of them in a round.
+        let operations = (2 * 12 * self.lanes * ROUNDS) as f64;
+        let mut best = 0f64;
+        let begin = Instant::now();
+        while begin.elapsed().as_millis() < 100 {
+            let start = Instant::now();
+            // SAFETY: the table's instructions are there, as for every table.
+            black_box(unsafe { (self.multiply_adds)(black_box(ROUNDS)) });
+            best = best.max(operations / start.elapsed().as_secs_f64());
+        }
+        best
+    }
 }
 
 /// A module with the table of one instruction set: every kernel inlined into a function that enables
@@ -71,6 +91,7 @@ macro_rules! kernel_set {
                     attention: attend,
                     rms_norm,
                     qk_norm_rope,
+                    multiply_adds,
                 }
             }
 
@@ -82,6 +103,11 @@ macro_rules! kernel_set {
             $(#[$feature])?
             unsafe fn linear_bf16(call: &Call<'_>, panels: &[bf16]) {
                 linear::multiply($new, call, panels);
+            }
+
+            $(#[$feature])?
+            unsafe fn multiply_adds(n: usize) -> f32 {
+                product::multiply_adds($new, n)
             }
 
             $(#[$feature])?

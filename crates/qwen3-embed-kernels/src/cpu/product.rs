@@ -14,6 +14,8 @@
 //! Every element is one chain of multiply-adds from the first `k` to the last. A row's result
 //! therefore depends on neither the number of rows nor the tile it is in.
 
+use std::hint::black_box;
+
 use half::bf16;
 
 use super::simd::Simd;
@@ -120,4 +122,29 @@ unsafe fn rows<S: Simd, B: Stored, const R: usize>(
     for (r, sums) in sums.into_iter().enumerate() {
         finish.finish(s, r, sums);
     }
+}
+
+/// Multiply-adds on as many registers as a tile has sums, `n` times each: nothing but the processor's
+/// arithmetic. Returns a value that depends on all of them.
+#[inline(always)]
+pub(super) fn multiply_adds<S: Simd>(s: S, n: usize) -> f32 {
+    // Values that the compiler does not know, and another one in each register, so that it can
+    // neither compute the result beforehand nor merge the registers.
+    let start = black_box([[1.0; 2], [1.1; 2], [1.2; 2], [1.3; 2], [1.4; 2], [1.5; 2]]);
+    let mut sums = [[s.splat(0.0); 2]; 6];
+    for (sums, start) in sums.iter_mut().zip(start) {
+        *sums = [s.splat(start[0]), s.splat(-start[1])];
+    }
+    let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
+    for _ in 0..n {
+        for row in &mut sums {
+            row[0] = s.mul_add(row[0], a, b);
+            row[1] = s.mul_add(row[1], a, b);
+        }
+    }
+    let mut total = s.splat(0.0);
+    for row in sums {
+        total = s.add(total, s.add(row[0], row[1]));
+    }
+    s.sum(total)
 }

@@ -1,0 +1,241 @@
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, instruct};
+use serde::Serialize;
+
+use crate::embed::PrecisionArg;
+
+/// Measure how fast a model embeds, beside the limit of this processor
+///
+/// Texts are random tokens. Loading and one warm-up run are not counted, and neither is padding,
+/// because there is none.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder with the model's files
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// How weights are kept and multiplied
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionArg,
+    /// Texts × tokens each, as 8x128 or 8x128,4x512
+    #[arg(long, value_name = "NxT,…", value_delimiter = ',')]
+    shape: Vec<Shape>,
+    /// A JSON list of lengths, embedded as one workload
+    #[arg(long, value_name = "FILE")]
+    lengths: Option<PathBuf>,
+    /// So many short queries of 4 to 16 tokens behind the default instruction, as one workload
+    #[arg(long, value_name = "N")]
+    queries: Option<usize>,
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Runs of each workload, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    n_texts: usize,
+    n_tokens: usize,
+}
+
+impl std::str::FromStr for Shape {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let numbers = s.split_once('x').and_then(|(n, t)| Some((n.parse().ok()?, t.parse().ok()?)));
+        match numbers {
+            Some((n_texts, n_tokens)) if n_texts > 0 && n_tokens > 0 => {
+                Ok(Self { n_texts, n_tokens })
+            }
+            _ => Err(format!("expected TEXTSxTOKENS, such as 8x128, got {s}")),
+        }
+    }
+}
+
+/// The texts of one measurement, as tokens.
+struct Workload {
+    name: String,
+    texts: Vec<Vec<u32>>,
+    /// Whether each text is a query, to be counted in queries a second.
+    queries: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    machine: String,
+    results: Vec<Measurement>,
+}
+
+#[derive(Serialize)]
+struct Measurement {
+    shape: String,
+    precision: String,
+    threads: usize,
+    /// Median over the runs.
+    tokens_per_s: f64,
+    /// Difference between the fastest and the slowest run, as a share of the median.
+    spread: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queries_per_s: Option<f64>,
+    /// Share of what the processor's multiply-adds could do at the least number of operations.
+    peak_share: f64,
+    /// The most memory that this process had resident so far; absent where the system does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_rss_bytes: Option<u64>,
+}
+
+/// Runs `qwen3-embed bench`.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(args.runs > 0, "--runs must be at least 1");
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism()?.get(),
+    };
+    let embedder = Embedder::builder(args.model.as_path())
+        .precision(args.precision.into())
+        .overflow(Overflow::Error)
+        .threads(threads)
+        .build()?;
+    let workloads = args.workloads(&embedder)?;
+    ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
+    let core_peak = Kernels::best().measured_peak();
+    let peak = core_peak * threads as f64;
+    let mut report = Report { machine: machine(core_peak), results: Vec::new() };
+    let mut output = io::stdout().lock();
+    if !args.json {
+        writeln!(output, "{}", report.machine)?;
+        writeln!(
+            output,
+            "{:<16} {:>10} {:>8} {:>10} {:>8} {:>10}",
+            "workload", "tokens/s", "spread", "queries/s", "of peak", "memory"
+        )?;
+    }
+    for workload in &workloads {
+        let measurement = args.measure(&embedder, workload, threads, peak)?;
+        if !args.json {
+            writeln!(output, "{}", measurement.line())?;
+        }
+        report.results.push(measurement);
+    }
+    if args.json {
+        writeln!(output, "{}", serde_json::to_string(&report)?)?;
+    }
+    Ok(())
+}
+
+impl Args {
+    fn workloads(&self, embedder: &Embedder) -> Result<Vec<Workload>> {
+        let mut random = Random(1);
+        let vocab_size = embedder.config().vocab_size;
+        let mut texts_of = |lengths: &[usize]| -> Vec<Vec<u32>> {
+            lengths
+                .iter()
+                .map(|&n| (0..n).map(|_| random.below(vocab_size) as u32).collect())
+                .collect()
+        };
+        let mut workloads: Vec<Workload> = Vec::new();
+        for shape in &self.shape {
+            let texts = texts_of(&vec![shape.n_tokens; shape.n_texts]);
+            let name = format!("{}x{}", shape.n_texts, shape.n_tokens);
+            workloads.push(Workload { name, texts, queries: false });
+        }
+        if let Some(path) = &self.lengths {
+            let json = fs::read(path).with_context(|| path.display().to_string())?;
+            let lengths: Vec<usize> =
+                serde_json::from_slice(&json).with_context(|| path.display().to_string())?;
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            workloads.push(Workload { name, texts: texts_of(&lengths), queries: false });
+        }
+        if let Some(n) = self.queries {
+            let mut frame = embedder.tokenize(&[instruct(DEFAULT_INSTRUCTION, "")])?.remove(0);
+            let end_of_text = frame.pop();
+            let mut random = Random(2);
+            let lengths: Vec<usize> = (0..n).map(|_| 4 + random.below(13)).collect();
+            let texts = texts_of(&lengths)
+                .into_iter()
+                .map(|query| [frame.clone(), query, end_of_text.into_iter().collect()].concat())
+                .collect();
+            workloads.push(Workload { name: format!("{n} queries"), texts, queries: true });
+        }
+        Ok(workloads)
+    }
+
+    fn measure(
+        &self,
+        embedder: &Embedder,
+        workload: &Workload,
+        threads: usize,
+        peak: f64,
+    ) -> Result<Measurement> {
+        embedder.embed_tokens(&workload.texts)?;
+        let mut seconds = Vec::with_capacity(self.runs);
+        for _ in 0..self.runs {
+            let start = Instant::now();
+            embedder.embed_tokens(&workload.texts)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        seconds.sort_by(f64::total_cmp);
+        let median = seconds[self.runs / 2];
+        let lengths = workload.texts.iter().map(Vec::len);
+        let n_tokens: usize = lengths.clone().sum();
+        let operations: f64 = lengths.map(|n| embedder.config().n_operations(n)).sum();
+        Ok(Measurement {
+            shape: workload.name.clone(),
+            precision: self.precision.name(),
+            threads,
+            tokens_per_s: n_tokens as f64 / median,
+            spread: (seconds[self.runs - 1] - seconds[0]) / median,
+            queries_per_s: workload.queries.then(|| workload.texts.len() as f64 / median),
+            peak_share: operations / median / peak,
+            peak_rss_bytes: peak_rss_bytes(),
+        })
+    }
+}
+
+impl Measurement {
+    fn line(&self) -> String {
+        let queries = self.queries_per_s.map_or("-".to_owned(), |q| format!("{q:.1}"));
+        let memory = self.peak_rss_bytes.map_or("-".to_owned(), |b| format!("{} MiB", b >> 20));
+        format!(
+            "{:<16} {:>10.1} {:>7.1}% {queries:>10} {:>7.1}% {memory:>10}",
+            self.shape,
+            self.tokens_per_s,
+            100.0 * self.spread,
+            100.0 * self.peak_share,
+        )
+    }
+}
+
+/// The processor, as the system names it, the kernels that it runs, and their limit on one core.
+fn machine(core_peak: f64) -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let name = name.map_or(std::env::consts::ARCH, |(_, name)| name);
+    format!("{name}, {}, {:.0} GFLOP/s a core", Kernels::best().name, core_peak / 1e9)
+}
+
+/// The high-water mark of this process's resident memory, where the system tells it.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// Numbers that are the same in every run: a linear congruential generator's upper bits.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (self.0 >> 33) as usize % n
+    }
+}
