@@ -7,9 +7,8 @@
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout as Strides, Storage, Tensor};
-use half::bf16;
 
-use crate::cpu::{self, Epilogue, Heads, Kernels, Layout, PackedWeight};
+use crate::cpu::{self, Epilogue, Heads, Kernels, PackedWeight};
 use crate::{Error, Ragged, Result};
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`.
@@ -44,25 +43,9 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Packs a weight [O, I] that is kept in f32, in parallel on rayon's current pool;
-    /// `read_row(o, row)` writes the weight's row `o`.
-    pub fn pack_f32(
-        n_out: usize,
-        n_in: usize,
-        layout: Layout,
-        read_row: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
-        Self { weight: PackedWeight::pack_f32(n_out, n_in, layout, read_row), bias: None }
-    }
-
-    /// [`pack_f32`](Self::pack_f32) for a weight that is kept in bf16. Products are in f32.
-    pub fn pack_bf16(
-        n_out: usize,
-        n_in: usize,
-        layout: Layout,
-        read_row: impl Fn(usize, &mut [bf16]) + Sync,
-    ) -> Self {
-        Self { weight: PackedWeight::pack_bf16(n_out, n_in, layout, read_row), bias: None }
+    /// A layer with this weight and no bias.
+    pub fn new(weight: PackedWeight) -> Self {
+        Self { weight, bias: None }
     }
 
     /// The layer with a bias.
@@ -80,11 +63,11 @@ impl Linear {
     }
 
     /// Applies the layer to every row: `out = x · weightᵀ + bias`, or `out += …`. With
-    /// [`Layout::SwiGlu`] a column of `out` is `silu(gate) · up`.
+    /// [`SwiGlu`](cpu::Layout::SwiGlu) a column of `out` is `silu(gate) · up`.
     ///
     /// # Shapes
     ///
-    /// `x` is [T, I]; `out` is [T, O], or [T, O / 2] with [`Layout::SwiGlu`].
+    /// `x` is [T, I]; `out` is [T, O], or [T, O / 2] with [`SwiGlu`](cpu::Layout::SwiGlu).
     ///
     /// # Errors
     ///

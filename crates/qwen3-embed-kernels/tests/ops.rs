@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};
-use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
+use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout, PackedWeight};
 use qwen3_embed_kernels::{Error, Ragged, ops};
 
 fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
@@ -15,10 +15,10 @@ fn ones(shape: &[usize]) -> Tensor {
 }
 
 fn identity(n: usize, layout: Layout) -> ops::Linear {
-    ops::Linear::pack_f32(n, n, layout, |o, row| {
+    ops::Linear::new(PackedWeight::pack_f32(n, n, layout, |o, row| {
         row.fill(0.0);
         row[o] = 1.0;
-    })
+    }))
 }
 
 #[test]

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
-use qwen3_embed_kernels::cpu::Layout;
+use qwen3_embed_kernels::cpu::{Layout, PackedWeight};
 use qwen3_embed_kernels::ops::Linear;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -101,16 +101,16 @@ impl Weights {
             stored.push(self.stored(name, &[*rows, n_columns])?);
         }
         let n_rows = parts.iter().map(|(_, rows)| rows).sum();
-        let linear = match precision {
-            Precision::F32 => Linear::pack_f32(n_rows, n_columns, layout, |o, row| {
+        let weight = match precision {
+            Precision::F32 => PackedWeight::pack_f32(n_rows, n_columns, layout, |o, row| {
                 read_row(&stored, o, row);
             }),
-            Precision::Bf16 => Linear::pack_bf16(n_rows, n_columns, layout, |o, row| {
+            Precision::Bf16 => PackedWeight::pack_bf16(n_rows, n_columns, layout, |o, row| {
                 read_row(&stored, o, row);
             }),
         };
         stored.iter().for_each(Stored::release);
-        Ok(linear)
+        Ok(Linear::new(weight))
     }
 
     /// The rows of the decoder's tensor `name`, left in the file until they are asked for.

@@ -118,14 +118,6 @@ impl PackedWeight {
         }
     }
 
-    /// Bytes of the packed weight.
-    pub fn n_bytes(&self) -> usize {
-        match &self.panels {
-            Panels::F32(panels) => size_of_val(panels.as_slice()),
-            Panels::Bf16(panels) => size_of_val(panels.as_slice()),
-        }
-    }
-
     /// Multiplies: `out = x · wᵀ + bias`, or `out += …`, in parallel on rayon's current pool.
     ///
     /// # Shapes
