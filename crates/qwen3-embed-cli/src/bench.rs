@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, instruct};
+use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, Precision, instruct};
 use serde::Serialize;
 
 use crate::embed::PrecisionArg;
@@ -107,7 +107,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .build()?;
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
-    let core_peak = Kernels::best().measured_peak();
+    let arithmetic = Precision::from(args.precision).arithmetic();
+    let core_peak = Kernels::best().measured_peak(arithmetic);
     let peak = core_peak * threads as f64;
     let mut report = Report { machine: machine(core_peak), results: Vec::new() };
     let mut output = io::stdout().lock();

@@ -9,8 +9,8 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use half::bf16;
 use qwen3_embed_kernels::Ragged;
 use qwen3_embed_kernels::cpu::{
-    AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, causal_attention,
-    qk_norm_rope, rms_norm,
+    Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Rows, RowsMut,
+    Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
 };
 
 type Group<'a> = BenchmarkGroup<'a, criterion::measurement::WallTime>;
@@ -19,6 +19,33 @@ const HEADS: Heads = Heads { n_heads: 16, n_kv_heads: 8, head_dim: 128 };
 
 fn values(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i % 17) as f32 / 16.0 - 0.5).collect()
+}
+
+/// A matrix [rows, columns] of `T` with the gap that workspaces leave between rows.
+struct Activations<T> {
+    values: Vec<T>,
+    shape: [usize; 2],
+}
+
+impl<T: Copy> Activations<T>
+where
+    for<'a> Values<'a>: From<&'a [T]>,
+    for<'a> ValuesMut<'a>: From<&'a mut [T]>,
+{
+    const GAP: usize = 32;
+
+    fn new(shape: [usize; 2], of: fn(f32) -> T) -> Self {
+        let values = values(shape[0] * (shape[1] + Self::GAP)).into_iter().map(of).collect();
+        Self { values, shape }
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows::new(self.values.as_slice(), self.shape, self.shape[1] + Self::GAP)
+    }
+
+    fn rows_mut(&mut self) -> RowsMut<'_> {
+        RowsMut::new(self.values.as_mut_slice(), self.shape, self.shape[1] + Self::GAP)
+    }
 }
 
 fn flop(group: &mut Group<'_>, flop: usize) {
@@ -38,14 +65,20 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
         let bf16 = PackedWeight::pack_bf16(n_out, n_in, layout, |_, row| {
             row.iter_mut().zip(&weight).for_each(|(w, &v)| *w = bf16::from_f32(v));
         });
-        for (kind, packed) in [("f32", f32), ("bf16", bf16)] {
-            let packed = packed.repacked(kernels);
-            for rows in [1, 24, 1020] {
-                let x = values(rows * n_in);
-                let mut out = vec![0.0; rows * packed.n_columns()];
-                flop(group, 2 * rows * n_in * n_out);
+        for rows in [1, 24, 1020] {
+            flop(group, 2 * rows * n_in * n_out);
+            let x = Activations::<f32>::new([rows, n_in], |v| v);
+            let x_bf16 = Activations::new([rows, n_in], bf16::from_f32);
+            for (kind, x, packed) in [
+                ("f32 × f32", x.rows(), &f32),
+                ("f32 × bf16", x.rows(), &bf16),
+                ("bf16 × bf16", x_bf16.rows(), &bf16),
+            ] {
+                let packed = packed.repacked(kernels);
+                let mut out = Activations::<f32>::new([rows, packed.n_columns()], |v| v);
                 group.bench_function(format!("{name} {kind}, {rows} rows"), |b| {
-                    b.iter(|| packed.multiply(black_box(&x), None, &mut out, Epilogue::Store));
+                    let out = &mut out.rows_mut();
+                    b.iter(|| packed.multiply(black_box(x), None, out, Epilogue::Store));
                 });
             }
         }
@@ -56,26 +89,30 @@ fn attention(group: &mut Group<'_>, kernels: &'static Kernels) {
     for (texts, length) in [(32, 32), (8, 128), (1, 2048)] {
         let batch = Ragged::from_lengths(vec![length; texts]).unwrap();
         let qkv = values(batch.n_tokens() * HEADS.qkv_columns());
-        let mut out = vec![0.0; batch.n_tokens() * HEADS.q_columns()];
+        let shape = [batch.n_tokens(), HEADS.q_columns()];
+        let mut f32 = Activations::<f32>::new(shape, |v| v);
+        let mut bf16 = Activations::new(shape, bf16::from_f32);
         let mut scratch = AttentionScratch::default();
         // Scores and weighted values of half of all pairs, the causal ones.
         flop(group, 2 * texts * length * (length + 1) * HEADS.q_columns());
-        group.bench_function(format!("attention {texts} × {length}"), |b| {
-            b.iter(|| {
-                let qkv = black_box(&qkv);
-                causal_attention(kernels, qkv, &batch, HEADS, &mut scratch, &mut out);
+        for (kind, mut out) in [("f32", f32.rows_mut()), ("bf16", bf16.rows_mut())] {
+            group.bench_function(format!("attention {kind}, {texts} × {length}"), |b| {
+                b.iter(|| {
+                    let qkv = black_box(&qkv);
+                    causal_attention(kernels, qkv, &batch, HEADS, &mut scratch, &mut out);
+                });
             });
-        });
+        }
     }
 }
 
 fn rows(group: &mut Group<'_>, kernels: &'static Kernels) {
     let (n_rows, channels) = (1024, 1024);
     let (x, weight) = (values(n_rows * channels), values(channels));
-    let mut out = vec![0.0; x.len()];
+    let mut out = Activations::<f32>::new([n_rows, channels], |v| v);
     flop(group, 4 * x.len());
     group.bench_function("rms_norm 1024 × 1024", |b| {
-        b.iter(|| rms_norm(kernels, black_box(&x), &weight, 1e-6, &mut out));
+        b.iter(|| rms_norm(kernels, black_box(&x), &weight, 1e-6, &mut out.rows_mut()));
     });
     let mut qkv = values(n_rows * HEADS.qkv_columns());
     let (norm, table) = (values(HEADS.head_dim), values(n_rows * HEADS.head_dim / 2));
@@ -94,7 +131,10 @@ fn kernels(criterion: &mut Criterion) {
     for kernels in Kernels::available() {
         let mut group = criterion.benchmark_group(kernels.name);
         group.sample_size(10);
-        println!("{}: peak {:.1} GFLOP/s", kernels.name, kernels.measured_peak() / 1e9);
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+            let peak = kernels.measured_peak(arithmetic) / 1e9;
+            println!("{}: peak of {arithmetic:?} {peak:.1} GFLOP/s", kernels.name);
+        }
         linear(&mut group, kernels);
         attention(&mut group, kernels);
         rows(&mut group, kernels);

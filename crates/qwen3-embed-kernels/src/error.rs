@@ -12,6 +12,16 @@ pub enum Error {
         /// The shape that it was given.
         got: Vec<usize>,
     },
+    /// An operand is of another type than the operation computes with.
+    #[error("{op}: expected a tensor of {expected}, got one of {got}")]
+    Type {
+        /// The operation.
+        op: &'static str,
+        /// The type that it needs.
+        expected: &'static str,
+        /// The type that it was given.
+        got: &'static str,
+    },
     /// A text of a batch has no token, so that it has no last token either.
     #[error("text {text} of the batch has no tokens")]
     EmptyText {

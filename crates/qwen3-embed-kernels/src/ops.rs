@@ -2,13 +2,19 @@
 //!
 //! This is the only place where a tensor meets a kernel, and the only one that knows which device
 //! it lies on. Results are written into tensors that the caller keeps, so that a forward pass
-//! allocates nothing. Tensors are f32 and contiguous.
+//! allocates nothing.
+//!
+//! Tensors are f32; the activations between two products, which is what [`rms_norm`] and
+//! [`causal_attention`] write and [`Linear`] reads and, with SwiGLU, writes, may be bf16. Their rows
+//! may have a gap between them.
 
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout as Strides, Storage, Tensor};
 
-use crate::cpu::{self, Epilogue, Heads, Kernels, PackedWeight};
+use crate::cpu::{
+    self, Arithmetic, Epilogue, Heads, Kernels, PackedWeight, Rows, RowsMut, Values, ValuesMut,
+};
 use crate::{Error, Ragged, Result};
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`.
@@ -30,8 +36,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor) -> Result<(
         return Err(shape_error("rms_norm", format!("[T, C = {channels}]"), x));
     }
     expect("rms_norm out", out, x.dims())?;
+    expect_dense("rms_norm", [x, weight])?;
     apply("rms_norm", out, [x, weight], |out, [x, weight]| {
-        cpu::rms_norm(Kernels::best(), x, weight, eps as f32, out);
+        cpu::rms_norm(Kernels::best(), dense(x), dense(weight), eps as f32, out);
     })
 }
 
@@ -71,7 +78,8 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if they are not.
+    /// [`Error::Shape`] if they are not; [`Error::Type`] if `x` is bf16 and the weight is not, or if
+    /// something is to be added to bf16.
     pub fn forward(&self, x: &Tensor, out: &Tensor, epilogue: Epilogue) -> Result<()> {
         let n_in = self.weight.n_in();
         let n_rows = match x.dims() {
@@ -79,6 +87,16 @@ impl Linear {
             _ => return Err(shape_error("linear", format!("[T, I = {n_in}]"), x)),
         };
         expect("linear out", out, &[n_rows, self.weight.n_columns()])?;
+        let arithmetic = match x.dtype() {
+            DType::BF16 => Arithmetic::Bf16,
+            _ => Arithmetic::F32,
+        };
+        if !self.weight.accepts(arithmetic) {
+            return Err(type_error("linear", x));
+        }
+        if epilogue == Epilogue::Add && out.dtype() != DType::F32 {
+            return Err(type_error("linear out", out));
+        }
         apply("linear", out, [x], |out, [x]| {
             self.weight.multiply(x, self.bias.as_deref(), out, epilogue);
         })
@@ -114,9 +132,11 @@ pub fn qk_norm_rope(
     for table in [cos, sin] {
         expect("qk_norm_rope tables", table, &[n_rows, heads.head_dim / 2])?;
     }
+    expect_dense("qk_norm_rope", [qkv, q_norm, k_norm, cos, sin])?;
     apply("qk_norm_rope", qkv, [q_norm, k_norm, cos, sin], |qkv, [q_norm, k_norm, cos, sin]| {
-        let norms = [q_norm, k_norm];
-        cpu::qk_norm_rope(Kernels::best(), qkv, heads, norms, eps as f32, [cos, sin]);
+        let qkv = qkv.as_f32().expect("`expect_dense` has looked");
+        let (norms, tables) = ([dense(q_norm), dense(k_norm)], [dense(cos), dense(sin)]);
+        cpu::qk_norm_rope(Kernels::best(), qkv, heads, norms, eps as f32, tables);
     })
 }
 
@@ -127,7 +147,8 @@ pub struct AttentionScratch(RefCell<cpu::AttentionScratch>);
 /// Causal grouped-query attention within each text: a token sees itself and what comes before it
 /// in its own text, and query head `h` reads key/value head `h / (H / K)`.
 ///
-/// Memory grows with a text's length, not with its square.
+/// Memory grows with a text's length, not with its square. Products are computed in the type of
+/// `out`, sums and the softmax in f32.
 ///
 /// # Shapes
 ///
@@ -153,9 +174,10 @@ pub fn causal_attention(
         return Err(shape_error("causal_attention", expected, qkv));
     }
     expect("causal_attention out", out, &[n_rows, heads.q_columns()])?;
+    expect_dense("causal_attention", [qkv])?;
     apply("causal_attention", out, [qkv], |out, [qkv]| {
         let scratch = &mut scratch.0.borrow_mut();
-        cpu::causal_attention(Kernels::best(), qkv, batch, heads, scratch, out);
+        cpu::causal_attention(Kernels::best(), dense(qkv), batch, heads, scratch, out);
     })
 }
 
@@ -205,20 +227,25 @@ fn apply<const N: usize>(
     name: &'static str,
     out: &Tensor,
     inputs: [&Tensor; N],
-    kernel: impl Fn(&mut [f32], [&[f32]; N]),
+    kernel: impl Fn(&mut RowsMut<'_>, [Rows<'_>; N]),
 ) -> Result<()> {
     let guards = inputs.map(Tensor::storage_and_layout);
-    let mut slices = [&[] as &[f32]; N];
-    for (slice, (storage, strides)) in slices.iter_mut().zip(&guards) {
-        let (start, end) = contiguous(strides)?;
-        let Storage::Cpu(storage) = &**storage else {
-            return Err(
-                candle_core::Error::Msg(format!("{name}: an input is not on the CPU")).into()
-            );
+    let mut rows = [Rows::new(&[] as &[f32], [0, 0], 0); N];
+    for ((rows, input), (storage, strides)) in rows.iter_mut().zip(inputs).zip(&guards) {
+        let (start, shape, stride) = matrix(strides)?;
+        let values = match &**storage {
+            Storage::Cpu(CpuStorage::F32(values)) => Values::F32(&values[start..]),
+            Storage::Cpu(CpuStorage::BF16(values)) => Values::Bf16(&values[start..]),
+            Storage::Cpu(_) => return Err(type_error(name, input)),
+            _ => return Err(candle_core::Error::Msg(format!("{name}: not on the CPU")).into()),
         };
-        *slice = &storage.as_slice::<f32>()?[start..end];
+        *rows = Rows::new(values, shape, stride);
     }
-    Ok(out.inplace_op1(&Operation { name, kernel: |out: &mut [f32]| kernel(out, slices) })?)
+    if !matches!(out.dtype(), DType::F32 | DType::BF16) {
+        return Err(type_error(name, out));
+    }
+    let kernel = |out: &mut RowsMut<'_>| kernel(out, rows);
+    Ok(out.inplace_op1(&Operation { name, kernel })?)
 }
 
 /// A kernel as candle calls it.
@@ -227,26 +254,53 @@ struct Operation<F> {
     kernel: F,
 }
 
-impl<F: Fn(&mut [f32])> InplaceOp1 for Operation<F> {
+impl<F: Fn(&mut RowsMut<'_>)> InplaceOp1 for Operation<F> {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn cpu_fwd(&self, out: &mut CpuStorage, strides: &Strides) -> candle_core::Result<()> {
-        let (start, end) = contiguous(strides)?;
-        let CpuStorage::F32(out) = out else {
-            candle_core::bail!("{}: the result is not f32", self.name);
+        let (start, shape, stride) = matrix(strides)?;
+        let values = match out {
+            CpuStorage::F32(values) => ValuesMut::F32(&mut values[start..]),
+            CpuStorage::BF16(values) => ValuesMut::Bf16(&mut values[start..]),
+            _ => candle_core::bail!("{}: the result is neither f32 nor bf16", self.name),
         };
-        (self.kernel)(&mut out[start..end]);
+        (self.kernel)(&mut RowsMut::new(values, shape, stride));
         Ok(())
     }
 }
 
-fn contiguous(strides: &Strides) -> candle_core::Result<(usize, usize)> {
-    match strides.contiguous_offsets() {
-        Some(range) => Ok(range),
-        None => candle_core::bail!("a tensor is not contiguous"),
+/// Where a vector or matrix begins, its shape, and how far apart its rows are.
+fn matrix(strides: &Strides) -> candle_core::Result<(usize, [usize; 2], usize)> {
+    let (shape, stride) = match (strides.dims(), strides.stride()) {
+        (&[n], &[1]) => ([1, n], n),
+        (&[n_rows, n_columns], &[stride, 1]) if stride >= n_columns => {
+            ([n_rows, n_columns], stride)
+        }
+        (dims, strides) => {
+            candle_core::bail!("a tensor of shape {dims:?} with strides {strides:?} has no rows")
+        }
+    };
+    Ok((strides.start_offset(), shape, stride))
+}
+
+/// The values of an operand that [`expect_dense`] has looked at.
+fn dense(rows: Rows<'_>) -> &[f32] {
+    rows.as_f32().expect("`expect_dense` has looked")
+}
+
+/// Checks that tensors are f32 and without gaps.
+fn expect_dense<const N: usize>(op: &'static str, tensors: [&Tensor; N]) -> Result<()> {
+    for tensor in tensors {
+        if tensor.dtype() != DType::F32 {
+            return Err(type_error(op, tensor));
+        }
+        if !tensor.is_contiguous() {
+            return Err(candle_core::Error::Msg(format!("{op}: a tensor has gaps")).into());
+        }
     }
+    Ok(())
 }
 
 fn expect(op: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
@@ -255,4 +309,8 @@ fn expect(op: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
 
 fn shape_error(op: &'static str, expected: String, got: &Tensor) -> Error {
     Error::Shape { op, expected, got: got.dims().to_vec() }
+}
+
+fn type_error(op: &'static str, got: &Tensor) -> Error {
+    Error::Type { op, expected: "f32", got: got.dtype().as_str() }
 }

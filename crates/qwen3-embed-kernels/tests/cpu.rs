@@ -3,14 +3,18 @@
 //! γ(n) = n·u / (1 − n·u) times the sum of their magnitudes, where u is half the distance from 1 to
 //! the next f32 (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1).
 //!
-//! Inputs begin one element into their allocation, so that no kernel may count on alignment, and
-//! outputs hold NaN, so that none may leave an element out.
+//! Where a value is stored as bf16, half the distance from 1 to the next bf16, times the value, is
+//! added to the bound.
+//!
+//! Inputs begin one element into their allocation, so that no kernel may count on alignment; outputs
+//! hold NaN, so that none may leave an element out; gaps between rows hold NaN, so that none may read
+//! them, and still do afterwards.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, causal_attention,
-    qk_norm_rope, rms_norm,
+    Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Rows, RowsMut,
+    Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
 };
 use qwen3_embed_kernels::{Ragged, reference};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -34,10 +38,6 @@ impl Misaligned {
         Self((0..=n).map(|_| rng.random_range(-2.0..2.0)).collect())
     }
 
-    fn nan(n: usize) -> Self {
-        Self(vec![f32::NAN; n + 1])
-    }
-
     fn get(&self) -> &[f32] {
         &self.0[1..]
     }
@@ -48,6 +48,103 @@ impl Misaligned {
 
     fn f64(&self) -> Vec<f64> {
         widened(self.get())
+    }
+}
+
+/// A type of activations.
+trait Value: Copy + Into<f64> + PartialEq + 'static {
+    const NAN: Self;
+    /// Half the distance from 1 to the next value beyond what f32 has, 0 for f32 itself.
+    const U: f64;
+    fn of(value: f32) -> Self;
+    fn read(values: &[Self]) -> Values<'_>;
+    fn write(values: &mut [Self]) -> ValuesMut<'_>;
+}
+
+impl Value for f32 {
+    const NAN: Self = f32::NAN;
+    const U: f64 = 0.0;
+    fn of(value: f32) -> Self {
+        value
+    }
+    fn read(values: &[Self]) -> Values<'_> {
+        values.into()
+    }
+    fn write(values: &mut [Self]) -> ValuesMut<'_> {
+        values.into()
+    }
+}
+
+impl Value for bf16 {
+    const NAN: Self = bf16::NAN;
+    const U: f64 = 1.0 / 256.0;
+    fn of(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+    fn read(values: &[Self]) -> Values<'_> {
+        values.into()
+    }
+    fn write(values: &mut [Self]) -> ValuesMut<'_> {
+        values.into()
+    }
+}
+
+/// A matrix with gaps of NaN between its rows, one element into its allocation.
+#[derive(Clone)]
+struct Grid<T> {
+    values: Vec<T>,
+    shape: [usize; 2],
+}
+
+impl<T: Value> Grid<T> {
+    const GAP: usize = 3;
+
+    fn nan(n_rows: usize, n_columns: usize) -> Self {
+        let values = vec![T::NAN; 1 + n_rows * (n_columns + Self::GAP)];
+        Self { values, shape: [n_rows, n_columns] }
+    }
+
+    fn of(dense: &[f32], n_columns: usize) -> Self {
+        let mut grid = Self::nan(dense.len() / n_columns, n_columns);
+        let rows = grid.values[1..].chunks_exact_mut(n_columns + Self::GAP);
+        for (row, dense) in rows.zip(dense.chunks_exact(n_columns)) {
+            row.iter_mut().zip(dense).for_each(|(out, &value)| *out = T::of(value));
+        }
+        grid
+    }
+
+    fn random(seed: u64, n_rows: usize, n_columns: usize) -> Self {
+        Self::of(Misaligned::random(seed, n_rows * n_columns).get(), n_columns)
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows::new(T::read(&self.values[1..]), self.shape, self.shape[1] + Self::GAP)
+    }
+
+    fn rows_mut(&mut self) -> RowsMut<'_> {
+        RowsMut::new(T::write(&mut self.values[1..]), self.shape, self.shape[1] + Self::GAP)
+    }
+
+    /// The values without the gaps, after a look at those.
+    fn dense(&self) -> Vec<f64> {
+        let mut dense = Vec::new();
+        for row in self.values[1..].chunks_exact(self.shape[1] + Self::GAP) {
+            let (values, gap) = row.split_at(self.shape[1]);
+            dense.extend(values.iter().map(|&v| v.into()));
+            assert!(gap.iter().all(|&v| v.into().is_nan()), "a gap was written to");
+        }
+        dense
+    }
+
+    /// Compares with what was expected before it was rounded to `T`.
+    fn assert_close(&self, expected: &[f64], bound: impl Fn(usize) -> f64, what: &str) {
+        let got = self.dense();
+        assert_eq!(got.len(), expected.len(), "{what}");
+        for (i, (got, &expected)) in got.into_iter().zip(expected).enumerate() {
+            let bound = bound(i) + T::U * (expected.abs() + bound(i));
+            let error = (got - expected).abs();
+            assert!(error <= bound, "{what}, {i}: {got} for {expected}, {error:e} > {bound:e}");
+        }
     }
 }
 
@@ -78,94 +175,146 @@ fn the_portable_set_is_always_there() {
 #[test]
 fn the_measured_peak_is_one_a_processor_can_have() {
     for kernels in Kernels::available() {
-        let peak = kernels.measured_peak();
-        assert!((1e7..1e12).contains(&peak), "{}: {peak:e}", kernels.name);
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+            let peak = kernels.measured_peak(arithmetic);
+            assert!((1e7..2e12).contains(&peak), "{}: {peak:e}", kernels.name);
+        }
     }
+}
+
+fn check_rms_norm<T: Value>(kernels: &Kernels, rows: usize, channels: usize) {
+    let (x, weight) = (Misaligned::random(1, rows * channels), Misaligned::random(2, channels));
+    let mut out = Grid::<T>::nan(rows, channels);
+    rms_norm(kernels, x.get(), weight.get(), 1e-6, &mut out.rows_mut());
+    let expected = reference::rms_norm(&x.f64(), &weight.f64(), 1e-6);
+    // The sum of squares, then division, root, addition and products; eps is rounded.
+    let relative = gamma(channels + 8);
+    let what = format!("{}, {rows} × {channels}", kernels.name);
+    out.assert_close(&expected, |i| relative * expected[i].abs(), &what);
 }
 
 #[test]
 fn rms_norm_matches_the_reference() {
     for kernels in Kernels::available() {
-        for channels in [1, 2, 7, 8, 9, 15, 16, 17, 64, 129, 1024] {
+        for channels in [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 129, 1024] {
             for rows in [1, 3, 40] {
-                let (x, weight) =
-                    (Misaligned::random(1, rows * channels), Misaligned::random(2, channels));
-                let mut out = Misaligned::nan(rows * channels);
-                rms_norm(kernels, x.get(), weight.get(), 1e-6, out.get_mut());
-                let expected = reference::rms_norm(&x.f64(), &weight.f64(), 1e-6);
-                // The sum of squares, then division, root, addition and products; eps is rounded.
-                let relative = gamma(channels + 8);
-                let what = format!("{}, {rows} × {channels}", kernels.name);
-                assert_close(out.get(), &expected, |i| relative * expected[i].abs(), &what);
+                check_rms_norm::<f32>(kernels, rows, channels);
+                check_rms_norm::<bf16>(kernels, rows, channels);
             }
         }
-        let mut out = [f32::NAN; 4];
-        rms_norm(kernels, &[0.0; 4], &[3.0; 4], 1e-6, &mut out);
-        assert_eq!(out, [0.0; 4], "{}: a row of zeros", kernels.name);
+        let mut out = Grid::<f32>::nan(1, 4);
+        rms_norm(kernels, &[0.0; 4], &[3.0; 4], 1e-6, &mut out.rows_mut());
+        assert_eq!(out.dense(), [0.0; 4], "{}: a row of zeros", kernels.name);
+    }
+}
+
+/// Every bf16 value that f32 can be rounded to, from both sides and from half-way, and what is not
+/// finite: as the `half` crate rounds them.
+#[test]
+fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
+    // Normal numbers, zeros and infinities; processors may round what is subnormal to zero.
+    let upper = (0u32..0x8000).filter(|u| *u == 0 || (0x80..=0x7f80).contains(u)).step_by(7);
+    let mut values: Vec<f32> = upper
+        .flat_map(|u| [u, u | 0x8000])
+        .flat_map(|u| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| (u << 16) | low))
+        .filter(|bits| bits & 0x7f80_0000 != 0x7f80_0000 && bits & 0x7f80_0000 != 0)
+        .map(f32::from_bits)
+        .collect();
+    values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY]);
+    for kernels in Kernels::available() {
+        // A product with one stores what it is given.
+        let one = PackedWeight::pack_f32(1, 1, Layout::Plain, |_, row| row[0] = 1.0);
+        let x = Grid::<f32>::of(&values, 1);
+        let mut out = Grid::<bf16>::nan(values.len(), 1);
+        one.repacked(kernels).multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
+        for (got, value) in out.dense().into_iter().zip(&values) {
+            let expected = bf16::from_f32(*value).to_f64();
+            assert!(got == expected, "{}: {got:e} for {value:e}", kernels.name);
+        }
+        // NaN with the lowest and the highest bits set, which rounding could carry away.
+        for bits in [0x7f80_0001, 0x7fff_ffff, 0xff80_0001, 0xffff_ffff] {
+            let nan = Grid::<f32>::of(&[f32::from_bits(bits)], 1);
+            let mut out = Grid::<bf16>::of(&[0.0], 1);
+            one.repacked(kernels).multiply(nan.rows(), None, &mut out.rows_mut(), Epilogue::Store);
+            assert!(out.dense()[0].is_nan(), "{}: {bits:x}", kernels.name);
+        }
     }
 }
 
 /// Sizes around the edges of tiles and panels of 8 to 32 columns.
 const SIZES: [usize; 10] = [1, 2, 7, 8, 15, 16, 17, 31, 33, 130];
 
+/// A product whose input is `X` and whose weight is kept in bf16, or not.
+fn check_linear<X: Value>(keep_bf16: bool, [rows, n_in, n_out]: [usize; 3]) {
+    let x = Grid::<X>::random(1, rows, n_in);
+    let weight = Misaligned::random(2, n_out * n_in);
+    let bias = Misaligned::random(3, n_out);
+    let packed = pack(&weight, n_out, n_in, Layout::Plain, keep_bf16);
+    let w = kept(&weight, keep_bf16);
+    let product = reference::linear(&x.dense(), &w, Some(&bias.f64()), n_in);
+    let (x_size, w_size) = (magnitudes(&x.dense()), magnitudes(&w));
+    let sums = reference::linear(&x_size, &w_size, Some(&magnitudes(&bias.f64())), n_in);
+    for kernels in Kernels::available() {
+        let packed = packed.repacked(kernels);
+        let what = format!("{}, {rows} × {n_in} × {n_out}, bf16 {keep_bf16}", kernels.name);
+        let bound = |i: usize| gamma(n_in + 1) * sums[i];
+        let mut out = Grid::<f32>::nan(rows, n_out);
+        packed.multiply(x.rows(), Some(bias.get()), &mut out.rows_mut(), Epilogue::Store);
+        out.assert_close(&product, bound, &what);
+        let mut out = Grid::<bf16>::nan(rows, n_out);
+        packed.multiply(x.rows(), Some(bias.get()), &mut out.rows_mut(), Epilogue::Store);
+        out.assert_close(&product, bound, &what);
+        let mut out = Grid::<f32>::random(4, rows, n_out);
+        let sum: Vec<f64> = product.iter().zip(out.dense()).map(|(p, b)| p + b).collect();
+        packed.multiply(x.rows(), Some(bias.get()), &mut out.rows_mut(), Epilogue::Add);
+        out.assert_close(&sum, |i| gamma(n_in + 2) * (sums[i] + 2.0), &what);
+    }
+}
+
 #[test]
 fn linear_matches_the_reference() {
-    let shapes = SIZES.iter().flat_map(|&o| [1, 2, 3, 5, 6, 7, 12, 13].map(|t| (t, 19, o)));
-    let shapes = shapes.chain([(200, 64, 48), (385, 3, 20), (1, 1024, 40), (7, 1, 1)]);
-    for (rows, n_in, n_out) in shapes {
-        let x = Misaligned::random(1, rows * n_in);
-        let weight = Misaligned::random(2, n_out * n_in);
-        let bias = Misaligned::random(3, n_out);
-        let before = Misaligned::random(4, rows * n_out);
-        for keep_bf16 in [false, true] {
-            let packed = pack(&weight, n_out, n_in, Layout::Plain, keep_bf16);
-            let w = kept(&weight, keep_bf16);
-            let product = reference::linear(&x.f64(), &w, Some(&bias.f64()), n_in);
-            let (x_size, w_size) = (magnitudes(&x.f64()), magnitudes(&w));
-            let sums = reference::linear(&x_size, &w_size, Some(&magnitudes(&bias.f64())), n_in);
-            for kernels in Kernels::available() {
-                let packed = packed.repacked(kernels);
-                let what = format!("{}, {rows} × {n_in} × {n_out}, bf16 {keep_bf16}", kernels.name);
-                let mut out = Misaligned::nan(rows * n_out);
-                packed.multiply(x.get(), Some(bias.get()), out.get_mut(), Epilogue::Store);
-                assert_close(out.get(), &product, |i| gamma(n_in + 1) * sums[i], &what);
-                let mut out = Misaligned(before.0.clone());
-                packed.multiply(x.get(), Some(bias.get()), out.get_mut(), Epilogue::Add);
-                let sum: Vec<f64> = product.iter().zip(before.f64()).map(|(p, b)| p + b).collect();
-                assert_close(out.get(), &sum, |i| gamma(n_in + 2) * (sums[i] + 2.0), &what);
-            }
-        }
+    let rows = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 25];
+    let shapes = SIZES.iter().flat_map(|&o| rows.map(|t| [t, 19, o]));
+    let more = [[200, 64, 48], [385, 3, 20], [1, 1024, 40], [7, 1, 1], [6, 2, 33], [5, 18, 64]];
+    for shape in shapes.chain(more) {
+        check_linear::<f32>(false, shape);
+        check_linear::<f32>(true, shape);
+        check_linear::<bf16>(true, shape);
+    }
+}
+
+fn check_swiglu<X: Value, O: Value>(keep_bf16: bool, [rows, n_in, ffn]: [usize; 3]) {
+    let x = Grid::<X>::random(1, rows, n_in);
+    let weight = Misaligned::random(2, 2 * ffn * n_in);
+    let packed = pack(&weight, 2 * ffn, n_in, Layout::SwiGlu, keep_bf16);
+    let w = kept(&weight, keep_bf16);
+    let gate_up = reference::linear(&x.dense(), &w, None, n_in);
+    let sums = reference::linear(&magnitudes(&x.dense()), &magnitudes(&w), None, n_in);
+    let expected = reference::swiglu(&gate_up, ffn);
+    for kernels in Kernels::available() {
+        let mut out = Grid::<O>::nan(rows, ffn);
+        let packed = packed.repacked(kernels);
+        assert_eq!(packed.n_columns(), ffn);
+        packed.multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
+        // SiLU's slope is at most 1.1, so that an error of the gate grows no further, and
+        // what it multiplies is the up value with its own error.
+        let bound = |i: usize| {
+            let (row, column) = (i / ffn, i % ffn);
+            let at = row * 2 * ffn + column;
+            let (gate, up) = (gate_up[at].abs(), gate_up[at + ffn].abs());
+            let (d_gate, d_up) = (gamma(n_in) * sums[at], gamma(n_in) * sums[at + ffn]);
+            1.1 * d_gate * (up + d_up) + gate * d_up + gamma(EXP_ROUNDINGS) * gate * up
+        };
+        out.assert_close(&expected, bound, &format!("{}, {ffn}", kernels.name));
     }
 }
 
 #[test]
 fn swiglu_matches_the_reference() {
-    for (rows, n_in, ffn) in [(1, 9, 1), (3, 5, 7), (7, 16, 8), (13, 33, 17), (6, 64, 100)] {
-        let x = Misaligned::random(1, rows * n_in);
-        let weight = Misaligned::random(2, 2 * ffn * n_in);
-        for keep_bf16 in [false, true] {
-            let packed = pack(&weight, 2 * ffn, n_in, Layout::SwiGlu, keep_bf16);
-            let w = kept(&weight, keep_bf16);
-            let gate_up = reference::linear(&x.f64(), &w, None, n_in);
-            let sums = reference::linear(&magnitudes(&x.f64()), &magnitudes(&w), None, n_in);
-            let expected = reference::swiglu(&gate_up, ffn);
-            for kernels in Kernels::available() {
-                let mut out = Misaligned::nan(rows * ffn);
-                let packed = packed.repacked(kernels);
-                assert_eq!(packed.n_columns(), ffn);
-                packed.multiply(x.get(), None, out.get_mut(), Epilogue::Store);
-                // SiLU's slope is at most 1.1, so that an error of the gate grows no further, and
-                // what it multiplies is the up value with its own error.
-                let bound = |i: usize| {
-                    let (row, column) = (i / ffn, i % ffn);
-                    let at = row * 2 * ffn + column;
-                    let (gate, up) = (gate_up[at].abs(), gate_up[at + ffn].abs());
-                    let (d_gate, d_up) = (gamma(n_in) * sums[at], gamma(n_in) * sums[at + ffn]);
-                    1.1 * d_gate * (up + d_up) + gate * d_up + gamma(EXP_ROUNDINGS) * gate * up
-                };
-                assert_close(out.get(), &expected, bound, &format!("{}, {ffn}", kernels.name));
-            }
-        }
+    for shape in [[1, 9, 1], [3, 5, 7], [7, 16, 8], [13, 33, 17], [6, 64, 100]] {
+        check_swiglu::<f32, f32>(false, shape);
+        check_swiglu::<f32, f32>(true, shape);
+        check_swiglu::<bf16, bf16>(true, shape);
     }
 }
 
@@ -176,38 +325,45 @@ fn swiglu_of_extreme_gates_is_finite_and_right() {
         let gates = [-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 88.0, 200.0, 1e30];
         let rows: Vec<f32> = gates.iter().copied().chain([1.0; 9]).collect();
         let packed = PackedWeight::pack_f32(18, 1, Layout::SwiGlu, |o, row| row[0] = rows[o]);
-        let mut out = [f32::NAN; 9];
-        packed.repacked(kernels).multiply(&[1.0], None, &mut out, Epilogue::Store);
+        let x = Grid::<f32>::of(&[1.0], 1);
+        let mut out = Grid::<f32>::nan(1, 9);
+        packed.repacked(kernels).multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
         let expected = reference::swiglu(&widened(&rows), 9);
-        for (got, expected) in out.into_iter().zip(expected) {
-            let error = (f64::from(got) - expected).abs();
+        for (got, expected) in out.dense().into_iter().zip(expected) {
+            let error = (got - expected).abs();
             // Below −88 the result is smaller than 1e-30 times the gate, and so is its error.
             assert!(error <= gamma(EXP_ROUNDINGS) * expected.abs() + 1e-7, "{got} for {expected}");
         }
     }
 }
 
-#[test]
-fn a_row_of_a_product_does_not_depend_on_the_other_rows() {
+fn check_rows_alone<X: Value, O: Value>(keep_bf16: bool, layout: Layout) {
     let (n_in, n_out) = (70, 90);
-    let x = Misaligned::random(1, 400 * n_in);
+    let dense = Misaligned::random(1, 400 * n_in);
     let weight = Misaligned::random(2, n_out * n_in);
-    for (kernels, layout) in
-        Kernels::available().iter().flat_map(|k| [(k, Layout::Plain), (k, Layout::SwiGlu)])
-    {
-        let packed = pack(&weight, n_out, n_in, layout, false).repacked(kernels);
+    for kernels in Kernels::available() {
+        let packed = pack(&weight, n_out, n_in, layout, keep_bf16).repacked(kernels);
         let columns = packed.n_columns();
         let product = |rows: std::ops::Range<usize>| {
-            let mut out = vec![f32::NAN; rows.len() * columns];
-            let x = &x.get()[rows.start * n_in..rows.end * n_in];
-            packed.multiply(x, None, &mut out, Epilogue::Store);
-            out
+            let x = Grid::<X>::of(&dense.get()[rows.start * n_in..rows.end * n_in], n_in);
+            let mut out = Grid::<O>::nan(rows.len(), columns);
+            packed.multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
+            out.dense()
         };
         let all = product(0..400);
         for rows in [0..1, 1..3, 7..8, 0..6, 5..18, 3..200, 100..393] {
             let expected = &all[rows.start * columns..rows.end * columns];
             assert!(product(rows.clone()) == expected, "{}, rows {rows:?}", kernels.name);
         }
+    }
+}
+
+#[test]
+fn a_row_of_a_product_does_not_depend_on_the_other_rows() {
+    for layout in [Layout::Plain, Layout::SwiGlu] {
+        check_rows_alone::<f32, f32>(false, layout);
+        check_rows_alone::<f32, f32>(true, layout);
+        check_rows_alone::<bf16, bf16>(true, layout);
     }
 }
 
@@ -268,79 +424,90 @@ fn qk_norm_rope_matches_the_reference() {
     }
 }
 
-fn attend(kernels: &Kernels, qkv: &[f32], batch: &Ragged, heads: Heads) -> Vec<f32> {
-    let mut out = vec![f32::NAN; batch.n_tokens() * heads.q_columns()];
+fn attend<T: Value>(kernels: &Kernels, qkv: &[f32], batch: &Ragged, heads: Heads) -> Grid<T> {
+    let mut out = Grid::nan(batch.n_tokens(), heads.q_columns());
     let mut scratch = AttentionScratch::default();
     // What an earlier and larger batch left in the scratch must not matter.
     let larger = Ragged::from_lengths([batch.n_tokens() + 40]).unwrap();
     let ones = vec![1.0; larger.n_tokens() * heads.qkv_columns()];
-    let mut ignored = vec![0.0; larger.n_tokens() * heads.q_columns()];
-    causal_attention(kernels, &ones, &larger, heads, &mut scratch, &mut ignored);
-    causal_attention(kernels, qkv, batch, heads, &mut scratch, &mut out);
+    let mut ignored = Grid::<T>::nan(larger.n_tokens(), heads.q_columns());
+    causal_attention(kernels, &ones, &larger, heads, &mut scratch, &mut ignored.rows_mut());
+    causal_attention(kernels, qkv, batch, heads, &mut scratch, &mut out.rows_mut());
     out
 }
 
-#[test]
-fn causal_attention_matches_the_reference() {
-    let cases = [
-        (vec![1], 1, 1, 2),
-        (vec![1, 2, 3], 4, 2, 8),
-        (vec![15, 16, 17], 2, 2, 16),
-        (vec![127, 128, 129], 2, 1, 16),
-        (vec![5, 260], 6, 2, 10),
-        (vec![33, 33], 3, 3, 128),
-        (vec![300], 100, 1, 4),
-    ];
-    for (lengths, n_heads, n_kv_heads, head_dim) in cases {
-        let heads = Heads { n_heads, n_kv_heads, head_dim };
-        let batch = Ragged::from_lengths(lengths.clone()).unwrap();
-        let qkv = Misaligned::random(5, batch.n_tokens() * heads.qkv_columns());
-        let part = |start: usize, n: usize, scale: f64| -> Vec<f64> {
-            qkv.get()
-                .chunks_exact(heads.qkv_columns())
-                .flat_map(|row| row[start * head_dim..(start + n) * head_dim].to_vec())
-                .map(|v| f64::from(v) * scale)
-                .collect()
-        };
-        // The kernel takes queries that were divided by √D, the reference divides them itself.
-        let q = part(0, n_heads, (head_dim as f64).sqrt());
-        let k = part(n_heads, n_kv_heads, 1.0);
-        let v = part(n_heads + n_kv_heads, n_kv_heads, 1.0);
-        let expected =
-            reference::causal_attention(&q, &k, &v, &batch, n_heads, n_kv_heads, head_dim);
-        // Values are at most 2: a score is off by δ, hence a weight by the factor exp(2δ); the
-        // exponentials, their sum, the weighted sum and its rescaling add their own roundings.
-        let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
-        let roundings = 2 * batch.max_length() + 2 * EXP_ROUNDINGS + batch.max_length() / 16;
-        let bound = 2.0 * (2.0 * score_error + gamma(roundings));
-        for kernels in Kernels::available() {
-            let out = attend(kernels, qkv.get(), &batch, heads);
-            let what = format!("{}, {lengths:?}, {heads:?}", kernels.name);
-            assert_close(&out, &expected, |_| bound, &what);
-        }
+fn check_attention<T: Value>(lengths: &[usize], heads: Heads) {
+    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    let batch = Ragged::from_lengths(lengths.iter().copied()).unwrap();
+    let qkv = Misaligned::random(5, batch.n_tokens() * heads.qkv_columns());
+    let part = |start: usize, n: usize, scale: f64| -> Vec<f64> {
+        qkv.get()
+            .chunks_exact(heads.qkv_columns())
+            .flat_map(|row| row[start * head_dim..(start + n) * head_dim].to_vec())
+            .map(|v| T::of(v).into() * scale)
+            .collect()
+    };
+    // The kernel takes queries that were divided by √D, the reference divides them itself.
+    let q = part(0, n_heads, (head_dim as f64).sqrt());
+    let k = part(n_heads, n_kv_heads, 1.0);
+    let v = part(n_heads + n_kv_heads, n_kv_heads, 1.0);
+    let expected = reference::causal_attention(&q, &k, &v, &batch, n_heads, n_kv_heads, head_dim);
+    // Values are at most 2: a score is off by δ, hence a weight by the factor exp(2δ); the
+    // exponentials, their sum, the weighted sum and its rescaling add their own roundings.
+    let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
+    let roundings = 2 * batch.max_length() + 2 * EXP_ROUNDINGS + batch.max_length() / 16;
+    let bound = 2.0 * (2.0 * score_error + gamma(roundings) + T::U);
+    for kernels in Kernels::available() {
+        let what = format!("{}, {lengths:?}, {heads:?}", kernels.name);
+        let out = attend::<T>(kernels, qkv.get(), &batch, heads);
+        out.assert_close(&expected, |_| bound, &what);
     }
 }
 
 #[test]
-fn attention_depends_on_nothing_but_the_text_bit_for_bit() {
+fn causal_attention_matches_the_reference() {
+    let cases: [(&[usize], usize, usize, usize); 8] = [
+        (&[1], 1, 1, 2),
+        (&[1, 2, 3], 4, 2, 8),
+        (&[15, 16, 17, 31, 32, 33], 2, 2, 16),
+        (&[127, 128, 129], 2, 1, 16),
+        (&[5, 260], 6, 2, 10),
+        (&[33, 33], 3, 3, 128),
+        (&[20], 2, 1, 130),
+        (&[300], 100, 1, 4),
+    ];
+    for (lengths, n_heads, n_kv_heads, head_dim) in cases {
+        let heads = Heads { n_heads, n_kv_heads, head_dim };
+        check_attention::<f32>(lengths, heads);
+        check_attention::<bf16>(lengths, heads);
+    }
+}
+
+fn check_text_alone<T: Value>() {
     let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
     let lengths = [20, 7, 150, 1, 129];
     let (columns, out_columns) = (heads.qkv_columns(), heads.q_columns());
     let qkv = Misaligned::random(6, lengths.iter().sum::<usize>() * columns);
     for kernels in Kernels::available() {
         let batch = Ragged::from_lengths(lengths).unwrap();
-        let together = attend(kernels, qkv.get(), &batch, heads);
+        let together = attend::<T>(kernels, qkv.get(), &batch, heads).dense();
         for text in batch.ranges() {
             // Alone, and cut short: what comes after a token does not matter.
             for n in [text.len(), text.len().div_ceil(2), 1] {
                 let alone = Ragged::from_lengths([n]).unwrap();
                 let qkv = &qkv.get()[text.start * columns..][..n * columns];
                 let expected = &together[text.start * out_columns..][..n * out_columns];
-                let what = format!("{}, {n} tokens of {text:?}", kernels.name);
-                assert!(attend(kernels, qkv, &alone, heads) == expected, "{what}");
+                let got = attend::<T>(kernels, qkv, &alone, heads).dense();
+                assert!(got == expected, "{}, {n} tokens of {text:?}", kernels.name);
             }
         }
     }
+}
+
+#[test]
+fn attention_depends_on_nothing_but_the_text_bit_for_bit() {
+    check_text_alone::<f32>();
+    check_text_alone::<bf16>();
 }
 
 #[test]
@@ -351,12 +518,12 @@ fn scores_of_hundreds_do_not_overflow() {
         (0..200).flat_map(|p| [40.0, 0.0, 10.0 * (p % 5 - 2) as f32, 0.0, p as f32, 1.0]).collect();
     let batch = Ragged::from_lengths([200]).unwrap();
     for kernels in Kernels::available() {
-        let out = attend(kernels, &rows, &batch, heads);
+        let out = attend::<f32>(kernels, &rows, &batch, heads).dense();
         for (position, out) in out.chunks_exact(2).enumerate() {
             // All weight is on the tokens with the largest score seen so far.
             let best = (0..=position).map(|p| p % 5).max().unwrap();
             let places: Vec<usize> = (0..=position).filter(|p| p % 5 == best).collect();
-            let mean = places.iter().sum::<usize>() as f32 / places.len() as f32;
+            let mean = places.iter().sum::<usize>() as f64 / places.len() as f64;
             assert!((out[0] - mean).abs() <= 1e-3, "{}: {} for {mean}", kernels.name, out[0]);
             assert!((out[1] - 1.0).abs() <= 1e-5);
         }

@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use qwen3_embed_kernels::Ragged;
-use qwen3_embed_kernels::cpu::{AttentionScratch, Heads, Kernels, causal_attention};
+use qwen3_embed_kernels::cpu::{AttentionScratch, Heads, Kernels, RowsMut, causal_attention};
 
 /// Counts the bytes that are allocated, and the most there ever were.
 struct Counting;
@@ -37,13 +37,15 @@ fn sixteen_thousand_tokens_need_no_square_matrix() {
     let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 8 };
     let n_tokens = 16_384;
     let qkv = vec![1.0; n_tokens * heads.qkv_columns()];
-    let mut out = vec![0.0; n_tokens * heads.q_columns()];
+    let columns = heads.q_columns();
+    let mut out = vec![0.0; n_tokens * columns];
     let batch = Ragged::from_lengths([n_tokens]).unwrap();
     let mut scratch = AttentionScratch::default();
     let mut peak_of = || {
         let before = NOW.load(Relaxed);
         PEAK.store(before, Relaxed);
-        causal_attention(Kernels::best(), &qkv, &batch, heads, &mut scratch, &mut out);
+        let out = &mut RowsMut::new(out.as_mut_slice(), [n_tokens, columns], columns);
+        causal_attention(Kernels::best(), &qkv, &batch, heads, &mut scratch, out);
         PEAK.load(Relaxed) - before
     };
     // The scores of all tokens would be 2 GiB; packed keys and values are 2 MiB.

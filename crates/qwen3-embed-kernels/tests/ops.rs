@@ -110,8 +110,43 @@ fn operands_that_do_not_fit_are_refused() {
 #[test]
 fn tensors_of_another_type_are_refused() {
     let x = ones(&[2, 6]);
-    let half = x.to_dtype(DType::BF16).unwrap();
+    let bf16 = x.to_dtype(DType::BF16).unwrap();
+    let f16 = x.to_dtype(DType::F16).unwrap();
     let weight = ones(&[6]);
-    assert!(matches!(ops::rms_norm(&half, &weight, 1e-6, &x), Err(Error::Tensor(_))));
-    assert!(matches!(ops::rms_norm(&x, &weight, 1e-6, &half), Err(Error::Tensor(_))));
+    let plain = identity(6, Layout::Plain);
+    let results = [
+        ("rms_norm", ops::rms_norm(&bf16, &weight, 1e-6, &x), "bf16"),
+        ("rms_norm", ops::rms_norm(&x, &weight, 1e-6, &f16), "f16"),
+        ("linear", plain.forward(&bf16, &x, Epilogue::Store), "bf16"),
+        ("linear out", plain.forward(&x, &bf16, Epilogue::Add), "bf16"),
+    ];
+    for (operation, result, dtype) in results {
+        match result {
+            Err(Error::Type { op, expected: "f32", got }) => {
+                assert_eq!((op, got), (operation, dtype));
+            }
+            other => panic!("{operation}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn activations_between_products_may_be_bf16_with_gaps() {
+    let x = tensor(&[1.0, 2.0, 3.0, 4.0], &[2, 2]);
+    let buffer = Tensor::ones((2, 5), DType::BF16, &Device::Cpu).unwrap();
+    let normed = buffer.narrow(1, 0, 2).unwrap();
+    ops::rms_norm(&x, &ones(&[2]), 0.0, &normed).unwrap();
+    let layer = ops::Linear::new(PackedWeight::pack_bf16(2, 2, Layout::Plain, |o, row| {
+        row.fill(half::bf16::ZERO);
+        row[1 - o] = half::bf16::ONE;
+    }));
+    let out = ones(&[2, 2]);
+    layer.forward(&normed, &out, Epilogue::Store).unwrap();
+    // Each row over its root mean square, rounded to bf16, with its columns swapped.
+    let rounded = |v: f32| half::bf16::from_f32(v).to_f32();
+    let (a, b) = (2.5f32.sqrt(), 12.5f32.sqrt());
+    let expected = [2.0 / a, 1.0 / a, 4.0 / b, 3.0 / b].map(rounded);
+    assert_eq!(ops::to_f32(&out).unwrap(), expected);
+    let gaps = ops::to_f32(&buffer.narrow(1, 2, 3).unwrap().contiguous().unwrap()).unwrap();
+    assert_eq!(gaps, [1.0; 6]);
 }

@@ -1,8 +1,8 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::Tensor;
-use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
+use candle_core::{DType, Tensor};
+use qwen3_embed_kernels::cpu::{Arithmetic, Epilogue, Heads, Layout};
 use qwen3_embed_kernels::{Ragged, ops};
 
 use crate::rope::RopeTable;
@@ -25,6 +25,7 @@ pub struct Model {
     layers: Vec<DecoderLayer>,
     norm: Tensor,
     rope: RopeTable,
+    precision: Precision,
     device: candle_core::Device,
     /// Room for activations, one for each call that has run at the same time as others.
     workspaces: Mutex<Vec<Workspace>>,
@@ -68,7 +69,8 @@ impl Model {
         }
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        Ok(Self { config, embed_tokens, layers, norm, rope, device, workspaces: Mutex::default() })
+        let workspaces = Mutex::default();
+        Ok(Self { config, embed_tokens, layers, norm, rope, precision, device, workspaces })
     }
 
     /// The model's hyper-parameters.
@@ -140,7 +142,12 @@ impl Model {
             }
             Ok(())
         };
-        let room = workspace.room(batch.n_tokens(), &self.config, &self.device)?;
+        let room = workspace.room(
+            batch.n_tokens(),
+            &self.config,
+            product_type(self.precision),
+            &self.device,
+        )?;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             show(layer_idx)?;
             layer.forward(&x, [&cos, &sin], batch, &room)?;
@@ -174,6 +181,14 @@ impl Model {
             }
         }
         Ok(())
+    }
+}
+
+/// The type of the activations that products read.
+fn product_type(precision: Precision) -> DType {
+    match precision.arithmetic() {
+        Arithmetic::F32 => DType::F32,
+        Arithmetic::Bf16 => DType::BF16,
     }
 }
 

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
-use qwen3_embed_kernels::cpu::{Layout, PackedWeight};
+use qwen3_embed_kernels::cpu::{Arithmetic, Kernels, Layout, PackedWeight};
 use qwen3_embed_kernels::ops::Linear;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -22,9 +22,21 @@ pub enum Precision {
     /// Weights and products in f32: exact, four bytes for each weight.
     #[default]
     F32,
-    /// Weights in bf16, as the published checkpoints store them; products in f32. Two bytes for
-    /// each weight, the same result as `F32` where the checkpoint is in bf16, and no slower.
+    /// Weights in bf16, as the published checkpoints store them: two bytes for each. Where the
+    /// processor multiplies bf16, activations are rounded to bf16 for every product and attention,
+    /// and sums are f32. Elsewhere products are in f32, with the same result as `F32` where the
+    /// checkpoint is in bf16, and as fast.
     Bf16,
+}
+
+impl Precision {
+    /// How this processor multiplies with weights of this precision.
+    pub fn arithmetic(self) -> Arithmetic {
+        match self {
+            Self::F32 => Arithmetic::F32,
+            Self::Bf16 => Kernels::best().bf16_weights,
+        }
+    }
 }
 
 /// The tensors of a checkpoint, memory-mapped.

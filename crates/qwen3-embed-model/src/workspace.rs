@@ -34,41 +34,47 @@ pub(crate) struct Room<'a> {
     pub(crate) scratch: &'a AttentionScratch,
 }
 
+/// Columns between one row and the next of what a product reads. Rows are a power of two apart
+/// without them, and those of a tile would contend for the same few lines of the cache.
+const GAP: usize = 32;
+
 impl Workspace {
-    /// Room for a batch of `n_rows` tokens.
+    /// Room for a batch of `n_rows` tokens, where products read values of type `product`.
     pub(crate) fn room(
         &mut self,
         n_rows: usize,
         config: &Config,
+        product: DType,
         device: &Device,
     ) -> Result<Room<'_>> {
         let large_enough = self.buffers.take().filter(|buffers| buffers.n_rows >= n_rows);
         let buffers = match large_enough {
             Some(buffers) => buffers,
-            None => Buffers::new(n_rows, config, device)?,
+            None => Buffers::new(n_rows, config, product, device)?,
         };
         let buffers = self.buffers.insert(buffers);
-        let rows = |tensor: &Tensor| tensor.narrow(0, 0, n_rows);
+        let heads = config.heads();
+        let room = |tensor: &Tensor, columns| tensor.narrow(0, 0, n_rows)?.narrow(1, 0, columns);
         Ok(Room {
-            hidden: rows(&buffers.hidden)?,
-            qkv: rows(&buffers.qkv)?,
-            attention: rows(&buffers.attention)?,
-            ffn: rows(&buffers.ffn)?,
+            hidden: room(&buffers.hidden, config.hidden_size)?,
+            qkv: room(&buffers.qkv, heads.qkv_columns())?,
+            attention: room(&buffers.attention, heads.q_columns())?,
+            ffn: room(&buffers.ffn, config.intermediate_size)?,
             scratch: &self.scratch,
         })
     }
 }
 
 impl Buffers {
-    fn new(n_rows: usize, config: &Config, device: &Device) -> Result<Self> {
+    fn new(n_rows: usize, config: &Config, product: DType, device: &Device) -> Result<Self> {
         let heads = config.heads();
-        let buffer = |columns: usize| Tensor::zeros((n_rows, columns), DType::F32, device);
+        let input = |columns| Tensor::zeros((n_rows, columns + GAP), product, device);
         Ok(Self {
             n_rows,
-            hidden: buffer(config.hidden_size)?,
-            qkv: buffer(heads.qkv_columns())?,
-            attention: buffer(heads.q_columns())?,
-            ffn: buffer(config.intermediate_size)?,
+            hidden: input(config.hidden_size)?,
+            qkv: Tensor::zeros((n_rows, heads.qkv_columns()), DType::F32, device)?,
+            attention: input(heads.q_columns())?,
+            ffn: input(config.intermediate_size)?,
         })
     }
 }

@@ -6,10 +6,14 @@ use std::time::Instant;
 
 use half::bf16;
 
-use super::attention::{self, Block};
+use super::activations::{Arithmetic, RowsMut};
+use super::attention::{self, AttentionKernels, Block, Pack};
 use super::linear::{self, Call};
+use super::product::{self, Bf16, F32, Widened};
+use super::rows;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd};
-use super::{product, rows};
 
 /// The kernels of one instruction set, which this processor has: there is no other way to come by a
 /// table than [`Kernels::available`]. That makes it safe to call the functions in it.
@@ -17,20 +21,24 @@ use super::{product, rows};
 pub struct Kernels {
     /// The instruction set's name.
     pub name: &'static str,
+    /// How it multiplies fastest where the weights are bf16.
+    pub bf16_weights: Arithmetic,
     /// f32 values in a register; a panel has twice as many columns.
     pub(super) lanes: usize,
     /// Rows of a tile.
     pub(super) rows: usize,
-    pub(super) linear_f32: unsafe fn(&Call<'_>, &[f32]),
-    pub(super) linear_bf16: unsafe fn(&Call<'_>, &[bf16]),
-    pub(super) attention: unsafe fn(&Block<'_>),
+    pub(super) linear_f32: unsafe fn(&Call<'_, f32, f32>),
+    pub(super) linear_widened: unsafe fn(&Call<'_, f32, bf16>),
+    pub(super) linear_bf16: unsafe fn(&Call<'_, bf16, bf16>),
+    pub(super) attention_f32: AttentionKernels<f32>,
+    pub(super) attention_bf16: AttentionKernels<bf16>,
     pub(super) rms_norm: RmsNorm,
     pub(super) qk_norm_rope: QkNormRope,
-    multiply_adds: unsafe fn(usize) -> f32,
+    multiply_adds: unsafe fn(usize, bool) -> f32,
 }
 
-/// Of a row, with its weight and eps, into another.
-type RmsNorm = unsafe fn(&[f32], &[f32], f32, &mut [f32]);
+/// Of a row, with its weight and eps, into a row of an output.
+type RmsNorm = unsafe fn(&[f32], &[f32], f32, &RowsMut<'_>, usize);
 
 /// Of a token's heads, with their weight, eps, cosines and sines.
 type QkNormRope = unsafe fn(&mut [f32], &[f32], f32, &[f32], &[f32]);
@@ -43,6 +51,12 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 sets.push(avx2::table());
+                if is_x86_feature_detected!("avx512f") {
+                    sets.push(avx512::table());
+                    if is_x86_feature_detected!("avx512bf16") {
+                        sets.push(avx512_bf16::table());
+                    }
+                }
             }
             sets
         });
@@ -55,18 +69,19 @@ impl Kernels {
         &available[available.len() - 1]
     }
 
-    /// Floating-point operations that one core can do in a second with this set's multiply-adds,
-    /// measured for about a tenth of a second: the limit of every kernel of the set.
-    pub fn measured_peak(&self) -> f64 {
+    /// Floating-point operations that one core can do in a second with this set's instruction for
+    /// such products, measured for about a tenth of a second: the limit of every kernel of the set.
+    pub fn measured_peak(&self, arithmetic: Arithmetic) -> f64 {
         const ROUNDS: usize = 1 << 20;
+        let pairs = arithmetic == Arithmetic::Bf16;
         // A multiply-add is two operations; there are twelve registers of them in a round.
-        let operations = (2 * 12 * self.lanes * ROUNDS) as f64;
+        let operations = (2 * 12 * self.lanes * ROUNDS) as f64 * if pairs { 2.0 } else { 1.0 };
         let mut best = 0f64;
         let begin = Instant::now();
         while begin.elapsed().as_millis() < 100 {
             let start = Instant::now();
             // SAFETY: the table's instructions are there, as for every table.
-            black_box(unsafe { (self.multiply_adds)(black_box(ROUNDS)) });
+            black_box(unsafe { (self.multiply_adds)(black_box(ROUNDS), pairs) });
             best = best.max(operations / start.elapsed().as_secs_f64());
         }
         best
@@ -76,7 +91,7 @@ impl Kernels {
 /// A module with the table of one instruction set: every kernel inlined into a function that enables
 /// the set's features.
 macro_rules! kernel_set {
-    ($module:ident, $name:literal, $simd:ty, $new:expr, $(#[$feature:meta])?) => {
+    ($module:ident, $name:literal, $simd:ty, $new:expr, $bf16:ident, $(#[$feature:meta])?) => {
         mod $module {
             use super::*;
 
@@ -84,11 +99,14 @@ macro_rules! kernel_set {
             pub(super) fn table() -> Kernels {
                 Kernels {
                     name: $name,
+                    bf16_weights: Arithmetic::$bf16,
                     lanes: <$simd>::LANES,
                     rows: <$simd>::ROWS,
                     linear_f32,
+                    linear_widened,
                     linear_bf16,
-                    attention: attend,
+                    attention_f32: AttentionKernels { pack: pack_f32, attend: attend_f32 },
+                    attention_bf16: AttentionKernels { pack: pack_bf16, attend: attend_bf16 },
                     rms_norm,
                     qk_norm_rope,
                     multiply_adds,
@@ -96,28 +114,50 @@ macro_rules! kernel_set {
             }
 
             $(#[$feature])?
-            unsafe fn linear_f32(call: &Call<'_>, panels: &[f32]) {
-                linear::multiply($new, call, panels);
+            unsafe fn linear_f32(call: &Call<'_, f32, f32>) {
+                linear::multiply(F32($new), call);
             }
 
             $(#[$feature])?
-            unsafe fn linear_bf16(call: &Call<'_>, panels: &[bf16]) {
-                linear::multiply($new, call, panels);
+            unsafe fn linear_widened(call: &Call<'_, f32, bf16>) {
+                linear::multiply(Widened($new), call);
             }
 
             $(#[$feature])?
-            unsafe fn multiply_adds(n: usize) -> f32 {
-                product::multiply_adds($new, n)
+            unsafe fn linear_bf16(call: &Call<'_, bf16, bf16>) {
+                linear::multiply(Bf16($new), call);
             }
 
             $(#[$feature])?
-            unsafe fn attend(block: &Block<'_>) {
-                attention::attend($new, block);
+            unsafe fn pack_f32(pack: &mut Pack<'_, f32>) {
+                attention::pack($new, pack);
             }
 
             $(#[$feature])?
-            unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-                rows::rms_norm($new, x, weight, eps, out);
+            unsafe fn pack_bf16(pack: &mut Pack<'_, bf16>) {
+                attention::pack($new, pack);
+            }
+
+            $(#[$feature])?
+            unsafe fn attend_f32(block: &Block<'_, f32>) {
+                attention::attend(F32($new), block);
+            }
+
+            $(#[$feature])?
+            unsafe fn attend_bf16(block: &Block<'_, bf16>) {
+                attention::attend(Bf16($new), block);
+            }
+
+            $(#[$feature])?
+            unsafe fn multiply_adds(n: usize, pairs: bool) -> f32 {
+                product::multiply_adds($new, n, pairs)
+            }
+
+            $(#[$feature])?
+            unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &RowsMut<'_>, row: usize) {
+                let s = $new;
+                // SAFETY: the caller's promise.
+                unsafe { rows::rms_norm(s, x, weight, eps, out, row) }
             }
 
             $(#[$feature])?
@@ -134,14 +174,37 @@ macro_rules! kernel_set {
     };
 }
 
-kernel_set!(portable, "portable", Portable, Portable,);
+kernel_set!(portable, "portable", Portable, Portable, F32,);
 
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
     avx2,
     "AVX2 and FMA",
-    super::super::simd::Avx2,
+    Avx2,
     // SAFETY: the functions of this table run only where the features were detected.
-    unsafe { super::super::simd::Avx2::new() },
+    unsafe { Avx2::new() },
+    F32,
     #[target_feature(enable = "avx2,fma")]
+);
+
+#[cfg(target_arch = "x86_64")]
+kernel_set!(
+    avx512,
+    "AVX-512",
+    Avx512<false>,
+    // SAFETY: as above.
+    unsafe { Avx512::<false>::new() },
+    F32,
+    #[target_feature(enable = "avx512f,avx2,fma")]
+);
+
+#[cfg(target_arch = "x86_64")]
+kernel_set!(
+    avx512_bf16,
+    "AVX-512 with BF16",
+    Avx512<true>,
+    // SAFETY: as above.
+    unsafe { Avx512::<true>::new() },
+    Bf16,
+    #[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
 );

@@ -1,4 +1,4 @@
-//! The forward pass's operations on the processor, on slices of f32.
+//! The forward pass's operations on the processor, on slices.
 //!
 //! Each kernel is written once, over the vector operations of `simd`, and compiled for several
 //! instruction sets. [`Kernels`] is a table of one set's kernels, and the only code that asks what
@@ -9,18 +9,23 @@
 //! With one kernel set, a row's result depends on that row alone (for attention: on its text
 //! alone), bit for bit: not on the rest of the batch, nor on the number of threads.
 
+mod activations;
 mod attention;
 mod dispatch;
 mod linear;
+mod packed;
 mod product;
 mod rows;
 mod simd;
+mod vector;
 
 use rayon::prelude::*;
 
+pub use activations::{Arithmetic, Rows, RowsMut, Values, ValuesMut};
 pub use attention::{AttentionScratch, Heads, causal_attention};
 pub use dispatch::Kernels;
-pub use linear::{Epilogue, Layout, PackedWeight};
+pub use linear::Epilogue;
+pub use packed::{Layout, PackedWeight};
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current
 /// pool.
@@ -28,11 +33,19 @@ pub use linear::{Epilogue, Layout, PackedWeight};
 /// # Shapes
 ///
 /// `x` and `out` are [rows, C] and `weight` is `[C]`.
-pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+///
+/// # Panics
+///
+/// If they are not; `qwen3_embed_kernels::ops` checks before it calls.
+pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mut RowsMut<'_>) {
     let n = weight.len();
-    let rows = x.par_chunks_exact(n).zip(out.par_chunks_exact_mut(n)).with_min_len(MIN_ROWS);
-    // SAFETY: the table's instructions are there, as for every table.
-    rows.for_each(|(x, out)| unsafe { (kernels.rms_norm)(x, weight, eps, out) });
+    assert_eq!(out.n_columns, n, "out is [rows, C]");
+    assert_eq!(x.len(), out.n_rows * n, "x is [rows, C]");
+    let out = &*out;
+    let rows = x.par_chunks_exact(n).enumerate().with_min_len(MIN_ROWS);
+    // SAFETY: the table's instructions are there, as for every table; the sizes were just checked, and
+    // each row is one task's.
+    rows.for_each(|(row, x)| unsafe { (kernels.rms_norm)(x, weight, eps, out, row) });
 }
 
 /// Per-head RMSNorm and RoPE of the queries and keys of a batch, in place, in parallel on rayon's

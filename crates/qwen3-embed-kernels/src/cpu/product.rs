@@ -1,18 +1,19 @@
 //! A tile of a matrix product, kept in registers.
 //!
 //! The right operand lies in *panels*: the columns of a panel, two registers of them, side by side
-//! for each `k`. A tile is a few rows of the left operand times one panel:
+//! for each step of `k`. A tile is a few rows of the left operand times one panel:
 //!
 //! ```text
-//! for k in 0..K:
+//! for each step of k:
 //!     b0, b1 = panel[k]            two registers of columns
 //!     for each row:
-//!         a = row[k]               one value in every lane
+//!         a = row[k]               the same in every lane
 //!         sums[row] += a · (b0, b1)
 //! ```
 //!
-//! Every element is one chain of multiply-adds from the first `k` to the last. A row's result
-//! therefore depends on neither the number of rows nor the tile it is in.
+//! A step is one `k` for f32, and for bf16 a pair of them, which lie side by side in each column of
+//! the panel. Every element is one chain of multiply-adds from the first `k` to the last. A row's
+//! result therefore depends on neither the number of rows nor the tile it is in.
 
 use std::hint::black_box;
 
@@ -20,28 +21,271 @@ use half::bf16;
 
 use super::simd::Simd;
 
-/// A type that panels are stored in.
-pub(super) trait Stored: Copy + Send + Sync {
+/// A way to multiply: the types of the operands, and the instructions.
+pub(super) trait Product: Copy {
+    type S: Simd;
+    type Left: Element;
+    type Right: Element;
+
+    fn simd(self) -> Self::S;
+
+    /// Adds a step of `k`, `Right::DEPTH` of them, to the sums of each row.
+    ///
     /// # Safety
     ///
-    /// `p` is valid for reading `S::LANES` values.
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// The rows are valid at `k` and the rest of its step, `panel` for the columns of a step.
+    unsafe fn step<const R: usize>(
+        self,
+        rows: &Strided<Self::Left>,
+        k: usize,
+        panel: *const Self::Right,
+        sums: &mut [[V<Self>; 2]; R],
+    );
+
+    /// Adds the last `k` where the number of them is no multiple of `Right::DEPTH`.
+    ///
+    /// # Safety
+    ///
+    /// As [`step`](Self::step), but the rows end at `k`.
+    unsafe fn last<const R: usize>(
+        self,
+        rows: &Strided<Self::Left>,
+        k: usize,
+        panel: *const Self::Right,
+        sums: &mut [[V<Self>; 2]; R],
+    );
 }
 
-impl Stored for f32 {
+/// A register of a product.
+pub(super) type V<P> = <<P as Product>::S as Simd>::V;
+
+/// A type of values in memory.
+pub(super) trait Element: Copy + Default + Send + Sync {
+    /// Values of `k` side by side in a column of a panel.
+    const DEPTH: usize;
+    /// # Safety
+    ///
+    /// `p` is valid for writing `S::LANES` values.
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V);
+}
+
+impl Element for f32 {
+    const DEPTH: usize = 1;
+
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
         // SAFETY: the caller's promise.
-        unsafe { s.load(p) }
+        unsafe { s.store(p, x) }
     }
 }
 
-impl Stored for bf16 {
+impl Element for bf16 {
+    const DEPTH: usize = 2;
+
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
         // SAFETY: the caller's promise.
-        unsafe { s.load_bf16(p) }
+        unsafe { s.store_bf16(p, x) }
     }
+}
+
+/// Rows at equal distances.
+pub(super) struct Strided<T> {
+    /// Every third row: with them and the distance, processors address all rows without a register
+    /// for each.
+    every_third: [*const T; MAX_ROWS.div_ceil(3)],
+    stride: usize,
+}
+
+impl<T> Strided<T> {
+    /// # Safety
+    ///
+    /// As many rows as are used are valid.
+    #[inline(always)]
+    unsafe fn new(first: *const T, stride: usize) -> Self {
+        Self { every_third: std::array::from_fn(|i| first.wrapping_add(3 * i * stride)), stride }
+    }
+
+    /// # Safety
+    ///
+    /// Row `row` is valid at `k`.
+    #[inline(always)]
+    unsafe fn at(&self, row: usize, k: usize) -> *const T {
+        // SAFETY: the caller's promise.
+        unsafe { self.every_third[row / 3].add(row % 3 * self.stride).add(k) }
+    }
+}
+
+/// Rows of the largest tile of any kernel set.
+const MAX_ROWS: usize = 12;
+
+/// f32 times f32.
+#[derive(Clone, Copy)]
+pub(super) struct F32<S>(pub(super) S);
+
+impl<S: Simd> Product for F32<S> {
+    type S = S;
+    type Left = f32;
+    type Right = f32;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    unsafe fn step<const R: usize>(
+        self,
+        rows: &Strided<f32>,
+        k: usize,
+        panel: *const f32,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        let s = self.0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = [s.load(panel), s.load(panel.add(S::LANES))];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let a = s.splat(*rows.at(row, k));
+                sums[0] = s.mul_add(a, b[0], sums[0]);
+                sums[1] = s.mul_add(a, b[1], sums[1]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn last<const R: usize>(
+        self,
+        _: &Strided<f32>,
+        _: usize,
+        _: *const f32,
+        _: &mut [[S::V; 2]; R],
+    ) {
+    }
+}
+
+/// f32 times bf16, which is widened in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Widened<S>(pub(super) S);
+
+impl<S: Simd> Product for Widened<S> {
+    type S = S;
+    type Left = f32;
+    type Right = bf16;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    unsafe fn step<const R: usize>(
+        self,
+        rows: &Strided<f32>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        let s = self.0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.last(rows, k, panel, sums);
+            let b = pairs(s, panel).map(|pairs| s.second(pairs));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let a = s.splat(*rows.at(row, k + 1));
+                sums[0] = s.mul_add(a, b[0], sums[0]);
+                sums[1] = s.mul_add(a, b[1], sums[1]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn last<const R: usize>(
+        self,
+        rows: &Strided<f32>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        let s = self.0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [b0, b1] = pairs(s, panel);
+            let b = [s.first(b0), s.first(b1)];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let a = s.splat(*rows.at(row, k));
+                sums[0] = s.mul_add(a, b[0], sums[0]);
+                sums[1] = s.mul_add(a, b[1], sums[1]);
+            }
+        }
+    }
+}
+
+/// bf16 times bf16, summed in f32.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16<S>(pub(super) S);
+
+impl<S: Simd> Product for Bf16<S> {
+    type S = S;
+    type Left = bf16;
+    type Right = bf16;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline(always)]
+    unsafe fn step<const R: usize>(
+        self,
+        rows: &Strided<bf16>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        let s = self.0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = pairs(s, panel);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let a = s.splat(rows.at(row, k).cast::<f32>().read_unaligned());
+                sums[0] = s.dot_pairs(a, b[0], sums[0]);
+                sums[1] = s.dot_pairs(a, b[1], sums[1]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn last<const R: usize>(
+        self,
+        rows: &Strided<bf16>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        let s = self.0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = pairs(s, panel);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // A pair whose second value is zero.
+                let a = s.splat(f32::from_bits((*rows.at(row, k)).to_bits().into()));
+                sums[0] = s.dot_pairs(a, b[0], sums[0]);
+                sums[1] = s.dot_pairs(a, b[1], sums[1]);
+            }
+        }
+    }
+}
+
+/// A step of a panel of bf16 pairs: two registers, a pair in each lane.
+///
+/// # Safety
+///
+/// `panel` is valid for the columns of a step.
+#[inline(always)]
+unsafe fn pairs<S: Simd>(s: S, panel: *const bf16) -> [S::V; 2] {
+    // SAFETY: the caller's promise: LANES pairs, twice.
+    unsafe { [s.load(panel.cast()), s.load(panel.cast::<f32>().add(S::LANES))] }
 }
 
 /// Columns of a panel.
@@ -65,86 +309,95 @@ pub(super) trait Finish<S: Simd> {
     fn finish(&mut self, s: S, row: usize, sums: [S::V; 2]);
 }
 
-/// The product of `n_rows` rows, at most `S::ROWS`, with a panel of `n_k` rows.
+/// The operands of a tile.
+pub(super) struct Operands<L, R> {
+    /// The first row, and how far apart rows are.
+    pub(super) rows: *const L,
+    pub(super) stride: usize,
+    pub(super) panel: *const R,
+    pub(super) n_k: usize,
+    /// What will be needed after this tile, and how many bytes of it each step is to fetch.
+    pub(super) ahead: *const u8,
+    pub(super) ahead_step: usize,
+}
+
+/// The product of `n_rows` rows, at most `S::ROWS`, with a panel.
 ///
 /// # Safety
 ///
-/// `row(i)` is valid for reading `n_k` values for every `i` below `n_rows`, and `panel` for
-/// `n_k · panel_columns::<S>()`.
+/// Each row is valid for reading `n_k` values and `panel` for `n_k` of its columns, rounded up to
+/// whole steps.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, B: Stored>(
-    s: S,
+pub(super) unsafe fn tile<P: Product>(
+    p: P,
     n_rows: usize,
-    row: impl Fn(usize) -> *const f32,
-    panel: *const B,
-    n_k: usize,
-    mut finish: impl Finish<S>,
+    operands: &Operands<P::Left, P::Right>,
+    mut finish: impl Finish<P::S>,
 ) {
-    // SAFETY: the caller's promise, for as many rows as there are.
-    unsafe {
-        match n_rows {
-            1 => rows::<S, B, 1>(s, &row, panel, n_k, &mut finish),
-            2 => rows::<S, B, 2>(s, &row, panel, n_k, &mut finish),
-            3 => rows::<S, B, 3>(s, &row, panel, n_k, &mut finish),
-            4 => rows::<S, B, 4>(s, &row, panel, n_k, &mut finish),
-            5 => rows::<S, B, 5>(s, &row, panel, n_k, &mut finish),
-            6 => rows::<S, B, 6>(s, &row, panel, n_k, &mut finish),
-            _ => unreachable!("a tile of {n_rows} rows"),
-        }
+    let s = p.simd();
+    // The epilogue is code for one row, not for each row of each height of tile.
+    let mut sums = [[s.splat(0.0); 2]; MAX_ROWS];
+    /// Calls `rows` for the number of rows, and is compiled for no more than a tile can have.
+    macro_rules! of_rows {
+        ($($n:literal)*) => {
+            match n_rows {
+                $($n if const { $n <= P::S::ROWS } => {
+                    // SAFETY: the caller's promise, for as many rows as there are.
+                    unsafe { rows::<P, $n>(p, operands, &mut sums) }
+                })*
+                _ => unreachable!("a tile of {n_rows} rows"),
+            }
+        };
+    }
+    of_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+    for (row, sums) in sums[..n_rows].iter().enumerate() {
+        finish.finish(s, row, *sums);
     }
 }
 
+/// Computes the first `R` rows of `out`.
+///
 /// # Safety
 ///
 /// As [`tile`], with `R` rows.
 #[inline(always)]
-unsafe fn rows<S: Simd, B: Stored, const R: usize>(
-    s: S,
-    row: &impl Fn(usize) -> *const f32,
-    panel: *const B,
-    n_k: usize,
-    finish: &mut impl Finish<S>,
+unsafe fn rows<P: Product, const R: usize>(
+    p: P,
+    operands: &Operands<P::Left, P::Right>,
+    out: &mut [[V<P>; 2]; MAX_ROWS],
 ) {
-    let pointers: [*const f32; R] = std::array::from_fn(row);
+    let s = p.simd();
+    let depth = P::Right::DEPTH;
+    let step = depth * panel_columns::<P::S>();
+    let Operands { n_k, panel, .. } = *operands;
     let mut sums = [[s.splat(0.0); 2]; R];
-    for k in 0..n_k {
-        // SAFETY: k < n_k, and the caller vouches for n_k rows of the panel and values of each row.
-        unsafe {
-            let at = panel.add(k * panel_columns::<S>());
-            let b = [B::load(s, at), B::load(s, at.add(S::LANES))];
-            for r in 0..R {
-                let a = s.splat(*pointers[r].add(k));
-                sums[r][0] = s.mul_add(a, b[0], sums[r][0]);
-                sums[r][1] = s.mul_add(a, b[1], sums[r][1]);
-            }
+    // SAFETY: the caller's promise: every `k` below n_k, of every row, and of the panel.
+    unsafe {
+        let rows = Strided::new(operands.rows, operands.stride);
+        for i in 0..n_k / depth {
+            s.prefetch(operands.ahead.wrapping_add(i * operands.ahead_step));
+            p.step(&rows, i * depth, panel.add(i * step), &mut sums);
+        }
+        if n_k % depth != 0 {
+            p.last(&rows, n_k - 1, panel.add(n_k / depth * step), &mut sums);
         }
     }
-    for (r, sums) in sums.into_iter().enumerate() {
-        finish.finish(s, r, sums);
-    }
+    out[..R].copy_from_slice(&sums);
 }
 
-/// Multiply-adds on as many registers as a tile has sums, `n` times each: nothing but the processor's
-/// arithmetic. Returns a value that depends on all of them.
+/// Operations of a processor that does nothing but a product's arithmetic: those of a tile of
+/// registers, `n` times each. Returns a value that depends on all of them.
 #[inline(always)]
-pub(super) fn multiply_adds<S: Simd>(s: S, n: usize) -> f32 {
+pub(super) fn multiply_adds<S: Simd>(s: S, n: usize, pairs: bool) -> f32 {
     // Values that the compiler does not know, and another one in each register, so that it can
     // neither compute the result beforehand nor merge the registers.
-    let start = black_box([[1.0; 2], [1.1; 2], [1.2; 2], [1.3; 2], [1.4; 2], [1.5; 2]]);
-    let mut sums = [[s.splat(0.0); 2]; 6];
-    for (sums, start) in sums.iter_mut().zip(start) {
-        *sums = [s.splat(start[0]), s.splat(-start[1])];
-    }
+    let start = black_box([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1]);
+    let mut sums = start.map(|start| s.splat(start));
     let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
     for _ in 0..n {
-        for row in &mut sums {
-            row[0] = s.mul_add(row[0], a, b);
-            row[1] = s.mul_add(row[1], a, b);
+        for sum in &mut sums {
+            *sum = if pairs { s.dot_pairs(a, b, *sum) } else { s.mul_add(*sum, a, b) };
         }
     }
-    let mut total = s.splat(0.0);
-    for row in sums {
-        total = s.add(total, s.add(row[0], row[1]));
-    }
-    s.sum(total)
+    s.sum(sums.into_iter().fold(s.splat(0.0), |total, sum| s.add(total, sum)))
 }

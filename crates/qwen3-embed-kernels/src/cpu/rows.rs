@@ -1,16 +1,30 @@
 //! Operations on one row at a time.
 
-use super::linear::{load_part, store_part};
+use super::activations::RowsMut;
 use super::simd::Simd;
+use super::vector::{load_part, store_part};
 
-/// `out = x / sqrt(mean(x²) + eps) · weight` for one row.
+/// `out[row] = x / sqrt(mean(x²) + eps) · weight`.
+///
+/// # Safety
+///
+/// `x` and `weight` are as long as `out` is wide, `row` is one of its rows, and no other task touches
+/// that row.
 #[inline(always)]
-pub(super) fn rms_norm<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub(super) unsafe fn rms_norm<S: Simd>(
+    s: S,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &RowsMut<'_>,
+    row: usize,
+) {
     let scale = s.splat(inverse_rms(s, x, eps));
-    let parts = x.chunks(S::LANES).zip(weight.chunks(S::LANES)).zip(out.chunks_mut(S::LANES));
-    for ((x, weight), out) in parts {
-        let normed = s.mul(load_part(s, x), scale);
-        store_part(s, out, s.mul(normed, load_part(s, weight)));
+    let parts = x.chunks(S::LANES).zip(weight.chunks(S::LANES));
+    for (column, (x, weight)) in (0..x.len()).step_by(S::LANES).zip(parts) {
+        let normed = s.mul(s.mul(load_part(s, x), scale), load_part(s, weight));
+        // SAFETY: the caller's promise.
+        unsafe { out.store(s, row, column, out.n_columns, normed) };
     }
 }
 

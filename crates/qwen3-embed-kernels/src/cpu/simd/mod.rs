@@ -1,0 +1,92 @@
+//! The vector operations that kernels are written in, and what they are on each instruction set.
+//!
+//! A kernel is one generic function over [`Simd`]. It is compiled for an instruction set by being
+//! inlined into a function that enables that set's features, see `dispatch`; hence every method
+//! here is `#[inline(always)]`.
+
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+pub(super) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(super) use {avx2::Avx2, avx512::Avx512};
+
+/// A set of vector registers of f32.
+///
+/// # Safety
+///
+/// A value of the type is proof that the processor has the instructions: whoever makes one must
+/// have checked. Methods that take pointers need them valid for `LANES` elements, at any alignment.
+pub(super) unsafe trait Simd: Copy + Send + Sync {
+    /// A register of `LANES` values.
+    type V: Copy;
+    const LANES: usize;
+    /// Rows of a product whose sums, two registers each, fit in the registers together.
+    const ROWS: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// `p` is valid for reading `LANES` values.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// # Safety
+    /// `p` is valid for writing `LANES` values.
+    unsafe fn store(self, p: *mut f32, x: Self::V);
+    /// Writes the nearest bf16 values, ties to even.
+    ///
+    /// # Safety
+    /// `p` is valid for writing `LANES` values.
+    unsafe fn store_bf16(self, p: *mut bf16, x: Self::V);
+    /// Brings the line at `p` to the second-level cache, if that is a place in memory.
+    fn prefetch(self, p: *const u8);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once where the processor can.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The nearest whole numbers.
+    fn round(self, x: Self::V) -> Self::V;
+    /// `2^n` for whole numbers `n` from −126 to 127.
+    fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// Each lane of `pairs` holds two bf16 values: the first of them, in the lower half.
+    fn first(self, pairs: Self::V) -> Self::V;
+    /// The second value of each pair, in the upper half.
+    fn second(self, pairs: Self::V) -> Self::V;
+    /// The sum of all lanes, in a fixed order.
+    fn sum(self, x: Self::V) -> f32;
+    /// The largest lane.
+    fn largest(self, x: Self::V) -> f32;
+
+    /// `c + a · b` of pairs of bf16 values: both products of a lane are added to it in f32.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let c = self.mul_add(self.second(a), self.second(b), c);
+        self.mul_add(self.first(a), self.first(b), c)
+    }
+
+    /// `exp(x)` within 2 ulp for `x` from −87 to 88; beyond, `exp` of the nearer bound.
+    ///
+    /// # Source
+    ///
+    /// Range reduction by a two-part ln 2 and the degree-5 polynomial of Cephes' `expf`.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        let x = self.max(self.min(x, self.splat(88.0)), self.splat(-87.0));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = self.mul_add(p, r, self.splat(c));
+        }
+        let p = self.mul_add(self.mul(p, r), r, self.add(r, self.splat(1.0)));
+        self.mul(p, self.exp2_whole(n))
+    }
+}

@@ -1,0 +1,101 @@
+use half::bf16;
+
+use super::Simd;
+
+/// Instructions that every processor has: arrays that the compiler may vectorise.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::cpu) struct Portable;
+
+impl Portable {
+    #[inline(always)]
+    fn map(a: [f32; 8], f: impl Fn(f32) -> f32) -> [f32; 8] {
+        a.map(f)
+    }
+
+    #[inline(always)]
+    fn zip(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+        std::array::from_fn(|i| f(a[i], b[i]))
+    }
+}
+
+// SAFETY: no special instructions are used.
+unsafe impl Simd for Portable {
+    type V = [f32; 8];
+    const LANES: usize = 8;
+    const ROWS: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, x: Self::V) {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut bf16, x: Self::V) {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[bf16; 8]>().write_unaligned(x.map(bf16::from_f32)) }
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        Self::zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn round(self, x: Self::V) -> Self::V {
+        // Adding and taking away 1.5 · 2^23 leaves no bits for a fraction.
+        Self::map(x, |x| (x + 12_582_912.0) - 12_582_912.0)
+    }
+    #[inline(always)]
+    fn exp2_whole(self, n: Self::V) -> Self::V {
+        Self::map(n, |n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn first(self, pairs: Self::V) -> Self::V {
+        Self::map(pairs, |pair| f32::from_bits(pair.to_bits() << 16))
+    }
+    #[inline(always)]
+    fn second(self, pairs: Self::V) -> Self::V {
+        Self::map(pairs, |pair| f32::from_bits(pair.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
+    fn sum(self, x: Self::V) -> f32 {
+        ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::V) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}

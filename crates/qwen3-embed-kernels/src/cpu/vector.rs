@@ -1,0 +1,33 @@
+//! Slices that need not be a whole number of registers.
+
+use super::product::Element;
+use super::simd::Simd;
+
+/// The first values of a slice, zeros where it is shorter than a register.
+#[inline(always)]
+pub(super) fn load_part<S: Simd>(s: S, values: &[f32]) -> S::V {
+    if values.len() >= S::LANES {
+        // SAFETY: the length was just checked.
+        return unsafe { s.load(values.as_ptr()) };
+    }
+    let mut padded = [0f32; MAX_LANES];
+    padded[..values.len()].copy_from_slice(values);
+    // SAFETY: `padded` has as many values as any register.
+    unsafe { s.load(padded.as_ptr()) }
+}
+
+/// Writes a register to a slice, as much of it as fits.
+#[inline(always)]
+pub(super) fn store_part<S: Simd, T: Element>(s: S, out: &mut [T], values: S::V) {
+    if out.len() >= S::LANES {
+        // SAFETY: the length was just checked.
+        return unsafe { T::store(s, out.as_mut_ptr(), values) };
+    }
+    let mut padded = [T::default(); MAX_LANES];
+    // SAFETY: `padded` has as many values as any register.
+    unsafe { T::store(s, padded.as_mut_ptr(), values) };
+    out.copy_from_slice(&padded[..out.len()]);
+}
+
+/// Lanes of the widest register of any kernel set.
+const MAX_LANES: usize = 16;
