@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use qwen3_embed::{Embedder, Embeddings, cosine};
-use qwen3_embed_model::{Device, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, Model, Precision};
 use serde::Deserialize;
 
 use crate::root;
@@ -12,7 +12,7 @@ use crate::root;
 ///
 /// Without arguments: every fixture. With --model: that checkpoint, against the golden files given,
 /// which `fixtures/reference.py DIR FILE` writes, or else against the figures of the model cards,
-/// which only the published weights can meet. All in f32.
+/// which only the published weights can meet. All in f32, or with --bf16 in bf16.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of a checkpoint
@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Largest difference of a component of a unit vector
     #[arg(long, value_name = "X", default_value_t = 1e-5)]
     tolerance: f64,
+    /// Compare bf16 products, on any processor, with transformers' own bf16
+    #[arg(long, conflicts_with = "tolerance")]
+    bf16: bool,
 }
 
 /// Vectors that another implementation computed.
@@ -39,6 +42,8 @@ struct Golden {
     /// The same in f64 and of unit length.
     unit_f64: Option<Vec<Vec<f64>>>,
     hidden_states: Option<HiddenStates>,
+    /// 1 − cosine between transformers' bf16 and its f32, for each input.
+    transformers_bf16_errors: Option<Vec<f64>>,
 }
 
 /// The residual stream of one input before and after every layer; after the last one, normed.
@@ -70,33 +75,32 @@ const DOCUMENTS: [&str; 2] = [
 
 /// Runs `cargo xtask parity`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Some(dir) = &args.model else {
-        return fixtures(args.tolerance);
+    let pairs = match &args.model {
+        None => fixture_files()?,
+        Some(dir) if args.golden.is_empty() => return published(dir),
+        Some(dir) => args.golden.iter().map(|golden| (dir.clone(), golden.clone())).collect(),
     };
-    if args.golden.is_empty() {
-        return published(dir);
+    if args.bf16 {
+        return pairs.iter().try_for_each(|(dir, golden)| compare_bf16(dir, golden));
     }
     heading();
-    for golden in &args.golden {
-        let name = golden.file_name().unwrap_or_default().to_string_lossy();
-        compare(&name, dir, golden, args.tolerance)?;
-    }
-    Ok(())
+    pairs.iter().try_for_each(|(dir, golden)| compare(dir, golden, args.tolerance))
 }
 
 /// Every fixture against its golden file.
 pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
+    heading();
+    fixture_files()?.iter().try_for_each(|(dir, golden)| compare(dir, golden, tolerance))
+}
+
+/// The folder and the golden file of every fixture.
+fn fixture_files() -> Result<Vec<(PathBuf, PathBuf)>> {
     let folder = root().join("fixtures/models");
     let mut models: Vec<PathBuf> =
         fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     models.sort();
     ensure!(!models.is_empty(), "{} has no models", folder.display());
-    heading();
-    for dir in models {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy();
-        compare(&name, &dir, &dir.join("golden.json"), tolerance)?;
-    }
-    Ok(())
+    Ok(models.into_iter().map(|dir| (dir.clone(), dir.join("golden.json"))).collect())
 }
 
 fn heading() {
@@ -108,12 +112,11 @@ fn heading() {
 }
 
 /// Compares a checkpoint with a golden file, prints a line, and fails beyond the tolerance.
-fn compare(name: &str, dir: &Path, golden: &Path, tolerance: f64) -> Result<()> {
-    let json = fs::read(golden).with_context(|| golden.display().to_string())?;
-    let golden: Golden =
-        serde_json::from_slice(&json).with_context(|| golden.display().to_string())?;
+fn compare(dir: &Path, golden: &Path, tolerance: f64) -> Result<()> {
+    let golden = Golden::read(golden)?;
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
     let embedder = Embedder::builder(dir).build()?;
-    let tokens = golden.inputs(&embedder).with_context(|| name.to_owned())?;
+    let tokens = golden.inputs(&embedder).with_context(|| name.clone().into_owned())?;
     let ours = embedder.embed_tokens(&tokens)?;
 
     let (mut worst, mut worst_cosine) = (0f64, 1f32);
@@ -148,7 +151,41 @@ fn compare(name: &str, dir: &Path, golden: &Path, tolerance: f64) -> Result<()> 
     Ok(())
 }
 
+/// Compares bf16 products with transformers' in f32, prints a line, and fails if they are off by more
+/// than twice what transformers' bf16 is, or more than a cosine of 0.9995 allows.
+fn compare_bf16(dir: &Path, golden: &Path) -> Result<()> {
+    let golden = Golden::read(golden)?;
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let tokens = golden.tokens.context("a golden file with tokens")?;
+    let theirs = golden.transformers_bf16_errors.context("a golden file with bf16 errors")?;
+    let model = Model::load(dir, Device::Cpu, Precision::Bf16)?.with_arithmetic(Arithmetic::Bf16);
+    let rows = model.forward(&tokens)?;
+    let mut ours = Vec::new();
+    for (row, expected) in rows.chunks_exact(model.config().hidden_size).zip(&golden.embeddings) {
+        let row: Vec<f64> = row.iter().map(|&v| v.into()).collect();
+        let products = unit(&row).into_iter().zip(unit(expected)).map(|(a, b)| a * b);
+        ours.push(1.0 - products.sum::<f64>());
+    }
+    let summary = |errors: &[f64]| {
+        let worst = errors.iter().fold(0f64, |worst, &error| worst.max(error));
+        (errors.iter().sum::<f64>() / errors.len() as f64, worst)
+    };
+    let ((mean, worst), (their_mean, their_worst)) = (summary(&ours), summary(&theirs));
+    println!(
+        "{name:<18} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}; \
+         transformers' bf16: mean {their_mean:.1e}, worst {their_worst:.1e}"
+    );
+    ensure!(mean <= 2.0 * their_mean, "{name}: more than twice as far off as transformers");
+    ensure!(worst <= 5e-4, "{name}: a cosine of {}", 1.0 - worst);
+    Ok(())
+}
+
 impl Golden {
+    fn read(path: &Path) -> Result<Self> {
+        let json = fs::read(path).with_context(|| path.display().to_string())?;
+        serde_json::from_slice(&json).with_context(|| path.display().to_string())
+    }
+
     /// The tokens of every input; where the file has texts, tokenized here and compared.
     fn inputs(&self, embedder: &Embedder) -> Result<Vec<Vec<u32>>> {
         let mut inputs = Vec::with_capacity(self.texts.len());

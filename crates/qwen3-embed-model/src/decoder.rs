@@ -25,7 +25,7 @@ pub struct Model {
     layers: Vec<DecoderLayer>,
     norm: Tensor,
     rope: RopeTable,
-    precision: Precision,
+    arithmetic: Arithmetic,
     device: candle_core::Device,
     /// Room for activations, one for each call that has run at the same time as others.
     workspaces: Mutex<Vec<Workspace>>,
@@ -69,8 +69,15 @@ impl Model {
         }
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        let workspaces = Mutex::default();
-        Ok(Self { config, embed_tokens, layers, norm, rope, precision, device, workspaces })
+        let (arithmetic, workspaces) = (precision.arithmetic(), Mutex::default());
+        Ok(Self { config, embed_tokens, layers, norm, rope, arithmetic, device, workspaces })
+    }
+
+    /// Multiplies so, be it fast on this processor or not: tests see the arithmetic of other
+    /// processors. Weights must be bf16 for [`Arithmetic::Bf16`].
+    #[doc(hidden)]
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, workspaces: Mutex::default(), ..self }
     }
 
     /// The model's hyper-parameters.
@@ -142,12 +149,8 @@ impl Model {
             }
             Ok(())
         };
-        let room = workspace.room(
-            batch.n_tokens(),
-            &self.config,
-            product_type(self.precision),
-            &self.device,
-        )?;
+        let room =
+            workspace.room(batch.n_tokens(), &self.config, self.product_type(), &self.device)?;
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             show(layer_idx)?;
             layer.forward(&x, [&cos, &sin], batch, &room)?;
@@ -157,6 +160,14 @@ impl Model {
         let pooled = last.zeros_like()?;
         ops::rms_norm(&last, &self.norm, self.config.rms_norm_eps, &pooled)?;
         Ok(ops::to_f32(&pooled)?)
+    }
+
+    /// The type of the activations that products read.
+    fn product_type(&self) -> DType {
+        match self.arithmetic {
+            Arithmetic::F32 => DType::F32,
+            Arithmetic::Bf16 => DType::BF16,
+        }
     }
 
     /// Checks every text's tokens as [`forward`](Self::forward) does, without computing anything.
@@ -181,14 +192,6 @@ impl Model {
             }
         }
         Ok(())
-    }
-}
-
-/// The type of the activations that products read.
-fn product_type(precision: Precision) -> DType {
-    match precision.arithmetic() {
-        Arithmetic::F32 => DType::F32,
-        Arithmetic::Bf16 => DType::BF16,
     }
 }
 

@@ -23,5 +23,5 @@ pub use config::Config;
 pub use decoder::{Model, Trace};
 pub use device::Device;
 pub use error::{Error, Result};
-pub use qwen3_embed_kernels::cpu::Kernels;
+pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 pub use weights::Precision;

@@ -4,11 +4,19 @@
 use std::path::PathBuf;
 use std::{slice, thread};
 
-use qwen3_embed_model::{Device, Error, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, Error, Model, Precision};
 
 fn load(name: &str) -> Model {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
     Model::load(&dir, Device::Cpu, Precision::F32).unwrap()
+}
+
+/// The fixture in every precision and arithmetic.
+fn load_all(name: &str) -> [Model; 3] {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
+    let bf16 = || Model::load(&dir, Device::Cpu, Precision::Bf16).unwrap();
+    let [f32_products, bf16_products] = [Arithmetic::F32, Arithmetic::Bf16];
+    [load(name), bf16().with_arithmetic(f32_products), bf16().with_arithmetic(bf16_products)]
 }
 
 /// Token ids without a pattern.
@@ -23,8 +31,10 @@ fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
 
 #[test]
 fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
-    for name in ["base", "wide", "causal-lm-tied"] {
-        let model = load(name);
+    for (name, model) in ["base", "wide", "causal-lm-tied"]
+        .into_iter()
+        .flat_map(|name| load_all(name).map(|model| (name, model)))
+    {
         // Equal lengths too: a batch without padding still needs its causal masks.
         let lengths = [1, 1, 2, 5, 17, 17, 64, 65, 128, 129, 300];
         let texts: Vec<_> = lengths.iter().enumerate().map(|(i, &n)| tokens(i as u32, n)).collect();
@@ -43,33 +53,35 @@ fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
 
 #[test]
 fn a_text_does_not_depend_on_the_number_of_threads_bit_for_bit() {
-    let model = load("wide");
     let texts: Vec<_> = [3, 200, 40].iter().map(|&n| tokens(9, n)).collect();
-    let expected = rows(&model, &texts);
-    for threads in [1, 2, 3, 7] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        assert!(pool.install(|| rows(&model, &texts)) == expected, "{threads} threads");
+    for model in load_all("wide") {
+        let expected = rows(&model, &texts);
+        for threads in [1, 2, 3, 7] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert!(pool.install(|| rows(&model, &texts)) == expected, "{threads} threads");
+        }
     }
 }
 
 #[test]
 fn a_token_does_not_see_what_comes_after_it_bit_for_bit() {
-    let model = load("base");
-    let trace = |text: Vec<u32>| {
-        let mut layers = Vec::new();
-        model.forward_traced(&[text], &mut |_, x| layers.push(x.to_vec())).unwrap();
-        layers
-    };
-    let hidden_size = model.config().hidden_size;
-    let prefix = tokens(1, 150);
-    let alone = trace(prefix.clone());
-    let followed = trace([prefix.clone(), tokens(2, 90)].concat());
-    for (layer_idx, (alone, followed)) in alone.iter().zip(&followed).enumerate() {
-        assert!(*alone == followed[..150 * hidden_size], "layer {layer_idx}");
+    for model in load_all("base") {
+        let trace = |text: Vec<u32>| {
+            let mut layers = Vec::new();
+            model.forward_traced(&[text], &mut |_, x| layers.push(x.to_vec())).unwrap();
+            layers
+        };
+        let hidden_size = model.config().hidden_size;
+        let (prefix, rest) = (tokens(1, 151), tokens(2, 90));
+        let alone = trace(prefix.clone());
+        let followed = trace([prefix.clone(), rest.clone()].concat());
+        for (layer_idx, (alone, followed)) in alone.iter().zip(&followed).enumerate() {
+            assert!(*alone == followed[..151 * hidden_size], "layer {layer_idx}");
+        }
+        let other = [[prefix, rest.clone()].concat(), [tokens(3, 151), rest].concat()];
+        let other = rows(&model, &other);
+        assert!(other[0] != other[1], "a token does not see what comes before it either");
     }
-    let other =
-        rows(&model, &[[prefix, tokens(2, 90)].concat(), [tokens(3, 150), tokens(2, 90)].concat()]);
-    assert!(other[0] != other[1], "a token does not see what comes before it either");
 }
 
 #[test]
