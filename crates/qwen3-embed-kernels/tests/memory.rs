@@ -1,14 +1,22 @@
-//! Attention's memory grows with a text's length, not with its square.
+//! Attention's memory grows with a text's length, not with its square; and once the buffers are
+//! there, a layer allocates nothing of its own.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use qwen3_embed_kernels::Ragged;
-use qwen3_embed_kernels::cpu::{AttentionScratch, Heads, Kernels, RowsMut, causal_attention};
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
+use qwen3_embed_kernels::cpu::{
+    self, AttentionScratch, Epilogue, Heads, Kernels, PackedWeight, RowsMut, causal_attention,
+};
+use qwen3_embed_kernels::{Ragged, ops};
 
-/// Counts the bytes that are allocated, and the most there ever were.
+/// Counts allocations, the bytes that are allocated, and the most there ever were.
 struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -16,6 +24,7 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 // SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, Relaxed);
         let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
         PEAK.fetch_max(now, Relaxed);
         // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract.
@@ -32,8 +41,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// The counters are the whole process's: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn sixteen_thousand_tokens_need_no_square_matrix() {
+    let _alone = ALONE.lock();
     let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 8 };
     let n_tokens = 16_384;
     let qkv = vec![1.0; n_tokens * heads.qkv_columns()];
@@ -54,4 +67,59 @@ fn sixteen_thousand_tokens_need_no_square_matrix() {
     // The second call packs into what the first left.
     let second = peak_of();
     assert!(second < 2 << 20, "{} KiB", second >> 10);
+}
+
+fn zeros(rows: usize, columns: usize, dtype: DType) -> Tensor {
+    Tensor::zeros((rows, columns), dtype, &Device::Cpu).unwrap()
+}
+
+fn linear(n_out: usize, n_in: usize, layout: cpu::Layout) -> ops::Linear {
+    ops::Linear::new(PackedWeight::pack_bf16(n_out, n_in, layout, |_, row| {
+        row.fill(bf16::from_f32(0.01));
+    }))
+}
+
+#[test]
+fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
+    let _alone = ALONE.lock();
+    let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
+    let (c, f, q, n) = (48, 80, heads.q_columns(), 210);
+    let batch = Ragged::from_lengths([3, 70, 137]).unwrap();
+    let weights = [
+        linear(heads.qkv_columns(), c, cpu::Layout::Plain),
+        linear(c, q, cpu::Layout::Plain),
+        linear(2 * f, c, cpu::Layout::SwiGlu),
+        linear(c, f, cpu::Layout::Plain),
+    ];
+    let norm = Tensor::ones(c, DType::F32, &Device::Cpu).unwrap();
+    let head_norm = Tensor::ones(16, DType::F32, &Device::Cpu).unwrap();
+    let table = Tensor::ones((n, 8), DType::F32, &Device::Cpu).unwrap();
+    let (x, qkv) = (zeros(n, c, DType::F32), zeros(n, heads.qkv_columns(), DType::F32));
+    // A call from outside a pool allocates when it hands over; a model's calls come from within.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for dtype in [DType::F32, DType::BF16] {
+        let [hidden, attention, ffn] = [c, q, f].map(|columns| zeros(n, columns, dtype));
+        let allocations = pool.install(|| {
+            let scratch = ops::AttentionScratch::default();
+            let layer = || {
+                ops::rms_norm(&x, &norm, 1e-6, &hidden).unwrap();
+                weights[0].forward(&hidden, &qkv, Epilogue::Store).unwrap();
+                let (norms, tables) = ([&head_norm; 2], [&table; 2]);
+                ops::qk_norm_rope(&qkv, heads, norms, 1e-6, tables).unwrap();
+                ops::causal_attention(&qkv, &batch, heads, &scratch, &attention).unwrap();
+                weights[1].forward(&attention, &x, Epilogue::Add).unwrap();
+                weights[2].forward(&hidden, &ffn, Epilogue::Store).unwrap();
+                weights[3].forward(&ffn, &x, Epilogue::Add).unwrap();
+            };
+            layer();
+            let (count, bytes) = (COUNT.load(Relaxed), NOW.load(Relaxed));
+            PEAK.store(bytes, Relaxed);
+            layer();
+            layer();
+            (COUNT.load(Relaxed) - count, PEAK.load(Relaxed) - bytes)
+        });
+        // candle makes a small list for each operation that it calls: seven in a layer.
+        let (count, bytes) = allocations;
+        assert!(count <= 14 && bytes <= 1024, "{dtype:?}: {count} allocations, {bytes} bytes");
+    }
 }
