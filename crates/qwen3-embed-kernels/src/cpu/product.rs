@@ -16,6 +16,7 @@
 //! result therefore depends on neither the number of rows nor the tile it is in.
 
 use std::hint::black_box;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use half::bf16;
 
@@ -190,6 +191,9 @@ impl<S: Simd> Product for Widened<S> {
         // SAFETY: the caller's promise.
         unsafe {
             self.last(rows, k, panel, sums);
+            // Mixed with each other, the halves of a step would need more registers than there are,
+            // and sums would go through memory: what comes next is not read before.
+            compiler_fence(Ordering::SeqCst);
             let b = pairs(s, panel).map(|pairs| s.second(pairs));
             for (row, sums) in sums.iter_mut().enumerate() {
                 let a = s.splat(*rows.at(row, k + 1));
