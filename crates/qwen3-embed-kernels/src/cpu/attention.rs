@@ -265,36 +265,61 @@ pub(super) struct Block<'a, T> {
 /// Fills the panels of a part; what is beyond its keys and values is zero.
 #[inline(always)]
 pub(super) fn pack<S: Simd, T: Element>(s: S, pack: &mut Pack<'_, T>) {
-    let Pack { call, part, keys, values } = pack;
-    let (heads, columns, n_tokens) = (call.heads, call.columns, part.n_tokens);
-    let dim = heads.head_dim;
-    let k_column = heads.q_columns() + part.kv_head * dim;
-    let v_column = k_column + heads.n_kv_heads * dim;
-    keys[n_tokens / columns * columns * dim..].fill(T::default());
-    let value_rows = n_tokens.next_multiple_of(T::DEPTH);
-    if dim % columns != 0 {
-        values.fill(T::default());
+    let (heads, part) = (pack.call.heads, pack.part);
+    let k_column = heads.q_columns() + part.kv_head * heads.head_dim;
+    pack_keys(s, pack, k_column);
+    pack_values(s, pack, k_column + heads.n_kv_heads * heads.head_dim);
+}
+
+/// A head of one of the part's tokens, nothing beyond the last.
+#[inline(always)]
+fn head<'a, T>(pack: &Pack<'a, T>, position: usize, column: usize) -> &'a [f32] {
+    if position >= pack.part.n_tokens {
+        return &[];
     }
-    for panel in values.chunks_exact_mut(value_rows * columns) {
-        panel[n_tokens / T::DEPTH * T::DEPTH * columns..].fill(T::default());
-    }
+    let row = (pack.part.row + position) * pack.call.heads.qkv_columns();
+    &pack.call.qkv[row + column..][..pack.call.heads.head_dim]
+}
+
+/// Keys are columns: each is written step by step, one below the other.
+#[inline(always)]
+fn pack_keys<S: Simd, T: Element>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
+    let (columns, n_tokens) = (pack.call.columns, pack.part.n_tokens);
+    let dim = pack.call.heads.head_dim;
+    pack.keys[n_tokens / columns * columns * dim..].fill(T::default());
     let mut lanes = [T::default(); KEY_BLOCK];
     for position in 0..n_tokens {
-        let row = &call.qkv[(part.row + position) * heads.qkv_columns()..];
-        let key_panel = &mut keys[position / columns * columns * dim..][..columns * dim];
-        for (d, k) in (0..dim).step_by(KEY_BLOCK).zip(row[k_column..][..dim].chunks(KEY_BLOCK)) {
-            convert(s, k, &mut lanes);
-            let column = &mut key_panel[d * columns + position % columns * T::DEPTH..];
-            for (i, step) in lanes[..k.len()].chunks_exact(T::DEPTH).enumerate() {
-                column[i * columns * T::DEPTH..][..T::DEPTH].copy_from_slice(step);
+        let key = head(pack, position, k_column);
+        let panel = &mut pack.keys[position / columns * columns * dim..][..columns * dim];
+        let column = &mut panel[position % columns * T::DEPTH..];
+        let blocks = column.chunks_mut(KEY_BLOCK * columns);
+        for (column, key) in blocks.zip(key.chunks(KEY_BLOCK)) {
+            convert(s, key, &mut lanes);
+            let steps = column.chunks_mut(columns * T::DEPTH);
+            for (out, step) in steps.zip(lanes[..key.len()].chunks_exact(T::DEPTH)) {
+                out[..T::DEPTH].copy_from_slice(step);
             }
         }
-        let step = position / T::DEPTH * T::DEPTH * columns + position % T::DEPTH;
-        for (p, v) in row[v_column..][..dim].chunks(columns).enumerate() {
-            convert(s, v, &mut lanes);
-            let step = &mut values[p * value_rows * columns + step..];
-            for (column, &value) in lanes[..v.len()].iter().enumerate() {
-                step[column * T::DEPTH] = value;
+    }
+}
+
+/// Values are rows: a step of them is written side by side.
+#[inline(always)]
+fn pack_values<S: Simd, T: Element>(s: S, pack: &mut Pack<'_, T>, v_column: usize) {
+    let columns = pack.call.columns;
+    let n_steps = pack.part.n_tokens.div_ceil(T::DEPTH);
+    for step in 0..n_steps {
+        let first = head(pack, step * T::DEPTH, v_column);
+        // Not there where a step is one value.
+        let second = head(pack, step * T::DEPTH + 1, v_column);
+        let panels = pack.values.chunks_exact_mut(n_steps * columns * T::DEPTH);
+        for (panel_idx, panel) in panels.enumerate() {
+            let out = &mut panel[step * columns * T::DEPTH..][..columns * T::DEPTH];
+            for (i, out) in out.chunks_exact_mut(S::LANES * T::DEPTH).enumerate() {
+                let d = panel_idx * columns + i * S::LANES;
+                let [a, b] = [first, second].map(|v| load_part(s, v.get(d..).unwrap_or(&[])));
+                // SAFETY: `out` has room for a step of LANES columns.
+                unsafe { T::store_step(s, out.as_mut_ptr(), a, b) };
             }
         }
     }

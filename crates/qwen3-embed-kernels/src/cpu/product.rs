@@ -68,6 +68,13 @@ pub(super) trait Element: Copy + Default + Send + Sync {
     ///
     /// `p` is valid for writing `S::LANES` values.
     unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V);
+    /// Writes a step of `S::LANES` columns: the values of `first` for the first `k` of the step, and of
+    /// `second` for the second, if a step has two.
+    ///
+    /// # Safety
+    ///
+    /// `p` is valid for writing `S::LANES · DEPTH` values.
+    unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, second: S::V);
 }
 
 impl Element for f32 {
@@ -78,6 +85,12 @@ impl Element for f32 {
         // SAFETY: the caller's promise.
         unsafe { s.store(p, x) }
     }
+
+    #[inline(always)]
+    unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, _: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(p, first) }
+    }
 }
 
 impl Element for bf16 {
@@ -87,6 +100,12 @@ impl Element for bf16 {
     unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
         // SAFETY: the caller's promise.
         unsafe { s.store_bf16(p, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, second: S::V) {
+        // SAFETY: the caller's promise: LANES pairs.
+        unsafe { s.store(p.cast(), s.pair(first, second)) }
     }
 }
 

@@ -45,15 +45,7 @@ unsafe impl Simd for Avx2 {
     unsafe fn store_bf16(self, p: *mut bf16, x: __m256) {
         // SAFETY: as above.
         unsafe {
-            let bits = _mm256_castps_si256(x);
-            // Half of what is cut off, and one more for ties at an odd value.
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-            let rounded = _mm256_add_epi32(bits, half);
-            // Adding could turn NaN into infinity or zero: it is made quiet instead.
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
-            let bits = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            let bits = _mm256_srli_epi32::<16>(rounded(x));
             let packed = _mm256_packus_epi32(bits, bits);
             let packed = _mm256_permute4x64_epi64::<0b1000>(packed);
             _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
@@ -113,6 +105,14 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn pair(self, first: __m256, second: __m256) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let (first, second) = (_mm256_srli_epi32::<16>(rounded(first)), rounded(second));
+            _mm256_castsi256_ps(_mm256_blend_epi16::<0b1010_1010>(first, second))
+        }
+    }
+    #[inline(always)]
     fn first(self, pairs: __m256) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pairs))) }
@@ -139,5 +139,25 @@ unsafe impl Simd for Avx2 {
             let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
         }
+    }
+}
+
+/// The bits of f32 values whose upper halves are the nearest bf16 values.
+///
+/// # Safety
+///
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn rounded(x: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        // Half of what is cut off, and one more for ties at an odd value.
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        // Adding could turn NaN into infinity or zero: it is made quiet instead.
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+        _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, nan)
     }
 }

@@ -51,15 +51,7 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
                 let packed = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
                 return _mm256_storeu_si256(p.cast(), packed);
             }
-            let bits = _mm512_castps_si512(x);
-            // Half of what is cut off, and one more for ties at an odd value.
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-            let rounded = _mm512_add_epi32(bits, half);
-            // Adding could turn NaN into infinity or zero: it is made quiet instead.
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-            let quiet = _mm512_set1_epi32(0x40_0000);
-            let bits = _mm512_mask_or_epi32(rounded, nan, bits, quiet);
+            let bits = rounded(x);
             let packed = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
             _mm256_storeu_si256(p.cast(), packed);
         }
@@ -115,6 +107,23 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    fn pair(self, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let (first, second) = if BF16 {
+                let first = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
+                let second = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
+                let second = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(second));
+                (_mm512_cvtepu16_epi32(first), second)
+            } else {
+                let upper = _mm512_set1_epi32(-0x1_0000);
+                let second = _mm512_and_si512(rounded(second), upper);
+                (_mm512_srli_epi32::<16>(rounded(first)), second)
+            };
+            _mm512_castsi512_ps(_mm512_or_si512(first, second))
         }
     }
     #[inline(always)]
@@ -174,4 +183,24 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
 unsafe fn upper_half(x: __m512) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe { _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x))) }
+}
+
+/// The bits of f32 values whose upper halves are the nearest bf16 values.
+///
+/// # Safety
+///
+/// The processor has AVX-512F.
+#[inline(always)]
+unsafe fn rounded(x: __m512) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        // Half of what is cut off, and one more for ties at an odd value.
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        // Adding could turn NaN into infinity or zero: it is made quiet instead.
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        let quiet = _mm512_set1_epi32(0x40_0000);
+        _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), nan, bits, quiet)
+    }
 }

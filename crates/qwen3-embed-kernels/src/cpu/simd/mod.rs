@@ -55,6 +55,9 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     fn round(self, x: Self::V) -> Self::V;
     /// `2^n` for whole numbers `n` from −126 to 127.
     fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// Pairs of the nearest bf16 values, ties to even: of `first` in the lower half of each lane, of
+    /// `second` in the upper.
+    fn pair(self, first: Self::V, second: Self::V) -> Self::V;
     /// Each lane of `pairs` holds two bf16 values: the first of them, in the lower half.
     fn first(self, pairs: Self::V) -> Self::V;
     /// The second value of each pair, in the upper half.

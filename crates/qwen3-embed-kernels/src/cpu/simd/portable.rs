@@ -83,6 +83,13 @@ unsafe impl Simd for Portable {
         Self::map(n, |n| f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
+    fn pair(self, first: Self::V, second: Self::V) -> Self::V {
+        Self::zip(first, second, |first, second| {
+            let [first, second] = [first, second].map(|x| u32::from(bf16::from_f32(x).to_bits()));
+            f32::from_bits(second << 16 | first)
+        })
+    }
+    #[inline(always)]
     fn first(self, pairs: Self::V) -> Self::V {
         Self::map(pairs, |pair| f32::from_bits(pair.to_bits() << 16))
     }
