@@ -1,8 +1,8 @@
 //! One function for each operation of the forward pass, on candle tensors.
 //!
 //! This is the only place where a tensor meets a kernel, and the only one that knows which device
-//! it lies on. Results are written into tensors that the caller keeps, so that a forward pass
-//! allocates nothing.
+//! it lies on. Results are written into tensors that the caller keeps, so that a layer allocates
+//! nothing. A result must not lie in the same buffer as an operand: that is an error.
 //!
 //! Tensors are f32; the activations between two products, which is what [`rms_norm`] and
 //! [`causal_attention`] write and [`Linear`] reads and, with SwiGLU, writes, may be bf16. Their rows
@@ -25,7 +25,7 @@ use crate::{Error, Ragged, Result};
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] if they are not.
+/// [`Error::Shape`] if they are not, [`Error::Type`] if a tensor is of another type.
 ///
 /// # Source
 ///
@@ -92,10 +92,10 @@ impl Linear {
             _ => Arithmetic::F32,
         };
         if !self.weight.accepts(arithmetic) {
-            return Err(type_error("linear", x));
+            return Err(type_error("linear", "f32", x));
         }
         if epilogue == Epilogue::Add && out.dtype() != DType::F32 {
-            return Err(type_error("linear out", out));
+            return Err(type_error("linear out", "f32", out));
         }
         apply("linear", out, [x], |out, [x]| {
             self.weight.multiply(x, self.bias.as_deref(), out, epilogue);
@@ -113,7 +113,8 @@ impl Linear {
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] if they are not.
+/// [`Error::Shape`] if they are not, or if D is odd or K does not divide H; [`Error::Type`] if a
+/// tensor is not f32.
 ///
 /// # Source
 ///
@@ -156,7 +157,8 @@ pub struct AttentionScratch(RefCell<cpu::AttentionScratch>);
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] if they are not, or if T is not the batch's.
+/// [`Error::Shape`] if they are not, if T is not the batch's, or if D is odd or K does not divide H;
+/// [`Error::Type`] if `qkv` is not f32, or `out` neither f32 nor bf16.
 ///
 /// # Source
 ///
@@ -184,9 +186,8 @@ pub fn causal_attention(
 /// The number of rows of packed queries, keys and values.
 fn check_qkv(op: &'static str, qkv: &Tensor, heads: Heads) -> Result<usize> {
     let Heads { n_heads, n_kv_heads, head_dim } = heads;
-    let whole = n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_dim % 2 == 0;
     match qkv.dims() {
-        &[n_rows, columns] if whole && columns == heads.qkv_columns() => Ok(n_rows),
+        &[n_rows, columns] if heads.is_whole() && columns == heads.qkv_columns() => Ok(n_rows),
         _ => {
             let expected = format!("[T, ({n_heads} + 2 · {n_kv_heads}) · {head_dim}]");
             Err(shape_error(op, expected, qkv))
@@ -236,13 +237,22 @@ fn apply<const N: usize>(
         let values = match &**storage {
             Storage::Cpu(CpuStorage::F32(values)) => Values::F32(&values[start..]),
             Storage::Cpu(CpuStorage::BF16(values)) => Values::Bf16(&values[start..]),
-            Storage::Cpu(_) => return Err(type_error(name, input)),
+            Storage::Cpu(_) => return Err(type_error(name, "f32 or bf16", input)),
             _ => return Err(candle_core::Error::Msg(format!("{name}: not on the CPU")).into()),
         };
         *rows = Rows::new(values, shape, stride);
     }
     if !matches!(out.dtype(), DType::F32 | DType::BF16) {
-        return Err(type_error(name, out));
+        return Err(type_error(name, "f32 or bf16", out));
+    }
+    // The operands' locks are held: the result's would be waited for without end.
+    let is_an_operand = {
+        let (of_out, _) = out.storage_and_layout();
+        guards.iter().any(|(storage, _)| std::ptr::eq(&**storage, &*of_out))
+    };
+    if is_an_operand {
+        let message = format!("{name}: the result lies in the buffer of an operand");
+        return Err(candle_core::Error::Msg(message).into());
     }
     let kernel = |out: &mut RowsMut<'_>| kernel(out, rows);
     Ok(out.inplace_op1(&Operation { name, kernel })?)
@@ -294,7 +304,7 @@ fn dense(rows: Rows<'_>) -> &[f32] {
 fn expect_dense<const N: usize>(op: &'static str, tensors: [&Tensor; N]) -> Result<()> {
     for tensor in tensors {
         if tensor.dtype() != DType::F32 {
-            return Err(type_error(op, tensor));
+            return Err(type_error(op, "f32", tensor));
         }
         if !tensor.is_contiguous() {
             return Err(candle_core::Error::Msg(format!("{op}: a tensor has gaps")).into());
@@ -311,6 +321,6 @@ fn shape_error(op: &'static str, expected: String, got: &Tensor) -> Error {
     Error::Shape { op, expected, got: got.dims().to_vec() }
 }
 
-fn type_error(op: &'static str, got: &Tensor) -> Error {
-    Error::Type { op, expected: "f32", got: got.dtype().as_str() }
+fn type_error(op: &'static str, expected: &'static str, got: &Tensor) -> Error {
+    Error::Type { op, expected, got: got.dtype().as_str() }
 }

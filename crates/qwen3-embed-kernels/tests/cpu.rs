@@ -148,6 +148,10 @@ impl<T: Value> Grid<T> {
     }
 }
 
+fn bits<T: Value>(grid: &Grid<T>) -> Vec<u64> {
+    grid.dense().into_iter().map(f64::to_bits).collect()
+}
+
 fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| v.into()).collect()
 }
@@ -348,7 +352,7 @@ fn check_rows_alone<X: Value, O: Value>(keep_bf16: bool, layout: Layout) {
             let x = Grid::<X>::of(&dense.get()[rows.start * n_in..rows.end * n_in], n_in);
             let mut out = Grid::<O>::nan(rows.len(), columns);
             packed.multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
-            out.dense()
+            bits(&out)
         };
         let all = product(0..400);
         for rows in [0..1, 1..3, 7..8, 0..6, 5..18, 3..200, 100..393] {
@@ -490,14 +494,14 @@ fn check_text_alone<T: Value>() {
     let qkv = Misaligned::random(6, lengths.iter().sum::<usize>() * columns);
     for kernels in Kernels::available() {
         let batch = Ragged::from_lengths(lengths).unwrap();
-        let together = attend::<T>(kernels, qkv.get(), &batch, heads).dense();
+        let together = bits(&attend::<T>(kernels, qkv.get(), &batch, heads));
         for text in batch.ranges() {
             // Alone, and cut short: what comes after a token does not matter.
             for n in [text.len(), text.len().div_ceil(2), 1] {
                 let alone = Ragged::from_lengths([n]).unwrap();
                 let qkv = &qkv.get()[text.start * columns..][..n * columns];
                 let expected = &together[text.start * out_columns..][..n * out_columns];
-                let got = attend::<T>(kernels, qkv, &alone, heads).dense();
+                let got = bits(&attend::<T>(kernels, qkv, &alone, heads));
                 assert!(got == expected, "{}, {n} tokens of {text:?}", kernels.name);
             }
         }
@@ -527,6 +531,82 @@ fn scores_of_hundreds_do_not_overflow() {
             assert!((out[0] - mean).abs() <= 1e-3, "{}: {} for {mean}", kernels.name, out[0]);
             assert!((out[1] - 1.0).abs() <= 1e-5);
         }
+    }
+}
+
+/// A score that is not finite, of a token that others see, must not vanish in the softmax.
+#[test]
+fn what_is_not_finite_stays_so() {
+    let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 2 };
+    let batch = Ragged::from_lengths([40]).unwrap();
+    for (kernels, value) in Kernels::available()
+        .iter()
+        .flat_map(|kernels| [f32::NAN, f32::INFINITY].map(|value| (kernels, value)))
+    {
+        // The first key's, and then the first value's.
+        for column in [2, 4] {
+            let mut qkv = vec![1.0; 40 * heads.qkv_columns()];
+            qkv[column] = value;
+            for out in [
+                attend::<f32>(kernels, &qkv, &batch, heads).dense(),
+                attend::<bf16>(kernels, &qkv, &batch, heads).dense(),
+            ] {
+                let rows = out.chunks_exact(2);
+                let lost = rows.filter(|row| row.iter().all(|v| v.is_finite())).count();
+                assert_eq!(lost, 0, "{}: {value} in column {column}", kernels.name);
+            }
+        }
+        let one = PackedWeight::pack_f32(2, 1, Layout::SwiGlu, |_, row| row[0] = 1.0);
+        let x = Grid::<f32>::of(&[f32::NAN], 1);
+        let mut out = Grid::<f32>::of(&[0.0], 1);
+        one.repacked(kernels).multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
+        assert!(out.dense()[0].is_nan(), "{}: SwiGLU", kernels.name);
+    }
+}
+
+#[test]
+fn empty_operands_are_computed() {
+    for kernels in Kernels::available() {
+        for [rows, n_in, n_out] in [[0, 3, 5], [2, 0, 5], [2, 3, 0]] {
+            let weight = PackedWeight::pack_bf16(n_out, n_in, Layout::Plain, |_, _| {});
+            let x = vec![1f32; rows * n_in];
+            let mut out = vec![f32::NAN; rows * n_out];
+            let x = Rows::new(x.as_slice(), [rows, n_in], n_in);
+            let y = &mut RowsMut::new(out.as_mut_slice(), [rows, n_out], n_out);
+            weight.repacked(kernels).multiply(x, None, y, Epilogue::Store);
+            assert!(out.iter().all(|&v| v == 0.0), "{rows} × {n_in} × {n_out}");
+        }
+        let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 2 };
+        let batch = Ragged::from_lengths([]).unwrap();
+        let mut scratch = AttentionScratch::default();
+        let mut out: [f32; 0] = [];
+        let out = &mut RowsMut::new(out.as_mut_slice(), [0, 2], 2);
+        causal_attention(kernels, &[], &batch, heads, &mut scratch, out);
+    }
+}
+
+/// What safe code can pass and kernels cannot compute is a panic, not a read beyond the end.
+#[test]
+fn operands_that_no_kernel_can_read_are_refused() {
+    let refused = |f: &dyn Fn()| {
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err());
+    };
+    refused(&|| _ = Rows::new(&[0f32; 9][..], [2, 5], 5));
+    refused(&|| _ = Rows::new(&[0f32; 9][..], [2, 5], 4));
+    // Products that wrap around to something small.
+    refused(&|| _ = Rows::new(&[0f32][..], [(1 << 62) + 1, 1], 4));
+    refused(&|| _ = RowsMut::new(&mut [0f32][..], [(1 << 62) + 1, 1], 4));
+    refused(&|| drop(PackedWeight::pack_f32(3, 1, Layout::SwiGlu, |_, row| row[0] = 1.0)));
+    for (n_heads, n_kv_heads, head_dim) in [(1, 1, 3), (3, 2, 2), (1, 0, 2), (1, 1, 0)] {
+        let heads = Heads { n_heads, n_kv_heads, head_dim };
+        let batch = Ragged::from_lengths([1]).unwrap();
+        refused(&|| {
+            let qkv = vec![0.0; heads.qkv_columns()];
+            let mut out = Grid::<bf16>::nan(1, heads.q_columns());
+            let mut scratch = AttentionScratch::default();
+            let out = &mut out.rows_mut();
+            causal_attention(Kernels::best(), &qkv, &batch, heads, &mut scratch, out);
+        });
     }
 }
 

@@ -115,19 +115,38 @@ fn tensors_of_another_type_are_refused() {
     let weight = ones(&[6]);
     let plain = identity(6, Layout::Plain);
     let results = [
-        ("rms_norm", ops::rms_norm(&bf16, &weight, 1e-6, &x), "bf16"),
-        ("rms_norm", ops::rms_norm(&x, &weight, 1e-6, &f16), "f16"),
-        ("linear", plain.forward(&bf16, &x, Epilogue::Store), "bf16"),
-        ("linear out", plain.forward(&x, &bf16, Epilogue::Add), "bf16"),
+        ("rms_norm", ops::rms_norm(&bf16, &weight, 1e-6, &x), "f32", "bf16"),
+        ("rms_norm", ops::rms_norm(&x, &weight, 1e-6, &f16), "f32 or bf16", "f16"),
+        ("linear", plain.forward(&bf16, &x, Epilogue::Store), "f32", "bf16"),
+        ("linear", plain.forward(&f16, &x, Epilogue::Store), "f32 or bf16", "f16"),
+        ("linear out", plain.forward(&x, &bf16, Epilogue::Add), "f32", "bf16"),
     ];
-    for (operation, result, dtype) in results {
+    for (operation, result, needed, dtype) in results {
         match result {
-            Err(Error::Type { op, expected: "f32", got }) => {
-                assert_eq!((op, got), (operation, dtype));
+            Err(Error::Type { op, expected, got }) => {
+                assert_eq!((op, expected, got), (operation, needed, dtype));
             }
             other => panic!("{operation}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_result_in_the_buffer_of_an_operand_is_refused() {
+    let buffer = ones(&[4, 6]);
+    let (upper, lower) = (buffer.narrow(0, 0, 2).unwrap(), buffer.narrow(0, 2, 2).unwrap());
+    for out in [&upper, &lower] {
+        let error = ops::rms_norm(&upper, &ones(&[6]), 1e-6, out).unwrap_err();
+        assert!(format!("{error:?}").contains("in the buffer of an operand"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_row_of_a_matrix_with_gaps_has_none() {
+    let row = ones(&[3, 8]).narrow(0, 1, 1).unwrap().narrow(1, 0, 6).unwrap();
+    let out = ones(&[1, 6]);
+    ops::rms_norm(&row, &ones(&[6]), 0.0, &out).unwrap();
+    assert_eq!(ops::to_f32(&out).unwrap(), [1.0; 6]);
 }
 
 #[test]

@@ -293,7 +293,7 @@ fn read_header(path: &Path, tensors: &mut HashMap<String, Stored>) -> Result<()>
     let io = |source| Error::Io { path: path.to_path_buf(), source };
     let corrupt = |source| Error::Safetensors { path: path.to_path_buf(), source };
     let file = File::open(path).map_err(io)?;
-    // SAFETY: the map is read-only and private to this process. As with every memory-mapped file,
+    // SAFETY: the map is read-only. As with every memory-mapped file,
     // soundness asks that nobody truncates or rewrites it in place while the model lives; the crate's
     // documentation of `Model::load` says so. No length or offset is taken from the file unchecked:
     // `read_metadata` verifies that every tensor lies within the map and fits its shape and type.

@@ -24,9 +24,11 @@ fn tokens(seed: u32, n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (seed.wrapping_mul(2_654_435_761) ^ (i * 40_503 + 7)) % 1000).collect()
 }
 
-fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
+/// The bits of each text's vector.
+fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let hidden = model.forward(texts).unwrap();
-    hidden.chunks_exact(model.config().hidden_size).map(<[f32]>::to_vec).collect()
+    let rows = hidden.chunks_exact(model.config().hidden_size);
+    rows.map(|row| row.iter().map(|v| v.to_bits()).collect()).collect()
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl<'a> Rows<'a> {
     /// The values, row by row, if they are f32 without gaps.
     pub fn as_f32(&self) -> Option<&'a [f32]> {
         match self.values {
-            Values::F32(values) if self.stride == self.n_columns => {
+            Values::F32(values) if self.stride == self.n_columns || self.n_rows <= 1 => {
                 Some(&values[..self.n_rows * self.n_columns])
             }
             _ => None,
@@ -146,7 +146,7 @@ impl<'a> RowsMut<'a> {
     /// The values, row by row, if they are f32 without gaps.
     pub fn as_f32(&mut self) -> Option<&mut [f32]> {
         match self.first {
-            First::F32(first) if self.stride == self.n_columns => {
+            First::F32(first) if self.stride == self.n_columns || self.n_rows <= 1 => {
                 // SAFETY: `new` has checked that so many are there, and `self` borrows them.
                 Some(unsafe { std::slice::from_raw_parts_mut(first, self.n_rows * self.n_columns) })
             }
@@ -154,7 +154,7 @@ impl<'a> RowsMut<'a> {
         }
     }
 
-    /// What reads these rows multiplies so.
+    /// How the product that reads these rows multiplies.
     pub(super) fn arithmetic(&self) -> Arithmetic {
         match self.first {
             First::F32(_) => Arithmetic::F32,
@@ -211,6 +211,12 @@ impl<'a> RowsMut<'a> {
 /// Panics unless `n_values` are as many as the shape and the stride ask for.
 fn assert_fits(n_values: usize, [n_rows, n_columns]: [usize; 2], stride: usize) {
     assert!(n_columns <= stride, "rows of {n_columns} columns are {stride} apart");
-    let needed = n_rows.checked_sub(1).map_or(0, |gaps| gaps * stride + n_columns);
-    assert!(n_values >= needed, "{n_values} values for [{n_rows}, {n_columns}], {stride} apart");
+    let needed = match n_rows.checked_sub(1) {
+        None => Some(0),
+        Some(gaps) => gaps.checked_mul(stride).and_then(|start| start.checked_add(n_columns)),
+    };
+    assert!(
+        needed.is_some_and(|needed| n_values >= needed),
+        "{n_values} values for [{n_rows}, {n_columns}], {stride} apart"
+    );
 }

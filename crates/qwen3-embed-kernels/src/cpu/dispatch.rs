@@ -37,7 +37,8 @@ pub struct Kernels {
     multiply_adds: unsafe fn(usize, bool) -> f32,
 }
 
-/// Of a row, with its weight and eps, into a row of an output.
+/// Of a row, with its weight and eps, into a row of an output, which must be one of that output's rows
+/// and no other task's.
 type RmsNorm = unsafe fn(&[f32], &[f32], f32, &RowsMut<'_>, usize);
 
 /// Of a token's heads, with their weight, eps, cosines and sines.

@@ -175,11 +175,10 @@ fn write<S: Simd>(s: S, task: &Task<'_>, row: usize, panel_idx: usize, sums: [S:
     match task.place.layout {
         Layout::Plain => {
             let column = panel_idx * 2 * S::LANES;
-            for (half, sums) in sums.into_iter().enumerate() {
-                let column = column + half * S::LANES;
-                if column < n_columns {
-                    put(s, task, row, column, add_bias(s, task, column, n_columns, sums));
-                }
+            put(s, task, row, column, add_bias(s, task, column, n_columns, sums[0]));
+            let column = column + S::LANES;
+            if column < n_columns {
+                put(s, task, row, column, add_bias(s, task, column, n_columns, sums[1]));
             }
         }
         Layout::SwiGlu => {

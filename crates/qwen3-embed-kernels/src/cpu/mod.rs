@@ -10,6 +10,7 @@
 //! alone), bit for bit: not on the rest of the batch, nor on the number of threads.
 
 mod activations;
+mod aligned;
 mod attention;
 mod dispatch;
 mod linear;
@@ -39,6 +40,9 @@ pub use packed::{Layout, PackedWeight};
 /// If they are not; `qwen3_embed_kernels::ops` checks before it calls.
 pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mut RowsMut<'_>) {
     let n = weight.len();
+    if n == 0 {
+        return;
+    }
     assert_eq!(out.n_columns, n, "out is [rows, C]");
     assert_eq!(x.len(), out.n_rows * n, "x is [rows, C]");
     let out = &*out;
@@ -55,6 +59,11 @@ pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mu
 ///
 /// `qkv` is [T, (H + 2K) · D]; the weights are `[D]`; `cos` and `sin` are [T, D / 2], a row for each
 /// token.
+///
+/// # Panics
+///
+/// If they are not, or if the heads are none that attention can have;
+/// `qwen3_embed_kernels::ops` checks before it calls.
 pub fn qk_norm_rope(
     kernels: &Kernels,
     qkv: &mut [f32],
@@ -63,7 +72,16 @@ pub fn qk_norm_rope(
     eps: f32,
     [cos, sin]: [&[f32]; 2],
 ) {
+    heads.assert_whole();
     let half = heads.head_dim / 2;
+    let n_rows = qkv.len() / heads.qkv_columns();
+    assert_eq!(qkv.len(), n_rows * heads.qkv_columns(), "qkv is [T, (H + 2K) · D]");
+    for norm in [q_norm, k_norm] {
+        assert_eq!(norm.len(), heads.head_dim, "a weight is [D]");
+    }
+    for table in [cos, sin] {
+        assert_eq!(table.len(), n_rows * half, "a table is [T, D / 2]");
+    }
     let rows = qkv.par_chunks_exact_mut(heads.qkv_columns()).with_min_len(MIN_ROWS);
     let tables = cos.par_chunks_exact(half).zip(sin.par_chunks_exact(half));
     rows.zip(tables).for_each(|(row, (cos, sin))| {

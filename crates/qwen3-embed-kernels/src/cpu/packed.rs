@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::Kernels;
 use super::activations::Arithmetic;
+use super::aligned::Aligned;
 use super::product::Element;
 
 /// How the rows of a weight go into panels.
@@ -29,12 +30,17 @@ pub struct PackedWeight {
 /// values of a step]. What is beyond the weight is zero.
 #[derive(Debug, Clone)]
 pub(super) enum Panels {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    F32(Aligned<f32>),
+    Bf16(Aligned<bf16>),
 }
 
 impl PackedWeight {
-    /// Packs a weight that is kept in f32; `read_row(o, row)` writes the weight's row `o`.
+    /// Packs a weight [O, I] that is kept in f32, in parallel on rayon's current pool.
+    /// `read_row(o, row)` writes all `I` values of the weight's row `o`.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`].
     pub fn pack_f32(
         n_out: usize,
         n_in: usize,
@@ -42,11 +48,16 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         let kernels = Kernels::best();
-        let place = Place { n_out, n_in, layout, lanes: kernels.lanes };
+        let place = Place::new(n_out, n_in, layout, kernels);
         Self { panels: Panels::F32(pack(place, read_row)), place, kernels }
     }
 
-    /// Packs a weight that is kept in bf16; `read_row(o, row)` writes the weight's row `o`.
+    /// Packs a weight [O, I] that is kept in bf16, in parallel on rayon's current pool.
+    /// `read_row(o, row)` writes all `I` values of the weight's row `o`.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`].
     pub fn pack_bf16(
         n_out: usize,
         n_in: usize,
@@ -54,7 +65,7 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut [bf16]) + Sync,
     ) -> Self {
         let kernels = Kernels::best();
-        let place = Place { n_out, n_in, layout, lanes: kernels.lanes };
+        let place = Place::new(n_out, n_in, layout, kernels);
         Self { panels: Panels::Bf16(pack(place, read_row)), place, kernels }
     }
 
@@ -62,7 +73,7 @@ impl PackedWeight {
     #[doc(hidden)]
     pub fn repacked(&self, kernels: &'static Kernels) -> Self {
         let from = self.place;
-        let place = Place { lanes: kernels.lanes, ..from };
+        let place = Place::new(from.n_out, from.n_in, from.layout, kernels);
         let panels = match &self.panels {
             Panels::F32(p) => Panels::F32(pack(place, |o, row| unpack_row(p, from, o, row))),
             Panels::Bf16(p) => Panels::Bf16(pack(place, |o, row| unpack_row(p, from, o, row))),
@@ -108,6 +119,12 @@ pub(super) struct Place {
 }
 
 impl Place {
+    fn new(n_out: usize, n_in: usize, layout: Layout, kernels: &Kernels) -> Self {
+        let halves = layout != Layout::SwiGlu || n_out.is_multiple_of(2);
+        assert!(halves, "as many gates as ups, not {n_out} together");
+        Self { n_out, n_in, layout, lanes: kernels.lanes }
+    }
+
     fn panel_columns(self) -> usize {
         2 * self.lanes
     }
@@ -143,14 +160,14 @@ impl Place {
 }
 
 /// Fills the panels of a weight, in parallel.
-fn pack<T: Element>(place: Place, read_row: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
+fn pack<T: Element>(place: Place, read_row: impl Fn(usize, &mut [T]) + Sync) -> Aligned<T> {
     let columns = place.panel_columns();
     // The weight's row at each column of all panels.
     let mut row_at = vec![None; place.n_panels() * columns];
     for o in 0..place.n_out {
         row_at[place.column(o)] = Some(o);
     }
-    let mut panels = vec![T::default(); place.n_panels() * place.panel_size::<T>()];
+    let mut panels = Aligned::zeroed(place.n_panels() * place.panel_size::<T>());
     let each = panels.par_chunks_mut(place.panel_size::<T>().max(1));
     each.zip(row_at.par_chunks(columns)).for_each_init(
         || vec![T::default(); place.n_in],

@@ -12,10 +12,12 @@
 //! ```
 //!
 //! A step is one `k` for f32, and for bf16 a pair of them, which lie side by side in each column of
-//! the panel. Every element is one chain of multiply-adds from the first `k` to the last. A row's
-//! result therefore depends on neither the number of rows nor the tile it is in.
+//! the panel. Every element is one chain of multiply-adds from the first step to the last (of a bf16
+//! pair, the second comes first). A row's result therefore depends on neither the number of rows nor
+//! the tile it is in.
 
 use std::hint::black_box;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use half::bf16;
@@ -61,7 +63,12 @@ pub(super) trait Product: Copy {
 pub(super) type V<P> = <<P as Product>::S as Simd>::V;
 
 /// A type of values in memory.
-pub(super) trait Element: Copy + Default + Send + Sync {
+///
+/// # Safety
+///
+/// Every pattern of bits is a value, zeros are the value zero, and a value is at most as large, and as
+/// strictly aligned, as f32.
+pub(super) unsafe trait Element: Copy + Default + Send + Sync {
     /// Values of `k` side by side in a column of a panel.
     const DEPTH: usize;
     /// # Safety
@@ -77,7 +84,8 @@ pub(super) trait Element: Copy + Default + Send + Sync {
     unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, second: S::V);
 }
 
-impl Element for f32 {
+// SAFETY: f32 is all of that.
+unsafe impl Element for f32 {
     const DEPTH: usize = 1;
 
     #[inline(always)]
@@ -93,7 +101,8 @@ impl Element for f32 {
     }
 }
 
-impl Element for bf16 {
+// SAFETY: bf16 is 16 bits, all of whose patterns are values.
+unsafe impl Element for bf16 {
     const DEPTH: usize = 2;
 
     #[inline(always)]
@@ -213,7 +222,8 @@ impl<S: Simd> Product for Widened<S> {
             // Mixed with each other, the halves of a step would need more registers than there are,
             // and sums would go through memory: what comes next is not read before.
             compiler_fence(Ordering::SeqCst);
-            let b = pairs(s, panel).map(|pairs| s.second(pairs));
+            let [b0, b1] = pairs(s, panel);
+            let b = [s.second(b0), s.second(b1)];
             for (row, sums) in sums.iter_mut().enumerate() {
                 let a = s.splat(*rows.at(row, k + 1));
                 sums[0] = s.mul_add(a, b[0], sums[0]);
@@ -339,7 +349,8 @@ pub(super) struct Operands<L, R> {
     pub(super) stride: usize,
     pub(super) panel: *const R,
     pub(super) n_k: usize,
-    /// What will be needed after this tile, and how many bytes of it each step is to fetch.
+    /// What will be needed after this tile: each step fetches the line there and moves on by so many
+    /// bytes.
     pub(super) ahead: *const u8,
     pub(super) ahead_step: usize,
 }
@@ -358,8 +369,9 @@ pub(super) unsafe fn tile<P: Product>(
     mut finish: impl Finish<P::S>,
 ) {
     let s = p.simd();
+    const { assert!(P::S::ROWS <= MAX_ROWS) };
     // The epilogue is code for one row, not for each row of each height of tile.
-    let mut sums = [[s.splat(0.0); 2]; MAX_ROWS];
+    let mut sums = [const { MaybeUninit::uninit() }; MAX_ROWS];
     /// Calls `rows` for the number of rows, and is compiled for no more than a tile can have.
     macro_rules! of_rows {
         ($($n:literal)*) => {
@@ -374,11 +386,12 @@ pub(super) unsafe fn tile<P: Product>(
     }
     of_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
     for (row, sums) in sums[..n_rows].iter().enumerate() {
-        finish.finish(s, row, *sums);
+        // SAFETY: `rows` has written the sums of so many rows.
+        finish.finish(s, row, unsafe { sums.assume_init() });
     }
 }
 
-/// Computes the first `R` rows of `out`.
+/// Computes, and writes, the first `R` rows of `out`.
 ///
 /// # Safety
 ///
@@ -387,7 +400,7 @@ pub(super) unsafe fn tile<P: Product>(
 unsafe fn rows<P: Product, const R: usize>(
     p: P,
     operands: &Operands<P::Left, P::Right>,
-    out: &mut [[V<P>; 2]; MAX_ROWS],
+    out: &mut [MaybeUninit<[V<P>; 2]>; MAX_ROWS],
 ) {
     let s = p.simd();
     let depth = P::Right::DEPTH;
@@ -405,7 +418,9 @@ unsafe fn rows<P: Product, const R: usize>(
             p.last(&rows, n_k - 1, panel.add(n_k / depth * step), &mut sums);
         }
     }
-    out[..R].copy_from_slice(&sums);
+    for (out, sums) in out.iter_mut().zip(sums) {
+        out.write(sums);
+    }
 }
 
 /// Operations of a processor that does nothing but a product's arithmetic: those of a tile of
@@ -415,12 +430,19 @@ pub(super) fn multiply_adds<S: Simd>(s: S, n: usize, pairs: bool) -> f32 {
     // Values that the compiler does not know, and another one in each register, so that it can
     // neither compute the result beforehand nor merge the registers.
     let start = black_box([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1]);
-    let mut sums = start.map(|start| s.splat(start));
+    let mut sums = [s.splat(0.0); 12];
+    for (sum, start) in sums.iter_mut().zip(start) {
+        *sum = s.splat(start);
+    }
     let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
     for _ in 0..n {
         for sum in &mut sums {
             *sum = if pairs { s.dot_pairs(a, b, *sum) } else { s.mul_add(*sum, a, b) };
         }
     }
-    s.sum(sums.into_iter().fold(s.splat(0.0), |total, sum| s.add(total, sum)))
+    let mut total = s.splat(0.0);
+    for sum in sums {
+        total = s.add(total, sum);
+    }
+    s.sum(total)
 }

@@ -60,10 +60,14 @@ pub(super) fn qk_norm_rope<S: Simd>(
 /// `1 / sqrt(mean(x²) + eps)`.
 #[inline(always)]
 fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
-    let mut squares = s.splat(0.0);
-    for part in x.chunks(S::LANES) {
-        let part = load_part(s, part);
-        squares = s.mul_add(part, part, squares);
+    // Four sums side by side: one would wait for each of its additions.
+    let mut squares = [s.splat(0.0); 4];
+    for block in x.chunks(4 * S::LANES) {
+        for (part, squares) in block.chunks(S::LANES).zip(&mut squares) {
+            let part = load_part(s, part);
+            *squares = s.mul_add(part, part, *squares);
+        }
     }
+    let squares = s.add(s.add(squares[0], squares[1]), s.add(squares[2], squares[3]));
     1.0 / (s.sum(squares) / x.len() as f32 + eps).sqrt()
 }

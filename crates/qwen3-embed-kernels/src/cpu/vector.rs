@@ -6,6 +6,7 @@ use super::simd::Simd;
 /// The first values of a slice, zeros where it is shorter than a register.
 #[inline(always)]
 pub(super) fn load_part<S: Simd>(s: S, values: &[f32]) -> S::V {
+    const { assert!(S::LANES <= MAX_LANES) };
     if values.len() >= S::LANES {
         // SAFETY: the length was just checked.
         return unsafe { s.load(values.as_ptr()) };
@@ -19,6 +20,7 @@ pub(super) fn load_part<S: Simd>(s: S, values: &[f32]) -> S::V {
 /// Writes a register to a slice, as much of it as fits.
 #[inline(always)]
 pub(super) fn store_part<S: Simd, T: Element>(s: S, out: &mut [T], values: S::V) {
+    const { assert!(S::LANES <= MAX_LANES) };
     if out.len() >= S::LANES {
         // SAFETY: the length was just checked.
         return unsafe { T::store(s, out.as_mut_ptr(), values) };
@@ -27,6 +29,14 @@ pub(super) fn store_part<S: Simd, T: Element>(s: S, out: &mut [T], values: S::V)
     // SAFETY: `padded` has as many values as any register.
     unsafe { T::store(s, padded.as_mut_ptr(), values) };
     out.copy_from_slice(&padded[..out.len()]);
+}
+
+/// `out[i] = values[i]`, for as many as there are.
+#[inline(always)]
+pub(super) fn convert<S: Simd, T: Element>(s: S, values: &[f32], out: &mut [T]) {
+    for (values, out) in values.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
+        store_part(s, &mut out[..values.len()], load_part(s, values));
+    }
 }
 
 /// Lanes of the widest register of any kernel set.

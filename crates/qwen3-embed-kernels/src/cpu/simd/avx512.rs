@@ -92,6 +92,11 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
+    fn keep(self, x: __m512, n: usize, fill: f32) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(fill), ((1u32 << n) - 1) as __mmask16, x) }
+    }
+    #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_fmadd_ps(a, b, c) }

@@ -36,7 +36,7 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `p` is valid for writing `LANES` values.
     unsafe fn store(self, p: *mut f32, x: Self::V);
-    /// Writes the nearest bf16 values, ties to even.
+    /// Writes the nearest bf16 values, ties to even. What is subnormal may become zero.
     ///
     /// # Safety
     /// `p` is valid for writing `LANES` values.
@@ -47,8 +47,12 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` if either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger; `b` if either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The first `n` lanes of `x`, and `fill` in the others.
+    fn keep(self, x: Self::V, n: usize, fill: f32) -> Self::V;
     /// `a · b + c`, rounded once where the processor can.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The nearest whole numbers.
@@ -67,21 +71,23 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// The largest lane.
     fn largest(self, x: Self::V) -> f32;
 
-    /// `c + a · b` of pairs of bf16 values: both products of a lane are added to it in f32.
+    /// `c + a · b` of pairs of bf16 values: both products of a lane are added to it in f32, the second
+    /// first. What is subnormal may count as zero.
     #[inline(always)]
     fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         let c = self.mul_add(self.second(a), self.second(b), c);
         self.mul_add(self.first(a), self.first(b), c)
     }
 
-    /// `exp(x)` within 2 ulp for `x` from −87 to 88; beyond, `exp` of the nearer bound.
+    /// `exp(x)` within 2 ulp for `x` from −87 to 88; beyond, `exp` of the nearer bound. NaN for NaN.
     ///
     /// # Source
     ///
     /// Range reduction by a two-part ln 2 and the degree-5 polynomial of Cephes' `expf`.
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
-        let x = self.max(self.min(x, self.splat(88.0)), self.splat(-87.0));
+        // NaN is the second operand, which is what is returned then.
+        let x = self.max(self.splat(-87.0), self.min(self.splat(88.0), x));
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let r = self.mul_add(n, self.splat(-0.693_359_4), x);
         let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);

@@ -70,6 +70,10 @@ unsafe impl Simd for Portable {
         Self::zip(a, b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn keep(self, x: Self::V, n: usize, fill: f32) -> Self::V {
+        std::array::from_fn(|i| if i < n { x[i] } else { fill })
+    }
+    #[inline(always)]
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
