@@ -34,8 +34,8 @@ pub(crate) struct Room<'a> {
     pub(crate) scratch: &'a AttentionScratch,
 }
 
-/// Columns between one row and the next of what a product reads. Rows are a power of two apart
-/// without them, and those of a tile would contend for the same few lines of the cache.
+/// Columns between one row and the next of what a product reads. Without them rows begin at the same
+/// place of a page, and the twelve of a tile would contend for the same few lines of the cache.
 const GAP: usize = 32;
 
 impl Workspace {
