@@ -17,7 +17,6 @@
 //! the tile it is in.
 
 use std::hint::black_box;
-use std::mem::MaybeUninit;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use half::bf16;
@@ -222,8 +221,7 @@ impl<S: Simd> Product for Widened<S> {
             // Mixed with each other, the halves of a step would need more registers than there are,
             // and sums would go through memory: what comes next is not read before.
             compiler_fence(Ordering::SeqCst);
-            let [b0, b1] = pairs(s, panel);
-            let b = [s.second(b0), s.second(b1)];
+            let b = pairs(s, panel).map(|pairs| s.second(pairs));
             for (row, sums) in sums.iter_mut().enumerate() {
                 let a = s.splat(*rows.at(row, k + 1));
                 sums[0] = s.mul_add(a, b[0], sums[0]);
@@ -371,7 +369,7 @@ pub(super) unsafe fn tile<P: Product>(
     let s = p.simd();
     const { assert!(P::S::ROWS <= MAX_ROWS) };
     // The epilogue is code for one row, not for each row of each height of tile.
-    let mut sums = [const { MaybeUninit::uninit() }; MAX_ROWS];
+    let mut sums = [[s.splat(0.0); 2]; MAX_ROWS];
     /// Calls `rows` for the number of rows, and is compiled for no more than a tile can have.
     macro_rules! of_rows {
         ($($n:literal)*) => {
@@ -386,8 +384,7 @@ pub(super) unsafe fn tile<P: Product>(
     }
     of_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
     for (row, sums) in sums[..n_rows].iter().enumerate() {
-        // SAFETY: `rows` has written the sums of so many rows.
-        finish.finish(s, row, unsafe { sums.assume_init() });
+        finish.finish(s, row, *sums);
     }
 }
 
@@ -400,7 +397,7 @@ pub(super) unsafe fn tile<P: Product>(
 unsafe fn rows<P: Product, const R: usize>(
     p: P,
     operands: &Operands<P::Left, P::Right>,
-    out: &mut [MaybeUninit<[V<P>; 2]>; MAX_ROWS],
+    out: &mut [[V<P>; 2]; MAX_ROWS],
 ) {
     let s = p.simd();
     let depth = P::Right::DEPTH;
@@ -418,9 +415,7 @@ unsafe fn rows<P: Product, const R: usize>(
             p.last(&rows, n_k - 1, panel.add(n_k / depth * step), &mut sums);
         }
     }
-    for (out, sums) in out.iter_mut().zip(sums) {
-        out.write(sums);
-    }
+    out[..R].copy_from_slice(&sums);
 }
 
 /// Operations of a processor that does nothing but a product's arithmetic: those of a tile of
