@@ -14,9 +14,8 @@ use crate::root;
 
 /// Write a checkpoint with random weights and the true shapes of a published model
 ///
-/// The weights are bf16 and have outlier channels, as trained ones do: a few norm weights 50 times
-/// the others (the columns that they meet divided by 50) and a few residual channels 30 times the
-/// others. The same seed gives the same files.
+/// The weights are bf16 and have outlier channels, as trained ones do. The same seed gives the same
+/// files.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Size of the model
@@ -28,9 +27,24 @@ pub(crate) struct Args {
     /// Seed of the weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Which outlier channels the weights have
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Outliers::All)]
+    outliers: Outliers,
     /// The tokenizer.json to copy beside the weights [default: the fixtures' small one]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Outliers {
+    None,
+    /// A few norm weights 50 times the others, and the columns that they meet divided by 50: the
+    /// same function
+    Norms,
+    /// A few channels of the residual stream 30 times the others, and token 0 with 5,000 times the
+    /// others' values in one of them: a massive first position
+    Residual,
+    All,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -63,6 +77,10 @@ const KV_HEADS: usize = 8;
 const NORM_OUTLIERS: (usize, usize, f32) = (3, 128, 50.0);
 /// Every so many channels, from the eleventh on, the residual stream has an outlier.
 const RESIDUAL_OUTLIERS: (usize, usize, f32) = (11, 256, 30.0);
+/// Token 0's value in the first of those channels.
+const MASSIVE: f32 = 5000.0 * DEVIATION;
+/// Standard deviation of the weights.
+const DEVIATION: f32 = 0.02;
 
 impl Size {
     fn shape(self) -> Shape {
@@ -98,7 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Read and written, not copied: the copy of a read-only file could not be written again.
     let json = fs::read(&tokenizer).with_context(|| tokenizer.display().to_string())?;
     fs::write(args.out.join("tokenizer.json"), json)?;
-    let tensors = shape.tensors(args.seed);
+    let tensors = shape.tensors(args.seed, args.outliers);
     let bytes: usize = tensors.iter().map(|(_, tensor)| tensor.data_len()).sum();
     write_shards(&args.out, tensors, shape.shards)?;
     println!("{}: {:.2} GB of random weights", args.out.display(), bytes as f64 / 1e9);
@@ -166,13 +184,13 @@ impl Shape {
     }
 
     /// The tensors of an embedding checkpoint, whose names have no `model.` before them.
-    fn tensors(&self, seed: u64) -> Vec<(String, RandomTensor)> {
+    fn tensors(&self, seed: u64, outliers: Outliers) -> Vec<(String, RandomTensor)> {
         let (c, f) = (self.hidden, self.ffn);
         let (q, kv) = (self.heads * HEAD_DIM, KV_HEADS * HEAD_DIM);
         let mut tensors: Vec<(String, RandomTensor)> = Vec::new();
         let mut add = |name: String, shape: &[usize], kind: Kind| {
             let seed = seed.wrapping_mul(1 << 20).wrapping_add(tensors.len() as u64);
-            tensors.push((name, RandomTensor { shape: shape.to_vec(), kind, seed }));
+            tensors.push((name, RandomTensor { shape: shape.to_vec(), kind, outliers, seed }));
         };
         add("embed_tokens.weight".into(), &[self.vocab, c], Kind::TokenEmbedding);
         for i in 0..self.layers {
@@ -213,6 +231,7 @@ enum Kind {
 struct RandomTensor {
     shape: Vec<usize>,
     kind: Kind,
+    outliers: Outliers,
     seed: u64,
 }
 
@@ -226,22 +245,29 @@ impl RandomTensor {
         let is_norm = matches!(self.kind, Kind::LayerNorm | Kind::HeadNorm);
         for (i, bytes) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
             let at = chunk * CHUNK + i;
-            let value = if is_norm { rng.random_range(0.5..1.5) } else { 0.02 * normal(&mut rng) };
-            let scale = self.outlier(at / columns, at % columns);
-            *bytes = bf16::from_f32(value * scale).to_le_bytes();
+            let value = if is_norm { rng.random_range(0.5..1.5) } else { DEVIATION * normal(&mut rng) };
+            let value = self.with_outliers(at / columns, at % columns, value);
+            *bytes = bf16::from_f32(value).to_le_bytes();
         }
     }
 
-    fn outlier(&self, row: usize, column: usize) -> f32 {
-        let scale = |channel: usize, (first, step, scale): (usize, usize, f32)| {
-            if channel % step == first { scale } else { 1.0 }
+    /// `value`, or what stands in its place.
+    fn with_outliers(&self, row: usize, column: usize, value: f32) -> f32 {
+        let scale = |which, channel: usize, (first, step, scale): (usize, usize, f32)| {
+            let has = self.outliers == which || self.outliers == Outliers::All;
+            if has && channel % step == first { scale } else { 1.0 }
         };
+        let norms = |channel| scale(Outliers::Norms, channel, NORM_OUTLIERS);
+        let residual = |channel| scale(Outliers::Residual, channel, RESIDUAL_OUTLIERS);
         match self.kind {
-            Kind::TokenEmbedding => scale(column, RESIDUAL_OUTLIERS),
-            Kind::LayerNorm => scale(column, NORM_OUTLIERS),
-            Kind::AfterNorm => 1.0 / scale(column, NORM_OUTLIERS),
-            Kind::IntoResidual => scale(row, RESIDUAL_OUTLIERS),
-            Kind::HeadNorm => 1.0,
+            Kind::TokenEmbedding => match residual(column) {
+                scale if scale > 1.0 && (row, column) == (0, RESIDUAL_OUTLIERS.0) => MASSIVE,
+                scale => value * scale,
+            },
+            Kind::LayerNorm => value * norms(column),
+            Kind::AfterNorm => value / norms(column),
+            Kind::IntoResidual => value * residual(row),
+            Kind::HeadNorm => value,
         }
     }
 }
@@ -284,9 +310,16 @@ mod tests {
     #[test]
     fn a_random_checkpoint_embeds_and_the_seed_decides() {
         let dir = tempfile::tempdir().unwrap();
+        let args = |out: &Path, seed| Args {
+            size: Size::Tiny,
+            out: out.into(),
+            seed,
+            outliers: Outliers::All,
+            tokenizer: None,
+        };
         let embed = |name: &str, seed| {
             let out = dir.path().join(name);
-            run(&Args { size: Size::Tiny, out: out.clone(), seed, tokenizer: None }).unwrap();
+            run(&args(&out, seed)).unwrap();
             let embedder = Embedder::builder(out.as_path()).build().unwrap();
             embedder.embed_documents(&["the same text"]).unwrap()
         };
@@ -304,7 +337,7 @@ mod tests {
         fs::write(dir.path().join("config.json"), shape.config(0).to_string()).unwrap();
         fs::copy(root().join("fixtures/tokenizer.json"), dir.path().join("tokenizer.json"))
             .unwrap();
-        write_shards(dir.path(), shape.tensors(0), 3).unwrap();
+        write_shards(dir.path(), shape.tensors(0, Outliers::None), 3).unwrap();
         let files = fs::read_dir(dir.path()).unwrap();
         let shards = files.filter(|file| {
             file.as_ref().unwrap().path().extension().is_some_and(|e| e == "safetensors")
