@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, Precision, instruct};
+use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, instruct};
 use serde::Serialize;
 
-use crate::embed::PrecisionArg;
+use crate::model::ModelArgs;
 
 /// Measure how fast a model embeds, beside the limit of this processor
 ///
@@ -15,12 +15,8 @@ use crate::embed::PrecisionArg;
 /// because there is none.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with the model's files
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// How weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "f32")]
-    precision: PrecisionArg,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Texts × tokens each, as 8x128 or 8x128,4x512
     #[arg(long, value_name = "NxT,…", value_delimiter = ',')]
     shape: Vec<Shape>,
@@ -100,14 +96,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
-    let embedder = Embedder::builder(args.model.as_path())
-        .precision(args.precision.into())
-        .overflow(Overflow::Error)
-        .threads(threads)
-        .build()?;
+    let embedder = args.model.builder().overflow(Overflow::Error).threads(threads).build()?;
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
-    let arithmetic = Precision::from(args.precision).arithmetic();
+    let arithmetic = args.model.precision().arithmetic();
     let core_peak = Kernels::best().measured_peak(arithmetic);
     let peak = core_peak * threads as f64;
     let mut report = Report { machine: machine(core_peak), results: Vec::new() };
@@ -191,7 +183,7 @@ impl Args {
         let operations: f64 = lengths.map(|n| embedder.config().n_operations(n)).sum();
         Ok(Measurement {
             shape: workload.name.clone(),
-            precision: self.precision.name(),
+            precision: self.model.precision_name(),
             threads,
             tokens_per_s: n_tokens as f64 / median,
             spread: (seconds[self.runs - 1] - seconds[0]) / median,

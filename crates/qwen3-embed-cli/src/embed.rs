@@ -1,12 +1,11 @@
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use qwen3_embed::{
-    DEFAULT_INSTRUCTION, Embedder, Error, Overflow, Precision, SpecialTokens, instruct,
-};
+use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Error, Overflow, SpecialTokens, instruct};
 use serde::{Deserialize, Serialize};
+
+use crate::model::ModelArgs;
 
 /// Embed texts: one JSON object in on each line of standard input, one out
 ///
@@ -15,12 +14,8 @@ use serde::{Deserialize, Serialize};
 /// standard output is {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    /// How weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "f32")]
-    precision: PrecisionArg,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Format of standard input and output
     #[arg(long, value_enum, default_value = "jsonl")]
     format: Format,
@@ -48,28 +43,6 @@ pub(crate) struct Args {
     /// Tokens that are computed together
     #[arg(long, value_name = "N")]
     batch_tokens: Option<usize>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum PrecisionArg {
-    F32,
-    Bf16,
-}
-
-impl PrecisionArg {
-    /// The name on the command line.
-    pub(crate) fn name(self) -> String {
-        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-}
-
-impl From<PrecisionArg> for Precision {
-    fn from(precision: PrecisionArg) -> Self {
-        match precision {
-            PrecisionArg::F32 => Self::F32,
-            PrecisionArg::Bf16 => Self::Bf16,
-        }
-    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -135,13 +108,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Args {
     fn build(&self) -> Result<Embedder, Error> {
-        let mut builder = Embedder::builder(self.model.as_path())
-            .precision(self.precision.into())
-            .overflow(match self.overflow {
-                OverflowArg::Error => Overflow::Error,
-                OverflowArg::TruncateLeft => Overflow::TruncateLeft,
-                OverflowArg::TruncateRight => Overflow::TruncateRight,
-            });
+        let mut builder = self.model.builder().overflow(match self.overflow {
+            OverflowArg::Error => Overflow::Error,
+            OverflowArg::TruncateLeft => Overflow::TruncateLeft,
+            OverflowArg::TruncateRight => Overflow::TruncateRight,
+        });
         if self.plain_text {
             builder = builder.special_tokens(SpecialTokens::PlainText);
         }

@@ -3,6 +3,7 @@
 
 mod bench;
 mod embed;
+mod model;
 
 use std::io;
 use std::process::ExitCode;

@@ -13,7 +13,8 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout as Strides, Storage, Tensor};
 
 use crate::cpu::{
-    self, Arithmetic, Epilogue, Heads, Kernels, PackedWeight, Rows, RowsMut, Values, ValuesMut,
+    self, Arithmetic, Epilogue, Heads, Kernels, PackedWeight, Quantised, Rows, RowsMut, Values,
+    ValuesMut,
 };
 use crate::{Error, Ragged, Result};
 
@@ -80,24 +81,29 @@ impl Linear {
     ///
     /// [`Error::Shape`] if they are not; [`Error::Type`] if `x` is bf16 and the weight is not, or if
     /// something is to be added to bf16.
-    pub fn forward(&self, x: &Tensor, out: &Tensor, epilogue: Epilogue) -> Result<()> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        out: &Tensor,
+        epilogue: Epilogue,
+        scratch: &Scratch,
+    ) -> Result<()> {
         let n_in = self.weight.n_in();
         let n_rows = match x.dims() {
             &[n_rows, columns] if columns == n_in => n_rows,
             _ => return Err(shape_error("linear", format!("[T, I = {n_in}]"), x)),
         };
         expect("linear out", out, &[n_rows, self.weight.n_columns()])?;
-        let arithmetic = match x.dtype() {
-            DType::BF16 => Arithmetic::Bf16,
-            _ => Arithmetic::F32,
-        };
-        if !self.weight.accepts(arithmetic) {
+        let is_int8 = self.weight.accepts(Arithmetic::Int8);
+        if x.dtype() == DType::BF16 && !self.weight.accepts(Arithmetic::Bf16) {
             return Err(type_error("linear", "f32", x));
         }
         if epilogue == Epilogue::Add && out.dtype() != DType::F32 {
             return Err(type_error("linear out", "f32", out));
         }
         apply("linear", out, [x], |out, [x]| {
+            let quantised = &mut scratch.activations.borrow_mut();
+            let x = if is_int8 { quantised.quantise(&self.weight, x) } else { x };
             self.weight.multiply(x, self.bias.as_deref(), out, epilogue);
         })
     }
@@ -141,9 +147,13 @@ pub fn qk_norm_rope(
     })
 }
 
-/// Room that attention works in, kept from call to call.
+/// Room that operations work in, kept from call to call.
 #[derive(Debug, Default)]
-pub struct AttentionScratch(RefCell<cpu::AttentionScratch>);
+pub struct Scratch {
+    attention: RefCell<cpu::AttentionScratch>,
+    /// What a weight in 8 bits multiplies.
+    activations: RefCell<Quantised>,
+}
 
 /// Causal grouped-query attention within each text: a token sees itself and what comes before it
 /// in its own text, and query head `h` reads key/value head `h / (H / K)`.
@@ -167,7 +177,7 @@ pub fn causal_attention(
     qkv: &Tensor,
     batch: &Ragged,
     heads: Heads,
-    scratch: &AttentionScratch,
+    scratch: &Scratch,
     out: &Tensor,
 ) -> Result<()> {
     let n_rows = check_qkv("causal_attention", qkv, heads)?;
@@ -178,7 +188,7 @@ pub fn causal_attention(
     expect("causal_attention out", out, &[n_rows, heads.q_columns()])?;
     expect_dense("causal_attention", [qkv])?;
     apply("causal_attention", out, [qkv], |out, [qkv]| {
-        let scratch = &mut scratch.0.borrow_mut();
+        let scratch = &mut scratch.attention.borrow_mut();
         cpu::causal_attention(Kernels::best(), dense(qkv), batch, heads, scratch, out);
     })
 }

@@ -104,16 +104,16 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
     for dtype in [DType::F32, DType::BF16] {
         let [hidden, attention, ffn] = [c, q, f].map(|columns| zeros(n, columns, dtype));
         let allocations = pool.install(|| {
-            let scratch = ops::AttentionScratch::default();
+            let scratch = ops::Scratch::default();
             let layer = || {
                 ops::rms_norm(&x, &norm, 1e-6, &hidden).unwrap();
-                weights[0].forward(&hidden, &qkv, Epilogue::Store).unwrap();
+                weights[0].forward(&hidden, &qkv, Epilogue::Store, &scratch).unwrap();
                 let (norms, tables) = ([&head_norm; 2], [&table; 2]);
                 ops::qk_norm_rope(&qkv, heads, norms, 1e-6, tables).unwrap();
                 ops::causal_attention(&qkv, &batch, heads, &scratch, &attention).unwrap();
-                weights[1].forward(&attention, &x, Epilogue::Add).unwrap();
-                weights[2].forward(&hidden, &ffn, Epilogue::Store).unwrap();
-                weights[3].forward(&ffn, &x, Epilogue::Add).unwrap();
+                weights[1].forward(&attention, &x, Epilogue::Add, &scratch).unwrap();
+                weights[2].forward(&hidden, &ffn, Epilogue::Store, &scratch).unwrap();
+                weights[3].forward(&ffn, &x, Epilogue::Add, &scratch).unwrap();
             };
             layer();
             let before = COUNT.get();

@@ -27,10 +27,10 @@ fn a_linear_layer_stores_or_adds_into_part_of_a_buffer() {
     let buffer = ones(&[3, 2]);
     let out = buffer.narrow(0, 0, 2).unwrap();
     let layer = identity(2, Layout::Plain);
-    layer.forward(&x, &out, Epilogue::Store).unwrap();
+    layer.forward(&x, &out, Epilogue::Store, &ops::Scratch::default()).unwrap();
     assert_eq!(ops::to_f32(&buffer).unwrap(), [1.0, 2.0, 3.0, 4.0, 1.0, 1.0]);
     let biased = layer.with_bias(vec![10.0, 20.0]).unwrap();
-    biased.forward(&x, &out, Epilogue::Add).unwrap();
+    biased.forward(&x, &out, Epilogue::Add, &ops::Scratch::default()).unwrap();
     assert_eq!(ops::to_f32(&buffer).unwrap(), [12.0, 24.0, 16.0, 28.0, 1.0, 1.0]);
 }
 
@@ -75,7 +75,7 @@ fn operands_that_do_not_fit_are_refused() {
     let norms = [&ones(&[2]), &ones(&[2])];
     let table = ones(&[2, 1]);
     let batch = Ragged::from_lengths([2]).unwrap();
-    let scratch = ops::AttentionScratch::default();
+    let scratch = ops::Scratch::default();
     let attend = |qkv: &Tensor, batch: &Ragged, heads: Heads, out: &Tensor| {
         ops::causal_attention(qkv, batch, heads, &scratch, out)
     };
@@ -85,9 +85,20 @@ fn operands_that_do_not_fit_are_refused() {
     let results = [
         ("rms_norm", ops::rms_norm(&x, &ones(&[5]), 1e-6, &x)),
         ("rms_norm out", ops::rms_norm(&x, &ones(&[6]), 1e-6, &ones(&[6, 2]))),
-        ("linear", plain.forward(&ones(&[2, 5]), &x, Epilogue::Store)),
-        ("linear out", plain.forward(&x, &ones(&[2, 7]), Epilogue::Store)),
-        ("linear out", identity(6, Layout::SwiGlu).forward(&x, &ones(&[2, 6]), Epilogue::Store)),
+        ("linear", plain.forward(&ones(&[2, 5]), &x, Epilogue::Store, &ops::Scratch::default())),
+        (
+            "linear out",
+            plain.forward(&x, &ones(&[2, 7]), Epilogue::Store, &ops::Scratch::default()),
+        ),
+        (
+            "linear out",
+            identity(6, Layout::SwiGlu).forward(
+                &x,
+                &ones(&[2, 6]),
+                Epilogue::Store,
+                &ops::Scratch::default(),
+            ),
+        ),
         ("qk_norm_rope", ops::qk_norm_rope(&x, heads, norms, 1e-6, [&table, &table])),
         ("qk_norm_rope weight", {
             ops::qk_norm_rope(&qkv, heads, [&ones(&[2]), &ones(&[3])], 1e-6, [&table, &table])
@@ -117,9 +128,24 @@ fn tensors_of_another_type_are_refused() {
     let results = [
         ("rms_norm", ops::rms_norm(&bf16, &weight, 1e-6, &x), "f32", "bf16"),
         ("rms_norm", ops::rms_norm(&x, &weight, 1e-6, &f16), "f32 or bf16", "f16"),
-        ("linear", plain.forward(&bf16, &x, Epilogue::Store), "f32", "bf16"),
-        ("linear", plain.forward(&f16, &x, Epilogue::Store), "f32 or bf16", "f16"),
-        ("linear out", plain.forward(&x, &bf16, Epilogue::Add), "f32", "bf16"),
+        (
+            "linear",
+            plain.forward(&bf16, &x, Epilogue::Store, &ops::Scratch::default()),
+            "f32",
+            "bf16",
+        ),
+        (
+            "linear",
+            plain.forward(&f16, &x, Epilogue::Store, &ops::Scratch::default()),
+            "f32 or bf16",
+            "f16",
+        ),
+        (
+            "linear out",
+            plain.forward(&x, &bf16, Epilogue::Add, &ops::Scratch::default()),
+            "f32",
+            "bf16",
+        ),
     ];
     for (operation, result, needed, dtype) in results {
         match result {
@@ -160,7 +186,7 @@ fn activations_between_products_may_be_bf16_with_gaps() {
         row[1 - o] = half::bf16::ONE;
     }));
     let out = ones(&[2, 2]);
-    layer.forward(&normed, &out, Epilogue::Store).unwrap();
+    layer.forward(&normed, &out, Epilogue::Store, &ops::Scratch::default()).unwrap();
     // Each row over its root mean square, rounded to bf16, with its columns swapped.
     let rounded = |v: f32| half::bf16::from_f32(v).to_f32();
     let (a, b) = (2.5f32.sqrt(), 12.5f32.sqrt());

@@ -2,12 +2,14 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
-use qwen3_embed_kernels::cpu::{Arithmetic, Epilogue, Heads, Layout};
+use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::{Ragged, ops};
 
+use crate::calibration::Calibration;
+use crate::layer::{DecoderLayer, LayerLoader};
 use crate::rope::RopeTable;
 use crate::weights::{MappedRows, Precision, Weights, read_file};
-use crate::workspace::{Room, Workspace};
+use crate::workspace::Workspace;
 use crate::{Config, Device, Error, Result};
 
 /// A Qwen3 decoder that pools the last token.
@@ -56,19 +58,18 @@ impl Model {
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
         let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
-        let mut layers = Vec::new();
-        for layer_idx in 0..config.num_hidden_layers {
-            let loader = LayerLoader {
-                weights: &weights,
-                config: &config,
-                layer_idx,
-                precision,
-                device: &device,
-            };
-            layers.push(loader.load()?);
-        }
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
+        let mut calibration = match precision {
+            Precision::Int8 => Some(Calibration::new(&config, &embed_tokens, &rope, &device)?),
+            Precision::F32 | Precision::Bf16 => None,
+        };
+        let mut layers = Vec::new();
+        for layer_idx in 0..config.num_hidden_layers {
+            let (weights, config, device) = (&weights, &config, &device);
+            let loader = LayerLoader { weights, config, layer_idx, precision, device };
+            layers.push(loader.load(calibration.as_mut())?);
+        }
         let (arithmetic, workspaces) = (precision.arithmetic(), Mutex::default());
         Ok(Self { config, embed_tokens, layers, norm, rope, arithmetic, device, workspaces })
     }
@@ -165,7 +166,7 @@ impl Model {
     /// The type of the activations that products read.
     fn product_type(&self) -> DType {
         match self.arithmetic {
-            Arithmetic::F32 => DType::F32,
+            Arithmetic::F32 | Arithmetic::Int8 => DType::F32,
             Arithmetic::Bf16 => DType::BF16,
         }
     }
@@ -203,113 +204,5 @@ fn check_finite(rows: &[f32], n_columns: usize) -> Result<()> {
             dimension: at % n_columns,
             value: rows[at],
         }),
-    }
-}
-
-/// One decoder layer. Names are the checkpoint's.
-#[derive(Debug)]
-struct DecoderLayer {
-    input_layernorm: Tensor,
-    /// q_proj, k_proj and v_proj as one product, [(H + 2K) · D, C].
-    qkv_proj: ops::Linear,
-    /// Divided by √D, which attention would else do with every score.
-    q_norm: Tensor,
-    k_norm: Tensor,
-    o_proj: ops::Linear,
-    post_attention_layernorm: Tensor,
-    /// gate_proj and up_proj as one product with SwiGLU behind it, [2F, C].
-    gate_up_proj: ops::Linear,
-    down_proj: ops::Linear,
-    heads: Heads,
-    eps: f64,
-}
-
-impl DecoderLayer {
-    /// Adds this layer's attention and MLP to the residual stream `x`, [T, C].
-    fn forward(
-        &self,
-        x: &Tensor,
-        rope: [&Tensor; 2],
-        batch: &Ragged,
-        room: &Room<'_>,
-    ) -> Result<()> {
-        let Room { hidden, qkv, attention, ffn, scratch } = room;
-
-        ops::rms_norm(x, &self.input_layernorm, self.eps, hidden)?;
-        self.qkv_proj.forward(hidden, qkv, Epilogue::Store)?;
-        ops::qk_norm_rope(qkv, self.heads, [&self.q_norm, &self.k_norm], self.eps, rope)?;
-        ops::causal_attention(qkv, batch, self.heads, scratch, attention)?;
-        self.o_proj.forward(attention, x, Epilogue::Add)?;
-
-        ops::rms_norm(x, &self.post_attention_layernorm, self.eps, hidden)?;
-        self.gate_up_proj.forward(hidden, ffn, Epilogue::Store)?;
-        self.down_proj.forward(ffn, x, Epilogue::Add)?;
-        Ok(())
-    }
-}
-
-/// Reads one layer's weights.
-struct LayerLoader<'a> {
-    weights: &'a Weights,
-    config: &'a Config,
-    layer_idx: usize,
-    precision: Precision,
-    device: &'a candle_core::Device,
-}
-
-impl LayerLoader<'_> {
-    fn load(&self) -> Result<DecoderLayer> {
-        let c = self.config.hidden_size;
-        let f = self.config.intermediate_size;
-        let bias = self.config.attention_bias;
-        let heads = self.config.heads();
-        let (q, kv) = (heads.q_columns(), heads.n_kv_heads * heads.head_dim);
-        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
-        let gate_up = [("mlp.gate_proj", f), ("mlp.up_proj", f)];
-        let q_norm = self.vector("self_attn.q_norm", heads.head_dim)?;
-        Ok(DecoderLayer {
-            input_layernorm: self.vector("input_layernorm", c)?,
-            qkv_proj: self.linear(&qkv, c, bias, Layout::Plain)?,
-            q_norm: (q_norm / (heads.head_dim as f64).sqrt())?,
-            k_norm: self.vector("self_attn.k_norm", heads.head_dim)?,
-            o_proj: self.linear(&[("self_attn.o_proj", c)], q, bias, Layout::Plain)?,
-            post_attention_layernorm: self.vector("post_attention_layernorm", c)?,
-            gate_up_proj: self.linear(&gate_up, c, false, Layout::SwiGlu)?,
-            down_proj: self.linear(&[("mlp.down_proj", c)], f, false, Layout::Plain)?,
-            heads,
-            eps: self.config.rms_norm_eps,
-        })
-    }
-
-    fn name(&self, module: &str, what: &str) -> String {
-        format!("layers.{}.{module}.{what}", self.layer_idx)
-    }
-
-    fn vector(&self, module: &str, length: usize) -> Result<Tensor> {
-        let values = self.weights.vector(&self.name(module, "weight"), length)?;
-        Ok(Tensor::from_vec(values, length, self.device)?)
-    }
-
-    /// Modules of [rows, columns] as one linear layer.
-    fn linear(
-        &self,
-        modules: &[(&str, usize)],
-        n_columns: usize,
-        has_bias: bool,
-        layout: Layout,
-    ) -> Result<ops::Linear> {
-        let parts: Vec<_> =
-            modules.iter().map(|&(module, rows)| (self.name(module, "weight"), rows)).collect();
-        let linear = self.weights.linear(&parts, n_columns, self.precision, layout)?;
-        let mut bias = Vec::new();
-        for &(module, rows) in modules {
-            let name = self.name(module, "bias");
-            if has_bias {
-                bias.extend(self.weights.vector(&name, rows)?);
-            } else if self.weights.contains(&name) {
-                return Err(Error::UnexpectedTensor { path: self.weights.path_of(&name), name });
-            }
-        }
-        Ok(if has_bias { linear.with_bias(bias)? } else { linear })
     }
 }

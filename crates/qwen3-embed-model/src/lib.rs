@@ -11,10 +11,12 @@
 //! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
 //! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
 
+mod calibration;
 mod config;
 mod decoder;
 mod device;
 mod error;
+mod layer;
 mod rope;
 mod weights;
 mod workspace;

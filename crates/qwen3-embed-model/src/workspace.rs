@@ -1,5 +1,5 @@
 use candle_core::{DType, Device, Tensor};
-use qwen3_embed_kernels::ops::AttentionScratch;
+use qwen3_embed_kernels::ops::Scratch;
 
 use crate::{Config, Result};
 
@@ -7,7 +7,7 @@ use crate::{Config, Result};
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
     buffers: Option<Buffers>,
-    scratch: AttentionScratch,
+    scratch: Scratch,
 }
 
 /// Tensors of as many rows as the largest batch so far.
@@ -31,7 +31,7 @@ pub(crate) struct Room<'a> {
     pub(crate) attention: Tensor,
     /// SwiGLU's result, [T, F].
     pub(crate) ffn: Tensor,
-    pub(crate) scratch: &'a AttentionScratch,
+    pub(crate) scratch: &'a Scratch,
 }
 
 /// Columns between one row and the next of what a product reads. Without them rows begin at the same

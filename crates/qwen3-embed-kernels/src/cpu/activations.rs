@@ -8,13 +8,16 @@ use half::bf16;
 use super::simd::Simd;
 use super::vector::{load_part, store_part};
 
-/// The type of the activations that a product multiplies. It sums in f32 in any case.
+/// How a product multiplies. Whole numbers within a group apart, it sums in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// f32 activations, and weights that are f32 or are widened to it.
     F32,
     /// bf16 activations and weights.
     Bf16,
+    /// Activations in 16 bits with a scale for each row, and weights in 8 bits with a scale for each
+    /// group of 32 input features of an output. Products are summed in whole numbers.
+    Int8,
 }
 
 /// A matrix [rows, columns] to read. Rows may have a gap between them.
@@ -26,13 +29,20 @@ pub struct Rows<'a> {
     pub(super) stride: usize,
 }
 
-/// Values to read, of either type.
+/// Values to read, of any type.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
     /// As f32.
     F32(&'a [f32]),
     /// As bf16.
     Bf16(&'a [bf16]),
+    /// In 16 bits, for one weight only: see [`Quantised`](super::Quantised).
+    Int16 {
+        /// Multiples of the row's scale.
+        values: &'a [i16],
+        /// One for each row.
+        scales: &'a [f32],
+    },
 }
 
 impl<'a> From<&'a [f32]> for Values<'a> {
@@ -62,6 +72,10 @@ impl<'a> Rows<'a> {
         let n_values = match values {
             Values::F32(values) => values.len(),
             Values::Bf16(values) => values.len(),
+            Values::Int16 { values, scales } => {
+                assert!(scales.len() >= n_rows, "a scale for each of {n_rows} rows");
+                values.len()
+            }
         };
         assert_fits(n_values, [n_rows, n_columns], stride);
         Self { values, n_rows, n_columns, stride }
@@ -154,12 +168,9 @@ impl<'a> RowsMut<'a> {
         }
     }
 
-    /// How the product that reads these rows multiplies.
-    pub(super) fn arithmetic(&self) -> Arithmetic {
-        match self.first {
-            First::F32(_) => Arithmetic::F32,
-            First::Bf16(_) => Arithmetic::Bf16,
-        }
+    /// Whether the values are f32, and not bf16.
+    pub(super) fn is_f32(&self) -> bool {
+        matches!(self.first, First::F32(_))
     }
 
     /// Writes a register at `row` and `column`, as much of it as there are columns before `end`.

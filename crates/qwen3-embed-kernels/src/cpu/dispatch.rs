@@ -9,7 +9,8 @@ use half::bf16;
 use super::activations::{Arithmetic, RowsMut};
 use super::attention::{self, AttentionKernels, Block, Pack};
 use super::linear::{self, Call};
-use super::product::{self, Bf16, F32, Widened};
+use super::product::{self, Bf16, F32, Int8, Widened};
+use super::quantised;
 use super::rows;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
@@ -30,16 +31,21 @@ pub struct Kernels {
     pub(super) linear_f32: unsafe fn(&Call<'_, f32, f32>),
     pub(super) linear_widened: unsafe fn(&Call<'_, f32, bf16>),
     pub(super) linear_bf16: unsafe fn(&Call<'_, bf16, bf16>),
+    pub(super) linear_int8: unsafe fn(&Call<'_, i16, i8>),
+    pub(super) quantise: Quantise,
     pub(super) attention_f32: AttentionKernels<f32>,
     pub(super) attention_bf16: AttentionKernels<bf16>,
     pub(super) rms_norm: RmsNorm,
     pub(super) qk_norm_rope: QkNormRope,
-    multiply_adds: unsafe fn(usize, bool) -> f32,
+    multiply_adds: unsafe fn(usize, Arithmetic) -> f32,
 }
 
 /// Of a row, with its weight and eps, into a row of an output, which must be one of that output's rows
 /// and no other task's.
 type RmsNorm = unsafe fn(&[f32], &[f32], f32, &RowsMut<'_>, usize);
+
+/// Of a row, with the places of what is written twice, into a row of an output; returns the scale.
+type Quantise = unsafe fn(&[f32], &[usize], &mut [i16]) -> f32;
 
 /// Of a token's heads, with their weight, eps, cosines and sines.
 type QkNormRope = unsafe fn(&mut [f32], &[f32], f32, &[f32], &[f32]);
@@ -52,9 +58,11 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 sets.push(avx2::table());
-                if is_x86_feature_detected!("avx512f") {
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                     sets.push(avx512::table());
-                    if is_x86_feature_detected!("avx512bf16") {
+                    if is_x86_feature_detected!("avx512bf16")
+                        && is_x86_feature_detected!("avx512vnni")
+                    {
                         sets.push(avx512_bf16::table());
                     }
                 }
@@ -70,19 +78,19 @@ impl Kernels {
         &available[available.len() - 1]
     }
 
-    /// Floating-point operations that one core can do in a second with this set's instruction for
+    /// Operations that one core can do in a second with this set's instruction for
     /// such products, measured for about a tenth of a second: the limit of every kernel of the set.
     pub fn measured_peak(&self, arithmetic: Arithmetic) -> f64 {
         const ROUNDS: usize = 1 << 20;
-        let pairs = arithmetic == Arithmetic::Bf16;
+        let depth = if arithmetic == Arithmetic::F32 { 1 } else { 2 };
         // A multiply-add is two operations; there are twelve registers of them in a round.
-        let operations = (2 * 12 * self.lanes * ROUNDS) as f64 * if pairs { 2.0 } else { 1.0 };
+        let operations = (2 * 12 * depth * self.lanes * ROUNDS) as f64;
         let mut best = 0f64;
         let begin = Instant::now();
         while begin.elapsed().as_millis() < 100 {
             let start = Instant::now();
             // SAFETY: the table's instructions are there, as for every table.
-            black_box(unsafe { (self.multiply_adds)(black_box(ROUNDS), pairs) });
+            black_box(unsafe { (self.multiply_adds)(black_box(ROUNDS), arithmetic) });
             best = best.max(operations / start.elapsed().as_secs_f64());
         }
         best
@@ -106,6 +114,8 @@ macro_rules! kernel_set {
                     linear_f32,
                     linear_widened,
                     linear_bf16,
+                    linear_int8,
+                    quantise,
                     attention_f32: AttentionKernels { pack: pack_f32, attend: attend_f32 },
                     attention_bf16: AttentionKernels { pack: pack_bf16, attend: attend_bf16 },
                     rms_norm,
@@ -130,6 +140,16 @@ macro_rules! kernel_set {
             }
 
             $(#[$feature])?
+            unsafe fn linear_int8(call: &Call<'_, i16, i8>) {
+                linear::multiply(Int8($new), call);
+            }
+
+            $(#[$feature])?
+            unsafe fn quantise(x: &[f32], precise: &[usize], out: &mut [i16]) -> f32 {
+                quantised::quantise($new, x, precise, out)
+            }
+
+            $(#[$feature])?
             unsafe fn pack_f32(pack: &mut Pack<'_, f32>) {
                 attention::pack($new, pack);
             }
@@ -150,8 +170,8 @@ macro_rules! kernel_set {
             }
 
             $(#[$feature])?
-            unsafe fn multiply_adds(n: usize, pairs: bool) -> f32 {
-                product::multiply_adds($new, n, pairs)
+            unsafe fn multiply_adds(n: usize, arithmetic: Arithmetic) -> f32 {
+                product::multiply_adds($new, n, arithmetic)
             }
 
             $(#[$feature])?
@@ -196,7 +216,7 @@ kernel_set!(
     // SAFETY: as above.
     unsafe { Avx512::<false>::new() },
     F32,
-    #[target_feature(enable = "avx512f,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -207,5 +227,5 @@ kernel_set!(
     // SAFETY: as above.
     unsafe { Avx512::<true>::new() },
     Bf16,
-    #[target_feature(enable = "avx512f,avx512bf16,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")]
 );

@@ -5,16 +5,16 @@
 //!     for each panel of the chunk                        stays in the cache …
 //!         for each tile of the block's rows              … while all rows pass
 //!             sums = tile · panel                        and the next panel is fetched
-//!             epilogue(sums)                             store, add, or SwiGLU
+//!             epilogue(sums)                             scale, then store, add, or SwiGLU
 //! ```
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::activations::{Arithmetic, Rows, RowsMut, Values};
+use super::activations::{Rows, RowsMut, Values};
 use super::packed::{Layout, PackedWeight, Panels, Place};
-use super::product::{Element, Finish, Operands, Product, tile, tile_rows};
+use super::product::{Finish, Operands, Product, tiles};
 use super::simd::Simd;
 use super::vector::load_part;
 
@@ -32,12 +32,13 @@ impl PackedWeight {
     ///
     /// # Shapes
     ///
-    /// `x` is [T, I], `out` is [T, columns] and `bias`, if any, is `[O]`.
+    /// `x` is [T, I], or what [`Quantised`](super::Quantised) has made of it for this weight; `out` is
+    /// [T, columns] and `bias`, if any, is `[O]`.
     ///
     /// # Panics
     ///
-    /// If they are not, if `x` is bf16 and the weight is not, or if something is to be added to
-    /// bf16; `qwen3_embed_kernels::ops` checks before it calls.
+    /// If they are not, if the weight does not multiply with what `x` is, or if something is to be
+    /// added to bf16; `qwen3_embed_kernels::ops` checks before it calls.
     pub fn multiply(
         &self,
         x: Rows<'_>,
@@ -46,17 +47,15 @@ impl PackedWeight {
         epilogue: Epilogue,
     ) {
         let place = self.place;
-        assert_eq!(x.n_columns, place.n_in, "x is [T, I]");
+        let [n_k, panel_size] = self.panel_size();
+        assert_eq!(x.n_columns, n_k, "x is [T, I]");
         assert_eq!(
             [out.n_rows, out.n_columns],
             [x.n_rows, self.n_columns()],
             "out is [T, columns]"
         );
         assert!(bias.is_none_or(|bias| bias.len() == place.n_out), "bias is [O]");
-        assert!(
-            epilogue == Epilogue::Store || out.arithmetic() == Arithmetic::F32,
-            "only f32 can be added to"
-        );
+        assert!(epilogue == Epilogue::Store || out.is_f32(), "only f32 can be added to");
         let block_rows = row_block(x.n_rows, self.kernels.rows);
         let n_panels = place.n_panels();
         let chunk = n_panels.div_ceil(4 * rayon::current_num_threads()).clamp(1, PANEL_CHUNK);
@@ -67,7 +66,12 @@ impl PackedWeight {
             let (block, chunk_idx) = (task / n_chunks, task % n_chunks);
             let rows = block * block_rows..((block + 1) * block_rows).min(x.n_rows);
             let panels = chunk_idx * chunk..((chunk_idx + 1) * chunk).min(n_panels);
-            let task = Task { stride: x.stride, bias, out, rows, panels, place, epilogue };
+            let scales = match x.values {
+                Values::Int16 { scales, .. } => Some(scales),
+                _ => None,
+            };
+            let operands = Sizes { stride: x.stride, n_k, panel_size };
+            let task = Task { operands, scales, bias, out, rows, panels, place, epilogue };
             let kernels = self.kernels;
             // SAFETY: the table's instructions are there, as for every table. `Rows::new` has checked
             // that the rows are among the values.
@@ -82,7 +86,10 @@ impl PackedWeight {
                     (Values::Bf16(x), Panels::Bf16(panels)) => {
                         (kernels.linear_bf16)(&Call { x, panels, task });
                     }
-                    (Values::Bf16(_), Panels::F32(_)) => unreachable!("bf16 times f32"),
+                    (Values::Int16 { values: x, .. }, Panels::Int8 { groups: panels, .. }) => {
+                        (kernels.linear_int8)(&Call { x, panels, task });
+                    }
+                    (x, _) => panic!("the weight does not multiply with {x:?}"),
                 }
             }
         });
@@ -109,10 +116,21 @@ pub(super) struct Call<'a, L, R> {
     task: Task<'a>,
 }
 
-/// One task of a product.
-struct Task<'a> {
+/// Where the operands of a product are.
+struct Sizes {
     /// Distance from one row of `x` to the next.
     stride: usize,
+    /// Values of a row and of a column.
+    n_k: usize,
+    /// Elements of a panel.
+    panel_size: usize,
+}
+
+/// One task of a product.
+struct Task<'a> {
+    operands: Sizes,
+    /// What each row's sums are to be multiplied with.
+    scales: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
     out: &'a RowsMut<'a>,
     rows: Range<usize>,
@@ -125,46 +143,39 @@ struct Task<'a> {
 #[inline(always)]
 pub(super) fn multiply<P: Product>(p: P, call: &Call<'_, P::Left, P::Right>) {
     let task = &call.task;
-    let panel_size = task.place.panel_size::<P::Right>();
-    let steps = task.place.n_in.div_ceil(P::Right::DEPTH).max(1);
+    let Sizes { stride, n_k, panel_size } = task.operands;
     for panel_idx in task.panels.clone() {
-        let panel = &call.panels[panel_idx * panel_size..][..panel_size];
-        let n_tiles = task.rows.len().div_ceil(P::S::ROWS);
-        // Each tile fetches its share of the next panel.
-        let ahead_step = size_of_val(panel).div_ceil(n_tiles * steps);
-        let mut ahead = panel.as_ptr_range().end.cast::<u8>();
-        let mut row = task.rows.start;
-        while row < task.rows.end {
-            let n_rows = tile_rows::<P::S>(task.rows.end - row);
-            let x = &call.x[row * task.stride..];
-            let operands = Operands {
-                rows: x.as_ptr(),
-                stride: task.stride,
-                panel: panel.as_ptr(),
-                n_k: task.place.n_in,
-                ahead,
-                ahead_step,
-            };
-            // SAFETY: `Rows::new` has checked that the rows are among the values of `x`, and
-            // `panel` is a whole one.
-            unsafe { tile(p, n_rows, &operands, Write { task, row, panel_idx }) };
-            ahead = ahead.wrapping_add(ahead_step * steps);
-            row += n_rows;
-        }
+        let operands = Operands {
+            rows: call.x[task.rows.start * stride..].as_ptr(),
+            stride,
+            n_rows: task.rows.len(),
+            panel: &call.panels[panel_idx * panel_size..][..panel_size],
+            n_k,
+        };
+        // SAFETY: `Rows::new` has checked that the rows are among the values of `x`, and the panel is
+        // a whole one.
+        unsafe { tiles(p, &operands, Write { task, panel_idx }) };
     }
 }
 
-/// The epilogue of a tile whose first row is `row`.
+/// The epilogue of a panel.
 struct Write<'a> {
     task: &'a Task<'a>,
-    row: usize,
     panel_idx: usize,
 }
 
 impl<S: Simd> Finish<S> for Write<'_> {
     #[inline(always)]
     fn finish(&mut self, s: S, row: usize, sums: [S::V; 2]) {
-        write(s, self.task, self.row + row, self.panel_idx, sums);
+        let row = self.task.rows.start + row;
+        let sums = match self.task.scales {
+            None => sums,
+            Some(scales) => {
+                let scale = s.splat(scales[row]);
+                [s.mul(sums[0], scale), s.mul(sums[1], scale)]
+            }
+        };
+        write(s, self.task, row, self.panel_idx, sums);
     }
 }
 

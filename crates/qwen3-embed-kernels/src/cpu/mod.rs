@@ -16,6 +16,7 @@ mod dispatch;
 mod linear;
 mod packed;
 mod product;
+mod quantised;
 mod rows;
 mod simd;
 mod vector;
@@ -27,6 +28,7 @@ pub use attention::{AttentionScratch, Heads, causal_attention};
 pub use dispatch::Kernels;
 pub use linear::Epilogue;
 pub use packed::{Layout, PackedWeight};
+pub use quantised::Quantised;
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current
 /// pool.

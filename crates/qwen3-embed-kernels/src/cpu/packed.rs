@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::Kernels;
 use super::activations::Arithmetic;
 use super::aligned::Aligned;
-use super::product::Element;
+use super::product::{Element, GROUP, group_size};
 
 /// How the rows of a weight go into panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,13 @@ pub struct PackedWeight {
 pub(super) enum Panels {
     F32(Aligned<f32>),
     Bf16(Aligned<bf16>),
+    /// In groups of I, each followed by its columns' scales. Behind the last group come the groups
+    /// of `precise`: input features whose weights have a second value, what is left of them beside
+    /// the first.
+    Int8 {
+        groups: Aligned<i8>,
+        precise: Vec<usize>,
+    },
 }
 
 impl PackedWeight {
@@ -47,9 +54,7 @@ impl PackedWeight {
         layout: Layout,
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        let kernels = Kernels::best();
-        let place = Place::new(n_out, n_in, layout, kernels);
-        Self { panels: Panels::F32(pack(place, read_row)), place, kernels }
+        Self::new(n_out, n_in, layout, |place| Panels::F32(pack(place, read_row)))
     }
 
     /// Packs a weight [O, I] that is kept in bf16, in parallel on rayon's current pool.
@@ -64,9 +69,61 @@ impl PackedWeight {
         layout: Layout,
         read_row: impl Fn(usize, &mut [bf16]) + Sync,
     ) -> Self {
+        Self::new(n_out, n_in, layout, |place| Panels::Bf16(pack(place, read_row)))
+    }
+
+    /// Packs a weight [O, I] that is kept in 8 bits, in parallel on rayon's current pool.
+    /// `read_row(o, row)` writes all `I` values of the weight's row `o`. Each group of 32 of them gets
+    /// a scale and values from −127 to 127; the weights of the input features `precise`, which have the
+    /// largest activations, are kept in twice as many bits.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`], or a feature is not below I.
+    pub fn pack_int8(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        precise: &[usize],
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        assert!(precise.iter().all(|&k| k < n_in), "features are below I = {n_in}");
+        Self::new(n_out, n_in, layout, |place| {
+            let room = || vec![0f32; n_in];
+            let quantise = |room: &mut Vec<f32>, o: usize, row: &mut QuantisedRow<'_>| {
+                read_row(o, room);
+                row.quantise(room, precise);
+            };
+            let groups = pack_int8(place, precise.len(), room, quantise);
+            Panels::Int8 { groups, precise: precise.to_vec() }
+        })
+    }
+
+    /// Packs a weight [O, I] that is there in 8 bits already, with a scale for every 32 values, in
+    /// parallel on rayon's current pool. `read_row(o, values, scales)` writes the `I` values and the
+    /// scales of the weight's row `o`.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`].
+    pub fn pack_q8(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
+    ) -> Self {
+        Self::new(n_out, n_in, layout, |place| {
+            let read = |(): &mut (), o: usize, row: &mut QuantisedRow<'_>| {
+                read_row(o, &mut row.values[..n_in], row.scales);
+            };
+            Panels::Int8 { groups: pack_int8(place, 0, || (), read), precise: Vec::new() }
+        })
+    }
+
+    fn new(n_out: usize, n_in: usize, layout: Layout, pack: impl FnOnce(Place) -> Panels) -> Self {
         let kernels = Kernels::best();
         let place = Place::new(n_out, n_in, layout, kernels);
-        Self { panels: Panels::Bf16(pack(place, read_row)), place, kernels }
+        Self { panels: pack(place), place, kernels }
     }
 
     /// The same weight for another kernel set, for tests and benchmarks.
@@ -77,15 +134,37 @@ impl PackedWeight {
         let panels = match &self.panels {
             Panels::F32(p) => Panels::F32(pack(place, |o, row| unpack_row(p, from, o, row))),
             Panels::Bf16(p) => Panels::Bf16(pack(place, |o, row| unpack_row(p, from, o, row))),
+            Panels::Int8 { groups, precise } => {
+                let read = |(): &mut (), o: usize, row: &mut QuantisedRow<'_>| {
+                    unpack_int8(groups, from, o, row);
+                };
+                let groups = pack_int8(place, precise.len(), || (), read);
+                Panels::Int8 { groups, precise: precise.clone() }
+            }
         };
         Self { panels, place, kernels }
     }
 
     /// Whether it multiplies with such activations.
     pub fn accepts(&self, arithmetic: Arithmetic) -> bool {
-        match (&self.panels, arithmetic) {
-            (Panels::F32(_), Arithmetic::Bf16) => false,
-            (Panels::F32(_), Arithmetic::F32) | (Panels::Bf16(_), _) => true,
+        matches!(
+            (&self.panels, arithmetic),
+            (Panels::F32(_), Arithmetic::F32)
+                | (Panels::Bf16(_), Arithmetic::F32 | Arithmetic::Bf16)
+                | (Panels::Int8 { .. }, Arithmetic::Int8)
+        )
+    }
+
+    /// Values of `k` that a panel has, and the elements that it takes.
+    pub(super) fn panel_size(&self) -> [usize; 2] {
+        let n_in = self.place.n_in;
+        match &self.panels {
+            Panels::F32(_) => [n_in, self.place.panel_size::<f32>()],
+            Panels::Bf16(_) => [n_in, self.place.panel_size::<bf16>()],
+            Panels::Int8 { precise, .. } => {
+                let n_k = padded(n_in, precise.len());
+                [n_k, self.place.int8_panel_size(n_k)]
+            }
         }
     }
 
@@ -130,8 +209,13 @@ impl Place {
     }
 
     /// Values in a panel.
-    pub(super) fn panel_size<T: Element>(self) -> usize {
+    fn panel_size<T: Element>(self) -> usize {
         self.n_in.next_multiple_of(T::DEPTH) * self.panel_columns()
+    }
+
+    /// Values in a panel of int8 groups that has `n_k` of `k`.
+    fn int8_panel_size(self, n_k: usize) -> usize {
+        n_k / GROUP * group_size(self.panel_columns())
     }
 
     /// Number of panels.
@@ -161,27 +245,38 @@ impl Place {
 
 /// Fills the panels of a weight, in parallel.
 fn pack<T: Element>(place: Place, read_row: impl Fn(usize, &mut [T]) + Sync) -> Aligned<T> {
+    let room = || vec![T::default(); place.n_in];
+    fill(place, place.panel_size::<T>(), room, |row, o, panel, column| {
+        read_row(o, row);
+        for (k, &value) in row.iter().enumerate() {
+            panel[place.within_panel::<T>(column, k)] = value;
+        }
+    })
+}
+
+/// Fills panels of `panel_size` values, in parallel: `write(room, o, panel, column)` writes the weight's
+/// row `o` into a column of a panel. Each thread works in a room of its own.
+fn fill<T: Element, R>(
+    place: Place,
+    panel_size: usize,
+    room: impl Fn() -> R + Sync + Send,
+    write: impl Fn(&mut R, usize, &mut [T], usize) + Sync,
+) -> Aligned<T> {
     let columns = place.panel_columns();
     // The weight's row at each column of all panels.
     let mut row_at = vec![None; place.n_panels() * columns];
     for o in 0..place.n_out {
         row_at[place.column(o)] = Some(o);
     }
-    let mut panels = Aligned::zeroed(place.n_panels() * place.panel_size::<T>());
-    let each = panels.par_chunks_mut(place.panel_size::<T>().max(1));
-    each.zip(row_at.par_chunks(columns)).for_each_init(
-        || vec![T::default(); place.n_in],
-        |row, (panel, row_at)| {
-            for (column, o) in row_at.iter().enumerate() {
-                if let Some(o) = *o {
-                    read_row(o, row);
-                    for (k, &value) in row.iter().enumerate() {
-                        panel[place.within_panel::<T>(column, k)] = value;
-                    }
-                }
+    let mut panels = Aligned::zeroed(place.n_panels() * panel_size);
+    let each = panels.par_chunks_mut(panel_size.max(1));
+    each.zip(row_at.par_chunks(columns)).for_each_init(room, |room, (panel, row_at)| {
+        for (column, o) in row_at.iter().enumerate() {
+            if let Some(o) = *o {
+                write(room, o, panel, column);
             }
-        },
-    );
+        }
+    });
     panels
 }
 
@@ -192,5 +287,96 @@ fn unpack_row<T: Element>(panels: &[T], place: Place, o: usize, row: &mut [T]) {
     let panel = &panels[panel * place.panel_size::<T>()..];
     for (k, value) in row.iter_mut().enumerate() {
         *value = panel[place.within_panel::<T>(column, k)];
+    }
+}
+
+/// Values of `k` of int8 panels: of `n_in` features and `n_precise` second values, whole groups each.
+fn padded(n_in: usize, n_precise: usize) -> usize {
+    n_in.next_multiple_of(GROUP) + n_precise.next_multiple_of(GROUP)
+}
+
+/// A row of a weight in 8 bits, with a scale for each group. It is as long as whole groups, and zero
+/// beyond the weight.
+struct QuantisedRow<'a> {
+    values: &'a mut [i8],
+    scales: &'a mut [f32],
+}
+
+impl QuantisedRow<'_> {
+    /// Brings a weight's row into 8 bits, and what is then left of the features `precise` into 8 more.
+    fn quantise(&mut self, weights: &[f32], precise: &[usize]) {
+        let (values, second_values) =
+            self.values.split_at_mut(weights.len().next_multiple_of(GROUP));
+        let (scales, second_scales) = self.scales.split_at_mut(values.len() / GROUP);
+        let groups = values.chunks_exact_mut(GROUP).zip(&mut *scales);
+        for ((values, scale), weights) in groups.zip(weights.chunks(GROUP)) {
+            *scale = quantise_group(weights, values);
+        }
+        let groups = second_values.chunks_exact_mut(GROUP).zip(second_scales);
+        for ((second_values, second_scale), precise) in groups.zip(precise.chunks(GROUP)) {
+            let mut left = [0f32; GROUP];
+            for (left, &k) in left.iter_mut().zip(precise) {
+                *left = weights[k] - f32::from(values[k]) * scales[k / GROUP];
+            }
+            *second_scale = quantise_group(&left, second_values);
+        }
+    }
+}
+
+/// Writes a group of weights as multiples of its scale, which is returned. A weight that is not finite
+/// makes the scale NaN, so that it does not vanish.
+fn quantise_group(weights: &[f32], values: &mut [i8]) -> f32 {
+    if weights.iter().any(|w| !w.is_finite()) {
+        values.fill(1);
+        return f32::NAN;
+    }
+    let largest = weights.iter().fold(0f32, |largest, w| largest.max(w.abs()));
+    let scale = largest / 127.0;
+    // Of a scale that is subnormal or zero nothing but zeros are multiples.
+    let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { 127.0 / largest };
+    for (value, weight) in values.iter_mut().zip(weights) {
+        *value = (weight * inverse).round_ties_even() as i8;
+    }
+    scale
+}
+
+/// Fills int8 panels, in parallel: `read_row(room, o, row)` writes the weight's row `o`.
+fn pack_int8<R: Send>(
+    place: Place,
+    n_precise: usize,
+    room: impl Fn() -> R + Sync + Send,
+    read_row: impl Fn(&mut R, usize, &mut QuantisedRow<'_>) + Sync,
+) -> Aligned<i8> {
+    let n_k = padded(place.n_in, n_precise);
+    let room = || (room(), vec![0i8; n_k], vec![0f32; n_k / GROUP]);
+    let columns = place.panel_columns();
+    fill(place, place.int8_panel_size(n_k), room, |(room, values, scales), o, panel, column| {
+        read_row(room, o, &mut QuantisedRow { values, scales });
+        let groups = panel.chunks_exact_mut(group_size(columns));
+        for ((group, values), scale) in groups.zip(values.chunks_exact(GROUP)).zip(scales) {
+            let (pairs, scales) = group.split_at_mut(GROUP * columns);
+            for (out, pair) in pairs.chunks_exact_mut(2 * columns).zip(values.chunks_exact(2)) {
+                out[2 * column..][..2].copy_from_slice(pair);
+            }
+            let bytes = scale.to_ne_bytes().map(|byte| byte as i8);
+            scales[size_of::<f32>() * column..][..size_of::<f32>()].copy_from_slice(&bytes);
+        }
+    })
+}
+
+/// Reads the weight's row `o` of int8 panels back.
+fn unpack_int8(panels: &[i8], place: Place, o: usize, row: &mut QuantisedRow<'_>) {
+    let columns = place.panel_columns();
+    let (panel, column) = (place.column(o) / columns, place.column(o) % columns);
+    let panel_size = place.int8_panel_size(row.values.len());
+    let groups = panels[panel * panel_size..].chunks_exact(group_size(columns));
+    let values = row.values.chunks_exact_mut(GROUP).zip(&mut *row.scales);
+    for ((values, scale), group) in values.zip(groups) {
+        let (pairs, scales) = group.split_at(GROUP * columns);
+        for (pair, step) in values.chunks_exact_mut(2).zip(pairs.chunks_exact(2 * columns)) {
+            pair.copy_from_slice(&step[2 * column..][..2]);
+        }
+        let bytes = &scales[size_of::<f32>() * column..][..size_of::<f32>()];
+        *scale = f32::from_ne_bytes(std::array::from_fn(|i| bytes[i] as u8));
     }
 }

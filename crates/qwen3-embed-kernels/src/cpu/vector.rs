@@ -1,6 +1,6 @@
 //! Slices that need not be a whole number of registers.
 
-use super::product::Element;
+use super::product::Float;
 use super::simd::Simd;
 
 /// The first values of a slice, zeros where it is shorter than a register.
@@ -19,7 +19,7 @@ pub(super) fn load_part<S: Simd>(s: S, values: &[f32]) -> S::V {
 
 /// Writes a register to a slice, as much of it as fits.
 #[inline(always)]
-pub(super) fn store_part<S: Simd, T: Element>(s: S, out: &mut [T], values: S::V) {
+pub(super) fn store_part<S: Simd, T: Float>(s: S, out: &mut [T], values: S::V) {
     const { assert!(S::LANES <= MAX_LANES) };
     if out.len() >= S::LANES {
         // SAFETY: the length was just checked.
@@ -31,9 +31,23 @@ pub(super) fn store_part<S: Simd, T: Element>(s: S, out: &mut [T], values: S::V)
     out.copy_from_slice(&padded[..out.len()]);
 }
 
+/// Writes the nearest whole numbers to a slice, as many of them as fit.
+#[inline(always)]
+pub(super) fn store_i16_part<S: Simd>(s: S, out: &mut [i16], values: S::V) {
+    const { assert!(S::LANES <= MAX_LANES) };
+    if out.len() >= S::LANES {
+        // SAFETY: the length was just checked.
+        return unsafe { s.store_i16(out.as_mut_ptr(), values) };
+    }
+    let mut padded = [0i16; MAX_LANES];
+    // SAFETY: `padded` has as many values as any register.
+    unsafe { s.store_i16(padded.as_mut_ptr(), values) };
+    out.copy_from_slice(&padded[..out.len()]);
+}
+
 /// `out[i] = values[i]`, for as many as there are.
 #[inline(always)]
-pub(super) fn convert<S: Simd, T: Element>(s: S, values: &[f32], out: &mut [T]) {
+pub(super) fn convert<S: Simd, T: Float>(s: S, values: &[f32], out: &mut [T]) {
     for (values, out) in values.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
         store_part(s, &mut out[..values.len()], load_part(s, values));
     }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::{Block, KEY_BLOCK};
-use crate::cpu::product::{Element, Finish, Operands, Product, panel_columns, tile, tile_rows};
+use crate::cpu::product::{Element, Finish, Float, Operands, Product, panel_columns, tiles};
 use crate::cpu::simd::Simd;
 use crate::cpu::vector::{convert, load_part, store_part};
 
@@ -32,12 +32,12 @@ thread_local! {
 
 /// Computes a task.
 #[inline(always)]
-pub(in crate::cpu) fn attend<T: Element, P: Product<Left = T, Right = T>>(
+pub(in crate::cpu) fn attend<T: Float, P: Product<Left = T, Right = T>>(
     p: P,
     block: &Block<'_, T>,
 ) {
-    // Taken and put back, because a closure would be compiled without this function's features.
     const { assert!(KEY_BLOCK.is_multiple_of(panel_columns::<P::S>())) };
+    // Taken and put back, because a closure would be compiled without this function's features.
     let mut rows = BUFFERS_OF_THREAD.take();
     let heads = block.call.heads;
     let n_rows = block.task.n_queries * heads.group();
@@ -90,13 +90,18 @@ fn place<T>(block: &Block<'_, T>, r: usize) -> (usize, usize) {
 
 /// Copies the task's queries, row by row.
 #[inline(always)]
-fn take_queries<P: Product>(p: P, block: &Block<'_, P::Left>, n_rows: usize, rows: &mut Buffers) {
+fn take_queries<P: Product<Left: Float>>(
+    p: P,
+    block: &Block<'_, P::Left>,
+    n_rows: usize,
+    rows: &mut Buffers,
+) {
     let heads = block.call.heads;
     let dim = heads.head_dim;
     for (r, out) in rows.queries[..n_rows * dim].chunks_exact_mut(dim).enumerate() {
         let (row, column) = place(block, r);
         let query = &block.call.qkv[row * heads.qkv_columns() + column..][..dim];
-        // SAFETY: as `Element` promises, a value is at most as large as f32 and as strictly aligned, and
+        // SAFETY: as `Float` promises, a value is at most as large as f32 and as strictly aligned, and
         // every pattern of bits is one.
         let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), dim) };
         convert::<P::S, P::Left>(p.simd(), query, out);
@@ -116,27 +121,19 @@ fn score<P: Product>(
     for panel_idx in keys.start / columns..keys.end.div_ceil(columns) {
         let panel = &block.keys[panel_idx * dim * columns..][..dim * columns];
         let column = panel_idx * columns - keys.start;
-        let mut row = 0;
-        while row < n_rows {
-            let n = tile_rows::<P::S>(n_rows - row);
-            let queries = &rows.queries[row * dim..][..n * dim];
-            let scores = &mut rows.scores[row * KEY_BLOCK..][..n * KEY_BLOCK];
-            let operands = Operands {
-                rows: queries.as_ptr().cast(),
-                stride: stride_in::<P::Left>(dim),
-                panel: panel.as_ptr(),
-                n_k: dim,
-                ahead: panel.as_ptr().cast(),
-                ahead_step: 0,
-            };
-            // SAFETY: there are n rows of `dim` queries, and `panel` is a whole one.
-            unsafe { tile(p, n, &operands, StoreScores { scores, column }) };
-            row += n;
-        }
+        let operands = Operands {
+            rows: rows.queries.as_ptr().cast(),
+            stride: stride_in::<P::Left>(dim),
+            n_rows,
+            panel,
+            n_k: dim,
+        };
+        // SAFETY: there are as many rows of `dim` queries, and `panel` is a whole one.
+        unsafe { tiles(p, &operands, StoreScores { scores: &mut rows.scores, column }) };
     }
 }
 
-/// Stores a tile of scores from `column` of the block on.
+/// Stores scores from `column` of the block on.
 struct StoreScores<'a> {
     scores: &'a mut [f32],
     column: usize,
@@ -153,7 +150,7 @@ impl<S: Simd> Finish<S> for StoreScores<'_> {
 
 /// Turns the block's scores into exponentials, and notes how far the maximum moved.
 #[inline(always)]
-fn softmax<P: Product>(
+fn softmax<P: Product<Left: Float>>(
     p: P,
     block: &Block<'_, P::Left>,
     keys: &Range<usize>,
@@ -184,7 +181,13 @@ fn softmax<P: Product>(
 /// Replaces the first `seen` scores by `exp(score − max)` and the others by zero, in the type that is
 /// multiplied, and returns their sum.
 #[inline(always)]
-fn exponentials<P: Product>(p: P, scores: &mut [f32], seen: usize, end: usize, max: f32) -> f32 {
+fn exponentials<P: Product<Left: Float>>(
+    p: P,
+    scores: &mut [f32],
+    seen: usize,
+    end: usize,
+    max: f32,
+) -> f32 {
     let (s, lanes) = (p.simd(), P::S::LANES);
     let max = s.splat(max);
     let mut sums = s.splat(0.0);
@@ -198,7 +201,7 @@ fn exponentials<P: Product>(p: P, scores: &mut [f32], seen: usize, end: usize, m
         };
         sums = s.add(sums, exp);
         // SAFETY: scores are whole registers, as KEY_BLOCK is; an exponential is no larger than a
-        // score, as `Element` promises, so that it overwrites none that is still to be read.
+        // score, as `Float` promises, so that it overwrites none that is still to be read.
         unsafe { P::Left::store(s, scores.as_mut_ptr().cast::<P::Left>().add(start), exp) };
     }
     s.sum(sums)
@@ -232,31 +235,27 @@ fn accumulate<P: Product>(
     for panel_idx in 0..width / columns {
         let start = (panel_idx * value_rows + keys.start) * columns;
         let panel = &block.values[start..][..keys.len().next_multiple_of(depth) * columns];
-        let mut row = 0;
-        while row < n_rows {
-            let n = tile_rows::<P::S>(n_rows - row);
-            let scores = &rows.scores[row * KEY_BLOCK..][..n * KEY_BLOCK];
-            let sums = &mut rows.sums[row * width..][..n * width];
-            let rescale = &rows.rescale[row..][..n];
-            let operands = Operands {
-                rows: scores.as_ptr().cast(),
-                stride: stride_in::<P::Left>(KEY_BLOCK),
-                panel: panel.as_ptr(),
-                n_k: keys.len(),
-                ahead: panel.as_ptr().cast(),
-                ahead_step: 0,
-            };
-            let (column, is_first) = (panel_idx * columns, keys.start == 0);
-            let finish = AddValues { sums, width, column, rescale, is_first };
-            // SAFETY: `exponentials` has written keys.len() values of each row of scores, and `panel`
-            // has as many of its rows.
-            unsafe { tile(p, n, &operands, finish) };
-            row += n;
-        }
+        let operands = Operands {
+            rows: rows.scores.as_ptr().cast(),
+            stride: stride_in::<P::Left>(KEY_BLOCK),
+            n_rows,
+            panel,
+            n_k: keys.len(),
+        };
+        let finish = AddValues {
+            sums: &mut rows.sums,
+            width,
+            column: panel_idx * columns,
+            rescale: &rows.rescale,
+            is_first: keys.start == 0,
+        };
+        // SAFETY: `exponentials` has written keys.len() values of each row of scores, and `panel` has
+        // as many of its rows.
+        unsafe { tiles(p, &operands, finish) };
     }
 }
 
-/// Rescales a tile of the sums so far, from `column` on, and adds the block's.
+/// Rescales the sums so far, from `column` on, and adds the block's.
 struct AddValues<'a> {
     sums: &'a mut [f32],
     width: usize,

@@ -30,9 +30,9 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Kernels;
-use super::activations::{Arithmetic, RowsMut};
+use super::activations::RowsMut;
 use super::aligned::Aligned;
-use super::product::Element;
+use super::product::Float;
 use crate::Ragged;
 
 pub(super) use block::attend;
@@ -159,9 +159,10 @@ pub fn causal_attention(
     assert_eq!([out.n_rows, out.n_columns], [n_tokens, heads.q_columns()], "out is [T, H · D]");
     let AttentionScratch { parts, tasks, f32, bf16 } = scratch;
     let call = Call { qkv, heads, columns: 2 * kernels.lanes, out };
-    match out.arithmetic() {
-        Arithmetic::F32 => call.run(batch, parts, tasks, f32, &kernels.attention_f32),
-        Arithmetic::Bf16 => call.run(batch, parts, tasks, bf16, &kernels.attention_bf16),
+    if out.is_f32() {
+        call.run(batch, parts, tasks, f32, &kernels.attention_f32);
+    } else {
+        call.run(batch, parts, tasks, bf16, &kernels.attention_bf16);
     }
 }
 
@@ -182,7 +183,7 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn run<T: Element>(
+    fn run<T: Float>(
         &self,
         batch: &Ragged,
         parts: &mut Vec<Part>,
@@ -216,7 +217,7 @@ impl Call<'_> {
     }
 
     /// Divides the batch into parts and tasks; returns the sizes of all packed keys and values.
-    fn divide<T: Element>(
+    fn divide<T: Float>(
         &self,
         batch: &Ragged,
         parts: &mut Vec<Part>,

@@ -1,13 +1,13 @@
 //! Keys and values into panels.
 
 use super::Pack;
-use crate::cpu::product::Element;
+use crate::cpu::product::Float;
 use crate::cpu::simd::Simd;
 use crate::cpu::vector::{convert, load_part};
 
 /// Fills the panels of a part; what is beyond its keys and values is zero.
 #[inline(always)]
-pub(in crate::cpu) fn pack<S: Simd, T: Element>(s: S, pack: &mut Pack<'_, T>) {
+pub(in crate::cpu) fn pack<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>) {
     let (heads, part) = (pack.call.heads, pack.part);
     let k_column = heads.q_columns() + part.kv_head * heads.head_dim;
     pack_keys(s, pack, k_column);
@@ -26,7 +26,7 @@ fn head<'a, T>(pack: &Pack<'a, T>, position: usize, column: usize) -> &'a [f32] 
 
 /// Keys are columns: each is written step by step, one below the other.
 #[inline(always)]
-fn pack_keys<S: Simd, T: Element>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
+fn pack_keys<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
     let (columns, n_tokens) = (pack.call.columns, pack.part.n_tokens);
     let dim = pack.call.heads.head_dim;
     pack.keys[n_tokens / columns * columns * dim..].fill(T::default());
@@ -49,7 +49,7 @@ fn pack_keys<S: Simd, T: Element>(s: S, pack: &mut Pack<'_, T>, k_column: usize)
 
 /// Values are rows: a step of them is written side by side.
 #[inline(always)]
-fn pack_values<S: Simd, T: Element>(s: S, pack: &mut Pack<'_, T>, v_column: usize) {
+fn pack_values<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>, v_column: usize) {
     let columns = pack.call.columns;
     let n_steps = pack.part.n_tokens.div_ceil(T::DEPTH);
     for step in 0..n_steps {

@@ -1,3 +1,4 @@
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use half::bf16;
@@ -23,6 +24,7 @@ impl Avx2 {
 // the loads and stores are the unaligned ones.
 unsafe impl Simd for Avx2 {
     type V = __m256;
+    type I = __m256i;
     const LANES: usize = 8;
     const ROWS: usize = 6;
 
@@ -55,6 +57,15 @@ unsafe impl Simd for Avx2 {
     fn prefetch(self, p: *const u8) {
         // SAFETY: as above. Prefetching reads nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
+    fn after<T>(self, mut p: *const T, x: __m256) -> *const T {
+        // SAFETY: no instruction, and `p` as it was.
+        unsafe {
+            asm!("/* {p} {x} */", p = inout(reg) p, x = in(xmm_reg) _mm256_castps256_ps128(x),
+                options(pure, readonly, nostack, preserves_flags));
+        }
+        p
     }
     #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
@@ -130,6 +141,40 @@ unsafe impl Simd for Avx2 {
     fn second(self, pairs: __m256) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(-0x1_0000))) }
+    }
+    #[inline(always)]
+    fn no_products(self) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const i16) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const i8) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    fn add_pair_products(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi32(c, _mm256_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn float(self, x: __m256i) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, x: __m256) {
+        // SAFETY: as above.
+        unsafe {
+            let whole = _mm256_cvtps_epi32(x);
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packs_epi32(whole, whole));
+            _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
+        }
     }
     #[inline(always)]
     fn sum(self, x: __m256) -> f32 {

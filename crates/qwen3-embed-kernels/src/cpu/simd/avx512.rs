@@ -3,28 +3,29 @@ use std::mem::transmute;
 
 use half::bf16;
 
-use super::Simd;
+use super::{Simd, dot_pairs_in_f32};
 
-/// AVX-512F and, where `BF16`, AVX-512 BF16.
+/// AVX-512F and BW and, where `BF16`, AVX-512 BF16 and VNNI.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu) struct Avx512<const BF16: bool>(());
 
 impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
     ///
-    /// The processor has AVX-512F and, where `BF16`, AVX-512 BF16.
+    /// The processor has AVX-512F and BW and, where `BF16`, AVX-512 BF16 and VNNI.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-// SAFETY: `Avx512::new` demands the features. Each block below calls intrinsics of AVX-512F and of
-// what comes with it, AVX2 and FMA among them, or, where `BF16`, of AVX-512 BF16: a value of the type
-// proves them to be there. Pointers are vouched for by the caller, and the loads and stores are the
+// SAFETY: `Avx512::new` demands the features. Each block below calls intrinsics of AVX-512F, of BW and
+// of what comes with them, AVX2 and FMA among them, or, where `BF16`, of AVX-512 BF16 and VNNI: a value
+// of the type proves them to be there. Pointers are vouched for by the caller, and the loads and stores are the
 // unaligned ones.
 unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
+    type I = __m512i;
     const LANES: usize = 16;
     const ROWS: usize = 12;
 
@@ -154,8 +155,45 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
                 _mm512_dpbf16_ps(c, a, b)
             };
         }
-        let c = self.mul_add(self.second(a), self.second(b), c);
-        self.mul_add(self.first(a), self.first(b), c)
+        dot_pairs_in_f32(self, a, b, c)
+    }
+    #[inline(always)]
+    fn no_products(self) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const i16) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const i8) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    fn add_pair_products(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            if BF16 {
+                return _mm512_dpwssd_epi32(c, a, b);
+            }
+            _mm512_add_epi32(c, _mm512_madd_epi16(a, b))
+        }
+    }
+    #[inline(always)]
+    fn float(self, x: __m512i) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, x: __m512) {
+        // SAFETY: as above.
+        unsafe {
+            let packed = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
+            _mm256_storeu_si256(p.cast(), packed);
+        }
     }
     #[inline(always)]
     fn sum(self, x: __m512) -> f32 {

@@ -25,6 +25,8 @@ pub(super) use {avx2::Avx2, avx512::Avx512};
 pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// A register of `LANES` values.
     type V: Copy;
+    /// A register of `LANES` i32, or of as many pairs of i16.
+    type I: Copy;
     const LANES: usize;
     /// Rows of a product whose sums, two registers each, fit in the registers together.
     const ROWS: usize;
@@ -43,6 +45,13 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::V);
     /// Brings the line at `p` to the second-level cache, if that is a place in memory.
     fn prefetch(self, p: *const u8);
+    /// `p`, which the compiler is to know only after it knows `x`: what is read there is not read
+    /// earlier, when there may be no register for it.
+    #[inline(always)]
+    fn after<T>(self, p: *const T, x: Self::V) -> *const T {
+        let _ = x;
+        p
+    }
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -66,6 +75,27 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     fn first(self, pairs: Self::V) -> Self::V;
     /// The second value of each pair, in the upper half.
     fn second(self, pairs: Self::V) -> Self::V;
+    /// Zeros.
+    fn no_products(self) -> Self::I;
+    /// The pair at `p` in every lane.
+    ///
+    /// # Safety
+    /// `p` is valid for reading two values.
+    unsafe fn splat_pair(self, p: *const i16) -> Self::I;
+    /// `LANES` pairs, widened.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `2 · LANES` values.
+    unsafe fn load_pairs(self, p: *const i8) -> Self::I;
+    /// `c + a · b` of pairs of i16: both products of a lane are added to it.
+    fn add_pair_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
+    /// The i32 of each lane as f32.
+    fn float(self, x: Self::I) -> Self::V;
+    /// Writes the nearest whole numbers, ties to even, which i16 must be able to hold.
+    ///
+    /// # Safety
+    /// `p` is valid for writing `LANES` values.
+    unsafe fn store_i16(self, p: *mut i16, x: Self::V);
     /// The sum of all lanes, in a fixed order.
     fn sum(self, x: Self::V) -> f32;
     /// The largest lane.
@@ -75,8 +105,7 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// first. What is subnormal may count as zero.
     #[inline(always)]
     fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        let c = self.mul_add(self.second(a), self.second(b), c);
-        self.mul_add(self.first(a), self.first(b), c)
+        dot_pairs_in_f32(self, a, b, c)
     }
 
     /// `exp(x)` within 2 ulp for `x` from −87 to 88; beyond, `exp` of the nearer bound. NaN for NaN.
@@ -98,4 +127,11 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
         let p = self.mul_add(self.mul(p, r), r, self.add(r, self.splat(1.0)));
         self.mul(p, self.exp2_whole(n))
     }
+}
+
+/// [`Simd::dot_pairs`] without an instruction for it.
+#[inline(always)]
+fn dot_pairs_in_f32<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    let c = s.mul_add(s.second(a), s.second(b), c);
+    s.mul_add(s.first(a), s.first(b), c)
 }

@@ -21,6 +21,7 @@ impl Portable {
 // SAFETY: no special instructions are used.
 unsafe impl Simd for Portable {
     type V = [f32; 8];
+    type I = [i32; 8];
     const LANES: usize = 8;
     const ROWS: usize = 2;
 
@@ -102,6 +103,37 @@ unsafe impl Simd for Portable {
         Self::map(pairs, |pair| f32::from_bits(pair.to_bits() & 0xffff_0000))
     }
     #[inline(always)]
+    fn no_products(self) -> Self::I {
+        [0; 8]
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, p: *const i16) -> Self::I {
+        // SAFETY: the caller vouches for a pair.
+        [pair(unsafe { p.cast::<[i16; 2]>().read_unaligned() }); 8]
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for eight pairs.
+        let pairs = unsafe { p.cast::<[[i8; 2]; 8]>().read_unaligned() };
+        pairs.map(|values| pair(values.map(i16::from)))
+    }
+    #[inline(always)]
+    fn add_pair_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        std::array::from_fn(|i| {
+            let (a, b) = (a[i], b[i]);
+            c[i] + i32::from(a as i16) * i32::from(b as i16) + (a >> 16) * (b >> 16)
+        })
+    }
+    #[inline(always)]
+    fn float(self, x: Self::I) -> Self::V {
+        x.map(|x| x as f32)
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, x: Self::V) {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[i16; 8]>().write_unaligned(self.round(x).map(|x| x as i16)) }
+    }
+    #[inline(always)]
     fn sum(self, x: Self::V) -> f32 {
         ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
     }
@@ -109,4 +141,10 @@ unsafe impl Simd for Portable {
     fn largest(self, x: Self::V) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
+}
+
+/// Two values in one lane, the first in the lower half.
+#[inline(always)]
+fn pair([first, second]: [i16; 2]) -> i32 {
+    i32::from(second) << 16 | i32::from(first as u16)
 }

@@ -1,0 +1,43 @@
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use qwen3_embed::{Embedder, EmbedderBuilder, Precision};
+
+/// Which model, and how it is computed.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// Folder with the model's config.json, tokenizer.json and safetensors files
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// How weights are kept and multiplied
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrecisionArg {
+    F32,
+    Bf16,
+    Int8,
+}
+
+impl ModelArgs {
+    /// An embedder of this model, to be set up further.
+    pub(crate) fn builder(&self) -> EmbedderBuilder {
+        Embedder::builder(self.model.as_path()).precision(self.precision())
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        match self.precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+            PrecisionArg::Int8 => Precision::Int8,
+        }
+    }
+
+    /// The precision's name on the command line.
+    pub(crate) fn precision_name(&self) -> String {
+        let value = self.precision.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}

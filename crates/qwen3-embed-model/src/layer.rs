@@ -1,0 +1,198 @@
+use candle_core::Tensor;
+use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
+use qwen3_embed_kernels::{Ragged, ops};
+
+use crate::calibration::Calibration;
+use crate::weights::{Matrix, Precision, Weights};
+use crate::workspace::Room;
+use crate::{Config, Error, Result};
+
+/// One decoder layer. Names are the checkpoint's.
+#[derive(Debug)]
+pub(crate) struct DecoderLayer {
+    input_layernorm: Tensor,
+    /// q_proj, k_proj and v_proj as one product, [(H + 2K) · D, C].
+    qkv_proj: ops::Linear,
+    /// Divided by √D, which attention would else do with every score.
+    q_norm: Tensor,
+    k_norm: Tensor,
+    o_proj: ops::Linear,
+    post_attention_layernorm: Tensor,
+    /// gate_proj and up_proj as one product with SwiGLU behind it, [2F, C].
+    gate_up_proj: ops::Linear,
+    down_proj: ops::Linear,
+    heads: Heads,
+    eps: f64,
+}
+
+impl DecoderLayer {
+    /// Adds this layer's attention and MLP to the residual stream `x`, [T, C].
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        rope: [&Tensor; 2],
+        batch: &Ragged,
+        room: &Room<'_>,
+    ) -> Result<()> {
+        self.attend(x, rope, batch, room)?;
+        self.feed_forward(x, room)
+    }
+
+    /// Adds this layer's attention to the residual stream.
+    pub(crate) fn attend(
+        &self,
+        x: &Tensor,
+        rope: [&Tensor; 2],
+        batch: &Ragged,
+        room: &Room<'_>,
+    ) -> Result<()> {
+        let Room { hidden, qkv, attention, scratch, .. } = room;
+        ops::rms_norm(x, &self.input_layernorm, self.eps, hidden)?;
+        self.qkv_proj.forward(hidden, qkv, Epilogue::Store, scratch)?;
+        ops::qk_norm_rope(qkv, self.heads, [&self.q_norm, &self.k_norm], self.eps, rope)?;
+        ops::causal_attention(qkv, batch, self.heads, scratch, attention)?;
+        self.o_proj.forward(attention, x, Epilogue::Add, scratch)?;
+        Ok(())
+    }
+
+    /// Adds this layer's MLP to the residual stream.
+    pub(crate) fn feed_forward(&self, x: &Tensor, room: &Room<'_>) -> Result<()> {
+        let Room { hidden, ffn, scratch, .. } = room;
+        ops::rms_norm(x, &self.post_attention_layernorm, self.eps, hidden)?;
+        self.gate_up_proj.forward(hidden, ffn, Epilogue::Store, scratch)?;
+        self.down_proj.forward(ffn, x, Epilogue::Add, scratch)?;
+        Ok(())
+    }
+}
+
+/// Reads one layer's weights.
+pub(crate) struct LayerLoader<'a> {
+    pub(crate) weights: &'a Weights,
+    pub(crate) config: &'a Config,
+    pub(crate) layer_idx: usize,
+    pub(crate) precision: Precision,
+    pub(crate) device: &'a candle_core::Device,
+}
+
+/// A linear layer in its file, and how it is to be packed.
+struct Projection {
+    matrix: Matrix,
+    layout: Layout,
+    /// The weight of the norm before it, if that is to become part of the product.
+    norm: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
+}
+
+impl LayerLoader<'_> {
+    /// Reads and packs the layer. With a calibration, which is at this layer then, outliers are looked
+    /// for among the activations.
+    pub(crate) fn load(&self, calibration: Option<&mut Calibration>) -> Result<DecoderLayer> {
+        let heads = self.config.heads();
+        let (c, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let (q, kv) = (heads.q_columns(), heads.n_kv_heads * heads.head_dim);
+        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
+        let gate_up = [("mlp.gate_proj", f), ("mlp.up_proj", f)];
+        let bias = self.config.attention_bias;
+        let (input_layernorm, before_qkv) = self.norm("input_layernorm", c)?;
+        let (post_attention_layernorm, before_gate_up) =
+            self.norm("post_attention_layernorm", c)?;
+        let projections = [
+            self.projection(&qkv, c, bias, Layout::Plain, before_qkv)?,
+            self.projection(&[("self_attn.o_proj", c)], q, bias, Layout::Plain, None)?,
+            self.projection(&gate_up, c, false, Layout::SwiGlu, before_gate_up)?,
+            self.projection(&[("mlp.down_proj", c)], f, false, Layout::Plain, None)?,
+        ];
+        let pack = |i: usize| projections[i].pack(self.precision, &[]);
+        let q_norm = self.vector("self_attn.q_norm", heads.head_dim)?;
+        let mut layer = DecoderLayer {
+            input_layernorm,
+            qkv_proj: pack(0)?,
+            q_norm: (self.tensor(q_norm)? / (heads.head_dim as f64).sqrt())?,
+            k_norm: self.tensor(self.vector("self_attn.k_norm", heads.head_dim)?)?,
+            o_proj: pack(1)?,
+            post_attention_layernorm,
+            gate_up_proj: pack(2)?,
+            down_proj: pack(3)?,
+            heads,
+            eps: self.config.rms_norm_eps,
+        };
+        if let Some(calibration) = calibration {
+            let outliers = calibration.pass(&layer)?;
+            let DecoderLayer { qkv_proj, o_proj, gate_up_proj, down_proj, .. } = &mut layer;
+            let linears = [qkv_proj, o_proj, gate_up_proj, down_proj];
+            for ((linear, projection), outliers) in
+                linears.into_iter().zip(&projections).zip(outliers)
+            {
+                if !outliers.is_empty() {
+                    *linear = projection.pack(self.precision, &outliers)?;
+                }
+            }
+        }
+        projections.iter().for_each(|projection| projection.matrix.release());
+        Ok(layer)
+    }
+
+    fn name(&self, module: &str, what: &str) -> String {
+        format!("layers.{}.{module}.{what}", self.layer_idx)
+    }
+
+    fn vector(&self, module: &str, length: usize) -> Result<Vec<f32>> {
+        self.weights.vector(&self.name(module, "weight"), length)
+    }
+
+    fn tensor(&self, values: Vec<f32>) -> Result<Tensor> {
+        let length = values.len();
+        Ok(Tensor::from_vec(values, length, self.device)?)
+    }
+
+    /// A norm's weight, and what of it is to become part of the product behind the norm. In 8 bits that
+    /// is all: where a channel's norm weight is large and its columns are small, only together do they
+    /// show what the channel is worth.
+    fn norm(&self, module: &str, length: usize) -> Result<(Tensor, Option<Vec<f32>>)> {
+        let weight = self.vector(module, length)?;
+        Ok(match self.precision {
+            Precision::Int8 => (self.tensor(vec![1.0; length])?, Some(weight)),
+            Precision::F32 | Precision::Bf16 => (self.tensor(weight)?, None),
+        })
+    }
+
+    /// Modules of [rows, columns] as one linear layer.
+    fn projection(
+        &self,
+        modules: &[(&str, usize)],
+        n_columns: usize,
+        has_bias: bool,
+        layout: Layout,
+        norm: Option<Vec<f32>>,
+    ) -> Result<Projection> {
+        let parts: Vec<_> =
+            modules.iter().map(|&(module, rows)| (self.name(module, "weight"), rows)).collect();
+        let matrix = self.weights.matrix(&parts, n_columns)?;
+        let mut bias = Vec::new();
+        for &(module, rows) in modules {
+            let name = self.name(module, "bias");
+            if has_bias {
+                bias.extend(self.weights.vector(&name, rows)?);
+            } else if self.weights.contains(&name) {
+                return Err(Error::UnexpectedTensor { path: self.weights.path_of(&name), name });
+            }
+        }
+        Ok(Projection { matrix, layout, norm, bias: has_bias.then_some(bias) })
+    }
+}
+
+impl Projection {
+    /// Packs it, in 8 bits with more of them for the input features `precise`.
+    fn pack(&self, precision: Precision, precise: &[usize]) -> Result<ops::Linear> {
+        let weight = match precision {
+            Precision::F32 => self.matrix.pack_f32(self.layout),
+            Precision::Bf16 => self.matrix.pack_bf16(self.layout),
+            Precision::Int8 => self.matrix.pack_int8(self.layout, self.norm.as_deref(), precise),
+        };
+        let linear = ops::Linear::new(weight);
+        Ok(match &self.bias {
+            Some(bias) => linear.with_bias(bias.clone())?,
+            None => linear,
+        })
+    }
+}
