@@ -245,7 +245,8 @@ impl RandomTensor {
         let is_norm = matches!(self.kind, Kind::LayerNorm | Kind::HeadNorm);
         for (i, bytes) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
             let at = chunk * CHUNK + i;
-            let value = if is_norm { rng.random_range(0.5..1.5) } else { DEVIATION * normal(&mut rng) };
+            let value =
+                if is_norm { rng.random_range(0.5..1.5) } else { DEVIATION * normal(&mut rng) };
             let value = self.with_outliers(at / columns, at % columns, value);
             *bytes = bf16::from_f32(value).to_le_bytes();
         }

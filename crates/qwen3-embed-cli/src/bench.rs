@@ -15,7 +15,7 @@ use crate::embed::PrecisionArg;
 /// because there is none.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with the model's files
+    /// Folder with the model's files, or a .gguf file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// How weights are kept and multiplied

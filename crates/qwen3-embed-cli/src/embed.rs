@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// standard output is {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files
+    /// Folder with the model's config.json, tokenizer.json and safetensors files, or a .gguf file
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// How weights are kept and multiplied

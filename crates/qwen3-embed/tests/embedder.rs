@@ -122,10 +122,10 @@ fn settings_out_of_range_are_refused_with_the_range() {
 fn a_source_that_is_no_model_is_refused_by_name() {
     let error = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").build().unwrap_err();
     assert!(
-        matches!(&error, Error::NoSuchFolder { path } if path.ends_with("Qwen3-Embedding-0.6B"))
+        matches!(&error, Error::NoSuchModel { path } if path.ends_with("Qwen3-Embedding-0.6B"))
     );
     let file = fixture("base").join("config.json");
-    assert!(matches!(Embedder::builder(file).build(), Err(Error::NoSuchFolder { .. })));
+    assert!(matches!(Embedder::builder(file).build(), Err(Error::NoSuchModel { .. })));
     let dir = changed("base", "config.json", |_| {});
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let error = Embedder::builder(dir.path()).build().unwrap_err();
