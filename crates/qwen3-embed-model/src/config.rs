@@ -278,7 +278,9 @@ impl Fields {
         let head_dim = self.get("qwen3.attention.key_length");
         for field in ["qwen3.attention.value_length", "qwen3.rope.dimension_count"] {
             let expected = "the same as `qwen3.attention.key_length`";
-            self.expect_if_present(field, expected, |v| Some(v) == head_dim)?;
+            self.expect_if_present(field, expected, |v| {
+                head_dim.is_none_or(|head_dim| v == head_dim)
+            })?;
         }
         self.expect_if_present("qwen3.rope.scaling.type", "\"none\"", |v| v == "none")?;
         if self.get("qwen3.rope.scaling.type").is_none() {
