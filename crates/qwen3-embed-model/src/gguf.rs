@@ -373,14 +373,16 @@ impl<'a> Reader<'a> {
             let expected = format!("rows of whole blocks of {per_block} {stored_type:?} values");
             return Err(self.error(described_at, what, expected, format!("rows of {}", shape[0])));
         }
-        let Some(n_bytes) = n_bytes(&shape, stored_type).filter(|_| !shape.contains(&0)) else {
-            let expected =
-                format!("dimensions of at most {} bytes, none of them 0", self.bytes.len());
+        let rows_first: Option<Vec<usize>> =
+            shape.iter().rev().map(|&dimension| usize::try_from(dimension).ok()).collect();
+        let n_bytes = n_bytes(&shape, stored_type).filter(|&n_bytes| n_bytes > 0);
+        let (Some(n_bytes), Some(rows_first)) = (n_bytes, rows_first) else {
+            let file = self.bytes.len();
+            let expected = format!("dimensions of at most {file} bytes, none of them 0");
             return Err(self.error(described_at, what, expected, format!("{shape:?}")));
         };
-        // No dimension is larger than the number of bytes, which is a usize.
-        let shape = shape.iter().rev().map(|&dimension| dimension as usize).collect();
-        Ok(TensorInfo { name, shape, stored_type, range: 0..n_bytes, described_at, offset })
+        let range = 0..n_bytes;
+        Ok(TensorInfo { name, shape: rows_first, stored_type, range, described_at, offset })
     }
 
     /// A string that must be UTF-8: a key or a name.
