@@ -217,8 +217,9 @@ mod tests {
     use super::*;
 
     fn fixture() -> Value {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/blocks.json");
-        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+        const BLOCKS: &str =
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/blocks.json"));
+        serde_json::from_str(BLOCKS).unwrap()
     }
 
     fn bytes(hex: &str) -> Vec<u8> {

@@ -67,6 +67,9 @@ struct Tensor {
     data: Vec<u8>,
 }
 
+/// What is done to a file or a tensor that was as it should be.
+type Change<'a, T> = &'a dyn Fn(&mut T);
+
 fn string(value: &str) -> Vec<u8> {
     [&(value.len() as u64).to_le_bytes(), value.as_bytes()].concat()
 }
@@ -275,7 +278,7 @@ fn a_rerankers_head_and_what_says_nothing_new_are_passed_over() {
 fn a_header_that_is_not_one_is_refused_by_what_is_in_it() {
     let place = Place::new();
     let not = |rest: &str| format!(" is not a GGUF file that can be read: {rest}");
-    let cases: [(&str, &dyn Fn(&mut File)); 11] = [
+    let cases: [(&str, Change<'_, File>); 11] = [
         ("byte 0, the magic number: expected GGUF, got GGML", &|f| f.magic = *b"GGML"),
         ("byte 4, the version: expected 2 or 3, got 1", &|f| f.version = 1),
         ("byte 4, the version: expected 2 or 3, got 4", &|f| f.version = 4),
@@ -315,7 +318,7 @@ fn tensors_that_lie_are_refused_by_name() {
     const Q: &str = "blk.0.attn_q.weight";
     let place = Place::new();
     let whole = File::small().bytes().1.len();
-    let cases: [(String, &dyn Fn(&mut Tensor)); 9] = [
+    let cases: [(String, Change<'_, Tensor>); 9] = [
         ("the data of tensor `blk.0.attn_q.weight`: expected an offset that is a multiple of 32, \
           got 33".into(), &|t| t.offset = Some(33)),
         (format!("expected 4096 bytes within the file, got offset {} behind", 1u64 << 40), &|t| {
