@@ -15,8 +15,8 @@ use crate::root;
 /// which only the published weights can meet. All in f32, or with --bf16 in bf16.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of a checkpoint
-    #[arg(long, value_name = "DIR")]
+    /// Folder of a checkpoint, or a .gguf file
+    #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// A golden file of that checkpoint: repeat the option for more
     #[arg(long, value_name = "FILE", requires = "model")]
@@ -93,14 +93,19 @@ pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
     fixture_files()?.iter().try_for_each(|(dir, golden)| compare(dir, golden, tolerance))
 }
 
-/// The folder and the golden file of every fixture.
+/// The folder or GGUF file and the golden file of every fixture.
 fn fixture_files() -> Result<Vec<(PathBuf, PathBuf)>> {
     let folder = root().join("fixtures/models");
     let mut models: Vec<PathBuf> =
         fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     models.sort();
     ensure!(!models.is_empty(), "{} has no models", folder.display());
-    Ok(models.into_iter().map(|dir| (dir.clone(), dir.join("golden.json"))).collect())
+    let files = models.into_iter().map(|dir| {
+        let gguf = dir.join("model.gguf");
+        let golden = dir.join("golden.json");
+        (if gguf.is_file() { gguf } else { dir }, golden)
+    });
+    Ok(files.collect())
 }
 
 fn heading() {
@@ -114,9 +119,9 @@ fn heading() {
 /// Compares a checkpoint with a golden file, prints a line, and fails beyond the tolerance.
 fn compare(dir: &Path, golden: &Path, tolerance: f64) -> Result<()> {
     let golden = Golden::read(golden)?;
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let name = name(dir);
     let embedder = Embedder::builder(dir).build()?;
-    let tokens = golden.inputs(&embedder).with_context(|| name.clone().into_owned())?;
+    let tokens = golden.inputs(&embedder).with_context(|| name.clone())?;
     let ours = embedder.embed_tokens(&tokens)?;
 
     let (mut worst, mut worst_cosine) = (0f64, 1f32);
@@ -155,7 +160,7 @@ fn compare(dir: &Path, golden: &Path, tolerance: f64) -> Result<()> {
 /// than twice what transformers' bf16 is, or more than a cosine of 0.9995 allows.
 fn compare_bf16(dir: &Path, golden: &Path) -> Result<()> {
     let golden = Golden::read(golden)?;
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let name = name(dir);
     let tokens = golden.tokens.context("a golden file with tokens")?;
     let theirs = golden.transformers_bf16_errors.context("a golden file with bf16 errors")?;
     let model = Model::load(dir, Device::Cpu, Precision::Bf16)?.with_arithmetic(Arithmetic::Bf16);
@@ -178,6 +183,13 @@ fn compare_bf16(dir: &Path, golden: &Path) -> Result<()> {
     ensure!(mean <= 2.0 * their_mean, "{name}: more than twice as far off as transformers");
     ensure!(worst <= 5e-4, "{name}: a cosine of {}", 1.0 - worst);
     Ok(())
+}
+
+/// What a checkpoint is called: as its folder, a GGUF file among the fixtures too.
+fn name(checkpoint: &Path) -> String {
+    let is_fixture = checkpoint.ends_with("model.gguf");
+    let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };
+    named.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
 }
 
 impl Golden {

@@ -6,8 +6,8 @@ use qwen3_embed::{Embedder, EmbedderBuilder, Precision};
 /// Which model, and how it is computed.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files
-    #[arg(long, value_name = "DIR")]
+    /// Folder with the model's config.json, tokenizer.json and safetensors files, or a .gguf file
+    #[arg(long, value_name = "PATH")]
     model: PathBuf,
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value = "f32")]

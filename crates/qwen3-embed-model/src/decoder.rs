@@ -38,8 +38,9 @@ pub struct Model {
 pub type Trace<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 impl Model {
-    /// Loads the checkpoint in `dir`: `config.json` and `model.safetensors`, or the shards that
-    /// `model.safetensors.index.json` lists.
+    /// Loads the checkpoint at `path`. In a folder: `config.json` and `model.safetensors`, or the
+    /// shards that `model.safetensors.index.json` lists. Anything else is read as a GGUF file, which
+    /// holds all of it.
     ///
     /// The files are memory-mapped. Token embeddings are read from the map as they are needed, so
     /// the files must not be truncated or rewritten in place while the model lives; replacing them
@@ -49,11 +50,9 @@ impl Model {
     ///
     /// A missing or damaged file, a configuration that is not supported, or a tensor that does not
     /// fit it: each variant of [`Error`] names the file and what is wrong in it.
-    pub fn load(dir: &Path, device: Device, precision: Precision) -> Result<Self> {
+    pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self> {
         let device = device.open()?;
-        let config_path = dir.join("config.json");
-        let config = Config::from_json(&read_file(&config_path)?, &config_path)?;
-        let weights = Weights::open(dir)?;
+        let (config, weights) = open(path)?;
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
@@ -194,6 +193,16 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// The configuration and the weights of a checkpoint's folder or of a GGUF file.
+fn open(path: &Path) -> Result<(Config, Weights)> {
+    if !path.is_dir() {
+        return Weights::open_gguf(path);
+    }
+    let config_path = path.join("config.json");
+    let config = Config::from_json(&read_file(&config_path)?, &config_path)?;
+    Ok((config, Weights::open(path)?))
 }
 
 fn check_finite(rows: &[f32], n_columns: usize) -> Result<()> {

@@ -29,7 +29,8 @@ pub enum Error {
         /// Where the parser stopped.
         source: serde_json::Error,
     },
-    /// A field of a JSON file is missing, of the wrong type, or has a value this model cannot have.
+    /// A field of a JSON file, or of a GGUF file's metadata, is missing, of the wrong type, or has a
+    /// value this model cannot have.
     #[error("{}: field `{field}`: expected {expected}, got {got}", path.display())]
     Field {
         /// The file.
@@ -49,6 +50,23 @@ pub enum Error {
         /// What is wrong with it.
         source: safetensors::SafeTensorError,
     },
+    /// A GGUF file is truncated, corrupt, of a version that is not read, or no GGUF file at all.
+    #[error(
+        "{} is not a GGUF file that can be read: byte {offset}, {what}: expected {expected}, got {got}",
+        path.display()
+    )]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file it is said.
+        offset: u64,
+        /// What is wrong, with the key or the tensor that it belongs to.
+        what: String,
+        /// What is understood.
+        expected: String,
+        /// What is there.
+        got: String,
+    },
     /// Two shards hold a tensor of the same name, so that it is unclear which is meant.
     #[error("tensor `{name}` is both in {} and in {}", first.display(), second.display())]
     DuplicateTensor {
@@ -62,13 +80,13 @@ pub enum Error {
     /// The checkpoint lacks a tensor that its configuration calls for.
     #[error("{} has no tensor `{name}`", path.display())]
     MissingTensor {
-        /// The checkpoint's folder, or the shard that should hold the tensor.
+        /// The checkpoint's folder, or the file that should hold the tensor.
         path: PathBuf,
         /// The tensor's name.
         name: String,
     },
     /// The checkpoint holds a bias although its configuration says that there is none.
-    #[error("{} has the tensor `{name}`, but config.json says `attention_bias: false`", path.display())]
+    #[error("{} has the tensor `{name}`, but its configuration has no biases", path.display())]
     UnexpectedTensor {
         /// The file that holds the tensor.
         path: PathBuf,
@@ -82,19 +100,21 @@ pub enum Error {
         path: PathBuf,
         /// The tensor's name.
         name: String,
-        /// The shape that config.json calls for.
+        /// The shape that the configuration calls for.
         expected: Vec<usize>,
         /// The shape that the file has.
         got: Vec<usize>,
     },
-    /// A tensor is stored in a type that Qwen3 checkpoints do not use.
-    #[error("{}: tensor `{name}`: expected type BF16, F16 or F32, got {got}", path.display())]
+    /// A tensor is stored in a type that is not read.
+    #[error("{}: tensor `{name}`: expected type {expected}, got {got}", path.display())]
     TensorType {
         /// The file that holds the tensor.
         path: PathBuf,
         /// The tensor's name.
         name: String,
-        /// Its type in the file.
+        /// The types that are read from such a file.
+        expected: &'static str,
+        /// Its type in the file, as a number if it is a GGUF file.
         got: String,
     },
     /// A text has no token at all.
@@ -124,7 +144,7 @@ pub enum Error {
         text: usize,
         /// Tokens of the text.
         n_tokens: usize,
-        /// `max_position_embeddings` of config.json.
+        /// `max_position_embeddings` of the configuration.
         limit: usize,
     },
     /// The hidden state of a text is not finite: the checkpoint's weights are damaged, or

@@ -93,15 +93,15 @@ impl LayerLoader<'_> {
         let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
         let gate_up = [("mlp.gate_proj", f), ("mlp.up_proj", f)];
         let bias = self.config.attention_bias;
-        let (input_layernorm, before_qkv) = self.norm("input_layernorm", c)?;
-        let (post_attention_layernorm, before_gate_up) =
-            self.norm("post_attention_layernorm", c)?;
-        let projections = [
-            self.projection(&qkv, c, bias, Layout::Plain, before_qkv)?,
-            self.projection(&[("self_attn.o_proj", c)], q, bias, Layout::Plain, None)?,
-            self.projection(&gate_up, c, false, Layout::SwiGlu, before_gate_up)?,
-            self.projection(&[("mlp.down_proj", c)], f, false, Layout::Plain, None)?,
+        let mut projections = [
+            self.projection(&qkv, c, bias, Layout::Plain)?,
+            self.projection(&[("self_attn.o_proj", c)], q, bias, Layout::Plain)?,
+            self.projection(&gate_up, c, false, Layout::SwiGlu)?,
+            self.projection(&[("mlp.down_proj", c)], f, false, Layout::Plain)?,
         ];
+        let input_layernorm = self.norm("input_layernorm", c, &mut projections[0])?;
+        let post_attention_layernorm =
+            self.norm("post_attention_layernorm", c, &mut projections[2])?;
         let pack = |i: usize| projections[i].pack(self.precision, &[]);
         let q_norm = self.vector("self_attn.q_norm", heads.head_dim)?;
         let mut layer = DecoderLayer {
@@ -123,7 +123,7 @@ impl LayerLoader<'_> {
             for ((linear, projection), outliers) in
                 linears.into_iter().zip(&projections).zip(outliers)
             {
-                if !outliers.is_empty() {
+                if !outliers.is_empty() && !projection.matrix.is_q8_0() {
                     *linear = projection.pack(self.precision, &outliers)?;
                 }
             }
@@ -145,15 +145,16 @@ impl LayerLoader<'_> {
         Ok(Tensor::from_vec(values, length, self.device)?)
     }
 
-    /// A norm's weight, and what of it is to become part of the product behind the norm. In 8 bits that
-    /// is all: where a channel's norm weight is large and its columns are small, only together do they
-    /// show what the channel is worth.
-    fn norm(&self, module: &str, length: usize) -> Result<(Tensor, Option<Vec<f32>>)> {
+    /// A norm's weight, or ones where it becomes part of the product behind the norm, as in 8 bits:
+    /// where a channel's norm weight is large and its columns are small, only together do they show
+    /// what the channel is worth.
+    fn norm(&self, module: &str, length: usize, behind: &mut Projection) -> Result<Tensor> {
         let weight = self.vector(module, length)?;
-        Ok(match self.precision {
-            Precision::Int8 => (self.tensor(vec![1.0; length])?, Some(weight)),
-            Precision::F32 | Precision::Bf16 => (self.tensor(weight)?, None),
-        })
+        if self.precision != Precision::Int8 || behind.matrix.is_q8_0() {
+            return self.tensor(weight);
+        }
+        behind.norm = Some(weight);
+        self.tensor(vec![1.0; length])
     }
 
     /// Modules of [rows, columns] as one linear layer.
@@ -163,7 +164,6 @@ impl LayerLoader<'_> {
         n_columns: usize,
         has_bias: bool,
         layout: Layout,
-        norm: Option<Vec<f32>>,
     ) -> Result<Projection> {
         let parts: Vec<_> =
             modules.iter().map(|&(module, rows)| (self.name(module, "weight"), rows)).collect();
@@ -174,10 +174,12 @@ impl LayerLoader<'_> {
             if has_bias {
                 bias.extend(self.weights.vector(&name, rows)?);
             } else if self.weights.contains(&name) {
-                return Err(Error::UnexpectedTensor { path: self.weights.path_of(&name), name });
+                let path = self.weights.path_of(&name);
+                let name = self.weights.name_in_file(&name);
+                return Err(Error::UnexpectedTensor { path, name });
             }
         }
-        Ok(Projection { matrix, layout, norm, bias: has_bias.then_some(bias) })
+        Ok(Projection { matrix, layout, norm: None, bias: has_bias.then_some(bias) })
     }
 }
 
@@ -187,6 +189,7 @@ impl Projection {
         let weight = match precision {
             Precision::F32 => self.matrix.pack_f32(self.layout),
             Precision::Bf16 => self.matrix.pack_bf16(self.layout),
+            Precision::Int8 if self.matrix.is_q8_0() => self.matrix.pack_q8_0(self.layout),
             Precision::Int8 => self.matrix.pack_int8(self.layout, self.norm.as_deref(), precise),
         };
         let linear = ops::Linear::new(weight);

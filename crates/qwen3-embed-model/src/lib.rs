@@ -1,7 +1,7 @@
 //! The Qwen3 decoder for embeddings: token ids in, one vector per text out.
 //!
-//! [`Model::load`] reads a checkpoint's folder (`config.json` and its safetensors, sharded or not)
-//! and [`Model::forward`] gives the hidden state of each text's last token after the final norm:
+//! [`Model::load`] reads a checkpoint's folder (`config.json` and its safetensors, sharded or not) or
+//! a GGUF file, and [`Model::forward`] gives the hidden state of each text's last token after the final norm:
 //! not yet truncated, not yet of unit length. A model has no state that one call leaves to the
 //! next, so it may be shared between threads.
 //!
@@ -11,13 +11,16 @@
 //! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
 //! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
 
+mod blocks;
 mod calibration;
 mod config;
 mod decoder;
 mod device;
 mod error;
+mod gguf;
 mod layer;
 mod rope;
+mod vocabulary;
 mod weights;
 mod workspace;
 
@@ -26,4 +29,5 @@ pub use decoder::{Model, Trace};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
+pub use vocabulary::Vocabulary;
 pub use weights::Precision;

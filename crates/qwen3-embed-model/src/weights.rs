@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use half::bf16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
@@ -12,7 +12,9 @@ use qwen3_embed_kernels::cpu::{Arithmetic, Kernels, Layout, PackedWeight};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::blocks::{self, MAX_BLOCK, SAFETENSORS_TYPES, StoredType};
+use crate::gguf::{self, Header};
+use crate::{Config, Error, Result};
 
 /// How weights are kept and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -48,22 +50,43 @@ impl Precision {
 /// The tensors of a checkpoint, memory-mapped.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    dir: PathBuf,
-    tensors: HashMap<String, Stored>,
-    prefix: &'static str,
+    /// The checkpoint's folder, or the GGUF file.
+    path: PathBuf,
+    tensors: HashMap<String, Entry>,
+    naming: Naming,
 }
 
-/// One tensor as it lies in its file.
+/// What the file calls the decoder's tensors.
+#[derive(Debug)]
+enum Naming {
+    /// By the checkpoint's names, behind a prefix.
+    Checkpoint { prefix: &'static str },
+    /// By those of llama.cpp.
+    Gguf,
+}
+
+/// One tensor as its file describes it: of a type that is read, or of another one.
+#[derive(Debug)]
+struct Entry {
+    file: Arc<MappedFile>,
+    range: Range<usize>,
+    stored_type: std::result::Result<StoredType, Dtype>,
+    shape: Vec<usize>,
+}
+
+/// One tensor as it lies in its file. Its rows are whole blocks of its type, and the range has the
+/// bytes of all of them.
 #[derive(Debug, Clone)]
 struct Stored {
     file: Arc<MappedFile>,
     range: Range<usize>,
-    dtype: Dtype,
+    stored_type: StoredType,
     shape: Vec<usize>,
 }
 
+/// A file in memory.
 #[derive(Debug)]
-struct MappedFile {
+pub(crate) struct MappedFile {
     path: PathBuf,
     map: Mmap,
 }
@@ -84,18 +107,44 @@ impl Weights {
         // Embedding checkpoints name tensors from the decoder's root; causal-LM ones put it at
         // `model.`.
         let prefix = if tensors.contains_key("model.embed_tokens.weight") { "model." } else { "" };
-        Ok(Self { dir: dir.to_path_buf(), tensors, prefix })
+        Ok(Self { path: dir.to_path_buf(), tensors, naming: Naming::Checkpoint { prefix } })
+    }
+
+    /// Opens a GGUF file, which also holds the configuration.
+    pub(crate) fn open_gguf(path: &Path) -> Result<(Config, Self)> {
+        let file = Arc::new(MappedFile::open(path)?);
+        let header = Header::parse(file.bytes(), path)?;
+        let config = Config::from_gguf(&header)?;
+        let mut tensors = HashMap::new();
+        for tensor in header.tensors {
+            let entry = Entry {
+                file: file.clone(),
+                range: tensor.range,
+                stored_type: Ok(tensor.stored_type),
+                shape: tensor.shape,
+            };
+            tensors.insert(tensor.name.to_owned(), entry);
+        }
+        Ok((config, Self { path: path.to_path_buf(), tensors, naming: Naming::Gguf }))
     }
 
     /// Whether the decoder has a tensor of this name.
     pub(crate) fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(&format!("{}{name}", self.prefix))
+        self.tensors.contains_key(&self.name_in_file(name))
+    }
+
+    /// What the file calls the decoder's tensor `name`.
+    pub(crate) fn name_in_file(&self, name: &str) -> String {
+        match self.naming {
+            Naming::Checkpoint { prefix } => format!("{prefix}{name}"),
+            Naming::Gguf => gguf::name_in_file(name),
+        }
     }
 
     /// The file that holds the decoder's tensor `name`, or the checkpoint's folder.
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
-        let stored = self.tensors.get(&format!("{}{name}", self.prefix));
-        stored.map_or_else(|| self.dir.clone(), |stored| stored.file.path.clone())
+        let entry = self.tensors.get(&self.name_in_file(name));
+        entry.map_or_else(|| self.path.clone(), |entry| entry.file.path.clone())
     }
 
     /// The decoder's vector `name` in f32, whatever its type in the file.
@@ -122,19 +171,23 @@ impl Weights {
 
     /// The tensor `name`, checked against the shape that the configuration calls for.
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored> {
-        let name = format!("{}{name}", self.prefix);
-        let Some(stored) = self.tensors.get(&name) else {
-            return Err(Error::MissingTensor { path: self.dir.clone(), name });
+        let name = self.name_in_file(name);
+        let Some(entry) = self.tensors.get(&name) else {
+            return Err(Error::MissingTensor { path: self.path.clone(), name });
         };
-        let path = stored.file.path.clone();
-        if stored.shape != shape {
-            let (expected, got) = (shape.to_vec(), stored.shape.clone());
+        let path = entry.file.path.clone();
+        if entry.shape != shape {
+            let (expected, got) = (shape.to_vec(), entry.shape.clone());
             return Err(Error::TensorShape { path, name, expected, got });
         }
-        if !matches!(stored.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
-            return Err(Error::TensorType { path, name, got: format!("{:?}", stored.dtype) });
-        }
-        Ok(stored.clone())
+        let stored_type = entry.stored_type.map_err(|dtype| Error::TensorType {
+            path,
+            name,
+            expected: SAFETENSORS_TYPES,
+            got: format!("{dtype:?}"),
+        })?;
+        let (file, range) = (entry.file.clone(), entry.range.clone());
+        Ok(Stored { file, range, stored_type, shape: entry.shape.clone() })
     }
 }
 
@@ -155,6 +208,24 @@ impl Matrix {
     /// Packs the matrix in bf16.
     pub(crate) fn pack_bf16(&self, layout: Layout) -> PackedWeight {
         PackedWeight::pack_bf16(self.n_rows, self.n_columns, layout, |o, row| self.read_row(o, row))
+    }
+
+    /// Whether the file has the matrix in 8 bits, with a scale for every 32 values.
+    pub(crate) fn is_q8_0(&self) -> bool {
+        self.parts.iter().all(|part| part.stored_type == StoredType::Q8_0)
+    }
+
+    /// Packs a matrix that is in 8 bits in the file: as it is.
+    pub(crate) fn pack_q8_0(&self, layout: Layout) -> PackedWeight {
+        PackedWeight::pack_q8(self.n_rows, self.n_columns, layout, |o, values, scales| {
+            if let Some((part, row_idx)) = self.part_of(o) {
+                blocks::read_q8_0(
+                    part.bytes_of(row_idx * values.len(), values.len()),
+                    values,
+                    scales,
+                );
+            }
+        })
     }
 
     /// Packs the matrix in 8 bits, its columns multiplied with `columns` if there are any, and those
@@ -178,13 +249,21 @@ impl Matrix {
         self.parts.iter().for_each(Stored::release);
     }
 
-    fn read_row<T: Element>(&self, mut row_idx: usize, out: &mut [T]) {
+    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
+        if let Some((part, row_idx)) = self.part_of(row_idx) {
+            part.read(row_idx * out.len(), out);
+        }
+    }
+
+    /// The part that has a row of the matrix, and which of its rows it is.
+    fn part_of(&self, mut row_idx: usize) -> Option<(&Stored, usize)> {
         for part in &self.parts {
             if row_idx < part.shape[0] {
-                return part.read(row_idx * out.len(), out);
+                return Some((part, row_idx));
             }
             row_idx -= part.shape[0];
         }
+        None
     }
 }
 
@@ -218,47 +297,45 @@ impl Stored {
         };
     }
 
-    /// Converts the elements from `start` on into `out`. `Weights::stored` has checked the type.
+    /// Converts the values from `start` on into `out`: both are whole rows, and so whole blocks.
     fn read<T: Element>(&self, start: usize, out: &mut [T]) {
-        let bytes = &self.file.map[self.range.clone()];
-        if self.dtype == Dtype::F32 {
-            let bytes = &bytes[start * 4..][..out.len() * 4];
-            let (values, _) = bytes.as_chunks::<4>();
-            out.iter_mut().zip(values).for_each(|(o, &v)| *o = T::of_f32(f32::from_le_bytes(v)));
-            return;
-        }
-        let bytes = &bytes[start * 2..][..out.len() * 2];
-        let (values, _) = bytes.as_chunks::<2>();
-        let pairs = out.iter_mut().zip(values);
-        if self.dtype == Dtype::BF16 {
-            pairs.for_each(|(o, &v)| *o = T::of_bf16(bf16::from_le_bytes(v)));
-        } else {
-            pairs.for_each(|(o, &v)| *o = T::of_f32(f16::from_le_bytes(v).to_f32()));
-        }
+        T::dequantise(self.stored_type, self.bytes_of(start, out.len()), out);
+    }
+
+    /// The bytes of `n` values from `start` on, whole rows both.
+    fn bytes_of(&self, start: usize, n: usize) -> &[u8] {
+        let (values, size) =
+            (self.stored_type.values_per_block(), self.stored_type.bytes_per_block());
+        &self.file.map[self.range.clone()][start / values * size..][..n / values * size]
     }
 }
 
 /// A type that weights are kept in.
 trait Element: Copy + Default + Send + Sync {
-    fn of_f32(value: f32) -> Self;
-    fn of_bf16(value: bf16) -> Self;
+    /// The values of whole blocks.
+    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]);
 }
 
 impl Element for f32 {
-    fn of_f32(value: f32) -> Self {
-        value
-    }
-    fn of_bf16(value: bf16) -> Self {
-        value.to_f32()
+    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
+        stored_type.dequantise(bytes, out);
     }
 }
 
 impl Element for bf16 {
-    fn of_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    fn of_bf16(value: bf16) -> Self {
-        value
+    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
+        if stored_type == StoredType::BF16 {
+            let values = bytes.as_chunks().0.iter();
+            return out.iter_mut().zip(values).for_each(|(o, &v)| *o = Self::from_le_bytes(v));
+        }
+        // By way of f32, as many values at a time as stay in the first-level cache.
+        let n_bytes = MAX_BLOCK / stored_type.values_per_block() * stored_type.bytes_per_block();
+        let mut values = [0f32; MAX_BLOCK];
+        for (bytes, out) in bytes.chunks(n_bytes).zip(out.chunks_mut(MAX_BLOCK)) {
+            let values = &mut values[..out.len()];
+            stored_type.dequantise(bytes, values);
+            out.iter_mut().zip(values).for_each(|(o, v)| *o = Self::from_f32(*v));
+        }
     }
 }
 
@@ -268,7 +345,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Opens every shard that the index names and checks that each holds what the index says.
-fn read_shards(dir: &Path, index: &Path, tensors: &mut HashMap<String, Stored>) -> Result<()> {
+fn read_shards(dir: &Path, index: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
     let weight_map = read_weight_map(index)?;
     let mut files: Vec<&String> = weight_map.values().collect();
     files.sort_unstable();
@@ -278,7 +355,7 @@ fn read_shards(dir: &Path, index: &Path, tensors: &mut HashMap<String, Stored>) 
     }
     for (name, file) in &weight_map {
         let path = dir.join(file);
-        if tensors.get(name).is_none_or(|stored| stored.file.path != path) {
+        if tensors.get(name).is_none_or(|entry| entry.file.path != path) {
             return Err(Error::MissingTensor { path, name: name.clone() });
         }
     }
@@ -319,31 +396,44 @@ fn is_plain_name(file: &str) -> bool {
 }
 
 /// Maps a safetensors file and adds its tensors to `tensors`.
-fn read_header(path: &Path, tensors: &mut HashMap<String, Stored>) -> Result<()> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
+fn read_header(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
     let corrupt = |source| Error::Safetensors { path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the map is read-only. As with every memory-mapped file,
-    // soundness asks that nobody truncates or rewrites it in place while the model lives; the crate's
-    // documentation of `Model::load` says so. No length or offset is taken from the file unchecked:
-    // `read_metadata` verifies that every tensor lies within the map and fits its shape and type.
-    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let (header_size, metadata) = SafeTensors::read_metadata(&map).map_err(corrupt)?;
+    let file = Arc::new(MappedFile::open(path)?);
+    // No length or offset is taken from the file unchecked: this verifies that every tensor lies
+    // within the map and fits its shape and type.
+    let (header_size, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(corrupt)?;
     // The header follows its own length, a number of eight bytes.
     let data = header_size + 8;
-    let file = Arc::new(MappedFile { path: path.to_path_buf(), map });
     for (name, info) in metadata.tensors() {
         let (start, end) = info.data_offsets;
-        let stored = Stored {
+        let entry = Entry {
             file: file.clone(),
             range: data + start..data + end,
-            dtype: info.dtype,
+            stored_type: StoredType::of_safetensors(info.dtype).ok_or(info.dtype),
             shape: info.shape.clone(),
         };
-        if let Some(earlier) = tensors.insert(name.clone(), stored) {
+        if let Some(earlier) = tensors.insert(name.clone(), entry) {
             let (first, second) = (earlier.file.path.clone(), path.to_path_buf());
             return Err(Error::DuplicateTensor { name, first, second });
         }
     }
     Ok(())
+}
+
+impl MappedFile {
+    /// Maps a whole file.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let io = |source| Error::Io { path: path.to_path_buf(), source };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map is read-only. As with every memory-mapped file,
+        // soundness asks that nobody truncates or rewrites it in place while the model lives; the
+        // crate's documentation of `Model::load` says so.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Self { path: path.to_path_buf(), map })
+    }
+
+    /// What is in the file.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
 }

@@ -10,11 +10,27 @@ use serde_json::Value;
 /// Largest difference of a component of a unit vector from transformers in f32.
 const MAX_DIFFERENCE: f64 = 1e-5;
 
-const FIXTURES: [&str; 7] =
-    ["base", "causal-lm-tied", "causal-lm-untied", "sharded", "attention-bias", "outliers", "wide"];
+const FIXTURES: [&str; 10] = [
+    "base",
+    "causal-lm-tied",
+    "causal-lm-untied",
+    "sharded",
+    "attention-bias",
+    "outliers",
+    "wide",
+    "gguf-k-quants",
+    "gguf-q8-0",
+    "gguf-float",
+];
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+}
+
+/// The fixture's folder, or the file in it that is the model.
+fn model(name: &str) -> PathBuf {
+    let gguf = fixture(name).join("model.gguf");
+    if gguf.is_file() { gguf } else { fixture(name) }
 }
 
 fn golden(name: &str) -> Value {
@@ -49,7 +65,7 @@ fn every_fixture_equals_transformers_and_the_f64_truth() {
     for name in FIXTURES {
         let golden = golden(name);
         let tokens = tokens(&golden);
-        let model = Model::load(&fixture(name), Device::Cpu, Precision::F32).unwrap();
+        let model = Model::load(&model(name), Device::Cpu, Precision::F32).unwrap();
         let rows = model.forward(&tokens).unwrap();
         for (i, row) in rows.chunks_exact(model.config().hidden_size).enumerate() {
             let row = unit(&widened(row));
@@ -94,8 +110,8 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
 fn bf16_weights_give_the_vectors_of_f32() {
     for name in ["base", "sharded", "outliers", "wide"] {
         let tokens = tokens(&golden(name));
-        let f32 = Model::load(&fixture(name), Device::Cpu, Precision::F32).unwrap();
-        let bf16 = Model::load(&fixture(name), Device::Cpu, Precision::Bf16).unwrap();
+        let f32 = Model::load(&model(name), Device::Cpu, Precision::F32).unwrap();
+        let bf16 = Model::load(&model(name), Device::Cpu, Precision::Bf16).unwrap();
         let bf16 = bf16.with_arithmetic(Arithmetic::F32);
         let (a, b) = (f32.forward(&tokens).unwrap(), bf16.forward(&tokens).unwrap());
         assert!(a == b, "{name}");
@@ -109,7 +125,7 @@ fn bf16_products_are_half_as_far_off_as_those_of_transformers() {
         let golden = golden(name);
         let tokens = tokens(&golden);
         let theirs = numbers(&golden["transformers_bf16_errors"]);
-        let model = Model::load(&fixture(name), Device::Cpu, Precision::Bf16).unwrap();
+        let model = Model::load(&model(name), Device::Cpu, Precision::Bf16).unwrap();
         let model = model.with_arithmetic(Arithmetic::Bf16);
         let rows = model.forward(&tokens).unwrap();
         let rows = rows.chunks_exact(model.config().hidden_size);

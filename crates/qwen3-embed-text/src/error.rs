@@ -4,13 +4,25 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file is no `tokenizer.json`.
+    /// The file is no `tokenizer.json`, or a vocabulary is not one of byte-pair encoding.
     #[error("{} is not a tokenizer", path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         source: tokenizers::Error,
+    },
+    /// A vocabulary is not that of a Qwen3 model, or its parts do not fit one another.
+    #[error("{}: {what}: expected {expected}, got {got}", path.display())]
+    Vocabulary {
+        /// The file that the vocabulary comes from.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+        /// What is understood.
+        expected: String,
+        /// What is there.
+        got: String,
     },
     /// The tokenizer's post-processor adds something else than one token behind the text, so that
     /// it is not one of a model that pools the last token.

@@ -14,8 +14,10 @@ mod error;
 mod template;
 mod tokenizer;
 mod truncate;
+mod vocabulary;
 
 pub use error::{Error, Result};
 pub use template::{DEFAULT_INSTRUCTION, instruct};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use truncate::{TruncationSide, truncate};
+pub use vocabulary::Vocabulary;

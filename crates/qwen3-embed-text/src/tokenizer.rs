@@ -1,10 +1,10 @@
-use std::panic;
+use std::panic::{self, UnwindSafe};
 use std::path::Path;
 
 use rayon::prelude::*;
 use tokenizers::{Model, NormalizedString, Normalizer, PreTokenizedString, PreTokenizer};
 
-use crate::{Error, Result};
+use crate::{Error, Result, Vocabulary};
 
 /// The token that ends every input of a Qwen3 embedding model.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -23,7 +23,7 @@ pub enum SpecialTokens {
     PlainText,
 }
 
-/// A model's tokenizer, read from its `tokenizer.json`.
+/// A model's tokenizer, from its `tokenizer.json` or from the vocabulary of a GGUF file.
 ///
 /// # Examples
 ///
@@ -53,11 +53,22 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if it does not parse; [`Error::PostProcessor`] or
     /// [`Error::NoEndOfText`] if it is not the tokenizer of such a model.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
-        // The tokenizers crate panics on some damaged files: on a template that names a token which
-        // it does not define, for instance.
-        panic::catch_unwind(|| Self::parse(json, path)).unwrap_or_else(|_| {
-            let source = "the parser panicked".into();
-            Err(Error::Tokenizer { path: path.to_path_buf(), source })
+        without_panic(path, || Self::parse(json, path))
+    }
+
+    /// Builds the tokenizer of a vocabulary; `path` is named in errors. It gives the tokens of the
+    /// `tokenizer.json` of the same vocabulary, and appends `<|endoftext|>` whatever else the
+    /// vocabulary's file says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Vocabulary`] or [`Error::Tokenizer`] if it is not a vocabulary of a Qwen3 model,
+    /// [`Error::NoEndOfText`] if it lacks `<|endoftext|>`.
+    pub fn from_vocabulary(vocabulary: &Vocabulary<'_>, path: &Path) -> Result<Self> {
+        without_panic(path, || {
+            let inner = vocabulary.tokenizer(path)?;
+            let end_of_text = end_of_text(&inner, path)?;
+            Ok(Self { inner, end_of_text })
         })
     }
 
@@ -132,6 +143,18 @@ impl Tokenizer {
         pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
         Ok(pieces.into_encoding(None, 0, tokenizers::OffsetType::None)?.get_ids().to_vec())
     }
+}
+
+/// Turns a panic into an error: the tokenizers crate panics on some damaged files, on a template that
+/// names a token which it does not define, for instance.
+fn without_panic(
+    path: &Path,
+    load: impl FnOnce() -> Result<Tokenizer> + UnwindSafe,
+) -> Result<Tokenizer> {
+    panic::catch_unwind(load).unwrap_or_else(|_| {
+        let source = "the parser panicked".into();
+        Err(Error::Tokenizer { path: path.to_path_buf(), source })
+    })
 }
 
 /// Length of the longest run of white space, in characters; 0 for texts too short to matter.

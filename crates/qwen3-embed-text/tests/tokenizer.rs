@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, Error, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
+    DEFAULT_INSTRUCTION, Error, SpecialTokens, Tokenizer, TruncationSide, Vocabulary, instruct,
+    truncate,
 };
 use serde_json::{Value, json};
 
@@ -207,6 +208,169 @@ fn white_space_that_the_regex_engine_cannot_follow_is_an_error() {
             assert!(matches!(error, Error::WhiteSpace { got: 500_001, .. }), "{error}");
         }
     }
+}
+
+/// A vocabulary as a GGUF file has it.
+#[derive(Clone)]
+struct Parts {
+    model: String,
+    pre_tokenizer: String,
+    tokens: Vec<String>,
+    token_types: Vec<i32>,
+    merges: Vec<String>,
+}
+
+impl Parts {
+    /// What llama.cpp's converter makes of a `tokenizer.json`.
+    fn of_json(json: &Value) -> Self {
+        let mut tokens: Vec<(u64, String, i32)> = Vec::new();
+        for (token, id) in json["model"]["vocab"].as_object().unwrap() {
+            tokens.push((id.as_u64().unwrap(), token.clone(), 1));
+        }
+        for token in json["added_tokens"].as_array().unwrap() {
+            let kind = if token["special"].as_bool().unwrap() { 3 } else { 4 };
+            let content = token["content"].as_str().unwrap().to_owned();
+            tokens.push((token["id"].as_u64().unwrap(), content, kind));
+        }
+        tokens.sort_unstable();
+        assert!(tokens.iter().map(|token| token.0).eq(0..tokens.len() as u64));
+        let merges = json["model"]["merges"].as_array().unwrap().iter().map(|merge| match merge {
+            Value::String(merge) => merge.clone(),
+            pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        });
+        Self {
+            model: "gpt2".into(),
+            pre_tokenizer: "qwen2".into(),
+            merges: merges.collect(),
+            token_types: tokens.iter().map(|token| token.2).collect(),
+            tokens: tokens.into_iter().map(|token| token.1).collect(),
+        }
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        let vocabulary = Vocabulary {
+            model: &self.model,
+            pre_tokenizer: &self.pre_tokenizer,
+            tokens: &self.tokens,
+            token_types: &self.token_types,
+            merges: &self.merges,
+        };
+        Tokenizer::from_vocabulary(&vocabulary, Path::new("folder/model.gguf"))
+    }
+
+    fn error(mut self, change: impl FnOnce(&mut Self)) -> Error {
+        change(&mut self);
+        self.tokenizer().unwrap_err()
+    }
+}
+
+/// Texts of every kind: the cases, the corpus line by line, and pieces of it that begin anywhere.
+fn many_texts() -> Vec<String> {
+    let cases = fs::read(fixtures().join("tokenizer_cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
+    let mut texts: Vec<String> =
+        cases.iter().map(|case| case["text"].as_str().unwrap().to_owned()).collect();
+    let corpus = fs::read_to_string(fixtures().join("corpus.txt")).unwrap();
+    texts.extend(corpus.lines().map(str::to_owned));
+    let chars: Vec<char> = corpus.chars().collect();
+    texts.extend(chars.windows(41).step_by(7).map(String::from_iter));
+    texts
+}
+
+fn assert_same_tokens(json: &Tokenizer, vocabulary: &Tokenizer) {
+    let texts = many_texts();
+    assert!(texts.len() > 500);
+    assert_eq!(json.end_of_text(), vocabulary.end_of_text());
+    assert_eq!(json.base_vocab_size(), vocabulary.base_vocab_size());
+    for mode in [SpecialTokens::Parse, SpecialTokens::PlainText] {
+        let (a, b) = (json.encode_batch(&texts, mode), vocabulary.encode_batch(&texts, mode));
+        for ((text, a), b) in texts.iter().zip(a.unwrap()).zip(b.unwrap()) {
+            assert_eq!(a, b, "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_vocabulary_gives_the_tokens_of_its_tokenizer_json() {
+    let parts = Parts::of_json(&tokenizer_json());
+    assert_same_tokens(&tokenizer(), &parts.tokenizer().unwrap());
+}
+
+#[test]
+fn unused_tokens_and_added_ones_anywhere_keep_the_ids_of_the_others() {
+    let parts = Parts::of_json(&tokenizer_json());
+    let mut padded = parts.clone();
+    for i in 0..10 {
+        padded.tokens.push(format!("[PAD{i}]"));
+        padded.token_types.push(5);
+    }
+    assert_same_tokens(&tokenizer(), &padded.tokenizer().unwrap());
+    // A hole between the base vocabulary and the added tokens.
+    let mut hole = parts;
+    hole.tokens.insert(1000, "[PAD]".into());
+    hole.token_types.insert(1000, 5);
+    let hole = hole.tokenizer().unwrap();
+    for text in many_texts() {
+        let with_hole = encode(&hole, &text).into_iter();
+        let without: Vec<u32> = with_hole.map(|id| id - u32::from(id > 1000)).collect();
+        assert_eq!(without, encode(&tokenizer(), &text), "{text}");
+    }
+}
+
+#[test]
+fn a_vocabulary_that_is_not_of_a_qwen3_model_is_refused_by_name() {
+    let parts = Parts::of_json(&tokenizer_json());
+    let refused = |change: &dyn Fn(&mut Parts)| parts.clone().error(change).to_string();
+    assert_eq!(
+        refused(&|p| p.model = "llama".into()),
+        "folder/model.gguf: the kind of tokenizer: expected gpt2, got llama"
+    );
+    assert_eq!(
+        refused(&|p| p.pre_tokenizer = "llama-bpe".into()),
+        "folder/model.gguf: the pre-tokenizer: expected qwen2, got llama-bpe"
+    );
+    assert_eq!(
+        refused(&|p| p.token_types.truncate(1025)),
+        "folder/model.gguf: the number of token types: expected 1026, got 1025"
+    );
+    assert_eq!(
+        refused(&|p| p.token_types[7] = 9),
+        "folder/model.gguf: the type of token 7: expected 1 to 6, got 9"
+    );
+    assert_eq!(
+        refused(&|p| p.tokens[900] = p.tokens[901].clone()),
+        format!("folder/model.gguf: token `{}`: expected it once, got it twice", parts.tokens[901])
+    );
+    assert_eq!(
+        refused(&|p| p.merges[3] = "ab".into()),
+        "folder/model.gguf: merge 3: expected two tokens with a space between them, got `ab`"
+    );
+    assert_eq!(
+        refused(&|p| p.token_types[0] = 5),
+        "folder/model.gguf: the tokens of single bytes: expected all 256, got 255 of them"
+    );
+    let error = parts.clone().error(|p| p.merges[3] = "not there".into());
+    assert!(matches!(error, Error::Tokenizer { .. }), "{error}");
+    let error = parts.clone().error(|p| p.tokens[EOS as usize] = "<|end_of_text|>".into());
+    assert!(matches!(error, Error::NoEndOfText { expected: "<|endoftext|>", .. }), "{error}");
+    let error = parts.clone().error(|p| {
+        p.tokens.clear();
+        p.token_types.clear();
+        p.merges.clear();
+    });
+    assert!(matches!(error, Error::Vocabulary { .. }), "{error}");
+}
+
+/// The published vocabulary by way of GGUF's lists, where the machine has it.
+#[test]
+fn the_published_vocabulary_gives_the_tokens_of_its_tokenizer_json() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/qwen3-tokenizer.json");
+    if !path.is_file() {
+        return;
+    }
+    let json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_same_tokens(&load(&path), &Parts::of_json(&json).tokenizer().unwrap());
 }
 
 /// The published vocabulary, where the machine has it.

@@ -111,11 +111,11 @@ impl EmbedderBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchFolder`] or [`Error::Io`]; [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or
-    /// of another architecture; [`Error::Vocabulary`] if the tokenizer is not the model's;
-    /// [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
+    /// [`Error::NoSuchModel`] or [`Error::Io`]; [`Error::Model`] or [`Error::Text`] if a file is
+    /// missing, damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
+    /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
-        let folder = self.source.folder()?;
+        let path = self.source.model()?;
         check("batch_tokens", self.batch_tokens, usize::MAX)?;
         let pool = match self.threads {
             Some(threads) => {
@@ -124,10 +124,10 @@ impl EmbedderBuilder {
             }
             None => None,
         };
-        let tokenizer_path = folder.join("tokenizer.json");
+        let tokenizer_path = self.source.tokenizer();
         let load = || -> Result<_> {
             let tokenizer = read_tokenizer(&tokenizer_path)?;
-            Ok((tokenizer, Model::load(folder, self.device, self.precision)?))
+            Ok((tokenizer, Model::load(path, self.device, self.precision)?))
         };
         let (tokenizer, model) = match &pool {
             Some(pool) => pool.install(load)?,

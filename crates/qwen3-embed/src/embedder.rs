@@ -24,7 +24,7 @@ pub struct Embedder {
 
 impl Embedder {
     /// Begins to build an embedder of the model at `source`: a folder with the files of
-    /// Qwen3-Embedding-0.6B, 4B or 8B, or of a fine-tune of one of them.
+    /// Qwen3-Embedding-0.6B, 4B or 8B, or of a fine-tune of one of them, or one of their GGUF files.
     ///
     /// # Examples
     ///
@@ -37,6 +37,7 @@ impl Embedder {
     ///     .overflow(Overflow::TruncateRight)
     ///     .threads(4)
     ///     .build()?;
+    /// let quantised = Embedder::builder("models/Qwen3-Embedding-0.6B-Q8_0.gguf").build()?;
     /// # Ok::<(), qwen3_embed::Error>(())
     /// ```
     pub fn builder(source: impl Into<Source>) -> EmbedderBuilder {

@@ -7,13 +7,13 @@ use qwen3_embed_text::Error as TextError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The model's source is not a folder on this machine.
+    /// The model's source is neither a folder on this machine nor a GGUF file.
     #[error(
-        "there is no folder `{}`: name one that holds a model's config.json, tokenizer.json and \
-         safetensors files",
+        "there is no model at `{}`: name a folder that holds a model's config.json, tokenizer.json \
+         and safetensors files, or a .gguf file",
         path.display()
     )]
-    NoSuchFolder {
+    NoSuchModel {
         /// The path as it was given.
         path: PathBuf,
     },
@@ -57,7 +57,7 @@ pub enum Error {
         path: PathBuf,
         /// The largest token id that any text can give.
         max_token: usize,
-        /// `vocab_size` of config.json.
+        /// `vocab_size` of config.json, or the rows of a GGUF file's `token_embd.weight`.
         vocab_size: usize,
     },
     /// A text has more tokens than the limit, and the overflow policy is

@@ -4,7 +4,7 @@
 //! use qwen3_embed::Embedder;
 //!
 //! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-//! // A folder with the files of Qwen/Qwen3-Embedding-0.6B, 4B or 8B.
+//! // A folder with the files of Qwen/Qwen3-Embedding-0.6B, 4B or 8B, or a GGUF file.
 //! let embedder = Embedder::builder(folder).build()?;
 //!
 //! let documents = embedder.embed_documents(&[

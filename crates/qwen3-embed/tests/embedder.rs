@@ -122,10 +122,10 @@ fn settings_out_of_range_are_refused_with_the_range() {
 fn a_source_that_is_no_model_is_refused_by_name() {
     let error = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").build().unwrap_err();
     assert!(
-        matches!(&error, Error::NoSuchFolder { path } if path.ends_with("Qwen3-Embedding-0.6B"))
+        matches!(&error, Error::NoSuchModel { path } if path.ends_with("Qwen3-Embedding-0.6B"))
     );
     let file = fixture("base").join("config.json");
-    assert!(matches!(Embedder::builder(file).build(), Err(Error::NoSuchFolder { .. })));
+    assert!(matches!(Embedder::builder(file).build(), Err(Error::NoSuchModel { .. })));
     let dir = changed("base", "config.json", |_| {});
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let error = Embedder::builder(dir.path()).build().unwrap_err();
@@ -299,6 +299,91 @@ fn poison_token(file: &[u8], token: usize) -> Vec<u8> {
     let mut file = file.to_vec();
     file[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     file
+}
+
+const GGUF_FIXTURES: [&str; 3] = ["gguf-k-quants", "gguf-q8-0", "gguf-float"];
+
+/// An embedder from one file, with nothing beside it but its golden vectors.
+fn gguf(name: &str) -> Embedder {
+    Embedder::builder(fixture(name).join("model.gguf")).build().unwrap()
+}
+
+#[test]
+fn one_gguf_file_gives_the_tokens_and_the_vectors_of_transformers() {
+    let cases = fs::read(fixture("../tokenizer_cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
+    let whole: Vec<&Value> = cases.iter().filter(|case| case["max_tokens"].is_null()).collect();
+    let texts: Vec<&str> = whole.iter().map(|case| case["text"].as_str().unwrap()).collect();
+    assert!(texts.len() > 20);
+    for name in GGUF_FIXTURES {
+        let embedder = gguf(name);
+        for (case, tokens) in whole.iter().zip(embedder.tokenize(&texts).unwrap()) {
+            assert_eq!(json!(tokens), case["tokens"], "{name}: {}", case["text"]);
+        }
+        let golden: Value =
+            serde_json::from_slice(&fs::read(fixture(name).join("golden.json")).unwrap()).unwrap();
+        let texts: Vec<&str> =
+            golden["texts"].as_array().unwrap().iter().map_while(Value::as_str).collect();
+        let embeddings = embedder.embed_documents(&texts).unwrap();
+        assert_unit_length(&embeddings);
+        for (row, expected) in embeddings.iter().zip(golden["embeddings"].as_array().unwrap()) {
+            let mut expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
+            normalize(&mut expected);
+            for (got, expected) in row.iter().zip(expected) {
+                assert!((got - expected).abs() <= 1e-5, "{name}: {got} for {expected}");
+            }
+        }
+    }
+}
+
+/// The fixtures say `add_eos_token` true, false and nothing, and all of them that `<|im_end|>` is
+/// the end-of-text token, which it is not.
+#[test]
+fn end_of_text_is_appended_once_whatever_a_gguf_file_says() {
+    for name in GGUF_FIXTURES {
+        for text in ["hello", "", "stop<|im_end|>"] {
+            let tokens = gguf(name).tokenize(&[text]).unwrap().remove(0);
+            assert_eq!(tokens.last(), Some(&1000), "{name}, {text}");
+            assert_eq!(tokens.iter().filter(|&&id| id == 1000).count(), 1, "{name}, {text}");
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_json_beside_a_gguf_file_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("some-name.GGUF");
+    fs::write(&path, fs::read(fixture("gguf-q8-0").join("model.gguf")).unwrap()).unwrap();
+    let text = ["A\u{30a} decomposed"];
+    let own = Embedder::builder(path.as_path()).build().unwrap().tokenize(&text).unwrap();
+    let beside = dir.path().join("tokenizer.json");
+    let mut json: Value =
+        serde_json::from_slice(&fs::read(fixture("base").join("tokenizer.json")).unwrap()).unwrap();
+    fs::write(&beside, json.to_string()).unwrap();
+    assert_eq!(Embedder::builder(path.as_path()).build().unwrap().tokenize(&text).unwrap(), own);
+    json["normalizer"] = Value::Null;
+    fs::write(&beside, json.to_string()).unwrap();
+    assert_ne!(Embedder::builder(path.as_path()).build().unwrap().tokenize(&text).unwrap(), own);
+    fs::write(&beside, "{}").unwrap();
+    let error = Embedder::builder(path.as_path()).build().unwrap_err();
+    assert!(matches!(error, Error::Text(_)) && error.to_string().contains("tokenizer.json"));
+}
+
+#[test]
+fn a_gguf_file_with_a_vocabulary_beyond_its_embeddings_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let mut file = fs::read(fixture("gguf-q8-0").join("model.gguf")).unwrap();
+    // The tensor's description: its name, two dimensions, 64 columns and then the rows.
+    let name = b"token_embd.weight";
+    let rows =
+        file.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 12;
+    assert_eq!(file[rows..rows + 8], 1040u64.to_le_bytes());
+    file[rows..rows + 8].copy_from_slice(&1000u64.to_le_bytes());
+    fs::write(&path, file).unwrap();
+    let error = Embedder::builder(path.as_path()).build().unwrap_err();
+    let named = matches!(&error, Error::Vocabulary { path: p, max_token: 1000, .. } if *p == path);
+    assert!(named, "{error}");
 }
 
 #[test]

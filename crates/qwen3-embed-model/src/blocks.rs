@@ -1,0 +1,274 @@
+//! The types that weights are stored in, and their values.
+//!
+//! Beside the floating-point types there are ggml's blocks: 32 or 256 neighbours of a row that share
+//! scales. Written `d` for a block's f16 scale and `q` for the small integer of one value, a value is
+//!
+//! ```text
+//! Q8_0   d · q               d, 32 signed bytes
+//! Q5_0   d · (q − 16)        d, 32 fifth bits, 32 nibbles
+//! Q4_K   d·s · q − m·n       d, m, eight pairs (s, n) of six bits, 256 nibbles
+//! Q5_K   d·s · q − m·n       the same with 256 fifth bits before the nibbles
+//! Q6_K   d·s · (q − 32)      256 nibbles, 256 pairs of upper bits, 16 signed bytes s, d
+//! ```
+//!
+//! Products are rounded one by one, in the order in which the `gguf` Python package multiplies, so
+//! that the values are the same to the last bit.
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+/// A type that weights are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(non_camel_case_types, reason = "the names of the format")]
+pub(crate) enum StoredType {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q5_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+/// The types that are read from a safetensors file.
+pub(crate) const SAFETENSORS_TYPES: &str = "BF16, F16 or F32";
+
+/// The types that are read from a GGUF file.
+pub(crate) const GGUF_TYPES: &str = "F32, F16, BF16, Q8_0, Q5_0, Q4_K, Q5_K or Q6_K";
+
+/// The most values in a block.
+pub(crate) const MAX_BLOCK: usize = 256;
+
+impl StoredType {
+    /// The type of a tensor of a safetensors file, or `None` if Qwen3 checkpoints do not use it.
+    pub(crate) fn of_safetensors(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// The type with this number in a GGUF file, or `None` if it is not one of those that are read.
+    pub(crate) fn of_gguf(id: u32) -> Option<Self> {
+        match id {
+            0 => Some(Self::F32),
+            1 => Some(Self::F16),
+            6 => Some(Self::Q5_0),
+            8 => Some(Self::Q8_0),
+            12 => Some(Self::Q4_K),
+            13 => Some(Self::Q5_K),
+            14 => Some(Self::Q6_K),
+            30 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// Values in a block; 1 where every value stands for itself.
+    pub(crate) fn values_per_block(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q8_0 | Self::Q5_0 => 32,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => MAX_BLOCK,
+        }
+    }
+
+    /// Bytes of a block.
+    pub(crate) fn bytes_per_block(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Q8_0 => 34,
+            Self::Q5_0 => 22,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// The values of whole blocks, in f32.
+    ///
+    /// # Panics
+    ///
+    /// If `bytes` and `out` are not the same number of whole blocks.
+    pub(crate) fn dequantise(self, bytes: &[u8], out: &mut [f32]) {
+        let n_blocks = out.len() / self.values_per_block();
+        assert_eq!(out.len(), n_blocks * self.values_per_block(), "whole blocks of values");
+        assert_eq!(bytes.len(), n_blocks * self.bytes_per_block(), "bytes of as many blocks");
+        match self {
+            Self::F32 => each_block(bytes, out, |b, o| *o = [f32::from_le_bytes(*b)]),
+            Self::F16 => each_block(bytes, out, |b, o| *o = [f16::from_le_bytes(*b).to_f32()]),
+            Self::BF16 => each_block(bytes, out, |b, o| *o = [bf16::from_le_bytes(*b).to_f32()]),
+            Self::Q8_0 => each_block(bytes, out, q8_0),
+            Self::Q5_0 => each_block(bytes, out, q5_0),
+            Self::Q4_K => each_block(bytes, out, q4_k),
+            Self::Q5_K => each_block(bytes, out, q5_k),
+            Self::Q6_K => each_block(bytes, out, q6_k),
+        }
+    }
+}
+
+/// Calls `block` with the bytes and the values of every block. Their numbers are constants, so that
+/// the loops over a block are unrolled and their indices need no checks.
+#[inline]
+fn each_block<const B: usize, const N: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    block: impl Fn(&[u8; B], &mut [f32; N]),
+) {
+    let (bytes, values) = (bytes.as_chunks::<B>().0, out.as_chunks_mut::<N>().0);
+    bytes.iter().zip(values).for_each(|(bytes, values)| block(bytes, values));
+}
+
+/// The f16 scale at `at`.
+fn scale<const B: usize>(block: &[u8; B], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// d, then 32 signed bytes.
+fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
+    let d = scale(block, 0);
+    for (o, &q) in out.iter_mut().zip(&block[2..]) {
+        *o = d * f32::from(q.cast_signed());
+    }
+}
+
+/// The integers and the scale of each block of Q8_0.
+///
+/// # Panics
+///
+/// If `bytes` are not the blocks of the values, or there are fewer scales.
+pub(crate) fn read_q8_0(bytes: &[u8], values: &mut [i8], scales: &mut [f32]) {
+    let (blocks, values) = (bytes.as_chunks::<34>().0, values.as_chunks_mut::<32>().0);
+    assert_eq!(blocks.len(), values.len(), "a block for every 32 values");
+    for (i, (block, values)) in blocks.iter().zip(values).enumerate() {
+        scales[i] = scale(block, 0);
+        values.iter_mut().zip(&block[2..]).for_each(|(value, q)| *value = q.cast_signed());
+    }
+}
+
+/// d, a bit for each value, and 16 bytes whose lower nibbles are the first 16 values.
+fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
+    let d = scale(block, 0);
+    let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    let nibbles = &block[6..];
+    for i in 0..16 {
+        let low_bit = ((high >> i) & 1) as u8;
+        let high_bit = ((high >> (i + 16)) & 1) as u8;
+        out[i] = d * (f32::from(nibbles[i] & 15 | low_bit << 4) - 16.0);
+        out[i + 16] = d * (f32::from(nibbles[i] >> 4 | high_bit << 4) - 16.0);
+    }
+}
+
+/// The scale and the minimum of each of eight groups of 32 values, from 16 bytes: d, m, and pairs of
+/// six bits. The first four pairs are whole bytes without their two upper bits; these are the upper
+/// bits of the last four, whose lower ones are nibbles.
+fn scales_and_minima<const B: usize>(block: &[u8; B]) -> [(f32, f32); 8] {
+    let (d, m) = (scale(block, 0), scale(block, 2));
+    let packed = &block[4..16];
+    std::array::from_fn(|group| {
+        let (s, n) = if group < 4 {
+            (packed[group] & 63, packed[group + 4] & 63)
+        } else {
+            let nibbles = packed[group + 4];
+            let (s, n) = (packed[group - 4] >> 6, packed[group] >> 6);
+            (nibbles & 15 | s << 4, nibbles >> 4 | n << 4)
+        };
+        (d * f32::from(s), m * f32::from(n))
+    })
+}
+
+/// d, m and 12 bytes of scales; then 32 bytes for every two groups, the lower nibbles the first.
+fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+    let scales = scales_and_minima(block);
+    let nibbles = block[16..].as_chunks::<32>().0;
+    for (group, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (d, m) = scales[group];
+        let shift = 4 * (group % 2);
+        for (o, &q) in values.iter_mut().zip(&nibbles[group / 2]) {
+            *o = d * f32::from((q >> shift) & 15) - m;
+        }
+    }
+}
+
+/// As Q4_K, with 32 bytes before the nibbles whose bit `g` is the fifth bit of a value of group `g`.
+fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
+    let scales = scales_and_minima(block);
+    let (high, nibbles) = (&block[16..48], block[48..].as_chunks::<32>().0);
+    for (group, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (d, m) = scales[group];
+        let shift = 4 * (group % 2);
+        for ((o, &q), &bits) in values.iter_mut().zip(&nibbles[group / 2]).zip(high) {
+            *o = d * f32::from((q >> shift) & 15 | (bits >> group & 1) << 4) - m;
+        }
+    }
+}
+
+/// Two halves of 128 values in four groups of 32: 64 bytes of nibbles, of which the first two groups
+/// are the lower ones, and 32 bytes with two upper bits for each group. Then a signed scale for every
+/// 16 values, and d.
+fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+    let d = scale(block, 208);
+    let (nibbles, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
+    for (group, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (half, group_of_half) = (group / 4, group % 4);
+        let nibbles = &nibbles[2 * half + group_of_half % 2];
+        let (shift, high_shift) = (4 * (group_of_half / 2), 2 * group_of_half);
+        let scales = [0, 1].map(|i| d * f32::from(block[192 + 2 * group + i].cast_signed()));
+        for (i, o) in values.iter_mut().enumerate() {
+            let q = (nibbles[i] >> shift) & 15 | (high[half][i] >> high_shift & 3) << 4;
+            *o = scales[i / 16] * (f32::from(q) - 32.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn fixture() -> Value {
+        const BLOCKS: &str =
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/blocks.json"));
+        serde_json::from_str(BLOCKS).unwrap()
+    }
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digits = hex.as_bytes().as_chunks::<2>().0;
+        let digit = |d: u8| char::from(d).to_digit(16).unwrap() as u8;
+        digits.iter().map(|&[high, low]| digit(high) << 4 | digit(low)).collect()
+    }
+
+    #[test]
+    fn every_type_has_the_values_of_the_gguf_package_to_the_last_bit() {
+        let fixture = fixture();
+        let types = fixture["types"].as_object().unwrap();
+        assert_eq!(types.len(), 8);
+        for (name, case) in types {
+            let stored = StoredType::of_gguf(case["id"].as_u64().unwrap() as u32).unwrap();
+            assert_eq!(format!("{stored:?}"), *name);
+            assert!(GGUF_TYPES.contains(name));
+            assert_eq!(case["values_per_block"], stored.values_per_block());
+            assert_eq!(case["bytes_per_block"], stored.bytes_per_block());
+            let expected: Vec<f32> = serde_json::from_value(case["values"].clone()).unwrap();
+            let bytes = bytes(case["bytes"].as_str().unwrap());
+            let mut values = vec![0.0; expected.len()];
+            stored.dequantise(&bytes, &mut values);
+            for (i, (got, expected)) in values.iter().zip(&expected).enumerate() {
+                // Zero may have either sign.
+                assert!(got == expected, "{name}, value {i}: {got:e}, expected {expected:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn types_that_are_not_read_have_no_block() {
+        for id in (0..64).chain([u32::MAX]) {
+            let read = [0, 1, 6, 8, 12, 13, 14, 30].contains(&id);
+            assert_eq!(StoredType::of_gguf(id).is_some(), read, "{id}");
+        }
+    }
+}

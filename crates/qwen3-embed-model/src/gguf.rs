@@ -1,0 +1,489 @@
+//! The header of a GGUF file: its metadata, and where its tensors are.
+//!
+//! ```text
+//! magic "GGUF" · version u32 · number of tensors u64 · number of metadata entries u64
+//! metadata:  key string · type u32 · value
+//! tensors:   name string · number of dimensions u32 · dimensions u64… · type u32 · offset u64
+//! padding to general.alignment · the tensors' data, each at its offset from here
+//! ```
+//!
+//! Strings and arrays begin with their length. Everything is little-endian. Nothing is copied: keys,
+//! names and values are borrowed from the bytes of the file. No number of the file is believed: a
+//! count is compared with the bytes that are left before anything is made of it, and a tensor must lie
+//! within the file, at a multiple of the alignment and apart from all others.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::{Number, Value as Json};
+
+use crate::blocks::{GGUF_TYPES, StoredType};
+use crate::{Error, Result};
+
+const MAGIC: &[u8; 4] = b"GGUF";
+
+/// Where `general.alignment` is not given.
+const DEFAULT_ALIGNMENT: usize = 32;
+
+/// ggml's tensors have at most four dimensions.
+const MAX_DIMENSIONS: u32 = 4;
+
+/// The fewest bytes of a metadata entry: an empty key, a type and a value of one byte.
+const MIN_ENTRY_BYTES: u64 = 8 + 4 + 1;
+
+/// The fewest bytes of a tensor's description: an empty name, one dimension, a type and an offset.
+const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
+
+/// What is written before the tensors' data.
+#[derive(Debug)]
+pub(crate) struct Header<'a> {
+    path: &'a Path,
+    metadata: HashMap<&'a str, Value<'a>>,
+    pub(crate) tensors: Vec<TensorInfo<'a>>,
+}
+
+/// Where a tensor's data are, and what they are.
+#[derive(Debug)]
+pub(crate) struct TensorInfo<'a> {
+    pub(crate) name: &'a str,
+    /// Rows first, as in a checkpoint; the file has them the other way round.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) stored_type: StoredType,
+    /// The bytes of the file that hold the data.
+    pub(crate) range: Range<usize>,
+    /// Where the tensor is described.
+    described_at: usize,
+    /// Where the data begin, from the end of the header.
+    offset: u64,
+}
+
+/// A value of the metadata. Strings need not be UTF-8 until they are asked for.
+#[derive(Debug, Clone, Copy)]
+enum Value<'a> {
+    Unsigned(u64),
+    Signed(i64),
+    F32(f32),
+    F64(f64),
+    Bool(bool),
+    String(&'a [u8]),
+    /// The type of the elements, and `n` of them.
+    Array {
+        of: u32,
+        n: usize,
+        bytes: &'a [u8],
+    },
+}
+
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+
+impl<'a> Header<'a> {
+    /// Reads the header of the file whose contents are `bytes`; `path` is named in errors.
+    pub(crate) fn parse(bytes: &'a [u8], path: &'a Path) -> Result<Self> {
+        let mut reader = Reader { path, bytes, at: 0 };
+        reader.magic_and_version()?;
+        let n_tensors = reader.count("the number of tensors", MIN_TENSOR_BYTES)?;
+        let n_entries = reader.count("the number of metadata entries", MIN_ENTRY_BYTES)?;
+        let mut metadata = HashMap::new();
+        for _ in 0..n_entries {
+            let at = reader.at;
+            let key = reader.text("a metadata key")?;
+            let value = reader.value(key)?;
+            if metadata.insert(key, value).is_some() {
+                return Err(reader.error(at, format!("key `{key}`"), "it once", "it twice"));
+            }
+        }
+        let mut tensors = Vec::new();
+        let mut names = HashSet::new();
+        for _ in 0..n_tensors {
+            let tensor = reader.tensor()?;
+            if !names.insert(tensor.name) {
+                let what = format!("tensor `{}`", tensor.name);
+                return Err(reader.error(tensor.described_at, what, "it once", "it twice"));
+            }
+            tensors.push(tensor);
+        }
+        let mut header = Self { path, metadata, tensors };
+        header.place_tensors(&reader)?;
+        Ok(header)
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    /// The tensor with this name in the file.
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo<'a>> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// A metadata value as JSON: a number or a string as what it is, an array as a description.
+    /// `f32` values become the shortest decimal that is written so: 1e-6, not 9.99999997e-7.
+    pub(crate) fn json(&self, key: &str) -> Option<Json> {
+        let number =
+            |value: f64| Number::from_f64(value).map_or(value.to_string().into(), Json::from);
+        Some(match *self.metadata.get(key)? {
+            Value::Unsigned(value) => value.into(),
+            Value::Signed(value) => value.into(),
+            Value::F32(value) => number(value.to_string().parse().unwrap_or(f64::NAN)),
+            Value::F64(value) => number(value),
+            Value::Bool(value) => value.into(),
+            Value::String(value) => String::from_utf8_lossy(value).into(),
+            Value::Array { n, .. } => format!("an array of {n}").into(),
+        })
+    }
+
+    /// The string at `key`.
+    pub(crate) fn string(&self, key: &str) -> Result<&'a str> {
+        match self.metadata.get(key) {
+            Some(Value::String(bytes)) => str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+        .ok_or_else(|| self.field(key, "a string of UTF-8"))
+    }
+
+    /// The array of strings at `key`.
+    pub(crate) fn strings(&self, key: &str) -> Result<Vec<String>> {
+        let not_strings = || self.field(key, "an array of UTF-8 strings");
+        let Some(&Value::Array { of: STRING, n, bytes }) = self.metadata.get(key) else {
+            return Err(not_strings());
+        };
+        let mut reader = Reader { path: self.path, bytes, at: 0 };
+        let mut strings = Vec::new();
+        for _ in 0..n {
+            let string = str::from_utf8(reader.string(key)?).map_err(|_| not_strings())?;
+            strings.push(string.to_owned());
+        }
+        Ok(strings)
+    }
+
+    /// The array of 32-bit integers at `key`.
+    pub(crate) fn integers(&self, key: &str) -> Result<Vec<i32>> {
+        match self.metadata.get(key) {
+            // Of u32, i32: the same bytes for every number that has a meaning.
+            Some(&Value::Array { of: 4 | 5, bytes, .. }) => {
+                Ok(bytes.as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes)).collect())
+            }
+            _ => Err(self.field(key, "an array of 32-bit integers")),
+        }
+    }
+
+    fn field(&self, key: &str, expected: &str) -> Error {
+        let got = self.json(key).map_or_else(|| "nothing".to_owned(), |value| value.to_string());
+        let (path, expected) = (self.path.to_path_buf(), expected.to_owned());
+        Error::Field { path, field: key.to_owned(), expected, got }
+    }
+
+    /// Finds out where each tensor's data lie, and that they lie where they may. `reader` is at the
+    /// end of the header.
+    fn place_tensors(&mut self, reader: &Reader<'_>) -> Result<()> {
+        let alignment = self.alignment()?;
+        // In 64 bits, which neither the length of a file nor this sum can exceed.
+        let data = (reader.at as u64).next_multiple_of(alignment as u64);
+        for tensor in &mut self.tensors {
+            let what = format!("the data of tensor `{}`", tensor.name);
+            let error = |expected: String, got: String| {
+                reader.error(tensor.described_at, what.clone(), expected, got)
+            };
+            if !tensor.offset.is_multiple_of(alignment as u64) {
+                let expected = format!("an offset that is a multiple of {alignment}");
+                return Err(error(expected, tensor.offset.to_string()));
+            }
+            let start = data.checked_add(tensor.offset);
+            let end = start.and_then(|start| start.checked_add(tensor.range.len() as u64));
+            match (start, end) {
+                (Some(start), Some(end)) if end <= reader.bytes.len() as u64 => {
+                    tensor.range = start as usize..end as usize;
+                }
+                _ => {
+                    let expected = format!("{} bytes within the file", tensor.range.len());
+                    let file = reader.bytes.len();
+                    let got = format!("offset {} behind {data} of {file} bytes", tensor.offset);
+                    return Err(error(expected, got));
+                }
+            }
+        }
+        self.check_overlaps(reader)
+    }
+
+    fn check_overlaps(&self, reader: &Reader<'_>) -> Result<()> {
+        let mut by_place: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
+        by_place.sort_unstable_by_key(|tensor| tensor.range.start);
+        for pair in by_place.windows(2) {
+            if pair[1].range.start < pair[0].range.end {
+                let what = format!("the data of tensor `{}`", pair[1].name);
+                let expected = format!("them behind those of `{}`", pair[0].name);
+                return Err(reader.error(
+                    pair[1].described_at,
+                    what,
+                    expected,
+                    "both in one place",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn alignment(&self) -> Result<usize> {
+        const KEY: &str = "general.alignment";
+        match self.metadata.get(KEY) {
+            None => Ok(DEFAULT_ALIGNMENT),
+            Some(&Value::Unsigned(value)) if value.is_power_of_two() && value <= 1 << 31 => {
+                Ok(value as usize)
+            }
+            Some(_) => Err(self.field(KEY, "a power of two, as u32")),
+        }
+    }
+}
+
+/// Reads from the beginning to the end.
+struct Reader<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn magic_and_version(&mut self) -> Result<()> {
+        let magic = self.array("the magic number")?;
+        if magic != MAGIC {
+            return Err(self.error(
+                0,
+                "the magic number",
+                "GGUF",
+                magic.escape_ascii().to_string(),
+            ));
+        }
+        let at = self.at;
+        match self.u32("the version")? {
+            2 | 3 => Ok(()),
+            other if matches!(other.swap_bytes(), 1..=3) => {
+                Err(self.error(at, "the version", "2 or 3, little-endian", "a big-endian file"))
+            }
+            other => Err(self.error(at, "the version", "2 or 3", other.to_string())),
+        }
+    }
+
+    /// A number of things that have at least `min_bytes` each: no more than can be in the file.
+    fn count(&mut self, what: &str, min_bytes: u64) -> Result<usize> {
+        let at = self.at;
+        let count = self.u64(what)?;
+        let limit = (self.bytes.len() - self.at) as u64 / min_bytes;
+        if count > limit {
+            let expected = format!("at most {limit}, for which there are bytes left");
+            return Err(self.error(at, what, expected, count.to_string()));
+        }
+        Ok(count as usize)
+    }
+
+    fn value(&mut self, key: &str) -> Result<Value<'a>> {
+        let (what, at) = (format!("the value of `{key}`"), self.at);
+        let value_type = self.u32(&what)?;
+        if value_type == ARRAY {
+            return self.elements(&what);
+        }
+        match self.scalar(value_type, &what)? {
+            Some(value) => Ok(value),
+            None => {
+                let got = format!("type {value_type}");
+                Err(self.error(at, what, "one of the types 0 to 12", got))
+            }
+        }
+    }
+
+    /// A value that is no array, or `None` if its type does not exist.
+    fn scalar(&mut self, value_type: u32, what: &str) -> Result<Option<Value<'a>>> {
+        Ok(Some(match value_type {
+            0 => Value::Unsigned(u8::from_le_bytes(*self.array(what)?).into()),
+            1 => Value::Signed(i8::from_le_bytes(*self.array(what)?).into()),
+            2 => Value::Unsigned(u16::from_le_bytes(*self.array(what)?).into()),
+            3 => Value::Signed(i16::from_le_bytes(*self.array(what)?).into()),
+            4 => Value::Unsigned(self.u32(what)?.into()),
+            5 => Value::Signed(i32::from_le_bytes(*self.array(what)?).into()),
+            6 => Value::F32(f32::from_le_bytes(*self.array(what)?)),
+            7 => Value::Bool(self.array::<1>(what)? != &[0]),
+            STRING => Value::String(self.string(what)?),
+            10 => Value::Unsigned(self.u64(what)?),
+            11 => Value::Signed(i64::from_le_bytes(*self.array(what)?)),
+            12 => Value::F64(f64::from_le_bytes(*self.array(what)?)),
+            _ => return Ok(None),
+        }))
+    }
+
+    fn elements(&mut self, what: &str) -> Result<Value<'a>> {
+        let at = self.at;
+        let of = self.u32(what)?;
+        let size = match of {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            // A string has at least its length.
+            STRING | 10..=12 => 8,
+            // Arrays of arrays are written by nobody and refused by ggml too.
+            _ => {
+                let got = format!("an array of type {of}");
+                return Err(self.error(
+                    at,
+                    what,
+                    "an array of one of the types 0 to 8 or 10 to 12",
+                    got,
+                ));
+            }
+        };
+        let n = self.count(what, size)?;
+        let start = self.at;
+        if of == STRING {
+            for _ in 0..n {
+                self.string(what)?;
+            }
+        } else {
+            self.take(n * size as usize, what)?;
+        }
+        Ok(Value::Array { of, n, bytes: &self.bytes[start..self.at] })
+    }
+
+    /// A tensor's description. The range that it gets begins at 0 and has the data's length.
+    fn tensor(&mut self) -> Result<TensorInfo<'a>> {
+        let described_at = self.at;
+        let name = self.text("a tensor's name")?;
+        let what = format!("tensor `{name}`");
+        let n_dimensions = self.u32(&what)?;
+        if !(1..=MAX_DIMENSIONS).contains(&n_dimensions) {
+            let expected = format!("1 to {MAX_DIMENSIONS} dimensions");
+            return Err(self.error(described_at, what, expected, n_dimensions.to_string()));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..n_dimensions {
+            shape.push(self.u64(&what)?);
+        }
+        let id = self.u32(&what)?;
+        let offset = self.u64(&what)?;
+        let Some(stored_type) = StoredType::of_gguf(id) else {
+            return Err(Error::TensorType {
+                path: self.path.to_path_buf(),
+                name: name.to_owned(),
+                expected: GGUF_TYPES,
+                got: format!("type {id}"),
+            });
+        };
+        let per_block = stored_type.values_per_block();
+        if !shape[0].is_multiple_of(per_block as u64) {
+            let expected = format!("rows of whole blocks of {per_block} {stored_type:?} values");
+            return Err(self.error(described_at, what, expected, format!("rows of {}", shape[0])));
+        }
+        let rows_first: Option<Vec<usize>> =
+            shape.iter().rev().map(|&dimension| usize::try_from(dimension).ok()).collect();
+        let n_bytes = n_bytes(&shape, stored_type).filter(|&n_bytes| n_bytes > 0);
+        let (Some(n_bytes), Some(rows_first)) = (n_bytes, rows_first) else {
+            let file = self.bytes.len();
+            let expected = format!("dimensions of at most {file} bytes, none of them 0");
+            return Err(self.error(described_at, what, expected, format!("{shape:?}")));
+        };
+        let range = 0..n_bytes;
+        Ok(TensorInfo { name, shape: rows_first, stored_type, range, described_at, offset })
+    }
+
+    /// A string that must be UTF-8: a key or a name.
+    fn text(&mut self, what: &str) -> Result<&'a str> {
+        let at = self.at;
+        let bytes = self.string(what)?;
+        str::from_utf8(bytes).map_err(|_| {
+            let got = bytes[..bytes.len().min(64)].escape_ascii().to_string();
+            self.error(at, what, "a string of UTF-8", got)
+        })
+    }
+
+    fn string(&mut self, what: &str) -> Result<&'a [u8]> {
+        let n = self.count(what, 1)?;
+        self.take(n, what)
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(*self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(*self.array(what)?))
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<&'a [u8; N]> {
+        match self.bytes[self.at..].first_chunk() {
+            Some(array) => {
+                self.at += N;
+                Ok(array)
+            }
+            None => Err(self.truncated(N, what)),
+        }
+    }
+
+    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8]> {
+        let Some(bytes) = self.bytes[self.at..].get(..n) else {
+            return Err(self.truncated(n, what));
+        };
+        self.at += n;
+        Ok(bytes)
+    }
+
+    fn truncated(&self, n: usize, what: &str) -> Error {
+        let left = self.bytes.len() - self.at;
+        self.error(
+            self.at,
+            what,
+            format!("{n} bytes"),
+            format!("{left} before the end of the file"),
+        )
+    }
+
+    fn error(
+        &self,
+        at: usize,
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> Error {
+        Error::Gguf {
+            path: self.path.to_path_buf(),
+            offset: at as u64,
+            what: what.into(),
+            expected: expected.into(),
+            got: got.into(),
+        }
+    }
+}
+
+/// Bytes of a tensor with these dimensions, of which the first is of whole blocks; `None` if there are
+/// more than can be counted.
+fn n_bytes(dimensions: &[u64], stored_type: StoredType) -> Option<usize> {
+    let blocks = dimensions[0] / stored_type.values_per_block() as u64;
+    let bytes =
+        dimensions[1..].iter().try_fold(blocks, |n, &dimension| n.checked_mul(dimension))?;
+    usize::try_from(bytes.checked_mul(stored_type.bytes_per_block() as u64)?).ok()
+}
+
+/// The name that a GGUF file has for the decoder's tensor `name`.
+pub(crate) fn name_in_file(name: &str) -> String {
+    let (layer, rest) = match name.strip_prefix("layers.").and_then(|name| name.split_once('.')) {
+        Some((layer, rest)) => (format!("blk.{layer}."), rest),
+        None => (String::new(), name),
+    };
+    let (module, what) = rest.rsplit_once('.').unwrap_or((rest, "weight"));
+    let module = match module {
+        "embed_tokens" => "token_embd",
+        "norm" => "output_norm",
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        other => other,
+    };
+    format!("{layer}{module}.{what}")
+}
