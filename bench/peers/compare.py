@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from workloads import Tokens, Vectors, Workload
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REFERENCE = "pytorch-f32"
-OURS_FOR = {"f32": "f32", "bf16": "bf16", "int8": "bf16", "q8_0": "bf16", "q4_k_m": "bf16"}
+OURS_FOR = {"f32": "f32", "bf16": "bf16", "int8": "int8", "q8_0": "int8", "q4_k_m": "int8"}
 """Our precision for a peer of a precision."""
 
 
@@ -37,6 +37,7 @@ class Ours:
 
     program: pathlib.Path
     model: pathlib.Path
+    """A checkpoint's folder, or a GGUF file."""
     threads: int
 
     def tokens_per_s(self, workload: Workload, precision: str) -> float:
@@ -98,8 +99,8 @@ class Described:
 
     peer: str
     version: str
-    cosine: float
-    """The least over the reference texts."""
+    cosine: float | None
+    """The least over the reference texts; none if a vector is not finite."""
     peak_bytes: int | None = None
     load_s: float | None = None
 
@@ -107,7 +108,8 @@ class Described:
         """The peer's line of the table."""
         memory = "" if self.peak_bytes is None else f"{self.peak_bytes / 1e9:.1f} GB"
         loading = "" if self.load_s is None else f"{self.load_s:.1f} s"
-        return [self.peer, self.version, f"{self.cosine:.5f}", memory, loading]
+        cosine = "not finite" if self.cosine is None else f"{self.cosine:.5f}"
+        return [self.peer, self.version, cosine, memory, loading]
 
 
 @dataclass
@@ -182,6 +184,7 @@ class Comparison:
         """One workload: a warm-up, then the peer with every batch size and ours, in turns."""
         kind = KINDS[name]
         precision = self.ours_for[kind.precision]
+        ours = replace(self.ours, model=kind.peer.same_weights(self.setup, kind.precision))
         at_once = workload.one_length or not kind.peer.pads
         rows = [
             Row(name, workload.name, size, len(workload.texts), workload.n_tokens, precision)
@@ -193,18 +196,19 @@ class Comparison:
             for row in rows:
                 run = process.call("run", workload.batches(row.batch_size))
                 row.peer_tokens_per_s.append(row.n_tokens / run.seconds)
-            ours = self.ours.tokens_per_s(workload, precision)
+            tokens_per_s = ours.tokens_per_s(workload, precision)
             for row in rows:
-                row.ours_tokens_per_s.append(ours)
+                row.ours_tokens_per_s.append(tokens_per_s)
         for row in rows:
             progress(table_line(row.cells()))
         return rows
 
 
-def least_cosine(rows: Vectors, reference: Vectors) -> float:
-    """The least cosine of a row with the reference's."""
+def least_cosine(rows: Vectors, reference: Vectors) -> float | None:
+    """The least cosine of a row with the reference's, if all are finite."""
     norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(reference, axis=1)
-    return float(np.min(np.sum(rows * reference, axis=1) / norms))
+    least = float(np.min(np.sum(rows * reference, axis=1) / norms))
+    return least if np.isfinite(least) else None
 
 
 def progress(line: str) -> None:

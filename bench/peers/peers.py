@@ -61,6 +61,11 @@ class Peer(abc.ABC):
         """The file or folder that the constructor loads, written first where it is missing."""
         return setup.model
 
+    @classmethod
+    def same_weights(cls, setup: Setup, precision: str) -> pathlib.Path:
+        """What ours is to load beside this peer: the checkpoint, or the file that both read."""
+        return setup.model
+
     @abc.abstractmethod
     def __init__(self, setup: Setup, precision: str) -> None:
         """Loads the checkpoint."""
@@ -192,11 +197,15 @@ class LlamaCpp(Peer):
     def prepare(cls, setup: Setup, precision: str) -> pathlib.Path:
         return convert.gguf_quantised(setup.model, setup.cache, precision)
 
+    @classmethod
+    def same_weights(cls, setup: Setup, precision: str) -> pathlib.Path:
+        return cls.prepare(setup, precision) / "model.gguf"
+
     def __init__(self, setup: Setup, precision: str) -> None:
         import llama_cpp
 
         self._api = llama_cpp
-        path = self.prepare(setup, precision) / "model.gguf"
+        path = self.same_weights(setup, precision)
         model = llama_cpp.llama_model_load_from_file(
             os.fsencode(path), llama_cpp.llama_model_default_params()
         )

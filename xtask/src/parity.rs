@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Compare bf16 products, on any processor, with transformers' own bf16
     #[arg(long, conflicts_with = "tolerance")]
     bf16: bool,
+    /// Compare products with weights in 8 bits: every cosine must be 0.998
+    #[arg(long, conflicts_with_all = ["tolerance", "bf16"])]
+    int8: bool,
 }
 
 /// Vectors that another implementation computed.
@@ -82,6 +85,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     if args.bf16 {
         return pairs.iter().try_for_each(|(dir, golden)| compare_bf16(dir, golden));
+    }
+    if args.int8 {
+        return pairs.iter().try_for_each(|(dir, golden)| compare_int8(dir, golden));
     }
     heading();
     pairs.iter().try_for_each(|(dir, golden)| compare(dir, golden, args.tolerance))
@@ -161,21 +167,11 @@ fn compare(dir: &Path, golden: &Path, tolerance: f64) -> Result<()> {
 fn compare_bf16(dir: &Path, golden: &Path) -> Result<()> {
     let golden = Golden::read(golden)?;
     let name = name(dir);
-    let tokens = golden.tokens.context("a golden file with tokens")?;
-    let theirs = golden.transformers_bf16_errors.context("a golden file with bf16 errors")?;
+    let theirs = golden.transformers_bf16_errors.as_deref();
+    let theirs = theirs.context("a golden file with bf16 errors")?;
     let model = Model::load(dir, Device::Cpu, Precision::Bf16)?.with_arithmetic(Arithmetic::Bf16);
-    let rows = model.forward(&tokens)?;
-    let mut ours = Vec::new();
-    for (row, expected) in rows.chunks_exact(model.config().hidden_size).zip(&golden.embeddings) {
-        let row: Vec<f64> = row.iter().map(|&v| v.into()).collect();
-        let products = unit(&row).into_iter().zip(unit(expected)).map(|(a, b)| a * b);
-        ours.push(1.0 - products.sum::<f64>());
-    }
-    let summary = |errors: &[f64]| {
-        let worst = errors.iter().fold(0f64, |worst, &error| worst.max(error));
-        (errors.iter().sum::<f64>() / errors.len() as f64, worst)
-    };
-    let ((mean, worst), (their_mean, their_worst)) = (summary(&ours), summary(&theirs));
+    let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
+    let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
         "{name:<18} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}; \
          transformers' bf16: mean {their_mean:.1e}, worst {their_worst:.1e}"
@@ -183,6 +179,22 @@ fn compare_bf16(dir: &Path, golden: &Path) -> Result<()> {
     ensure!(mean <= 2.0 * their_mean, "{name}: more than twice as far off as transformers");
     ensure!(worst <= 5e-4, "{name}: a cosine of {}", 1.0 - worst);
     Ok(())
+}
+
+/// Compares int8 products with transformers' in f32, prints a line, and fails below a cosine of 0.998.
+fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
+    let golden = Golden::read(golden)?;
+    let name = name(dir);
+    let model = Model::load(dir, Device::Cpu, Precision::Int8)?;
+    let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
+    println!("{name:<18} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
+    ensure!(worst <= 2e-3, "{name}: a cosine of {}", 1.0 - worst);
+    Ok(())
+}
+
+fn mean_and_worst(errors: &[f64]) -> (f64, f64) {
+    let worst = errors.iter().fold(0f64, |worst, &error| worst.max(error));
+    (errors.iter().sum::<f64>() / errors.len() as f64, worst)
 }
 
 /// What a checkpoint is called: as its folder, a GGUF file among the fixtures too.
@@ -196,6 +208,18 @@ impl Golden {
     fn read(path: &Path) -> Result<Self> {
         let json = fs::read(path).with_context(|| path.display().to_string())?;
         serde_json::from_slice(&json).with_context(|| path.display().to_string())
+    }
+
+    /// 1 − cosine between its vectors and a model's, for every input.
+    fn errors(&self, model: &Model) -> Result<Vec<f64>> {
+        let tokens = self.tokens.as_deref().context("a golden file with tokens")?;
+        let rows = model.forward(tokens)?;
+        let rows = rows.chunks_exact(model.config().hidden_size);
+        let errors = rows.zip(&self.embeddings).map(|(row, expected)| {
+            let row: Vec<f64> = row.iter().map(|&v| v.into()).collect();
+            1.0 - unit(&row).into_iter().zip(unit(expected)).map(|(a, b)| a * b).sum::<f64>()
+        });
+        Ok(errors.collect())
     }
 
     /// The tokens of every input; where the file has texts, tokenized here and compared.

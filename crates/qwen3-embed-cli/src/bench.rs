@@ -99,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let embedder = args.model.builder().overflow(Overflow::Error).threads(threads).build()?;
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
-    let arithmetic = args.model.precision().arithmetic();
+    let arithmetic = embedder.precision().arithmetic();
     let core_peak = Kernels::best().measured_peak(arithmetic);
     let peak = core_peak * threads as f64;
     let mut report = Report { machine: machine(core_peak), results: Vec::new() };

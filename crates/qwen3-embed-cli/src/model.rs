@@ -19,20 +19,19 @@ enum PrecisionArg {
     F32,
     Bf16,
     Int8,
+    /// The fastest that this processor and these weights allow without a loss that matters
+    Auto,
 }
 
 impl ModelArgs {
     /// An embedder of this model, to be set up further.
     pub(crate) fn builder(&self) -> EmbedderBuilder {
-        Embedder::builder(self.model.as_path()).precision(self.precision())
-    }
-
-    pub(crate) fn precision(&self) -> Precision {
-        match self.precision {
+        Embedder::builder(self.model.as_path()).precision(match self.precision {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,
             PrecisionArg::Int8 => Precision::Int8,
-        }
+            PrecisionArg::Auto => Precision::Auto,
+        })
     }
 
     /// The precision's name on the command line.

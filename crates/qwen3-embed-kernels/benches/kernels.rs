@@ -9,8 +9,8 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use half::bf16;
 use qwen3_embed_kernels::Ragged;
 use qwen3_embed_kernels::cpu::{
-    Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Rows, RowsMut,
-    Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
+    Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Quantised, Rows,
+    RowsMut, Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
 };
 
 type Group<'a> = BenchmarkGroup<'a, criterion::measurement::WallTime>;
@@ -65,6 +65,10 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
         let bf16 = PackedWeight::pack_bf16(n_out, n_in, layout, |_, row| {
             row.iter_mut().zip(&weight).for_each(|(w, &v)| *w = bf16::from_f32(v));
         });
+        let int8 = PackedWeight::pack_int8(n_out, n_in, layout, &[], |_, row| {
+            row.copy_from_slice(&weight);
+        });
+        let int8 = int8.repacked(kernels);
         for rows in [1, 24, 1020] {
             flop(group, 2 * rows * n_in * n_out);
             let x = Activations::<f32>::new([rows, n_in], |v| v);
@@ -81,6 +85,16 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
                     b.iter(|| packed.multiply(black_box(x), None, out, Epilogue::Store));
                 });
             }
+            let mut quantised = Quantised::default();
+            let mut out = Activations::<f32>::new([rows, int8.n_columns()], |v| v);
+            group.bench_function(format!("{name} i16 × i8, {rows} rows"), |b| {
+                let out = &mut out.rows_mut();
+                let x = quantised.quantise(&int8, x.rows());
+                b.iter(|| int8.multiply(black_box(x), None, out, Epilogue::Store));
+            });
+            group.bench_function(format!("{name} activations to i16, {rows} rows"), |b| {
+                b.iter(|| _ = quantised.quantise(&int8, black_box(x.rows())));
+            });
         }
     }
 }
@@ -131,9 +145,9 @@ fn kernels(criterion: &mut Criterion) {
     for kernels in Kernels::available() {
         let mut group = criterion.benchmark_group(kernels.name);
         group.sample_size(10);
-        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
             let peak = kernels.measured_peak(arithmetic) / 1e9;
-            println!("{}: peak of {arithmetic:?} {peak:.1} GFLOP/s", kernels.name);
+            println!("{}: peak of {arithmetic:?} {peak:.1} GOP/s", kernels.name);
         }
         linear(&mut group, kernels);
         attention(&mut group, kernels);

@@ -27,6 +27,7 @@ pub struct Model {
     layers: Vec<DecoderLayer>,
     norm: Tensor,
     rope: RopeTable,
+    precision: Precision,
     arithmetic: Arithmetic,
     device: candle_core::Device,
     /// Room for activations, one for each call that has run at the same time as others.
@@ -53,6 +54,7 @@ impl Model {
     pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self> {
         let device = device.open()?;
         let (config, weights) = open(path)?;
+        let precision = precision.for_weights(weights.has_few_bits());
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
@@ -61,7 +63,7 @@ impl Model {
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
         let mut calibration = match precision {
             Precision::Int8 => Some(Calibration::new(&config, &embed_tokens, &rope, &device)?),
-            Precision::F32 | Precision::Bf16 => None,
+            Precision::F32 | Precision::Bf16 | Precision::Auto => None,
         };
         let mut layers = Vec::new();
         for layer_idx in 0..config.num_hidden_layers {
@@ -70,7 +72,17 @@ impl Model {
             layers.push(loader.load(calibration.as_mut())?);
         }
         let (arithmetic, workspaces) = (precision.arithmetic(), Mutex::default());
-        Ok(Self { config, embed_tokens, layers, norm, rope, arithmetic, device, workspaces })
+        Ok(Self {
+            config,
+            embed_tokens,
+            layers,
+            norm,
+            rope,
+            precision,
+            arithmetic,
+            device,
+            workspaces,
+        })
     }
 
     /// Multiplies so, be it fast on this processor or not: tests see the arithmetic of other
@@ -78,6 +90,11 @@ impl Model {
     #[doc(hidden)]
     pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
         Self { arithmetic, workspaces: Mutex::default(), ..self }
+    }
+
+    /// How the weights are kept and multiplied: what [`Precision::Auto`] has become.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The model's hyper-parameters.

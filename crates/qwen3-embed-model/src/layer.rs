@@ -187,7 +187,7 @@ impl Projection {
     /// Packs it, in 8 bits with more of them for the input features `precise`.
     fn pack(&self, precision: Precision, precise: &[usize]) -> Result<ops::Linear> {
         let weight = match precision {
-            Precision::F32 => self.matrix.pack_f32(self.layout),
+            Precision::F32 | Precision::Auto => self.matrix.pack_f32(self.layout),
             Precision::Bf16 => self.matrix.pack_bf16(self.layout),
             Precision::Int8 if self.matrix.is_q8_0() => self.matrix.pack_q8_0(self.layout),
             Precision::Int8 => self.matrix.pack_int8(self.layout, self.norm.as_deref(), precise),

@@ -29,20 +29,36 @@ pub enum Precision {
     /// checkpoint is in bf16, and as fast.
     Bf16,
     /// Weights in 8 bits with a scale for every 32, and activations brought into 16 bits for every
-    /// product: a little over one byte for each weight, and the fastest. Attention, norms and sums
-    /// are f32, token embeddings as the checkpoint stores them. The norms' weights become part of the
-    /// products behind them, and the features with the largest activations, which a few tokens that
-    /// pass the layers while they are loaded show, have weights of twice as many bits.
+    /// product: a little over one byte for each weight. Attention, norms and sums are f32, token
+    /// embeddings as the checkpoint stores them. The weights of a GGUF file in Q8_0 are used as they
+    /// are. Others are rounded, after the weight of the norm before them has become part of them; the
+    /// features with the largest activations, which a few tokens that pass the layers while they are
+    /// loaded show, then have weights of twice as many bits.
     Int8,
+    /// The fastest of `Bf16` and `Int8`, and the more exact where they are as fast: `Bf16` where the
+    /// processor multiplies bf16, unless the weights are stored in fewer bits; else `Int8`.
+    Auto,
 }
 
 impl Precision {
-    /// How this processor multiplies with weights of this precision.
+    /// How this processor multiplies with weights of this precision, where they are stored in 16 bits
+    /// or more.
     pub fn arithmetic(self) -> Arithmetic {
-        match self {
-            Self::F32 => Arithmetic::F32,
+        match self.for_weights(false) {
             Self::Bf16 => Kernels::best().bf16_weights,
             Self::Int8 => Arithmetic::Int8,
+            Self::F32 | Self::Auto => Arithmetic::F32,
+        }
+    }
+
+    /// The precision itself, or what [`Auto`](Self::Auto) is for weights that are stored in fewer than
+    /// 16 bits or not.
+    pub(crate) fn for_weights(self, few_bits: bool) -> Self {
+        let has_bf16 = Kernels::best().bf16_weights == Arithmetic::Bf16;
+        match self {
+            Self::Auto if has_bf16 && !few_bits => Self::Bf16,
+            Self::Auto => Self::Int8,
+            precision => precision,
         }
     }
 }
@@ -126,6 +142,13 @@ impl Weights {
             tensors.insert(tensor.name.to_owned(), entry);
         }
         Ok((config, Self { path: path.to_path_buf(), tensors, naming: Naming::Gguf }))
+    }
+
+    /// Whether a weight of the first layer is stored in fewer than 16 bits.
+    pub(crate) fn has_few_bits(&self) -> bool {
+        let name = self.name_in_file("layers.0.mlp.down_proj.weight");
+        let stored_type = self.tensors.get(&name).map(|entry| entry.stored_type);
+        stored_type.is_some_and(|stored| stored.is_ok_and(|stored| stored.values_per_block() > 1))
     }
 
     /// Whether the decoder has a tensor of this name.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use qwen3_embed_model::{Arithmetic, Device, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, Kernels, Model, Precision};
 use serde_json::Value;
 
 /// Largest difference of a component of a unit vector from transformers in f32.
@@ -140,4 +140,42 @@ fn bf16_products_are_half_as_far_off_as_those_of_transformers() {
         let worst = ours.iter().fold(0f64, |worst, &error| worst.max(error));
         assert!(worst <= 5e-4, "{name}: {worst:e} in {ours:?}");
     }
+}
+
+/// 1 − cosine between the golden vectors and a precision's, for each input.
+fn errors(name: &str, precision: Precision) -> Vec<f64> {
+    let golden = golden(name);
+    let model = Model::load(&model(name), Device::Cpu, precision).unwrap();
+    let rows = model.forward(&tokens(&golden)).unwrap();
+    rows.chunks_exact(model.config().hidden_size)
+        .zip(golden["embeddings"].as_array().unwrap())
+        .map(|(row, expected)| 1.0 - cosine(&widened(row), &numbers(expected)))
+        .collect()
+}
+
+/// The outliers among them, and weights that a GGUF file has in fewer bits: against transformers in
+/// f32 with the values that the file stands for.
+#[test]
+fn int8_keeps_a_cosine_of_0_998_for_every_text() {
+    for name in FIXTURES {
+        let errors = errors(name, Precision::Int8);
+        let worst = errors.iter().fold(0f64, |worst, &error| worst.max(error));
+        println!("{name}: {worst:e}");
+        assert!(worst <= 2e-3, "{name}: {errors:?}");
+    }
+}
+
+/// Only activations are rounded, to 16 bits.
+#[test]
+fn weights_in_q8_0_are_used_as_they_are() {
+    let worst = errors("gguf-q8-0", Precision::Int8).into_iter().fold(0f64, f64::max);
+    assert!(worst <= 1e-6, "{worst:e}");
+}
+
+#[test]
+fn auto_becomes_what_is_fastest_for_the_weights() {
+    let auto = |name| Model::load(&model(name), Device::Cpu, Precision::Auto).unwrap().precision();
+    assert_eq!(auto("gguf-q8-0"), Precision::Int8);
+    let has_bf16 = Kernels::best().bf16_weights == Arithmetic::Bf16;
+    assert_eq!(auto("wide"), if has_bf16 { Precision::Bf16 } else { Precision::Int8 });
 }

@@ -12,11 +12,12 @@ fn load(name: &str) -> Model {
 }
 
 /// The fixture in every precision and arithmetic.
-fn load_all(name: &str) -> [Model; 3] {
+fn load_all(name: &str) -> [Model; 4] {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
     let bf16 = || Model::load(&dir, Device::Cpu, Precision::Bf16).unwrap();
     let [f32_products, bf16_products] = [Arithmetic::F32, Arithmetic::Bf16];
-    [load(name), bf16().with_arithmetic(f32_products), bf16().with_arithmetic(bf16_products)]
+    let int8 = Model::load(&dir, Device::Cpu, Precision::Int8).unwrap();
+    [load(name), bf16().with_arithmetic(f32_products), bf16().with_arithmetic(bf16_products), int8]
 }
 
 /// Token ids without a pattern.

@@ -1,4 +1,4 @@
-use qwen3_embed_model::{Config, Model};
+use qwen3_embed_model::{Config, Model, Precision};
 use qwen3_embed_text::{
     DEFAULT_INSTRUCTION, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
 };
@@ -125,6 +125,12 @@ impl Embedder {
     /// The longest text, in tokens.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// How the model's weights are kept and multiplied: what
+    /// [`Precision::Auto`](crate::Precision::Auto) has become.
+    pub fn precision(&self) -> Precision {
+        self.model.precision()
     }
 
     /// The model's hyper-parameters.
