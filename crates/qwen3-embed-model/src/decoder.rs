@@ -61,10 +61,9 @@ impl Model {
         let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        let mut calibration = match precision {
-            Precision::Int8 => Some(Calibration::new(&config, &embed_tokens, &rope, &device)?),
-            Precision::F32 | Precision::Bf16 | Precision::Auto => None,
-        };
+        let rounds = precision == Precision::Int8 && !weights.are_q8_0();
+        let calibration = rounds.then(|| Calibration::new(&config, &embed_tokens, &rope, &device));
+        let mut calibration = calibration.transpose()?;
         let mut layers = Vec::new();
         for layer_idx in 0..config.num_hidden_layers {
             let (weights, config, device) = (&weights, &config, &device);

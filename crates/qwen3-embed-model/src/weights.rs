@@ -151,6 +151,16 @@ impl Weights {
         stored_type.is_some_and(|stored| stored.is_ok_and(|stored| stored.values_per_block() > 1))
     }
 
+    /// Whether all matrices of the layers are stored in Q8_0, and so need no rounding to 8 bits.
+    pub(crate) fn are_q8_0(&self) -> bool {
+        let mut matrices = self
+            .tensors
+            .iter()
+            .filter(|(name, entry)| name.starts_with("blk.") && entry.shape.len() == 2);
+        matches!(self.naming, Naming::Gguf)
+            && matrices.all(|(_, entry)| entry.stored_type == Ok(StoredType::Q8_0))
+    }
+
     /// Whether the decoder has a tensor of this name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(&self.name_in_file(name))

@@ -326,16 +326,21 @@ impl QuantisedRow<'_> {
 /// Writes a group of weights as multiples of its scale, which is returned. A weight that is not finite
 /// makes the scale NaN, so that it does not vanish.
 fn quantise_group(weights: &[f32], values: &mut [i8]) -> f32 {
-    if weights.iter().any(|w| !w.is_finite()) {
+    // Magnitudes are in the order of their bits, what is not finite above all others.
+    let magnitude = |w: &f32| (w.to_bits() & 0x7fff_ffff) as i32;
+    let largest = weights.iter().fold(0, |largest, w| largest.max(magnitude(w)));
+    let largest = f32::from_bits(largest as u32);
+    if !largest.is_finite() {
         values.fill(1);
         return f32::NAN;
     }
-    let largest = weights.iter().fold(0f32, |largest, w| largest.max(w.abs()));
     let scale = largest / 127.0;
     // Of a scale that is subnormal or zero nothing but zeros are multiples.
     let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { 127.0 / largest };
     for (value, weight) in values.iter_mut().zip(weights) {
-        *value = (weight * inverse).round_ties_even() as i8;
+        // Beside 1.5 · 2^23 there are no bits for a fraction: the lowest eight are the nearest whole
+        // number.
+        *value = (weight * inverse + 12_582_912.0).to_bits() as i8;
     }
     scale
 }
