@@ -58,6 +58,9 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 sets.push(avx2::table());
+                if is_x86_feature_detected!("avxvnni") {
+                    sets.push(avx2_vnni::table());
+                }
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                     sets.push(avx512::table());
                     if is_x86_feature_detected!("avx512bf16")
@@ -201,11 +204,22 @@ kernel_set!(portable, "portable", Portable, Portable, F32,);
 kernel_set!(
     avx2,
     "AVX2 and FMA",
-    Avx2,
+    Avx2<false>,
     // SAFETY: the functions of this table run only where the features were detected.
-    unsafe { Avx2::new() },
+    unsafe { Avx2::<false>::new() },
     F32,
     #[target_feature(enable = "avx2,fma")]
+);
+
+#[cfg(target_arch = "x86_64")]
+kernel_set!(
+    avx2_vnni,
+    "AVX2 and FMA with VNNI",
+    Avx2<true>,
+    // SAFETY: as above.
+    unsafe { Avx2::<true>::new() },
+    F32,
+    #[target_feature(enable = "avx2,fma,avxvnni")]
 );
 
 #[cfg(target_arch = "x86_64")]

@@ -5,24 +5,24 @@ use half::bf16;
 
 use super::Simd;
 
-/// AVX2 and FMA.
+/// AVX2 and FMA and, where `VNNI`, AVX-VNNI.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cpu) struct Avx2(());
+pub(in crate::cpu) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// # Safety
     ///
-    /// The processor has AVX2 and FMA.
+    /// The processor has AVX2 and FMA and, where `VNNI`, AVX-VNNI.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-// SAFETY: `Avx2::new` demands the features. Each block below calls intrinsics of AVX, AVX2 or
-// FMA, which a value of the type proves to be there; pointers are vouched for by the caller, and
-// the loads and stores are the unaligned ones.
-unsafe impl Simd for Avx2 {
+// SAFETY: `Avx2::new` demands the features. Each block below calls intrinsics of AVX, AVX2 or FMA
+// or, where `VNNI`, of AVX-VNNI, which a value of the type proves to be there; pointers are vouched
+// for by the caller, and the loads and stores are the unaligned ones.
+unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type V = __m256;
     type I = __m256i;
     const LANES: usize = 8;
@@ -160,7 +160,12 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     fn add_pair_products(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_add_epi32(c, _mm256_madd_epi16(a, b)) }
+        unsafe {
+            if VNNI {
+                return _mm256_dpwssd_avx_epi32(c, a, b);
+            }
+            _mm256_add_epi32(c, _mm256_madd_epi16(a, b))
+        }
     }
     #[inline(always)]
     fn float(self, x: __m256i) -> __m256 {
