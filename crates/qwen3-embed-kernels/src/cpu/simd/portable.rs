@@ -120,8 +120,10 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     fn add_pair_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
         std::array::from_fn(|i| {
-            let (a, b) = (a[i], b[i]);
-            c[i] + i32::from(a as i16) * i32::from(b as i16) + (a >> 16) * (b >> 16)
+            // As processors do it: no product of two i16 overflows, a sum wraps around.
+            let (first, second) = (i32::from(a[i] as i16), a[i] >> 16);
+            let first = first * i32::from(b[i] as i16);
+            c[i].wrapping_add(first).wrapping_add(second * (b[i] >> 16))
         })
     }
     #[inline(always)]
