@@ -59,11 +59,12 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
+    #[expect(clippy::pointers_in_nomem_asm_block, reason = "there is no instruction that reads it")]
     fn after<T>(self, mut p: *const T, x: __m256) -> *const T {
         // SAFETY: no instruction, and `p` as it was.
         unsafe {
             asm!("/* {p} {x} */", p = inout(reg) p, x = in(xmm_reg) _mm256_castps256_ps128(x),
-                options(pure, readonly, nostack, preserves_flags));
+                options(pure, nomem, nostack, preserves_flags));
         }
         p
     }
