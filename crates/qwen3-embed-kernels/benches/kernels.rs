@@ -7,11 +7,11 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
-use qwen3_embed_kernels::Ragged;
 use qwen3_embed_kernels::cpu::{
     Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Quantised, Rows,
     RowsMut, Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
 };
+use qwen3_embed_kernels::{Queries, Ragged};
 
 type Group<'a> = BenchmarkGroup<'a, criterion::measurement::WallTime>;
 
@@ -113,7 +113,8 @@ fn attention(group: &mut Group<'_>, kernels: &'static Kernels) {
             group.bench_function(format!("attention {kind}, {texts} × {length}"), |b| {
                 b.iter(|| {
                     let qkv = black_box(&qkv);
-                    causal_attention(kernels, qkv, &batch, HEADS, &mut scratch, &mut out);
+                    let queries = Queries::All;
+                    causal_attention(kernels, qkv, &batch, queries, HEADS, &mut scratch, &mut out);
                 });
             });
         }
@@ -134,7 +135,7 @@ fn rows(group: &mut Group<'_>, kernels: &'static Kernels) {
     group.bench_function("qk_norm_rope 1024 tokens", |b| {
         b.iter(|| {
             let (norms, tables) = ([norm.as_slice(); 2], [table.as_slice(); 2]);
-            qk_norm_rope(kernels, black_box(&mut qkv), HEADS, norms, 1e-6, tables);
+            qk_norm_rope(kernels, black_box(&mut qkv), HEADS, 0, norms, 1e-6, tables);
         });
     });
 }

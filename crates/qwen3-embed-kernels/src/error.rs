@@ -28,6 +28,16 @@ pub enum Error {
         /// Index of the text in the batch.
         text: usize,
     },
+    /// A segment of a batch continues one that does not come before it.
+    #[error(
+        "segment {segment} of the batch continues segment {parent}, which is not an earlier one"
+    )]
+    Parent {
+        /// Index of the segment.
+        segment: usize,
+        /// Index of the one that it is to continue.
+        parent: usize,
+    },
     /// The batch has more tokens than row indices can count.
     #[error("a batch of {n_tokens} tokens is over the limit of {} tokens", u32::MAX)]
     BatchTooLarge {

@@ -5,15 +5,16 @@
 //! [`reference`](mod@reference) holds the same operations as plain loops in f64: the oracle against
 //! which every kernel is tested.
 //!
-//! A batch is *ragged*: the tokens of all texts lie end to end, without padding, and [`Ragged`]
-//! says where each text begins.
+//! A batch is *ragged*: the tokens of all texts lie end to end, without padding, those that texts
+//! share only once, and [`Ragged`] says where they are.
 //!
 //! Shapes are written with these letters, everywhere in this crate:
 //!
 //! | letter | meaning |
 //! |---|---|
 //! | N | texts in the batch |
-//! | T | tokens in the batch, all texts together |
+//! | T | tokens in the batch that are computed, all texts together |
+//! | P | tokens in the batch whose keys and values are given |
 //! | H | query heads |
 //! | K | key/value heads; each serves H / K query heads |
 //! | D | head dimension |
@@ -28,4 +29,4 @@ mod ragged;
 pub mod reference;
 
 pub use error::{Error, Result};
-pub use ragged::Ragged;
+pub use ragged::{Queries, Ragged, Segment, SegmentKind};

@@ -9,6 +9,7 @@
 //! may have a gap between them.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout as Strides, Storage, Tensor};
 
@@ -16,7 +17,7 @@ use crate::cpu::{
     self, Arithmetic, Epilogue, Heads, Kernels, PackedWeight, Quantised, Rows, RowsMut, Values,
     ValuesMut,
 };
-use crate::{Error, Ragged, Result};
+use crate::{Error, Queries, Ragged, Result};
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`.
 ///
@@ -88,12 +89,38 @@ impl Linear {
         epilogue: Epilogue,
         scratch: &Scratch,
     ) -> Result<()> {
+        self.forward_columns(x, 0..self.weight.n_columns(), out, epilogue, scratch)
+    }
+
+    /// Applies the layer as [`forward`](Self::forward) does, to part of the output: at least these
+    /// columns of `out` are computed, and any of their neighbours may be.
+    ///
+    /// # Shapes
+    ///
+    /// `x` is [T, I]; `out` is [T, O], or [T, O / 2] with [`SwiGlu`](cpu::Layout::SwiGlu).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] if they are not, or if a column is not one of `out`; [`Error::Type`] as for
+    /// [`forward`](Self::forward).
+    pub fn forward_columns(
+        &self,
+        x: &Tensor,
+        columns: Range<usize>,
+        out: &Tensor,
+        epilogue: Epilogue,
+        scratch: &Scratch,
+    ) -> Result<()> {
         let n_in = self.weight.n_in();
         let n_rows = match x.dims() {
             &[n_rows, columns] if columns == n_in => n_rows,
             _ => return Err(shape_error("linear", format!("[T, I = {n_in}]"), x)),
         };
         expect("linear out", out, &[n_rows, self.weight.n_columns()])?;
+        if columns.end > self.weight.n_columns() {
+            let expected = format!("[T, more than {} columns]", columns.end - 1);
+            return Err(shape_error("linear out", expected, out));
+        }
         let is_int8 = self.weight.accepts(Arithmetic::Int8);
         if x.dtype() == DType::BF16 && !self.weight.accepts(Arithmetic::Bf16) {
             return Err(type_error("linear", "f32", x));
@@ -104,13 +131,14 @@ impl Linear {
         apply("linear", out, [x], |out, [x]| {
             let quantised = &mut scratch.activations.borrow_mut();
             let x = if is_int8 { quantised.quantise(&self.weight, x) } else { x };
-            self.weight.multiply(x, self.bias.as_deref(), out, epilogue);
+            let bias = self.bias.as_deref();
+            self.weight.multiply_columns(x, columns.clone(), bias, out, epilogue);
         })
     }
 }
 
 /// Per-head RMSNorm followed by rotary position embedding of a batch's queries and keys, in place.
-/// Lane `i` of a head is paired with lane `i + D/2`.
+/// Lane `i` of a head is paired with lane `i + D/2`. The rows before `first_query` have no queries.
 ///
 /// # Shapes
 ///
@@ -128,6 +156,7 @@ impl Linear {
 pub fn qk_norm_rope(
     qkv: &Tensor,
     heads: Heads,
+    first_query: usize,
     [q_norm, k_norm]: [&Tensor; 2],
     eps: f64,
     [cos, sin]: [&Tensor; 2],
@@ -143,7 +172,8 @@ pub fn qk_norm_rope(
     apply("qk_norm_rope", qkv, [q_norm, k_norm, cos, sin], |qkv, [q_norm, k_norm, cos, sin]| {
         let qkv = qkv.as_f32().expect("`expect_dense` has looked");
         let (norms, tables) = ([dense(q_norm), dense(k_norm)], [dense(cos), dense(sin)]);
-        cpu::qk_norm_rope(Kernels::best(), qkv, heads, norms, eps as f32, tables);
+        let kernels = Kernels::best();
+        cpu::qk_norm_rope(kernels, qkv, heads, first_query, norms, eps as f32, tables);
     })
 }
 
@@ -156,18 +186,20 @@ pub struct Scratch {
 }
 
 /// Causal grouped-query attention within each text: a token sees itself and what comes before it
-/// in its own text, and query head `h` reads key/value head `h / (H / K)`.
+/// in its own text, and query head `h` reads key/value head `h / (H / K)`. With [`Queries::Last`]
+/// only the last token of each text has a query.
 ///
 /// Memory grows with a text's length, not with its square. Products are computed in the type of
 /// `out`, sums and the softmax in f32.
 ///
 /// # Shapes
 ///
-/// `qkv` is [T, (H + 2K) · D], its queries divided by √D; `out` is [T, H · D].
+/// `qkv` is [P + T, (H + 2K) · D], its queries divided by √D; `out` is [T, H · D], or [N, H · D] for
+/// [`Queries::Last`].
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] if they are not, if T is not the batch's, or if D is odd or K does not divide H;
+/// [`Error::Shape`] if they are not, if the rows are not the batch's, or if D is odd or K does not divide H;
 /// [`Error::Type`] if `qkv` is not f32, or `out` neither f32 nor bf16.
 ///
 /// # Source
@@ -176,20 +208,22 @@ pub struct Scratch {
 pub fn causal_attention(
     qkv: &Tensor,
     batch: &Ragged,
+    queries: Queries,
     heads: Heads,
     scratch: &Scratch,
     out: &Tensor,
 ) -> Result<()> {
     let n_rows = check_qkv("causal_attention", qkv, heads)?;
-    if n_rows != batch.n_tokens() {
-        let expected = format!("[T = {}, ..]", batch.n_tokens());
+    if n_rows != batch.n_rows() {
+        let expected = format!("[P + T = {}, ..]", batch.n_rows());
         return Err(shape_error("causal_attention", expected, qkv));
     }
-    expect("causal_attention out", out, &[n_rows, heads.q_columns()])?;
+    let n_queries = n_rows - batch.first_query(queries);
+    expect("causal_attention out", out, &[n_queries, heads.q_columns()])?;
     expect_dense("causal_attention", [qkv])?;
     apply("causal_attention", out, [qkv], |out, [qkv]| {
-        let scratch = &mut scratch.attention.borrow_mut();
-        cpu::causal_attention(Kernels::best(), dense(qkv), batch, heads, scratch, out);
+        let (kernels, scratch) = (Kernels::best(), &mut scratch.attention.borrow_mut());
+        cpu::causal_attention(kernels, dense(qkv), batch, queries, heads, scratch, out);
     })
 }
 
@@ -221,6 +255,21 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     }
     let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
     Ok(x.index_select(&rows, 0)?)
+}
+
+/// Copies a matrix into another, `out = x`, both f32 and in rows that may have a gap between them.
+///
+/// # Errors
+///
+/// [`Error::Shape`] if they are not of one shape, [`Error::Type`] if one is not f32.
+pub fn copy_rows(x: &Tensor, out: &Tensor) -> Result<()> {
+    expect("copy_rows out", out, x.dims())?;
+    for tensor in [x, out] {
+        if tensor.dtype() != DType::F32 {
+            return Err(type_error("copy_rows", "f32", tensor));
+        }
+    }
+    apply("copy_rows", out, [x], |out, [x]| cpu::copy_rows(x, out))
 }
 
 /// A tensor's values in f32, row by row.

@@ -2,7 +2,16 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// Where each text of a ragged batch begins and ends.
+/// Where the tokens of a ragged batch are: which rows of its matrices, at which positions of which
+/// texts.
+///
+/// A batch is a forest of *segments*, runs of tokens that are computed once. A text is a segment, or a
+/// chain of them from a root on: what several texts begin with is the segment that theirs continue.
+///
+/// Its rows are, in this order: those of [given](SegmentKind::Given) segments, whose keys and values
+/// are known already; those that are computed, text by text; and, among these the last, the last
+/// token of each text that [ends](SegmentKind::Text) in a segment, side by side, because the last
+/// layer needs no other.
 ///
 /// # Examples
 ///
@@ -11,78 +20,226 @@ use crate::{Error, Result};
 ///
 /// let batch = Ragged::from_lengths([3, 1, 2])?;
 /// assert_eq!(batch.n_tokens(), 6);
-/// assert_eq!(batch.range(2), 4..6);
 /// assert_eq!(batch.last_rows(), [2, 3, 5]);
 /// assert_eq!(batch.positions().collect::<Vec<_>>(), [0, 1, 2, 0, 0, 1]);
 /// # Ok::<(), qwen3_embed_kernels::Error>(())
 /// ```
+///
+/// Two texts of five tokens, of which they share the first three:
+///
+/// ```
+/// use qwen3_embed_kernels::{Ragged, Segment, SegmentKind};
+///
+/// let text = Segment { n_tokens: 2, parent: Some(0), kind: SegmentKind::Text };
+/// let shared = Segment { n_tokens: 3, parent: None, kind: SegmentKind::Inner };
+/// let batch = Ragged::from_segments([shared, text, text])?;
+/// assert_eq!((batch.n_tokens(), batch.n_last()), (7, 2));
+/// assert_eq!(batch.path(1).collect::<Vec<_>>(), [0, 1, 2, 3, 5]);
+/// assert_eq!(batch.path(2).collect::<Vec<_>>(), [0, 1, 2, 4, 6]);
+/// # Ok::<(), qwen3_embed_kernels::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ragged {
-    /// N + 1 row indices: text `i` is rows `offsets[i]..offsets[i + 1]`.
-    offsets: Vec<usize>,
+    segments: Vec<Placed>,
+    n_given: usize,
+    n_tokens: usize,
+    n_last: usize,
+}
+
+/// A run of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// At least one.
+    pub n_tokens: usize,
+    /// The segment that this one continues, an earlier one; none where a text begins.
+    pub parent: Option<usize>,
+    /// What is known of it and wanted from it.
+    pub kind: SegmentKind,
+}
+
+/// What is known of a segment and wanted from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// Its keys and values are known. Nothing is computed.
+    Given,
+    /// It is computed, all its tokens alike.
+    Inner,
+    /// It is computed, and a text ends with it: its last token is among the last rows of the batch.
+    Text,
+}
+
+/// A segment and its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Placed {
+    segment: Segment,
+    /// Position of the first token in its texts.
+    start: usize,
+    /// Row of the first token, if it is not the last token of a text.
+    row: usize,
+    /// Row of the last token.
+    last_row: usize,
+}
+
+/// Which rows have queries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queries {
+    /// All that are computed.
+    All,
+    /// The last token of each text.
+    Last,
 }
 
 impl Ragged {
-    /// A batch of texts with these lengths, in tokens.
+    /// A batch of texts with these lengths, in tokens, each an [inner](SegmentKind::Inner) segment of
+    /// its own: their rows lie in order, end to end.
     ///
     /// # Errors
     ///
-    /// [`Error::EmptyText`] if a length is zero, [`Error::BatchTooLarge`] if row indices would not
-    /// fit in 32 bits.
+    /// As [`from_segments`](Self::from_segments).
     pub fn from_lengths(lengths: impl IntoIterator<Item = usize>) -> Result<Self> {
-        let mut offsets = vec![0];
-        let mut n_tokens = 0usize;
-        for (text, length) in lengths.into_iter().enumerate() {
-            if length == 0 {
-                return Err(Error::EmptyText { text });
+        Self::from_segments(lengths.into_iter().map(|n_tokens| Segment {
+            n_tokens,
+            parent: None,
+            kind: SegmentKind::Inner,
+        }))
+    }
+
+    /// A batch of these segments.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyText`] if one has no token, [`Error::Parent`] if one continues itself or a later
+    /// one, [`Error::BatchTooLarge`] if row indices would not fit in 32 bits.
+    pub fn from_segments(segments: impl IntoIterator<Item = Segment>) -> Result<Self> {
+        let mut placed: Vec<Placed> = Vec::new();
+        let (mut n_given, mut n_inner, mut n_last) = (0usize, 0usize, 0usize);
+        for (idx, segment) in segments.into_iter().enumerate() {
+            let Segment { n_tokens, parent, kind } = segment;
+            if n_tokens == 0 {
+                return Err(Error::EmptyText { text: idx });
             }
-            n_tokens = n_tokens.saturating_add(length);
-            if n_tokens > u32::MAX as usize {
-                return Err(Error::BatchTooLarge { n_tokens });
+            let start = match parent {
+                None => 0,
+                Some(parent) if parent < idx => placed[parent].end(),
+                Some(parent) => return Err(Error::Parent { segment: idx, parent }),
+            };
+            let is_text = kind == SegmentKind::Text;
+            let rows = if kind == SegmentKind::Given { &mut n_given } else { &mut n_inner };
+            // Within its own part of the rows so far.
+            let row = *rows;
+            *rows = rows.saturating_add(n_tokens - usize::from(is_text));
+            n_last += usize::from(is_text);
+            let n_rows = n_given.saturating_add(n_inner).saturating_add(n_last);
+            if n_rows > u32::MAX as usize {
+                return Err(Error::BatchTooLarge { n_tokens: n_rows });
             }
-            offsets.push(n_tokens);
+            let last_row = if is_text { n_last - 1 } else { row + n_tokens - 1 };
+            placed.push(Placed { segment, start, row, last_row });
         }
-        Ok(Self { offsets })
+        for placed in &mut placed {
+            let (row, last_row) = match placed.segment.kind {
+                SegmentKind::Given => (0, 0),
+                SegmentKind::Inner => (n_given, n_given),
+                SegmentKind::Text => (n_given, n_given + n_inner),
+            };
+            placed.row += row;
+            placed.last_row += last_row;
+        }
+        Ok(Self { segments: placed, n_given, n_tokens: n_inner + n_last, n_last })
     }
 
-    /// Number of texts, N.
-    pub fn n_texts(&self) -> usize {
-        self.offsets.len() - 1
+    /// Number of segments.
+    pub fn n_segments(&self) -> usize {
+        self.segments.len()
     }
 
-    /// Number of tokens of all texts together, T.
+    /// Rows of given segments, which come first.
+    pub fn n_given(&self) -> usize {
+        self.n_given
+    }
+
+    /// Tokens that are computed, T: the rows behind those of given segments.
     pub fn n_tokens(&self) -> usize {
-        self.offsets[self.n_texts()]
+        self.n_tokens
     }
 
-    /// The rows of text `text`.
+    /// Last tokens of texts, N, the last of the rows that are computed.
+    pub fn n_last(&self) -> usize {
+        self.n_last
+    }
+
+    /// All rows.
+    pub fn n_rows(&self) -> usize {
+        self.n_given + self.n_tokens
+    }
+
+    /// The first row that has a query.
+    pub fn first_query(&self, queries: Queries) -> usize {
+        match queries {
+            Queries::All => self.n_given,
+            Queries::Last => self.n_rows() - self.n_last,
+        }
+    }
+
+    /// What a segment is.
     ///
     /// # Panics
     ///
-    /// If `text` is not below [`n_texts`](Self::n_texts).
-    pub fn range(&self, text: usize) -> Range<usize> {
-        self.offsets[text]..self.offsets[text + 1]
+    /// If there is no such segment; so do the methods below.
+    pub fn segment(&self, segment: usize) -> Segment {
+        self.segments[segment].segment
     }
 
-    /// The rows of each text, in order.
-    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.offsets.windows(2).map(|w| w[0]..w[1])
+    /// The positions of a segment's tokens in its texts.
+    pub fn positions_of(&self, segment: usize) -> Range<usize> {
+        self.segments[segment].start..self.segments[segment].end()
     }
 
-    /// The row of each text's last token.
+    /// The row of the token at `position` in the texts of `segment`, where one of its own tokens or
+    /// what it continues is.
+    pub fn row(&self, mut segment: usize, position: usize) -> usize {
+        loop {
+            let placed = &self.segments[segment];
+            match placed.segment.parent {
+                Some(parent) if position < placed.start => segment = parent,
+                _ if position + 1 == placed.end() => return placed.last_row,
+                _ => return placed.row + (position - placed.start),
+            }
+        }
+    }
+
+    /// The rows from the beginning of a segment's texts to its end.
+    pub fn path(&self, segment: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.segments[segment].end()).map(move |position| self.row(segment, position))
+    }
+
+    /// The row of each segment's last token.
     pub fn last_rows(&self) -> Vec<u32> {
-        // `from_lengths` keeps every offset within u32.
-        self.offsets[1..].iter().map(|&end| end as u32 - 1).collect()
+        // `from_segments` keeps every row within u32.
+        self.segments.iter().map(|placed| placed.last_row as u32).collect()
     }
 
-    /// Each row's position within its own text.
+    /// The position of each row that is computed, in its text.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
-        self.ranges().flat_map(|range| 0..range.len())
+        let computed = || self.segments.iter().filter(|p| p.segment.kind != SegmentKind::Given);
+        let inner = computed().flat_map(|p| p.start..p.end() - usize::from(p.is_text()));
+        inner.chain(computed().filter(|p| p.is_text()).map(|p| p.end() - 1))
     }
 
     /// Length of the longest text, 0 for an empty batch.
     pub fn max_length(&self) -> usize {
-        self.ranges().map(|range| range.len()).max().unwrap_or(0)
+        self.segments.iter().map(Placed::end).max().unwrap_or(0)
+    }
+}
+
+impl Placed {
+    /// The position behind the last token.
+    fn end(&self) -> usize {
+        self.start + self.segment.n_tokens
+    }
+
+    fn is_text(&self) -> bool {
+        self.segment.kind == SegmentKind::Text
     }
 }
 
@@ -93,7 +250,7 @@ mod tests {
     #[test]
     fn an_empty_batch_has_no_rows() {
         let batch = Ragged::from_lengths([]).unwrap();
-        assert_eq!((batch.n_texts(), batch.n_tokens(), batch.max_length()), (0, 0, 0));
+        assert_eq!((batch.n_segments(), batch.n_rows(), batch.max_length()), (0, 0, 0));
         assert!(batch.last_rows().is_empty());
         assert_eq!(batch.positions().count(), 0);
     }
@@ -110,5 +267,46 @@ mod tests {
             let error = Ragged::from_lengths(lengths).unwrap_err();
             assert!(matches!(error, Error::BatchTooLarge { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_segment_continues_an_earlier_one() {
+        let segment = |parent| Segment { n_tokens: 1, parent, kind: SegmentKind::Inner };
+        for parent in [1, 2, usize::MAX] {
+            let error = Ragged::from_segments([segment(None), segment(Some(parent))]).unwrap_err();
+            assert!(matches!(error, Error::Parent { segment: 1, .. }), "{error}");
+        }
+    }
+
+    /// What is given, what is computed, and of that the last tokens of texts come in this order.
+    #[test]
+    fn rows_lie_in_the_order_in_which_they_are_needed() {
+        use SegmentKind::{Given, Inner, Text};
+        let segment = |n_tokens, parent, kind| Segment { n_tokens, parent, kind };
+        let batch = Ragged::from_segments([
+            segment(3, None, Text),
+            segment(2, None, Given),
+            segment(1, Some(1), Inner),
+            segment(2, Some(2), Text),
+            // Continues the text that is the second segment's beginning of another.
+            segment(1, Some(3), Text),
+            segment(2, Some(0), Given),
+            segment(1, Some(5), Text),
+        ])
+        .unwrap();
+        assert_eq!((batch.n_given(), batch.n_tokens(), batch.n_last()), (4, 8, 4));
+        let paths: Vec<Vec<usize>> = (0..7).map(|segment| batch.path(segment).collect()).collect();
+        let expected: [&[usize]; 7] = [
+            &[4, 5, 8],
+            &[0, 1],
+            &[0, 1, 6],
+            &[0, 1, 6, 7, 9],
+            &[0, 1, 6, 7, 9, 10],
+            &[4, 5, 8, 2, 3],
+            &[4, 5, 8, 2, 3, 11],
+        ];
+        assert_eq!(paths, expected);
+        assert_eq!(batch.positions().collect::<Vec<_>>(), [0, 1, 2, 3, 2, 4, 5, 5]);
+        assert_eq!(batch.first_query(Queries::Last), 8);
     }
 }

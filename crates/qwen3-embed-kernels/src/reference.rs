@@ -3,7 +3,7 @@
 //! These are the oracle that kernels are tested against: nothing here is fast, and nothing here is
 //! used outside of tests. Matrices are row-major slices.
 
-use crate::Ragged;
+use crate::{Ragged, SegmentKind};
 
 /// RMSNorm of each row: `y = x / sqrt(mean(x²) + eps) · weight`.
 ///
@@ -59,7 +59,7 @@ pub fn rope(head: &[f64], position: usize, theta: f64) -> Vec<f64> {
     y
 }
 
-/// Per-head RMSNorm followed by RoPE, for the queries or the keys of a batch.
+/// Per-head RMSNorm followed by RoPE, for the queries or the keys of what is computed of a batch.
 ///
 /// # Shapes
 ///
@@ -81,7 +81,8 @@ pub fn qk_norm_rope(x: &[f64], weight: &[f64], eps: f64, theta: f64, batch: &Rag
 ///
 /// # Shapes
 ///
-/// `q` is [T, H · D]; `k` and `v` are [T, K · D]; the result is [T, H · D].
+/// `q` is [P + T, H · D]; `k` and `v` are [P + T, K · D]; the result is [P + T, H · D], zero where
+/// nothing is computed.
 ///
 /// # Source
 ///
@@ -97,22 +98,26 @@ pub fn causal_attention(
 ) -> Vec<f64> {
     let mut y = vec![0.0; q.len()];
     let at = |row: usize, head: usize, heads: usize| (row * heads + head) * head_dim;
-    for text in batch.ranges() {
-        for row in text.clone() {
+    for segment in 0..batch.n_segments() {
+        if batch.segment(segment).kind == SegmentKind::Given {
+            continue;
+        }
+        let path: Vec<usize> = batch.path(segment).collect();
+        for position in batch.positions_of(segment) {
+            let (row, seen) = (path[position], &path[..=position]);
             for head in 0..n_heads {
                 let kv_head = head / (n_heads / n_kv_heads);
                 let query = &q[at(row, head, n_heads)..][..head_dim];
-                let seen = text.start..row + 1;
                 let scores: Vec<f64> = seen
-                    .clone()
-                    .map(|other| {
+                    .iter()
+                    .map(|&other| {
                         let key = &k[at(other, kv_head, n_kv_heads)..][..head_dim];
                         let dot: f64 = query.iter().zip(key).map(|(a, b)| a * b).sum();
                         dot / (head_dim as f64).sqrt()
                     })
                     .collect();
                 let out = &mut y[at(row, head, n_heads)..][..head_dim];
-                for (other, weight) in seen.zip(softmax(&scores)) {
+                for (&other, weight) in seen.iter().zip(softmax(&scores)) {
                     let value = &v[at(other, kv_head, n_kv_heads)..][..head_dim];
                     out.iter_mut().zip(value).for_each(|(o, v)| *o += weight * v);
                 }

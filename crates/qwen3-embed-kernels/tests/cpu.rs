@@ -16,7 +16,7 @@ use qwen3_embed_kernels::cpu::{
     Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Rows, RowsMut,
     Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
 };
-use qwen3_embed_kernels::{Ragged, reference};
+use qwen3_embed_kernels::{Queries, Ragged, Segment, SegmentKind, reference};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 const U: f64 = f32::EPSILON as f64 / 2.0;
@@ -397,7 +397,7 @@ fn qk_norm_rope_matches_the_reference() {
         for kernels in Kernels::available() {
             let mut qkv = Misaligned(before.0.clone());
             let norms = [q_norm.get(), k_norm.get()];
-            qk_norm_rope(kernels, qkv.get_mut(), heads, norms, 1e-6, [&cos, &sin]);
+            qk_norm_rope(kernels, qkv.get_mut(), heads, 0, norms, 1e-6, [&cos, &sin]);
             let parts = [(0, n_heads, &q_norm), (n_heads, n_kv_heads, &k_norm)];
             for (first, count, norm) in parts {
                 let part = |values: &[f32]| -> Vec<f32> {
@@ -429,21 +429,31 @@ fn qk_norm_rope_matches_the_reference() {
 }
 
 fn attend<T: Value>(kernels: &Kernels, qkv: &[f32], batch: &Ragged, heads: Heads) -> Grid<T> {
-    let mut out = Grid::nan(batch.n_tokens(), heads.q_columns());
+    attend_from::<T>(kernels, qkv, batch, Queries::All, heads)
+}
+
+fn attend_from<T: Value>(
+    kernels: &Kernels,
+    qkv: &[f32],
+    batch: &Ragged,
+    queries: Queries,
+    heads: Heads,
+) -> Grid<T> {
+    let mut out = Grid::nan(batch.n_rows() - batch.first_query(queries), heads.q_columns());
     let mut scratch = AttentionScratch::default();
     // What an earlier and larger batch left in the scratch must not matter.
     let larger = Ragged::from_lengths([batch.n_tokens() + 40]).unwrap();
     let ones = vec![1.0; larger.n_tokens() * heads.qkv_columns()];
     let mut ignored = Grid::<T>::nan(larger.n_tokens(), heads.q_columns());
-    causal_attention(kernels, &ones, &larger, heads, &mut scratch, &mut ignored.rows_mut());
-    causal_attention(kernels, qkv, batch, heads, &mut scratch, &mut out.rows_mut());
+    let rows = &mut ignored.rows_mut();
+    causal_attention(kernels, &ones, &larger, Queries::All, heads, &mut scratch, rows);
+    causal_attention(kernels, qkv, batch, queries, heads, &mut scratch, &mut out.rows_mut());
     out
 }
 
-fn check_attention<T: Value>(lengths: &[usize], heads: Heads) {
+fn check_attention<T: Value>(batch: &Ragged, heads: Heads) {
     let Heads { n_heads, n_kv_heads, head_dim } = heads;
-    let batch = Ragged::from_lengths(lengths.iter().copied()).unwrap();
-    let qkv = Misaligned::random(5, batch.n_tokens() * heads.qkv_columns());
+    let qkv = Misaligned::random(5, batch.n_rows() * heads.qkv_columns());
     let part = |start: usize, n: usize, scale: f64| -> Vec<f64> {
         qkv.get()
             .chunks_exact(heads.qkv_columns())
@@ -455,16 +465,19 @@ fn check_attention<T: Value>(lengths: &[usize], heads: Heads) {
     let q = part(0, n_heads, (head_dim as f64).sqrt());
     let k = part(n_heads, n_kv_heads, 1.0);
     let v = part(n_heads + n_kv_heads, n_kv_heads, 1.0);
-    let expected = reference::causal_attention(&q, &k, &v, &batch, n_heads, n_kv_heads, head_dim);
+    let expected = reference::causal_attention(&q, &k, &v, batch, n_heads, n_kv_heads, head_dim);
     // Values are at most 2: a score is off by δ, hence a weight by the factor exp(2δ); the
     // exponentials, their sum, the weighted sum and its rescaling add their own roundings.
     let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
     let roundings = 2 * batch.max_length() + 2 * EXP_ROUNDINGS + batch.max_length() / 16;
     let bound = 2.0 * (2.0 * score_error + gamma(roundings) + T::U);
     for kernels in Kernels::available() {
-        let what = format!("{}, {lengths:?}, {heads:?}", kernels.name);
-        let out = attend::<T>(kernels, qkv.get(), &batch, heads);
-        out.assert_close(&expected, |_| bound, &what);
+        for queries in [Queries::All, Queries::Last] {
+            let what = format!("{}, {batch:?}, {queries:?}, {heads:?}", kernels.name);
+            let out = attend_from::<T>(kernels, qkv.get(), batch, queries, heads);
+            let expected = &expected[batch.first_query(queries) * heads.q_columns()..];
+            out.assert_close(expected, |_| bound, &what);
+        }
     }
 }
 
@@ -482,9 +495,92 @@ fn causal_attention_matches_the_reference() {
     ];
     for (lengths, n_heads, n_kv_heads, head_dim) in cases {
         let heads = Heads { n_heads, n_kv_heads, head_dim };
-        check_attention::<f32>(lengths, heads);
-        check_attention::<bf16>(lengths, heads);
+        let batch = Ragged::from_lengths(lengths.iter().copied()).unwrap();
+        check_attention::<f32>(&batch, heads);
+        check_attention::<bf16>(&batch, heads);
     }
+}
+
+/// Segments that continue one another at and around the edges of blocks and panels, given ones and
+/// such without a text of their own among them.
+fn forests() -> Vec<Ragged> {
+    use SegmentKind::{Given, Inner, Text};
+    let segment = |n_tokens, parent, kind| Segment { n_tokens, parent, kind };
+    let mut forests = vec![vec![
+        segment(130, None, Given),
+        segment(20, Some(0), Text),
+        segment(300, Some(0), Inner),
+        segment(1, Some(2), Text),
+        segment(127, Some(2), Text),
+        segment(7, Some(4), Text),
+        segment(9, None, Inner),
+        segment(3, None, Text),
+    ]];
+    for n in [1, 31, 127, 128, 129, 255, 256] {
+        for kind in [Given, Inner, Text] {
+            forests.push(vec![
+                segment(n, None, kind),
+                segment(1, Some(0), Text),
+                segment(2, Some(0), Inner),
+                segment(130, Some(2), Text),
+                segment(5, Some(3), Given),
+                segment(4, Some(4), Text),
+            ]);
+        }
+    }
+    forests.into_iter().map(|segments| Ragged::from_segments(segments).unwrap()).collect()
+}
+
+#[test]
+fn attention_along_segments_matches_the_reference() {
+    for batch in forests() {
+        for heads in [
+            Heads { n_heads: 4, n_kv_heads: 2, head_dim: 8 },
+            Heads { n_heads: 3, n_kv_heads: 1, head_dim: 34 },
+        ] {
+            check_attention::<f32>(&batch, heads);
+            check_attention::<bf16>(&batch, heads);
+        }
+    }
+}
+
+/// Each segment's rows are, bit for bit, those of a batch in which its text is alone and whole.
+fn check_segments_alone<T: Value>() {
+    let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
+    let (columns, out_columns) = (heads.qkv_columns(), heads.q_columns());
+    for batch in forests() {
+        let qkv = Misaligned::random(7, batch.n_rows() * columns);
+        for kernels in Kernels::available() {
+            let all = attend_from::<T>(kernels, qkv.get(), &batch, Queries::All, heads);
+            let last = attend_from::<T>(kernels, qkv.get(), &batch, Queries::Last, heads);
+            let (all, last) = (bits(&all), bits(&last));
+            assert!(all[(batch.n_tokens() - batch.n_last()) * out_columns..] == last);
+            for segment in 0..batch.n_segments() {
+                if batch.segment(segment).kind == SegmentKind::Given {
+                    continue;
+                }
+                let path: Vec<usize> = batch.path(segment).collect();
+                let whole: Vec<f32> = path
+                    .iter()
+                    .flat_map(|row| qkv.get()[row * columns..][..columns].to_vec())
+                    .collect();
+                let alone = Ragged::from_lengths([path.len()]).unwrap();
+                let alone = bits(&attend::<T>(kernels, &whole, &alone, heads));
+                for position in batch.positions_of(segment) {
+                    let row = path[position] - batch.n_given();
+                    let got = &all[row * out_columns..][..out_columns];
+                    let expected = &alone[position * out_columns..][..out_columns];
+                    assert!(got == expected, "{}, {batch:?}, {segment}", kernels.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_along_segments_is_that_of_whole_texts_bit_for_bit() {
+    check_segments_alone::<f32>();
+    check_segments_alone::<bf16>();
 }
 
 fn check_text_alone<T: Value>() {
@@ -495,7 +591,8 @@ fn check_text_alone<T: Value>() {
     for kernels in Kernels::available() {
         let batch = Ragged::from_lengths(lengths).unwrap();
         let together = bits(&attend::<T>(kernels, qkv.get(), &batch, heads));
-        for text in batch.ranges() {
+        for (end, n_tokens) in batch.last_rows().into_iter().zip(lengths) {
+            let text = end as usize + 1 - n_tokens..end as usize + 1;
             // Alone, and cut short: what comes after a token does not matter.
             for n in [text.len(), text.len().div_ceil(2), 1] {
                 let alone = Ragged::from_lengths([n]).unwrap();
@@ -581,7 +678,7 @@ fn empty_operands_are_computed() {
         let mut scratch = AttentionScratch::default();
         let mut out: [f32; 0] = [];
         let out = &mut RowsMut::new(out.as_mut_slice(), [0, 2], 2);
-        causal_attention(kernels, &[], &batch, heads, &mut scratch, out);
+        causal_attention(kernels, &[], &batch, Queries::All, heads, &mut scratch, out);
     }
 }
 
@@ -605,7 +702,8 @@ fn operands_that_no_kernel_can_read_are_refused() {
             let mut out = Grid::<bf16>::nan(1, heads.q_columns());
             let mut scratch = AttentionScratch::default();
             let out = &mut out.rows_mut();
-            causal_attention(Kernels::best(), &qkv, &batch, heads, &mut scratch, out);
+            let kernels = Kernels::best();
+            causal_attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
         });
     }
 }

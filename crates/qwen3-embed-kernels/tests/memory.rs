@@ -12,7 +12,7 @@ use half::bf16;
 use qwen3_embed_kernels::cpu::{
     self, AttentionScratch, Epilogue, Heads, Kernels, PackedWeight, RowsMut, causal_attention,
 };
-use qwen3_embed_kernels::{Ragged, ops};
+use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 /// Counts allocations, the bytes that are allocated, and the most there ever were.
 struct Counting;
@@ -62,7 +62,8 @@ fn sixteen_thousand_tokens_need_no_square_matrix() {
         let before = NOW.load(Relaxed);
         PEAK.store(before, Relaxed);
         let out = &mut RowsMut::new(out.as_mut_slice(), [n_tokens, columns], columns);
-        causal_attention(Kernels::best(), &qkv, &batch, heads, &mut scratch, out);
+        let kernels = Kernels::best();
+        causal_attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
         PEAK.load(Relaxed) - before
     };
     // The scores of all tokens would be 2 GiB; packed keys and values are 2 MiB.
@@ -114,8 +115,9 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
                 ops::rms_norm(&x, &norm, 1e-6, &hidden).unwrap();
                 weights[0].forward(&hidden, &qkv, Epilogue::Store, &scratch).unwrap();
                 let (norms, tables) = ([&head_norm; 2], [&table; 2]);
-                ops::qk_norm_rope(&qkv, heads, norms, 1e-6, tables).unwrap();
-                ops::causal_attention(&qkv, &batch, heads, &scratch, &attention).unwrap();
+                ops::qk_norm_rope(&qkv, heads, 0, norms, 1e-6, tables).unwrap();
+                let queries = Queries::All;
+                ops::causal_attention(&qkv, &batch, queries, heads, &scratch, &attention).unwrap();
                 weights[1].forward(&attention, &x, Epilogue::Add, &scratch).unwrap();
                 weights[2].forward(&hidden, &ffn, Epilogue::Store, &scratch).unwrap();
                 weights[3].forward(&ffn, &x, Epilogue::Add, &scratch).unwrap();

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout, PackedWeight};
-use qwen3_embed_kernels::{Error, Ragged, ops};
+use qwen3_embed_kernels::{Error, Queries, Ragged, Segment, SegmentKind, ops};
 
 fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
     Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
@@ -43,7 +43,7 @@ fn rope_leaves_the_first_position_and_turns_the_others() {
     let cos = tensor(&[1.0, 1.0, 1f32.cos(), 1.0], &[2, 2]);
     let sin = tensor(&[0.0, 0.0, 1f32.sin(), 0.0], &[2, 2]);
     let norm = ones(&[4]);
-    ops::qk_norm_rope(&qkv, heads, [&norm, &norm], 0.0, [&cos, &sin]).unwrap();
+    ops::qk_norm_rope(&qkv, heads, 0, [&norm, &norm], 0.0, [&cos, &sin]).unwrap();
     let rotated = ops::to_f32(&qkv).unwrap();
     let scale = 1.0 / 7.5f32.sqrt();
     let close =
@@ -77,7 +77,7 @@ fn operands_that_do_not_fit_are_refused() {
     let batch = Ragged::from_lengths([2]).unwrap();
     let scratch = ops::Scratch::default();
     let attend = |qkv: &Tensor, batch: &Ragged, heads: Heads, out: &Tensor| {
-        ops::causal_attention(qkv, batch, heads, &scratch, out)
+        ops::causal_attention(qkv, batch, Queries::All, heads, &scratch, out)
     };
     let uneven = Heads { n_heads: 3, n_kv_heads: 2, head_dim: 2 };
     let three = Ragged::from_lengths([3]).unwrap();
@@ -99,14 +99,21 @@ fn operands_that_do_not_fit_are_refused() {
                 &ops::Scratch::default(),
             ),
         ),
-        ("qk_norm_rope", ops::qk_norm_rope(&x, heads, norms, 1e-6, [&table, &table])),
+        ("qk_norm_rope", ops::qk_norm_rope(&x, heads, 0, norms, 1e-6, [&table, &table])),
         ("qk_norm_rope weight", {
-            ops::qk_norm_rope(&qkv, heads, [&ones(&[2]), &ones(&[3])], 1e-6, [&table, &table])
+            ops::qk_norm_rope(&qkv, heads, 0, [&ones(&[2]), &ones(&[3])], 1e-6, [&table, &table])
         }),
-        ("qk_norm_rope tables", ops::qk_norm_rope(&qkv, heads, norms, 1e-6, [&table, &x])),
+        ("qk_norm_rope tables", ops::qk_norm_rope(&qkv, heads, 0, norms, 1e-6, [&table, &x])),
         ("causal_attention", attend(&qkv, &three, heads, &ones(&[2, 4]))),
         ("causal_attention", attend(&qkv, &batch, uneven, &ones(&[2, 4]))),
         ("causal_attention out", attend(&qkv, &batch, heads, &ones(&[2, 5]))),
+        ("causal_attention out", {
+            let text = Segment { n_tokens: 2, parent: None, kind: SegmentKind::Text };
+            let batch = Ragged::from_segments([text]).unwrap();
+            ops::causal_attention(&qkv, &batch, Queries::Last, heads, &scratch, &ones(&[2, 4]))
+        }),
+        ("linear out", plain.forward_columns(&x, 5..7, &x, Epilogue::Store, &scratch)),
+        ("copy_rows out", ops::copy_rows(&x, &ones(&[2, 5]))),
         ("linear bias", identity(6, Layout::Plain).with_bias(vec![0.0; 5]).map(drop)),
         ("gather_rows", ops::gather_rows(&x, &[0, 2]).map(drop)),
     ];
@@ -119,6 +126,32 @@ fn operands_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn part_of_a_linear_layers_columns_are_those_of_all_of_them() {
+    let x = tensor(&(0..40).map(|v| v as f32).collect::<Vec<_>>(), &[1, 40]);
+    let (layer, scratch) = (identity(40, Layout::Plain), ops::Scratch::default());
+    for columns in [0..40, 0..1, 33..40, 16..16, 7..20] {
+        let out = tensor(&[-1.0; 40], &[1, 40]);
+        layer.forward_columns(&x, columns.clone(), &out, Epilogue::Store, &scratch).unwrap();
+        for (column, value) in ops::to_f32(&out).unwrap().into_iter().enumerate() {
+            // What lies in the same panel may be there or not.
+            let is_there = value == column as f32;
+            assert!(is_there || value == -1.0 && !columns.contains(&column), "{columns:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_are_copied_between_matrices_with_gaps() {
+    let x = tensor(&(0..12).map(|v| v as f32).collect::<Vec<_>>(), &[3, 4]);
+    let out = ones(&[4, 5]);
+    let part = out.narrow(0, 2, 2).unwrap().narrow(1, 1, 3).unwrap();
+    ops::copy_rows(&x.narrow(0, 1, 2).unwrap().narrow(1, 0, 3).unwrap(), &part).unwrap();
+    assert_eq!(ops::to_f32(&out.narrow(0, 0, 2).unwrap()).unwrap(), [1.0; 10]);
+    let copied = [1.0, 4.0, 5.0, 6.0, 1.0, 1.0, 8.0, 9.0, 10.0, 1.0];
+    assert_eq!(ops::to_f32(&out.narrow(0, 2, 2).unwrap()).unwrap(), copied);
+}
+
+#[test]
 fn tensors_of_another_type_are_refused() {
     let x = ones(&[2, 6]);
     let bf16 = x.to_dtype(DType::BF16).unwrap();
@@ -128,6 +161,7 @@ fn tensors_of_another_type_are_refused() {
     let results = [
         ("rms_norm", ops::rms_norm(&bf16, &weight, 1e-6, &x), "f32", "bf16"),
         ("rms_norm", ops::rms_norm(&x, &weight, 1e-6, &f16), "f32 or bf16", "f16"),
+        ("copy_rows", ops::copy_rows(&bf16, &x), "f32", "bf16"),
         (
             "linear",
             plain.forward(&bf16, &x, Epilogue::Store, &ops::Scratch::default()),

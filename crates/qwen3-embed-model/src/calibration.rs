@@ -5,7 +5,7 @@
 //! few tokens that pass the layers while they are loaded show which channels these are.
 
 use candle_core::{DType, Tensor};
-use qwen3_embed_kernels::{Ragged, ops};
+use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::layer::DecoderLayer;
 use crate::rope::RopeTable;
@@ -59,8 +59,8 @@ impl Calibration {
     /// products, in their order.
     pub(crate) fn pass(&mut self, layer: &DecoderLayer) -> Result<[Vec<usize>; 4]> {
         let Self { x, batch, cos, sin, config, workspace } = self;
-        let room = workspace.room(batch.n_tokens(), config, DType::F32, x.device())?;
-        layer.attend(x, [cos, sin], batch, &room)?;
+        let room = workspace.room(batch, config, DType::F32, x.device())?;
+        layer.attend(x, [cos, sin], batch, Queries::All, &room)?;
         let (qkv, o) = (outliers(&room.hidden)?, outliers(&room.attention)?);
         layer.feed_forward(x, &room)?;
         Ok([qkv, o, outliers(&room.hidden)?, outliers(&room.ffn)?])

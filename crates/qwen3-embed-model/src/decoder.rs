@@ -1,13 +1,18 @@
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::cpu::Arithmetic;
-use qwen3_embed_kernels::{Ragged, ops};
+use qwen3_embed_kernels::{Queries, ops};
 
 use crate::calibration::Calibration;
 use crate::layer::{DecoderLayer, LayerLoader};
+use crate::plan::{self, Given, Kept, Plan};
+use crate::prefix_cache::{Prefix, PrefixCache};
 use crate::rope::RopeTable;
+use crate::sharing::{Sharing, SharingCounts};
 use crate::weights::{MappedRows, Precision, Weights, read_file};
 use crate::workspace::Workspace;
 use crate::{Config, Device, Error, Result};
@@ -32,7 +37,15 @@ pub struct Model {
     device: candle_core::Device,
     /// Room for activations, one for each call that has run at the same time as others.
     workspaces: Mutex<Vec<Workspace>>,
+    batch_tokens: usize,
+    sharing: Sharing,
+    prefixes: PrefixCache,
+    n_tokens: AtomicU64,
+    n_computed: AtomicU64,
 }
+
+/// Texts of a batch whose beginnings are remembered, about.
+const NOTED_TEXTS: usize = 16;
 
 /// Sees the residual stream as it passes: called with `i` and the input of layer `i`, then with the
 /// number of layers and the output of the last. Values are row-major [T, C].
@@ -71,7 +84,8 @@ impl Model {
             layers.push(loader.load(calibration.as_mut())?);
         }
         let (arithmetic, workspaces) = (precision.arithmetic(), Mutex::default());
-        Ok(Self {
+        let (n_tokens, n_computed) = Default::default();
+        let model = Self {
             config,
             embed_tokens,
             layers,
@@ -81,7 +95,43 @@ impl Model {
             arithmetic,
             device,
             workspaces,
-        })
+            batch_tokens: usize::MAX,
+            sharing: Sharing::Off,
+            prefixes: PrefixCache::new(0, 0),
+            n_tokens,
+            n_computed,
+        };
+        Ok(model.with_sharing(Sharing::default()))
+    }
+
+    /// Computes calls in batches of about this many tokens, which bounds the memory that they take;
+    /// a longer text is computed alone. Default: no limit.
+    pub fn with_batch_tokens(self, batch_tokens: usize) -> Self {
+        Self { batch_tokens, ..self }
+    }
+
+    /// Shares what texts have in common, or not. Default: [`Sharing::default`].
+    pub fn with_sharing(self, sharing: Sharing) -> Self {
+        let capacity = match sharing {
+            Sharing::On { cache_bytes } => cache_bytes,
+            Sharing::Off => 0,
+        };
+        let bytes_per_token = self.layers.len() * self.kv_columns().len() * size_of::<f32>();
+        Self { sharing, prefixes: PrefixCache::new(capacity, bytes_per_token), ..self }
+    }
+
+    /// What was computed so far, and what sharing has saved.
+    pub fn sharing_counts(&self) -> SharingCounts {
+        let [cache_hits, cache_tokens, cache_bytes] = self.prefixes.counts();
+        let [n_tokens, n_computed] =
+            [&self.n_tokens, &self.n_computed].map(|count| count.load(Relaxed));
+        SharingCounts { n_tokens, n_computed, cache_hits, cache_tokens, cache_bytes }
+    }
+
+    /// The columns of keys and values behind those of queries.
+    fn kv_columns(&self) -> Range<usize> {
+        let heads = self.config.heads();
+        heads.q_columns()..heads.qkv_columns()
     }
 
     /// Multiplies so, be it fast on this processor or not: tests see the arithmetic of other
@@ -104,18 +154,22 @@ impl Model {
     /// The hidden state of each text's last token after the final norm, row-major [N, C]: neither
     /// truncated nor normalised.
     ///
-    /// A text's row is the same, bit for bit, whatever else is in the batch.
+    /// A text's row is the same, bit for bit, whatever else is in the call, and whatever earlier calls
+    /// were.
     ///
     /// # Errors
     ///
     /// [`Error::EmptyText`], [`Error::TooManyTokens`] or [`Error::TokenOutOfRange`] before anything
     /// is computed; [`Error::NotFinite`] if the result is not finite.
     pub fn forward(&self, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
-        self.run(texts, None)
+        let c = self.config.hidden_size;
+        let mut hidden = vec![0f32; texts.len() * c];
+        self.forward_each(texts, |text, row| hidden[text * c..][..c].copy_from_slice(row))?;
+        Ok(hidden)
     }
 
-    /// [`forward`](Self::forward), showing the residual stream to `trace` before and after every
-    /// layer: for comparing with another implementation layer by layer.
+    /// [`forward`](Self::forward) without sharing, in one batch, showing the residual stream to `trace`
+    /// before and after every layer: for comparing with another implementation layer by layer.
     ///
     /// # Errors
     ///
@@ -125,22 +179,70 @@ impl Model {
         texts: &[impl AsRef<[u32]>],
         trace: Trace<'_>,
     ) -> Result<Vec<f32>> {
-        self.run(texts, Some(trace))
+        self.check_tokens(texts)?;
+        let mut hidden = Vec::with_capacity(texts.len() * self.config.hidden_size);
+        for plan in plan::whole(texts, usize::MAX)? {
+            self.run(&plan, texts, &mut Some(&mut *trace), |_, row| hidden.extend_from_slice(row))?;
+        }
+        Ok(hidden)
     }
 
-    fn run(&self, texts: &[impl AsRef<[u32]>], mut trace: Option<Trace<'_>>) -> Result<Vec<f32>> {
+    /// [`forward`](Self::forward) for many texts: calls `each` with a text's index and its hidden state
+    /// as soon as its batch is computed, in any order.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward); with [`Error::NotFinite`] `each` was called for the texts of
+    /// earlier batches.
+    pub fn forward_each(
+        &self,
+        texts: &[impl AsRef<[u32]>],
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
         self.check_tokens(texts)?;
-        if texts.is_empty() {
-            return Ok(Vec::new());
+        if self.sharing == Sharing::Off {
+            for plan in plan::whole(texts, self.batch_tokens)? {
+                self.run(&plan, texts, &mut None, &mut each)?;
+            }
+            return Ok(());
         }
-        let batch = Ragged::from_lengths(texts.iter().map(|text| text.as_ref().len()))?;
-        let ids: Vec<u32> = texts.iter().flat_map(|text| text.as_ref()).copied().collect();
+        let order = plan::order(texts);
+        let mut rest = order.as_slice();
+        while !rest.is_empty() {
+            let (known, max_kept) = (self.prefixes.known(), self.prefixes.max_tokens());
+            let (plan, n) = plan::shared(texts, rest, self.batch_tokens, &known, max_kept)?;
+            self.run(&plan, texts, &mut None, &mut each)?;
+            rest = &rest[n..];
+        }
+        Ok(())
+    }
+
+    /// Computes a batch, and calls `each` for its texts.
+    fn run(
+        &self,
+        plan: &Plan,
+        texts: &[impl AsRef<[u32]>],
+        trace: &mut Option<Trace<'_>>,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
         let mut workspace = self.workspace();
-        let pooled = self.forward_batch(&batch, &ids, &mut workspace, &mut trace);
+        let pooled = self.forward_batch(plan, &mut workspace, trace);
         self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
-        let pooled = pooled?;
-        check_finite(&pooled, self.config.hidden_size)?;
-        Ok(pooled)
+        let (pooled, c) = (pooled?, self.config.hidden_size);
+        let rows = plan.texts.iter().map(|&(text, row)| (text, &pooled[row * c..][..c]));
+        for (text, row) in rows.clone() {
+            check_finite(text, row)?;
+        }
+        rows.for_each(|(text, row)| each(text, row));
+        let tokens = plan.texts.iter().map(|&(text, _)| texts[text].as_ref());
+        let n_tokens: usize = tokens.clone().map(<[u32]>::len).sum();
+        self.n_tokens.fetch_add(n_tokens as u64, Relaxed);
+        self.n_computed.fetch_add(plan.ids.len() as u64, Relaxed);
+        for Given { prefix, tokens, .. } in &plan.given {
+            self.prefixes.note_use(prefix, tokens.len());
+        }
+        self.prefixes.note_texts(tokens.step_by(plan.texts.len() / NOTED_TEXTS + 1));
+        Ok(())
     }
 
     /// A workspace that no other call uses.
@@ -149,33 +251,70 @@ impl Model {
         free.pop().unwrap_or_default()
     }
 
+    /// The final norm's result for each text that ends in the batch, or for each of its segments if
+    /// none does.
     fn forward_batch(
         &self,
-        batch: &Ragged,
-        ids: &[u32],
+        plan: &Plan,
         workspace: &mut Workspace,
         trace: &mut Option<Trace<'_>>,
     ) -> Result<Vec<f32>> {
+        let batch = &plan.batch;
         let shape = (batch.n_tokens(), self.config.hidden_size);
-        let x = Tensor::from_vec(self.embed_tokens.gather(ids), shape, &self.device)?;
+        let mut x = Tensor::from_vec(self.embed_tokens.gather(&plan.ids), shape, &self.device)?;
         let (cos, sin) = self.rope.gather(batch, &self.device)?;
-        let mut show = |layer_idx: usize| -> Result<()> {
+        let mut show = |layer_idx: usize, x: &Tensor| -> Result<()> {
             if let Some(trace) = trace {
-                trace(layer_idx, &ops::to_f32(&x)?);
+                trace(layer_idx, &ops::to_f32(x)?);
             }
             Ok(())
         };
-        let room =
-            workspace.room(batch.n_tokens(), &self.config, self.product_type(), &self.device)?;
+        let room = workspace.room(batch, &self.config, self.product_type(), &self.device)?;
+        let mut kept: Vec<Vec<Tensor>> = vec![Vec::new(); plan.kept.len()];
         for (layer_idx, layer) in self.layers.iter().enumerate() {
-            show(layer_idx)?;
-            layer.forward(&x, [&cos, &sin], batch, &room)?;
+            show(layer_idx, &x)?;
+            self.give(&plan.given, layer_idx, &room.qkv)?;
+            let is_last = layer_idx + 1 == self.layers.len() && batch.n_last() > 0;
+            let queries = if is_last { Queries::Last } else { Queries::All };
+            x = layer.forward(&x, [&cos, &sin], batch, queries, &room)?;
+            for (layers, kept) in kept.iter_mut().zip(&plan.kept) {
+                layers.push(self.keep(kept, &room.qkv)?);
+            }
         }
-        show(self.layers.len())?;
-        let last = ops::gather_rows(&x, &batch.last_rows())?;
-        let pooled = last.zeros_like()?;
-        ops::rms_norm(&last, &self.norm, self.config.rms_norm_eps, &pooled)?;
+        show(self.layers.len(), &x)?;
+        for (layers, kept) in kept.into_iter().zip(&plan.kept) {
+            self.prefixes.insert(Prefix { tokens: kept.tokens.clone(), layers });
+        }
+        if batch.n_last() == 0 {
+            x = ops::gather_rows(&x, &batch.last_rows())?;
+        }
+        let pooled = x.zeros_like()?;
+        ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, &pooled)?;
         Ok(ops::to_f32(&pooled)?)
+    }
+
+    /// Writes the keys and values of a layer that are known to their rows.
+    fn give(&self, given: &[Given], layer_idx: usize, qkv: &Tensor) -> Result<()> {
+        let Range { start, end } = self.kv_columns();
+        for Given { prefix, tokens, row } in given {
+            let known = prefix.layers[layer_idx].narrow(0, tokens.start, tokens.len())?;
+            let rows = qkv.narrow(0, *row, tokens.len())?.narrow(1, start, end - start)?;
+            ops::copy_rows(&known, &rows)?;
+        }
+        Ok(())
+    }
+
+    /// A copy of a layer's keys and values of what is to be kept.
+    fn keep(&self, kept: &Kept, qkv: &Tensor) -> Result<Tensor> {
+        let Range { start, end } = self.kv_columns();
+        let copy = Tensor::zeros((kept.rows.len(), end - start), DType::F32, &self.device)?;
+        let mut n_copied = 0;
+        for rows in kept.rows.chunk_by(|row, next| row + 1 == *next) {
+            let from = qkv.narrow(0, rows[0], rows.len())?.narrow(1, start, end - start)?;
+            ops::copy_rows(&from, &copy.narrow(0, n_copied, rows.len())?)?;
+            n_copied += rows.len();
+        }
+        Ok(copy)
     }
 
     /// The type of the activations that products read.
@@ -221,13 +360,9 @@ fn open(path: &Path) -> Result<(Config, Weights)> {
     Ok((config, Weights::open(path)?))
 }
 
-fn check_finite(rows: &[f32], n_columns: usize) -> Result<()> {
-    match rows.iter().position(|value| !value.is_finite()) {
+fn check_finite(text: usize, row: &[f32]) -> Result<()> {
+    match row.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
-        Some(at) => Err(Error::NotFinite {
-            text: at / n_columns,
-            dimension: at % n_columns,
-            value: rows[at],
-        }),
+        Some(dimension) => Err(Error::NotFinite { text, dimension, value: row[dimension] }),
     }
 }

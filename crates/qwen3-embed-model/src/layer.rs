@@ -1,6 +1,6 @@
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
-use qwen3_embed_kernels::{Ragged, ops};
+use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::calibration::Calibration;
 use crate::weights::{Matrix, Precision, Weights};
@@ -26,33 +26,52 @@ pub(crate) struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// Adds this layer's attention and MLP to the residual stream `x`, [T, C].
+    /// Adds this layer's attention and MLP to the residual stream `x`, [T, C]. Returns the rows that
+    /// have queries: all of them, or the last ones, and then the others are left as they are.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         rope: [&Tensor; 2],
         batch: &Ragged,
+        queries: Queries,
         room: &Room<'_>,
-    ) -> Result<()> {
-        self.attend(x, rope, batch, room)?;
-        self.feed_forward(x, room)
+    ) -> Result<Tensor> {
+        let x = self.attend(x, rope, batch, queries, room)?;
+        self.feed_forward(&x, &room.first(x.dims()[0])?)?;
+        Ok(x)
     }
 
-    /// Adds this layer's attention to the residual stream.
+    /// Adds this layer's attention to the residual stream, for the rows that have queries; returns
+    /// them. Keys and values are computed for all rows.
     pub(crate) fn attend(
         &self,
         x: &Tensor,
         rope: [&Tensor; 2],
         batch: &Ragged,
+        queries: Queries,
         room: &Room<'_>,
-    ) -> Result<()> {
-        let Room { hidden, qkv, attention, scratch, .. } = room;
+    ) -> Result<Tensor> {
+        let Room { hidden, qkv, scratch, .. } = room;
+        let (n_tokens, first) = (batch.n_tokens(), batch.first_query(queries) - batch.n_given());
+        let with_queries = |rows: &Tensor| rows.narrow(0, first, n_tokens - first);
+        let computed = qkv.narrow(0, batch.n_given(), n_tokens)?;
         ops::rms_norm(x, &self.input_layernorm, self.eps, hidden)?;
-        self.qkv_proj.forward(hidden, qkv, Epilogue::Store, scratch)?;
-        ops::qk_norm_rope(qkv, self.heads, [&self.q_norm, &self.k_norm], self.eps, rope)?;
-        ops::causal_attention(qkv, batch, self.heads, scratch, attention)?;
-        self.o_proj.forward(attention, x, Epilogue::Add, scratch)?;
-        Ok(())
+        if first == 0 {
+            self.qkv_proj.forward(hidden, &computed, Epilogue::Store, scratch)?;
+        } else {
+            let (q, end) = (self.heads.q_columns(), self.heads.qkv_columns());
+            let (last, of_last) = (with_queries(hidden)?, with_queries(&computed)?);
+            let qkv_proj = &self.qkv_proj;
+            qkv_proj.forward_columns(hidden, q..end, &computed, Epilogue::Store, scratch)?;
+            qkv_proj.forward_columns(&last, 0..q, &of_last, Epilogue::Store, scratch)?;
+        }
+        let norms = [&self.q_norm, &self.k_norm];
+        ops::qk_norm_rope(&computed, self.heads, first, norms, self.eps, rope)?;
+        let attention = room.attention.narrow(0, 0, n_tokens - first)?;
+        ops::causal_attention(qkv, batch, queries, self.heads, scratch, &attention)?;
+        let x = with_queries(x)?;
+        self.o_proj.forward(&attention, &x, Epilogue::Add, scratch)?;
+        Ok(x)
     }
 
     /// Adds this layer's MLP to the residual stream.

@@ -2,8 +2,9 @@
 //!
 //! [`Model::load`] reads a checkpoint's folder (`config.json` and its safetensors, sharded or not) or
 //! a GGUF file, and [`Model::forward`] gives the hidden state of each text's last token after the final norm:
-//! not yet truncated, not yet of unit length. A model has no state that one call leaves to the
-//! next, so it may be shared between threads.
+//! not yet truncated, not yet of unit length. Tokens that texts begin with are computed once, within a
+//! call and, as far as there is room to keep them, for later ones. A model may be shared between
+//! threads.
 //!
 //! This crate never sees a text: tokens come from `qwen3-embed-text`, and the facade crate
 //! `qwen3-embed` puts the two together.
@@ -19,7 +20,10 @@ mod device;
 mod error;
 mod gguf;
 mod layer;
+mod plan;
+mod prefix_cache;
 mod rope;
+mod sharing;
 mod vocabulary;
 mod weights;
 mod workspace;
@@ -29,5 +33,6 @@ pub use decoder::{Model, Trace};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
+pub use sharing::{Sharing, SharingCounts};
 pub use vocabulary::Vocabulary;
 pub use weights::Precision;

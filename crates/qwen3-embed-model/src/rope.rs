@@ -29,14 +29,14 @@ impl RopeTable {
         Self { head_dim, theta, max_positions, rows: RwLock::default() }
     }
 
-    /// The cosines and sines of every token of a batch, each [T, D / 2].
+    /// The cosines and sines of every token of a batch that is computed, each [T, D / 2].
     pub(crate) fn gather(&self, batch: &Ragged, device: &Device) -> Result<(Tensor, Tensor)> {
         let half = self.head_dim / 2;
         let rows = self.up_to(batch.max_length());
         let gather = |table: &[f32]| -> Result<Tensor> {
             let mut values = Vec::with_capacity(batch.n_tokens() * half);
-            for range in batch.ranges() {
-                values.extend_from_slice(&table[..range.len() * half]);
+            for position in batch.positions() {
+                values.extend_from_slice(&table[position * half..][..half]);
             }
             Ok(Tensor::from_vec(values, (batch.n_tokens(), half), device)?)
         };

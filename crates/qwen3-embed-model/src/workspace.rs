@@ -1,4 +1,5 @@
 use candle_core::{DType, Device, Tensor};
+use qwen3_embed_kernels::Ragged;
 use qwen3_embed_kernels::ops::Scratch;
 
 use crate::{Config, Result};
@@ -10,9 +11,10 @@ pub(crate) struct Workspace {
     scratch: Scratch,
 }
 
-/// Tensors of as many rows as the largest batch so far.
+/// Tensors of as many rows as the largest batch so far, `qkv` of as many as it had with given ones.
 #[derive(Debug)]
 struct Buffers {
+    n_tokens: usize,
     n_rows: usize,
     hidden: Tensor,
     qkv: Tensor,
@@ -25,7 +27,7 @@ struct Buffers {
 pub(crate) struct Room<'a> {
     /// A norm's result, [T, C].
     pub(crate) hidden: Tensor,
-    /// [T, (H + 2K) · D]
+    /// [P + T, (H + 2K) · D]
     pub(crate) qkv: Tensor,
     /// [T, H · D]
     pub(crate) attention: Tensor,
@@ -39,37 +41,61 @@ pub(crate) struct Room<'a> {
 const GAP: usize = 32;
 
 impl Workspace {
-    /// Room for a batch of `n_rows` tokens, where products read values of type `product`.
+    /// Room for a batch, where products read values of type `product`.
     pub(crate) fn room(
         &mut self,
-        n_rows: usize,
+        batch: &Ragged,
         config: &Config,
         product: DType,
         device: &Device,
     ) -> Result<Room<'_>> {
-        let large_enough = self.buffers.take().filter(|buffers| buffers.n_rows >= n_rows);
-        let buffers = match large_enough {
+        let (n_tokens, n_rows) = (batch.n_tokens(), batch.n_rows());
+        let is_enough =
+            |buffers: &Buffers| buffers.n_tokens >= n_tokens && buffers.n_rows >= n_rows;
+        let buffers = match self.buffers.take().filter(is_enough) {
             Some(buffers) => buffers,
-            None => Buffers::new(n_rows, config, product, device)?,
+            None => Buffers::new(n_tokens, n_rows, config, product, device)?,
         };
         let buffers = self.buffers.insert(buffers);
         let heads = config.heads();
-        let room = |tensor: &Tensor, columns| tensor.narrow(0, 0, n_rows)?.narrow(1, 0, columns);
+        let room =
+            |tensor: &Tensor, rows, columns| tensor.narrow(0, 0, rows)?.narrow(1, 0, columns);
         Ok(Room {
-            hidden: room(&buffers.hidden, config.hidden_size)?,
-            qkv: room(&buffers.qkv, heads.qkv_columns())?,
-            attention: room(&buffers.attention, heads.q_columns())?,
-            ffn: room(&buffers.ffn, config.intermediate_size)?,
+            hidden: room(&buffers.hidden, n_tokens, config.hidden_size)?,
+            qkv: room(&buffers.qkv, n_rows, heads.qkv_columns())?,
+            attention: room(&buffers.attention, n_tokens, heads.q_columns())?,
+            ffn: room(&buffers.ffn, n_tokens, config.intermediate_size)?,
             scratch: &self.scratch,
         })
     }
 }
 
-impl Buffers {
-    fn new(n_rows: usize, config: &Config, product: DType, device: &Device) -> Result<Self> {
-        let heads = config.heads();
-        let input = |columns| Tensor::zeros((n_rows, columns + GAP), product, device);
+impl Room<'_> {
+    /// The room for the first `n_tokens` of the tokens, all rows of queries, keys and values.
+    pub(crate) fn first(&self, n_tokens: usize) -> Result<Self> {
+        let first = |tensor: &Tensor| tensor.narrow(0, 0, n_tokens);
         Ok(Self {
+            hidden: first(&self.hidden)?,
+            qkv: self.qkv.clone(),
+            attention: first(&self.attention)?,
+            ffn: first(&self.ffn)?,
+            scratch: self.scratch,
+        })
+    }
+}
+
+impl Buffers {
+    fn new(
+        n_tokens: usize,
+        n_rows: usize,
+        config: &Config,
+        product: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let heads = config.heads();
+        let input = |columns| Tensor::zeros((n_tokens, columns + GAP), product, device);
+        Ok(Self {
+            n_tokens,
             n_rows,
             hidden: input(config.hidden_size)?,
             qkv: Tensor::zeros((n_rows, heads.qkv_columns()), DType::F32, device)?,

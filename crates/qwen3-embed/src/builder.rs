@@ -1,4 +1,4 @@
-use qwen3_embed_model::{Device, Model, Precision};
+use qwen3_embed_model::{Device, Model, Precision, Sharing};
 use qwen3_embed_text::SpecialTokens;
 
 use crate::source::read_tokenizer;
@@ -37,6 +37,7 @@ pub struct EmbedderBuilder {
     special_tokens: SpecialTokens,
     threads: Option<usize>,
     batch_tokens: usize,
+    sharing: Sharing,
 }
 
 impl EmbedderBuilder {
@@ -51,6 +52,7 @@ impl EmbedderBuilder {
             special_tokens: SpecialTokens::default(),
             threads: None,
             batch_tokens: DEFAULT_BATCH_TOKENS,
+            sharing: Sharing::default(),
         }
     }
 
@@ -107,6 +109,14 @@ impl EmbedderBuilder {
         self
     }
 
+    /// Whether tokens that texts begin with, such as an instruction, are computed once, and how much
+    /// memory keeps them for later calls. Vectors are the same either way, bit for bit. Default: they
+    /// are, and 128 MiB.
+    pub fn sharing(mut self, sharing: Sharing) -> Self {
+        self.sharing = sharing;
+        self
+    }
+
     /// Loads the model and its tokenizer.
     ///
     /// # Errors
@@ -127,7 +137,9 @@ impl EmbedderBuilder {
         let tokenizer_path = self.source.tokenizer();
         let load = || -> Result<_> {
             let tokenizer = read_tokenizer(&tokenizer_path)?;
-            Ok((tokenizer, Model::load(path, self.device, self.precision)?))
+            let model = Model::load(path, self.device, self.precision)?;
+            let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
+            Ok((tokenizer, model))
         };
         let (tokenizer, model) = match &pool {
             Some(pool) => pool.install(load)?,
@@ -154,7 +166,6 @@ impl EmbedderBuilder {
             max_tokens,
             overflow: self.overflow,
             special_tokens: self.special_tokens,
-            batch_tokens: self.batch_tokens,
             pool,
         })
     }

@@ -1,4 +1,4 @@
-use qwen3_embed_model::{Config, Model, Precision};
+use qwen3_embed_model::{Config, Model, Precision, SharingCounts};
 use qwen3_embed_text::{
     DEFAULT_INSTRUCTION, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
 };
@@ -18,7 +18,6 @@ pub struct Embedder {
     pub(crate) max_tokens: usize,
     pub(crate) overflow: Overflow,
     pub(crate) special_tokens: SpecialTokens,
-    pub(crate) batch_tokens: usize,
     pub(crate) pool: Option<rayon::ThreadPool>,
 }
 
@@ -138,6 +137,12 @@ impl Embedder {
         self.model.config()
     }
 
+    /// What was computed since the model was loaded, and what was saved by computing once what texts
+    /// have in common.
+    pub fn sharing_counts(&self) -> SharingCounts {
+        self.model.sharing_counts()
+    }
+
     /// The tokens of each text, however many.
     fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
         Ok(self.install(|| self.tokenizer.encode_batch(texts, self.special_tokens))?)
@@ -160,26 +165,17 @@ impl Embedder {
         Ok(())
     }
 
-    /// Embeds tokens that are within the limit, batch by batch.
+    /// Embeds tokens that are within the limit.
     fn embed_unchecked(&self, texts: &[Vec<u32>]) -> Result<Embeddings> {
-        self.model.check_tokens(texts)?;
-        let hidden_size = self.config().hidden_size;
-        let mut values = Vec::with_capacity(texts.len() * self.dimensions);
-        let mut rest = texts;
-        while !rest.is_empty() {
-            let (batch, tail) = rest.split_at(batch_length(rest, self.batch_tokens));
-            let first = texts.len() - rest.len();
-            let hidden = self
-                .install(|| self.model.forward(batch))
-                .map_err(|error| Error::from(error).shift_text(first))?;
-            for row in hidden.chunks_exact(hidden_size) {
-                let start = values.len();
-                values.extend_from_slice(&row[..self.dimensions]);
-                normalize(&mut values[start..]);
-            }
-            rest = tail;
-        }
-        Embeddings::new(values, self.dimensions)
+        let dim = self.dimensions;
+        let mut values = vec![0f32; texts.len() * dim];
+        let write = |text: usize, hidden: &[f32]| {
+            let row = &mut values[text * dim..][..dim];
+            row.copy_from_slice(&hidden[..dim]);
+            normalize(row);
+        };
+        self.install(|| self.model.forward_each(texts, write))?;
+        Embeddings::new(values, dim)
     }
 
     /// Runs `work` on the embedder's own threads, if it has any.
@@ -188,40 +184,5 @@ impl Embedder {
             Some(pool) => pool.install(work),
             None => work(),
         }
-    }
-}
-
-/// How many of `texts`, from the first on, fit in `batch_tokens` together: at least one.
-fn batch_length(texts: &[Vec<u32>], batch_tokens: usize) -> usize {
-    let mut n_tokens = 0usize;
-    let fitting = texts.iter().take_while(|text| {
-        n_tokens = n_tokens.saturating_add(text.len());
-        n_tokens <= batch_tokens
-    });
-    fitting.count().max(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_are_filled_in_order_and_a_long_text_goes_alone() {
-        let batches = |lengths: &[usize], budget| {
-            let texts: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![0; n]).collect();
-            let mut rest = texts.as_slice();
-            let mut batches = Vec::new();
-            while !rest.is_empty() {
-                let n = batch_length(rest, budget);
-                batches.push(n);
-                rest = &rest[n..];
-            }
-            batches
-        };
-        assert_eq!(batches(&[3, 3, 4, 1], 10), [3, 1]);
-        assert_eq!(batches(&[10, 10], 10), [1, 1]);
-        assert_eq!(batches(&[11, 1, 1, 12, 9], 10), [1, 2, 1, 1]);
-        assert_eq!(batches(&[1, 1, 1], 1), [1, 1, 1]);
-        assert_eq!(batches(&[], 10), [0usize; 0]);
     }
 }

@@ -51,7 +51,9 @@ pub use builder::{EmbedderBuilder, Overflow};
 pub use embedder::Embedder;
 pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
-pub use qwen3_embed_model::{Config, Device, Error as ModelError, Kernels, Precision};
+pub use qwen3_embed_model::{
+    Config, Device, Error as ModelError, Kernels, Precision, Sharing, SharingCounts,
+};
 pub use qwen3_embed_text::{DEFAULT_INSTRUCTION, Error as TextError, SpecialTokens, instruct};
 pub use source::Source;
 pub use vector::{cosine, normalize};

@@ -168,6 +168,18 @@ impl<'a> RowsMut<'a> {
         }
     }
 
+    /// Row `row`, of f32 values.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row, or the values are bf16.
+    pub(super) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let First::F32(first) = self.first else { panic!("f32 values are asked for") };
+        assert!(row < self.n_rows, "row {row} of {}", self.n_rows);
+        // SAFETY: `new` has checked that the row is among the values, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(first.add(row * self.stride), self.n_columns) }
+    }
+
     /// Whether the values are f32, and not bf16.
     pub(super) fn is_f32(&self) -> bool {
         matches!(self.first, First::F32(_))

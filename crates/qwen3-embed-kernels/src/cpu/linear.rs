@@ -46,6 +46,23 @@ impl PackedWeight {
         out: &mut RowsMut<'_>,
         epilogue: Epilogue,
     ) {
+        self.multiply_columns(x, 0..self.n_columns(), bias, out, epilogue);
+    }
+
+    /// [Multiplies](Self::multiply) for some columns of `out`, and with them the other columns of
+    /// their panels.
+    ///
+    /// # Panics
+    ///
+    /// As [`multiply`](Self::multiply), and if a column is not one of `out`.
+    pub fn multiply_columns(
+        &self,
+        x: Rows<'_>,
+        columns: Range<usize>,
+        bias: Option<&[f32]>,
+        out: &mut RowsMut<'_>,
+        epilogue: Epilogue,
+    ) {
         let place = self.place;
         let [n_k, panel_size] = self.panel_size();
         assert_eq!(x.n_columns, n_k, "x is [T, I]");
@@ -57,7 +74,9 @@ impl PackedWeight {
         assert!(bias.is_none_or(|bias| bias.len() == place.n_out), "bias is [O]");
         assert!(epilogue == Epilogue::Store || out.is_f32(), "only f32 can be added to");
         let block_rows = row_block(x.n_rows, self.kernels.rows);
-        let n_panels = place.n_panels();
+        assert!(columns.end <= self.n_columns(), "the columns are among those of out");
+        let panels = place.panels_of(columns);
+        let n_panels = panels.len();
         let chunk = n_panels.div_ceil(4 * rayon::current_num_threads()).clamp(1, PANEL_CHUNK);
         let n_chunks = n_panels.div_ceil(chunk);
         let n_tasks = x.n_rows.div_ceil(block_rows) * n_chunks;
@@ -65,7 +84,8 @@ impl PackedWeight {
         (0..n_tasks).into_par_iter().for_each(|task| {
             let (block, chunk_idx) = (task / n_chunks, task % n_chunks);
             let rows = block * block_rows..((block + 1) * block_rows).min(x.n_rows);
-            let panels = chunk_idx * chunk..((chunk_idx + 1) * chunk).min(n_panels);
+            let first = panels.start + chunk_idx * chunk;
+            let panels = first..(first + chunk).min(panels.end);
             let scales = match x.values {
                 Values::Int16 { scales, .. } => Some(scales),
                 _ => None,

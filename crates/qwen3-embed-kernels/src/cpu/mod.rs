@@ -55,7 +55,7 @@ pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mu
 }
 
 /// Per-head RMSNorm and RoPE of the queries and keys of a batch, in place, in parallel on rayon's
-/// current pool.
+/// current pool. The rows before `first_query` have no queries.
 ///
 /// # Shapes
 ///
@@ -70,6 +70,7 @@ pub fn qk_norm_rope(
     kernels: &Kernels,
     qkv: &mut [f32],
     heads: Heads,
+    first_query: usize,
     [q_norm, k_norm]: [&[f32]; 2],
     eps: f32,
     [cos, sin]: [&[f32]; 2],
@@ -86,15 +87,30 @@ pub fn qk_norm_rope(
     }
     let rows = qkv.par_chunks_exact_mut(heads.qkv_columns()).with_min_len(MIN_ROWS);
     let tables = cos.par_chunks_exact(half).zip(sin.par_chunks_exact(half));
-    rows.zip(tables).for_each(|(row, (cos, sin))| {
+    rows.zip(tables).enumerate().for_each(|(row_idx, (row, (cos, sin)))| {
         let (q, kv) = row.split_at_mut(heads.q_columns());
         let k = &mut kv[..heads.n_kv_heads * heads.head_dim];
         // SAFETY: the table's instructions are there, as for every table.
         unsafe {
-            (kernels.qk_norm_rope)(q, q_norm, eps, cos, sin);
+            if row_idx >= first_query {
+                (kernels.qk_norm_rope)(q, q_norm, eps, cos, sin);
+            }
             (kernels.qk_norm_rope)(k, k_norm, eps, cos, sin);
         }
     });
+}
+
+/// Copies rows: `out = x`, both f32.
+///
+/// # Panics
+///
+/// If they are not, or not of the same shape; `qwen3_embed_kernels::ops` checks before it calls.
+pub fn copy_rows(x: Rows<'_>, out: &mut RowsMut<'_>) {
+    let Values::F32(values) = x.values else { panic!("f32 values, not {:?}", x.values) };
+    assert_eq!([out.n_rows, out.n_columns], [x.n_rows, x.n_columns], "out is as large as x");
+    for row in 0..x.n_rows {
+        out.row_mut(row).copy_from_slice(&values[row * x.stride..][..x.n_columns]);
+    }
 }
 
 /// Rows that are worth a task of their own.

@@ -1,5 +1,7 @@
 //! Weights in the order in which products read them.
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -224,6 +226,15 @@ impl Place {
             Layout::Plain => self.n_out.div_ceil(self.panel_columns()),
             Layout::SwiGlu => (self.n_out / 2).div_ceil(self.lanes),
         }
+    }
+
+    /// The panels that have these columns of the product.
+    pub(super) fn panels_of(self, columns: Range<usize>) -> Range<usize> {
+        let per_panel = match self.layout {
+            Layout::Plain => self.panel_columns(),
+            Layout::SwiGlu => self.lanes,
+        };
+        columns.start / per_panel..columns.end.div_ceil(per_panel)
     }
 
     /// The column, counted over all panels, of the weight's row `o`.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::{Block, KEY_BLOCK};
+use super::{Block, KEY_BLOCK, Part};
 use crate::cpu::product::{Element, Finish, Float, Operands, Product, panel_columns, tiles};
 use crate::cpu::simd::Simd;
 use crate::cpu::vector::{convert, load_part, store_part};
@@ -80,12 +80,14 @@ impl Buffers {
     }
 }
 
-/// Where the result of row `r` goes: row `r` is query `r / group` for head `r % group` of the group.
+/// Where row `r` comes from, a row of the batch and a column: it is query `r / group` for head
+/// `r % group` of the group.
 #[inline(always)]
-fn place<T>(block: &Block<'_, T>, r: usize) -> (usize, usize) {
+fn place<T: Float>(block: &Block<'_, T>, r: usize) -> (usize, usize) {
     let (heads, group) = (block.call.heads, block.call.heads.group());
-    let head = block.part.kv_head * group + r % group;
-    (block.part.row + block.task.first + r / group, head * heads.head_dim)
+    let Part { segment, kv_head, .. } = *block.part();
+    let head = kv_head * group + r % group;
+    (block.call.batch.row(segment, block.task.first + r / group), head * heads.head_dim)
 }
 
 /// Copies the task's queries, row by row.
@@ -110,7 +112,7 @@ fn take_queries<P: Product<Left: Float>>(
 
 /// `scores = queries · keys`.
 #[inline(always)]
-fn score<P: Product>(
+fn score<P: Product<Right: Float>>(
     p: P,
     block: &Block<'_, P::Right>,
     keys: &Range<usize>,
@@ -118,9 +120,9 @@ fn score<P: Product>(
     rows: &mut Buffers,
 ) {
     let (dim, columns) = (block.call.heads.head_dim, panel_columns::<P::S>());
-    for panel_idx in keys.start / columns..keys.end.div_ceil(columns) {
-        let panel = &block.keys[panel_idx * dim * columns..][..dim * columns];
-        let column = panel_idx * columns - keys.start;
+    let (part, packed, _) = block.holder(keys.start);
+    for column in (0..keys.len()).step_by(columns) {
+        let panel = &packed[(keys.start - part.first + column) * dim..][..dim * columns];
         let operands = Operands {
             rows: rows.queries.as_ptr().cast(),
             stride: stride_in::<P::Left>(dim),
@@ -221,7 +223,7 @@ fn largest<S: Simd>(s: S, old: f32, scores: &[f32], seen: usize) -> f32 {
 
 /// `sums = sums · rescale + exponentials · values`.
 #[inline(always)]
-fn accumulate<P: Product>(
+fn accumulate<P: Product<Right: Float>>(
     p: P,
     block: &Block<'_, P::Right>,
     keys: &Range<usize>,
@@ -231,10 +233,11 @@ fn accumulate<P: Product>(
 ) {
     let columns = panel_columns::<P::S>();
     let depth = P::Right::DEPTH;
-    let value_rows = block.part.n_tokens.next_multiple_of(depth);
+    let (part, _, values) = block.holder(keys.start);
+    let value_rows = part.n_tokens.next_multiple_of(depth);
     for panel_idx in 0..width / columns {
-        let start = (panel_idx * value_rows + keys.start) * columns;
-        let panel = &block.values[start..][..keys.len().next_multiple_of(depth) * columns];
+        let start = (panel_idx * value_rows + keys.start - part.first) * columns;
+        let panel = &values[start..][..keys.len().next_multiple_of(depth) * columns];
         let operands = Operands {
             rows: rows.scores.as_ptr().cast(),
             stride: stride_in::<P::Left>(KEY_BLOCK),
@@ -281,17 +284,24 @@ impl<S: Simd> Finish<S> for AddValues<'_> {
 
 /// Divides the sums by the totals and writes them out.
 #[inline(always)]
-fn write<S: Simd, T>(s: S, block: &Block<'_, T>, n_rows: usize, width: usize, rows: &Buffers) {
+fn write<S: Simd, T: Float>(
+    s: S,
+    block: &Block<'_, T>,
+    n_rows: usize,
+    width: usize,
+    rows: &Buffers,
+) {
     let dim = block.call.heads.head_dim;
+    let first = block.call.batch.first_query(block.call.queries);
     for r in 0..n_rows {
         let (row, column) = place(block, r);
         let scale = s.splat(1.0 / rows.total[r]);
         let sums = &rows.sums[r * width..][..dim];
         for (d, sums) in (0..dim).step_by(S::LANES).zip(sums.chunks(S::LANES)) {
             let values = s.mul(load_part(s, sums), scale);
-            // SAFETY: `out` is [T, H · D], checked by `causal_attention`; `divide` gives the heads of a
-            // group for a query to one task alone.
-            unsafe { block.call.out.store(s, row, column + d, column + dim, values) };
+            // SAFETY: `out` has a row for each query and H · D columns, checked by `causal_attention`;
+            // `divide` gives the heads of a group for a query to one task alone.
+            unsafe { block.call.out.store(s, row - first, column + d, column + dim, values) };
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Causal grouped-query attention over a ragged batch, in blocks and with an online softmax.
 //!
 //! ```text
-//! pack the keys and values of every text and key/value head into panels
-//! for each text, key/value head and block of queries          (split over the threads)
+//! pack the keys and values of every segment and key/value head into panels
+//! for each segment, key/value head and block of queries       (split over the threads)
 //!     for each block of keys up to the last query's position
 //!         scores = queries · keys                             [rows, keys of the block]
 //!         for each row:
@@ -18,6 +18,10 @@
 //! scores, the exponentials' sums and the weighted sums are f32. Blocks of keys begin at fixed
 //! positions of the text: a row's result depends on its own text only, bit for bit.
 //!
+//! What a segment continues is packed once for all that continue it, as far as it fills whole blocks
+//! of keys. Its last, broken block each of them packs again, in front of its own tokens: a block lies
+//! in one place, whatever the segments of its tokens.
+//!
 //! # Source
 //!
 //! Milakov and Gimelshein, *Online normalizer calculation for softmax* (2018); Dao et al.,
@@ -26,6 +30,8 @@
 mod block;
 mod pack;
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -33,7 +39,7 @@ use super::Kernels;
 use super::activations::RowsMut;
 use super::aligned::Aligned;
 use super::product::Float;
-use crate::Ragged;
+use crate::{Queries, Ragged, SegmentKind};
 
 pub(super) use block::attend;
 pub(super) use pack::pack;
@@ -102,19 +108,21 @@ struct Panels<T> {
     values: Aligned<T>,
 }
 
-/// One key/value head of one text.
+/// One key/value head of one segment: as many parts as there are heads follow one another for each
+/// segment.
 #[derive(Debug, Clone, Copy)]
 struct Part {
-    /// The text's first row.
-    row: usize,
-    n_tokens: usize,
+    segment: usize,
     kv_head: usize,
+    /// Position of the first token that is packed, which begins a block of keys, and how many are.
+    first: usize,
+    n_tokens: usize,
     /// Where its packed keys and values begin.
     keys: usize,
     values: usize,
 }
 
-/// A block of one text's queries for the heads that share a key/value head.
+/// A block of one segment's queries for the heads that share a key/value head.
 #[derive(Debug, Clone, Copy)]
 struct Task {
     part: usize,
@@ -140,7 +148,8 @@ impl Part {
 ///
 /// # Shapes
 ///
-/// `qkv` is [T, (H + 2K) · D], the queries normed, rotated and divided by √D; `out` is [T, H · D].
+/// `qkv` is [P + T, (H + 2K) · D], the queries normed, rotated and divided by √D; `out` is
+/// [T, H · D], or [N, H · D] for [`Queries::Last`].
 ///
 /// # Panics
 ///
@@ -149,20 +158,22 @@ pub fn causal_attention(
     kernels: &Kernels,
     qkv: &[f32],
     batch: &Ragged,
+    queries: Queries,
     heads: Heads,
     scratch: &mut AttentionScratch,
     out: &mut RowsMut<'_>,
 ) {
     heads.assert_whole();
-    let n_tokens = batch.n_tokens();
-    assert_eq!(qkv.len(), n_tokens * heads.qkv_columns(), "qkv is [T, (H + 2K) · D]");
-    assert_eq!([out.n_rows, out.n_columns], [n_tokens, heads.q_columns()], "out is [T, H · D]");
+    let (n_rows, first_query) = (batch.n_rows(), batch.first_query(queries));
+    assert_eq!(qkv.len(), n_rows * heads.qkv_columns(), "qkv is [P + T, (H + 2K) · D]");
+    let shape = [n_rows - first_query, heads.q_columns()];
+    assert_eq!([out.n_rows, out.n_columns], shape, "out is [queries, H · D]");
     let AttentionScratch { parts, tasks, f32, bf16 } = scratch;
-    let call = Call { qkv, heads, columns: 2 * kernels.lanes, out };
+    let call = Call { qkv, batch, queries, heads, columns: 2 * kernels.lanes, out };
     if out.is_f32() {
-        call.run(batch, parts, tasks, f32, &kernels.attention_f32);
+        call.run(parts, tasks, f32, &kernels.attention_f32);
     } else {
-        call.run(batch, parts, tasks, bf16, &kernels.attention_bf16);
+        call.run(parts, tasks, bf16, &kernels.attention_bf16);
     }
 }
 
@@ -176,6 +187,8 @@ pub(super) struct AttentionKernels<T> {
 /// What all tasks of a call share.
 struct Call<'a> {
     qkv: &'a [f32],
+    batch: &'a Ragged,
+    queries: Queries,
     heads: Heads,
     /// Columns of a panel.
     columns: usize,
@@ -185,13 +198,12 @@ struct Call<'a> {
 impl Call<'_> {
     fn run<T: Float>(
         &self,
-        batch: &Ragged,
         parts: &mut Vec<Part>,
         tasks: &mut Vec<Task>,
         panels: &mut Panels<T>,
         kernels: &AttentionKernels<T>,
     ) {
-        let [n_keys, n_values] = self.divide::<T>(batch, parts, tasks);
+        let [n_keys, n_values] = self.divide::<T>(parts, tasks);
         panels.keys.reserve(n_keys);
         panels.values.reserve(n_values);
         let room = [Disjoint(panels.keys.as_mut_ptr()), Disjoint(panels.values.as_mut_ptr())];
@@ -207,42 +219,51 @@ impl Call<'_> {
         });
         // Later queries see more keys: the longest tasks go first.
         tasks.par_iter().rev().for_each(|task| {
-            let part = &parts[task.part];
-            let keys = &panels.keys[part.keys..][..part.key_size(self.heads, self.columns)];
-            let n_values = part.value_size(self.heads, self.columns, T::DEPTH);
-            let values = &panels.values[part.values..][..n_values];
             // SAFETY: the table's instructions are there, as for every table.
-            unsafe { (kernels.attend)(&Block { call: self, part, task, keys, values }) };
+            unsafe { (kernels.attend)(&Block { call: self, parts, task, panels }) };
         });
     }
 
     /// Divides the batch into parts and tasks; returns the sizes of all packed keys and values.
-    fn divide<T: Float>(
-        &self,
-        batch: &Ragged,
-        parts: &mut Vec<Part>,
-        tasks: &mut Vec<Task>,
-    ) -> [usize; 2] {
+    fn divide<T: Float>(&self, parts: &mut Vec<Part>, tasks: &mut Vec<Task>) -> [usize; 2] {
         let most = (QUERY_ROWS / self.heads.group()).max(1);
         let (mut keys, mut values) = (0, 0);
         parts.clear();
         tasks.clear();
-        for text in batch.ranges() {
-            let (row, n_tokens) = (text.start, text.len());
+        for segment in 0..self.batch.n_segments() {
+            let positions = self.batch.positions_of(segment);
+            let first = positions.start / KEY_BLOCK * KEY_BLOCK;
+            let with_queries = self.with_queries(segment, positions.clone());
+            // Others read no more than whole blocks.
+            let end = match with_queries.is_empty() {
+                true => positions.end / KEY_BLOCK * KEY_BLOCK,
+                false => positions.end,
+            };
+            let n_tokens = end - first;
             // As even a share as whole queries allow.
-            let share = n_tokens.div_ceil(n_tokens.div_ceil(most));
+            let share = with_queries.len().div_ceil(with_queries.len().div_ceil(most).max(1));
             for kv_head in 0..self.heads.n_kv_heads {
-                let part = Part { row, n_tokens, kv_head, keys, values };
+                let part = Part { segment, kv_head, first, n_tokens, keys, values };
                 keys += part.key_size(self.heads, self.columns);
                 values += part.value_size(self.heads, self.columns, T::DEPTH);
-                tasks.extend((0..n_tokens).step_by(share).map(|first| {
-                    let n_queries = share.min(n_tokens - first);
+                tasks.extend(with_queries.clone().step_by(share.max(1)).map(|first| {
+                    let n_queries = share.min(with_queries.end - first);
                     Task { part: parts.len(), first, n_queries }
                 }));
                 parts.push(part);
             }
         }
         [keys, values]
+    }
+
+    /// The positions of a segment, of all `positions` of its own, that have queries.
+    fn with_queries(&self, segment: usize, positions: Range<usize>) -> Range<usize> {
+        let end = positions.end;
+        match (self.batch.segment(segment).kind, self.queries) {
+            (SegmentKind::Text, Queries::Last) => end - 1..end,
+            (SegmentKind::Text | SegmentKind::Inner, Queries::All) => positions,
+            (SegmentKind::Given, _) | (SegmentKind::Inner, Queries::Last) => end..end,
+        }
     }
 }
 
@@ -274,8 +295,27 @@ pub(super) struct Pack<'a, T> {
 /// A task and what it works on.
 pub(super) struct Block<'a, T> {
     call: &'a Call<'a>,
-    part: &'a Part,
+    parts: &'a [Part],
     task: &'a Task,
-    keys: &'a [T],
-    values: &'a [T],
+    panels: &'a Panels<T>,
+}
+
+impl<'a, T: Float> Block<'a, T> {
+    fn part(&self) -> &'a Part {
+        &self.parts[self.task.part]
+    }
+
+    /// The part that has the block of keys from position `start` on: the task's, or one that its
+    /// segment continues. Its packed keys and values come with it.
+    fn holder(&self, start: usize) -> (&'a Part, &'a [T], &'a [T]) {
+        let Call { batch, heads, columns, .. } = *self.call;
+        let mut part = self.part();
+        while start < part.first {
+            let parent = batch.segment(part.segment).parent.expect("a text begins at position 0");
+            part = &self.parts[parent * heads.n_kv_heads + part.kv_head];
+        }
+        let keys = &self.panels.keys[part.keys..][..part.key_size(heads, columns)];
+        let n_values = part.value_size(heads, columns, T::DEPTH);
+        (part, keys, &self.panels.values[part.values..][..n_values])
+    }
 }

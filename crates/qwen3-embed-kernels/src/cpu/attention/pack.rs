@@ -1,6 +1,6 @@
 //! Keys and values into panels.
 
-use super::Pack;
+use super::{Pack, Part};
 use crate::cpu::product::Float;
 use crate::cpu::simd::Simd;
 use crate::cpu::vector::{convert, load_part};
@@ -14,13 +14,14 @@ pub(in crate::cpu) fn pack<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>) {
     pack_values(s, pack, k_column + heads.n_kv_heads * heads.head_dim);
 }
 
-/// A head of one of the part's tokens, nothing beyond the last.
+/// A head of the part's token `i`, nothing beyond the last.
 #[inline(always)]
-fn head<'a, T>(pack: &Pack<'a, T>, position: usize, column: usize) -> &'a [f32] {
-    if position >= pack.part.n_tokens {
+fn head<'a, T>(pack: &Pack<'a, T>, i: usize, column: usize) -> &'a [f32] {
+    let Part { segment, first, n_tokens, .. } = *pack.part;
+    if i >= n_tokens {
         return &[];
     }
-    let row = (pack.part.row + position) * pack.call.heads.qkv_columns();
+    let row = pack.call.batch.row(segment, first + i) * pack.call.heads.qkv_columns();
     &pack.call.qkv[row + column..][..pack.call.heads.head_dim]
 }
 
@@ -32,10 +33,10 @@ fn pack_keys<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
     pack.keys[n_tokens / columns * columns * dim..].fill(T::default());
     const BLOCK: usize = 128;
     let mut lanes = [T::default(); BLOCK];
-    for position in 0..n_tokens {
-        let key = head(pack, position, k_column);
-        let panel = &mut pack.keys[position / columns * columns * dim..][..columns * dim];
-        let column = &mut panel[position % columns * T::DEPTH..];
+    for i in 0..n_tokens {
+        let key = head(pack, i, k_column);
+        let panel = &mut pack.keys[i / columns * columns * dim..][..columns * dim];
+        let column = &mut panel[i % columns * T::DEPTH..];
         let blocks = column.chunks_mut(BLOCK * columns);
         for (column, key) in blocks.zip(key.chunks(BLOCK)) {
             convert(s, key, &mut lanes);

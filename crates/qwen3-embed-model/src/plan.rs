@@ -1,0 +1,279 @@
+//! Which tokens of a call are computed, in which batches.
+//!
+//! Texts are taken in the order of their tokens, so that those which begin alike come one after the
+//! other. Each continues the one before it as far as they agree:
+//!
+//! ```text
+//! for each text, in order:
+//!     n = tokens in common with the text before            nothing is computed for them again
+//!     end the segment of that text at n, if it goes on     what follows is a segment of its own
+//!     g = more tokens that a kept prefix has               their keys and values are given
+//!     the rest is computed
+//! ```
+//!
+//! A segment of its own for every token that texts have in common would cost more than it saves: what
+//! is shared has [`LEAST_SHARED`] tokens.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use qwen3_embed_kernels::{Ragged, Segment, SegmentKind};
+
+use crate::Result;
+use crate::prefix_cache::{Known, Prefix, common};
+
+/// The fewest tokens that are a segment because texts share them.
+const LEAST_SHARED: usize = 4;
+
+/// The fewest tokens of a prefix that is kept for later calls.
+const LEAST_KEPT: usize = 8;
+
+/// One batch.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) batch: Ragged,
+    /// The token of each row that is computed.
+    pub(crate) ids: Vec<u32>,
+    /// Texts of the call, and for each the number of its last token among those of the batch.
+    pub(crate) texts: Vec<(usize, usize)>,
+    /// Where the keys and values of given rows come from.
+    pub(crate) given: Vec<Given>,
+    /// What is to be kept.
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// Rows whose keys and values are known.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) prefix: Arc<Prefix>,
+    /// Which of its tokens.
+    pub(crate) tokens: Range<usize>,
+    /// The first row.
+    pub(crate) row: usize,
+}
+
+/// A prefix that will be known to later calls.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) tokens: Vec<u32>,
+    /// The row of each token.
+    pub(crate) rows: Vec<usize>,
+}
+
+/// Plans a call: each text computed whole, and all of its tokens, in batches of about `budget` tokens.
+pub(crate) fn whole<T: AsRef<[u32]>>(texts: &[T], budget: usize) -> Result<Vec<Plan>> {
+    let mut plans = Vec::new();
+    let mut start = 0;
+    while start < texts.len() {
+        let mut n_tokens = 0usize;
+        let fitting = texts[start..].iter().take_while(|text| {
+            n_tokens = n_tokens.saturating_add(text.as_ref().len());
+            n_tokens <= budget
+        });
+        let end = start + fitting.count().max(1);
+        let lengths = texts[start..end].iter().map(|text| text.as_ref().len());
+        plans.push(Plan {
+            batch: Ragged::from_lengths(lengths)?,
+            ids: texts[start..end].iter().flat_map(|text| text.as_ref()).copied().collect(),
+            texts: (start..end).zip(0..).collect(),
+            given: Vec::new(),
+            kept: Vec::new(),
+        });
+        start = end;
+    }
+    Ok(plans)
+}
+
+/// The order in which texts that share their beginnings come one after the other.
+pub(crate) fn order<T: AsRef<[u32]>>(texts: &[T]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&text| texts[text].as_ref());
+    order
+}
+
+/// Plans the next batch: as many of the texts that are left in `order` as take about `budget` tokens,
+/// at least one. `known` is what earlier calls left, and prefixes of up to `max_kept` tokens are kept.
+///
+/// Returns the plan, and how many texts it has.
+pub(crate) fn shared<T: AsRef<[u32]>>(
+    texts: &[T],
+    order: &[usize],
+    budget: usize,
+    known: &Known,
+    max_kept: usize,
+) -> Result<(Plan, usize)> {
+    let mut forest = Forest { texts, nodes: Vec::new(), path: Vec::new(), ends: Vec::new() };
+    let mut n_tokens = 0;
+    for (n, &text) in order.iter().enumerate() {
+        let tokens = texts[text].as_ref();
+        n_tokens += tokens.len() - forest.fork(tokens).1;
+        if n > 0 && n_tokens > budget {
+            break;
+        }
+        forest.push(text, known, max_kept);
+    }
+    let n_texts = forest.ends.len();
+    Ok((forest.plan(max_kept)?, n_texts))
+}
+
+/// The segments of a batch while texts are added to it.
+struct Forest<'a, T> {
+    texts: &'a [T],
+    nodes: Vec<Node>,
+    /// The segments of the last text, from its beginning on.
+    path: Vec<usize>,
+    /// The texts so far, and the segment that each ends with.
+    ends: Vec<(usize, usize)>,
+}
+
+/// A segment: tokens `start..end` of a text.
+struct Node {
+    text: usize,
+    start: usize,
+    end: usize,
+    parent: Option<usize>,
+    given: Option<Arc<Prefix>>,
+    /// Whether a text ends here.
+    is_text: bool,
+    /// Whether several texts have it.
+    is_shared: bool,
+}
+
+impl<T: AsRef<[u32]>> Forest<'_, T> {
+    /// How many segments of the last text the next one has too, the last of them perhaps in part, and
+    /// how many tokens.
+    fn fork(&self, tokens: &[u32]) -> (usize, usize) {
+        let last = self.ends.last().map_or(&[] as &[u32], |&(text, _)| self.texts[text].as_ref());
+        let n = common(last, tokens);
+        let depth = self.path.partition_point(|&node| self.nodes[node].start < n);
+        match self.path[..depth].last().map(|&node| &self.nodes[node]) {
+            None => (0, 0),
+            Some(node) if n == node.end || n - node.start >= LEAST_SHARED => (depth, n),
+            Some(node) => (depth - 1, node.start),
+        }
+    }
+
+    /// Adds the next text in order.
+    fn push(&mut self, text: usize, known: &Known, max_kept: usize) {
+        let tokens = self.texts[text].as_ref();
+        let (depth, mut n) = self.fork(tokens);
+        let equal = n == tokens.len();
+        self.path.truncate(depth);
+        if let Some(&node) = self.path.last() {
+            let node = if n < self.nodes[node].end { self.split(node, n) } else { node };
+            self.nodes[node].is_shared |= !equal;
+        }
+        if equal && let Some(&node) = self.path.last() {
+            self.ends.push((text, node));
+            return;
+        }
+        // The last token is computed in any case.
+        let most = tokens.len() - 1;
+        if let Some((prefix, end)) = known.longest(&tokens[..most])
+            && end >= n + LEAST_SHARED
+        {
+            self.add(text, n..end, Some(prefix.clone()));
+            n = end;
+        }
+        let end = known.seen(&tokens[..most]).min(max_kept);
+        if end >= (n + LEAST_SHARED).max(LEAST_KEPT) {
+            let node = self.add(text, n..end, None);
+            self.nodes[node].is_shared = true;
+            n = end;
+        }
+        let node = self.add(text, n..tokens.len(), None);
+        self.nodes[node].is_text = true;
+        self.ends.push((text, node));
+    }
+
+    /// Adds a segment to the end of the path.
+    fn add(&mut self, text: usize, tokens: Range<usize>, given: Option<Arc<Prefix>>) -> usize {
+        let parent = self.path.last().copied();
+        let Range { start, end } = tokens;
+        let (is_text, is_shared) = (false, false);
+        self.nodes.push(Node { text, start, end, parent, given, is_text, is_shared });
+        self.path.push(self.nodes.len() - 1);
+        self.nodes.len() - 1
+    }
+
+    /// Ends the last segment of the path at position `at`, and has another continue it.
+    fn split(&mut self, node: usize, at: usize) -> usize {
+        let Node { text, start, .. } = self.nodes[node];
+        let given = self.nodes[node].given.clone();
+        self.path.pop();
+        let first = self.add(text, start..at, given);
+        (self.nodes[node].start, self.nodes[node].parent) = (at, Some(first));
+        first
+    }
+
+    fn plan(&self, max_kept: usize) -> Result<Plan> {
+        // What a segment continues begins before it does.
+        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        order.sort_by_key(|&node| self.nodes[node].start);
+        let mut segment_of = vec![0; order.len()];
+        for (segment, &node) in order.iter().enumerate() {
+            segment_of[node] = segment;
+        }
+        let batch = Ragged::from_segments(order.iter().map(|&node| {
+            let node = &self.nodes[node];
+            Segment {
+                n_tokens: node.end - node.start,
+                parent: node.parent.map(|parent| segment_of[parent]),
+                kind: node.kind(),
+            }
+        }))?;
+        let mut ids = vec![0; batch.n_tokens()];
+        let mut given = Vec::new();
+        for (segment, &node) in order.iter().enumerate() {
+            let Node { text, start, end, .. } = self.nodes[node];
+            if let Some(prefix) = &self.nodes[node].given {
+                let (prefix, row) = (prefix.clone(), batch.row(segment, start));
+                given.push(Given { prefix, tokens: start..end, row });
+                continue;
+            }
+            for (position, &id) in (start..end).zip(&self.texts[text].as_ref()[start..end]) {
+                ids[batch.row(segment, position) - batch.n_given()] = id;
+            }
+        }
+        let first_last = batch.n_rows() - batch.n_last();
+        let last_rows = batch.last_rows();
+        let texts = self
+            .ends
+            .iter()
+            .map(|&(text, node)| (text, last_rows[segment_of[node]] as usize - first_last))
+            .collect();
+        let kept = self.kept(&batch, &segment_of, max_kept);
+        Ok(Plan { batch, ids, texts, given, kept })
+    }
+
+    /// What is worth keeping: the longest of what texts share, as far as there is room for it.
+    fn kept(&self, batch: &Ragged, segment_of: &[usize], max_kept: usize) -> Vec<Kept> {
+        let mut is_continued = vec![false; self.nodes.len()];
+        for node in self.nodes.iter().filter(|node| node.is_shared && node.given.is_none()) {
+            if let Some(parent) = node.parent {
+                is_continued[parent] = true;
+            }
+        }
+        let nodes = self.nodes.iter().enumerate();
+        let longest = nodes.filter(|&(idx, node)| {
+            node.is_shared && node.given.is_none() && !is_continued[idx] && node.end >= LEAST_KEPT
+        });
+        longest
+            .map(|(idx, node)| Kept {
+                tokens: self.texts[node.text].as_ref()[..node.end.min(max_kept)].to_vec(),
+                rows: batch.path(segment_of[idx]).take(max_kept).collect(),
+            })
+            .filter(|kept| kept.tokens.len() >= LEAST_KEPT)
+            .collect()
+    }
+}
+
+impl Node {
+    fn kind(&self) -> SegmentKind {
+        match (&self.given, self.is_text) {
+            (Some(_), _) => SegmentKind::Given,
+            (None, true) => SegmentKind::Text,
+            (None, false) => SegmentKind::Inner,
+        }
+    }
+}
