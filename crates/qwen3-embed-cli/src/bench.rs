@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, instruct};
+use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, Sharing, instruct};
 use serde::Serialize;
 
 use crate::model::ModelArgs;
 
 /// Measure how fast a model embeds, beside the limit of this processor
 ///
-/// Texts are random tokens. Loading and one warm-up run are not counted, and neither is padding,
-/// because there is none.
+/// Texts are random tokens, others in each run. Loading and one warm-up run are not counted, and
+/// neither is padding, because there is none.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Texts × tokens each, as 8x128 or 8x128,4x512
     #[arg(long, value_name = "NxT,…", value_delimiter = ',')]
     shape: Vec<Shape>,
+    /// Tokens in front of those of each text of a shape, the same in all of them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    prefix: usize,
     /// A JSON list of lengths, embedded as one workload
     #[arg(long, value_name = "FILE")]
     lengths: Option<PathBuf>,
@@ -32,6 +35,9 @@ pub(crate) struct Args {
     /// Runs of each workload, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
+    /// Compute every token of every text in every layer, whatever texts have in common
+    #[arg(long)]
+    no_sharing: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -57,12 +63,30 @@ impl std::str::FromStr for Shape {
     }
 }
 
-/// The texts of one measurement, as tokens.
+/// The texts of one measurement.
 struct Workload {
     name: String,
-    texts: Vec<Vec<u32>>,
+    /// Random tokens of each text.
+    lengths: Vec<usize>,
+    /// The tokens before and behind those of each text.
+    frame: [Vec<u32>; 2],
     /// Whether each text is a query, to be counted in queries a second.
     queries: bool,
+}
+
+impl Workload {
+    /// Texts as no run before has had them.
+    fn texts(&self, vocab_size: usize, random: &mut Random) -> Vec<Vec<u32>> {
+        let [before, behind] = &self.frame;
+        let text = |&n: &usize| {
+            [before.as_slice(), &random_tokens(n, vocab_size, random), behind].concat()
+        };
+        self.lengths.iter().map(text).collect()
+    }
+}
+
+fn random_tokens(n: usize, vocab_size: usize, random: &mut Random) -> Vec<u32> {
+    (0..n).map(|_| random.below(vocab_size) as u32).collect()
 }
 
 #[derive(Serialize)]
@@ -82,8 +106,11 @@ struct Measurement {
     spread: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     queries_per_s: Option<f64>,
-    /// Share of what the processor's multiply-adds could do at the least number of operations.
+    /// Share of what the processor's multiply-adds could do, of the operations for the tokens that
+    /// were computed.
     peak_share: f64,
+    /// Tokens that were computed, as a share of those of all texts.
+    computed_share: f64,
     /// The most memory that this process had resident so far; absent where the system does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_rss_bytes: Option<u64>,
@@ -96,7 +123,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
-    let embedder = args.model.builder().overflow(Overflow::Error).threads(threads).build()?;
+    let mut builder = args.model.builder().overflow(Overflow::Error).threads(threads);
+    if args.no_sharing {
+        builder = builder.sharing(Sharing::Off);
+    }
+    let embedder = builder.build()?;
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
     let arithmetic = embedder.precision().arithmetic();
@@ -108,8 +139,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         writeln!(output, "{}", report.machine)?;
         writeln!(
             output,
-            "{:<16} {:>10} {:>8} {:>10} {:>8} {:>10}",
-            "workload", "tokens/s", "spread", "queries/s", "of peak", "memory"
+            "{:<16} {:>10} {:>8} {:>10} {:>9} {:>8} {:>10}",
+            "workload", "tokens/s", "spread", "queries/s", "computed", "of peak", "memory"
         )?;
     }
     for workload in &workloads {
@@ -127,37 +158,30 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Args {
     fn workloads(&self, embedder: &Embedder) -> Result<Vec<Workload>> {
-        let mut random = Random(1);
-        let vocab_size = embedder.config().vocab_size;
-        let mut texts_of = |lengths: &[usize]| -> Vec<Vec<u32>> {
-            lengths
-                .iter()
-                .map(|&n| (0..n).map(|_| random.below(vocab_size) as u32).collect())
-                .collect()
-        };
         let mut workloads: Vec<Workload> = Vec::new();
         for shape in &self.shape {
-            let texts = texts_of(&vec![shape.n_tokens; shape.n_texts]);
-            let name = format!("{}x{}", shape.n_texts, shape.n_tokens);
-            workloads.push(Workload { name, texts, queries: false });
+            let lengths = vec![shape.n_tokens; shape.n_texts];
+            let mut name = format!("{}x{}", shape.n_texts, shape.n_tokens);
+            if self.prefix > 0 {
+                name = format!("{}x({}+{})", shape.n_texts, self.prefix, shape.n_tokens);
+            }
+            let before = random_tokens(self.prefix, embedder.config().vocab_size, &mut Random(3));
+            workloads.push(Workload { name, lengths, frame: [before, Vec::new()], queries: false });
         }
         if let Some(path) = &self.lengths {
             let json = fs::read(path).with_context(|| path.display().to_string())?;
             let lengths: Vec<usize> =
                 serde_json::from_slice(&json).with_context(|| path.display().to_string())?;
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            workloads.push(Workload { name, texts: texts_of(&lengths), queries: false });
+            workloads.push(Workload { name, lengths, frame: Default::default(), queries: false });
         }
         if let Some(n) = self.queries {
-            let mut frame = embedder.tokenize(&[instruct(DEFAULT_INSTRUCTION, "")])?.remove(0);
-            let end_of_text = frame.pop();
+            let mut before = embedder.tokenize(&[instruct(DEFAULT_INSTRUCTION, "")])?.remove(0);
+            let behind = before.pop().into_iter().collect();
             let mut random = Random(2);
-            let lengths: Vec<usize> = (0..n).map(|_| 4 + random.below(13)).collect();
-            let texts = texts_of(&lengths)
-                .into_iter()
-                .map(|query| [frame.clone(), query, end_of_text.into_iter().collect()].concat())
-                .collect();
-            workloads.push(Workload { name: format!("{n} queries"), texts, queries: true });
+            let lengths = (0..n).map(|_| 4 + random.below(13)).collect();
+            let (name, frame) = (format!("{n} queries"), [before, behind]);
+            workloads.push(Workload { name, lengths, frame, queries: true });
         }
         Ok(workloads)
     }
@@ -169,16 +193,24 @@ impl Args {
         threads: usize,
         peak: f64,
     ) -> Result<Measurement> {
-        embedder.embed_tokens(&workload.texts)?;
+        let mut random = Random(1);
+        let mut texts = || workload.texts(embedder.config().vocab_size, &mut random);
+        let warm_up = texts();
+        embedder.embed_tokens(&warm_up)?;
+        let before = embedder.sharing_counts();
         let mut seconds = Vec::with_capacity(self.runs);
         for _ in 0..self.runs {
+            let texts = texts();
             let start = Instant::now();
-            embedder.embed_tokens(&workload.texts)?;
+            embedder.embed_tokens(&texts)?;
             seconds.push(start.elapsed().as_secs_f64());
         }
         seconds.sort_by(f64::total_cmp);
         let median = seconds[self.runs / 2];
-        let lengths = workload.texts.iter().map(Vec::len);
+        let after = embedder.sharing_counts();
+        let computed_share = (after.n_computed - before.n_computed) as f64
+            / (after.n_tokens - before.n_tokens) as f64;
+        let lengths = warm_up.iter().map(Vec::len);
         let n_tokens: usize = lengths.clone().sum();
         let operations: f64 = lengths.map(|n| embedder.config().n_operations(n)).sum();
         Ok(Measurement {
@@ -187,8 +219,9 @@ impl Args {
             threads,
             tokens_per_s: n_tokens as f64 / median,
             spread: (seconds[self.runs - 1] - seconds[0]) / median,
-            queries_per_s: workload.queries.then(|| workload.texts.len() as f64 / median),
-            peak_share: operations / median / peak,
+            queries_per_s: workload.queries.then(|| warm_up.len() as f64 / median),
+            peak_share: computed_share * operations / median / peak,
+            computed_share,
             peak_rss_bytes: peak_rss_bytes(),
         })
     }
@@ -199,10 +232,11 @@ impl Measurement {
         let queries = self.queries_per_s.map_or("-".to_owned(), |q| format!("{q:.1}"));
         let memory = self.peak_rss_bytes.map_or("-".to_owned(), |b| format!("{} MiB", b >> 20));
         format!(
-            "{:<16} {:>10.1} {:>7.1}% {queries:>10} {:>7.1}% {memory:>10}",
+            "{:<16} {:>10.1} {:>7.1}% {queries:>10} {:>8.1}% {:>7.1}% {memory:>10}",
             self.shape,
             self.tokens_per_s,
             100.0 * self.spread,
+            100.0 * self.computed_share,
             100.0 * self.peak_share,
         )
     }

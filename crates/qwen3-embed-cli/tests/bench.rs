@@ -47,7 +47,13 @@ fn every_workload_is_reported_as_json() {
         assert!(share > 0.0 && share < 1.5, "{share}");
         let queries = result["shape"] == "5 queries";
         assert_eq!(result.get("queries_per_s").is_some(), queries);
+        // Queries have their instruction in common, and a run finds that of the run before.
+        let computed = result["computed_share"].as_f64().unwrap();
+        assert!(if queries { computed < 0.7 } else { computed == 1.0 }, "{computed}");
     }
+    let output = bench(&["--json", "--queries", "5", "--no-sharing"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["results"][0]["computed_share"], 1.0);
 }
 
 #[test]
@@ -58,6 +64,14 @@ fn a_table_has_a_line_for_each_workload() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[2].starts_with("1x8 "), "{text}");
+}
+
+#[test]
+fn a_prefix_is_computed_once_for_all_texts_of_a_shape() {
+    let output = bench(&["--json", "--shape", "4x10", "--prefix", "30"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let result = &report["results"][0];
+    assert_eq!((&result["shape"], &result["computed_share"]), (&"4x(30+10)".into(), &0.25.into()));
 }
 
 #[test]
