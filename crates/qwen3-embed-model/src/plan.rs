@@ -246,25 +246,38 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
         Ok(Plan { batch, ids, texts, given, kept })
     }
 
-    /// What is worth keeping: the longest of what texts share, as far as there is room for it.
+    /// What is worth keeping: the longest of what texts share, what most texts have first, and no more
+    /// than the cache has room for.
     fn kept(&self, batch: &Ragged, segment_of: &[usize], max_kept: usize) -> Vec<Kept> {
+        let is_candidate = |node: &Node| node.is_shared && node.given.is_none();
         let mut is_continued = vec![false; self.nodes.len()];
-        for node in self.nodes.iter().filter(|node| node.is_shared && node.given.is_none()) {
+        let mut n_texts = vec![0usize; self.nodes.len()];
+        for node in self.nodes.iter().filter(|node| is_candidate(node)) {
             if let Some(parent) = node.parent {
                 is_continued[parent] = true;
             }
         }
-        let nodes = self.nodes.iter().enumerate();
-        let longest = nodes.filter(|&(idx, node)| {
-            node.is_shared && node.given.is_none() && !is_continued[idx] && node.end >= LEAST_KEPT
+        for &(_, end) in &self.ends {
+            let mut node = Some(end);
+            while let Some(idx) = node {
+                n_texts[idx] += 1;
+                node = self.nodes[idx].parent;
+            }
+        }
+        let mut longest: Vec<usize> = (0..self.nodes.len())
+            .filter(|&idx| is_candidate(&self.nodes[idx]) && !is_continued[idx])
+            .filter(|&idx| self.nodes[idx].end.min(max_kept) >= LEAST_KEPT)
+            .collect();
+        longest.sort_by_key(|&idx| std::cmp::Reverse(n_texts[idx]));
+        // A prefix may take half of the cache.
+        let mut room = 2 * max_kept;
+        let kept = longest.into_iter().map_while(|idx| {
+            let n_tokens = self.nodes[idx].end.min(max_kept);
+            room = room.checked_sub(n_tokens)?;
+            let tokens = self.texts[self.nodes[idx].text].as_ref()[..n_tokens].to_vec();
+            Some(Kept { tokens, rows: batch.path(segment_of[idx]).take(n_tokens).collect() })
         });
-        longest
-            .map(|(idx, node)| Kept {
-                tokens: self.texts[node.text].as_ref()[..node.end.min(max_kept)].to_vec(),
-                rows: batch.path(segment_of[idx]).take(max_kept).collect(),
-            })
-            .filter(|kept| kept.tokens.len() >= LEAST_KEPT)
-            .collect()
+        kept.collect()
     }
 }
 
@@ -275,5 +288,94 @@ impl Node {
             (None, true) => SegmentKind::Text,
             (None, false) => SegmentKind::Inner,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Texts in order, in one batch, with nothing known.
+    fn plan(texts: &[&[u32]], max_kept: usize) -> Plan {
+        let (plan, n_texts) =
+            shared(texts, &order(texts), usize::MAX, &Known::default(), max_kept).unwrap();
+        assert_eq!(n_texts, texts.len());
+        plan
+    }
+
+    /// The tokens from the beginning of a text's path to its end, as the rows of the batch have them.
+    fn tokens_of(plan: &Plan, last: usize) -> Vec<u32> {
+        let batch = &plan.batch;
+        let row = batch.n_rows() - batch.n_last() + last;
+        let segment = batch.last_rows().iter().position(|&end| end as usize == row).unwrap();
+        batch.path(segment).map(|row| plan.ids[row - batch.n_given()]).collect()
+    }
+
+    #[test]
+    fn every_text_lies_along_its_path() {
+        let texts: [&[u32]; 8] = [
+            &[1, 2, 3, 4, 5, 6],
+            &[1, 2, 3, 4, 5],
+            &[1, 2, 3, 4, 5, 6],
+            &[1, 2],
+            &[9],
+            &[1, 2, 3, 4, 7, 7, 7, 7, 7],
+            &[1, 2, 3, 4, 7, 7, 7, 7, 8, 8],
+            &[1],
+        ];
+        let plan = plan(&texts, 0);
+        assert_eq!(plan.texts.len(), texts.len());
+        for &(text, last) in &plan.texts {
+            assert_eq!(tokens_of(&plan, last), texts[text]);
+        }
+        // Each goes on where the one before ends, 1 2 3 4 7 … behind 1 2, because 3 4 alone are too few,
+        // and 8 8 behind the 7s, which the other shares.
+        assert_eq!(plan.ids.len(), 1 + 1 + 3 + 1 + 7 + 2 + 1);
+        assert_eq!(plan.batch.n_last(), 7);
+    }
+
+    #[test]
+    fn batches_have_as_many_tokens_as_are_computed() {
+        let n_batches = |texts: &[&[u32]], budget| {
+            let order = order(texts);
+            let (mut rest, mut batches) = (order.as_slice(), Vec::new());
+            while !rest.is_empty() {
+                let (plan, n) = shared(texts, rest, budget, &Known::default(), 0).unwrap();
+                assert!(n == 1 || plan.ids.len() <= budget);
+                batches.push(n);
+                rest = &rest[n..];
+            }
+            batches
+        };
+        let texts: [&[u32]; 4] = [&[1, 1, 1], &[2, 2, 2], &[3, 3, 3, 3], &[4]];
+        assert_eq!(n_batches(&texts, 10), [3, 1]);
+        assert_eq!(n_batches(&texts, 1), [1, 1, 1, 1]);
+        let equal: [&[u32]; 4] = [&[1; 9], &[1; 9], &[1; 9], &[1; 10]];
+        assert_eq!(n_batches(&equal, 10), [4]);
+        assert_eq!(n_batches(&equal, 9), [3, 1]);
+        assert_eq!(n_batches(&[], 9), [0usize; 0]);
+    }
+
+    #[test]
+    fn what_most_texts_share_is_kept_as_far_as_there_is_room() {
+        let text = |prefix: u32, n: usize, last: u32| [vec![prefix; n], vec![last; 5]].concat();
+        let texts = [
+            text(1, 10, 50),
+            text(1, 10, 51),
+            text(2, 12, 50),
+            text(2, 12, 51),
+            text(2, 12, 52),
+            text(3, 7, 50),
+            text(3, 7, 51),
+            text(4, 30, 50),
+        ];
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let kept = |max_kept| -> Vec<Vec<u32>> {
+            plan(&texts, max_kept).kept.into_iter().map(|kept| kept.tokens).collect()
+        };
+        assert_eq!(kept(100), [vec![2; 12], vec![1; 10]]);
+        assert_eq!(kept(12), [vec![2; 12], vec![1; 10]]);
+        assert_eq!(kept(9), [vec![2; 9], vec![1; 9]]);
+        assert_eq!(kept(7), [vec![0u32; 0]; 0]);
     }
 }
