@@ -79,7 +79,7 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if they are not; [`Error::Type`] if `x` is bf16 and the weight is not, or if
+    /// [`Error::Shape`] if they are not; [`Error::Type`] if `x` is bf16 and the weight is f32, or if
     /// something is to be added to bf16.
     pub fn forward(
         &self,
@@ -94,8 +94,8 @@ impl Linear {
             _ => return Err(shape_error("linear", format!("[T, I = {n_in}]"), x)),
         };
         expect("linear out", out, &[n_rows, self.weight.n_columns()])?;
-        let is_int8 = self.weight.accepts(Arithmetic::Int8);
-        if x.dtype() == DType::BF16 && !self.weight.accepts(Arithmetic::Bf16) {
+        let is_quantised = self.weight.is_quantised();
+        if x.dtype() == DType::BF16 && !is_quantised && !self.weight.accepts(Arithmetic::Bf16) {
             return Err(type_error("linear", "f32", x));
         }
         if epilogue == Epilogue::Add && out.dtype() != DType::F32 {
@@ -103,7 +103,7 @@ impl Linear {
         }
         apply("linear", out, [x], |out, [x]| {
             let quantised = &mut scratch.activations.borrow_mut();
-            let x = if is_int8 { quantised.quantise(&self.weight, x) } else { x };
+            let x = if is_quantised { quantised.quantise(&self.weight, x) } else { x };
             self.weight.multiply(x, self.bias.as_deref(), out, epilogue);
         })
     }
