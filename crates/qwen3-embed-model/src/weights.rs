@@ -46,7 +46,7 @@ impl Precision {
     pub fn arithmetic(self) -> Arithmetic {
         match self.for_weights(false) {
             Self::Bf16 => Kernels::best().bf16_weights,
-            Self::Int8 => Arithmetic::Int8,
+            Self::Int8 => Kernels::best().int8_weights,
             Self::F32 | Self::Auto => Arithmetic::F32,
         }
     }
@@ -261,6 +261,14 @@ impl Matrix {
         })
     }
 
+    /// Packs the matrix in 8 bits, for activations in 8 bits, its columns multiplied with `columns` if there
+    /// are any.
+    pub(crate) fn pack_bytes(&self, layout: Layout, columns: Option<&[f32]>) -> PackedWeight {
+        PackedWeight::pack_bytes(self.n_rows, self.n_columns, layout, |o, row| {
+            self.read_scaled_row(o, columns, row);
+        })
+    }
+
     /// Packs the matrix in 8 bits, its columns multiplied with `columns` if there are any, and those
     /// of `precise` in twice as many bits.
     pub(crate) fn pack_int8(
@@ -270,16 +278,20 @@ impl Matrix {
         precise: &[usize],
     ) -> PackedWeight {
         PackedWeight::pack_int8(self.n_rows, self.n_columns, layout, precise, |o, row| {
-            self.read_row(o, row);
-            for (weight, column) in row.iter_mut().zip(columns.into_iter().flatten()) {
-                *weight *= column;
-            }
+            self.read_scaled_row(o, columns, row);
         })
     }
 
     /// Lets the system have back the memory that the file's pages take, now that they were packed.
     pub(crate) fn release(&self) {
         self.parts.iter().for_each(Stored::release);
+    }
+
+    fn read_scaled_row(&self, row_idx: usize, columns: Option<&[f32]>, out: &mut [f32]) {
+        self.read_row(row_idx, out);
+        for (weight, column) in out.iter_mut().zip(columns.into_iter().flatten()) {
+            *weight *= column;
+        }
     }
 
     fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
