@@ -65,10 +65,9 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
         let bf16 = PackedWeight::pack_bf16(n_out, n_in, layout, |_, row| {
             row.iter_mut().zip(&weight).for_each(|(w, &v)| *w = bf16::from_f32(v));
         });
-        let int8 = PackedWeight::pack_int8(n_out, n_in, layout, &[], |_, row| {
-            row.copy_from_slice(&weight);
-        });
-        let int8 = int8.repacked(kernels);
+        let read_row = |_, row: &mut [f32]| row.copy_from_slice(&weight);
+        let int8 = PackedWeight::pack_int8(n_out, n_in, layout, &[], read_row).repacked(kernels);
+        let bytes = PackedWeight::pack_bytes(n_out, n_in, layout, read_row).repacked(kernels);
         for rows in [1, 24, 1020] {
             flop(group, 2 * rows * n_in * n_out);
             let x = Activations::<f32>::new([rows, n_in], |v| v);
@@ -85,16 +84,18 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
                     b.iter(|| packed.multiply(black_box(x), None, out, Epilogue::Store));
                 });
             }
-            let mut quantised = Quantised::default();
-            let mut out = Activations::<f32>::new([rows, int8.n_columns()], |v| v);
-            group.bench_function(format!("{name} i16 × i8, {rows} rows"), |b| {
-                let out = &mut out.rows_mut();
-                let x = quantised.quantise(&int8, x.rows());
-                b.iter(|| int8.multiply(black_box(x), None, out, Epilogue::Store));
-            });
-            group.bench_function(format!("{name} activations to i16, {rows} rows"), |b| {
-                b.iter(|| _ = quantised.quantise(&int8, black_box(x.rows())));
-            });
+            for (kind, packed) in [("i16", &int8), ("bytes", &bytes)] {
+                let mut quantised = Quantised::default();
+                let mut out = Activations::<f32>::new([rows, packed.n_columns()], |v| v);
+                group.bench_function(format!("{name} {kind} × i8, {rows} rows"), |b| {
+                    let out = &mut out.rows_mut();
+                    let x = quantised.quantise(packed, x.rows());
+                    b.iter(|| packed.multiply(black_box(x), None, out, Epilogue::Store));
+                });
+                group.bench_function(format!("{name} activations to {kind}, {rows} rows"), |b| {
+                    b.iter(|| _ = quantised.quantise(packed, black_box(x.rows())));
+                });
+            }
         }
     }
 }
@@ -146,7 +147,7 @@ fn kernels(criterion: &mut Criterion) {
     for kernels in Kernels::available() {
         let mut group = criterion.benchmark_group(kernels.name);
         group.sample_size(10);
-        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8] {
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8, Arithmetic::Bytes] {
             let peak = kernels.measured_peak(arithmetic) / 1e9;
             println!("{}: peak of {arithmetic:?} {peak:.1} GOP/s", kernels.name);
         }

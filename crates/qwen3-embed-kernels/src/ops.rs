@@ -80,7 +80,7 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if they are not; [`Error::Type`] if `x` is bf16 and the weight is not, or if
+    /// [`Error::Shape`] if they are not; [`Error::Type`] if `x` is bf16 and the weight is f32, or if
     /// something is to be added to bf16.
     pub fn forward(
         &self,
@@ -121,8 +121,8 @@ impl Linear {
             let expected = format!("[T, more than {} columns]", columns.end - 1);
             return Err(shape_error("linear out", expected, out));
         }
-        let is_int8 = self.weight.accepts(Arithmetic::Int8);
-        if x.dtype() == DType::BF16 && !self.weight.accepts(Arithmetic::Bf16) {
+        let is_quantised = self.weight.is_quantised();
+        if x.dtype() == DType::BF16 && !is_quantised && !self.weight.accepts(Arithmetic::Bf16) {
             return Err(type_error("linear", "f32", x));
         }
         if epilogue == Epilogue::Add && out.dtype() != DType::F32 {
@@ -130,7 +130,7 @@ impl Linear {
         }
         apply("linear", out, [x], |out, [x]| {
             let quantised = &mut scratch.activations.borrow_mut();
-            let x = if is_int8 { quantised.quantise(&self.weight, x) } else { x };
+            let x = if is_quantised { quantised.quantise(&self.weight, x) } else { x };
             let bias = self.bias.as_deref();
             self.weight.multiply_columns(x, columns.clone(), bias, out, epilogue);
         })

@@ -1,16 +1,54 @@
 //! Products with weights in 8 bits, of every kernel set, against the f64 reference.
 //!
 //! Rounding a weight to a multiple of its group's scale is off by at most half of that, which is the
-//! group's largest magnitude over 254; rounding an activation, by its row's largest over 65,534. These
-//! errors times what they are multiplied with, and the roundings of the sums in f32, bound the result's.
+//! group's largest magnitude over 254; rounding an activation to 16 bits, by its row's largest over 65,534,
+//! and to 8 bits, by its group's over 254. These errors times what they are multiplied with, and the
+//! roundings of the sums in f32, bound the result's.
 #![allow(clippy::unwrap_used)]
 
-use qwen3_embed_kernels::cpu::{Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut};
+use half::bf16;
+use qwen3_embed_kernels::cpu::{
+    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut, Values,
+};
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-/// Values that share a scale.
-const GROUP: usize = 32;
+/// How products with weights in 8 bits are computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// From activations in 16 bits.
+    Int8,
+    /// From activations in 8 bits.
+    Bytes,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Int8, Self::Bytes];
+
+    /// Weights that share a scale.
+    fn group(self) -> usize {
+        if self == Self::Int8 { 32 } else { BYTE_GROUP }
+    }
+
+    /// Activations of a row of `n_in` that share a scale, and their largest multiple of it.
+    fn activations(self, n_in: usize) -> (usize, i32) {
+        if self == Self::Int8 { (n_in, 32_767) } else { (BYTE_GROUP, 127) }
+    }
+
+    fn pack(self, weight: &[f32], n_in: usize, layout: Layout) -> PackedWeight {
+        let n_out = weight.len() / n_in;
+        let read_row = |o: usize, row: &mut [f32]| row.copy_from_slice(&weight[o * n_in..][..n_in]);
+        match self {
+            Self::Int8 => PackedWeight::pack_int8(n_out, n_in, layout, &[], read_row),
+            Self::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, read_row),
+        }
+    }
+
+    /// Each of them with every kernel set.
+    fn with_kernels() -> impl Iterator<Item = (Self, &'static Kernels)> {
+        Self::ALL.into_iter().flat_map(|kind| Kernels::available().iter().map(move |k| (kind, k)))
+    }
+}
 
 /// Relative error of `n` roundings in f32.
 fn gamma(n: usize) -> f64 {
@@ -31,9 +69,9 @@ fn largest(values: &[f32]) -> f64 {
     values.iter().fold(0f64, |largest, v| largest.max(f64::from(v.abs())))
 }
 
-fn pack(weight: &[f32], n_in: usize, layout: Layout, precise: &[usize]) -> PackedWeight {
+fn pack_precise(weight: &[f32], n_in: usize, precise: &[usize]) -> PackedWeight {
     let n_out = weight.len() / n_in;
-    PackedWeight::pack_int8(n_out, n_in, layout, precise, |o, row| {
+    PackedWeight::pack_int8(n_out, n_in, Layout::Plain, precise, |o, row| {
         row.copy_from_slice(&weight[o * n_in..][..n_in]);
     })
 }
@@ -74,30 +112,38 @@ fn shapes() -> Vec<[usize; 3]> {
             shapes.push([rows, 70, n_out]);
         }
     }
-    shapes.extend([[3, 1, 5], [3, 31, 5], [3, 32, 5], [3, 33, 5], [200, 64, 48], [2, 1024, 40]]);
+    shapes.extend([1, 31, 32, 33, 63, 64, 65, 127, 128, 129].map(|n_in| [3, n_in, 5]));
+    shapes.extend([[200, 64, 48], [2, 1024, 40]]);
     shapes
 }
 
-/// Whole numbers that need no rounding: each row's largest activation is 32,767 and each group's
-/// largest weight 127 times a power of two, so that all scales are powers of two.
+/// Rows of `n` whole numbers up to `largest`, each `group` of which have one of that magnitude and are
+/// multiplied with a power of two: bringing them into as many bits loses nothing.
+fn whole(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<f32> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut values = Vec::with_capacity(n_rows * n);
+    for _ in 0..n_rows {
+        for start in (0..n).step_by(group) {
+            let scale = f64::from(rng.random_range(-20..20)).exp2() as f32;
+            let n = group.min(n - start);
+            let at = rng.random_range(0..n);
+            values.extend((0..n).map(|i| {
+                let value = if i == at { -largest } else { rng.random_range(-largest..=largest) };
+                scale * value as f32
+            }));
+        }
+    }
+    values
+}
+
 #[test]
 fn what_quantisation_keeps_is_multiplied_exactly() {
-    for [rows, n_in, n_out] in shapes() {
-        let mut rng = SmallRng::seed_from_u64(1);
-        let mut x: Vec<f32> =
-            (0..rows * n_in).map(|_| rng.random_range(-32767i32..=32767) as f32).collect();
-        x.chunks_exact_mut(n_in).for_each(|row| row[0] = -32767.0);
-        let mut weight = Vec::new();
-        for _ in 0..n_out {
-            for start in (0..n_in).step_by(GROUP) {
-                let scale = f64::from(rng.random_range(-20..20)).exp2() as f32;
-                let n = GROUP.min(n_in - start);
-                let at = rng.random_range(0..n);
-                weight.extend((0..n).map(|i| {
-                    scale * if i == at { 127.0 } else { rng.random_range(-127i32..=127) as f32 }
-                }));
-            }
-        }
+    for ([rows, n_in, n_out], kind) in
+        shapes().into_iter().flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
+    {
+        let (group, largest) = kind.activations(n_in);
+        let x = whole(1, [rows, n_in], group, largest);
+        let weight = whole(2, [n_out, n_in], kind.group(), 127);
         let bias = random(3, n_out);
         let (x64, w64) = (widened(&x), widened(&weight));
         let expected = reference::linear(&x64, &w64, Some(&widened(&bias)), n_in);
@@ -105,25 +151,28 @@ fn what_quantisation_keeps_is_multiplied_exactly() {
         let sums =
             reference::linear(&sizes(&x64), &sizes(&w64), Some(&sizes(&widened(&bias))), n_in);
         // Each group's sum is rounded once when it becomes f32, and once when it is added.
-        let roundings = gamma(2 * n_in.div_ceil(GROUP) + 2);
+        let roundings = gamma(2 * n_in.div_ceil(kind.group()) + 2);
         for kernels in Kernels::available() {
-            let packed = pack(&weight, n_in, Layout::Plain, &[]).repacked(kernels);
+            let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
             let got = multiply(&packed, &x, Some(&bias));
-            let what = format!("{}, {rows} × {n_in} × {n_out}", kernels.name);
+            let what = format!("{}, {kind:?}, {rows} × {n_in} × {n_out}", kernels.name);
             assert_close(&got, &expected, |i| roundings * sums[i], &what);
-            // The same weights from integers and scales.
-            let packed = from_q8(&weight, n_in).repacked(kernels);
-            assert_eq!(multiply(&packed, &x, Some(&bias)), got, "{what}");
+            if kind == Kind::Int8 {
+                // The same weights from integers and scales.
+                let packed = from_q8(&weight, n_in).repacked(kernels);
+                assert_eq!(multiply(&packed, &x, Some(&bias)), got, "{what}");
+            }
         }
     }
 }
 
 /// A weight whose groups' scales are powers of two, from its integers and scales.
 fn from_q8(weight: &[f32], n_in: usize) -> PackedWeight {
+    let group = Kind::Int8.group();
     PackedWeight::pack_q8(weight.len() / n_in, n_in, Layout::Plain, |o, values, scales| {
         let row = &weight[o * n_in..][..n_in];
         for ((row, values), scale) in
-            row.chunks(GROUP).zip(values.chunks_mut(GROUP)).zip(scales.iter_mut())
+            row.chunks(group).zip(values.chunks_mut(group)).zip(scales.iter_mut())
         {
             *scale = (largest(row) / 127.0) as f32;
             values.iter_mut().zip(row).for_each(|(value, w)| *value = (w / *scale) as i8);
@@ -132,23 +181,27 @@ fn from_q8(weight: &[f32], n_in: usize) -> PackedWeight {
 }
 
 /// The largest error that rounding the operands makes of each element, and the roundings of the sums.
-fn bounds(x: &[f32], weight: &[f32], n_in: usize, precise: &[usize]) -> Vec<f64> {
+fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize]) -> Vec<f64> {
+    let (x_group, most) = kind.activations(n_in);
+    // The largest of the values that share a scale with the one at `k`.
+    let largest_beside = |row: &[f32], k: usize, group: usize| {
+        largest(&row[k / group * group..n_in.min((k / group + 1) * group)])
+    };
     let mut bounds = Vec::new();
     for x in x.chunks_exact(n_in) {
-        let dx = largest(x) / 65_534.0;
         for w in weight.chunks_exact(n_in) {
             let mut bound = 0.0;
             let mut sum = 0.0;
-            for (k, (&x, &w_k)) in x.iter().zip(w).enumerate() {
-                let group = &w[k / GROUP * GROUP..n_in.min((k / GROUP + 1) * GROUP)];
-                let first = largest(group) / 254.0;
+            for (k, (&x_k, &w_k)) in x.iter().zip(w).enumerate() {
+                let dx = largest_beside(x, k, x_group) / f64::from(2 * most);
+                let first = largest_beside(w, k, kind.group()) / 254.0;
                 // What is left is at most that, and is rounded to a multiple of its largest over 127.
                 let dw = if precise.contains(&k) { first / 254.0 } else { first };
-                let (x, w) = (f64::from(x.abs()), f64::from(w_k.abs()));
+                let (x, w) = (f64::from(x_k.abs()), f64::from(w_k.abs()));
                 bound += x * dw + dx * (w + dw);
                 sum += (x + dx) * (w + first + dw);
             }
-            bounds.push(bound + gamma(2 * n_in.div_ceil(GROUP) + 8) * sum);
+            bounds.push(bound + gamma(2 * n_in.div_ceil(kind.group()) + 8) * sum);
         }
     }
     bounds
@@ -159,11 +212,19 @@ fn random_weights_are_within_what_rounding_them_costs() {
     for [rows, n_in, n_out] in shapes() {
         let (x, weight) = (random(1, rows * n_in), random(2, n_out * n_in));
         let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
-        for precise in [vec![], vec![n_in - 1], (0..n_in.min(40)).rev().collect()] {
-            let bounds = bounds(&x, &weight, n_in, &precise);
+        for kind in Kind::ALL {
+            let bounds = bounds(kind, &x, &weight, n_in, &[]);
             for kernels in Kernels::available() {
-                let packed = pack(&weight, n_in, Layout::Plain, &precise).repacked(kernels);
-                let what = format!("{}, {rows} × {n_in} × {n_out}", kernels.name);
+                let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
+                let what = format!("{}, {kind:?}, {rows} × {n_in} × {n_out}", kernels.name);
+                assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
+            }
+        }
+        for precise in [vec![n_in - 1], (0..n_in.min(40)).rev().collect()] {
+            let bounds = bounds(Kind::Int8, &x, &weight, n_in, &precise);
+            for kernels in Kernels::available() {
+                let packed = pack_precise(&weight, n_in, &precise).repacked(kernels);
+                let what = format!("{}, precise, {rows} × {n_in} × {n_out}", kernels.name);
                 assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
             }
         }
@@ -181,7 +242,7 @@ fn precise_features_have_sixteen_bits() {
     let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
     for kernels in Kernels::available() {
         let error = |precise: &[usize]| {
-            let packed = pack(&weight, n_in, Layout::Plain, precise).repacked(kernels);
+            let packed = pack_precise(&weight, n_in, precise).repacked(kernels);
             let got = multiply(&packed, &x, None);
             let errors = got.iter().zip(&expected).map(|(&g, e)| (f64::from(g) - e).abs());
             errors.fold(0.0, f64::max)
@@ -191,15 +252,59 @@ fn precise_features_have_sixteen_bits() {
     }
 }
 
+/// Groups of either sign whose values are all as large as they can be: no sum on the way saturates.
+#[test]
+fn the_largest_sums_are_exact() {
+    let n_in = 2 * BYTE_GROUP;
+    let weight: Vec<f32> = [[127.0; 128], [-127.0; 128]].concat();
+    for (kind, kernels) in Kind::with_kernels() {
+        let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
+        let most = kind.activations(n_in).1 as f32;
+        let x: Vec<f32> = [[most; 128], [-most; 128]].concat();
+        let sum = 127.0 * most * n_in as f32;
+        let got = multiply(&packed, &x, None);
+        assert_eq!(got, [sum, -sum, -sum, sum], "{}, {kind:?}", kernels.name);
+    }
+}
+
+#[test]
+fn bf16_activations_are_those_of_f32() {
+    let (n_rows, n_in) = (13, 150);
+    let weight = random(2, 20 * n_in);
+    let bf16: Vec<bf16> = random(1, n_rows * n_in).into_iter().map(bf16::from_f32).collect();
+    let f32: Vec<f32> = bf16.iter().map(|x| x.to_f32()).collect();
+    for (kind, kernels) in Kind::with_kernels() {
+        let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
+        let mut quantised = Quantised::default();
+        let mut out = vec![0f32; n_rows * 20];
+        let x = Rows::new(bf16.as_slice(), [n_rows, n_in], n_in);
+        let x = quantised.quantise(&packed, x);
+        let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, 20], 20);
+        packed.multiply(x, None, rows, Epilogue::Store);
+        assert!(out == multiply(&packed, &f32, None), "{}, {kind:?}", kernels.name);
+    }
+}
+
+/// Nothing is read behind a row that is too short for its groups.
+#[test]
+#[should_panic(expected = "values for")]
+fn bytes_without_their_scales_are_refused() {
+    let values = vec![0i8; 2 * BYTE_GROUP];
+    Rows::new(Values::Bytes(&values), [1, 2 * BYTE_GROUP], 200);
+}
+
 #[test]
 fn gates_and_ups_share_panels() {
-    for [rows, n_in, ffn] in [[1, 9, 1], [3, 40, 7], [13, 33, 17], [6, 64, 100]] {
+    for ([rows, n_in, ffn], kind) in [[1, 9, 1], [3, 40, 7], [13, 33, 17], [6, 64, 100]]
+        .into_iter()
+        .flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
+    {
         let (x, weight) = (random(1, rows * n_in), random(2, 2 * ffn * n_in));
         let gate_up = reference::linear(&widened(&x), &widened(&weight), None, n_in);
         let expected = reference::swiglu(&gate_up, ffn);
-        let bounds = bounds(&x, &weight, n_in, &[]);
+        let bounds = bounds(kind, &x, &weight, n_in, &[]);
         for kernels in Kernels::available() {
-            let packed = pack(&weight, n_in, Layout::SwiGlu, &[]).repacked(kernels);
+            let packed = kind.pack(&weight, n_in, Layout::SwiGlu).repacked(kernels);
             // SiLU's slope is at most 1.1, and an exponential and what is around it eight roundings.
             let bound = |i: usize| {
                 let at = i / ffn * 2 * ffn + i % ffn;
@@ -216,13 +321,13 @@ fn gates_and_ups_share_panels() {
 fn a_row_does_not_depend_on_the_other_rows() {
     let (n_in, n_out) = (70, 90);
     let (x, weight) = (random(1, 400 * n_in), random(2, n_out * n_in));
-    for kernels in Kernels::available() {
-        let packed = pack(&weight, n_in, Layout::Plain, &[3]).repacked(kernels);
+    for (kind, kernels) in Kind::with_kernels() {
+        let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
         let all = multiply(&packed, &x, None);
         for rows in [0..1, 1..3, 0..6, 5..18, 3..200, 100..393] {
             let got = multiply(&packed, &x[rows.start * n_in..rows.end * n_in], None);
             let expected = &all[rows.start * n_out..rows.end * n_out];
-            assert!(got == expected, "{}, rows {rows:?}", kernels.name);
+            assert!(got == expected, "{}, {kind:?}, rows {rows:?}", kernels.name);
         }
     }
 }
@@ -231,8 +336,8 @@ fn a_row_does_not_depend_on_the_other_rows() {
 fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
     let n_in = 40;
     let finite = random(2, 8 * n_in);
-    for kernels in Kernels::available() {
-        let packed = pack(&finite, n_in, Layout::Plain, &[]).repacked(kernels);
+    for (kind, kernels) in Kind::with_kernels() {
+        let packed = kind.pack(&finite, n_in, Layout::Plain).repacked(kernels);
         assert_eq!(multiply(&packed, &vec![0.0; n_in], None), [0.0; 8], "{}", kernels.name);
         // Smaller than any scale: as good as zero, and no division by it.
         let tiny = vec![f32::from_bits(1); n_in];
@@ -245,21 +350,21 @@ fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
             assert!(got[8..].iter().all(|y| y.is_finite()), "the other row");
             let mut weight = finite.clone();
             weight[n_in + 1] = value;
-            let damaged = pack(&weight, n_in, Layout::Plain, &[]).repacked(kernels);
+            let damaged = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
             let got = multiply(&damaged, &random(1, n_in), None);
             assert!(!got[1].is_finite() && got[0].is_finite(), "{}: {value}", kernels.name);
         }
         let tiny: Vec<f32> = vec![f32::MIN_POSITIVE; 8 * n_in];
-        let tiny = pack(&tiny, n_in, Layout::Plain, &[1]).repacked(kernels);
+        let tiny = kind.pack(&tiny, n_in, Layout::Plain).repacked(kernels);
         assert!(multiply(&tiny, &random(1, n_in), None).iter().all(|y| y.abs() < 1e-30));
     }
 }
 
 #[test]
 fn empty_operands_are_computed() {
-    for kernels in Kernels::available() {
+    for (kind, kernels) in Kind::with_kernels() {
         for [rows, n_in, n_out] in [[0, 3, 5], [2, 3, 0]] {
-            let weight = PackedWeight::pack_int8(n_out, n_in, Layout::Plain, &[], |_, _| {});
+            let weight = kind.pack(&vec![1.0; n_out * n_in], n_in, Layout::Plain);
             let got = multiply(&weight.repacked(kernels), &vec![1.0; rows * n_in], None);
             assert!(got.iter().all(|&y| y == 0.0), "{rows} × {n_in} × {n_out}");
         }

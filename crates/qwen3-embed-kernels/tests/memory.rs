@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    self, AttentionScratch, Epilogue, Heads, Kernels, PackedWeight, RowsMut, causal_attention,
+    self, Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, PackedWeight, RowsMut,
+    causal_attention,
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
@@ -78,11 +79,14 @@ fn zeros(rows: usize, columns: usize, dtype: DType) -> Tensor {
     Tensor::zeros((rows, columns), dtype, &Device::Cpu).unwrap()
 }
 
-fn linear(n_out: usize, n_in: usize, layout: cpu::Layout, int8: bool) -> ops::Linear {
-    ops::Linear::new(if int8 {
-        PackedWeight::pack_int8(n_out, n_in, layout, &[1], |_, row| row.fill(0.01))
-    } else {
-        PackedWeight::pack_bf16(n_out, n_in, layout, |_, row| row.fill(bf16::from_f32(0.01)))
+fn linear(n_out: usize, n_in: usize, layout: cpu::Layout, arithmetic: Arithmetic) -> ops::Linear {
+    let fill = |_, row: &mut [f32]| row.fill(0.01);
+    ops::Linear::new(match arithmetic {
+        Arithmetic::Int8 => PackedWeight::pack_int8(n_out, n_in, layout, &[1], fill),
+        Arithmetic::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, fill),
+        Arithmetic::F32 | Arithmetic::Bf16 => {
+            PackedWeight::pack_bf16(n_out, n_in, layout, |_, row| row.fill(bf16::from_f32(0.01)))
+        }
     })
 }
 
@@ -92,12 +96,12 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
     let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
     let (c, f, q, n) = (48, 80, heads.q_columns(), 210);
     let batch = Ragged::from_lengths([3, 70, 137]).unwrap();
-    let weights = |int8| {
+    let weights = |arithmetic| {
         [
-            linear(heads.qkv_columns(), c, cpu::Layout::Plain, int8),
-            linear(c, q, cpu::Layout::Plain, int8),
-            linear(2 * f, c, cpu::Layout::SwiGlu, int8),
-            linear(c, f, cpu::Layout::Plain, int8),
+            linear(heads.qkv_columns(), c, cpu::Layout::Plain, arithmetic),
+            linear(c, q, cpu::Layout::Plain, arithmetic),
+            linear(2 * f, c, cpu::Layout::SwiGlu, arithmetic),
+            linear(c, f, cpu::Layout::Plain, arithmetic),
         ]
     };
     let norm = Tensor::ones(c, DType::F32, &Device::Cpu).unwrap();
@@ -106,8 +110,15 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
     let (x, qkv) = (zeros(n, c, DType::F32), zeros(n, heads.qkv_columns(), DType::F32));
     // A call from outside a pool allocates when it hands over; a model's calls come from within.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    for (dtype, int8) in [(DType::F32, false), (DType::BF16, false), (DType::F32, true)] {
-        let weights = weights(int8);
+    for (dtype, arithmetic) in [
+        (DType::F32, Arithmetic::F32),
+        (DType::BF16, Arithmetic::Bf16),
+        (DType::F32, Arithmetic::Int8),
+        (DType::BF16, Arithmetic::Int8),
+        (DType::F32, Arithmetic::Bytes),
+        (DType::BF16, Arithmetic::Bytes),
+    ] {
+        let weights = weights(arithmetic);
         let [hidden, attention, ffn] = [c, q, f].map(|columns| zeros(n, columns, dtype));
         let allocations = pool.install(|| {
             let scratch = ops::Scratch::default();
@@ -129,6 +140,6 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
             COUNT.get() - before
         });
         // candle makes a small list for each operation that it calls: seven in a layer.
-        assert!(allocations <= 14, "{dtype:?}, int8 {int8}: {allocations} allocations");
+        assert!(allocations <= 14, "{dtype:?}, {arithmetic:?}: {allocations} allocations");
     }
 }

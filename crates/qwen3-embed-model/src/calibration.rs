@@ -1,13 +1,15 @@
-//! Which input features of a product carry outliers.
+//! What the inputs of products are like: which features carry outliers, and what 8 bits would lose.
 //!
 //! In trained Qwen3 models a few channels are up to thousands of times as large as the others, and the
 //! same ones for nearly every token. What 8 bits lose of such a channel's weights is as much larger. A
-//! few tokens that pass the layers while they are loaded show which channels these are.
+//! few tokens that pass the layers while they are loaded show which channels these are, and whether
+//! activations may be in 8 bits too.
 
 use candle_core::{DType, Tensor};
+use qwen3_embed_kernels::cpu::BYTE_GROUP;
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
-use crate::layer::DecoderLayer;
+use crate::layer::{DecoderLayer, Product};
 use crate::rope::RopeTable;
 use crate::weights::MappedRows;
 use crate::workspace::Workspace;
@@ -24,6 +26,9 @@ const RATIO: f64 = 4.0;
 
 /// Outliers are worth keeping more precisely when they hold such a share of all squares.
 const SHARE: f64 = 0.2;
+
+/// What 8 bits may lose of the activations. Of values with a normal distribution they lose 3.3e-5.
+const MOST_LOSS: f64 = 1e-4;
 
 /// A text on its way through the layers.
 pub(crate) struct Calibration {
@@ -55,23 +60,68 @@ impl Calibration {
         Ok(Self { x, batch, cos, sin, config: config.clone(), workspace: Workspace::default() })
     }
 
-    /// Lets the text pass the next layer, and returns the outliers among the input features of its four
-    /// products, in their order.
-    pub(crate) fn pass(&mut self, layer: &DecoderLayer) -> Result<[Vec<usize>; 4]> {
+    /// Lets the text pass the next layer.
+    pub(crate) fn pass<L: Product>(&mut self, layer: &DecoderLayer<L>) -> Result<()> {
         let Self { x, batch, cos, sin, config, workspace } = self;
         let room = workspace.room(batch, config, DType::F32, x.device())?;
-        layer.attend(x, [cos, sin], batch, Queries::All, &room)?;
-        let (qkv, o) = (outliers(&room.hidden)?, outliers(&room.attention)?);
-        layer.feed_forward(x, &room)?;
-        Ok([qkv, o, outliers(&room.hidden)?, outliers(&room.ffn)?])
+        layer.forward(x, [cos, sin], batch, Queries::All, &room)?;
+        Ok(())
     }
 }
 
+/// What the input of a product is like.
+#[derive(Debug, Default)]
+pub(crate) struct Input {
+    /// The features that are outliers.
+    pub(crate) outliers: Vec<usize>,
+    /// What activations in 8 bits would lose; absent where it is not known.
+    loss: Option<f64>,
+}
+
+impl Input {
+    /// Looks at `x`, [T, I].
+    pub(crate) fn of(x: &Tensor) -> Result<Self> {
+        let (n_columns, x) = (x.dims()[1], ops::to_f32(x)?);
+        Ok(Self { outliers: outliers(&x, n_columns), loss: Some(loss(&x, n_columns)) })
+    }
+
+    /// Whether 8 bits are enough for such activations.
+    pub(crate) fn fits_bytes(&self) -> bool {
+        self.outliers.is_empty() && self.loss.is_some_and(|loss| loss <= MOST_LOSS)
+    }
+}
+
+/// What 8 bits lose of `x`, [T, I]: the squares of the errors, as a share of all squares of a row, in the
+/// mean over the rows. NaN where a value is not finite, or all are zero.
+fn loss(x: &[f32], n_columns: usize) -> f64 {
+    let (mut total, mut n_rows) = (0.0, 0);
+    for row in x.chunks_exact(n_columns) {
+        let (mut errors, mut squares) = (0f32, 0f32);
+        for group in row.chunks(BYTE_GROUP) {
+            let scale = group.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
+            if scale < f32::MIN_POSITIVE {
+                continue;
+            }
+            for &x in group {
+                // Beside 1.5 · 2^23 there are no bits for a fraction.
+                let nearest = (x / scale + 12_582_912.0) - 12_582_912.0;
+                errors += (x - nearest * scale).powi(2);
+                squares += x * x;
+            }
+        }
+        // A row of zeros loses nothing.
+        if squares != 0.0 {
+            total += f64::from(errors) / f64::from(squares);
+            n_rows += 1;
+        }
+    }
+    total / f64::from(n_rows)
+}
+
 /// The columns of `x`, [T, I], that are outliers; none if they hold little of what there is.
-fn outliers(x: &Tensor) -> Result<Vec<usize>> {
-    let n_columns = x.dims()[1];
+fn outliers(x: &[f32], n_columns: usize) -> Vec<usize> {
     let mut squares = vec![0f64; n_columns];
-    for row in ops::to_f32(x)?.chunks_exact(n_columns) {
+    for row in x.chunks_exact(n_columns) {
         squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
     }
     let mut columns: Vec<usize> = (0..n_columns).collect();
@@ -85,7 +135,7 @@ fn outliers(x: &Tensor) -> Result<Vec<usize>> {
     if share.is_nan() || share < SHARE {
         columns.clear();
     }
-    Ok(columns)
+    columns
 }
 
 #[cfg(test)]
@@ -93,9 +143,45 @@ mod tests {
     use super::*;
 
     fn outliers_of(rows: &[&[f32]]) -> Vec<usize> {
-        let shape = (rows.len(), rows[0].len());
-        outliers(&Tensor::from_vec(rows.concat(), shape, &candle_core::Device::Cpu).unwrap())
-            .unwrap()
+        outliers(&rows.concat(), rows[0].len())
+    }
+
+    #[test]
+    fn the_loss_is_the_share_of_squares_that_rounding_takes() {
+        // Scales of 1 and 2: 0.25 and 0.5 are lost of the one group, 1 of the other.
+        let mut row = [0f32; 2 * BYTE_GROUP];
+        (row[0], row[1], row[2]) = (127.0, 3.25, -0.5);
+        (row[BYTE_GROUP], row[BYTE_GROUP + 1]) = (-254.0, 5.0);
+        let expected = (0.25f64.powi(2) + 0.5f64.powi(2) + 1.0)
+            / (127f64.powi(2) + 3.25f64.powi(2) + 0.25 + 254f64.powi(2) + 25.0);
+        assert!((loss(&row, row.len()) / expected - 1.0).abs() < 1e-5);
+        // Rows count alike, however large they are, and those of zeros do not.
+        let exact = [[1000.0 * 127.0; 2 * BYTE_GROUP], [0.0; 2 * BYTE_GROUP]].concat();
+        let rows = [row.as_slice(), &exact].concat();
+        assert!((loss(&rows, row.len()) / (expected / 2.0) - 1.0).abs() < 1e-5);
+        row[7] = f32::INFINITY;
+        assert!(loss(&row, row.len()).is_nan() && loss(&[0.0; 8], 8).is_nan());
+        row[7] = f32::NAN;
+        assert!(loss(&row, row.len()).is_nan());
+    }
+
+    #[test]
+    fn values_of_about_the_same_size_fit_bytes_and_others_do_not() {
+        let shape = (2, 2 * BYTE_GROUP);
+        let input = |values: Vec<f32>| {
+            Input::of(&Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap()).unwrap()
+        };
+        let waves: Vec<f32> = (0..4 * BYTE_GROUP).map(|i| (i as f32).sin()).collect();
+        assert!(input(waves.clone()).fits_bytes());
+        let mut spikes = waves.clone();
+        spikes.iter_mut().step_by(61).for_each(|x| *x *= 100.0);
+        assert!(!input(spikes).fits_bytes());
+        let mut outlier = waves.clone();
+        outlier.iter_mut().step_by(2 * BYTE_GROUP).for_each(|x| *x = 50.0);
+        assert_eq!(input(outlier).outliers, [0]);
+        let mut damaged = waves;
+        damaged[3] = f32::NAN;
+        assert!(!input(damaged).fits_bytes() && !Input::default().fits_bytes());
     }
 
     #[test]

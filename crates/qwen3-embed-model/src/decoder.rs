@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
-use qwen3_embed_kernels::cpu::Arithmetic;
+use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 use qwen3_embed_kernels::{Queries, ops};
 
 use crate::calibration::Calibration;
@@ -65,25 +65,38 @@ impl Model {
     /// A missing or damaged file, a configuration that is not supported, or a tensor that does not
     /// fit it: each variant of [`Error`] names the file and what is wrong in it.
     pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self> {
+        Self::load_for(path, device, precision, None)
+    }
+
+    /// [`load`](Self::load), to multiply so, be it fast on this processor or not: tests see the arithmetic
+    /// of other processors. It must be one that weights of this precision have.
+    #[doc(hidden)]
+    pub fn load_for(
+        path: &Path,
+        device: Device,
+        precision: Precision,
+        arithmetic: Option<Arithmetic>,
+    ) -> Result<Self> {
         let device = device.open()?;
         let (config, weights) = open(path)?;
         let precision = precision.for_weights(weights.has_few_bits());
+        let arithmetic = arithmetic.unwrap_or_else(|| precision.arithmetic());
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
         let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        let rounds = precision == Precision::Int8 && !weights.are_q8_0();
+        let rounds = arithmetic == Arithmetic::Bytes || !weights.are_q8_0();
+        let rounds = rounds && precision == Precision::Int8;
         let calibration = rounds.then(|| Calibration::new(&config, &embed_tokens, &rope, &device));
         let mut calibration = calibration.transpose()?;
         let mut layers = Vec::new();
         for layer_idx in 0..config.num_hidden_layers {
             let (weights, config, device) = (&weights, &config, &device);
-            let loader = LayerLoader { weights, config, layer_idx, precision, device };
+            let loader = LayerLoader { weights, config, layer_idx, precision, arithmetic, device };
             layers.push(loader.load(calibration.as_mut())?);
         }
-        let (arithmetic, workspaces) = (precision.arithmetic(), Mutex::default());
         let (n_tokens, n_computed) = Default::default();
         let model = Self {
             config,
@@ -94,7 +107,7 @@ impl Model {
             precision,
             arithmetic,
             device,
-            workspaces,
+            workspaces: Mutex::default(),
             batch_tokens: usize::MAX,
             sharing: Sharing::Off,
             prefixes: PrefixCache::new(0, 0),
@@ -132,13 +145,6 @@ impl Model {
     fn kv_columns(&self) -> Range<usize> {
         let heads = self.config.heads();
         heads.q_columns()..heads.qkv_columns()
-    }
-
-    /// Multiplies so, be it fast on this processor or not: tests see the arithmetic of other
-    /// processors. Weights must be bf16 for [`Arithmetic::Bf16`].
-    #[doc(hidden)]
-    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
-        Self { arithmetic, workspaces: Mutex::default(), ..self }
     }
 
     /// How the weights are kept and multiplied: what [`Precision::Auto`] has become.
@@ -320,8 +326,10 @@ impl Model {
     /// The type of the activations that products read.
     fn product_type(&self) -> DType {
         match self.arithmetic {
-            Arithmetic::F32 | Arithmetic::Int8 => DType::F32,
             Arithmetic::Bf16 => DType::BF16,
+            // What is brought into fewer bits anyway comes from bf16 where attention is faster in it.
+            Arithmetic::Bytes if Kernels::best().bf16_weights == Arithmetic::Bf16 => DType::BF16,
+            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes => DType::F32,
         }
     }
 

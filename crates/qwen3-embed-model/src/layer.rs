@@ -1,31 +1,34 @@
+use std::cell::OnceCell;
+
 use candle_core::Tensor;
-use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
+use qwen3_embed_kernels::cpu::{Arithmetic, Epilogue, Heads, Layout};
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, Input};
 use crate::weights::{Matrix, Precision, Weights};
 use crate::workspace::Room;
 use crate::{Config, Error, Result};
 
-/// One decoder layer. Names are the checkpoint's.
+/// One decoder layer. Names are the checkpoint's. `L` is a linear layer: while loading, one that is yet to
+/// be packed.
 #[derive(Debug)]
-pub(crate) struct DecoderLayer {
+pub(crate) struct DecoderLayer<L = ops::Linear> {
     input_layernorm: Tensor,
     /// q_proj, k_proj and v_proj as one product, [(H + 2K) · D, C].
-    qkv_proj: ops::Linear,
+    qkv_proj: L,
     /// Divided by √D, which attention would else do with every score.
     q_norm: Tensor,
     k_norm: Tensor,
-    o_proj: ops::Linear,
+    o_proj: L,
     post_attention_layernorm: Tensor,
     /// gate_proj and up_proj as one product with SwiGLU behind it, [2F, C].
-    gate_up_proj: ops::Linear,
-    down_proj: ops::Linear,
+    gate_up_proj: L,
+    down_proj: L,
     heads: Heads,
     eps: f64,
 }
 
-impl DecoderLayer {
+impl<L: Product> DecoderLayer<L> {
     /// Adds this layer's attention and MLP to the residual stream `x`, [T, C]. Returns the rows that
     /// have queries: all of them, or the last ones, and then the others are left as they are.
     pub(crate) fn forward(
@@ -43,7 +46,7 @@ impl DecoderLayer {
 
     /// Adds this layer's attention to the residual stream, for the rows that have queries; returns
     /// them. Keys and values are computed for all rows.
-    pub(crate) fn attend(
+    fn attend(
         &self,
         x: &Tensor,
         rope: [&Tensor; 2],
@@ -56,12 +59,12 @@ impl DecoderLayer {
         let with_queries = |rows: &Tensor| rows.narrow(0, first, n_tokens - first);
         let computed = qkv.narrow(0, batch.n_given(), n_tokens)?;
         ops::rms_norm(x, &self.input_layernorm, self.eps, hidden)?;
+        let qkv_proj = self.qkv_proj.for_input(hidden)?;
         if first == 0 {
-            self.qkv_proj.forward(hidden, &computed, Epilogue::Store, scratch)?;
+            qkv_proj.forward(hidden, &computed, Epilogue::Store, scratch)?;
         } else {
             let (q, end) = (self.heads.q_columns(), self.heads.qkv_columns());
             let (last, of_last) = (with_queries(hidden)?, with_queries(&computed)?);
-            let qkv_proj = &self.qkv_proj;
             qkv_proj.forward_columns(hidden, q..end, &computed, Epilogue::Store, scratch)?;
             qkv_proj.forward_columns(&last, 0..q, &of_last, Epilogue::Store, scratch)?;
         }
@@ -70,17 +73,32 @@ impl DecoderLayer {
         let attention = room.attention.narrow(0, 0, n_tokens - first)?;
         ops::causal_attention(qkv, batch, queries, self.heads, scratch, &attention)?;
         let x = with_queries(x)?;
-        self.o_proj.forward(&attention, &x, Epilogue::Add, scratch)?;
+        let o_proj = self.o_proj.for_input(&attention)?;
+        o_proj.forward(&attention, &x, Epilogue::Add, scratch)?;
         Ok(x)
     }
 
     /// Adds this layer's MLP to the residual stream.
-    pub(crate) fn feed_forward(&self, x: &Tensor, room: &Room<'_>) -> Result<()> {
+    fn feed_forward(&self, x: &Tensor, room: &Room<'_>) -> Result<()> {
         let Room { hidden, ffn, scratch, .. } = room;
         ops::rms_norm(x, &self.post_attention_layernorm, self.eps, hidden)?;
-        self.gate_up_proj.forward(hidden, ffn, Epilogue::Store, scratch)?;
-        self.down_proj.forward(ffn, x, Epilogue::Add, scratch)?;
+        let gate_up_proj = self.gate_up_proj.for_input(hidden)?;
+        gate_up_proj.forward(hidden, ffn, Epilogue::Store, scratch)?;
+        let down_proj = self.down_proj.for_input(ffn)?;
+        down_proj.forward(ffn, x, Epilogue::Add, scratch)?;
         Ok(())
+    }
+}
+
+/// A linear layer, packed or yet to be.
+pub(crate) trait Product {
+    /// The packed layer, for this input if it is not packed yet.
+    fn for_input(&self, x: &Tensor) -> Result<&ops::Linear>;
+}
+
+impl Product for ops::Linear {
+    fn for_input(&self, _: &Tensor) -> Result<&ops::Linear> {
+        Ok(self)
     }
 }
 
@@ -90,21 +108,26 @@ pub(crate) struct LayerLoader<'a> {
     pub(crate) config: &'a Config,
     pub(crate) layer_idx: usize,
     pub(crate) precision: Precision,
+    pub(crate) arithmetic: Arithmetic,
     pub(crate) device: &'a candle_core::Device,
 }
 
 /// A linear layer in its file, and how it is to be packed.
 struct Projection {
+    precision: Precision,
+    arithmetic: Arithmetic,
     matrix: Matrix,
     layout: Layout,
     /// The weight of the norm before it, if that is to become part of the product.
     norm: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
+    /// Once it is packed.
+    linear: OnceCell<ops::Linear>,
 }
 
 impl LayerLoader<'_> {
-    /// Reads and packs the layer. With a calibration, which is at this layer then, outliers are looked
-    /// for among the activations.
+    /// Reads and packs the layer. With a calibration, which is at this layer then, each product is packed
+    /// as its input, which the products before it have computed, asks for.
     pub(crate) fn load(&self, calibration: Option<&mut Calibration>) -> Result<DecoderLayer> {
         let heads = self.config.heads();
         let (c, f) = (self.config.hidden_size, self.config.intermediate_size);
@@ -121,34 +144,24 @@ impl LayerLoader<'_> {
         let input_layernorm = self.norm("input_layernorm", c, &mut projections[0])?;
         let post_attention_layernorm =
             self.norm("post_attention_layernorm", c, &mut projections[2])?;
-        let pack = |i: usize| projections[i].pack(self.precision, &[]);
+        let [qkv_proj, o_proj, gate_up_proj, down_proj] = projections;
         let q_norm = self.vector("self_attn.q_norm", heads.head_dim)?;
-        let mut layer = DecoderLayer {
+        let layer = DecoderLayer {
             input_layernorm,
-            qkv_proj: pack(0)?,
+            qkv_proj,
             q_norm: (self.tensor(q_norm)? / (heads.head_dim as f64).sqrt())?,
             k_norm: self.tensor(self.vector("self_attn.k_norm", heads.head_dim)?)?,
-            o_proj: pack(1)?,
+            o_proj,
             post_attention_layernorm,
-            gate_up_proj: pack(2)?,
-            down_proj: pack(3)?,
+            gate_up_proj,
+            down_proj,
             heads,
             eps: self.config.rms_norm_eps,
         };
         if let Some(calibration) = calibration {
-            let outliers = calibration.pass(&layer)?;
-            let DecoderLayer { qkv_proj, o_proj, gate_up_proj, down_proj, .. } = &mut layer;
-            let linears = [qkv_proj, o_proj, gate_up_proj, down_proj];
-            for ((linear, projection), outliers) in
-                linears.into_iter().zip(&projections).zip(outliers)
-            {
-                if !outliers.is_empty() && !projection.matrix.is_q8_0() {
-                    *linear = projection.pack(self.precision, &outliers)?;
-                }
-            }
+            calibration.pass(&layer)?;
         }
-        projections.iter().for_each(|projection| projection.matrix.release());
-        Ok(layer)
+        layer.packed()
     }
 
     fn name(&self, module: &str, what: &str) -> String {
@@ -198,19 +211,63 @@ impl LayerLoader<'_> {
                 return Err(Error::UnexpectedTensor { path, name });
             }
         }
-        Ok(Projection { matrix, layout, norm: None, bias: has_bias.then_some(bias) })
+        let (precision, arithmetic) = (self.precision, self.arithmetic);
+        let (bias, linear) = (has_bias.then_some(bias), OnceCell::new());
+        Ok(Projection { precision, arithmetic, matrix, layout, norm: None, bias, linear })
+    }
+}
+
+impl DecoderLayer<Projection> {
+    /// The layer for use. What has not met an input is packed without one.
+    fn packed(self) -> Result<DecoderLayer> {
+        Ok(DecoderLayer {
+            input_layernorm: self.input_layernorm,
+            qkv_proj: self.qkv_proj.packed()?,
+            q_norm: self.q_norm,
+            k_norm: self.k_norm,
+            o_proj: self.o_proj.packed()?,
+            post_attention_layernorm: self.post_attention_layernorm,
+            gate_up_proj: self.gate_up_proj.packed()?,
+            down_proj: self.down_proj.packed()?,
+            heads: self.heads,
+            eps: self.eps,
+        })
+    }
+}
+
+/// It is packed when it meets its first input, which says how.
+impl Product for Projection {
+    fn for_input(&self, x: &Tensor) -> Result<&ops::Linear> {
+        if let Some(linear) = self.linear.get() {
+            return Ok(linear);
+        }
+        let linear = self.pack(&Input::of(x)?)?;
+        Ok(self.linear.get_or_init(|| linear))
     }
 }
 
 impl Projection {
-    /// Packs it, in 8 bits with more of them for the input features `precise`.
-    fn pack(&self, precision: Precision, precise: &[usize]) -> Result<ops::Linear> {
-        let weight = match precision {
-            Precision::F32 | Precision::Auto => self.matrix.pack_f32(self.layout),
-            Precision::Bf16 => self.matrix.pack_bf16(self.layout),
-            Precision::Int8 if self.matrix.is_q8_0() => self.matrix.pack_q8_0(self.layout),
-            Precision::Int8 => self.matrix.pack_int8(self.layout, self.norm.as_deref(), precise),
+    /// The linear layer, packed.
+    fn packed(mut self) -> Result<ops::Linear> {
+        let linear = match self.linear.take() {
+            Some(linear) => linear,
+            None => self.pack(&Input::default())?,
         };
+        Ok(linear)
+    }
+
+    /// Packs it for such an input.
+    fn pack(&self, input: &Input) -> Result<ops::Linear> {
+        let fits_bytes = self.arithmetic == Arithmetic::Bytes && input.fits_bytes();
+        let (layout, norm) = (self.layout, self.norm.as_deref());
+        let weight = match self.precision {
+            Precision::F32 | Precision::Auto => self.matrix.pack_f32(layout),
+            Precision::Bf16 => self.matrix.pack_bf16(layout),
+            Precision::Int8 if fits_bytes => self.matrix.pack_bytes(layout, norm),
+            Precision::Int8 if self.matrix.is_q8_0() => self.matrix.pack_q8_0(layout),
+            Precision::Int8 => self.matrix.pack_int8(layout, norm, &input.outliers),
+        };
+        self.matrix.release();
         let linear = ops::Linear::new(weight);
         Ok(match &self.bias {
             Some(bias) => linear.with_bias(bias.clone())?,

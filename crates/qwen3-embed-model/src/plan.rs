@@ -376,6 +376,6 @@ mod tests {
         assert_eq!(kept(100), [vec![2; 12], vec![1; 10]]);
         assert_eq!(kept(12), [vec![2; 12], vec![1; 10]]);
         assert_eq!(kept(9), [vec![2; 9], vec![1; 9]]);
-        assert_eq!(kept(7), [vec![0u32; 0]; 0]);
+        assert!(kept(7).is_empty());
     }
 }

@@ -33,6 +33,11 @@ fn model(name: &str) -> PathBuf {
     if gguf.is_file() { gguf } else { fixture(name) }
 }
 
+/// The fixture, multiplied so on any processor.
+fn load(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
+    Model::load_for(&model(name), Device::Cpu, precision, Some(arithmetic)).unwrap()
+}
+
 fn golden(name: &str) -> Value {
     serde_json::from_slice(&fs::read(fixture(name).join("golden.json")).unwrap()).unwrap()
 }
@@ -111,8 +116,7 @@ fn bf16_weights_give_the_vectors_of_f32() {
     for name in ["base", "sharded", "outliers", "wide"] {
         let tokens = tokens(&golden(name));
         let f32 = Model::load(&model(name), Device::Cpu, Precision::F32).unwrap();
-        let bf16 = Model::load(&model(name), Device::Cpu, Precision::Bf16).unwrap();
-        let bf16 = bf16.with_arithmetic(Arithmetic::F32);
+        let bf16 = load(name, Precision::Bf16, Arithmetic::F32);
         let (a, b) = (f32.forward(&tokens).unwrap(), bf16.forward(&tokens).unwrap());
         assert!(a == b, "{name}");
     }
@@ -125,8 +129,7 @@ fn bf16_products_are_half_as_far_off_as_those_of_transformers() {
         let golden = golden(name);
         let tokens = tokens(&golden);
         let theirs = numbers(&golden["transformers_bf16_errors"]);
-        let model = Model::load(&model(name), Device::Cpu, Precision::Bf16).unwrap();
-        let model = model.with_arithmetic(Arithmetic::Bf16);
+        let model = load(name, Precision::Bf16, Arithmetic::Bf16);
         let rows = model.forward(&tokens).unwrap();
         let rows = rows.chunks_exact(model.config().hidden_size);
         let ours: Vec<f64> = rows
@@ -142,10 +145,10 @@ fn bf16_products_are_half_as_far_off_as_those_of_transformers() {
     }
 }
 
-/// 1 − cosine between the golden vectors and a precision's, for each input.
-fn errors(name: &str, precision: Precision) -> Vec<f64> {
+/// 1 − cosine between the golden vectors and those of weights in 8 bits, for each input.
+fn errors(name: &str, arithmetic: Arithmetic) -> Vec<f64> {
     let golden = golden(name);
-    let model = Model::load(&model(name), Device::Cpu, precision).unwrap();
+    let model = load(name, Precision::Int8, arithmetic);
     let rows = model.forward(&tokens(&golden)).unwrap();
     rows.chunks_exact(model.config().hidden_size)
         .zip(golden["embeddings"].as_array().unwrap())
@@ -157,18 +160,21 @@ fn errors(name: &str, precision: Precision) -> Vec<f64> {
 /// f32 with the values that the file stands for.
 #[test]
 fn int8_keeps_a_cosine_of_0_998_for_every_text() {
-    for name in FIXTURES {
-        let errors = errors(name, Precision::Int8);
+    for (name, arithmetic) in FIXTURES
+        .into_iter()
+        .flat_map(|name| [Arithmetic::Int8, Arithmetic::Bytes].map(|arithmetic| (name, arithmetic)))
+    {
+        let errors = errors(name, arithmetic);
         let worst = errors.iter().fold(0f64, |worst, &error| worst.max(error));
-        println!("{name}: {worst:e}");
-        assert!(worst <= 2e-3, "{name}: {errors:?}");
+        println!("{name}, {arithmetic:?}: {worst:e}");
+        assert!(worst <= 2e-3, "{name}, {arithmetic:?}: {errors:?}");
     }
 }
 
 /// Only activations are rounded, to 16 bits.
 #[test]
 fn weights_in_q8_0_are_used_as_they_are() {
-    let worst = errors("gguf-q8-0", Precision::Int8).into_iter().fold(0f64, f64::max);
+    let worst = errors("gguf-q8-0", Arithmetic::Int8).into_iter().fold(0f64, f64::max);
     assert!(worst <= 1e-6, "{worst:e}");
 }
 

@@ -12,12 +12,18 @@ fn load(name: &str) -> Model {
 }
 
 /// The fixture in every precision and arithmetic.
-fn load_all(name: &str) -> [Model; 4] {
+fn load_all(name: &str) -> [Model; 5] {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    let bf16 = || Model::load(&dir, Device::Cpu, Precision::Bf16).unwrap();
-    let [f32_products, bf16_products] = [Arithmetic::F32, Arithmetic::Bf16];
-    let int8 = Model::load(&dir, Device::Cpu, Precision::Int8).unwrap();
-    [load(name), bf16().with_arithmetic(f32_products), bf16().with_arithmetic(bf16_products), int8]
+    [
+        (Precision::F32, Arithmetic::F32),
+        (Precision::Bf16, Arithmetic::F32),
+        (Precision::Bf16, Arithmetic::Bf16),
+        (Precision::Int8, Arithmetic::Int8),
+        (Precision::Int8, Arithmetic::Bytes),
+    ]
+    .map(|(precision, arithmetic)| {
+        Model::load_for(&dir, Device::Cpu, precision, Some(arithmetic)).unwrap()
+    })
 }
 
 /// Token ids without a pattern.

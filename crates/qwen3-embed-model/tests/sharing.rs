@@ -8,15 +8,23 @@ use std::{slice, thread};
 use qwen3_embed_model::{Arithmetic, Device, Model, Precision, Sharing, SharingCounts};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-fn load(name: &str, precision: Precision) -> Model {
+fn load(name: &str) -> Model {
+    load_for(name, Precision::F32, Arithmetic::F32)
+}
+
+fn load_for(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    Model::load(&dir, Device::Cpu, precision).unwrap()
+    Model::load_for(&dir, Device::Cpu, precision, Some(arithmetic)).unwrap()
 }
 
 /// The fixture in every precision and arithmetic.
-fn every(name: &str) -> [Model; 3] {
-    let bf16 = load(name, Precision::Bf16).with_arithmetic(Arithmetic::Bf16);
-    [load(name, Precision::F32), bf16, load(name, Precision::Int8)]
+fn every(name: &str) -> [Model; 4] {
+    [
+        load(name),
+        load_for(name, Precision::Bf16, Arithmetic::Bf16),
+        load_for(name, Precision::Int8, Arithmetic::Int8),
+        load_for(name, Precision::Int8, Arithmetic::Bytes),
+    ]
 }
 
 fn on(cache_bytes: usize) -> Sharing {
@@ -83,7 +91,7 @@ fn any_forest_in_any_state_of_the_cache_gives_the_same_bits() {
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let texts = random_texts(&mut SmallRng::seed_from_u64(2), 30);
-    let model = load("wide", Precision::F32).with_sharing(Sharing::Off);
+    let model = load("wide").with_sharing(Sharing::Off);
     let expected = rows(&model, &texts);
     let model = model.with_sharing(Sharing::default());
     for threads in [1, 2, 3, 7] {
@@ -95,7 +103,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn callers_at_the_same_time_share_the_cache() {
     let texts = random_texts(&mut SmallRng::seed_from_u64(3), 40);
-    let model = load("base", Precision::F32).with_sharing(Sharing::Off);
+    let model = load("base").with_sharing(Sharing::Off);
     let expected = rows(&model, &texts);
     // Room for a few prefixes, so that callers push out one another's.
     let model = model.with_sharing(on(100_000));
@@ -121,7 +129,7 @@ fn own(text: u32, n: u32) -> Vec<u32> {
 
 #[test]
 fn what_texts_have_in_common_is_computed_once() {
-    let model = load("base", Precision::F32).with_sharing(on(0));
+    let model = load("base").with_sharing(on(0));
     let n_computed = |texts: &[Vec<u32>]| {
         let before = model.sharing_counts();
         model.forward(texts).unwrap();
@@ -147,7 +155,7 @@ fn what_texts_have_in_common_is_computed_once() {
 
 #[test]
 fn what_texts_began_with_is_known_to_later_calls() {
-    let model = load("base", Precision::F32);
+    let model = load("base");
     let prefix: Vec<u32> = (0..19).collect();
     let query = |text| vec![[prefix.clone(), own(text, 10)].concat()];
     let mut before = SharingCounts::default();
@@ -164,7 +172,7 @@ fn what_texts_began_with_is_known_to_later_calls() {
     let columns = 2 * config.num_key_value_heads * config.head_dim;
     assert_eq!(before.cache_bytes as usize, 19 * config.num_hidden_layers * columns * 4);
     // A call in which texts have it in common leaves it at once.
-    let model = load("base", Precision::F32);
+    let model = load("base");
     model.forward(&[query(1), query(2)].concat()).unwrap();
     model.forward(&query(3)).unwrap();
     assert_eq!(model.sharing_counts().cache_tokens, 19);

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use super::product::byte_row_size;
 use super::simd::Simd;
 use super::vector::{load_part, store_part};
 
@@ -18,6 +19,11 @@ pub enum Arithmetic {
     /// Activations in 16 bits with a scale for each row, and weights in 8 bits with a scale for each
     /// group of 32 input features of an output. Products are summed in whole numbers.
     Int8,
+    /// Activations and weights in 8 bits, both with a scale for each group of
+    /// [`BYTE_GROUP`](super::BYTE_GROUP) input
+    /// features. Products are summed in whole numbers. Without an instruction for it, this is slower than
+    /// [`Int8`](Self::Int8).
+    Bytes,
 }
 
 /// A matrix [rows, columns] to read. Rows may have a gap between them.
@@ -43,6 +49,8 @@ pub enum Values<'a> {
         /// One for each row.
         scales: &'a [f32],
     },
+    /// In 8 bits, each group with its scale: see [`Quantised`](super::Quantised).
+    Bytes(&'a [i8]),
 }
 
 impl<'a> From<&'a [f32]> for Values<'a> {
@@ -54,6 +62,18 @@ impl<'a> From<&'a [f32]> for Values<'a> {
 impl<'a> From<&'a [bf16]> for Values<'a> {
     fn from(values: &'a [bf16]) -> Self {
         Self::Bf16(values)
+    }
+}
+
+impl Values<'_> {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+            Self::Int16 { values, .. } => values.len(),
+            Self::Bytes(values) => values.len(),
+        }
     }
 }
 
@@ -69,16 +89,26 @@ impl<'a> Rows<'a> {
         stride: usize,
     ) -> Self {
         let values = values.into();
-        let n_values = match values {
-            Values::F32(values) => values.len(),
-            Values::Bf16(values) => values.len(),
-            Values::Int16 { values, scales } => {
+        let row_size = match values {
+            Values::Int16 { scales, .. } => {
                 assert!(scales.len() >= n_rows, "a scale for each of {n_rows} rows");
-                values.len()
+                n_columns
             }
+            Values::Bytes(_) => byte_row_size(n_columns),
+            Values::F32(_) | Values::Bf16(_) => n_columns,
         };
-        assert_fits(n_values, [n_rows, n_columns], stride);
+        assert_fits(values.len(), [n_rows, row_size], stride);
         Self { values, n_rows, n_columns, stride }
+    }
+
+    /// The values of a row, if they are f32 or bf16.
+    pub(super) fn row(&self, row: usize) -> Option<Values<'a>> {
+        let range = row * self.stride..row * self.stride + self.n_columns;
+        match self.values {
+            Values::F32(values) => Some(Values::F32(&values[range])),
+            Values::Bf16(values) => Some(Values::Bf16(&values[range])),
+            Values::Int16 { .. } | Values::Bytes(_) => None,
+        }
     }
 
     /// The values, row by row, if they are f32 without gaps.

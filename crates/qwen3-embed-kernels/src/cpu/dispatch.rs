@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use half::bf16;
 
-use super::activations::{Arithmetic, RowsMut};
+use super::activations::{Arithmetic, RowsMut, Values};
 use super::attention::{self, AttentionKernels, Block, Pack};
 use super::linear::{self, Call};
-use super::product::{self, Bf16, F32, Int8, Widened};
+use super::product::{self, Bf16, Bytes, F32, Int8, Widened};
 use super::quantised;
 use super::rows;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +24,8 @@ pub struct Kernels {
     pub name: &'static str,
     /// How it multiplies fastest where the weights are bf16.
     pub bf16_weights: Arithmetic,
+    /// How it multiplies fastest where the weights are in 8 bits.
+    pub int8_weights: Arithmetic,
     /// f32 values in a register; a panel has twice as many columns.
     pub(super) lanes: usize,
     /// Rows of a tile.
@@ -32,7 +34,9 @@ pub struct Kernels {
     pub(super) linear_widened: unsafe fn(&Call<'_, f32, bf16>),
     pub(super) linear_bf16: unsafe fn(&Call<'_, bf16, bf16>),
     pub(super) linear_int8: unsafe fn(&Call<'_, i16, i8>),
-    pub(super) quantise: Quantise,
+    pub(super) linear_bytes: unsafe fn(&Call<'_, i8, u8>),
+    pub(super) quantise_int8: QuantiseInt8,
+    pub(super) quantise_bytes: QuantiseBytes,
     pub(super) attention_f32: AttentionKernels<f32>,
     pub(super) attention_bf16: AttentionKernels<bf16>,
     pub(super) rms_norm: RmsNorm,
@@ -45,7 +49,10 @@ pub struct Kernels {
 type RmsNorm = unsafe fn(&[f32], &[f32], f32, &RowsMut<'_>, usize);
 
 /// Of a row, with the places of what is written twice, into a row of an output; returns the scale.
-type Quantise = unsafe fn(&[f32], &[usize], &mut [i16]) -> f32;
+type QuantiseInt8 = unsafe fn(Values<'_>, &[usize], &mut [i16]) -> f32;
+
+/// Of a row into a row of an output.
+type QuantiseBytes = unsafe fn(Values<'_>, &mut [i8]);
 
 /// Of a token's heads, with their weight, eps, cosines and sines.
 type QkNormRope = unsafe fn(&mut [f32], &[f32], f32, &[f32], &[f32]);
@@ -63,10 +70,11 @@ impl Kernels {
                 }
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                     sets.push(avx512::table());
-                    if is_x86_feature_detected!("avx512bf16")
-                        && is_x86_feature_detected!("avx512vnni")
-                    {
-                        sets.push(avx512_bf16::table());
+                    if is_x86_feature_detected!("avx512vnni") {
+                        sets.push(avx512_vnni::table());
+                        if is_x86_feature_detected!("avx512bf16") {
+                            sets.push(avx512_bf16::table());
+                        }
                     }
                 }
             }
@@ -85,7 +93,11 @@ impl Kernels {
     /// such products, measured for about a tenth of a second: the limit of every kernel of the set.
     pub fn measured_peak(&self, arithmetic: Arithmetic) -> f64 {
         const ROUNDS: usize = 1 << 20;
-        let depth = if arithmetic == Arithmetic::F32 { 1 } else { 2 };
+        let depth = match arithmetic {
+            Arithmetic::F32 => 1,
+            Arithmetic::Bf16 | Arithmetic::Int8 => 2,
+            Arithmetic::Bytes => 4,
+        };
         // A multiply-add is two operations; there are twelve registers of them in a round.
         let operations = (2 * 12 * depth * self.lanes * ROUNDS) as f64;
         let mut best = 0f64;
@@ -103,7 +115,7 @@ impl Kernels {
 /// A module with the table of one instruction set: every kernel inlined into a function that enables
 /// the set's features.
 macro_rules! kernel_set {
-    ($module:ident, $name:literal, $simd:ty, $new:expr, $bf16:ident, $(#[$feature:meta])?) => {
+    ($module:ident, $name:literal, $simd:ty, $new:expr, $bf16:ident, $int8:ident, $(#[$feature:meta])?) => {
         mod $module {
             use super::*;
 
@@ -112,13 +124,16 @@ macro_rules! kernel_set {
                 Kernels {
                     name: $name,
                     bf16_weights: Arithmetic::$bf16,
+                    int8_weights: Arithmetic::$int8,
                     lanes: <$simd>::LANES,
                     rows: <$simd>::ROWS,
                     linear_f32,
                     linear_widened,
                     linear_bf16,
                     linear_int8,
-                    quantise,
+                    linear_bytes,
+                    quantise_int8,
+                    quantise_bytes,
                     attention_f32: AttentionKernels { pack: pack_f32, attend: attend_f32 },
                     attention_bf16: AttentionKernels { pack: pack_bf16, attend: attend_bf16 },
                     rms_norm,
@@ -148,8 +163,18 @@ macro_rules! kernel_set {
             }
 
             $(#[$feature])?
-            unsafe fn quantise(x: &[f32], precise: &[usize], out: &mut [i16]) -> f32 {
-                quantised::quantise($new, x, precise, out)
+            unsafe fn linear_bytes(call: &Call<'_, i8, u8>) {
+                linear::multiply(Bytes($new), call);
+            }
+
+            $(#[$feature])?
+            unsafe fn quantise_int8(x: Values<'_>, precise: &[usize], out: &mut [i16]) -> f32 {
+                quantised::quantise_int8($new, x, precise, out)
+            }
+
+            $(#[$feature])?
+            unsafe fn quantise_bytes(x: Values<'_>, out: &mut [i8]) {
+                quantised::quantise_bytes($new, x, out);
             }
 
             $(#[$feature])?
@@ -198,7 +223,7 @@ macro_rules! kernel_set {
     };
 }
 
-kernel_set!(portable, "portable", Portable, Portable, F32,);
+kernel_set!(portable, "portable", Portable, Portable, F32, Int8,);
 
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
@@ -208,6 +233,7 @@ kernel_set!(
     // SAFETY: the functions of this table run only where the features were detected.
     unsafe { Avx2::<false>::new() },
     F32,
+    Int8,
     #[target_feature(enable = "avx2,fma")]
 );
 
@@ -219,6 +245,7 @@ kernel_set!(
     // SAFETY: as above.
     unsafe { Avx2::<true>::new() },
     F32,
+    Bytes,
     #[target_feature(enable = "avx2,fma,avxvnni")]
 );
 
@@ -226,20 +253,34 @@ kernel_set!(
 kernel_set!(
     avx512,
     "AVX-512",
-    Avx512<false>,
+    Avx512<false, false>,
     // SAFETY: as above.
-    unsafe { Avx512::<false>::new() },
+    unsafe { Avx512::<false, false>::new() },
     F32,
+    Int8,
     #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+);
+
+#[cfg(target_arch = "x86_64")]
+kernel_set!(
+    avx512_vnni,
+    "AVX-512 with VNNI",
+    Avx512<true, false>,
+    // SAFETY: as above.
+    unsafe { Avx512::<true, false>::new() },
+    F32,
+    Bytes,
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
 );
 
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
     avx512_bf16,
     "AVX-512 with BF16",
-    Avx512<true>,
+    Avx512<true, true>,
     // SAFETY: as above.
-    unsafe { Avx512::<true>::new() },
+    unsafe { Avx512::<true, true>::new() },
     Bf16,
+    Bytes,
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")]
 );

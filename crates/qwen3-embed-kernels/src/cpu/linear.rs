@@ -109,6 +109,9 @@ impl PackedWeight {
                     (Values::Int16 { values: x, .. }, Panels::Int8 { groups: panels, .. }) => {
                         (kernels.linear_int8)(&Call { x, panels, task });
                     }
+                    (Values::Bytes(x), Panels::Bytes(panels)) => {
+                        (kernels.linear_bytes)(&Call { x, panels, task });
+                    }
                     (x, _) => panic!("the weight does not multiply with {x:?}"),
                 }
             }

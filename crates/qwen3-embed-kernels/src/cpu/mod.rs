@@ -28,6 +28,7 @@ pub use attention::{AttentionScratch, Heads, causal_attention};
 pub use dispatch::Kernels;
 pub use linear::Epilogue;
 pub use packed::{Layout, PackedWeight};
+pub use product::BYTE_GROUP;
 pub use quantised::Quantised;
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::Kernels;
 use super::activations::Arithmetic;
 use super::aligned::Aligned;
-use super::product::{Element, GROUP, group_size};
+use super::product::{BYTE_GROUP, Element, Weight8, group_size};
 
 /// How the rows of a weight go into panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub(super) enum Panels {
         groups: Aligned<i8>,
         precise: Vec<usize>,
     },
+    /// In groups as well, for activations in 8 bits.
+    Bytes(Aligned<u8>),
 }
 
 impl PackedWeight {
@@ -90,15 +92,26 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         assert!(precise.iter().all(|&k| k < n_in), "features are below I = {n_in}");
-        Self::new(n_out, n_in, layout, |place| {
-            let room = || vec![0f32; n_in];
-            let quantise = |room: &mut Vec<f32>, o: usize, row: &mut QuantisedRow<'_>| {
-                read_row(o, room);
-                row.quantise(room, precise);
-            };
-            let groups = pack_int8(place, precise.len(), room, quantise);
-            Panels::Int8 { groups, precise: precise.to_vec() }
+        Self::new(n_out, n_in, layout, |place| Panels::Int8 {
+            groups: pack_rounded(place, precise, read_row),
+            precise: precise.to_vec(),
         })
+    }
+
+    /// Packs a weight [O, I] that is kept in 8 bits, for activations in 8 bits, in parallel on rayon's
+    /// current pool. `read_row(o, row)` writes all `I` values of the weight's row `o`. Each group of
+    /// [`BYTE_GROUP`](super::BYTE_GROUP) of them gets a scale and values from −127 to 127.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`].
+    pub fn pack_bytes(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        Self::new(n_out, n_in, layout, |place| Panels::Bytes(pack_rounded(place, &[], read_row)))
     }
 
     /// Packs a weight [O, I] that is there in 8 bits already, with a scale for every 32 values, in
@@ -118,7 +131,7 @@ impl PackedWeight {
             let read = |(): &mut (), o: usize, row: &mut QuantisedRow<'_>| {
                 read_row(o, &mut row.values[..n_in], row.scales);
             };
-            Panels::Int8 { groups: pack_int8(place, 0, || (), read), precise: Vec::new() }
+            Panels::Int8 { groups: pack_groups(place, 0, || (), read), precise: Vec::new() }
         })
     }
 
@@ -136,13 +149,11 @@ impl PackedWeight {
         let panels = match &self.panels {
             Panels::F32(p) => Panels::F32(pack(place, |o, row| unpack_row(p, from, o, row))),
             Panels::Bf16(p) => Panels::Bf16(pack(place, |o, row| unpack_row(p, from, o, row))),
-            Panels::Int8 { groups, precise } => {
-                let read = |(): &mut (), o: usize, row: &mut QuantisedRow<'_>| {
-                    unpack_int8(groups, from, o, row);
-                };
-                let groups = pack_int8(place, precise.len(), || (), read);
-                Panels::Int8 { groups, precise: precise.clone() }
-            }
+            Panels::Int8 { groups, precise } => Panels::Int8 {
+                groups: repack_groups(groups, from, place, precise.len()),
+                precise: precise.clone(),
+            },
+            Panels::Bytes(groups) => Panels::Bytes(repack_groups(groups, from, place, 0)),
         };
         Self { panels, place, kernels }
     }
@@ -154,7 +165,13 @@ impl PackedWeight {
             (Panels::F32(_), Arithmetic::F32)
                 | (Panels::Bf16(_), Arithmetic::F32 | Arithmetic::Bf16)
                 | (Panels::Int8 { .. }, Arithmetic::Int8)
+                | (Panels::Bytes(_), Arithmetic::Bytes)
         )
+    }
+
+    /// Whether it multiplies with what [`Quantised`](super::Quantised) makes of activations.
+    pub fn is_quantised(&self) -> bool {
+        matches!(self.panels, Panels::Int8 { .. } | Panels::Bytes(_))
     }
 
     /// Values of `k` that a panel has, and the elements that it takes.
@@ -164,8 +181,12 @@ impl PackedWeight {
             Panels::F32(_) => [n_in, self.place.panel_size::<f32>()],
             Panels::Bf16(_) => [n_in, self.place.panel_size::<bf16>()],
             Panels::Int8 { precise, .. } => {
-                let n_k = padded(n_in, precise.len());
-                [n_k, self.place.int8_panel_size(n_k)]
+                let n_k = padded::<i8>(n_in, precise.len());
+                [n_k, self.place.group_panel_size::<i8>(n_k)]
+            }
+            Panels::Bytes(_) => {
+                let n_k = padded::<u8>(n_in, 0);
+                [n_k, self.place.group_panel_size::<u8>(n_k)]
             }
         }
     }
@@ -215,9 +236,9 @@ impl Place {
         self.n_in.next_multiple_of(T::DEPTH) * self.panel_columns()
     }
 
-    /// Values in a panel of int8 groups that has `n_k` of `k`.
-    fn int8_panel_size(self, n_k: usize) -> usize {
-        n_k / GROUP * group_size(self.panel_columns())
+    /// Bytes in a panel of groups that has `n_k` of `k`.
+    fn group_panel_size<T: Weight8>(self, n_k: usize) -> usize {
+        n_k / T::GROUP * group_size::<T>(self.panel_columns())
     }
 
     /// Number of panels.
@@ -301,9 +322,9 @@ fn unpack_row<T: Element>(panels: &[T], place: Place, o: usize, row: &mut [T]) {
     }
 }
 
-/// Values of `k` of int8 panels: of `n_in` features and `n_precise` second values, whole groups each.
-fn padded(n_in: usize, n_precise: usize) -> usize {
-    n_in.next_multiple_of(GROUP) + n_precise.next_multiple_of(GROUP)
+/// Values of `k` of panels in 8 bits: of `n_in` features and `n_precise` second values, whole groups each.
+fn padded<T: Weight8>(n_in: usize, n_precise: usize) -> usize {
+    n_in.next_multiple_of(T::GROUP) + n_precise.next_multiple_of(T::GROUP)
 }
 
 /// A row of a weight in 8 bits, with a scale for each group. It is as long as whole groups, and zero
@@ -314,22 +335,23 @@ struct QuantisedRow<'a> {
 }
 
 impl QuantisedRow<'_> {
-    /// Brings a weight's row into 8 bits, and what is then left of the features `precise` into 8 more.
-    fn quantise(&mut self, weights: &[f32], precise: &[usize]) {
+    /// Brings a weight's row into 8 bits, in groups of `group` values, and what is then left of the
+    /// features `precise` into 8 more.
+    fn quantise(&mut self, group: usize, weights: &[f32], precise: &[usize]) {
         let (values, second_values) =
-            self.values.split_at_mut(weights.len().next_multiple_of(GROUP));
-        let (scales, second_scales) = self.scales.split_at_mut(values.len() / GROUP);
-        let groups = values.chunks_exact_mut(GROUP).zip(&mut *scales);
-        for ((values, scale), weights) in groups.zip(weights.chunks(GROUP)) {
+            self.values.split_at_mut(weights.len().next_multiple_of(group));
+        let (scales, second_scales) = self.scales.split_at_mut(values.len() / group);
+        let groups = values.chunks_exact_mut(group).zip(&mut *scales);
+        for ((values, scale), weights) in groups.zip(weights.chunks(group)) {
             *scale = quantise_group(weights, values);
         }
-        let groups = second_values.chunks_exact_mut(GROUP).zip(second_scales);
-        for ((second_values, second_scale), precise) in groups.zip(precise.chunks(GROUP)) {
-            let mut left = [0f32; GROUP];
+        let groups = second_values.chunks_exact_mut(group).zip(second_scales);
+        for ((second_values, second_scale), precise) in groups.zip(precise.chunks(group)) {
+            let mut left = [0f32; BYTE_GROUP];
             for (left, &k) in left.iter_mut().zip(precise) {
-                *left = weights[k] - f32::from(values[k]) * scales[k / GROUP];
+                *left = weights[k] - f32::from(values[k]) * scales[k / group];
             }
-            *second_scale = quantise_group(&left, second_values);
+            *second_scale = quantise_group(&left[..group], second_values);
         }
     }
 }
@@ -356,43 +378,74 @@ fn quantise_group(weights: &[f32], values: &mut [i8]) -> f32 {
     scale
 }
 
-/// Fills int8 panels, in parallel: `read_row(room, o, row)` writes the weight's row `o`.
-fn pack_int8<R: Send>(
+/// Fills panels in 8 bits with rounded weights, in parallel: `read_row(o, row)` writes the weight's row `o`.
+fn pack_rounded<T: Weight8>(
+    place: Place,
+    precise: &[usize],
+    read_row: impl Fn(usize, &mut [f32]) + Sync,
+) -> Aligned<T> {
+    let room = || vec![0f32; place.n_in];
+    pack_groups(place, precise.len(), room, |room, o, row| {
+        read_row(o, room);
+        row.quantise(T::GROUP, room, precise);
+    })
+}
+
+/// Fills panels in 8 bits, in parallel: `read_row(room, o, row)` writes the weight's row `o`.
+fn pack_groups<T: Weight8, R: Send>(
     place: Place,
     n_precise: usize,
     room: impl Fn() -> R + Sync + Send,
     read_row: impl Fn(&mut R, usize, &mut QuantisedRow<'_>) + Sync,
-) -> Aligned<i8> {
-    let n_k = padded(place.n_in, n_precise);
-    let room = || (room(), vec![0i8; n_k], vec![0f32; n_k / GROUP]);
-    let columns = place.panel_columns();
-    fill(place, place.int8_panel_size(n_k), room, |(room, values, scales), o, panel, column| {
+) -> Aligned<T> {
+    let n_k = padded::<T>(place.n_in, n_precise);
+    let room = || (room(), vec![0i8; n_k], vec![0f32; n_k / T::GROUP]);
+    let (columns, depth) = (place.panel_columns(), T::DEPTH);
+    let panel_size = place.group_panel_size::<T>(n_k);
+    fill(place, panel_size, room, |(room, values, scales), o, panel, column| {
         read_row(room, o, &mut QuantisedRow { values, scales });
-        let groups = panel.chunks_exact_mut(group_size(columns));
-        for ((group, values), scale) in groups.zip(values.chunks_exact(GROUP)).zip(scales) {
-            let (pairs, scales) = group.split_at_mut(GROUP * columns);
-            for (out, pair) in pairs.chunks_exact_mut(2 * columns).zip(values.chunks_exact(2)) {
-                out[2 * column..][..2].copy_from_slice(pair);
+        let groups = panel.chunks_exact_mut(group_size::<T>(columns));
+        for ((group, values), scale) in groups.zip(values.chunks_exact(T::GROUP)).zip(scales) {
+            let (steps, scales) = group.split_at_mut(T::GROUP * columns);
+            let steps = steps.chunks_exact_mut(depth * columns);
+            for (step, values) in steps.zip(values.chunks_exact(depth)) {
+                let step = &mut step[depth * column..][..depth];
+                step.iter_mut().zip(values).for_each(|(out, &value)| *out = T::of(value));
             }
-            let bytes = scale.to_ne_bytes().map(|byte| byte as i8);
-            scales[size_of::<f32>() * column..][..size_of::<f32>()].copy_from_slice(&bytes);
+            let bytes = scale.to_ne_bytes().map(T::from_bits);
+            scales[bytes.len() * column..][..bytes.len()].copy_from_slice(&bytes);
         }
     })
 }
 
-/// Reads the weight's row `o` of int8 panels back.
-fn unpack_int8(panels: &[i8], place: Place, o: usize, row: &mut QuantisedRow<'_>) {
-    let columns = place.panel_columns();
+/// Panels in 8 bits of another kernel set.
+fn repack_groups<T: Weight8>(
+    panels: &[T],
+    from: Place,
+    place: Place,
+    n_precise: usize,
+) -> Aligned<T> {
+    let read = |(): &mut (), o: usize, row: &mut QuantisedRow<'_>| {
+        unpack_groups(panels, from, o, row);
+    };
+    pack_groups(place, n_precise, || (), read)
+}
+
+/// Reads the weight's row `o` of panels in 8 bits back.
+fn unpack_groups<T: Weight8>(panels: &[T], place: Place, o: usize, row: &mut QuantisedRow<'_>) {
+    let (columns, depth) = (place.panel_columns(), T::DEPTH);
     let (panel, column) = (place.column(o) / columns, place.column(o) % columns);
-    let panel_size = place.int8_panel_size(row.values.len());
-    let groups = panels[panel * panel_size..].chunks_exact(group_size(columns));
-    let values = row.values.chunks_exact_mut(GROUP).zip(&mut *row.scales);
+    let panel_size = place.group_panel_size::<T>(row.values.len());
+    let groups = panels[panel * panel_size..].chunks_exact(group_size::<T>(columns));
+    let values = row.values.chunks_exact_mut(T::GROUP).zip(&mut *row.scales);
     for ((values, scale), group) in values.zip(groups) {
-        let (pairs, scales) = group.split_at(GROUP * columns);
-        for (pair, step) in values.chunks_exact_mut(2).zip(pairs.chunks_exact(2 * columns)) {
-            pair.copy_from_slice(&step[2 * column..][..2]);
+        let (steps, scales) = group.split_at(T::GROUP * columns);
+        let steps = steps.chunks_exact(depth * columns);
+        for (values, step) in values.chunks_exact_mut(depth).zip(steps) {
+            let step = &step[depth * column..][..depth];
+            values.iter_mut().zip(step).for_each(|(value, &byte)| *value = byte.weight());
         }
-        let bytes = &scales[size_of::<f32>() * column..][..size_of::<f32>()];
-        *scale = f32::from_ne_bytes(std::array::from_fn(|i| bytes[i] as u8));
+        let bytes = &scales[size_of::<f32>() * column..];
+        *scale = f32::from_ne_bytes(std::array::from_fn(|i| bytes[i].bits()));
     }
 }

@@ -1,26 +1,25 @@
-//! Activations in 16 bits.
+//! Activations in 16 bits or in 8.
 //!
-//! A weight in 8 bits multiplies rows of i16, each with a scale in f32. Sixteen bits are enough for a
-//! row with outliers: beside a value 5,000 times the others, those still have six levels each way.
+//! A weight in 8 bits multiplies rows of i16, each with a scale in f32, or rows of bytes, in groups with a
+//! scale each. Sixteen bits are enough for a row with outliers: beside a value 5,000 times the others,
+//! those still have six levels each way. Eight are not.
 
 use rayon::prelude::*;
 
 use super::activations::{Rows, Values};
 use super::aligned::Aligned;
 use super::packed::{PackedWeight, Panels};
-use super::product::GROUP;
+use super::product::{BYTE_GROUP, Float, GROUP, ROW_GROUP, Whole, byte_row_size, finish_group};
 use super::simd::Simd;
-use super::vector::{load_part, store_i16_part};
+use super::vector::{load_part, store_whole_part};
 
-/// Rows of activations in 16 bits, kept from call to call so that nothing is allocated anew.
+/// Rows of activations in 16 bits or in 8, kept from call to call so that nothing is allocated anew.
 #[derive(Debug, Default)]
 pub struct Quantised {
     values: Aligned<i16>,
     scales: Vec<f32>,
+    bytes: Aligned<i8>,
 }
-
-/// The largest magnitude of an activation in 16 bits.
-const LARGEST: f32 = i16::MAX as f32;
 
 /// Values between one row and the next, so that the rows of a tile are spread over the cache.
 const GAP: usize = 32;
@@ -29,41 +28,108 @@ const GAP: usize = 32;
 const MIN_ROWS: usize = 8;
 
 impl Quantised {
-    /// Brings rows into 16 bits as `weight`, which is in 8 bits, multiplies them, in parallel on rayon's
-    /// current pool. A row with a value that is not finite gets a scale that is NaN.
+    /// Brings rows into the bits that `weight`, which is in 8, multiplies, in parallel on rayon's current
+    /// pool. What shares a scale with a value that is not finite gets a scale that is NaN.
     ///
     /// # Shapes
     ///
-    /// `x` is [T, I] in f32, and so is the result, but for I: it has what this weight needs.
+    /// `x` is [T, I] in f32 or bf16, and so is the result, but for I: it has what this weight needs.
     ///
     /// # Panics
     ///
     /// If `x` is not, or the weight is not in 8 bits; `qwen3_embed_kernels::ops` checks before it calls.
     pub fn quantise(&mut self, weight: &PackedWeight, x: Rows<'_>) -> Rows<'_> {
-        let (Panels::Int8 { precise, .. }, Values::F32(values)) = (&weight.panels, x.values) else {
-            panic!("f32 activations for a weight in 8 bits");
-        };
         assert_eq!(x.n_columns, weight.n_in(), "x is [T, I]");
-        let [n_k, _] = weight.panel_size();
-        let stride = n_k + GAP;
-        self.values.reserve(x.n_rows * stride);
-        self.scales.resize(self.scales.len().max(x.n_rows), 0.0);
-        let rows = self.values[..x.n_rows * stride].par_chunks_exact_mut(stride);
-        let rows = rows.zip(&mut self.scales[..x.n_rows]).enumerate().with_min_len(MIN_ROWS);
-        rows.for_each(|(row, (out, scale))| {
-            let x = &values[row * x.stride..][..x.n_columns];
-            // SAFETY: the table's instructions are there, as for every table.
-            *scale = unsafe { (weight.kernels.quantise)(x, precise, &mut out[..n_k]) };
-        });
-        let values = Values::Int16 { values: &self.values, scales: &self.scales };
+        let ([n_k, _], kernels) = (weight.panel_size(), weight.kernels);
+        let row = |row| x.row(row).expect("activations in f32 or bf16");
+        let (values, stride) = match &weight.panels {
+            Panels::Int8 { precise, .. } => {
+                let stride = n_k + GAP;
+                self.scales.resize(self.scales.len().max(x.n_rows), 0.0);
+                let scales = &mut self.scales[..x.n_rows];
+                let rows = rows_of(&mut self.values, x.n_rows, stride).zip(scales).enumerate();
+                rows.with_min_len(MIN_ROWS).for_each(|(i, (out, scale))| {
+                    // SAFETY: the table's instructions are there, as for every table.
+                    *scale = unsafe { (kernels.quantise_int8)(row(i), precise, &mut out[..n_k]) };
+                });
+                (Values::Int16 { values: &self.values, scales: &self.scales }, stride)
+            }
+            Panels::Bytes(_) => {
+                let row_size = byte_row_size(n_k);
+                let stride = row_size + GAP;
+                let rows = rows_of(&mut self.bytes, x.n_rows, stride).enumerate();
+                rows.with_min_len(MIN_ROWS).for_each(|(i, out)| {
+                    // SAFETY: as above.
+                    unsafe { (kernels.quantise_bytes)(row(i), &mut out[..row_size]) };
+                });
+                (Values::Bytes(&self.bytes), stride)
+            }
+            Panels::F32(_) | Panels::Bf16(_) => panic!("a weight in 8 bits"),
+        };
         Rows::new(values, [x.n_rows, n_k], stride)
     }
+}
+
+/// Room for rows that begin `stride` values apart.
+fn rows_of<T: Whole>(
+    values: &mut Aligned<T>,
+    n_rows: usize,
+    stride: usize,
+) -> rayon::slice::ChunksExactMut<'_, T> {
+    values.reserve(n_rows * stride);
+    values[..n_rows * stride].par_chunks_exact_mut(stride)
 }
 
 /// Writes a row as multiples of its scale, which is returned. Behind the row, from the next whole group
 /// on, come the values at `precise` once more; the rest of the groups is zero.
 #[inline(always)]
-pub(super) fn quantise<S: Simd>(s: S, x: &[f32], precise: &[usize], out: &mut [i16]) -> f32 {
+pub(super) fn quantise_int8<S: Simd>(
+    s: S,
+    x: Values<'_>,
+    precise: &[usize],
+    out: &mut [i16],
+) -> f32 {
+    let n_in = x.len();
+    let (row, behind) = out.split_at_mut(n_in.next_multiple_of(GROUP));
+    let (row, beyond) = row.split_at_mut(n_in);
+    beyond.fill(0);
+    behind.fill(0);
+    let scale = match x {
+        Values::F32(x) => multiples(s, x, row),
+        Values::Bf16(x) => multiples(s, x, row),
+        Values::Int16 { .. } | Values::Bytes(_) => unreachable!("a row of f32 or bf16"),
+    };
+    for (out, &k) in behind.iter_mut().zip(precise) {
+        *out = row[k];
+    }
+    scale
+}
+
+/// Writes a row in groups, each as multiples of the scale behind it.
+#[inline(always)]
+pub(super) fn quantise_bytes<S: Simd>(s: S, x: Values<'_>, out: &mut [i8]) {
+    match x {
+        Values::F32(x) => byte_groups(s, x, out),
+        Values::Bf16(x) => byte_groups(s, x, out),
+        Values::Int16 { .. } | Values::Bytes(_) => unreachable!("a row of f32 or bf16"),
+    }
+}
+
+/// [`quantise_bytes`] of a type.
+#[inline(always)]
+fn byte_groups<S: Simd, T: Float>(s: S, x: &[T], out: &mut [i8]) {
+    for (x, group) in x.chunks(BYTE_GROUP).zip(out.as_chunks_mut::<ROW_GROUP>().0) {
+        let (values, beyond) = group.split_at_mut(x.len());
+        beyond.fill(0);
+        let scale = multiples(s, x, values);
+        finish_group(group, scale);
+    }
+}
+
+/// Writes values as multiples of a scale, which is returned: so large that the largest magnitude becomes
+/// the largest that `W` has, and NaN if a value is not finite.
+#[inline(always)]
+fn multiples<S: Simd, T: Float, W: Whole>(s: S, x: &[T], out: &mut [W]) -> f32 {
     let (mut largest, mut smallest) = (s.splat(0.0), s.splat(0.0));
     // Zero times what is not finite is NaN.
     let mut nan = s.splat(0.0);
@@ -74,17 +140,10 @@ pub(super) fn quantise<S: Simd>(s: S, x: &[f32], precise: &[usize], out: &mut [i
         nan = s.mul_add(part, s.splat(0.0), nan);
     }
     let largest = s.largest(s.max(largest, s.sub(s.splat(0.0), smallest)));
-    let scale = largest / LARGEST;
-    let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { LARGEST / largest };
-    let (row, behind) = out.split_at_mut(x.len().next_multiple_of(GROUP));
-    let (row, beyond) = row.split_at_mut(x.len());
-    beyond.fill(0);
-    behind.fill(0);
-    for (out, x) in row.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
-        store_i16_part(s, out, s.mul(load_part(s, x), s.splat(inverse)));
-    }
-    for (out, &k) in behind.iter_mut().zip(precise) {
-        *out = row[k];
+    let scale = largest / W::LARGEST;
+    let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { W::LARGEST / largest };
+    for (out, x) in out.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
+        store_whole_part(s, out, s.mul(load_part(s, x), s.splat(inverse)));
     }
     scale + s.sum(nan)
 }

@@ -1,20 +1,20 @@
 //! Slices that need not be a whole number of registers.
 
-use super::product::Float;
+use super::product::{Float, Whole};
 use super::simd::Simd;
 
 /// The first values of a slice, zeros where it is shorter than a register.
 #[inline(always)]
-pub(super) fn load_part<S: Simd>(s: S, values: &[f32]) -> S::V {
+pub(super) fn load_part<S: Simd, T: Float>(s: S, values: &[T]) -> S::V {
     const { assert!(S::LANES <= MAX_LANES) };
     if values.len() >= S::LANES {
         // SAFETY: the length was just checked.
-        return unsafe { s.load(values.as_ptr()) };
+        return unsafe { T::load(s, values.as_ptr()) };
     }
-    let mut padded = [0f32; MAX_LANES];
+    let mut padded = [T::default(); MAX_LANES];
     padded[..values.len()].copy_from_slice(values);
     // SAFETY: `padded` has as many values as any register.
-    unsafe { s.load(padded.as_ptr()) }
+    unsafe { T::load(s, padded.as_ptr()) }
 }
 
 /// Writes a register to a slice, as much of it as fits.
@@ -33,15 +33,15 @@ pub(super) fn store_part<S: Simd, T: Float>(s: S, out: &mut [T], values: S::V) {
 
 /// Writes the nearest whole numbers to a slice, as many of them as fit.
 #[inline(always)]
-pub(super) fn store_i16_part<S: Simd>(s: S, out: &mut [i16], values: S::V) {
+pub(super) fn store_whole_part<S: Simd, T: Whole>(s: S, out: &mut [T], values: S::V) {
     const { assert!(S::LANES <= MAX_LANES) };
     if out.len() >= S::LANES {
         // SAFETY: the length was just checked.
-        return unsafe { s.store_i16(out.as_mut_ptr(), values) };
+        return unsafe { T::store(s, out.as_mut_ptr(), values) };
     }
-    let mut padded = [0i16; MAX_LANES];
+    let mut padded = [T::default(); MAX_LANES];
     // SAFETY: `padded` has as many values as any register.
-    unsafe { s.store_i16(padded.as_mut_ptr(), values) };
+    unsafe { T::store(s, padded.as_mut_ptr(), values) };
     out.copy_from_slice(&padded[..out.len()]);
 }
 

@@ -13,15 +13,67 @@
 //!
 //! An activation is at most 2^15 and a weight at most 2^7 in magnitude: a group's sum is below 2^27.
 
-use super::{Product, Tile, panel_columns};
+use super::{BYTE_GROUP, Element, Product, Tile, panel_columns};
 use crate::cpu::simd::Simd;
 
 /// Values of `k` that share a scale.
 pub(in crate::cpu) const GROUP: usize = 32;
 
+/// A byte as which panels keep a weight.
+pub(in crate::cpu) trait Weight8: Element {
+    /// Values of `k` that share a scale.
+    const GROUP: usize;
+    /// The byte of a weight from -127 to 127.
+    fn of(weight: i8) -> Self;
+    fn weight(self) -> i8;
+    /// One of the bytes of a scale.
+    fn from_bits(bits: u8) -> Self;
+    fn bits(self) -> u8;
+}
+
+impl Weight8 for i8 {
+    const GROUP: usize = GROUP;
+
+    fn of(weight: i8) -> Self {
+        weight
+    }
+
+    fn weight(self) -> i8 {
+        self
+    }
+
+    fn from_bits(bits: u8) -> Self {
+        bits.cast_signed()
+    }
+
+    fn bits(self) -> u8 {
+        self.cast_unsigned()
+    }
+}
+
+impl Weight8 for u8 {
+    const GROUP: usize = BYTE_GROUP;
+
+    fn of(weight: i8) -> Self {
+        weight.cast_unsigned() ^ 128
+    }
+
+    fn weight(self) -> i8 {
+        (self ^ 128).cast_signed()
+    }
+
+    fn from_bits(bits: u8) -> Self {
+        bits
+    }
+
+    fn bits(self) -> u8 {
+        self
+    }
+}
+
 /// Bytes of a group in a panel: its values, and behind them the scales of its columns, in f32.
-pub(in crate::cpu) const fn group_size(columns: usize) -> usize {
-    (GROUP + size_of::<f32>()) * columns
+pub(in crate::cpu) const fn group_size<T: Weight8>(columns: usize) -> usize {
+    (T::GROUP + size_of::<f32>()) * columns
 }
 
 /// i16 times i8.
@@ -50,7 +102,7 @@ impl<S: Simd> Product for Int8<S> {
             // behind those the columns' scales.
             unsafe {
                 let rows = tile.rows();
-                let panel = tile.panel.add(group * group_size(columns));
+                let panel = tile.panel.add(group * group_size::<i8>(columns));
                 for k in (0..GROUP).step_by(Self::STEP) {
                     tile.fetch_ahead(s, (group * GROUP + k) / Self::STEP);
                     let pairs = panel.add(k * columns);

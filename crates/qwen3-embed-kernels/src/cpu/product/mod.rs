@@ -18,12 +18,15 @@ use half::bf16;
 
 use super::simd::Simd;
 
+mod bytes;
 mod float;
 mod int8;
 mod peak;
 
+pub use bytes::BYTE_GROUP;
+pub(super) use bytes::{Bytes, ROW_GROUP, byte_row_size, finish_group};
 pub(super) use float::{Bf16, F32, Widened};
-pub(super) use int8::{GROUP, Int8, group_size};
+pub(super) use int8::{GROUP, Int8, Weight8, group_size};
 pub(super) use peak::multiply_adds;
 
 /// A way to multiply: the types of the operands, and the instructions.
@@ -74,17 +77,26 @@ unsafe impl Element for i8 {
     const DEPTH: usize = 2;
 }
 
+// SAFETY: u8 is all of that.
+unsafe impl Element for u8 {
+    const DEPTH: usize = 4;
+}
+
 // SAFETY: i16 is all of that.
 unsafe impl Element for i16 {
     const DEPTH: usize = 2;
 }
 
-/// A type of values that registers of f32 are written as.
+/// A type of values that registers of f32 are read from and written as.
 ///
 /// # Safety
 ///
 /// A value is at most as large, and as strictly aligned, as f32.
 pub(super) unsafe trait Float: Element {
+    /// # Safety
+    ///
+    /// `p` is valid for reading `S::LANES` values.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
     /// # Safety
     ///
     /// `p` is valid for writing `S::LANES` values.
@@ -101,6 +113,12 @@ pub(super) unsafe trait Float: Element {
 // SAFETY: f32 is.
 unsafe impl Float for f32 {
     #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+
+    #[inline(always)]
     unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
         // SAFETY: the caller's promise.
         unsafe { s.store(p, x) }
@@ -116,6 +134,12 @@ unsafe impl Float for f32 {
 // SAFETY: bf16 is half as large.
 unsafe impl Float for bf16 {
     #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_bf16(p) }
+    }
+
+    #[inline(always)]
     unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
         // SAFETY: the caller's promise.
         unsafe { s.store_bf16(p, x) }
@@ -125,6 +149,44 @@ unsafe impl Float for bf16 {
     unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, second: S::V) {
         // SAFETY: the caller's promise: LANES pairs.
         unsafe { s.store(p.cast(), s.pair(first, second)) }
+    }
+}
+
+/// A type of whole numbers that activations are brought into.
+///
+/// # Safety
+///
+/// As of [`Float`].
+pub(super) unsafe trait Whole: Element {
+    /// The largest magnitude that is used.
+    const LARGEST: f32;
+    /// Writes the nearest whole numbers, none of which is beyond [`LARGEST`](Self::LARGEST).
+    ///
+    /// # Safety
+    ///
+    /// `p` is valid for writing `S::LANES` values.
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V);
+}
+
+// SAFETY: i16 is half as large.
+unsafe impl Whole for i16 {
+    const LARGEST: f32 = i16::MAX as f32;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_i16(p, x) }
+    }
+}
+
+// SAFETY: i8 is a quarter as large.
+unsafe impl Whole for i8 {
+    const LARGEST: f32 = i8::MAX as f32;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_i8(p, x) }
     }
 }
 

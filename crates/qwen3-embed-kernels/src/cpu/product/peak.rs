@@ -32,7 +32,8 @@ pub(in crate::cpu) fn multiply_adds<S: Simd>(s: S, n: usize, arithmetic: Arithme
                 }
             }
         }
-        Arithmetic::Int8 => return pair_products(s, n),
+        Arithmetic::Int8 => return whole_products::<S, false>(s, n),
+        Arithmetic::Bytes => return whole_products::<S, true>(s, n),
     }
     let mut total = s.splat(0.0);
     for sum in sums {
@@ -41,9 +42,9 @@ pub(in crate::cpu) fn multiply_adds<S: Simd>(s: S, n: usize, arithmetic: Arithme
     s.sum(total)
 }
 
-/// As [`multiply_adds`], with pairs of whole numbers.
+/// As [`multiply_adds`], with quads of bytes or pairs of 16 bits.
 #[inline(always)]
-fn pair_products<S: Simd>(s: S, n: usize) -> f32 {
+fn whole_products<S: Simd, const BYTES: bool>(s: S, n: usize) -> f32 {
     let pairs = black_box([[1i16, 2], [3, 5], [7, 11], [13, 17], [19, 23], [29, 31]]);
     let mut sums = [s.no_products(); 12];
     for (i, sum) in sums.iter_mut().enumerate() {
@@ -53,7 +54,9 @@ fn pair_products<S: Simd>(s: S, n: usize) -> f32 {
     for _ in 0..n {
         for i in 0..12 {
             // Each sum is multiplied with its neighbour, which is another one every time.
-            sums[i] = s.add_pair_products(sums[i], sums[(i + 1) % 12], sums[i]);
+            let (a, b) = (sums[i], sums[(i + 1) % 12]);
+            sums[i] =
+                if BYTES { s.add_quad_products(a, b, a) } else { s.add_pair_products(a, b, a) };
         }
     }
     let mut total = s.splat(0.0);

@@ -44,6 +44,14 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_storeu_ps(p, x) }
     }
     #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m256) {
         // SAFETY: as above.
         unsafe {
@@ -169,6 +177,35 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_quad(self, p: *const i8) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_quads(self, p: *const u8) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    fn add_quad_products(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(c, a, b);
+            }
+            // Every second byte in 16 bits: sums of their products do not saturate.
+            let even = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+            let even = _mm256_madd_epi16(even, _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)));
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
+            _mm256_add_epi32(c, _mm256_add_epi32(even, odd))
+        }
+    }
+    #[inline(always)]
     fn float(self, x: __m256i) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_cvtepi32_ps(x) }
@@ -180,6 +217,16 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let whole = _mm256_cvtps_epi32(x);
             let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packs_epi32(whole, whole));
             _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, x: __m256) {
+        // SAFETY: as above.
+        unsafe {
+            let whole = _mm256_cvtps_epi32(x);
+            let (low, high) = (_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            let packed = _mm_packs_epi32(low, high);
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(packed, packed));
         }
     }
     #[inline(always)]

@@ -5,14 +5,14 @@ use half::bf16;
 
 use super::{Simd, dot_pairs_in_f32};
 
-/// AVX-512F and BW and, where `BF16`, AVX-512 BF16 and VNNI.
+/// AVX-512F and BW and, where `VNNI` and `BF16`, those of AVX-512.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cpu) struct Avx512<const BF16: bool>(());
+pub(in crate::cpu) struct Avx512<const VNNI: bool, const BF16: bool>(());
 
-impl<const BF16: bool> Avx512<BF16> {
+impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
     /// # Safety
     ///
-    /// The processor has AVX-512F and BW and, where `BF16`, AVX-512 BF16 and VNNI.
+    /// The processor has AVX-512F and BW and, where `VNNI` and `BF16`, those of AVX-512.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
@@ -20,10 +20,10 @@ impl<const BF16: bool> Avx512<BF16> {
 }
 
 // SAFETY: `Avx512::new` demands the features. Each block below calls intrinsics of AVX-512F, of BW and
-// of what comes with them, AVX2 and FMA among them, or, where `BF16`, of AVX-512 BF16 and VNNI: a value
-// of the type proves them to be there. Pointers are vouched for by the caller, and the loads and stores are the
+// of what comes with them, AVX2 and FMA among them, or, where `VNNI` and `BF16`, of those: a value of the
+// type proves them to be there. Pointers are vouched for by the caller, and the loads and stores are the
 // unaligned ones.
-unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
+unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type V = __m512;
     type I = __m512i;
     const LANES: usize = 16;
@@ -43,6 +43,14 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store(self, p: *mut f32, x: __m512) {
         // SAFETY: as above.
         unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: __m512) {
@@ -176,10 +184,39 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     fn add_pair_products(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe {
-            if BF16 {
+            if VNNI {
                 return _mm512_dpwssd_epi32(c, a, b);
             }
             _mm512_add_epi32(c, _mm512_madd_epi16(a, b))
+        }
+    }
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_quad(self, p: *const i8) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_quads(self, p: *const u8) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    fn add_quad_products(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            if VNNI {
+                return _mm512_dpbusd_epi32(c, a, b);
+            }
+            // Every second byte in 16 bits: sums of their products do not saturate.
+            let even = _mm512_and_si512(a, _mm512_set1_epi16(0xff));
+            let even = _mm512_madd_epi16(even, _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)));
+            let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
+            _mm512_add_epi32(c, _mm512_add_epi32(even, odd))
         }
     }
     #[inline(always)]
@@ -193,6 +230,14 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe {
             let packed = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x));
             _mm256_storeu_si256(p.cast(), packed);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, x: __m512) {
+        // SAFETY: as above.
+        unsafe {
+            let packed = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+            _mm_storeu_si128(p.cast(), packed);
         }
     }
     #[inline(always)]

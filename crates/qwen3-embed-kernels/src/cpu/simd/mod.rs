@@ -38,6 +38,9 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `p` is valid for writing `LANES` values.
     unsafe fn store(self, p: *mut f32, x: Self::V);
+    /// # Safety
+    /// `p` is valid for reading `LANES` values.
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::V;
     /// Writes the nearest bf16 values, ties to even. What is subnormal may become zero.
     ///
     /// # Safety
@@ -89,6 +92,21 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     unsafe fn load_pairs(self, p: *const i8) -> Self::I;
     /// `c + a · b` of pairs of i16: both products of a lane are added to it.
     fn add_pair_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
+    /// The number in every lane.
+    fn splat_i32(self, x: i32) -> Self::I;
+    /// The quad at `p` in every lane.
+    ///
+    /// # Safety
+    /// `p` is valid for reading four values.
+    unsafe fn splat_quad(self, p: *const i8) -> Self::I;
+    /// `LANES` quads.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `4 · LANES` values.
+    unsafe fn load_quads(self, p: *const u8) -> Self::I;
+    /// `c + a · b` of quads of bytes, those of `a` without and those of `b` with a sign: all four products
+    /// of a lane are added to it.
+    fn add_quad_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
     /// The i32 of each lane as f32.
     fn float(self, x: Self::I) -> Self::V;
     /// Writes the nearest whole numbers, ties to even, which i16 must be able to hold.
@@ -96,6 +114,11 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `p` is valid for writing `LANES` values.
     unsafe fn store_i16(self, p: *mut i16, x: Self::V);
+    /// As [`store_i16`](Self::store_i16), for i8.
+    ///
+    /// # Safety
+    /// `p` is valid for writing `LANES` values.
+    unsafe fn store_i8(self, p: *mut i8, x: Self::V);
     /// The sum of all lanes, in a fixed order.
     fn sum(self, x: Self::V) -> f32;
     /// The largest lane.

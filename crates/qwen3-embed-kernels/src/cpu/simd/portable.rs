@@ -40,6 +40,11 @@ unsafe impl Simd for Portable {
         unsafe { p.cast::<[f32; 8]>().write_unaligned(x) }
     }
     #[inline(always)]
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::V {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[bf16; 8]>().read_unaligned() }.map(bf16::to_f32)
+    }
+    #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::V) {
         // SAFETY: the caller vouches for eight values.
         unsafe { p.cast::<[bf16; 8]>().write_unaligned(x.map(bf16::from_f32)) }
@@ -127,6 +132,27 @@ unsafe impl Simd for Portable {
         })
     }
     #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn splat_quad(self, p: *const i8) -> Self::I {
+        // SAFETY: the caller vouches for a quad.
+        [unsafe { p.cast::<i32>().read_unaligned() }; 8]
+    }
+    #[inline(always)]
+    unsafe fn load_quads(self, p: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for eight quads.
+        unsafe { p.cast::<[i32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    fn add_quad_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        std::array::from_fn(|i| {
+            let products = a[i].to_ne_bytes().into_iter().zip(b[i].to_ne_bytes());
+            products.fold(c[i], |sum, (a, b)| sum.wrapping_add(i32::from(a) * i32::from(b as i8)))
+        })
+    }
+    #[inline(always)]
     fn float(self, x: Self::I) -> Self::V {
         x.map(|x| x as f32)
     }
@@ -134,6 +160,11 @@ unsafe impl Simd for Portable {
     unsafe fn store_i16(self, p: *mut i16, x: Self::V) {
         // SAFETY: the caller vouches for eight values.
         unsafe { p.cast::<[i16; 8]>().write_unaligned(self.round(x).map(|x| x as i16)) }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, x: Self::V) {
+        // SAFETY: the caller vouches for eight values.
+        unsafe { p.cast::<[i8; 8]>().write_unaligned(self.round(x).map(|x| x as i8)) }
     }
     #[inline(always)]
     fn sum(self, x: Self::V) -> f32 {
