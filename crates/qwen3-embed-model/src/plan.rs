@@ -335,6 +335,23 @@ mod tests {
     }
 
     #[test]
+    fn batches_of_whole_texts_are_filled_in_order_and_a_long_text_goes_alone() {
+        let batches = |lengths: &[usize], budget| -> Vec<usize> {
+            let texts: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![0; n]).collect();
+            let plans = whole(&texts, budget).unwrap();
+            let in_order: Vec<usize> =
+                plans.iter().flat_map(|plan| &plan.texts).map(|&(text, _)| text).collect();
+            assert!(in_order.iter().copied().eq(0..texts.len()));
+            plans.iter().map(|plan| plan.texts.len()).collect()
+        };
+        assert_eq!(batches(&[3, 3, 4, 1], 10), [3, 1]);
+        assert_eq!(batches(&[10, 10], 10), [1, 1]);
+        assert_eq!(batches(&[11, 1, 1, 12, 9], 10), [1, 2, 1, 1]);
+        assert_eq!(batches(&[1, 1, 1], 1), [1, 1, 1]);
+        assert!(batches(&[], 10).is_empty());
+    }
+
+    #[test]
     fn batches_have_as_many_tokens_as_are_computed() {
         let n_batches = |texts: &[&[u32]], budget| {
             let order = order(texts);
