@@ -36,6 +36,9 @@ pub struct Config {
     pub attention_bias: bool,
     /// Whether the checkpoint's `lm_head` is its token embedding.
     pub tie_word_embeddings: bool,
+    /// The class that the checkpoint was saved as, such as `Qwen3ForCausalLM`: the first of its
+    /// `architectures`, if it names any.
+    pub architecture: Option<String>,
 }
 
 impl Config {
@@ -67,6 +70,7 @@ impl Config {
             rope_theta: fields.rope_theta()?,
             attention_bias: fields.flag("attention_bias")?,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            architecture: fields.architecture(),
         };
         config.checked(&fields, "num_key_value_heads", "head_dim")
     }
@@ -94,6 +98,7 @@ impl Config {
             rope_theta: fields.positive("qwen3.rope.freq_base")?,
             attention_bias: header.tensor("blk.0.attn_q.bias").is_some(),
             tie_word_embeddings: header.tensor("output.weight").is_none(),
+            architecture: None,
         };
         config.checked(&fields, "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     }
@@ -231,6 +236,10 @@ impl Fields {
             None => Ok(false),
             Some(value) => value.as_bool().ok_or_else(|| self.error(field, "true or false".into())),
         }
+    }
+
+    fn architecture(&self) -> Option<String> {
+        Some(self.get("architectures")?.get(0)?.as_str()?.to_owned())
     }
 
     /// `rope_theta` at the top level, or in `rope_parameters` as newer exporters write it.

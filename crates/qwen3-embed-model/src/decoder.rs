@@ -359,7 +359,7 @@ impl Model {
 }
 
 /// The configuration and the weights of a checkpoint's folder or of a GGUF file.
-fn open(path: &Path) -> Result<(Config, Weights)> {
+pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
     if !path.is_dir() {
         return Weights::open_gguf(path);
     }

@@ -1,8 +1,8 @@
-//! The Qwen3 decoder for embeddings: token ids in, one vector per text out.
+//! The Qwen3 decoder for embeddings and rerank scores: token ids in, one vector or logit per text out.
 //!
 //! [`Model::load`] reads a checkpoint's folder (`config.json` and its safetensors, sharded or not) or
 //! a GGUF file, and [`Model::forward`] gives the hidden state of each text's last token after the final norm:
-//! not yet truncated, not yet of unit length. Tokens that texts begin with are computed once, within a
+//! not yet truncated, not yet of unit length. [`RerankHead`] turns it into a reranker's logit. Tokens that texts begin with are computed once, within a
 //! call and, as far as there is room to keep them, for later ones. A model may be shared between
 //! threads.
 //!
@@ -19,6 +19,7 @@ mod decoder;
 mod device;
 mod error;
 mod gguf;
+mod head;
 mod layer;
 mod plan;
 mod prefix_cache;
@@ -32,6 +33,7 @@ pub use config::Config;
 pub use decoder::{Model, Trace};
 pub use device::Device;
 pub use error::{Error, Result};
+pub use head::RerankHead;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 pub use sharing::{Sharing, SharingCounts};
 pub use vocabulary::Vocabulary;
