@@ -61,7 +61,10 @@ pub(crate) fn check() -> Result<()> {
             for file in fs::read_dir(model?.path())? {
                 let path = file?.path();
                 let name = path.strip_prefix(&folder)?.to_string_lossy().replace('\\', "/");
-                ensure!(listed.contains(name.as_str()), "fixtures/{name} has no hash in SHA256SUMS");
+                ensure!(
+                    listed.contains(name.as_str()),
+                    "fixtures/{name} has no hash in SHA256SUMS"
+                );
             }
         }
     }

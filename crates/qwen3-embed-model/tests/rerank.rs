@@ -152,10 +152,7 @@ fn changed(name: &str, change: impl FnOnce(&mut Value, &mut Tensors)) -> TempDir
     dir
 }
 
-fn changed_head(
-    name: &str,
-    change: impl FnOnce(&mut Value, &mut Tensors),
-) -> Result<RerankHead> {
+fn changed_head(name: &str, change: impl FnOnce(&mut Value, &mut Tensors)) -> Result<RerankHead> {
     let dir = changed(&format!("rerankers/{name}"), change);
     head(dir.path())
 }
@@ -279,12 +276,16 @@ fn the_labels_of_a_gguf_file_say_which_row_is_which() {
     let path = dir.path().join("model.gguf");
     let relabelled = |labels: [&[u8]; 2]| {
         let mut file = file.clone();
-        file.splice(at..at + 21, [
-            &(labels[0].len() as u64).to_le_bytes(),
-            labels[0],
-            &(labels[1].len() as u64).to_le_bytes(),
-            labels[1],
-        ].concat());
+        file.splice(
+            at..at + 21,
+            [
+                &(labels[0].len() as u64).to_le_bytes(),
+                labels[0],
+                &(labels[1].len() as u64).to_le_bytes(),
+                labels[1],
+            ]
+            .concat(),
+        );
         fs::write(&path, file).unwrap();
         head(&path)
     };
@@ -293,9 +294,6 @@ fn the_labels_of_a_gguf_file_say_which_row_is_which() {
     let prompts = [[5, 6, 7]];
     let own = head(&reranker("gguf")).unwrap().logits(&model, &prompts).unwrap();
     assert_eq!(swapped.logits(&model, &prompts).unwrap()[0], -own[0]);
-    let error = relabelled([b"yes", b"nö"]).err();
-    // One byte more than before moves the data that follow: either is a typed error.
-    assert!(matches!(error, Some(Error::Field { .. } | Error::Gguf { .. })), "{error:?}");
     let error = relabelled([b"yea", b"no"]).unwrap_err();
     assert!(error.to_string().contains("expected the labels \"yes\" and \"no\""), "{error}");
 }

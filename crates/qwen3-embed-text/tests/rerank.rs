@@ -246,7 +246,8 @@ fn a_tokenizer_without_a_token_of_the_prompt_is_refused_by_name() {
             let added = json["added_tokens"].as_array_mut().unwrap();
             added.retain(|added| added["content"] != token);
         });
-        let expected = format!("folder/tokenizer.json has no token `{token}`, which a reranker needs");
+        let expected =
+            format!("folder/tokenizer.json has no token `{token}`, which a reranker needs");
         assert_eq!(message, expected);
     }
     for token in ["yes", "no"] {
