@@ -88,13 +88,14 @@ fn options_reach_the_reranker() {
 
 #[test]
 fn bad_input_fails_and_is_named() {
+    // With the space that stands before every document.
     let white_space = json!({"text": " ".repeat(500_001)}).to_string();
     let after_others = format!("{{\"text\": \"a\"}}\n\n\n{white_space}\n");
     let cases: [(&[&str], &str, &str); 6] = [
         (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected ident"),
         (&[], "\n\n{}\n", "line 3 of standard input: missing field `text`"),
         (&[], "{\"text\": 7}\n", "line 1 of standard input: invalid type"),
-        (&[], &after_others, "line 4 of standard input: text 1 has 500001 white-space characters"),
+        (&[], &after_others, "line 4 of standard input: text 1 has 500002 white-space characters"),
         (&["--max-tokens", "0"], "", "max_tokens is 0, it must be in 1..=8192"),
         (&["--max-tokens", "9"], "{\"text\": \"a\"}\n", "tokens without query and document"),
     ];

@@ -181,6 +181,14 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
+    /// A rerank head was given to a model of another size.
+    #[error("the rerank head is for a hidden size of {got}, the model's is {expected}")]
+    HeadSize {
+        /// `hidden_size` of the model.
+        expected: usize,
+        /// That of the checkpoint that the head comes from.
+        got: usize,
+    },
     /// The logit of a text is not finite although its hidden state is: the head's weights are damaged.
     #[error("the logit of text {text} is not finite: {value}")]
     LogitNotFinite {

@@ -73,13 +73,13 @@ impl RerankHead {
     ///
     /// # Errors
     ///
-    /// As [`Model::forward`]; [`Error::LogitNotFinite`] if a logit is not finite.
-    ///
-    /// # Panics
-    ///
-    /// If the head comes from a checkpoint of another hidden size than the model's.
+    /// [`Error::HeadSize`] if the head is another model's; those of [`Model::forward`];
+    /// [`Error::LogitNotFinite`] if a logit is not finite.
     pub fn logits(&self, model: &Model, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
-        assert_eq!(self.weight.len(), model.config().hidden_size, "a head of another model");
+        let (got, expected) = (self.weight.len(), model.config().hidden_size);
+        if got != expected {
+            return Err(Error::HeadSize { expected, got });
+        }
         let mut logits = vec![0f32; texts.len()];
         model.forward_each(texts, |text, hidden| logits[text] = self.logit(hidden))?;
         match logits.iter().position(|logit| !logit.is_finite()) {
