@@ -71,7 +71,7 @@ impl<L: Product> DecoderLayer<L> {
         let norms = [&self.q_norm, &self.k_norm];
         ops::qk_norm_rope(&computed, self.heads, first, norms, self.eps, rope)?;
         let attention = room.attention.narrow(0, 0, n_tokens - first)?;
-        ops::causal_attention(qkv, batch, queries, self.heads, scratch, &attention)?;
+        ops::attention(qkv, batch, queries, self.heads, scratch, &attention)?;
         let x = with_queries(x)?;
         let o_proj = self.o_proj.for_input(&attention)?;
         o_proj.forward(&attention, &x, Epilogue::Add, scratch)?;

@@ -12,15 +12,20 @@
 //! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
 //! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
 
+mod adapter;
 mod blocks;
 mod calibration;
 mod config;
 mod decoder;
+mod dense;
 mod device;
 mod error;
+mod fields;
 mod gguf;
 mod layer;
+mod modules;
 mod plan;
+mod pooling;
 mod prefix_cache;
 mod rope;
 mod sharing;
@@ -29,9 +34,10 @@ mod weights;
 mod workspace;
 
 pub use config::Config;
-pub use decoder::{Model, Trace};
+pub use decoder::{LoadOptions, Model, Trace};
 pub use device::Device;
 pub use error::{Error, Result};
+pub use pooling::Pooling;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 pub use sharing::{Sharing, SharingCounts};
 pub use vocabulary::Vocabulary;
