@@ -1,8 +1,7 @@
-use qwen3_embed_model::{Config, Model, Precision, SharingCounts};
-use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
-};
+use qwen3_embed_model::{Config, Precision, SharingCounts};
+use qwen3_embed_text::{DEFAULT_INSTRUCTION, SpecialTokens, TruncationSide, instruct, truncate};
 
+use crate::engine::Engine;
 use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Result, Source, normalize};
 
 /// Turns texts into vectors with a Qwen3 embedding model.
@@ -12,13 +11,10 @@ use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Result, Source, normal
 /// threads compute it.
 #[derive(Debug)]
 pub struct Embedder {
-    pub(crate) model: Model,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) engine: Engine,
     pub(crate) dimensions: usize,
-    pub(crate) max_tokens: usize,
     pub(crate) overflow: Overflow,
     pub(crate) special_tokens: SpecialTokens,
-    pub(crate) pool: Option<rayon::ThreadPool>,
 }
 
 impl Embedder {
@@ -123,34 +119,36 @@ impl Embedder {
 
     /// The longest text, in tokens.
     pub fn max_tokens(&self) -> usize {
-        self.max_tokens
+        self.engine.max_tokens
     }
 
     /// How the model's weights are kept and multiplied: what
     /// [`Precision::Auto`](crate::Precision::Auto) has become.
     pub fn precision(&self) -> Precision {
-        self.model.precision()
+        self.engine.model.precision()
     }
 
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
-        self.model.config()
+        self.engine.model.config()
     }
 
     /// What was computed since the model was loaded, and what was saved by computing once what texts
     /// have in common.
     pub fn sharing_counts(&self) -> SharingCounts {
-        self.model.sharing_counts()
+        self.engine.model.sharing_counts()
     }
 
     /// The tokens of each text, however many.
     fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
-        Ok(self.install(|| self.tokenizer.encode_batch(texts, self.special_tokens))?)
+        Ok(self
+            .engine
+            .install(|| self.engine.tokenizer.encode_batch(texts, self.special_tokens))?)
     }
 
     /// Applies the overflow policy.
     fn fit(&self, texts: &mut [Vec<u32>]) -> Result<()> {
-        let max_tokens = self.max_tokens;
+        let max_tokens = self.engine.max_tokens;
         for (text, tokens) in texts.iter_mut().enumerate() {
             let n_tokens = tokens.len();
             match self.overflow {
@@ -174,15 +172,7 @@ impl Embedder {
             row.copy_from_slice(&hidden[..dim]);
             normalize(row);
         };
-        self.install(|| self.model.forward_each(texts, write))?;
+        self.engine.install(|| self.engine.model.forward_each(texts, write))?;
         Embeddings::new(values, dim)
-    }
-
-    /// Runs `work` on the embedder's own threads, if it has any.
-    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
     }
 }

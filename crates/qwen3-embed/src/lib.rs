@@ -43,6 +43,7 @@
 mod builder;
 mod embedder;
 mod embeddings;
+mod engine;
 mod error;
 mod source;
 mod vector;
