@@ -1,7 +1,7 @@
 use qwen3_embed_model::{Device, Model, Precision, Sharing};
 use qwen3_embed_text::SpecialTokens;
 
-use crate::source::read_tokenizer;
+use crate::source::{Hub, read_tokenizer};
 use crate::{Embedder, Error, Result, Source};
 
 /// What becomes of a text with more tokens than the limit.
@@ -20,7 +20,7 @@ pub enum Overflow {
 const DEFAULT_MAX_TOKENS: usize = 32_768;
 
 /// Tokens that are computed together unless something else is asked for.
-const DEFAULT_BATCH_TOKENS: usize = 4096;
+pub(crate) const DEFAULT_BATCH_TOKENS: usize = 4096;
 
 /// The fewest dimensions of a vector, and the hidden size from which on they are the fewest.
 const MIN_DIMENSIONS: (usize, usize) = (32, 1024);
@@ -29,6 +29,7 @@ const MIN_DIMENSIONS: (usize, usize) = (32, 1024);
 #[derive(Debug, Clone)]
 pub struct EmbedderBuilder {
     source: Source,
+    hub: Option<Hub>,
     device: Device,
     precision: Precision,
     dimensions: Option<usize>,
@@ -44,6 +45,7 @@ impl EmbedderBuilder {
     pub(crate) fn new(source: Source) -> Self {
         Self {
             source,
+            hub: None,
             device: Device::default(),
             precision: Precision::default(),
             dimensions: None,
@@ -54,6 +56,14 @@ impl EmbedderBuilder {
             batch_tokens: DEFAULT_BATCH_TOKENS,
             sharing: Sharing::default(),
         }
+    }
+
+    /// Where a model that the source names by its id comes from, and where it is kept. Default:
+    /// [`Hub::from_env`].
+    #[cfg(feature = "hub")]
+    pub fn hub(mut self, hub: Hub) -> Self {
+        self.hub = Some(hub);
+        self
     }
 
     /// Where the model runs. Default: the CPU.
@@ -121,11 +131,11 @@ impl EmbedderBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`] or [`Error::Io`]; [`Error::Model`] or [`Error::Text`] if a file is
+    /// [`Error::NoSuchModel`], [`Error::Io`], or what [`Hub::download`](crate::Hub::download) says; [`Error::Model`] or [`Error::Text`] if a file is
     /// missing, damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
-        let path = self.source.model()?;
+        let local = self.source.open(self.hub.as_ref())?;
         check("batch_tokens", self.batch_tokens, usize::MAX)?;
         let pool = match self.threads {
             Some(threads) => {
@@ -134,10 +144,10 @@ impl EmbedderBuilder {
             }
             None => None,
         };
-        let tokenizer_path = self.source.tokenizer();
+        let tokenizer_path = local.tokenizer();
         let load = || -> Result<_> {
             let tokenizer = read_tokenizer(&tokenizer_path)?;
-            let model = Model::load(path, self.device, self.precision)?;
+            let model = Model::load(&local.path, self.device, self.precision)?;
             let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
             Ok((tokenizer, model))
         };
@@ -179,9 +189,14 @@ fn check(setting: &'static str, got: usize, max: usize) -> Result<()> {
     }
 }
 
-fn check_dimensions(got: usize, hidden_size: usize) -> Result<()> {
+/// The fewest dimensions of a vector of a model with this hidden size.
+pub(crate) fn min_dimensions(hidden_size: usize) -> usize {
     let (fewest, published) = MIN_DIMENSIONS;
-    let min = if hidden_size >= published { fewest } else { 1 };
+    if hidden_size >= published { fewest } else { 1 }
+}
+
+fn check_dimensions(got: usize, hidden_size: usize) -> Result<()> {
+    let min = min_dimensions(hidden_size);
     if (min..=hidden_size).contains(&got) {
         Ok(())
     } else {
