@@ -57,6 +57,11 @@ impl Linear {
         Self { weight, bias: None }
     }
 
+    /// Bytes of the packed weight.
+    pub fn n_bytes(&self) -> usize {
+        self.weight.n_bytes()
+    }
+
     /// The layer with a bias.
     ///
     /// # Errors

@@ -192,6 +192,13 @@ impl Model {
         self.precision
     }
 
+    /// Bytes of the packed weights.
+    #[cfg(test)]
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let vectors = size_of::<f32>() * self.norm.elem_count();
+        vectors + self.layers.iter().map(DecoderLayer::weight_bytes).sum::<usize>()
+    }
+
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
         &self.config
@@ -430,7 +437,7 @@ impl Model {
 }
 
 /// The configuration and the weights of a checkpoint's folder or of a GGUF file.
-fn open(path: &Path) -> Result<(Config, Weights)> {
+pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
     if !path.is_dir() {
         return Weights::open_gguf(path);
     }

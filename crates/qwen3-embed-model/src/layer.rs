@@ -90,6 +90,18 @@ impl<L: Product> DecoderLayer<L> {
     }
 }
 
+#[cfg(test)]
+impl DecoderLayer {
+    /// Bytes of the weights.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let linear = [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj];
+        let norms =
+            [&self.input_layernorm, &self.q_norm, &self.k_norm, &self.post_attention_layernorm];
+        linear.map(|linear| linear.n_bytes()).iter().sum::<usize>()
+            + size_of::<f32>() * norms.map(Tensor::elem_count).iter().sum::<usize>()
+    }
+}
+
 /// A linear layer, packed or yet to be.
 pub(crate) trait Product {
     /// The packed layer, for this input if it is not packed yet.

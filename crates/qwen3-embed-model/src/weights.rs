@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::adapter::{Adapter, Update};
 use crate::blocks::{self, MAX_BLOCK, SAFETENSORS_TYPES, StoredType};
 use crate::gguf::{self, Header};
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Head, Result};
 
 /// How weights are kept and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -195,6 +195,37 @@ impl Weights {
         self.adapter.is_none()
             && matches!(self.naming, Naming::Gguf)
             && matrices.all(|(_, entry)| entry.stored_type == Ok(StoredType::Q8_0))
+    }
+
+    /// The type of each tensor, by its format's name, and its number of values.
+    pub(crate) fn stored_types(&self) -> impl Iterator<Item = (String, u64)> {
+        self.tensors.values().map(|entry| {
+            let name = match &entry.stored_type {
+                Ok(stored_type) => format!("{stored_type:?}"),
+                Err(dtype) => format!("{dtype:?}"),
+            };
+            (name, entry.shape.iter().map(|&n| n as u64).product())
+        })
+    }
+
+    /// Bytes of the files with tensors.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        let files = self.tensors.values().map(|entry| &entry.file);
+        let sizes: HashMap<_, _> = files.map(|file| (&file.path, file.map.len() as u64)).collect();
+        sizes.values().sum()
+    }
+
+    /// What is behind the decoder.
+    pub(crate) fn head(&self) -> Head {
+        let contains = |name: &str| self.tensors.contains_key(name);
+        if contains("score.weight") {
+            return Head::Score;
+        }
+        match self.naming {
+            _ if contains("lm_head.weight") || contains("output.weight") => Head::LmHead,
+            Naming::Checkpoint { prefix: "" } | Naming::Gguf => Head::None,
+            Naming::Checkpoint { .. } => Head::TiedLmHead,
+        }
     }
 
     /// Whether the decoder has a tensor of this name.
@@ -386,6 +417,11 @@ pub(crate) struct MappedRows {
 }
 
 impl MappedRows {
+    /// Bytes of all rows.
+    pub(crate) fn n_bytes(&self) -> u64 {
+        self.stored.range.len() as u64
+    }
+
     /// The rows at `ids` in f32, [ids, columns]. Every id must be below the number of rows.
     pub(crate) fn gather(&self, ids: &[u32]) -> Vec<f32> {
         let mut values = vec![0f32; ids.len() * self.n_columns];
