@@ -1,10 +1,11 @@
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write as _};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Error, Overflow, SpecialTokens, instruct};
 use serde::{Deserialize, Serialize};
 
+use crate::jsonl::{Format, write_line};
 use crate::model::ModelArgs;
 
 /// Embed texts: one JSON object in on each line of standard input, one out
@@ -53,12 +54,6 @@ enum OverflowArg {
     TruncateLeft,
     /// The end is cut
     TruncateRight,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    /// One JSON object on each line
-    Jsonl,
 }
 
 /// A line of standard input.
@@ -200,9 +195,4 @@ fn parse(line: &str) -> Result<Line> {
         (Some(_), Some(_)) => bail!("expected `text` or `tokens`, got both"),
         (None, None) => bail!("expected `text` or `tokens`, got neither"),
     }
-}
-
-fn write_line(output: &mut impl Write, line: &Output<'_>) -> io::Result<()> {
-    serde_json::to_writer(&mut *output, line)?;
-    output.write_all(b"\n")
 }

@@ -1,16 +1,18 @@
-//! The `qwen3-embed` command: text embeddings with Qwen3 models.
+//! The `qwen3-embed` command: text embeddings and rerank scores with Qwen3 models.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod embed;
+mod jsonl;
 mod model;
+mod rerank;
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Text embeddings with Qwen3 models
+/// Text embeddings and rerank scores with Qwen3 models
 #[derive(Parser)]
 #[command(name = "qwen3-embed", version)]
 struct Cli {
@@ -21,12 +23,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Args),
+    Rerank(rerank::Args),
     Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Embed(args) => embed::run(&args),
+        Command::Rerank(args) => rerank::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use qwen3_embed::{Embedder, EmbedderBuilder, Precision};
+use qwen3_embed::{Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder};
 
 /// Which model, and how it is computed.
 #[derive(clap::Args)]
@@ -26,17 +26,28 @@ enum PrecisionArg {
 impl ModelArgs {
     /// An embedder of this model, to be set up further.
     pub(crate) fn builder(&self) -> EmbedderBuilder {
-        Embedder::builder(self.model.as_path()).precision(match self.precision {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Bf16 => Precision::Bf16,
-            PrecisionArg::Int8 => Precision::Int8,
-            PrecisionArg::Auto => Precision::Auto,
-        })
+        Embedder::builder(self.model.as_path()).precision(self.precision.into())
+    }
+
+    /// A reranker of this model, to be set up further.
+    pub(crate) fn reranker(&self) -> RerankerBuilder {
+        Reranker::builder(self.model.as_path()).precision(self.precision.into())
     }
 
     /// The precision's name on the command line.
     pub(crate) fn precision_name(&self) -> String {
         let value = self.precision.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::Int8 => Self::Int8,
+            PrecisionArg::Auto => Self::Auto,
+        }
     }
 }

@@ -43,6 +43,9 @@ pub struct Config {
     /// How a text's vector is made of its tokens': of the last one, unless a GGUF file's
     /// `pooling_type` says otherwise.
     pub pooling: Pooling,
+    /// The class that the checkpoint was saved as, such as `Qwen3ForCausalLM`: the first of its
+    /// `architectures`, if it names any.
+    pub architecture: Option<String>,
 }
 
 impl Config {
@@ -75,6 +78,7 @@ impl Config {
             is_causal: fields.flag("is_causal", true)?
                 && !fields.flag("use_bidirectional_attention", false)?,
             pooling: Pooling::LastToken,
+            architecture: fields.architecture(),
         };
         config.checked(&fields, "num_key_value_heads", "head_dim")
     }
@@ -104,6 +108,7 @@ impl Config {
             tie_word_embeddings: header.tensor("output.weight").is_none(),
             is_causal: fields.flag("qwen3.attention.causal", true)?,
             pooling: fields.gguf_pooling()?,
+            architecture: None,
         };
         config.checked(&fields, "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     }
@@ -199,6 +204,10 @@ impl Fields {
             }
         }
         Self { path: header.path().to_path_buf(), value }
+    }
+
+    fn architecture(&self) -> Option<String> {
+        Some(self.get("architectures")?.get(0)?.as_str()?.to_owned())
     }
 
     /// `rope_theta` at the top level, or in `rope_parameters` as newer exporters write it.

@@ -128,6 +128,29 @@ pub enum Error {
         /// Its type in the file, as a number if it is a GGUF file.
         got: String,
     },
+    /// The checkpoint has nothing that gives rerank scores.
+    #[error("{} is no reranker: expected {expected}, got {got}", path.display())]
+    NoRerankHead {
+        /// The checkpoint's folder, or the GGUF file.
+        path: PathBuf,
+        /// What a reranker has.
+        expected: &'static str,
+        /// What there is.
+        got: String,
+    },
+    /// A reranker's answer is not in the model's vocabulary: the tokenizer is another model's.
+    #[error(
+        "{}: the answer's token id {id} is not below the vocabulary size {vocab_size}",
+        path.display()
+    )]
+    AnswerOutOfRange {
+        /// The checkpoint's folder, or the GGUF file.
+        path: PathBuf,
+        /// The token id of yes or no.
+        id: u32,
+        /// Number of ids that the model knows.
+        vocab_size: usize,
+    },
     /// A text has no token at all.
     #[error("text {text} has no tokens")]
     EmptyText {
@@ -166,6 +189,14 @@ pub enum Error {
         text: usize,
         /// The first dimension that is not finite.
         dimension: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// The logit of a text is not finite although its hidden state is: the head's weights are damaged.
+    #[error("the logit of text {text} is not finite: {value}")]
+    LogitNotFinite {
+        /// Index of the text in the call.
+        text: usize,
         /// NaN or an infinity.
         value: f32,
     },

@@ -79,6 +79,9 @@ pub(crate) struct Weights {
     adapter: Option<Adapter>,
 }
 
+/// The heads that a checkpoint may have.
+const HEADS: [&str; 2] = ["lm_head.", "score."];
+
 /// What the file calls the decoder's tensors.
 #[derive(Debug)]
 enum Naming {
@@ -233,9 +236,18 @@ impl Weights {
         self.tensors.contains_key(&self.name_in_file(name))
     }
 
-    /// What the file calls the decoder's tensor `name`.
+    /// Whether the tensors are named as those of a decoder by itself, which is how embedding models are
+    /// saved: models that put a head on it name it.
+    pub(crate) fn are_of_decoder_alone(&self) -> bool {
+        matches!(self.naming, Naming::Checkpoint { prefix: "" })
+    }
+
+    /// What the file calls the tensor `name` of the decoder or of a head, which stands beside it.
     pub(crate) fn name_in_file(&self, name: &str) -> String {
         match self.naming {
+            Naming::Checkpoint { .. } if HEADS.iter().any(|head| name.starts_with(head)) => {
+                name.to_owned()
+            }
             Naming::Checkpoint { prefix } => format!("{prefix}{name}"),
             Naming::Gguf => gguf::name_in_file(name),
         }

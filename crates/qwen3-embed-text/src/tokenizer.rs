@@ -2,7 +2,9 @@ use std::panic::{self, UnwindSafe};
 use std::path::Path;
 
 use rayon::prelude::*;
-use tokenizers::{Model, NormalizedString, Normalizer, PreTokenizedString, PreTokenizer};
+use tokenizers::{
+    Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
+};
 
 use crate::{Error, Result, Vocabulary};
 
@@ -114,24 +116,39 @@ impl Tokenizer {
         self.inner.get_vocab_size(false)
     }
 
+    /// The id of a token, special or not, that is written so.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The tokens of `text` alone, special tokens parsed.
+    pub(crate) fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|source| Error::Encode { text: 0, source })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of the text of index `text`, `s`, taken as plain text, and the bytes of it that each of
+    /// them stands for. A character that takes several tokens belongs to all of them.
+    pub(crate) fn encode_spans(&self, text: usize, s: &str) -> Result<Encoding> {
+        check_white_space(text, s)?;
+        self.encode_plain(s, OffsetType::Byte).map_err(|source| Error::Encode { text, source })
+    }
+
     fn encode_nth(&self, text: usize, s: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
-        let got = longest_white_space(s);
-        if got > MAX_WHITE_SPACE {
-            return Err(Error::WhiteSpace { text, got, limit: MAX_WHITE_SPACE });
-        }
-        let tokens = match special_tokens {
-            SpecialTokens::Parse => {
-                self.inner.encode_fast(s, false).map(|encoding| encoding.get_ids().to_vec())
-            }
-            SpecialTokens::PlainText => self.encode_plain(s),
+        check_white_space(text, s)?;
+        let encoding = match special_tokens {
+            SpecialTokens::Parse => self.inner.encode_fast(s, false),
+            SpecialTokens::PlainText => self.encode_plain(s, OffsetType::None),
         };
-        let mut tokens = tokens.map_err(|source| Error::Encode { text, source })?;
+        let encoding = encoding.map_err(|source| Error::Encode { text, source })?;
+        let mut tokens = encoding.get_ids().to_vec();
         tokens.push(self.end_of_text);
         Ok(tokens)
     }
 
     /// The pipeline without the step that looks for added tokens.
-    fn encode_plain(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+    fn encode_plain(&self, text: &str, offsets: OffsetType) -> tokenizers::Result<Encoding> {
         let mut normalized = NormalizedString::from(text);
         if let Some(normalizer) = self.inner.get_normalizer() {
             normalizer.normalize(&mut normalized)?;
@@ -141,7 +158,7 @@ impl Tokenizer {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
         pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
-        Ok(pieces.into_encoding(None, 0, tokenizers::OffsetType::None)?.get_ids().to_vec())
+        pieces.into_encoding(None, 0, offsets)
     }
 }
 
@@ -155,6 +172,15 @@ fn without_panic(
         let source = "the parser panicked".into();
         Err(Error::Tokenizer { path: path.to_path_buf(), source })
     })
+}
+
+/// Refuses a text whose white space the tokenizer's regex engine cannot follow.
+fn check_white_space(text: usize, s: &str) -> Result<()> {
+    let got = longest_white_space(s);
+    if got > MAX_WHITE_SPACE {
+        return Err(Error::WhiteSpace { text, got, limit: MAX_WHITE_SPACE });
+    }
+    Ok(())
 }
 
 /// Length of the longest run of white space, in characters; 0 for texts too short to matter.

@@ -1,7 +1,7 @@
 //! What every use of a model has in common: the model, its tokenizer, the threads that they run on, and
 //! the settings with which they are loaded.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qwen3_embed_model::{Device, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
@@ -101,7 +101,19 @@ impl Settings {
     /// Loads the model and its tokenizer. Unless something else is asked for, a text may have
     /// `default_max_tokens`, or as many as the model has positions if that is less.
     pub(crate) fn load(self, default_max_tokens: usize) -> Result<Engine> {
+        let (engine, ()) = self.load_with(default_max_tokens, |_, _, _| Ok(()))?;
+        Ok(engine)
+    }
+
+    /// [`load`](Self::load), with what `prepare` makes of the model's path, the tokenizer and the
+    /// tokenizer's path: before the weights are read, so that what is missing shows at once.
+    pub(crate) fn load_with<T: Send>(
+        self,
+        default_max_tokens: usize,
+        prepare: impl FnOnce(&Path, &Tokenizer, &Path) -> Result<T> + Send,
+    ) -> Result<(Engine, T)> {
         let local = self.source.open(self.hub.as_ref())?;
+        let path = &local.path;
         check("batch_tokens", self.batch_tokens, usize::MAX)?;
         let pool = match self.threads {
             Some(threads) => {
@@ -113,11 +125,12 @@ impl Settings {
         let tokenizer_path = local.tokenizer();
         let load = || -> Result<_> {
             let tokenizer = read_tokenizer(&tokenizer_path)?;
-            let model = Model::load(&local.path, self.device, self.precision)?;
+            let prepared = prepare(path, &tokenizer, &tokenizer_path)?;
+            let model = Model::load(path, self.device, self.precision)?;
             let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
-            Ok((tokenizer, model))
+            Ok((tokenizer, model, prepared))
         };
-        let (tokenizer, model) = install(pool.as_ref(), load)?;
+        let (tokenizer, model, prepared) = install(pool.as_ref(), load)?;
         let limit = model.config().max_position_embeddings;
         let max_tokens = self.max_tokens.unwrap_or(limit.min(default_max_tokens));
         // Every text is made of the base vocabulary and ends with the end-of-text token. Other added
@@ -127,7 +140,7 @@ impl Settings {
         let engine = Engine { model, tokenizer, tokenizer_path, max_tokens, pool };
         engine.check_vocabulary(max_token)?;
         check("max_tokens", max_tokens, limit)?;
-        Ok(engine)
+        Ok((engine, prepared))
     }
 }
 

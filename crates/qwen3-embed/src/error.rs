@@ -6,7 +6,7 @@ use qwen3_embed_text::Error as TextError;
 #[cfg(feature = "hub")]
 use crate::HubError;
 
-/// What can go wrong when an embedder is built or used.
+/// What can go wrong when an embedder or a reranker is built or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -141,18 +141,26 @@ impl Error {
     /// The same error, about the text `by` places further on: for callers that embed a long list
     /// piece by piece.
     pub fn shift_text(mut self, by: usize) -> Self {
-        match &mut self {
+        if let Some(text) = self.text_mut() {
+            *text += by;
+        }
+        self
+    }
+
+    /// The index of the text, or of the pair, that the error is about, if it is about one.
+    pub fn text_mut(&mut self) -> Option<&mut usize> {
+        match self {
             Self::TextTooLong { text, .. }
             | Self::Text(TextError::Encode { text, .. } | TextError::WhiteSpace { text, .. })
             | Self::Model(
                 ModelError::EmptyText { text }
                 | ModelError::TooManyTokens { text, .. }
                 | ModelError::TokenOutOfRange { text, .. }
-                | ModelError::NotFinite { text, .. },
-            ) => *text += by,
-            _ => {}
+                | ModelError::NotFinite { text, .. }
+                | ModelError::LogitNotFinite { text, .. },
+            ) => Some(text),
+            _ => None,
         }
-        self
     }
 }
 
