@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use qwen3_embed::{Embedder, Embeddings, cosine};
-use qwen3_embed_model::{Arithmetic, Device, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
 use serde::Deserialize;
 
 use crate::{rerank_parity, root};
@@ -182,7 +182,8 @@ fn compare_bf16(dir: &Path, golden: &Path) -> Result<()> {
     let name = name(dir);
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
-    let model = Model::load_for(dir, Device::Cpu, Precision::Bf16, Some(Arithmetic::Bf16))?;
+    let model =
+        Model::load_with(dir, &LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16))?;
     let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
     let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
@@ -200,7 +201,7 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden = Golden::read(golden)?;
     let name = name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
-        let model = Model::load_for(dir, Device::Cpu, Precision::Int8, Some(arithmetic))?;
+        let model = Model::load_with(dir, &LoadOptions::multiplying(Precision::Int8, arithmetic))?;
         let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
         ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);

@@ -93,6 +93,17 @@ pub enum Error {
         /// The tensor's name.
         name: String,
     },
+    /// An adapter has a tensor that belongs to none of the linear layers of the decoder.
+    #[error(
+        "{}: tensor `{name}`: expected only `lora_A` and `lora_B` of the decoder's linear layers",
+        path.display()
+    )]
+    AdapterTensor {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+    },
     /// A tensor's shape is not the one that the configuration calls for.
     #[error("{}: tensor `{name}`: expected shape {expected:?}, got {got:?}", path.display())]
     TensorShape {

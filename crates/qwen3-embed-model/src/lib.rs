@@ -12,29 +12,37 @@
 //! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
 //! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
 
+mod adapter;
 mod blocks;
 mod calibration;
 mod config;
 mod decoder;
+mod dense;
 mod device;
 mod error;
+mod fields;
 mod gguf;
 mod head;
 mod layer;
+mod modules;
 mod plan;
+mod pooling;
 mod prefix_cache;
 mod rope;
 mod sharing;
+mod summary;
 mod vocabulary;
 mod weights;
 mod workspace;
 
 pub use config::Config;
-pub use decoder::{Model, Trace};
+pub use decoder::{LoadOptions, Model, Trace};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use head::RerankHead;
+pub use pooling::Pooling;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 pub use sharing::{Sharing, SharingCounts};
+pub use summary::{Head, Memory, Summary};
 pub use vocabulary::Vocabulary;
 pub use weights::Precision;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_model::{
-    Arithmetic, Device, Error, Model, Precision, RerankHead, Result, Vocabulary,
+    Arithmetic, Device, Error, LoadOptions, Model, Precision, RerankHead, Result, Vocabulary,
 };
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -97,8 +97,8 @@ fn every_reranker_equals_transformers_and_the_f64_truth() {
 fn bf16_is_no_further_off_than_that_of_transformers() {
     for name in ["tied", "untied", "classifier"] {
         let path = reranker(name);
-        let arithmetic = Some(Arithmetic::Bf16);
-        let model = Model::load_for(&path, Device::Cpu, Precision::Bf16, arithmetic).unwrap();
+        let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
+        let model = Model::load_with(&path, &options).unwrap();
         let (prompts, truth) = golden(name, "logit_f64");
         let ours = errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);
         let (_, theirs) = golden(name, "bf16_logit");
@@ -114,8 +114,8 @@ fn int8_keeps_the_scores() {
     for name in RERANKERS {
         for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
             let path = reranker(name);
-            let model =
-                Model::load_for(&path, Device::Cpu, Precision::Int8, Some(arithmetic)).unwrap();
+            let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
+            let model = Model::load_with(&path, &options).unwrap();
             let (prompts, truth) = golden(name, "logit_f64");
             let [_, _, worst] =
                 errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);

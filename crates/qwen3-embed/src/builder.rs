@@ -73,7 +73,7 @@ impl EmbedderBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`] or [`Error::Io`]; [`Error::Model`] or [`Error::Text`] if a file is
+    /// [`Error::NoSuchModel`], [`Error::Io`], or what [`Hub::download`](crate::Hub::download) says; [`Error::Model`] or [`Error::Text`] if a file is
     /// missing, damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
@@ -90,9 +90,14 @@ impl EmbedderBuilder {
     }
 }
 
-fn check_dimensions(got: usize, hidden_size: usize) -> Result<()> {
+/// The fewest dimensions of a vector of a model that gives so many.
+pub(crate) fn min_dimensions(hidden_size: usize) -> usize {
     let (fewest, published) = MIN_DIMENSIONS;
-    let min = if hidden_size >= published { fewest } else { 1 };
+    if hidden_size >= published { fewest } else { 1 }
+}
+
+fn check_dimensions(got: usize, hidden_size: usize) -> Result<()> {
+    let min = min_dimensions(hidden_size);
     if (min..=hidden_size).contains(&got) {
         Ok(())
     } else {

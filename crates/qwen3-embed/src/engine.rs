@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use qwen3_embed_model::{Device, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
 
-use crate::source::read_tokenizer;
+use crate::source::{Hub, read_tokenizer};
 use crate::{Error, Result, Source};
 
 /// Tokens that are computed together unless something else is asked for.
-const DEFAULT_BATCH_TOKENS: usize = 4096;
+pub(crate) const DEFAULT_BATCH_TOKENS: usize = 4096;
 
 /// The settings that every builder has.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) source: Source,
+    pub(crate) hub: Option<Hub>,
     pub(crate) device: Device,
     pub(crate) precision: Precision,
     pub(crate) max_tokens: Option<usize>,
@@ -27,6 +28,14 @@ pub(crate) struct Settings {
 /// The methods of a builder that set what every builder has, in its field `settings`.
 macro_rules! setters {
     () => {
+        /// Where a model that the source names by its id comes from, and where it is kept. Default:
+        /// [`Hub::from_env`](crate::Hub::from_env).
+        #[cfg(feature = "hub")]
+        pub fn hub(mut self, hub: $crate::Hub) -> Self {
+            self.settings.hub = Some(hub);
+            self
+        }
+
         /// Where the model runs. Default: the CPU.
         pub fn device(mut self, device: $crate::Device) -> Self {
             self.settings.device = device;
@@ -79,6 +88,7 @@ impl Settings {
     pub(crate) fn new(source: Source) -> Self {
         Self {
             source,
+            hub: None,
             device: Device::default(),
             precision: Precision::default(),
             max_tokens: None,
@@ -102,7 +112,8 @@ impl Settings {
         default_max_tokens: usize,
         prepare: impl FnOnce(&Path, &Tokenizer, &Path) -> Result<T> + Send,
     ) -> Result<(Engine, T)> {
-        let path = self.source.model()?;
+        let local = self.source.open(self.hub.as_ref())?;
+        let path = &local.path;
         check("batch_tokens", self.batch_tokens, usize::MAX)?;
         let pool = match self.threads {
             Some(threads) => {
@@ -111,7 +122,7 @@ impl Settings {
             }
             None => None,
         };
-        let tokenizer_path = self.source.tokenizer();
+        let tokenizer_path = local.tokenizer();
         let load = || -> Result<_> {
             let tokenizer = read_tokenizer(&tokenizer_path)?;
             let prepared = prepare(path, &tokenizer, &tokenizer_path)?;

@@ -59,9 +59,11 @@ pub use embedder::Embedder;
 pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
 pub use qwen3_embed_model::{
-    Config, Device, Error as ModelError, Kernels, Precision, Sharing, SharingCounts,
+    Config, Device, Error as ModelError, Head, Kernels, Memory, Precision, Sharing, SharingCounts,
 };
 pub use qwen3_embed_text::{DEFAULT_INSTRUCTION, Error as TextError, SpecialTokens, instruct};
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
-pub use source::Source;
+#[cfg(feature = "hub")]
+pub use source::{Hub, HubError, HubProblem, Progress};
+pub use source::{Info, Source};
 pub use vector::{cosine, normalize};
