@@ -193,11 +193,11 @@ pub enum Error {
         value: f32,
     },
     /// A rerank head was given to a model of another size.
-    #[error("the rerank head is for a hidden size of {got}, the model's is {expected}")]
+    #[error("the rerank head is for vectors of {got} values, the model's have {expected}")]
     HeadSize {
-        /// `hidden_size` of the model.
+        /// The size of the model's vectors.
         expected: usize,
-        /// That of the checkpoint that the head comes from.
+        /// `hidden_size` of the checkpoint that the head comes from.
         got: usize,
     },
     /// The logit of a text is not finite although its hidden state is: the head's weights are damaged.

@@ -204,6 +204,15 @@ fn an_embedding_model_is_refused() {
     let error = changed_head("tied", |config, _| config["architectures"] = json!(["Qwen3Model"]));
     let error = error.unwrap_err();
     assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("Qwen3Model")));
+    let tied = changed("rerankers/tied", |_, _| {});
+    assert_eq!(head(tied.path()).unwrap(), head(&reranker("tied")).unwrap());
+    fs::create_dir(tied.path().join("1_Pooling")).unwrap();
+    for file in ["modules.json", "1_Pooling/config.json"] {
+        let from = fixtures().join("sentence-transformers/last-token").join(file);
+        fs::copy(from, tied.path().join(file)).unwrap();
+    }
+    let error = head(tied.path()).unwrap_err();
+    assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("modules.json")));
     for (name, refused) in [("gguf-k-quants", true), ("gguf-q8-0", true), ("gguf-float", false)] {
         let path = fixtures().join("models").join(name).join("model.gguf");
         let result = RerankHead::load(&path, 1, 2);

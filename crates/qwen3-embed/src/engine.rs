@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::{Device, Model, Precision, Sharing};
+use qwen3_embed_model::{Device, LoadOptions, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
 
 use crate::source::{Hub, read_tokenizer};
@@ -101,15 +101,17 @@ impl Settings {
     /// Loads the model and its tokenizer. Unless something else is asked for, a text may have
     /// `default_max_tokens`, or as many as the model has positions if that is less.
     pub(crate) fn load(self, default_max_tokens: usize) -> Result<Engine> {
-        let (engine, ()) = self.load_with(default_max_tokens, |_, _, _| Ok(()))?;
+        let (engine, ()) = self.load_with(default_max_tokens, false, |_, _, _| Ok(()))?;
         Ok(engine)
     }
 
-    /// [`load`](Self::load), with what `prepare` makes of the model's path, the tokenizer and the
-    /// tokenizer's path: before the weights are read, so that what is missing shows at once.
+    /// [`load`](Self::load), for last tokens' hidden states or for what the model's files make of them,
+    /// and what `prepare` makes of the model's path, the tokenizer and the tokenizer's path: before the
+    /// weights are read, so that what is missing shows at once.
     pub(crate) fn load_with<T: Send>(
         self,
         default_max_tokens: usize,
+        hidden_states: bool,
         prepare: impl FnOnce(&Path, &Tokenizer, &Path) -> Result<T> + Send,
     ) -> Result<(Engine, T)> {
         let local = self.source.open(self.hub.as_ref())?;
@@ -126,7 +128,10 @@ impl Settings {
         let load = || -> Result<_> {
             let tokenizer = read_tokenizer(&tokenizer_path)?;
             let prepared = prepare(path, &tokenizer, &tokenizer_path)?;
-            let model = Model::load(path, self.device, self.precision)?;
+            let (device, precision) = (self.device, self.precision);
+            let options =
+                LoadOptions { device, precision, hidden_states, ..LoadOptions::default() };
+            let model = Model::load_with(path, &options)?;
             let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
             Ok((tokenizer, model, prepared))
         };

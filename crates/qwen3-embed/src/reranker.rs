@@ -241,18 +241,22 @@ impl RerankerBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`](crate::Error::NoSuchModel) or [`Error::Io`](crate::Error::Io);
+    /// [`Error::NoSuchModel`](crate::Error::NoSuchModel), [`Error::Io`](crate::Error::Io), or what
+    /// [`Hub::download`](crate::Hub::download) says;
     /// [`Error::Model`](crate::Error::Model) or [`Error::Text`](crate::Error::Text) if a file is missing,
     /// damaged or of another architecture, or if it is no reranker's;
     /// [`Error::Vocabulary`](crate::Error::Vocabulary) if the tokenizer is not the model's;
     /// [`Error::Setting`](crate::Error::Setting) if a setting is out of range.
     pub fn build(self) -> Result<Reranker> {
-        let (engine, (template, head)) =
-            self.settings.load_with(DEFAULT_MAX_TOKENS, |path, tokenizer, tokenizer_path| {
+        let (engine, (template, head)) = self.settings.load_with(
+            DEFAULT_MAX_TOKENS,
+            true,
+            |path, tokenizer, tokenizer_path| {
                 let template = RerankTemplate::new(tokenizer, tokenizer_path)?;
                 let head = RerankHead::load(path, template.yes(), template.no())?;
                 Ok((template, head))
-            })?;
+            },
+        )?;
         let frame = template.prefix().iter().chain(template.suffix());
         engine.check_vocabulary(frame.max().map_or(0, |&id| id as usize))?;
         Ok(Reranker { engine, template, head })
