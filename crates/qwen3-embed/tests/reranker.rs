@@ -244,10 +244,9 @@ fn a_document_that_is_too_long_is_cut_and_its_query_only_then() {
     let prompts = limited.tokenize(DEFAULT_INSTRUCTION, &[(QUERY, &long)]).unwrap();
     assert_eq!((limited.max_tokens(), prompts[0].len()), (head + 20, head + 20));
     assert_eq!(rank(&limited, &[&long])[0].logit, at(head + 20, &long));
-    // The limit is the call's, down to a frame without a query.
+    // No limit leaves less than a frame without a query, and then all documents are alike.
     let frame = reranker.tokenize(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0].len();
-    let empty = reranker.logits_with(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0];
-    assert_eq!(at(frame, &long), empty);
+    assert_eq!(at(frame, &long), at(frame, HOSTILE));
     let options = RankOptions { max_tokens: Some(frame - 1), ..RankOptions::default() };
     match reranker.rank(QUERY, &[&long], options).unwrap_err() {
         Error::Text(TextError::FrameTooLong { n_tokens, max_tokens }) => {
