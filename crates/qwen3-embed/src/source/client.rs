@@ -10,9 +10,9 @@ use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
+use super::cache::is_commit;
 use super::error::{Failure, HubProblem, unusable};
 use super::hub::Hub;
-use super::id::is_commit;
 
 /// What is escaped in one part of a URL's path.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
