@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod download;
 mod embed;
+mod info;
 mod model;
 
 use std::io;
@@ -22,12 +24,16 @@ struct Cli {
 enum Command {
     Embed(embed::Args),
     Bench(bench::Args),
+    Download(download::Args),
+    Info(info::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Embed(args) => embed::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Download(args) => download::run(&args),
+        Command::Info(args) => info::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -282,8 +282,12 @@ fn classified(error: ureq::Error) -> Failure {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
             unusable("an address or a token with characters that cannot be sent")
         }
-        // Nobody answers to the name, or somebody who is not the hub: not at the next attempt either.
-        ureq::Error::HostNotFound | ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
+        // Nobody answers to the name, or somebody who is not the hub, or the proxy does not want to: not at
+        // the next attempt either.
+        ureq::Error::HostNotFound
+        | ureq::Error::ConnectProxyFailed(_)
+        | ureq::Error::Tls(_)
+        | ureq::Error::Rustls(_) => {
             Failure::Final(HubProblem::Unreachable { source: Box::new(error) })
         }
         error => passing(error.into_io()),

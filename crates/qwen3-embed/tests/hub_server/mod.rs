@@ -11,11 +11,11 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 /// The commit that every repository here is at.
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// The hub. Its threads live as long as the test's process.
 #[derive(Clone)]
-pub struct Server {
+pub(crate) struct Server {
     shared: Arc<Shared>,
 }
 
@@ -32,40 +32,40 @@ type Change = dyn FnMut(&Request, &mut Reply) + Send;
 
 /// A request, with the names of its headers in lower case.
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub method: String,
-    pub path: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
     /// Whether it came to the server of large files.
-    pub to_cdn: bool,
-    pub headers: BTreeMap<String, String>,
+    pub(crate) to_cdn: bool,
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
 impl Request {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 }
 
 /// An answer.
 #[derive(Debug, Clone, Default)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Vec<u8>,
     /// The connection is closed after so many bytes of the body.
-    pub cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
     /// How long nothing is said before the answer.
-    pub silence: Duration,
+    pub(crate) silence: Duration,
     /// How long it takes to send each kilobyte of the body.
-    pub per_kilobyte: Duration,
+    pub(crate) per_kilobyte: Duration,
 }
 
 impl Reply {
-    pub fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self { status, ..Self::default() }
     }
 
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
@@ -73,7 +73,7 @@ impl Reply {
 
 impl Server {
     /// A hub with these repositories.
-    pub fn start(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
+    pub(crate) fn start(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [hub, cdn] = [0, 1].map(|i| format!("http://{}", listeners[i].local_addr().unwrap()));
         let repos = repos.iter().map(|(id, files)| ((*id).to_owned(), files.clone())).collect();
@@ -98,27 +98,27 @@ impl Server {
     }
 
     /// The hub's address.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.shared.hub
     }
 
     /// Changes answers from now on.
-    pub fn change(&self, change: impl FnMut(&Request, &mut Reply) + Send + 'static) {
+    pub(crate) fn change(&self, change: impl FnMut(&Request, &mut Reply) + Send + 'static) {
         *self.shared.change.lock().unwrap() = Box::new(change);
     }
 
     /// Leaves answers as they are from now on.
-    pub fn behave(&self) {
+    pub(crate) fn behave(&self) {
         self.change(|_, _| {});
     }
 
     /// The files of the repositories.
-    pub fn repos(&self) -> MutexGuard<'_, BTreeMap<String, BTreeMap<String, Vec<u8>>>> {
+    pub(crate) fn repos(&self) -> MutexGuard<'_, BTreeMap<String, BTreeMap<String, Vec<u8>>>> {
         self.shared.repos.lock().unwrap()
     }
 
     /// What was requested since the last call.
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut *self.shared.requests.lock().unwrap())
     }
 
@@ -190,7 +190,7 @@ impl Server {
 }
 
 /// The files of a fixture, and other ones.
-pub fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(fixture);
     let files = dir.read_dir().unwrap().map(|entry| entry.unwrap().path());
     let files = files.filter(|path| path.file_name().unwrap() != "golden.json");
@@ -203,13 +203,13 @@ pub fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<String, Ve
 }
 
 /// The hash by which the hub names a large file.
-pub fn sha256(contents: &[u8]) -> String {
+pub(crate) fn sha256(contents: &[u8]) -> String {
     Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether the hub keeps such a file elsewhere.
 fn is_large(file: &str) -> bool {
-    [".safetensors", ".gguf", ".bin", "tokenizer.json"].iter().any(|end| file.ends_with(end))
+    [".safetensors", ".gguf", ".bin"].iter().any(|end| file.ends_with(end))
 }
 
 fn no_repo() -> Reply {
