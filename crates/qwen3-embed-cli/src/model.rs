@@ -10,6 +10,9 @@ pub(crate) struct ModelArgs {
     /// of the hub: OWNER/NAME, with @REVISION if need be, or OWNER/NAME:Q8_0 for a GGUF file
     #[arg(long, value_name = "PATH or ID")]
     model: String,
+    /// Folder or id of a LoRA adapter that is added to the model
+    #[arg(long, value_name = "PATH or ID")]
+    adapter: Option<String>,
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value = "f32")]
     precision: PrecisionArg,
@@ -27,12 +30,22 @@ enum PrecisionArg {
 impl ModelArgs {
     /// An embedder of this model, to be set up further.
     pub(crate) fn builder(&self) -> EmbedderBuilder {
-        Embedder::builder(self.model.as_str()).hub(download::hub()).precision(self.precision.into())
+        let builder = Embedder::builder(self.model.as_str()).hub(download::hub());
+        let builder = builder.precision(self.precision.into());
+        match &self.adapter {
+            Some(adapter) => builder.adapter(adapter.as_str()),
+            None => builder,
+        }
     }
 
     /// A reranker of this model, to be set up further.
     pub(crate) fn reranker(&self) -> RerankerBuilder {
-        Reranker::builder(self.model.as_str()).hub(download::hub()).precision(self.precision.into())
+        let builder = Reranker::builder(self.model.as_str()).hub(download::hub());
+        let builder = builder.precision(self.precision.into());
+        match &self.adapter {
+            Some(adapter) => builder.adapter(adapter.as_str()),
+            None => builder,
+        }
     }
 
     /// The precision's name on the command line.

@@ -192,6 +192,14 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
+    /// A rerank head was given to a model of another size.
+    #[error("the rerank head is for vectors of {got} values, the model's have {expected}")]
+    HeadSize {
+        /// The size of the model's vectors.
+        expected: usize,
+        /// `hidden_size` of the checkpoint that the head comes from.
+        got: usize,
+    },
     /// The logit of a text is not finite although its hidden state is: the head's weights are damaged.
     #[error("the logit of text {text} is not finite: {value}")]
     LogitNotFinite {

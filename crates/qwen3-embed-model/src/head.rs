@@ -1,7 +1,9 @@
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::decoder::open;
 use crate::gguf::Header;
+use crate::modules::Modules;
 use crate::weights::{MappedFile, Weights};
 use crate::{Config, Error, Model, Result};
 
@@ -28,8 +30,8 @@ const LABELS: &str = "qwen3.classifier.output_labels";
 
 const POOLING: &str = "qwen3.pooling_type";
 
-/// The pooling of embedding models.
-const POOLING_LAST: u64 = 3;
+/// The poolings of embedding models: the mean, the first or the last token.
+const EMBEDDING_POOLINGS: RangeInclusive<u64> = 1..=3;
 
 impl RerankHead {
     /// Reads the head of the checkpoint at `path`, a folder or a GGUF file as for [`Model::load`], in
@@ -41,9 +43,9 @@ impl RerankHead {
     /// embeddings.
     ///
     /// An embedding model is told from a reranker where the checkpoint shows it: by tensors without
-    /// `model.` before their names and without a head, by another class in `architectures`, or by a
-    /// GGUF file's pooling. One that was saved as a causal language model with tied embeddings looks
-    /// like a reranker, and its logits mean nothing.
+    /// `model.` before their names and without a head, by another class in `architectures`, by a
+    /// pooling in `modules.json`, or by that of a GGUF file. One that has none of these and was saved as
+    /// a causal language model with tied embeddings looks like a reranker, and its logits mean nothing.
     ///
     /// # Errors
     ///
@@ -68,18 +70,19 @@ impl RerankHead {
         Ok(Self { weight })
     }
 
-    /// The logit of each text that `model` reads: a score before the sigmoid. A text's logit is the same,
-    /// bit for bit, whatever else is in the call.
+    /// The logit of each text that `model` reads: a score before the sigmoid. The model must give hidden
+    /// states, see [`LoadOptions`](crate::LoadOptions). A text's logit is the same, bit for bit, whatever
+    /// else is in the call.
     ///
     /// # Errors
     ///
-    /// As [`Model::forward`]; [`Error::LogitNotFinite`] if a logit is not finite.
-    ///
-    /// # Panics
-    ///
-    /// If the head comes from a checkpoint of another hidden size than the model's.
+    /// [`Error::HeadSize`] if the head is another model's; those of [`Model::forward`];
+    /// [`Error::LogitNotFinite`] if a logit is not finite.
     pub fn logits(&self, model: &Model, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
-        assert_eq!(self.weight.len(), model.config().hidden_size, "a head of another model");
+        let (got, expected) = (self.weight.len(), model.embedding_size());
+        if got != expected {
+            return Err(Error::HeadSize { expected, got });
+        }
         let mut logits = vec![0f32; texts.len()];
         model.forward_each(texts, |text, hidden| logits[text] = self.logit(hidden))?;
         match logits.iter().position(|logit| !logit.is_finite()) {
@@ -111,12 +114,14 @@ impl Loader<'_> {
         if architecture == Some(CLASSIFIER) || weights.contains("score.weight") {
             return self.label();
         }
-        if weights.contains("lm_head.weight") {
+        let is_pooled = Modules::read(self.path).is_ok_and(|modules| modules.is_some());
+        if weights.contains("lm_head.weight") && !is_pooled {
             return self.answers("lm_head.weight");
         }
         let expected = "`score.weight`, `lm_head.weight`, or token embeddings that \
                         `tie_word_embeddings` makes the head of a Qwen3ForCausalLM";
         let got = match architecture {
+            _ if is_pooled => "an embedding model, whose modules.json has a pooling".to_owned(),
             Some(other) if other != CAUSAL_LM => format!("neither of the tensors, and {other}"),
             _ if !self.config.tie_word_embeddings => {
                 "neither of the tensors, and no `tie_word_embeddings`".to_owned()
@@ -151,10 +156,11 @@ impl Loader<'_> {
                 _ => self.label(),
             };
         }
-        if header.json(POOLING).and_then(|pooling| pooling.as_u64()) == Some(POOLING_LAST) {
+        let pooling = header.json(POOLING).and_then(|pooling| pooling.as_u64());
+        if let Some(pooling) = pooling.filter(|pooling| EMBEDDING_POOLINGS.contains(pooling)) {
             let expected = "`cls.output.weight`, or an `output.weight` or token embeddings that do \
                             not belong to an embedding model";
-            let got = format!("`{POOLING}` {POOLING_LAST}, which is that of embedding models");
+            let got = format!("`{POOLING}` {pooling}, which is that of embedding models");
             return Err(self.no_head(expected, got));
         }
         let is_tied = self.config.tie_word_embeddings;

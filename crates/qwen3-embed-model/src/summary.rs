@@ -37,7 +37,7 @@ pub enum Head {
     TiedLmHead,
     /// A language model's head of its own.
     LmHead,
-    /// A classifier's: `score.weight`.
+    /// A classifier's: `score.weight`, or `cls.output.weight` in GGUF files.
     Score,
 }
 

@@ -220,12 +220,11 @@ impl Weights {
 
     /// What is behind the decoder.
     pub(crate) fn head(&self) -> Head {
-        let contains = |name: &str| self.tensors.contains_key(name);
-        if contains("score.weight") {
+        if self.contains("score.weight") {
             return Head::Score;
         }
         match self.naming {
-            _ if contains("lm_head.weight") || contains("output.weight") => Head::LmHead,
+            _ if self.contains("lm_head.weight") => Head::LmHead,
             Naming::Checkpoint { prefix: "" } | Naming::Gguf => Head::None,
             Naming::Checkpoint { .. } => Head::TiedLmHead,
         }

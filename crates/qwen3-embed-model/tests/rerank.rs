@@ -104,6 +104,7 @@ fn bf16_is_no_further_off_than_that_of_transformers() {
         let (_, theirs) = golden(name, "bf16_logit");
         let theirs: Vec<f32> = theirs.iter().map(|&logit| logit as f32).collect();
         let theirs = errors(&theirs, &truth);
+        eprintln!("BAR {name} {ours:?} {theirs:?}");
         assert!(ours[1] <= 2.0 * theirs[1], "{name}: {ours:?}, transformers {theirs:?}");
     }
 }
@@ -118,6 +119,7 @@ fn int8_keeps_the_scores() {
             let (prompts, truth) = golden(name, "logit_f64");
             let [_, _, worst] =
                 errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);
+            eprintln!("BAR {name} {arithmetic:?} {worst}");
             assert!(worst <= 0.05, "{name}, {arithmetic:?}: {worst}");
         }
     }
@@ -187,6 +189,8 @@ fn the_answers_are_rows_of_the_head() {
     let there = there.unwrap().logits(&model, &prompts).unwrap();
     assert_eq!(here[0], -there[0]);
     assert_ne!(here[0], 0.0);
+    let error = head(&reranker("tied")).unwrap().logits(&model, &prompts).unwrap_err();
+    assert!(matches!(error, Error::HeadSize { expected: 96, got: 64 }), "{error}");
     let error = RerankHead::load(&path, yes, 1026).unwrap_err();
     assert!(matches!(error, Error::AnswerOutOfRange { id: 1026, vocab_size: 1026, .. }), "{error}");
 }
@@ -200,6 +204,15 @@ fn an_embedding_model_is_refused() {
     let error = changed_head("tied", |config, _| config["architectures"] = json!(["Qwen3Model"]));
     let error = error.unwrap_err();
     assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("Qwen3Model")));
+    let tied = changed("rerankers/tied", |_, _| {});
+    assert_eq!(head(tied.path()).unwrap(), head(&reranker("tied")).unwrap());
+    fs::create_dir(tied.path().join("1_Pooling")).unwrap();
+    for file in ["modules.json", "1_Pooling/config.json"] {
+        let from = fixtures().join("sentence-transformers/last-token").join(file);
+        fs::copy(from, tied.path().join(file)).unwrap();
+    }
+    let error = head(tied.path()).unwrap_err();
+    assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("modules.json")));
     for (name, refused) in [("gguf-k-quants", true), ("gguf-q8-0", true), ("gguf-float", false)] {
         let path = fixtures().join("models").join(name).join("model.gguf");
         let result = RerankHead::load(&path, 1, 2);

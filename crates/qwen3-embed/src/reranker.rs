@@ -242,7 +242,8 @@ impl RerankerBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`](crate::Error::NoSuchModel) or [`Error::Io`](crate::Error::Io);
+    /// [`Error::NoSuchModel`](crate::Error::NoSuchModel), [`Error::Io`](crate::Error::Io), or what
+    /// [`Hub::download`](crate::Hub::download) says;
     /// [`Error::Model`](crate::Error::Model) or [`Error::Text`](crate::Error::Text) if a file is missing,
     /// damaged or of another architecture, or if it is no reranker's;
     /// [`Error::Vocabulary`](crate::Error::Vocabulary) if the tokenizer is not the model's;
