@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod download;
 mod embed;
+mod info;
 mod jsonl;
 mod model;
 mod rerank;
@@ -25,6 +27,8 @@ enum Command {
     Embed(embed::Args),
     Rerank(rerank::Args),
     Bench(bench::Args),
+    Download(download::Args),
+    Info(info::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +36,8 @@ fn main() -> ExitCode {
         Command::Embed(args) => embed::run(&args),
         Command::Rerank(args) => rerank::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Download(args) => download::run(&args),
+        Command::Info(args) => info::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

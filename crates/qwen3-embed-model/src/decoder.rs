@@ -60,7 +60,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// How its weights are kept and multiplied.
     pub precision: Precision,
-    /// The folder of a LoRA adapter, as PEFT writes it, that is added to the weights.
+    /// The folder of a LoRA adapter, as PEFT writes it, that is added to the weights. A `modules.json` in
+    /// it comes before the model's.
     pub adapter: Option<PathBuf>,
     /// Whether vectors are hidden states of last tokens, whatever `modules.json` makes of them.
     pub hidden_states: bool,
@@ -114,7 +115,7 @@ impl Model {
         }
         let modules = match options.hidden_states {
             true => Modules::default(),
-            false => Modules::read(path)?.unwrap_or(Modules::plain(config.pooling)),
+            false => read_modules(path, options)?.unwrap_or(Modules::plain(config.pooling)),
         };
         let dense = modules.load_dense(config.hidden_size)?;
         let precision = precision.for_weights(weights.has_few_bits());
@@ -433,6 +434,15 @@ impl Model {
             }
         }
         Ok(())
+    }
+}
+
+/// The modules that the adapter's folder lists, or else the model's.
+fn read_modules(path: &Path, options: &LoadOptions) -> Result<Option<Modules>> {
+    let of_adapter = options.adapter.as_deref().map(Modules::read).transpose()?;
+    match of_adapter.flatten() {
+        Some(modules) => Ok(Some(modules)),
+        None => Modules::read(path),
     }
 }
 

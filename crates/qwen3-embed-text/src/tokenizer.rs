@@ -44,6 +44,9 @@ pub enum SpecialTokens {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end_of_text: u32,
+    /// Whether the post-processor appends it.
+    file_appends: bool,
+    appends: bool,
 }
 
 impl Tokenizer {
@@ -69,8 +72,8 @@ impl Tokenizer {
     pub fn from_vocabulary(vocabulary: &Vocabulary<'_>, path: &Path) -> Result<Self> {
         without_panic(path, || {
             let inner = vocabulary.tokenizer(path)?;
-            let end_of_text = end_of_text(&inner, path)?;
-            Ok(Self { inner, end_of_text })
+            let (end_of_text, _) = end_of_text(&inner, path)?;
+            Ok(Self { inner, end_of_text, file_appends: true, appends: true })
         })
     }
 
@@ -78,11 +81,18 @@ impl Tokenizer {
         let damaged = |source| Error::Tokenizer { path: path.to_path_buf(), source };
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(damaged)?;
         inner.with_truncation(None).map_err(damaged)?.with_padding(None);
-        let end_of_text = end_of_text(&inner, path)?;
-        Ok(Self { inner, end_of_text })
+        let (end_of_text, file_appends) = end_of_text(&inner, path)?;
+        Ok(Self { inner, end_of_text, file_appends, appends: true })
     }
 
-    /// The tokens of `text`, followed by one end-of-text token.
+    /// The same tokenizer, but for the end-of-text token, which is appended only where the post-processor of
+    /// `tokenizer.json` does: for models that do not need it, because they do not pool the last token.
+    pub fn as_its_file_says(self) -> Self {
+        Self { appends: self.file_appends, ..self }
+    }
+
+    /// The tokens of `text`, followed by one end-of-text token, unless
+    /// [`as_its_file_says`](Self::as_its_file_says) leaves it away.
     ///
     /// # Errors
     ///
@@ -143,7 +153,9 @@ impl Tokenizer {
         };
         let encoding = encoding.map_err(|source| Error::Encode { text, source })?;
         let mut tokens = encoding.get_ids().to_vec();
-        tokens.push(self.end_of_text);
+        if self.appends {
+            tokens.push(self.end_of_text);
+        }
         Ok(tokens)
     }
 
@@ -191,20 +203,22 @@ fn longest_white_space(text: &str) -> usize {
     text.split(|c: char| !c.is_whitespace()).map(|run| run.chars().count()).max().unwrap_or(0)
 }
 
-/// The token that the post-processor appends, or the vocabulary's `<|endoftext|>` if it adds none.
+/// The token that the post-processor appends, or the vocabulary's `<|endoftext|>` if it adds none, and
+/// whether it does.
 ///
 /// The tokenizer's own `eos_token` is not asked: some repositories set it to `<|im_end|>`.
-fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<u32> {
+fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, bool)> {
     let encode = |add_special_tokens| match tokenizer.encode_fast("a", add_special_tokens) {
         Ok(encoding) => Ok(encoding.get_ids().to_vec()),
         Err(source) => Err(Error::Tokenizer { path: path.to_path_buf(), source }),
     };
     let (bare, processed) = (encode(false)?, encode(true)?);
     match processed.strip_prefix(bare.as_slice()) {
-        Some(&[end_of_text]) => Ok(end_of_text),
-        Some([]) => tokenizer
-            .token_to_id(END_OF_TEXT)
-            .ok_or_else(|| Error::NoEndOfText { path: path.to_path_buf(), expected: END_OF_TEXT }),
+        Some(&[end_of_text]) => Ok((end_of_text, true)),
+        Some([]) => match tokenizer.token_to_id(END_OF_TEXT) {
+            Some(end_of_text) => Ok((end_of_text, false)),
+            None => Err(Error::NoEndOfText { path: path.to_path_buf(), expected: END_OF_TEXT }),
+        },
         _ => Err(Error::PostProcessor { path: path.to_path_buf(), bare, processed }),
     }
 }

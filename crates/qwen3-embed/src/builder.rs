@@ -1,6 +1,8 @@
+use qwen3_embed_model::Pooling;
 use qwen3_embed_text::SpecialTokens;
 
 use crate::engine::{Settings, setters};
+use crate::repository::Repository;
 use crate::{Embedder, Error, Result, Source};
 
 /// What becomes of a text with more tokens than the limit.
@@ -43,14 +45,16 @@ impl EmbedderBuilder {
     setters!();
 
     /// Dimensions of the vectors: 32 to the model's hidden size, or 1 to the hidden size for models
-    /// narrower than 1024, which are not published ones. Default: the hidden size.
+    /// narrower than 1024, which are not published ones. Default: the hidden size. Where a dense layer
+    /// comes behind the model, its width takes the place of the hidden size.
     pub fn dimensions(mut self, dimensions: usize) -> Self {
         self.dimensions = Some(dimensions);
         self
     }
 
     /// The longest text, in tokens, its instruction and the end-of-text token included: 1 to the
-    /// model's `max_position_embeddings`. Default: 32,768, or what the model has if that is less.
+    /// model's `max_position_embeddings`. Default: `max_seq_length` of `sentence_bert_config.json`, or
+    /// else 32,768, or what the model has if that is less.
     pub fn max_tokens(mut self, max_tokens: usize) -> Self {
         self.settings.max_tokens = Some(max_tokens);
         self
@@ -77,12 +81,19 @@ impl EmbedderBuilder {
     /// missing, damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
-        let engine = self.settings.load(DEFAULT_MAX_TOKENS)?;
-        let hidden_size = engine.model.config().hidden_size;
-        let dimensions = self.dimensions.unwrap_or(hidden_size);
-        check_dimensions(dimensions, hidden_size)?;
+        let local = self.settings.open()?;
+        let repository = Repository::read(local.settings())?;
+        let max_tokens = repository.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS);
+        let (mut engine, ()) = self.settings.load(&local, max_tokens, false, |_, _| Ok(()))?;
+        if engine.model.pooling() != Pooling::LastToken {
+            engine.tokenizer = engine.tokenizer.as_its_file_says();
+        }
+        let embedding_size = engine.model.embedding_size();
+        let dimensions = self.dimensions.unwrap_or(embedding_size);
+        check_dimensions(dimensions, embedding_size)?;
         Ok(Embedder {
             engine,
+            prompts: repository.prompts,
             dimensions,
             overflow: self.overflow,
             special_tokens: self.special_tokens,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use qwen3_embed_model::{Device, LoadOptions, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
 
-use crate::source::{Hub, read_tokenizer};
+use crate::source::{Hub, Local, read_tokenizer};
 use crate::{Error, Result, Source};
 
 /// Tokens that are computed together unless something else is asked for.
@@ -16,6 +16,7 @@ pub(crate) const DEFAULT_BATCH_TOKENS: usize = 4096;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) source: Source,
+    pub(crate) adapter: Option<Source>,
     pub(crate) hub: Option<Hub>,
     pub(crate) device: Device,
     pub(crate) precision: Precision,
@@ -33,6 +34,14 @@ macro_rules! setters {
         #[cfg(feature = "hub")]
         pub fn hub(mut self, hub: $crate::Hub) -> Self {
             self.settings.hub = Some(hub);
+            self
+        }
+
+        /// A LoRA adapter, as PEFT writes it, that is added to the weights while they are loaded: its
+        /// folder or its id. A source that is an adapter itself needs none: it is loaded together with
+        /// the model that it names as its base.
+        pub fn adapter(mut self, adapter: impl Into<$crate::Source>) -> Self {
+            self.settings.adapter = Some(adapter.into());
             self
         }
 
@@ -88,6 +97,7 @@ impl Settings {
     pub(crate) fn new(source: Source) -> Self {
         Self {
             source,
+            adapter: None,
             hub: None,
             device: Device::default(),
             precision: Precision::default(),
@@ -98,24 +108,33 @@ impl Settings {
         }
     }
 
-    /// Loads the model and its tokenizer. Unless something else is asked for, a text may have
-    /// `default_max_tokens`, or as many as the model has positions if that is less.
-    pub(crate) fn load(self, default_max_tokens: usize) -> Result<Engine> {
-        let (engine, ()) = self.load_with(default_max_tokens, false, |_, _, _| Ok(()))?;
-        Ok(engine)
+    /// The model's files, on this machine.
+    pub(crate) fn open(&self) -> Result<Local> {
+        let hub = self.hub.as_ref();
+        let mut local = self.source.open(hub)?;
+        if let Some(adapter) = &self.adapter {
+            let second = adapter.open_adapter(hub)?;
+            if let Some(first) = local.adapter {
+                return Err(Error::TwoAdapters { first, second });
+            }
+            local.adapter = Some(second);
+        }
+        Ok(local)
     }
 
-    /// [`load`](Self::load), for last tokens' hidden states or for what the model's files make of them,
-    /// and what `prepare` makes of the model's path, the tokenizer and the tokenizer's path: before the
-    /// weights are read, so that what is missing shows at once.
-    pub(crate) fn load_with<T: Send>(
+    /// Loads the model and its tokenizer. Unless something else is asked for, a text may have
+    /// `default_max_tokens`, or as many as the model has positions if that is less. With `hidden_states`
+    /// the model gives those of last tokens, and no module behind the decoder is loaded.
+    ///
+    /// What `prepare` makes of the tokenizer and its file comes back too: before the weights are read, so
+    /// that what is missing shows at once.
+    pub(crate) fn load<T: Send>(
         self,
+        local: &Local,
         default_max_tokens: usize,
         hidden_states: bool,
-        prepare: impl FnOnce(&Path, &Tokenizer, &Path) -> Result<T> + Send,
+        prepare: impl FnOnce(&Tokenizer, &Path) -> Result<T> + Send,
     ) -> Result<(Engine, T)> {
-        let local = self.source.open(self.hub.as_ref())?;
-        let path = &local.path;
         check("batch_tokens", self.batch_tokens, usize::MAX)?;
         let pool = match self.threads {
             Some(threads) => {
@@ -127,11 +146,15 @@ impl Settings {
         let tokenizer_path = local.tokenizer();
         let load = || -> Result<_> {
             let tokenizer = read_tokenizer(&tokenizer_path)?;
-            let prepared = prepare(path, &tokenizer, &tokenizer_path)?;
-            let (device, precision) = (self.device, self.precision);
-            let options =
-                LoadOptions { device, precision, hidden_states, ..LoadOptions::default() };
-            let model = Model::load_with(path, &options)?;
+            let prepared = prepare(&tokenizer, &tokenizer_path)?;
+            let options = LoadOptions {
+                device: self.device,
+                precision: self.precision,
+                adapter: local.adapter.clone(),
+                hidden_states,
+                ..LoadOptions::default()
+            };
+            let model = Model::load_with(&local.path, &options)?;
             let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
             Ok((tokenizer, model, prepared))
         };

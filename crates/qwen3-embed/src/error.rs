@@ -54,6 +54,25 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The model has no prompt of this name.
+    #[error("the model has no prompt `{name}`, its prompts are {known:?}")]
+    NoSuchPrompt {
+        /// The name that was asked for.
+        name: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// An adapter was given to an adapter, or belongs to one.
+    #[error(
+        "the adapter {} cannot be added to the adapter {}: merge one of them into its model first",
+        second.display(), first.display()
+    )]
+    TwoAdapters {
+        /// The folder of the one.
+        first: PathBuf,
+        /// The folder of the other.
+        second: PathBuf,
+    },
     /// A setting of the builder is out of range.
     #[error("{setting} is {got}, it must be in {min}..={max}")]
     Setting {

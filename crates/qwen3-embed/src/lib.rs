@@ -50,6 +50,7 @@ mod embedder;
 mod embeddings;
 mod engine;
 mod error;
+mod repository;
 mod reranker;
 mod source;
 mod vector;

@@ -1,7 +1,8 @@
 use std::cmp::Ordering;
+use std::path::Path;
 
 use qwen3_embed_model::{Config, Precision, RerankHead, SharingCounts};
-use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate};
+use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate, Tokenizer};
 
 use crate::engine::{Engine, Settings, check, setters};
 use crate::{Result, Source};
@@ -248,15 +249,14 @@ impl RerankerBuilder {
     /// [`Error::Vocabulary`](crate::Error::Vocabulary) if the tokenizer is not the model's;
     /// [`Error::Setting`](crate::Error::Setting) if a setting is out of range.
     pub fn build(self) -> Result<Reranker> {
-        let (engine, (template, head)) = self.settings.load_with(
-            DEFAULT_MAX_TOKENS,
-            true,
-            |path, tokenizer, tokenizer_path| {
-                let template = RerankTemplate::new(tokenizer, tokenizer_path)?;
-                let head = RerankHead::load(path, template.yes(), template.no())?;
-                Ok((template, head))
-            },
-        )?;
+        let local = self.settings.open()?;
+        let prepare = |tokenizer: &Tokenizer, tokenizer_path: &Path| {
+            let template = RerankTemplate::new(tokenizer, tokenizer_path)?;
+            let head = RerankHead::load(&local.path, template.yes(), template.no())?;
+            Ok((template, head))
+        };
+        let (engine, (template, head)) =
+            self.settings.load(&local, DEFAULT_MAX_TOKENS, true, prepare)?;
         let frame = template.prefix().iter().chain(template.suffix());
         engine.check_vocabulary(frame.max().map_or(0, |&id| id as usize))?;
         Ok(Reranker { engine, template, head })

@@ -16,9 +16,29 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::error::HubProblem;
-use super::id::is_commit;
+use super::id::ModelId;
 
 type Result<T> = std::result::Result<T, HubProblem>;
+
+/// Where a repository's newest commit is.
+const DEFAULT_REVISION: &str = "main";
+
+impl ModelId {
+    /// The branch, tag or commit that is meant.
+    pub(super) fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or(DEFAULT_REVISION)
+    }
+
+    /// The commit, if the id names one: then what is meant never changes.
+    pub(super) fn commit(&self) -> Option<&str> {
+        self.revision.as_deref().filter(|revision| is_commit(revision))
+    }
+}
+
+/// Whether a revision is a commit's full hash.
+pub(super) fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
 
 /// A repository's part of the cache.
 #[derive(Debug)]
@@ -135,4 +155,20 @@ fn symlink(target: &str, blob: &Path, path: &Path) -> io::Result<()> {
     }
     let _ = target;
     fs::hard_link(blob, path).or_else(|_| fs::copy(blob, path).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_is_a_full_hash() {
+        let commit = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3";
+        assert_eq!(ModelId::parse(&format!("a/b@{commit}")).unwrap().commit(), Some(commit));
+        for revision in ["main", "97b0c61", &commit.to_uppercase()] {
+            let id = ModelId::parse(&format!("a/b@{revision}")).unwrap();
+            assert_eq!((id.commit(), id.revision()), (None, revision));
+        }
+        assert_eq!(ModelId::parse("a/b").unwrap().revision(), "main");
+    }
 }

@@ -10,9 +10,9 @@ use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
+use super::cache::is_commit;
 use super::error::{Failure, HubProblem, unusable};
 use super::hub::Hub;
-use super::id::is_commit;
 
 /// What is escaped in one part of a URL's path.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -282,8 +282,12 @@ fn classified(error: ureq::Error) -> Failure {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
             unusable("an address or a token with characters that cannot be sent")
         }
-        // Nobody answers to the name, or somebody who is not the hub: not at the next attempt either.
-        ureq::Error::HostNotFound | ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
+        // Nobody answers to the name, or somebody who is not the hub, or the proxy does not want to: not at
+        // the next attempt either.
+        ureq::Error::HostNotFound
+        | ureq::Error::ConnectProxyFailed(_)
+        | ureq::Error::Tls(_)
+        | ureq::Error::Rustls(_) => {
             Failure::Final(HubProblem::Unreachable { source: Box::new(error) })
         }
         error => passing(error.into_io()),

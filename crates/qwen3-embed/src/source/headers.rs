@@ -2,14 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::cache::RepoCache;
 use super::client::{Client, Listing};
 use super::error::HubProblem;
 use super::hub::{Cached, Fetch, Hub};
 use super::transfer::retried;
-use super::{Info, Local, Parsed, Source, is_gguf, selection};
+use super::{Info, Parsed, Source, adapter, is_gguf, selection};
 use crate::{Error, Result};
 
 /// Bytes that a header of a safetensors file has at most, unless it says itself that it has more.
@@ -20,39 +20,68 @@ const GGUF_HEADER: u64 = 16 << 20;
 
 impl Hub {
     /// Looks at a model without loading it. Of a model that is not in the cache, only the
-    /// configuration and the headers of the weights are downloaded.
+    /// configuration and the headers of the weights are downloaded. Of an adapter, the model that it
+    /// belongs to is looked at.
     ///
     /// # Errors
     ///
     /// As [`EmbedderBuilder::build`](crate::EmbedderBuilder::build).
     pub fn info(&self, source: impl Into<Source>) -> Result<Info> {
-        let id = match source.into().parse()? {
-            Parsed::Local(local) => return Info::read(&local),
+        match self.look_at(&source.into())? {
+            Looked::Model(info) => Ok(*info),
+            Looked::Adapter { base, dir } => match self.look_at(&base)? {
+                Looked::Model(info) => Ok(*info),
+                Looked::Adapter { dir: first, .. } => {
+                    Err(Error::TwoAdapters { first, second: dir })
+                }
+            },
+        }
+    }
+
+    fn look_at(&self, source: &Source) -> Result<Looked> {
+        let id = match source.parse()? {
+            Parsed::Local(path) => return Looked::at(path),
             Parsed::Id(id) => id,
         };
         let fetch = Fetch { hub: self, id: &id, cache: RepoCache::new(&self.cache, &id.repo) };
         let known =
             id.commit().filter(|commit| matches!(fetch.cached(commit), Ok(Cached::Whole(_))));
         if self.offline || known.is_some() {
-            return Info::read(&Local { path: fetch.model()? });
+            return Looked::at(fetch.model()?);
         }
         let client = fetch.client()?;
         let listing = match fetch.listing(&client, self.attempts) {
             Err(Error::Hub(error)) if error.problem.is_passing() => {
-                return Info::read(&Local { path: fetch.model()? });
+                return Looked::at(fetch.model()?);
             }
             listing => listing?,
         };
         match fetch.cached(&listing.commit)? {
-            Cached::Whole(path) | Cached::Enough(path) => Info::read(&Local { path }),
+            Cached::Whole(path) | Cached::Enough(path) => Looked::at(path),
             Cached::Lacks(_) => fetch.headers(&client, &listing),
+        }
+    }
+}
+
+/// What was looked at.
+enum Looked {
+    Model(Box<Info>),
+    Adapter { base: Source, dir: PathBuf },
+}
+
+impl Looked {
+    /// Looks at what is in a folder or a GGUF file.
+    fn at(path: PathBuf) -> Result<Self> {
+        match adapter::base(&path)? {
+            Some(base) => Ok(Self::Adapter { base, dir: path }),
+            None => Ok(Self::Model(Box::new(Info::read(&path)?))),
         }
     }
 }
 
 impl Fetch<'_> {
     /// Looks at the headers of the weights: files of the same length that have nothing behind them.
-    fn headers(&self, client: &Client<'_>, listing: &Listing) -> Result<Info> {
+    fn headers(&self, client: &Client<'_>, listing: &Listing) -> Result<Looked> {
         let snapshot = self.cache.snapshot(&listing.commit);
         let dir = tempfile::tempdir().map_err(|source| {
             self.error(None, None, HubProblem::Io { path: std::env::temp_dir(), source })
@@ -61,7 +90,7 @@ impl Fetch<'_> {
             let file = self.gguf(which, listing)?;
             let path = dir.path().join("model.gguf");
             self.header(client, &listing.commit, &file, &path)?;
-            return Info::read(&Local { path });
+            return Looked::at(path);
         }
         let first = selection::first().into_iter().filter(|file| file != "tokenizer.json");
         let first: Vec<_> = first.collect();
@@ -76,7 +105,7 @@ impl Fetch<'_> {
         for file in weights.filter(|file| listing.files.contains(file)) {
             self.header(client, &listing.commit, file, &dir.path().join(file))?;
         }
-        Info::read(&Local { path: dir.path().to_path_buf() })
+        Looked::at(dir.path().to_path_buf())
     }
 
     /// Makes `path` a file that is as long as the hub's `file` and begins with its header. The rest takes

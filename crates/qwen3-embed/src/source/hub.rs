@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::Source;
 use super::cache::RepoCache;
 use super::client::{Client, Listing};
 use super::error::{HubError, HubProblem};
 use super::id::ModelId;
 use super::selection::{self, Refused};
 use super::transfer::{Transfer, retried};
-use super::{Local, Source};
 use crate::{Error, Result};
 
 /// The hub that models are downloaded from, the cache that they are downloaded to, and how.
@@ -136,13 +136,12 @@ impl Hub {
     /// [`Error::NoSuchModel`] if the source is neither there nor an id; [`Error::Hub`] says what was
     /// wrong with a download; [`Error::PickleWeights`] if there are no other weights.
     pub fn download(&self, source: impl Into<Source>) -> Result<PathBuf> {
-        Ok(source.into().open(Some(self))?.path)
+        source.into().open_alone(Some(self))
     }
 
     /// The model on this machine, after it was downloaded if need be.
-    pub(super) fn fetch(&self, id: &ModelId) -> Result<Local> {
-        let fetch = Fetch { hub: self, id, cache: RepoCache::new(&self.cache, &id.repo) };
-        Ok(Local { path: fetch.model()? })
+    pub(super) fn fetch(&self, id: &ModelId) -> Result<PathBuf> {
+        Fetch { hub: self, id, cache: RepoCache::new(&self.cache, &id.repo) }.model()
     }
 }
 

@@ -12,9 +12,6 @@ pub(super) struct ModelId {
     pub(super) revision: Option<String>,
 }
 
-/// Where a repository's newest commit is.
-const DEFAULT_REVISION: &str = "main";
-
 impl ModelId {
     /// The id that a text is, if it can be one.
     pub(super) fn parse(text: &str) -> Option<Self> {
@@ -31,15 +28,6 @@ impl ModelId {
             gguf: gguf.map(str::to_owned),
             revision: revision.map(str::to_owned),
         })
-    }
-
-    pub(super) fn revision(&self) -> &str {
-        self.revision.as_deref().unwrap_or(DEFAULT_REVISION)
-    }
-
-    /// The commit, if the id names one.
-    pub(super) fn commit(&self) -> Option<&str> {
-        self.revision.as_deref().filter(|revision| is_commit(revision))
     }
 }
 
@@ -62,11 +50,6 @@ fn split(text: &str, at: char) -> (&str, Option<&str>) {
         Some((before, behind)) => (before, Some(behind)),
         None => (text, None),
     }
-}
-
-/// Whether a revision is a commit's full hash, so that what it names never changes.
-pub(super) fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Whether it is the relative path of a file, with nothing in it that leads elsewhere.
@@ -158,15 +141,6 @@ mod tests {
         ];
         for text in texts {
             assert_eq!(ModelId::parse(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_commit_is_a_full_hash() {
-        let commit = "97b0c614be4d77ee51c0cef4e5f07c00f9eb65b3";
-        assert_eq!(ModelId::parse(&format!("a/b@{commit}")).unwrap().commit(), Some(commit));
-        for revision in ["main", "97b0c61", &commit.to_uppercase()] {
-            assert_eq!(ModelId::parse(&format!("a/b@{revision}")).unwrap().commit(), None);
         }
     }
 }

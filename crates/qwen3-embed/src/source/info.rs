@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use qwen3_embed_model::{Config, Head, Memory, Precision, Summary};
-use serde_json::Value;
 
-use super::{Local, Source, read};
+use super::Source;
 use crate::Result;
 use crate::builder::min_dimensions;
 use crate::engine::DEFAULT_BATCH_TOKENS;
+use crate::repository::Repository;
 
 /// What a model is, without loading it: see [`Source::info`].
 #[derive(Debug, Clone, PartialEq)]
@@ -32,16 +32,15 @@ impl Source {
         #[cfg(feature = "hub")]
         return super::Hub::from_env().info(self.clone());
         #[cfg(not(feature = "hub"))]
-        Info::read(&self.open(None)?)
+        Info::read(&self.open(None)?.path)
     }
 }
 
 impl Info {
     /// Looks at a model on this machine.
-    pub(super) fn read(local: &Local) -> Result<Self> {
-        let summary = Summary::read(&local.path)?;
-        let file = local.path.join("config_sentence_transformers.json");
-        let prompts = if file.is_file() { prompts(&file)? } else { BTreeMap::new() };
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let summary = Summary::read(path)?;
+        let prompts = Repository::read(path)?.prompts.by_name().clone();
         Ok(Self { summary, prompts })
     }
 
@@ -61,11 +60,4 @@ impl Info {
     pub fn head(&self) -> Head {
         self.summary.head
     }
-}
-
-fn prompts(path: &Path) -> Result<BTreeMap<String, String>> {
-    let json: Value = serde_json::from_slice(&read(path)?)
-        .map_err(|source| qwen3_embed_model::Error::Json { path: path.to_path_buf(), source })?;
-    let prompts = json["prompts"].as_object().into_iter().flatten();
-    Ok(prompts.filter_map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned()))).collect())
 }

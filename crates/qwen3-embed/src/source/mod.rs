@@ -1,6 +1,7 @@
 //! Where models come from: a folder, a GGUF file, or the hub. Only this module touches files, and only
 //! its submodule `client` the network.
 
+mod adapter;
 #[cfg(feature = "hub")]
 mod cache;
 #[cfg(feature = "hub")]
@@ -23,7 +24,9 @@ mod transfer;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qwen3_embed_model::Error as ModelError;
 use qwen3_embed_text::{Tokenizer, Vocabulary};
+use serde::de::DeserializeOwned;
 
 #[cfg(feature = "hub")]
 pub use error::{HubError, HubProblem};
@@ -59,10 +62,29 @@ pub struct Source {
 pub(crate) enum Hub {}
 
 impl Source {
-    /// The model on this machine, after it was downloaded if need be.
+    /// The model on this machine, after it was downloaded if need be. An adapter is opened with the model
+    /// that it names as its base.
     pub(crate) fn open(&self, hub: Option<&Hub>) -> Result<Local> {
+        let path = self.open_alone(hub)?;
+        let Some(base) = adapter::base(&path)? else {
+            return Ok(Local { path, adapter: None });
+        };
+        let base = base.open_alone(hub)?;
+        match adapter::base(&base)? {
+            None => Ok(Local { path: base, adapter: Some(path) }),
+            Some(_) => Err(Error::TwoAdapters { first: base, second: path }),
+        }
+    }
+
+    /// The folder of an adapter on this machine, after it was downloaded if need be.
+    pub(crate) fn open_adapter(&self, hub: Option<&Hub>) -> Result<PathBuf> {
+        self.open_alone(hub)
+    }
+
+    /// The folder or the GGUF file.
+    fn open_alone(&self, hub: Option<&Hub>) -> Result<PathBuf> {
         match self.parse()? {
-            Parsed::Local(local) => Ok(local),
+            Parsed::Local(path) => Ok(path),
             #[cfg(feature = "hub")]
             Parsed::Id(id) => hub.unwrap_or(&Hub::from_env()).fetch(&id),
             #[cfg(not(feature = "hub"))]
@@ -78,10 +100,10 @@ impl Source {
         let path = &self.path;
         if path.is_dir() {
             refuse_pickle(path)?;
-            return Ok(Parsed::Local(Local { path: path.clone() }));
+            return Ok(Parsed::Local(path.clone()));
         }
         if is_gguf(path) && path.is_file() {
-            return Ok(Parsed::Local(Local { path: path.clone() }));
+            return Ok(Parsed::Local(path.clone()));
         }
         let id = path.to_str().filter(|_| self.is_text && !path.exists()).and_then(ModelId::parse);
         id.map(Parsed::Id).ok_or_else(|| Error::NoSuchModel { path: path.clone() })
@@ -90,7 +112,7 @@ impl Source {
 
 /// A source that was looked at.
 enum Parsed {
-    Local(Local),
+    Local(PathBuf),
     Id(ModelId),
 }
 
@@ -99,11 +121,17 @@ enum Parsed {
 pub(crate) struct Local {
     /// Its folder or GGUF file, which is there.
     pub(crate) path: PathBuf,
+    /// The folder of an adapter of it.
+    pub(crate) adapter: Option<PathBuf>,
 }
 
 impl Local {
     /// The file that holds the tokenizer.
     pub(crate) fn tokenizer(&self) -> PathBuf {
+        let of_adapter = self.adapter.as_ref().map(|dir| dir.join("tokenizer.json"));
+        if let Some(path) = of_adapter.filter(|path| path.is_file()) {
+            return path;
+        }
         if self.path.is_dir() {
             return self.path.join("tokenizer.json");
         }
@@ -111,6 +139,17 @@ impl Local {
         if beside.is_file() { beside } else { self.path.clone() }
     }
 }
+
+impl Local {
+    /// The folder that says how the model is used: an adapter's, if it says so.
+    pub(crate) fn settings(&self) -> &Path {
+        let says = |dir: &&PathBuf| SETTINGS.iter().any(|file| dir.join(file).is_file());
+        self.adapter.as_ref().filter(says).unwrap_or(&self.path)
+    }
+}
+
+/// Files of sentence-transformers that say how a model is used.
+const SETTINGS: [&str; 2] = ["modules.json", "config_sentence_transformers.json"];
 
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
@@ -156,6 +195,12 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
         merges: &stored.merges,
     };
     Ok(Tokenizer::from_vocabulary(&vocabulary, path)?)
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let parsed = serde_json::from_slice(&read(path)?);
+    Ok(parsed.map_err(|source| ModelError::Json { path: path.to_path_buf(), source })?)
 }
 
 /// A whole file.
