@@ -292,6 +292,23 @@ fn what_is_no_reranker_is_refused() {
     assert!(matches!(error, Error::NoSuchModel { .. }), "{error}");
 }
 
+/// The published 4B and 8B embedding models have fewer tokens than their tokenizer's added ones.
+#[test]
+fn a_frame_of_tokens_that_the_model_lacks_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(folder("tied").join(file), dir.path().join(file)).unwrap();
+    }
+    let tokenizer = fs::read(folder("tied").join("tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_slice(&tokenizer).unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    let think = added.iter_mut().find(|token| token["content"] == "</think>").unwrap();
+    think["id"] = 1026.into();
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let error = Reranker::builder(dir.path()).build().unwrap_err();
+    assert!(matches!(error, Error::Vocabulary { max_token: 1026, .. }), "{error}");
+}
+
 #[test]
 fn a_document_that_cannot_be_tokenized_is_named() {
     let long = " ".repeat(500_001);
