@@ -302,8 +302,13 @@ fn a_frame_of_tokens_that_the_model_lacks_is_refused() {
     let tokenizer = fs::read(folder("tied").join("tokenizer.json")).unwrap();
     let mut tokenizer: Value = serde_json::from_slice(&tokenizer).unwrap();
     let added = tokenizer["added_tokens"].as_array_mut().unwrap();
-    let think = added.iter_mut().find(|token| token["content"] == "</think>").unwrap();
-    think["id"] = 1026.into();
+    // One more token before the last, which takes its id.
+    let mut last = added.pop().unwrap();
+    assert_eq!((&last["content"], &last["id"]), (&"</think>".into(), &1025.into()));
+    let mut one_more = last.clone();
+    one_more["content"] = "<|one_more|>".into();
+    last["id"] = 1026.into();
+    added.extend([one_more, last]);
     fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let error = Reranker::builder(dir.path()).build().unwrap_err();
     assert!(matches!(error, Error::Vocabulary { max_token: 1026, .. }), "{error}");
