@@ -2,10 +2,8 @@
 //!
 //! ```text
 //! cargo run --release --example multilingual_similarity
-//! cargo run --release --example multilingual_similarity -- --model path/to/Qwen3-Embedding-0.6B
+//! cargo run --release --example multilingual_similarity -- --model Qwen/Qwen3-Embedding-0.6B
 //! ```
-
-use std::path::PathBuf;
 
 use clap::Parser;
 use qwen3_embed::{Embedder, Similarities};
@@ -25,9 +23,9 @@ const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures
 /// Embeds a sentence in four languages and prints the matrix of their cosine similarities.
 #[derive(Parser)]
 struct Args {
-    /// Folder with the files of a Qwen3-Embedding model [default: the bundled random one]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    /// Id, folder or GGUF file of a Qwen3-Embedding model [default: the bundled random one]
+    #[arg(long, value_name = "PATH or ID")]
+    model: Option<String>,
     /// Dimensions of the vectors [default: the model's hidden size]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
@@ -42,8 +40,7 @@ struct Args {
 #[expect(clippy::print_stdout, reason = "an example prints")]
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let model = args.model.clone().unwrap_or_else(|| BUNDLED_MODEL.into());
-    let mut builder = Embedder::builder(model.as_path());
+    let mut builder = Embedder::builder(args.model.as_deref().unwrap_or(BUNDLED_MODEL));
     if let Some(dimensions) = args.dimensions {
         builder = builder.dimensions(dimensions);
     }
@@ -68,8 +65,8 @@ fn main() -> anyhow::Result<()> {
     if args.model.is_none() {
         println!(
             "\nThese vectors come from a bundled test model whose weights are random: they say\n\
-             nothing about the texts. Name the folder of a real model with --model DIR, such as\n\
-             one that holds the files of Qwen/Qwen3-Embedding-0.6B."
+             nothing about the texts. Name a real model, or its folder, with --model, such as\n\
+             --model Qwen/Qwen3-Embedding-0.6B, which is downloaded once."
         );
     }
     Ok(())

@@ -3,10 +3,8 @@
 //! ```text
 //! cargo run --release --example retrieve_and_rerank
 //! cargo run --release --example retrieve_and_rerank -- \
-//!     --embedder path/to/Qwen3-Embedding-0.6B --reranker path/to/Qwen3-Reranker-0.6B
+//!     --embedder Qwen/Qwen3-Embedding-0.6B --reranker Qwen/Qwen3-Reranker-0.6B
 //! ```
-
-use std::path::PathBuf;
 
 use clap::Parser;
 use qwen3_embed::{Embedder, RankOptions, Reranker};
@@ -33,12 +31,12 @@ const BUNDLED_RERANKER: &str =
 /// Finds the documents nearest to a query by their embeddings, reranks them, and prints both orders.
 #[derive(Parser)]
 struct Args {
-    /// Folder or GGUF file of a Qwen3-Embedding model [default: the bundled random one]
-    #[arg(long, value_name = "PATH", requires = "reranker")]
-    embedder: Option<PathBuf>,
-    /// Folder or GGUF file of a Qwen3-Reranker model [default: the bundled random one]
-    #[arg(long, value_name = "PATH", requires = "embedder")]
-    reranker: Option<PathBuf>,
+    /// Id, folder or GGUF file of a Qwen3-Embedding model [default: the bundled random one]
+    #[arg(long, value_name = "PATH or ID", requires = "reranker")]
+    embedder: Option<String>,
+    /// Id, folder or GGUF file of a Qwen3-Reranker model [default: the bundled random one]
+    #[arg(long, value_name = "PATH or ID", requires = "embedder")]
+    reranker: Option<String>,
     /// What is searched for
     #[arg(long, value_name = "TEXT", default_value = QUERY)]
     query: String,
@@ -53,9 +51,9 @@ struct Args {
 #[expect(clippy::print_stdout, reason = "an example prints")]
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let embedder = args.embedder.clone().unwrap_or_else(|| BUNDLED_EMBEDDER.into());
+    let embedder = args.embedder.as_deref().unwrap_or(BUNDLED_EMBEDDER);
     let embedder = Embedder::builder(embedder).build()?;
-    let reranker = args.reranker.clone().unwrap_or_else(|| BUNDLED_RERANKER.into());
+    let reranker = args.reranker.as_deref().unwrap_or(BUNDLED_RERANKER);
     let reranker = Reranker::builder(reranker).build()?;
     let documents: Vec<&str> = if args.document.is_empty() {
         DOCUMENTS.to_vec()

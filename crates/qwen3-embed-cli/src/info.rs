@@ -124,7 +124,7 @@ impl Report {
             writeln!(output, "{name:14}{value}")?;
         }
         for (name, prompt) in &self.prompts {
-            writeln!(output, "{:14}{prompt:?}", format!("prompt {name}"))?;
+            writeln!(output, "{:14}{prompt:?}", format!("prompt {name} "))?;
         }
         writeln!(output, "\nmemory, estimated")?;
         writeln!(

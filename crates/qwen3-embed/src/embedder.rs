@@ -35,7 +35,7 @@ impl Embedder {
     /// ```no_run
     /// use qwen3_embed::{Embedder, Overflow};
     ///
-    /// let embedder = Embedder::builder("models/Qwen3-Embedding-0.6B")
+    /// let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B")
     ///     .dimensions(256)
     ///     .max_tokens(8192)
     ///     .overflow(Overflow::TruncateRight)

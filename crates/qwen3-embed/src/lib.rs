@@ -4,7 +4,7 @@
 //! use qwen3_embed::Embedder;
 //!
 //! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-//! // A folder with the files of Qwen/Qwen3-Embedding-0.6B, 4B or 8B, or a GGUF file.
+//! // An id such as `Qwen/Qwen3-Embedding-0.6B`, a folder with a model's files, or a GGUF file.
 //! let embedder = Embedder::builder(folder).build()?;
 //!
 //! let documents = embedder.embed_documents(&[
@@ -18,6 +18,11 @@
 //! # assert_eq!(best.len(), 1);
 //! # Ok::<(), qwen3_embed::Error>(())
 //! ```
+//!
+//! # Models
+//!
+//! A [`Source`] is a model's folder, its GGUF file, or its id on the hub, from which it is then downloaded,
+//! once. Downloads are the feature `hub`, which is on by default; without it, nothing touches the network.
 //!
 //! # Queries and documents
 //!
