@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use qwen3_embed::{Embedder, EmbedderBuilder, Precision};
+use qwen3_embed::{Device, Embedder, EmbedderBuilder, Precision};
 
 /// Which model, and how it is computed.
 #[derive(clap::Args)]
@@ -12,6 +12,9 @@ pub(crate) struct ModelArgs {
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value = "f32")]
     precision: PrecisionArg,
+    /// Where it runs: cpu, cuda, or cuda:N for the CUDA device of that number
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -26,7 +29,8 @@ enum PrecisionArg {
 impl ModelArgs {
     /// An embedder of this model, to be set up further.
     pub(crate) fn builder(&self) -> EmbedderBuilder {
-        Embedder::builder(self.model.as_path()).precision(match self.precision {
+        let builder = Embedder::builder(self.model.as_path()).device(self.device);
+        builder.precision(match self.precision {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,
             PrecisionArg::Int8 => Precision::Int8,

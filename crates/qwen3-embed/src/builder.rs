@@ -56,7 +56,7 @@ impl EmbedderBuilder {
         }
     }
 
-    /// Where the model runs. Default: the CPU.
+    /// Where the model runs. Default: the CPU. A [CUDA device](Device::Cuda) needs the feature `cuda`.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self
@@ -110,7 +110,7 @@ impl EmbedderBuilder {
     }
 
     /// Whether tokens that texts begin with, such as an instruction, are computed once, and how much
-    /// memory keeps them for later calls. Vectors are the same either way, bit for bit. Default: they
+    /// memory keeps them for later calls. On the processor, vectors are the same either way, bit for bit. Default: they
     /// are, and 128 MiB.
     pub fn sharing(mut self, sharing: Sharing) -> Self {
         self.sharing = sharing;
@@ -122,7 +122,7 @@ impl EmbedderBuilder {
     /// # Errors
     ///
     /// [`Error::NoSuchModel`] or [`Error::Io`]; [`Error::Model`] or [`Error::Text`] if a file is
-    /// missing, damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
+    /// missing, damaged or of another architecture, or if the device is not there; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
         let path = self.source.model()?;
