@@ -133,6 +133,25 @@ INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&
     }
 }
 
+// Leaves out the keys that a row does not see: of its two rows, this lane sees so many keys.
+INLINE void mask(float (&s)[KEY_TILES][4], u32 first_key, const u32 (&n_seen)[2]) {
+    for (u32 tile = 0; tile < KEY_TILES; ++tile) {
+        for (u32 i = 0; i < 4; ++i) {
+            u32 key = first_key + tile * 8 + threadIdx.x % 4 * 2 + i % 2;
+            if (key >= n_seen[i / 2]) s[tile][i] = -INFINITY;
+        }
+    }
+}
+
+// Writes what this lane has of one of its two rows.
+template <typename T>
+INLINE void store(const float (&o)[VALUE_TILES][4], u32 r, float sum, u16* row) {
+    for (u32 tile = 0; tile < VALUE_TILES; ++tile) {
+        u32 pair = T::pack(o[tile][2 * r] / sum, o[tile][2 * r + 1] / sum);
+        *reinterpret_cast<u32*>(row + tile * 8 + threadIdx.x % 4 * 2) = pair;
+    }
+}
+
 template <typename T>
 INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, const Tile* tiles,
                             u32 n_heads, u32 n_kv_heads, u32 qkv_stride, u32 out_stride,
@@ -161,11 +180,12 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
     load_queries(q, keys, qkv, segment, tile, kv_head, group, qkv_stride);
     fetch(keys, k_column, rows[block % 2], block * KEYS, n_keys, qkv_stride);
 
-    // The queries of this lane's two rows, and the keys that both see in any case.
-    u32 position[2];
+    // The queries of this lane's two rows, how many keys they see, and how many all queries do.
+    u32 position[2], n_seen[2];
     for (u32 r = 0; r < 2; ++r) {
         u32 query = (warp * 16 + lane / 4 + 8 * r) / group;
         position[r] = tile.first + (query < tile.n ? query : 0);
+        n_seen[r] = causal ? position[r] + 1 : n_keys;
     }
     u32 n_seen_by_all = causal ? tile.first + 1 : n_keys;
     float o[VALUE_TILES][4] = {};
@@ -177,15 +197,7 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
         fetch(values, v_column, rows[block % 2], block * KEYS, n_keys, qkv_stride);
         float s[KEY_TILES][4];
         scores<T>(s, q, keys);
-        if ((block + 1) * KEYS > n_seen_by_all) {
-            for (u32 t = 0; t < KEY_TILES; ++t) {
-                for (u32 i = 0; i < 4; ++i) {
-                    u32 key = block * KEYS + t * 8 + lane % 4 * 2 + i % 2;
-                    bool is_seen = causal ? key <= position[i / 2] : key < n_keys;
-                    if (!is_seen) s[t][i] = -INFINITY;
-                }
-            }
-        }
+        if ((block + 1) * KEYS > n_seen_by_all) mask(s, block * KEYS, n_seen);
         weigh(s, o, largest, sums);
         if (block > 0) look_up(block - 1);
         wait_for_copies();
@@ -206,11 +218,7 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
         if (i >= tile.n * group) continue;
         u32 row = own_row(segment, position[r]) - first_query;
         u32 head = kv_head * group + i % group;
-        u16* result = out + static_cast<size_t>(row) * out_stride + head * D + lane % 4 * 2;
-        for (u32 t = 0; t < VALUE_TILES; ++t) {
-            *reinterpret_cast<u32*>(result + t * 8) =
-                T::pack(o[t][2 * r] / sums[r], o[t][2 * r + 1] / sums[r]);
-        }
+        store<T>(o, r, sums[r], out + static_cast<size_t>(row) * out_stride + head * D);
     }
 }
 
