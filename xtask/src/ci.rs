@@ -8,7 +8,7 @@ use crate::cuda_toolkit::Toolkit;
 use crate::{fixtures, invariants, parity, root};
 
 /// Everything that has to hold besides the tests: format, lints, documentation, the layering of the
-/// crates, the fixtures' hashes, parity, the example, and the feature `cuda`, as far as it goes without a
+/// crates, the fixtures' hashes, parity, the examples, and the feature `cuda`, as far as it goes without a
 /// CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
@@ -20,7 +20,9 @@ pub(crate) fn run() -> Result<()> {
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
     step("parity", || parity::fixtures(1e-5))?;
-    step("example", || cargo(&["run", "--release", "--example", "multilingual_similarity"]))?;
+    for example in ["multilingual_similarity", "retrieve_and_rerank"] {
+        step(example, || cargo(&["run", "--release", "--example", example]))?;
+    }
     match Toolkit::assemble(&root().join("target/cuda-toolkit")) {
         Ok(toolkit) => step("cuda", || cuda(&toolkit)),
         Err(error) => {

@@ -9,6 +9,7 @@ mod gpu_check;
 mod invariants;
 mod parity;
 mod random_checkpoint;
+mod rerank_parity;
 
 use std::path::PathBuf;
 

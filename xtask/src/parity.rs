@@ -3,29 +3,33 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use qwen3_embed::{Embedder, Embeddings, cosine};
-use qwen3_embed_model::{Arithmetic, Device, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
 use serde::Deserialize;
 
-use crate::root;
+use crate::{rerank_parity, root};
 
 /// Compare this project's vectors with transformers'
 ///
 /// Without arguments: every fixture. With --model: that checkpoint, against the golden files given,
 /// which `fixtures/reference.py DIR FILE` writes, or else against the figures of the model cards,
-/// which only the published weights can meet. All in f32, or with --bf16 in bf16. On a CUDA device a text's
-/// vector may differ with the batch, within the tolerance.
+/// which only the published weights can meet. All in f32, or with --bf16 in bf16. With --reranker: the
+/// scores of that reranker, against golden files of `fixtures/rerank.py DIR FILE` or published scores. On a
+/// CUDA device a text's vector may differ with the batch, within the tolerance.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of a checkpoint, or a .gguf file
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", group = "checkpoint")]
     model: Option<PathBuf>,
+    /// Folder of a reranker, or a .gguf file
+    #[arg(long, value_name = "PATH", group = "checkpoint", conflicts_with_all = ["bf16", "int8"])]
+    reranker: Option<PathBuf>,
     /// Folder of the fixtures [default: the repository's]
-    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    #[arg(long, value_name = "DIR", conflicts_with = "checkpoint")]
     fixtures: Option<PathBuf>,
     /// A golden file of that checkpoint: repeat the option for more
-    #[arg(long, value_name = "FILE", requires = "model")]
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
     golden: Vec<PathBuf>,
-    /// Largest difference of a component of a unit vector
+    /// Largest difference of a component of a unit vector, or of a score
     #[arg(long, value_name = "X", default_value_t = 1e-5)]
     tolerance: f64,
     /// Where the models run: cpu, cuda, or cuda:N for the CUDA device of that number
@@ -85,11 +89,17 @@ const DOCUMENTS: [&str; 2] = [
 
 /// Runs `cargo xtask parity`.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(dir) = &args.reranker {
+        if args.golden.is_empty() {
+            return rerank_parity::published(dir, args.device);
+        }
+        let compare =
+            |golden: &PathBuf| rerank_parity::compare(dir, golden, args.device, args.tolerance);
+        return args.golden.iter().try_for_each(compare);
+    }
+    let folder = args.fixtures.clone().unwrap_or_else(|| root().join("fixtures"));
     let pairs = match &args.model {
-        None => match &args.fixtures {
-            Some(folder) => fixture_files(folder)?,
-            None => fixture_files(&root().join("fixtures"))?,
-        },
+        None => fixture_files(&folder)?,
         Some(dir) if args.golden.is_empty() => return published(dir, args.device),
         Some(dir) => args.golden.iter().map(|golden| (dir.clone(), golden.clone())).collect(),
     };
@@ -100,17 +110,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ensure!(args.device == Device::Cpu, "int8 is for the processor: elsewhere it is bf16");
         return pairs.iter().try_for_each(|(dir, golden)| compare_int8(dir, golden));
     }
-    heading();
-    let compare =
-        |(dir, golden): &(PathBuf, PathBuf)| compare(dir, golden, args.device, args.tolerance);
-    pairs.iter().try_for_each(compare)
+    compare_all(&pairs, args.device, args.tolerance)?;
+    match &args.model {
+        None => rerank_parity::fixtures(&folder, args.device, args.tolerance),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Every fixture against its golden file, on the processor.
 pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
+    let folder = root().join("fixtures");
+    compare_all(&fixture_files(&folder)?, Device::Cpu, tolerance)?;
+    rerank_parity::fixtures(&folder, Device::Cpu, tolerance)
+}
+
+fn compare_all(pairs: &[(PathBuf, PathBuf)], device: Device, tolerance: f64) -> Result<()> {
     heading();
-    let files = fixture_files(&root().join("fixtures"))?;
-    files.iter().try_for_each(|(dir, golden)| compare(dir, golden, Device::Cpu, tolerance))
+    pairs.iter().try_for_each(|(dir, golden)| compare(dir, golden, device, tolerance))
 }
 
 /// The folder or GGUF file and the golden file of every fixture.
@@ -188,7 +204,8 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let name = name(dir);
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
-    let model = Model::load_for(dir, device, Precision::Bf16, Some(Arithmetic::Bf16))?;
+    let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
+    let model = Model::load_with(dir, &LoadOptions { device, ..options })?;
     let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
     let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
@@ -206,7 +223,7 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden = Golden::read(golden)?;
     let name = name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
-        let model = Model::load_for(dir, Device::Cpu, Precision::Int8, Some(arithmetic))?;
+        let model = Model::load_with(dir, &LoadOptions::multiplying(Precision::Int8, arithmetic))?;
         let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
         ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);

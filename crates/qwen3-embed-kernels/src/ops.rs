@@ -5,7 +5,7 @@
 //! nothing. A result must not lie in the same buffer as an operand: that is an error.
 //!
 //! Tensors are f32; the activations between two products, which is what [`rms_norm`] and
-//! [`causal_attention`] write and [`Linear`] reads and, with SwiGLU, writes, may be bf16. Their rows
+//! [`attention`] write and [`Linear`] reads and, with SwiGLU, writes, may be bf16. Their rows
 //! may have a gap between them. On a CUDA device they may also be f16, and queries, keys and values are
 //! of the same type as they are, see [`attention_type`].
 
@@ -182,6 +182,15 @@ impl Linear {
         Ok(Self { weight: Weight::OnCuda(weight), bias: None })
     }
 
+    /// Bytes of the packed weight.
+    pub fn n_bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Packed(weight) => weight.n_bytes(),
+            #[cfg(feature = "cuda")]
+            Weight::OnCuda(weight) => weight.n_bytes(),
+        }
+    }
+
     /// The layer with a bias.
     ///
     /// # Errors
@@ -344,9 +353,9 @@ pub struct Scratch {
     on_cuda: RefCell<on_cuda::Scratch>,
 }
 
-/// Causal grouped-query attention within each text: a token sees itself and what comes before it
-/// in its own text, and query head `h` reads key/value head `h / (H / K)`. With [`Queries::Last`]
-/// only the last token of each text has a query.
+/// Grouped-query attention within each text: a token sees itself and what comes before it in its own
+/// text, or all of it in a [bidirectional](Ragged::bidirectional) batch, and query head `h` reads
+/// key/value head `h / (H / K)`. With [`Queries::Last`] only the last token of each text has a query.
 ///
 /// Memory grows with a text's length, not with its square. Products are computed in the type of
 /// `out`, sums and the softmax in f32.
@@ -365,7 +374,7 @@ pub struct Scratch {
 /// # Source
 ///
 /// Ainslie et al., *GQA* (2023); softmax(q·kᵀ)·v of Vaswani et al. (2017), equation 1.
-pub fn causal_attention(
+pub fn attention(
     qkv: &Tensor,
     batch: &Ragged,
     queries: Queries,
@@ -373,22 +382,21 @@ pub fn causal_attention(
     scratch: &Scratch,
     out: &Tensor,
 ) -> Result<()> {
-    let n_rows = check_qkv("causal_attention", qkv, heads)?;
+    let n_rows = check_qkv("attention", qkv, heads)?;
     if n_rows != batch.n_rows() {
         let expected = format!("[P + T = {}, ..]", batch.n_rows());
-        return Err(shape_error("causal_attention", expected, qkv));
+        return Err(shape_error("attention", expected, qkv));
     }
     let n_queries = n_rows - batch.first_query(queries);
-    expect("causal_attention out", out, &[n_queries, heads.q_columns()])?;
+    expect("attention out", out, &[n_queries, heads.q_columns()])?;
     #[cfg(feature = "cuda")]
     if qkv.device().is_cuda() {
-        let attention = crate::cuda::Attention { heads, queries, causal: true };
-        return on_cuda::attention(qkv, batch, attention, scratch, out);
+        return on_cuda::attention(qkv, batch, queries, heads, scratch, out);
     }
-    expect_dense("causal_attention", [qkv])?;
-    apply("causal_attention", out, [qkv], |out, [qkv]| {
+    expect_dense("attention", [qkv])?;
+    apply("attention", out, [qkv], |out, [qkv]| {
         let (kernels, scratch) = (Kernels::best(), &mut scratch.attention.borrow_mut());
-        cpu::causal_attention(kernels, dense(qkv), batch, queries, heads, scratch, out);
+        cpu::attention(kernels, dense(qkv), batch, queries, heads, scratch, out);
     })
 }
 

@@ -127,7 +127,7 @@ fn attention_finds_the_rows_of_a_batch() {
         };
         let (q, k, v) =
             (columns(0, 4, (head_dim as f64).sqrt()), columns(4, 2, 1.0), columns(6, 2, 1.0));
-        let expected = reference::causal_attention(&q, &k, &v, &batch, 4, 2, head_dim);
+        let expected = reference::attention(&q, &k, &v, &batch, 4, 2, head_dim);
         let tensor = Tensor::from_slice(&qkv, (batch.n_rows(), n_columns), &device).unwrap();
         let tensor = tensor.to_dtype(dtype).unwrap();
         let scratch = ops::Scratch::default();
@@ -136,7 +136,7 @@ fn attention_finds_the_rows_of_a_batch() {
             let first = batch.first_query(queries);
             let shape = (batch.n_rows() - first, heads.q_columns());
             let out = Tensor::zeros(shape, dtype, &device).unwrap();
-            ops::causal_attention(&tensor, &batch, queries, heads, &scratch, &out).unwrap();
+            ops::attention(&tensor, &batch, queries, heads, &scratch, &out).unwrap();
             let expected = &expected[first * heads.q_columns()..];
             assert_close(&ops::to_f32(&out).unwrap(), expected, bound);
         }
@@ -165,7 +165,7 @@ fn operands_that_do_not_fit_are_refused_before_anything_is_launched() {
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 258 };
     let batch = Ragged::from_lengths([2]).unwrap();
     let (qkv, out) = (tensor((2, 3 * 258), DType::F32), tensor((2, 258), DType::F32));
-    let result = ops::causal_attention(&qkv, &batch, Queries::All, heads, &scratch, &out);
+    let result = ops::attention(&qkv, &batch, Queries::All, heads, &scratch, &out);
     assert!(matches!(result, Err(Error::Limit { .. })));
 }
 

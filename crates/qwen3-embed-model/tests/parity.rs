@@ -4,13 +4,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use qwen3_embed_model::{Arithmetic, Device, Kernels, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, Kernels, LoadOptions, Model, Precision};
 use serde_json::Value;
 
 /// Largest difference of a component of a unit vector from transformers in f32.
 const MAX_DIFFERENCE: f64 = 1e-5;
 
-const FIXTURES: [&str; 10] = [
+const FIXTURES: [&str; 11] = [
     "base",
     "causal-lm-tied",
     "causal-lm-untied",
@@ -18,6 +18,7 @@ const FIXTURES: [&str; 10] = [
     "attention-bias",
     "outliers",
     "wide",
+    "bidirectional",
     "gguf-k-quants",
     "gguf-q8-0",
     "gguf-float",
@@ -35,7 +36,7 @@ fn model(name: &str) -> PathBuf {
 
 /// The fixture, multiplied so on any processor.
 fn load(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
-    Model::load_for(&model(name), Device::Cpu, precision, Some(arithmetic)).unwrap()
+    Model::load_with(&model(name), &LoadOptions::multiplying(precision, arithmetic)).unwrap()
 }
 
 fn golden(name: &str) -> Value {

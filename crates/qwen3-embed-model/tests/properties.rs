@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::{slice, thread};
 
-use qwen3_embed_model::{Arithmetic, Device, Error, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, Error, LoadOptions, Model, Precision};
 
 fn load(name: &str) -> Model {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
@@ -22,7 +22,7 @@ fn load_all(name: &str) -> [Model; 5] {
         (Precision::Int8, Arithmetic::Bytes),
     ]
     .map(|(precision, arithmetic)| {
-        Model::load_for(&dir, Device::Cpu, precision, Some(arithmetic)).unwrap()
+        Model::load_with(&dir, &LoadOptions::multiplying(precision, arithmetic)).unwrap()
     })
 }
 
@@ -40,7 +40,7 @@ fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
-    for (name, model) in ["base", "wide", "causal-lm-tied"]
+    for (name, model) in ["base", "wide", "causal-lm-tied", "bidirectional"]
         .into_iter()
         .flat_map(|name| load_all(name).map(|model| (name, model)))
     {
@@ -90,6 +90,23 @@ fn a_token_does_not_see_what_comes_after_it_bit_for_bit() {
         let other = [[prefix, rest.clone()].concat(), [tokens(3, 151), rest].concat()];
         let other = rows(&model, &other);
         assert!(other[0] != other[1], "a token does not see what comes before it either");
+    }
+}
+
+#[test]
+fn a_token_of_a_bidirectional_model_sees_what_comes_after_it() {
+    for model in load_all("bidirectional") {
+        let first = |text: &[u32]| {
+            let mut layers = Vec::new();
+            model.forward_traced(&[text], &mut |_, x| layers.push(x.to_vec())).unwrap();
+            layers.last().unwrap()[..model.config().hidden_size].to_vec()
+        };
+        assert!(first(&[1, 2, 3]) != first(&[1, 2, 4]));
+        // Texts have a token in common, and nothing to share.
+        let texts = [[vec![5; 40], vec![6]].concat(), [vec![5; 40], vec![7]].concat()];
+        let together = rows(&model, &texts);
+        assert!(rows(&model, &texts[1..])[0] == together[1]);
+        assert_eq!(model.sharing_counts().n_computed, model.sharing_counts().n_tokens);
     }
 }
 

@@ -22,7 +22,8 @@ impl Emulator {
         static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
         let Some(program) = PROGRAM.get_or_init(build) else {
             // Not captured, as what `eprintln!` prints is.
-            let message = "NOT RUN: the CUDA kernels on the emulator, for want of Linux or a C++ compiler\n";
+            let message =
+                "NOT RUN: the CUDA kernels on the emulator, for want of Linux or a C++ compiler\n";
             io::stderr().write_all(message.as_bytes()).unwrap();
             return Vec::new();
         };

@@ -271,39 +271,14 @@ fn forest(rng: &mut SmallRng, n_segments: usize, longest: usize) -> Ragged {
     Ragged::from_segments(segments.collect::<Vec<_>>()).unwrap()
 }
 
-/// Bidirectional attention, in f64: each token sees its segment and what that continues.
-fn bidirectional(q: &[f64], k: &[f64], v: &[f64], batch: &Ragged, heads: Heads) -> Vec<f64> {
-    let Heads { n_heads, n_kv_heads, head_dim } = heads;
-    let mut y = vec![0.0; q.len()];
-    let at = |row: usize, head: usize, heads: usize| (row * heads + head) * head_dim;
-    for segment in 0..batch.n_segments() {
-        let path: Vec<usize> = batch.path(segment).collect();
-        for &row in &path[batch.positions_of(segment)] {
-            for head in 0..n_heads {
-                let kv_head = head / (n_heads / n_kv_heads);
-                let of_key = |values: &[f64], other: usize| -> Vec<f64> {
-                    values[at(other, kv_head, n_kv_heads)..][..head_dim].to_vec()
-                };
-                let query = &q[at(row, head, n_heads)..][..head_dim];
-                let scores: Vec<f64> = path
-                    .iter()
-                    .map(|&other| {
-                        let products = of_key(k, other).into_iter().zip(query).map(|(a, b)| a * b);
-                        products.sum::<f64>() / (head_dim as f64).sqrt()
-                    })
-                    .collect();
-                for (&other, weight) in path.iter().zip(reference::softmax(&scores)) {
-                    for (i, v) in of_key(v, other).into_iter().enumerate() {
-                        y[at(row, head, n_heads) + i] += weight * v;
-                    }
-                }
-            }
-        }
-    }
-    y
+/// Texts of which all tokens see all, and of which last tokens lie together.
+fn bidirectional(lengths: &[usize]) -> Ragged {
+    let (parent, kind) = (None, SegmentKind::Text);
+    let segments = lengths.iter().map(|&n_tokens| Segment { n_tokens, parent, kind });
+    Ragged::from_segments(segments).unwrap().bidirectional().unwrap()
 }
 
-/// One batch through one kernel, for all queries and the last ones, causal and not.
+/// One batch through one kernel, for all queries and the last ones.
 fn attend(runner: &dyn Runner, rng: &mut SmallRng, batch: &Ragged, heads: Heads, element: Element) {
     let Heads { n_heads, n_kv_heads, head_dim } = heads;
     let qkv_shape = gaps(batch.n_rows(), heads.qkv_columns(), 8);
@@ -323,48 +298,44 @@ fn attend(runner: &dyn Runner, rng: &mut SmallRng, batch: &Ragged, heads: Heads,
     let (k, v) = (columns(n_heads, n_kv_heads), columns(n_heads + n_kv_heads, n_kv_heads));
     let magnitudes: Vec<f64> = v.iter().map(|v| v.abs()).collect();
     let largest_score = 0.5 * 2.0 * head_dim as f64;
-    for causal in [true, false] {
-        let reference = |v: &[f64]| match causal {
-            true => reference::causal_attention(&q, &k, v, batch, n_heads, n_kv_heads, head_dim),
-            false => bidirectional(&q, &k, v, batch, heads),
-        };
-        let (expected, weighted) = (reference(&v), reference(&magnitudes));
-        for queries in [Queries::All, Queries::Last] {
-            let first_query = batch.first_query(queries);
-            let n_queries = batch.n_rows() - first_query;
-            let shape = gaps(n_queries, heads.q_columns(), 8);
-            let place = |shape: Shape| [shape.stride, 0];
-            let kernel = Kernel::choose(element, heads, [qkv_shape, shape].map(place));
-            let options = Attention { heads, queries, causal };
-            let index = Index::new(batch, options, kernel);
-            let n_tiles = index.tiles.len() / 3;
-            let shapes = [qkv_shape, shape];
-            let launch = attention(element, kernel, options, n_tiles, shapes, first_query).unwrap();
-            if launch.is_empty() {
-                assert_eq!(n_queries, 0);
-                continue;
-            }
-            let mut buffers = [
-                Buffer::new(element, &spread(&qkv, qkv_shape)),
-                Buffer::new(element, &vec![f64::NAN; n_queries * shape.stride]),
-                Buffer::U32(index.segments),
-                Buffer::U32(index.tiles),
-            ];
-            runner.run(&launch, &mut buffers);
-            let got = gathered(&buffers[1].f64(), shape);
-            let skipped = first_query * heads.q_columns();
-            let (expected, weighted) = (&expected[skipped..], &weighted[skipped..]);
-            // A score is off by the roundings of its sum, and its weight by as much, relatively; twice,
-            // because the sum of all weights is off too. The weights themselves are rounded for the
-            // product on tensor cores.
-            let score = (gamma(head_dim + 2) + 4.0 * U) * largest_score;
-            let weight = 2.0 * score + gamma(batch.max_length() + 16);
-            let rounded = if kernel == Kernel::Flash { unit(element) } else { 0.0 };
-            let what = format!("{}, causal: {causal}, {queries:?}", launch.name());
-            assert_close(&what, &got, expected, |i| {
-                (weight + rounded) * weighted[i] + unit(element) * expected[i].abs()
-            });
+    let reference =
+        |v: &[f64]| reference::attention(&q, &k, v, batch, n_heads, n_kv_heads, head_dim);
+    let (expected, weighted) = (reference(&v), reference(&magnitudes));
+    for queries in [Queries::All, Queries::Last] {
+        let first_query = batch.first_query(queries);
+        let n_queries = batch.n_rows() - first_query;
+        let shape = gaps(n_queries, heads.q_columns(), 8);
+        let place = |shape: Shape| [shape.stride, 0];
+        let kernel = Kernel::choose(element, heads, [qkv_shape, shape].map(place));
+        let options = Attention { heads, queries, causal: batch.is_causal() };
+        let index = Index::new(batch, options, kernel);
+        let n_tiles = index.tiles.len() / 3;
+        let shapes = [qkv_shape, shape];
+        let launch = attention(element, kernel, options, n_tiles, shapes, first_query).unwrap();
+        if launch.is_empty() {
+            assert_eq!(n_queries, 0);
+            continue;
         }
+        let mut buffers = [
+            Buffer::new(element, &spread(&qkv, qkv_shape)),
+            Buffer::new(element, &vec![f64::NAN; n_queries * shape.stride]),
+            Buffer::U32(index.segments),
+            Buffer::U32(index.tiles),
+        ];
+        runner.run(&launch, &mut buffers);
+        let got = gathered(&buffers[1].f64(), shape);
+        let skipped = first_query * heads.q_columns();
+        let (expected, weighted) = (&expected[skipped..], &weighted[skipped..]);
+        // A score is off by the roundings of its sum, and its weight by as much, relatively; twice,
+        // because the sum of all weights is off too. The weights themselves are rounded for the
+        // product on tensor cores.
+        let score = (gamma(head_dim + 2) + 4.0 * U) * largest_score;
+        let weight = 2.0 * score + gamma(batch.max_length() + 16);
+        let rounded = if kernel == Kernel::Flash { unit(element) } else { 0.0 };
+        let what = format!("{}, causal: {}, {queries:?}", launch.name(), options.causal);
+        assert_close(&what, &got, expected, |i| {
+            (weight + rounded) * weighted[i] + unit(element) * expected[i].abs()
+        });
     }
 }
 
@@ -378,7 +349,9 @@ fn attention_along_segments(runner: &dyn Runner) {
         (Element::F16, 2, 2, 64),
     ] {
         let heads = Heads { n_heads, n_kv_heads, head_dim };
-        attend(runner, &mut rng, &Ragged::from_lengths([1, 33, 2]).unwrap(), heads, element);
+        let lengths = [1, 33, 2];
+        attend(runner, &mut rng, &Ragged::from_lengths(lengths).unwrap(), heads, element);
+        attend(runner, &mut rng, &bidirectional(&lengths), heads, element);
         let batch = forest(&mut rng, 12, 20);
         attend(runner, &mut rng, &batch, heads, element);
     }
@@ -392,6 +365,7 @@ fn attention_on_tensor_cores(runner: &dyn Runner) {
         let heads = Heads { n_heads, n_kv_heads, head_dim: 128 };
         let lengths = [1, 64, 65, 130];
         attend(runner, &mut rng, &Ragged::from_lengths(lengths).unwrap(), heads, element);
+        attend(runner, &mut rng, &bidirectional(&lengths), heads, element);
         let batch = forest(&mut rng, 12, 50);
         attend(runner, &mut rng, &batch, heads, element);
     }

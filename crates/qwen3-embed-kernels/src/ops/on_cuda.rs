@@ -12,7 +12,7 @@ use super::{expect_elsewhere, matrix, type_error};
 use crate::cpu::{Epilogue, Heads, Layout};
 use crate::cuda::device::{Operand, address_of, launch, multiply};
 use crate::cuda::{self, Attention, Element, Index, Kernel, Product, Shape};
-use crate::{Error, Ragged, Result};
+use crate::{Error, Queries, Ragged, Result};
 
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor) -> Result<()> {
     apply("rms_norm", out, [x, weight], |device, out, [x, weight]| {
@@ -50,22 +50,23 @@ pub(super) fn copy_rows(x: &Tensor, out: &Tensor) -> Result<()> {
 pub(super) fn attention(
     qkv: &Tensor,
     batch: &Ragged,
-    attention: Attention,
+    queries: Queries,
+    heads: Heads,
     scratch: &super::Scratch,
     out: &Tensor,
 ) -> Result<()> {
+    let attention = Attention { heads, queries, causal: batch.is_causal() };
     let mut scratch = scratch.on_cuda.borrow_mut();
-    apply("causal_attention", out, [qkv], |device, out, [from]| {
-        expect_element("causal_attention", qkv, from, out.element)?;
-        let (element, heads) = (out.element, attention.heads);
-        let kernel = Kernel::choose(element, heads, [from, out].map(Operand::place));
+    apply("attention", out, [qkv], |device, out, [from]| {
+        expect_element("attention", qkv, from, out.element)?;
+        let kernel = Kernel::choose(out.element, heads, [from, out].map(Operand::place));
         let index = scratch.index(batch, attention, kernel, qkv.device())?;
         let first_query = batch.first_query(attention.queries);
         let shapes = [from.shape, out.shape];
         let n_tiles = index.n_tiles;
         let plan = cuda::attention(out.element, kernel, attention, n_tiles, shapes, first_query)?;
         let [segments, tiles] = index.addresses()?;
-        // SAFETY: `ops::causal_attention` has checked the shapes, and the types are the same. The index
+        // SAFETY: `ops::attention` has checked the shapes, and the types are the same. The index
         // is this batch's, and so all rows that it names are among those of `qkv`.
         unsafe { launch(device, &plan, &[from.address, out.address, segments, tiles]) }
     })
@@ -93,6 +94,10 @@ impl Weight {
         rows.for_each(|(o, row)| read_row(o, row));
         let weight = Tensor::from_vec(values, (n_out, n_in), device)?;
         Ok(Self { weight, layout, bias: None })
+    }
+
+    pub(super) fn n_bytes(&self) -> usize {
+        self.weight.elem_count() * self.weight.dtype().size_in_bytes()
     }
 
     pub(super) fn n_out(&self) -> usize {
@@ -252,7 +257,7 @@ impl OnDevice {
             let (storage, strides) = tensor.storage_and_layout();
             match &*storage {
                 Storage::Cuda(storage) => address_of::<u32>(storage, strides.start_offset()),
-                _ => Err(elsewhere("causal_attention")),
+                _ => Err(elsewhere("attention")),
             }
         };
         Ok([address(&self.segments)?, address(&self.tiles)?])
