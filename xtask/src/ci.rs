@@ -17,6 +17,10 @@ pub(crate) fn run() -> Result<()> {
         let mut command = cargo_command(&["doc", "--workspace", "--no-deps"]);
         fixtures::succeed(command.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    step("without the hub", || {
+        let package = ["--package", "qwen3-embed", "--no-default-features"];
+        cargo(&[&["test"], &package[..], &["--test", "without_hub"]].concat())
+    })?;
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
     step("parity", || parity::fixtures(1e-5))?;

@@ -237,7 +237,7 @@ fn mean_and_worst(errors: &[f64]) -> (f64, f64) {
 }
 
 /// What a checkpoint is called: as its folder, a GGUF file among the fixtures too.
-fn name(checkpoint: &Path) -> String {
+pub(crate) fn name(checkpoint: &Path) -> String {
     let is_fixture = checkpoint.ends_with("model.gguf");
     let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };
     named.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use qwen3_embed::{Device, RankOptions, Reranker};
 use serde::Deserialize;
 
-use crate::root;
+use crate::{parity, root};
 
 /// Scores that another implementation computed.
 #[derive(Deserialize)]
@@ -70,8 +70,7 @@ pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f6
             worst[1] = worst[1].max((f64::from(document.logit) - case.logit).abs());
         }
     }
-    let name = model.strip_prefix(root()).unwrap_or(model).display().to_string();
-    let name = name.trim_start_matches("fixtures/rerankers/");
+    let name = parity::name(model);
     println!("{name:<18} {:>5} {:>10.1e} {:>10.1e}", golden.cases.len(), worst[0], worst[1]);
     ensure!(worst[0] <= tolerance, "{name}: {:e} from {}", worst[0], golden.source);
     Ok(())

@@ -4,6 +4,8 @@ use std::path::Path;
 use qwen3_embed_kernels::cpu::Arithmetic;
 
 use crate::decoder::open;
+use crate::fields::Fields;
+use crate::modules::Modules;
 use crate::{Config, Precision, Result};
 
 /// What a checkpoint is, read from its configuration and the headers of its files: no weight is read.
@@ -21,6 +23,8 @@ pub struct Summary {
     pub file_bytes: u64,
     /// What is behind the decoder.
     pub head: Head,
+    /// Dimensions of a text's vector: the hidden size, unless a dense layer behind the decoder changes it.
+    pub embedding_size: usize,
     /// The precision that [`Precision::Auto`] is for this checkpoint on this processor.
     pub auto: Precision,
     /// Bytes of the token embeddings in the file, which stay there.
@@ -79,6 +83,7 @@ impl Summary {
             stored,
             file_bytes: weights.file_bytes(),
             head: weights.head(),
+            embedding_size: embedding_size(path, config.hidden_size)?,
             auto: Precision::Auto.for_weights(weights.has_few_bits()),
             embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
             config,
@@ -94,6 +99,16 @@ impl Summary {
             embeddings: self.embedding_bytes,
             workspace: self.config.workspace_bytes(precision.arithmetic(), batch_tokens),
         }
+    }
+}
+
+/// Dimensions behind the last dense layer of a folder's modules. What else they may be is for whoever loads
+/// them: a reranker's are others.
+fn embedding_size(path: &Path, hidden_size: usize) -> Result<usize> {
+    let modules = Modules::read(path).ok().flatten().unwrap_or_default();
+    match modules.dense.last() {
+        Some(dir) => Fields::read(&dir.join("config.json"))?.count("out_features"),
+        None => Ok(hidden_size),
     }
 }
 
@@ -167,6 +182,15 @@ mod tests {
                 .sum();
             assert!((1..32 << 10).contains(&(summary.file_bytes - bytes)), "{name}");
         }
+        let dense = Summary::read(&fixture("../sentence-transformers/mean-dense")).unwrap();
+        let model = Model::load(
+            &fixture("../sentence-transformers/mean-dense"),
+            Device::Cpu,
+            Precision::F32,
+        );
+        let model = model.unwrap();
+        assert_ne!(model.embedding_size(), dense.config.hidden_size);
+        assert_eq!(dense.embedding_size, model.embedding_size());
         let summary = Summary::read(&fixture("gguf-q8-0/model.gguf")).unwrap();
         assert!(summary.stored.contains_key("Q8_0"), "{summary:?}");
         assert_eq!(summary.head, Head::None);

@@ -104,13 +104,15 @@ fn bf16_is_no_further_off_than_that_of_transformers() {
         let (_, theirs) = golden(name, "bf16_logit");
         let theirs: Vec<f32> = theirs.iter().map(|&logit| logit as f32).collect();
         let theirs = errors(&theirs, &truth);
-        eprintln!("BAR {name} {ours:?} {theirs:?}");
         assert!(ours[1] <= 2.0 * theirs[1], "{name}: {ours:?}, transformers {theirs:?}");
     }
 }
 
 #[test]
 fn int8_keeps_the_scores() {
+    // Twice what transformers' own bf16 is off by on these models, the hidden size of which leaves
+    // rounding errors little to average over.
+    const BAR: f64 = 0.046;
     for name in RERANKERS {
         for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
             let path = reranker(name);
@@ -119,8 +121,7 @@ fn int8_keeps_the_scores() {
             let (prompts, truth) = golden(name, "logit_f64");
             let [_, _, worst] =
                 errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);
-            eprintln!("BAR {name} {arithmetic:?} {worst}");
-            assert!(worst <= 0.05, "{name}, {arithmetic:?}: {worst}");
+            assert!(worst <= BAR, "{name}, {arithmetic:?}: {worst}");
         }
     }
 }

@@ -100,6 +100,9 @@ fn is_weights(request: &Request) -> bool {
     request.to_cdn && request.method == "GET"
 }
 
+/// A model with modules in folders of their own, one with weights.
+const DENSE: &str = "../sentence-transformers/mean-dense";
+
 const MODULES: &str = r#"[
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
@@ -167,7 +170,7 @@ fn a_model_is_downloaded_once_and_lies_as_the_hubs_programs_lay_it() {
 #[test]
 fn an_id_embeds_like_the_folder_it_was_uploaded_from() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
-    for name in ["base", "causal-lm-untied"] {
+    for name in ["base", "causal-lm-untied", DENSE] {
         let world = World::new(repository(name, &[]));
         let texts = ["今天天气真好", "It is a fine day"];
         let ours = Embedder::builder(ID).hub(world.hub()).build().unwrap();
@@ -746,9 +749,12 @@ fn what_is_there_is_no_id() {
 
 #[test]
 fn a_model_is_described_without_its_weights() {
-    for (name, id) in
-        [("base", ID), ("causal-lm-untied", ID), ("gguf-q8-0", "owner/model:model.gguf")]
-    {
+    for (name, id) in [
+        ("base", ID),
+        ("causal-lm-untied", ID),
+        (DENSE, ID),
+        ("gguf-q8-0", "owner/model:model.gguf"),
+    ] {
         let world = World::new(repository(
             name,
             &[("config_sentence_transformers.json", r#"{"prompts": {"query": "Q: "}}"#)],

@@ -244,10 +244,9 @@ fn a_document_that_is_too_long_is_cut_and_its_query_only_then() {
     let prompts = limited.tokenize(DEFAULT_INSTRUCTION, &[(QUERY, &long)]).unwrap();
     assert_eq!((limited.max_tokens(), prompts[0].len()), (head + 20, head + 20));
     assert_eq!(rank(&limited, &[&long])[0].logit, at(head + 20, &long));
-    // The limit is the call's, down to a frame without a query.
+    // No limit leaves less than a frame without a query, and then all documents are alike.
     let frame = reranker.tokenize(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0].len();
-    let empty = reranker.logits_with(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0];
-    assert_eq!(at(frame, &long), empty);
+    assert_eq!(at(frame, &long), at(frame, HOSTILE));
     let options = RankOptions { max_tokens: Some(frame - 1), ..RankOptions::default() };
     match reranker.rank(QUERY, &[&long], options).unwrap_err() {
         Error::Text(TextError::FrameTooLong { n_tokens, max_tokens }) => {
@@ -291,6 +290,28 @@ fn what_is_no_reranker_is_refused() {
     assert!(matches!(error, Error::Model(ModelError::NoRerankHead { .. })), "{error}");
     let error = Reranker::builder(folder("nothing")).build().unwrap_err();
     assert!(matches!(error, Error::NoSuchModel { .. }), "{error}");
+}
+
+/// The published 4B and 8B embedding models have fewer tokens than their tokenizer's added ones.
+#[test]
+fn a_frame_of_tokens_that_the_model_lacks_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(folder("tied").join(file), dir.path().join(file)).unwrap();
+    }
+    let tokenizer = fs::read(folder("tied").join("tokenizer.json")).unwrap();
+    let mut tokenizer: Value = serde_json::from_slice(&tokenizer).unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    // One more token before the last, which takes its id.
+    let mut last = added.pop().unwrap();
+    assert_eq!((&last["content"], &last["id"]), (&"</think>".into(), &1025.into()));
+    let mut one_more = last.clone();
+    one_more["content"] = "<|one_more|>".into();
+    last["id"] = 1026.into();
+    added.extend([one_more, last]);
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let error = Reranker::builder(dir.path()).build().unwrap_err();
+    assert!(matches!(error, Error::Vocabulary { max_token: 1026, .. }), "{error}");
 }
 
 #[test]

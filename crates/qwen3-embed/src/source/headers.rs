@@ -95,11 +95,17 @@ impl Fetch<'_> {
         let first = selection::first().into_iter().filter(|file| file != "tokenizer.json");
         let first: Vec<_> = first.collect();
         self.get(client, listing, first.clone())?;
-        for file in first.iter().filter(|file| snapshot.join(file).is_file()) {
+        let (weights, configs): (Vec<_>, Vec<_>) =
+            selection::rest(&snapshot)?.into_iter().partition(|file| !file.ends_with(".json"));
+        self.get(client, listing, configs.clone())?;
+        for file in first.iter().chain(&configs).filter(|file| snapshot.join(file).is_file()) {
             let path = dir.path().join(file);
-            fs::copy(snapshot.join(file), &path).map_err(|source| Error::Io { path, source })?;
+            let copy = || {
+                fs::create_dir_all(path.parent().unwrap_or(&path))?;
+                fs::copy(snapshot.join(file), &path)
+            };
+            copy().map_err(|source| Error::Io { path: path.clone(), source })?;
         }
-        let weights = selection::rest(&snapshot)?;
         // Those of the decoder: other modules have folders of their own.
         let weights = weights.iter().filter(|file| !file.contains('/'));
         for file in weights.filter(|file| listing.files.contains(file)) {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use qwen3_embed_model::{Config, Head, Memory, Precision, Summary};
+use qwen3_embed_model::{Head, Memory, Precision, Summary};
 
 use super::Source;
 use crate::Result;
@@ -46,8 +46,8 @@ impl Info {
 
     /// The fewest and the most dimensions of a vector.
     pub fn dimensions(&self) -> [usize; 2] {
-        let Config { hidden_size, .. } = self.summary.config;
-        [min_dimensions(hidden_size), hidden_size]
+        let most = self.summary.embedding_size;
+        [min_dimensions(most), most]
     }
 
     /// The memory that the model takes in a precision, with batches of the default size. The cache of

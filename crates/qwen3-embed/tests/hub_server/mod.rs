@@ -192,14 +192,21 @@ impl Server {
 /// The files of a fixture, and other ones.
 pub(crate) fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(fixture);
-    let files = dir.read_dir().unwrap().map(|entry| entry.unwrap().path());
-    let files = files.filter(|path| path.file_name().unwrap() != "golden.json");
-    let files = files.map(|path| {
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        (name, std::fs::read(path).unwrap())
-    });
+    let mut files = BTreeMap::new();
+    let mut folders = vec![(dir, String::new())];
+    while let Some((dir, path)) = folders.pop() {
+        for entry in dir.read_dir().unwrap().map(Result::unwrap) {
+            let name = path.clone() + entry.file_name().to_str().unwrap();
+            if entry.path().is_dir() {
+                folders.push((entry.path(), name + "/"));
+            } else if name != "golden.json" {
+                files.insert(name, std::fs::read(entry.path()).unwrap());
+            }
+        }
+    }
     let others = others.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec()));
-    files.chain(others).collect()
+    files.extend(others);
+    files
 }
 
 /// The hash by which the hub names a large file.
