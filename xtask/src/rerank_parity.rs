@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use qwen3_embed::{Device, RankOptions, Reranker};
 use serde::Deserialize;
 
-use crate::{parity, root};
+use crate::parity;
 
 /// Scores that another implementation computed.
 #[derive(Deserialize)]

@@ -347,6 +347,7 @@ impl Model {
         let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
         let needed_bytes = n_tokens.saturating_mul(bytes_per_token);
         let fitting_tokens = (free_bytes / bytes_per_token).min(n_tokens / 2);
+        let source = Box::new(source);
         Error::OutOfMemory { n_tokens, needed_bytes, free_bytes, fitting_tokens, source }
     }
 
@@ -522,7 +523,7 @@ mod tests {
             needed_bytes: n_tokens << 20,
             free_bytes: 3 << 20,
             fitting_tokens: 3,
-            source: KernelError::OutOfMemory(source),
+            source: Box::new(KernelError::OutOfMemory(source)),
         }
     }
 

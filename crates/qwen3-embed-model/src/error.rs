@@ -215,7 +215,7 @@ pub enum Error {
         /// Tokens whose activations would fit in that, by the same estimate.
         fitting_tokens: usize,
         /// What the device said.
-        source: qwen3_embed_kernels::Error,
+        source: Box<qwen3_embed_kernels::Error>,
     },
     /// A rerank head was given to a model of another size.
     #[error("the rerank head is for vectors of {got} values, the model's have {expected}")]

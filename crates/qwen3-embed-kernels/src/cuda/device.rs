@@ -43,7 +43,8 @@ const LEAST_CAPABILITY: i32 = 8;
 /// Opens the card of this number, with a stream of its own.
 pub(crate) fn open(ordinal: usize) -> Result<Device> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Cuda { ordinal, source };
-    let device = CudaDevice::new_with_stream(ordinal).map_err(|e| failed(Box::new(e)))?;
+    let device = CudaDevice::new_with_stream(ordinal)
+        .map_err(|error| failed(Box::new(without_backtrace(error))))?;
     // SAFETY: nothing of this device is ever used on another stream: `Device` is only made here, and
     // candle and this module use its own stream for everything.
     unsafe { device.disable_event_tracking() };
@@ -211,6 +212,14 @@ fn failed(op: &'static str, error: CudaError) -> Error {
         return Error::OutOfMemory(candle_core::Error::Cuda(Box::new(error)));
     }
     Error::Launch { op, source: Box::new(error) }
+}
+
+/// What happened, without where in the program: that there is no device is nobody's mistake.
+fn without_backtrace(error: candle_core::Error) -> candle_core::Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => *inner,
+        error => error,
+    }
 }
 
 /// Whether an error of candle's says that the card has no memory left.
