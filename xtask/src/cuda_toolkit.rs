@@ -87,6 +87,9 @@ impl Toolkit {
         let path: OsString = env::join_paths([first].into_iter().chain(env::split_paths(&path)))?;
         command.env("PATH", path).env("CUDA_HOME", self.home()).env("CUDA_PATH", self.home());
         command.env("CUDA_COMPUTE_CAP", "80").env_remove("NVCC");
+        // Compilers of candle's kernels at a time: else half as many as there are cores.
+        let n_threads = std::thread::available_parallelism()?.to_string();
+        command.env("CUDAFORGE_THREADS", n_threads);
         Ok(())
     }
 

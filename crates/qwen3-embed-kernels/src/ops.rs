@@ -268,6 +268,10 @@ impl Linear {
         if epilogue == Epilogue::Add && out.dtype() != DType::F32 {
             return Err(type_error("linear out", "f32", out));
         }
+        #[cfg_attr(
+            not(feature = "cuda"),
+            expect(clippy::infallible_destructuring_match, reason = "`cuda` adds another")
+        )]
         let weight = match &self.weight {
             Weight::Packed(weight) => weight,
             #[cfg(feature = "cuda")]

@@ -1,6 +1,5 @@
 //! The operations on a CUDA device, through tensors. The kernels' own results are compared with the
 //! reference in `src/cuda/tests.rs`.
-#![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};

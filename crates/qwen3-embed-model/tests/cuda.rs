@@ -1,6 +1,5 @@
 //! The decoder on a CUDA device, against the same on the processor, which `parity.rs` compares with
 //! transformers; `cargo xtask parity --device cuda` does so for the device.
-#![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
