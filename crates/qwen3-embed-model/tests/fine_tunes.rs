@@ -207,6 +207,93 @@ fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::LastToken, 32));
 }
 
+/// The model of a copy of a repository with these modules, and this pooling.
+fn with_modules(modules: &Value, pooling: &Value) -> Result<Model, Error> {
+    let copy = copy("sentence-transformers/mean-dense");
+    fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
+    fs::write(copy.path().join("1_Pooling/config.json"), pooling.to_string()).unwrap();
+    Model::load(copy.path(), Device::Cpu, Precision::F32)
+}
+
+fn module(path: &str, kind: &str) -> Value {
+    json!({"path": path, "type": format!("sentence_transformers.models.{kind}")})
+}
+
+fn with_pooling(pooling: &Value) -> Result<Pooling, Error> {
+    let modules = json!([module("", "Transformer"), module("1_Pooling", "Pooling")]);
+    Ok(with_modules(&modules, pooling)?.pooling())
+}
+
+#[test]
+fn poolings_have_an_old_and_a_new_name() {
+    for (pooling, name, flag) in [
+        (Pooling::LastToken, "lasttoken", "pooling_mode_lasttoken"),
+        (Pooling::FirstToken, "cls", "pooling_mode_cls_token"),
+        (Pooling::Mean, "mean", "pooling_mode_mean_tokens"),
+        (Pooling::MeanSqrtLength, "mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
+        (Pooling::WeightedMean, "weightedmean", "pooling_mode_weightedmean_tokens"),
+        (Pooling::Max, "max", "pooling_mode_max_tokens"),
+    ] {
+        assert_eq!(with_pooling(&json!({"pooling_mode": name})).unwrap(), pooling);
+        assert_eq!(with_pooling(&json!({"pooling_mode": [name]})).unwrap(), pooling);
+        let flags = json!({"pooling_mode_cls_token": false, flag: true});
+        assert_eq!(with_pooling(&flags).unwrap(), pooling, "{flag}");
+    }
+    assert_eq!(with_pooling(&json!({})).unwrap(), Pooling::Mean);
+    let left_out = json!({"pooling_mode": "lasttoken", "include_prompt": false});
+    assert_eq!(with_pooling(&left_out).unwrap(), Pooling::LastToken);
+}
+
+#[test]
+fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
+    let transformer = || module("", "Transformer");
+    let pooling = || module("1_Pooling", "Pooling");
+    for (modules, message) in [
+        (json!([]), "`0.type`: expected Transformer, got nothing"),
+        (json!({}), "`0.type`: expected Transformer, got nothing"),
+        (json!([transformer()]), "`1.type`: expected Pooling, got nothing"),
+        (json!([transformer(), module("", "Normalize")]), "`1.type`: expected Pooling, got"),
+        (json!([module("0_Transformer", "Transformer")]), "`0.path`: expected \"\", the"),
+        (json!([module("", "CLIPModel")]), "`0.type`: expected Transformer, got \"sent"),
+        (
+            json!([transformer(), pooling(), module("2_CNN", "CNN")]),
+            "`2.type`: expected Dense or Normalize, got \"sentence_transformers.models.CNN\"",
+        ),
+        (
+            json!([transformer(), pooling(), module("", "Normalize"), module("", "Dense")]),
+            "`3.type`: expected nothing behind Normalize",
+        ),
+        (
+            json!([transformer(), pooling(), module("../2_Dense", "Dense")]),
+            "`2.path`: expected the name of a folder beside modules.json",
+        ),
+    ] {
+        let error = with_modules(&modules, &json!({"pooling_mode": "mean"})).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
+#[test]
+fn poolings_that_are_not_known_are_refused_by_name() {
+    for (pooling, message) in [
+        (json!({"pooling_mode": "median"}), "`pooling_mode`: expected one of lasttoken, cls, "),
+        (json!({"pooling_mode": ["mean", "max"]}), "got mean and max"),
+        (json!({"pooling_mode": 3}), "`pooling_mode`: expected one of"),
+        (json!({"pooling_mode": []}), "`pooling_mode`: expected one of"),
+        (
+            json!({"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": true}),
+            "got mean and max",
+        ),
+        (
+            json!({"pooling_mode": "mean", "include_prompt": false}),
+            "`include_prompt`: expected true, got false",
+        ),
+    ] {
+        let error = with_pooling(&pooling).unwrap_err();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
 #[test]
 fn a_dense_layer_that_does_not_fit_is_refused() {
     let load = |file: &str, change: &dyn Fn(&mut Value)| {
