@@ -15,21 +15,21 @@ use crate::root;
 
 /// Check everything that runs on a CUDA device, on a machine that has one and need not have Rust
 ///
-/// With --out: make a folder to take there, programs, fixtures and a script, `run.sh`. The script runs this
-/// task with --run: the kernels against their references, compute-sanitizer's memcheck and racecheck over
+/// With --out: make an archive to take there and unpack, programs, fixtures and a script, `run.sh`. The script
+/// runs this task with --run: the kernels against their references, compute-sanitizer's memcheck and racecheck over
 /// them where it is installed, the fixtures against transformers, and a benchmark. It writes gpu-check.json
 /// and a table, gpu-check.txt.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder to make
+    /// Folder of the archive, gpu-check.tar.xz
     #[arg(long, value_name = "DIR", required_unless_present = "run")]
     out: Option<PathBuf>,
-    /// Folder that was made, whose checks are to run on this machine's first CUDA device
+    /// Folder that the archive has, whose checks are to run on this machine's first CUDA device
     #[arg(long, value_name = "DIR", conflicts_with = "out")]
     run: Option<PathBuf>,
 }
 
-/// The most bytes that the folder may have.
+/// The most bytes that the archive may have.
 const MOST_BYTES: u64 = 60 << 20;
 
 /// Programs of tests, by what they test, in the order in which they run.
@@ -61,8 +61,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Builds the programs and puts them in a folder, with the fixtures.
+/// Builds the programs and packs them, with the fixtures.
 fn bundle(out: &Path) -> Result<()> {
+    fs::create_dir_all(out)?;
+    let archive = std::path::absolute(out)?.join("gpu-check.tar.xz");
     let toolkit = Toolkit::assemble(&root().join("target/cuda-toolkit"))?;
     // Nothing that was built with another compiler may be taken for what is built here.
     let target = root().join("target/gpu-check");
@@ -73,7 +75,11 @@ fn bundle(out: &Path) -> Result<()> {
         toolkit.set(&mut command, true)?;
         Ok(command)
     };
-    let bin = out.join("bin");
+    let folder = target.join("gpu-check");
+    if folder.is_dir() {
+        fs::remove_dir_all(&folder)?;
+    }
+    let bin = folder.join("bin");
     fs::create_dir_all(&bin)?;
     let features = "--features=qwen3-embed-cli/cuda,xtask/cuda";
     succeed(&mut cargo(&["build", "--package=qwen3-embed-cli", "--package=xtask", features])?)?;
@@ -90,13 +96,17 @@ fn bundle(out: &Path) -> Result<()> {
         ensure!(output.status.success(), "{command:?} failed");
         fs::copy(executable(&output.stdout)?, bin.join(format!("test-{name}")))?;
     }
-    copy_folder(&root().join("fixtures"), &out.join("fixtures"))?;
-    let script = out.join("run.sh");
+    copy_folder(&root().join("fixtures"), &folder.join("fixtures"))?;
+    let script = folder.join("run.sh");
     fs::write(&script, SCRIPT)?;
     succeed(Command::new("chmod").arg("+x").arg(&script))?;
-    let n_bytes = size_of_folder(out)?;
-    ensure!(n_bytes <= MOST_BYTES, "{} has {n_bytes} bytes", out.display());
-    println!("{}: {} MiB; run.sh checks the machine that it is on", out.display(), n_bytes >> 20);
+    // Every program has candle's kernels, 30 MB of text: this compressor looks back far enough to see that.
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--use-compress-program=xz -9", "--file"]).arg(&archive);
+    succeed(tar.arg("--directory").arg(&target).arg("gpu-check"))?;
+    let n_bytes = fs::metadata(&archive)?.len();
+    ensure!(n_bytes <= MOST_BYTES, "{} has {n_bytes} bytes", archive.display());
+    println!("{}: {} MiB; unpack it and start run.sh", archive.display(), n_bytes >> 20);
     Ok(())
 }
 
@@ -123,16 +133,6 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn size_of_folder(folder: &Path) -> Result<u64> {
-    let mut n_bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let is_folder = entry.path().is_dir();
-        n_bytes += if is_folder { size_of_folder(&entry.path())? } else { entry.metadata()?.len() };
-    }
-    Ok(n_bytes)
 }
 
 /// What was found out about a device.
@@ -220,6 +220,7 @@ impl Report {
     /// Runs a program; one that is not there is a check that was not run.
     fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
         println!("{name} …");
+        command.env("RUST_BACKTRACE", "0");
         let start = Instant::now();
         let (outcome, output) = match command.output() {
             Ok(output) => {
