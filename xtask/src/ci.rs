@@ -2,12 +2,14 @@ use std::env;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
+use crate::cuda_toolkit::Toolkit;
 use crate::{fixtures, invariants, parity, root};
 
 /// Everything that has to hold besides the tests: format, lints, documentation, the layering of the
-/// crates, the fixtures' hashes, parity, and the examples.
+/// crates, the fixtures' hashes, parity, the examples, and the feature `cuda`, as far as it goes without a
+/// CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -25,7 +27,45 @@ pub(crate) fn run() -> Result<()> {
     for example in ["multilingual_similarity", "retrieve_and_rerank"] {
         step(example, || cargo(&["run", "--release", "--example", example]))?;
     }
-    Ok(())
+    match Toolkit::assemble(&root().join("target/cuda-toolkit")) {
+        Ok(toolkit) => step("cuda", || cuda(&toolkit)),
+        Err(error) => {
+            println!("\n{0}\nNOT CHECKED: the feature `cuda`: {error:#}\n{0}", "!".repeat(100));
+            Ok(())
+        }
+    }
+}
+
+/// The feature `cuda`: lints, a program that is linked and says why it cannot use a device, and the kernels'
+/// tests. Its kernels are compiled, candle's are not: what is built here is of no use with a device, and so
+/// lies in a folder of its own.
+fn cuda(toolkit: &Toolkit) -> Result<()> {
+    const FOLDER: &str = "target/cuda-without-device";
+    const FEATURES: &str = "--features=qwen3-embed-kernels/cuda,qwen3-embed-cli/cuda,xtask/cuda";
+    // Nobody waits for these programs: what they depend on is compiled sooner than it is optimised.
+    const QUICKLY: &str = "--config=profile.dev.package.'*'.opt-level=0";
+    let command = |args: &[&str]| -> Result<Command> {
+        let mut command = cargo_command(args);
+        command.env("CARGO_TARGET_DIR", root().join(FOLDER));
+        toolkit.set(&mut command, false)?;
+        Ok(command)
+    };
+    let clippy =
+        ["clippy", "--workspace", "--all-targets", FEATURES, QUICKLY, "--", "-D", "warnings"];
+    fixtures::succeed(&mut command(&clippy)?)?;
+    let build = ["build", "--package=qwen3-embed-cli", "--features=cuda", QUICKLY];
+    fixtures::succeed(&mut command(&build)?)?;
+    let program = root().join(FOLDER).join("debug/qwen3-embed");
+    // Its code has no device to run on here, and should say so.
+    let mut without_device = Command::new(&program);
+    without_device.args(["bench", "--device=cuda:1000000", "--shape=1x1", "--model"]);
+    let output = without_device.arg(root().join("fixtures/models/base")).output();
+    let output = output.with_context(|| program.display().to_string())?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(message.contains("cannot use CUDA device 1000000"), "a device too many: {message}");
+    println!("{}", message.trim());
+    let tests = ["test", "--package=qwen3-embed-kernels", "--lib", "--features=cuda", QUICKLY];
+    fixtures::succeed(&mut command(&[&tests[..], &["cuda::"]].concat())?)
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -3,7 +3,9 @@
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
 mod ci;
+mod cuda_toolkit;
 mod fixtures;
+mod gpu_check;
 mod invariants;
 mod parity;
 mod random_checkpoint;
@@ -26,6 +28,8 @@ enum Task {
     Parity(parity::Args),
     Fixtures(fixtures::Args),
     RandomCheckpoint(random_checkpoint::Args),
+    CudaToolkit(cuda_toolkit::Args),
+    GpuCheck(gpu_check::Args),
     Ci,
 }
 
@@ -34,6 +38,8 @@ fn main() -> anyhow::Result<()> {
         Task::Parity(args) => parity::run(&args),
         Task::Fixtures(args) => fixtures::run(&args),
         Task::RandomCheckpoint(args) => random_checkpoint::run(&args),
+        Task::CudaToolkit(args) => cuda_toolkit::run(&args),
+        Task::GpuCheck(args) => gpu_check::run(&args),
         Task::Ci => ci::run(),
     }
 }

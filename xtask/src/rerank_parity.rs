@@ -2,10 +2,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use qwen3_embed::{RankOptions, Reranker};
+use qwen3_embed::{Device, RankOptions, Reranker};
 use serde::Deserialize;
 
-use crate::{parity, root};
+use crate::parity;
 
 /// Scores that another implementation computed.
 #[derive(Deserialize)]
@@ -38,9 +38,9 @@ const PUBLISHED_INSTRUCTION: &str =
     "Given a web search query, retrieve relevant passages that answer the query.";
 
 /// Every reranker among the fixtures against its golden file.
-pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
+pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Result<()> {
     println!("\n{:<18} {:>5} {:>10} {:>10}", "reranker", "pairs", "scores", "logits");
-    let folder = root().join("fixtures/rerankers");
+    let folder = fixtures.join("rerankers");
     let mut rerankers: Vec<PathBuf> =
         fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     rerankers.sort();
@@ -48,17 +48,17 @@ pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
     rerankers.iter().try_for_each(|dir| {
         let gguf = dir.join("model.gguf");
         let model = if gguf.is_file() { &gguf } else { dir };
-        compare(model, &dir.join("golden.json"), tolerance)
+        compare(model, &dir.join("golden.json"), device, tolerance)
     })
 }
 
 /// Compares a reranker with a golden file of `fixtures/rerank.py`, prints a line, and fails if a score is
 /// off by more than the tolerance.
-pub(crate) fn compare(model: &Path, golden: &Path, tolerance: f64) -> Result<()> {
+pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let json = fs::read(golden).with_context(|| golden.display().to_string())?;
     let golden: Golden =
         serde_json::from_slice(&json).with_context(|| golden.display().to_string())?;
-    let reranker = Reranker::builder(model).build()?;
+    let reranker = Reranker::builder(model).device(device).build()?;
     let mut worst = [0f64; 2];
     for case in &golden.cases {
         let instruction = case.instruction.as_deref();
@@ -77,8 +77,8 @@ pub(crate) fn compare(model: &Path, golden: &Path, tolerance: f64) -> Result<()>
 }
 
 /// Compares Qwen3-Reranker-0.6B with published scores.
-pub(crate) fn published(model: &Path) -> Result<()> {
-    let reranker = Reranker::builder(model).build()?;
+pub(crate) fn published(model: &Path, device: Device) -> Result<()> {
+    let reranker = Reranker::builder(model).device(device).build()?;
     for (document, expected, tolerance) in PUBLISHED {
         let pair = [(PUBLISHED_QUERY, document)];
         let score = f64::from(reranker.scores_with(PUBLISHED_INSTRUCTION, &pair)?[0]);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Kernels, Overflow, Sharing, instruct};
+use qwen3_embed::{DEFAULT_INSTRUCTION, Device, Embedder, Kernels, Overflow, Sharing, instruct};
 use serde::Serialize;
 
 use crate::model::ModelArgs;
@@ -107,8 +107,11 @@ struct Measurement {
     #[serde(skip_serializing_if = "Option::is_none")]
     queries_per_s: Option<f64>,
     /// Share of what the processor's multiply-adds could do, of the operations for the tokens that
-    /// were computed.
-    peak_share: f64,
+    /// were computed; absent on another device, whose limit is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_share: Option<f64>,
+    /// Multiplications and additions of the tokens that were computed, in a second.
+    operations_per_s: f64,
     /// Tokens that were computed, as a share of those of all texts.
     computed_share: f64,
     /// The most memory that this process had resident so far; absent where the system does not say.
@@ -130,10 +133,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let embedder = builder.build()?;
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
-    let arithmetic = embedder.precision().arithmetic();
-    let core_peak = Kernels::best().measured_peak(arithmetic);
-    let peak = core_peak * threads as f64;
-    let mut report = Report { machine: machine(core_peak), results: Vec::new() };
+    let is_cpu = args.model.device == Device::Cpu;
+    let core_peak =
+        is_cpu.then(|| Kernels::best().measured_peak(embedder.precision().arithmetic()));
+    let peak = core_peak.map(|peak| peak * threads as f64);
+    let machine = core_peak.map_or_else(|| args.model.device.to_string(), machine);
+    let mut report = Report { machine, results: Vec::new() };
     let mut output = io::stdout().lock();
     if !args.json {
         writeln!(output, "{}", report.machine)?;
@@ -191,7 +196,7 @@ impl Args {
         embedder: &Embedder,
         workload: &Workload,
         threads: usize,
-        peak: f64,
+        peak: Option<f64>,
     ) -> Result<Measurement> {
         let mut random = Random(1);
         let mut texts = || workload.texts(embedder.config().vocab_size, &mut random);
@@ -213,6 +218,7 @@ impl Args {
         let lengths = warm_up.iter().map(Vec::len);
         let n_tokens: usize = lengths.clone().sum();
         let operations: f64 = lengths.map(|n| embedder.config().n_operations(n)).sum();
+        let operations_per_s = computed_share * operations / median;
         Ok(Measurement {
             shape: workload.name.clone(),
             precision: self.model.precision_name(),
@@ -220,7 +226,8 @@ impl Args {
             tokens_per_s: n_tokens as f64 / median,
             spread: (seconds[self.runs - 1] - seconds[0]) / median,
             queries_per_s: workload.queries.then(|| warm_up.len() as f64 / median),
-            peak_share: computed_share * operations / median / peak,
+            peak_share: peak.map(|peak| operations_per_s / peak),
+            operations_per_s,
             computed_share,
             peak_rss_bytes: peak_rss_bytes(),
         })
@@ -230,14 +237,14 @@ impl Args {
 impl Measurement {
     fn line(&self) -> String {
         let queries = self.queries_per_s.map_or("-".to_owned(), |q| format!("{q:.1}"));
+        let share = self.peak_share.map_or("-".to_owned(), |s| format!("{:.1}%", 100.0 * s));
         let memory = self.peak_rss_bytes.map_or("-".to_owned(), |b| format!("{} MiB", b >> 20));
         format!(
-            "{:<16} {:>10.1} {:>7.1}% {queries:>10} {:>8.1}% {:>7.1}% {memory:>10}",
+            "{:<16} {:>10.1} {:>7.1}% {queries:>10} {:>8.1}% {share:>8} {memory:>10}",
             self.shape,
             self.tokens_per_s,
             100.0 * self.spread,
             100.0 * self.computed_share,
-            100.0 * self.peak_share,
         )
     }
 }

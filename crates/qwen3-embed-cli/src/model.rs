@@ -1,5 +1,5 @@
 use clap::ValueEnum;
-use qwen3_embed::{Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder};
+use qwen3_embed::{Device, Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder};
 
 use crate::download;
 
@@ -16,6 +16,9 @@ pub(crate) struct ModelArgs {
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value = "f32")]
     precision: PrecisionArg,
+    /// Where it runs: cpu, cuda, or cuda:N for the CUDA device of that number
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -31,7 +34,7 @@ impl ModelArgs {
     /// An embedder of this model, to be set up further.
     pub(crate) fn builder(&self) -> EmbedderBuilder {
         let builder = Embedder::builder(self.model.as_str()).hub(download::hub());
-        let builder = builder.precision(self.precision.into());
+        let builder = builder.precision(self.precision.into()).device(self.device);
         match &self.adapter {
             Some(adapter) => builder.adapter(adapter.as_str()),
             None => builder,
@@ -41,7 +44,7 @@ impl ModelArgs {
     /// A reranker of this model, to be set up further.
     pub(crate) fn reranker(&self) -> RerankerBuilder {
         let builder = Reranker::builder(self.model.as_str()).hub(download::hub());
-        let builder = builder.precision(self.precision.into());
+        let builder = builder.precision(self.precision.into()).device(self.device);
         match &self.adapter {
             Some(adapter) => builder.adapter(adapter.as_str()),
             None => builder,

@@ -44,9 +44,52 @@ pub enum Error {
         /// Tokens in the batch, or `usize::MAX` if even that overflowed.
         n_tokens: usize,
     },
-    /// candle refused or failed an operation: out of memory on a device, or a bug of ours.
+    /// An operand is larger than the device's kernels can compute.
+    #[error("{op}: {what} is {got}, the kernels can do {limit} at most")]
+    Limit {
+        /// The operation.
+        op: &'static str,
+        /// What is too large.
+        what: &'static str,
+        /// How large it is.
+        got: usize,
+        /// How large it may be.
+        limit: usize,
+    },
+    /// A CUDA device was asked for, and this program was built without the feature `cuda`.
+    #[error("this program was built without the feature `cuda`: it has only the device `cpu`")]
+    NoCuda,
+    /// A CUDA device cannot be used: there is no such one, no driver, or it is too old.
+    #[error("cannot use CUDA device {ordinal}: is there one, with its driver?")]
+    Cuda {
+        /// The number of the device.
+        ordinal: usize,
+        /// What the driver said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The device did not take an operation.
+    #[error("{op}: the device did not take it")]
+    Launch {
+        /// The operation.
+        op: &'static str,
+        /// What the driver or a library said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The device has too little memory for what was asked of it.
+    #[error("the device has no memory left")]
+    OutOfMemory(#[source] candle_core::Error),
+    /// candle refused or failed an operation: a bug of ours, or a device that stopped working.
     #[error("tensor operation failed")]
-    Tensor(#[from] candle_core::Error),
+    Tensor(#[source] candle_core::Error),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        if crate::ops::is_out_of_memory(&error) {
+            return Self::OutOfMemory(error);
+        }
+        Self::Tensor(error)
+    }
 }
 
 /// A result whose error is this crate's.

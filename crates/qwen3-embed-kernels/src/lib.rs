@@ -23,6 +23,8 @@
 //! | I, O | input and output features of a linear layer |
 
 pub mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod error;
 pub mod ops;
 mod ragged;

@@ -6,18 +6,80 @@
 //!
 //! Tensors are f32; the activations between two products, which is what [`rms_norm`] and
 //! [`attention`] write and [`Linear`] reads and, with SwiGLU, writes, may be bf16. Their rows
-//! may have a gap between them.
+//! may have a gap between them. On a CUDA device they may also be f16, and queries, keys and values are
+//! of the same type as they are, see [`attention_type`].
+
+#[cfg(feature = "cuda")]
+mod on_cuda;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout as Strides, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout as Strides, Storage, Tensor};
+use half::bf16;
 
 use crate::cpu::{
-    self, Arithmetic, Epilogue, Heads, Kernels, PackedWeight, Quantised, Rows, RowsMut, Values,
-    ValuesMut,
+    self, Arithmetic, Epilogue, Heads, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut,
+    Values, ValuesMut,
 };
 use crate::{Error, Queries, Ragged, Result};
+
+/// Opens the CUDA device of this number. Everything on it is done in order, whichever thread asks.
+///
+/// # Errors
+///
+/// [`Error::NoCuda`] if this program was built without the feature `cuda`; [`Error::Cuda`] if there is no
+/// such device or no driver, or if the device is of an earlier compute capability than 8.0.
+pub fn open_cuda(ordinal: usize) -> Result<Device> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::device::open(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = ordinal;
+        Err(Error::NoCuda)
+    }
+}
+
+/// Whether calls should take turns, because the device computes one at a time anyway and each takes memory.
+pub fn takes_turns(device: &Device) -> bool {
+    !device.is_cpu()
+}
+
+/// How weights in bf16 are multiplied on a device.
+pub fn bf16_arithmetic(device: &Device) -> Arithmetic {
+    if device.is_cpu() { Kernels::best().bf16_weights } else { Arithmetic::Bf16 }
+}
+
+/// How weights in 8 bits are multiplied on a device; `None` where they are not.
+pub fn int8_arithmetic(device: &Device) -> Option<Arithmetic> {
+    device.is_cpu().then(|| Kernels::best().int8_weights)
+}
+
+/// The type of queries, keys and values on a device, where products read activations of type `product`.
+pub fn attention_type(device: &Device, product: DType) -> DType {
+    if device.is_cpu() { DType::F32 } else { product }
+}
+
+/// Bytes of the device's memory that are free; `None` for the processor, whose memory is not counted.
+///
+/// # Errors
+///
+/// [`Error::Launch`] if the device does not say.
+pub fn free_bytes(device: &Device) -> Result<Option<usize>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => crate::cuda::device::free_bytes(device).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Whether an error says that a device has no memory left.
+pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::device::is_out_of_memory(error);
+    #[cfg(not(feature = "cuda"))]
+    matches!(error, candle_core::Error::Cuda(_))
+}
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`.
 ///
@@ -39,40 +101,116 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor) -> Result<(
     }
     expect("rms_norm out", out, x.dims())?;
     expect_dense("rms_norm", [x, weight])?;
+    #[cfg(feature = "cuda")]
+    if out.device().is_cuda() {
+        return on_cuda::rms_norm(x, weight, eps, out);
+    }
     apply("rms_norm", out, [x, weight], |out, [x, weight]| {
         cpu::rms_norm(Kernels::best(), dense(x), dense(weight), eps as f32, out);
     })
 }
 
-/// A linear layer whose weight is packed for the processor's kernels.
+/// A linear layer, whose weight is packed for the processor's kernels, or lies on a device.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: PackedWeight,
+    weight: Weight,
     bias: Option<Vec<f32>>,
 }
 
+#[derive(Debug, Clone)]
+enum Weight {
+    Packed(PackedWeight),
+    #[cfg(feature = "cuda")]
+    OnCuda(on_cuda::Weight),
+}
+
 impl Linear {
-    /// A layer with this weight and no bias.
+    /// A layer on the processor with this weight and no bias.
     pub fn new(weight: PackedWeight) -> Self {
-        Self { weight, bias: None }
+        Self { weight: Weight::Packed(weight), bias: None }
+    }
+
+    /// A layer with a weight [O, I] that is kept in f32, and no bias. `read_row(o, row)` writes all `I`
+    /// values of the weight's row `o`, in parallel on rayon's current pool.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] if the device has no room for it.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`SwiGlu`](cpu::Layout::SwiGlu).
+    pub fn in_f32(
+        device: &Device,
+        [n_out, n_in]: [usize; 2],
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            return Self::on_cuda(on_cuda::Weight::load(device, [n_out, n_in], layout, read_row)?);
+        }
+        expect_cpu("linear", device)?;
+        Ok(Self::new(PackedWeight::pack_f32(n_out, n_in, layout, read_row)))
+    }
+
+    /// A layer with a weight [O, I] that is kept in bf16, as [`in_f32`](Self::in_f32).
+    ///
+    /// # Errors
+    ///
+    /// As [`in_f32`](Self::in_f32).
+    ///
+    /// # Panics
+    ///
+    /// As [`in_f32`](Self::in_f32).
+    pub fn in_bf16(
+        device: &Device,
+        [n_out, n_in]: [usize; 2],
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [bf16]) + Sync,
+    ) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            return Self::on_cuda(on_cuda::Weight::load(device, [n_out, n_in], layout, read_row)?);
+        }
+        expect_cpu("linear", device)?;
+        Ok(Self::new(PackedWeight::pack_bf16(n_out, n_in, layout, read_row)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_cuda(weight: on_cuda::Weight) -> Result<Self> {
+        Ok(Self { weight: Weight::OnCuda(weight), bias: None })
     }
 
     /// Bytes of the packed weight.
     pub fn n_bytes(&self) -> usize {
-        self.weight.n_bytes()
+        match &self.weight {
+            Weight::Packed(weight) => weight.n_bytes(),
+            #[cfg(feature = "cuda")]
+            Weight::OnCuda(weight) => weight.n_bytes(),
+        }
     }
 
     /// The layer with a bias.
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if it is not `[O]`.
+    /// [`Error::Shape`] if it is not `[O]`; [`Error::OutOfMemory`] if the device has no room for it.
     pub fn with_bias(mut self, bias: Vec<f32>) -> Result<Self> {
-        if bias.len() != self.weight.n_out() {
-            let expected = format!("[O = {}]", self.weight.n_out());
+        let n_out = match &self.weight {
+            Weight::Packed(weight) => weight.n_out(),
+            #[cfg(feature = "cuda")]
+            Weight::OnCuda(weight) => weight.n_out(),
+        };
+        if bias.len() != n_out {
+            let expected = format!("[O = {n_out}]");
             return Err(Error::Shape { op: "linear bias", expected, got: vec![bias.len()] });
         }
-        self.bias = Some(bias);
+        match &mut self.weight {
+            Weight::Packed(_) => self.bias = Some(bias),
+            #[cfg(feature = "cuda")]
+            Weight::OnCuda(weight) => weight.set_bias(bias)?,
+        }
         Ok(self)
     }
 
@@ -94,7 +232,8 @@ impl Linear {
         epilogue: Epilogue,
         scratch: &Scratch,
     ) -> Result<()> {
-        self.forward_columns(x, 0..self.weight.n_columns(), out, epilogue, scratch)
+        let (_, n_columns) = self.size();
+        self.forward_columns(x, 0..n_columns, out, epilogue, scratch)
     }
 
     /// Applies the layer as [`forward`](Self::forward) does, to part of the output: at least these
@@ -116,29 +255,49 @@ impl Linear {
         epilogue: Epilogue,
         scratch: &Scratch,
     ) -> Result<()> {
-        let n_in = self.weight.n_in();
+        let (n_in, n_columns) = self.size();
         let n_rows = match x.dims() {
             &[n_rows, columns] if columns == n_in => n_rows,
             _ => return Err(shape_error("linear", format!("[T, I = {n_in}]"), x)),
         };
-        expect("linear out", out, &[n_rows, self.weight.n_columns()])?;
-        if columns.end > self.weight.n_columns() {
+        expect("linear out", out, &[n_rows, n_columns])?;
+        if columns.end > n_columns {
             let expected = format!("[T, more than {} columns]", columns.end - 1);
             return Err(shape_error("linear out", expected, out));
-        }
-        let is_quantised = self.weight.is_quantised();
-        if x.dtype() == DType::BF16 && !is_quantised && !self.weight.accepts(Arithmetic::Bf16) {
-            return Err(type_error("linear", "f32", x));
         }
         if epilogue == Epilogue::Add && out.dtype() != DType::F32 {
             return Err(type_error("linear out", "f32", out));
         }
+        #[cfg_attr(
+            not(feature = "cuda"),
+            expect(clippy::infallible_destructuring_match, reason = "`cuda` adds another")
+        )]
+        let weight = match &self.weight {
+            Weight::Packed(weight) => weight,
+            #[cfg(feature = "cuda")]
+            Weight::OnCuda(weight) => return weight.multiply(x, columns, out, epilogue, scratch),
+        };
+        let is_quantised = weight.is_quantised();
+        if x.dtype() == DType::BF16 && !is_quantised && !weight.accepts(Arithmetic::Bf16) {
+            return Err(type_error("linear", "f32", x));
+        }
         apply("linear", out, [x], |out, [x]| {
             let quantised = &mut scratch.activations.borrow_mut();
-            let x = if is_quantised { quantised.quantise(&self.weight, x) } else { x };
+            let x = if is_quantised { quantised.quantise(weight, x) } else { x };
             let bias = self.bias.as_deref();
-            self.weight.multiply_columns(x, columns.clone(), bias, out, epilogue);
+            weight.multiply_columns(x, columns.clone(), bias, out, epilogue);
         })
+    }
+}
+
+impl Linear {
+    /// Columns of what is multiplied, and of the product.
+    fn size(&self) -> (usize, usize) {
+        match &self.weight {
+            Weight::Packed(weight) => (weight.n_in(), weight.n_columns()),
+            #[cfg(feature = "cuda")]
+            Weight::OnCuda(weight) => (weight.n_in(), weight.n_columns()),
+        }
     }
 }
 
@@ -153,7 +312,8 @@ impl Linear {
 /// # Errors
 ///
 /// [`Error::Shape`] if they are not, or if D is odd or K does not divide H; [`Error::Type`] if a
-/// tensor is not f32.
+/// tensor is not f32, but `qkv` on a CUDA device; [`Error::Limit`] if the device's kernels have no room for
+/// so wide a head.
 ///
 /// # Source
 ///
@@ -173,7 +333,12 @@ pub fn qk_norm_rope(
     for table in [cos, sin] {
         expect("qk_norm_rope tables", table, &[n_rows, heads.head_dim / 2])?;
     }
-    expect_dense("qk_norm_rope", [qkv, q_norm, k_norm, cos, sin])?;
+    expect_dense("qk_norm_rope", [q_norm, k_norm, cos, sin])?;
+    #[cfg(feature = "cuda")]
+    if qkv.device().is_cuda() {
+        return on_cuda::qk_norm_rope(qkv, heads, first_query, [q_norm, k_norm, cos, sin], eps);
+    }
+    expect_dense("qk_norm_rope", [qkv])?;
     apply("qk_norm_rope", qkv, [q_norm, k_norm, cos, sin], |qkv, [q_norm, k_norm, cos, sin]| {
         let qkv = qkv.as_f32().expect("`expect_dense` has looked");
         let (norms, tables) = ([dense(q_norm), dense(k_norm)], [dense(cos), dense(sin)]);
@@ -188,6 +353,8 @@ pub struct Scratch {
     attention: RefCell<cpu::AttentionScratch>,
     /// What a weight in 8 bits multiplies.
     activations: RefCell<Quantised>,
+    #[cfg(feature = "cuda")]
+    on_cuda: RefCell<on_cuda::Scratch>,
 }
 
 /// Grouped-query attention within each text: a token sees itself and what comes before it in its own
@@ -205,7 +372,8 @@ pub struct Scratch {
 /// # Errors
 ///
 /// [`Error::Shape`] if they are not, if the rows are not the batch's, or if D is odd or K does not divide H;
-/// [`Error::Type`] if `qkv` is not f32, or `out` neither f32 nor bf16.
+/// [`Error::Type`] if `qkv` is not f32, or `out` neither f32 nor bf16; on a CUDA device, if they are not of
+/// one type. [`Error::Limit`] if the device's kernels have no room for so wide a head.
 ///
 /// # Source
 ///
@@ -225,6 +393,10 @@ pub fn attention(
     }
     let n_queries = n_rows - batch.first_query(queries);
     expect("attention out", out, &[n_queries, heads.q_columns()])?;
+    #[cfg(feature = "cuda")]
+    if qkv.device().is_cuda() {
+        return on_cuda::attention(qkv, batch, queries, heads, scratch, out);
+    }
     expect_dense("attention", [qkv])?;
     apply("attention", out, [qkv], |out, [qkv]| {
         let (kernels, scratch) = (Kernels::best(), &mut scratch.attention.borrow_mut());
@@ -262,13 +434,18 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     Ok(x.index_select(&rows, 0)?)
 }
 
-/// Copies a matrix into another, `out = x`, both f32 and in rows that may have a gap between them.
+/// Copies a matrix into another, `out = x`, both f32, or on a CUDA device of any one type, in rows that may
+/// have a gap between them.
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] if they are not of one shape, [`Error::Type`] if one is not f32.
+/// [`Error::Shape`] if they are not of one shape, [`Error::Type`] if one is of another type.
 pub fn copy_rows(x: &Tensor, out: &Tensor) -> Result<()> {
     expect("copy_rows out", out, x.dims())?;
+    #[cfg(feature = "cuda")]
+    if out.device().is_cuda() {
+        return on_cuda::copy_rows(x, out);
+    }
     for tensor in [x, out] {
         if tensor.dtype() != DType::F32 {
             return Err(type_error("copy_rows", "f32", tensor));
@@ -309,17 +486,24 @@ fn apply<const N: usize>(
     if !matches!(out.dtype(), DType::F32 | DType::BF16) {
         return Err(type_error(name, "f32 or bf16", out));
     }
-    // The operands' locks are held: the result's would be waited for without end.
-    let is_an_operand = {
-        let (of_out, _) = out.storage_and_layout();
-        guards.iter().any(|(storage, _)| std::ptr::eq(&**storage, &*of_out))
-    };
-    if is_an_operand {
-        let message = format!("{name}: the result lies in the buffer of an operand");
-        return Err(candle_core::Error::Msg(message).into());
-    }
+    expect_elsewhere(name, out, guards.iter().map(|(storage, _)| &**storage))?;
     let kernel = |out: &mut RowsMut<'_>| kernel(out, rows);
     Ok(out.inplace_op1(&Operation { name, kernel })?)
+}
+
+/// Checks that a result lies in none of the storages of its operands. Their locks are held: the result's
+/// would be waited for without end.
+fn expect_elsewhere<'a>(
+    op: &'static str,
+    out: &Tensor,
+    mut operands: impl Iterator<Item = &'a Storage>,
+) -> Result<()> {
+    let (of_out, _) = out.storage_and_layout();
+    if operands.any(|storage| std::ptr::eq(storage, &*of_out)) {
+        let message = format!("{op}: the result lies in the buffer of an operand");
+        return Err(candle_core::Error::Msg(message).into());
+    }
+    Ok(())
 }
 
 /// A kernel as candle calls it.
@@ -375,6 +559,15 @@ fn expect_dense<const N: usize>(op: &'static str, tensors: [&Tensor; N]) -> Resu
         }
     }
     Ok(())
+}
+
+/// Checks that this is the processor: there are no kernels for other devices in this program.
+fn expect_cpu(op: &'static str, device: &Device) -> Result<()> {
+    if device.is_cpu() {
+        return Ok(());
+    }
+    let message = format!("{op}: no kernels for {:?}", device.location());
+    Err(candle_core::Error::Msg(message).into())
 }
 
 fn expect(op: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<()> {

@@ -221,6 +221,12 @@ impl Ragged {
         self.segments[segment].start..self.segments[segment].end()
     }
 
+    /// The row of a segment's first token, if that is not its last one, and of its last one.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn rows_of(&self, segment: usize) -> [usize; 2] {
+        [self.segments[segment].row, self.segments[segment].last_row]
+    }
+
     /// The row of the token at `position` in the texts of `segment`, where one of its own tokens or
     /// what it continues is.
     pub fn row(&self, mut segment: usize, position: usize) -> usize {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
-use qwen3_embed_kernels::{Queries, ops};
+use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 
 use crate::adapter::Adapter;
 use crate::calibration::Calibration;
@@ -17,7 +17,7 @@ use crate::prefix_cache::{Prefix, PrefixCache};
 use crate::rope::RopeTable;
 use crate::sharing::{Sharing, SharingCounts};
 use crate::weights::{MappedRows, Precision, Weights, read_file};
-use crate::workspace::Workspace;
+use crate::workspace::{self, Workspace};
 use crate::{Config, Device, Error, Pooling, Result};
 
 /// A Qwen3 decoder and what makes a vector of what it computes.
@@ -43,6 +43,8 @@ pub struct Model {
     device: candle_core::Device,
     /// Room for activations, one for each call that has run at the same time as others.
     workspaces: Mutex<Vec<Workspace>>,
+    /// Whose turn it is, on a device where callers take turns.
+    turn: Mutex<()>,
     batch_tokens: usize,
     sharing: Sharing,
     prefixes: PrefixCache,
@@ -118,8 +120,8 @@ impl Model {
             false => read_modules(path, options)?.unwrap_or(Modules::plain(config.pooling)),
         };
         let dense = modules.load_dense(config.hidden_size)?;
-        let precision = precision.for_weights(weights.has_few_bits());
-        let arithmetic = arithmetic.unwrap_or_else(|| precision.arithmetic());
+        let precision = precision.for_weights(weights.has_few_bits(), &device);
+        let arithmetic = arithmetic.unwrap_or_else(|| precision.arithmetic_on(&device));
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
@@ -149,6 +151,7 @@ impl Model {
             arithmetic,
             device,
             workspaces: Mutex::default(),
+            turn: Mutex::default(),
             batch_tokens: usize::MAX,
             sharing: Sharing::Off,
             prefixes: PrefixCache::new(0, 0),
@@ -170,7 +173,8 @@ impl Model {
             Sharing::On { cache_bytes } => cache_bytes,
             Sharing::Off => 0,
         };
-        let bytes_per_token = self.layers.len() * self.kv_columns().len() * size_of::<f32>();
+        let kv_type = ops::attention_type(&self.device, self.product_type());
+        let bytes_per_token = self.layers.len() * self.kv_columns().len() * kv_type.size_in_bytes();
         Self { sharing, prefixes: PrefixCache::new(capacity, bytes_per_token), ..self }
     }
 
@@ -219,13 +223,14 @@ impl Model {
     /// last token after the final norm, or what the repository's modules make of its tokens' hidden
     /// states.
     ///
-    /// A text's row is the same, bit for bit, whatever else is in the call, and whatever earlier calls
-    /// were.
+    /// On the processor, a text's row is the same, bit for bit, whatever else is in the call, and whatever
+    /// earlier calls were.
     ///
     /// # Errors
     ///
     /// [`Error::EmptyText`], [`Error::TooManyTokens`] or [`Error::TokenOutOfRange`] before anything
-    /// is computed; [`Error::NotFinite`] if the result is not finite.
+    /// is computed; [`Error::NotFinite`] if the result is not finite; [`Error::OutOfMemory`] if a device
+    /// has no room for a batch, nor for one of half the tokens.
     pub fn forward(&self, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
         let n = self.embedding_size();
         let mut vectors = vec![0f32; texts.len() * n];
@@ -246,9 +251,9 @@ impl Model {
     ) -> Result<Vec<f32>> {
         self.check_tokens(texts)?;
         let mut vectors = Vec::with_capacity(texts.len() * self.embedding_size());
-        for plan in self.plan_whole(texts, usize::MAX)? {
-            let push = |_, row: &[f32]| vectors.extend_from_slice(row);
-            self.run(&plan, texts, &mut Some(&mut *trace), push)?;
+        if !texts.is_empty() {
+            let plan = self.plan_whole(texts, 0, usize::MAX)?;
+            self.run(&plan, texts, &mut Some(trace), |_, row| vectors.extend_from_slice(row))?;
         }
         Ok(vectors)
     }
@@ -267,32 +272,27 @@ impl Model {
         self.check_tokens(texts)?;
         // Only what comes before a token may be shared, and only where it is not itself asked for.
         let can_share = self.config.is_causal && self.pooling == Pooling::LastToken;
-        if !can_share || self.sharing == Sharing::Off {
-            for plan in self.plan_whole(texts, self.batch_tokens)? {
-                self.run(&plan, texts, &mut None, &mut each)?;
-            }
-            return Ok(());
-        }
-        let order = plan::order(texts);
-        let mut rest = order.as_slice();
-        while !rest.is_empty() {
-            let (known, max_kept) = (self.prefixes.known(), self.prefixes.max_tokens());
-            let (plan, n) = plan::shared(texts, rest, self.batch_tokens, &known, max_kept)?;
+        let is_shared = can_share && self.sharing != Sharing::Off;
+        let order = if is_shared { plan::order(texts) } else { Vec::new() };
+        in_batches(texts.len(), self.batch_tokens, |start, budget| {
+            let plan = if is_shared {
+                let (known, max_kept) = (self.prefixes.known(), self.prefixes.max_tokens());
+                plan::shared(texts, &order[start..], budget, &known, max_kept)?.0
+            } else {
+                self.plan_whole(texts, start, budget)?
+            };
             self.run(&plan, texts, &mut None, &mut each)?;
-            rest = &rest[n..];
-        }
-        Ok(())
+            Ok(plan.texts.len())
+        })
     }
 
-    /// Batches of whole texts.
-    fn plan_whole(&self, texts: &[impl AsRef<[u32]>], budget: usize) -> Result<Vec<Plan>> {
-        let mut plans = plan::whole(texts, budget)?;
+    /// The next batch of whole texts, from `start` on.
+    fn plan_whole(&self, texts: &[impl AsRef<[u32]>], start: usize, budget: usize) -> Result<Plan> {
+        let mut plan = plan::whole(texts, start, budget)?;
         if !self.config.is_causal {
-            for plan in &mut plans {
-                plan.batch = plan.batch.clone().bidirectional()?;
-            }
+            plan.batch = plan.batch.bidirectional()?;
         }
-        Ok(plans)
+        Ok(plan)
     }
 
     /// Computes a batch, and calls `each` for its texts.
@@ -303,10 +303,7 @@ impl Model {
         trace: &mut Option<Trace<'_>>,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let mut workspace = self.workspace();
-        let pooled = self.forward_batch(plan, &mut workspace, trace);
-        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
-        let (pooled, n) = (pooled?, self.embedding_size());
+        let (pooled, n) = (self.take_turn(plan, trace)?, self.embedding_size());
         let rows = plan.texts.iter().map(|&(text, row)| (text, &pooled[row * n..][..n]));
         for (text, row) in rows.clone() {
             check_finite(text, row)?;
@@ -321,6 +318,37 @@ impl Model {
         }
         self.prefixes.note_texts(tokens.step_by(plan.texts.len() / NOTED_TEXTS + 1));
         Ok(())
+    }
+
+    /// Computes a batch in a workspace of its own, where it is one at a time on the device if that has to be.
+    fn take_turn(&self, plan: &Plan, trace: &mut Option<Trace<'_>>) -> Result<Vec<f32>> {
+        let turn = || self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = ops::takes_turns(&self.device).then(turn);
+        let mut workspace = self.workspace();
+        match self.forward_batch(plan, &mut workspace, trace) {
+            Err(Error::Kernel(source @ KernelError::OutOfMemory(_))) => {
+                // What was kept for calls is given back, before it is seen how much there is.
+                drop(workspace);
+                self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                Err(self.out_of_memory(plan.batch.n_rows(), source))
+            }
+            pooled => {
+                self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+                pooled
+            }
+        }
+    }
+
+    /// The error of a batch of so many tokens that the device has no room for.
+    fn out_of_memory(&self, n_tokens: usize, source: KernelError) -> Error {
+        let bytes_per_token =
+            workspace::bytes_per_token(&self.config, self.product_type(), &self.device);
+        // A device that does not say has nothing left.
+        let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
+        let needed_bytes = n_tokens.saturating_mul(bytes_per_token);
+        let fitting_tokens = (free_bytes / bytes_per_token).min(n_tokens / 2);
+        let source = Box::new(source);
+        Error::OutOfMemory { n_tokens, needed_bytes, free_bytes, fitting_tokens, source }
     }
 
     /// A workspace that no other call uses.
@@ -392,7 +420,7 @@ impl Model {
     /// A copy of a layer's keys and values of what is to be kept.
     fn keep(&self, kept: &Kept, qkv: &Tensor) -> Result<Tensor> {
         let Range { start, end } = self.kv_columns();
-        let copy = Tensor::zeros((kept.rows.len(), end - start), DType::F32, &self.device)?;
+        let copy = Tensor::zeros((kept.rows.len(), end - start), qkv.dtype(), &self.device)?;
         let mut n_copied = 0;
         for rows in kept.rows.chunk_by(|row, next| row + 1 == *next) {
             let from = qkv.narrow(0, rows[0], rows.len())?.narrow(1, start, end - start)?;
@@ -456,9 +484,84 @@ pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
     Ok((config, Weights::open(path)?))
 }
 
+/// Computes `n_texts` in batches: `compute` is called with how many texts are done and the tokens that the
+/// next batch may have, and returns how many it has computed. Where a device has no room for a batch, all
+/// that are left have half of its tokens.
+fn in_batches(
+    n_texts: usize,
+    mut budget: usize,
+    mut compute: impl FnMut(usize, usize) -> Result<usize>,
+) -> Result<()> {
+    let (mut n_done, mut was_halved) = (0, false);
+    while n_done < n_texts {
+        match compute(n_done, budget) {
+            Ok(n) => n_done += n,
+            Err(Error::OutOfMemory { n_tokens, .. }) if !was_halved && n_tokens > 1 => {
+                (budget, was_halved) = (n_tokens / 2, true);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn check_finite(text: usize, row: &[f32]) -> Result<()> {
     match row.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(dimension) => Err(Error::NotFinite { text, dimension, value: row[dimension] }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out_of_memory(n_tokens: usize) -> Error {
+        let source = candle_core::Error::Msg("no memory".into());
+        Error::OutOfMemory {
+            n_tokens,
+            needed_bytes: n_tokens << 20,
+            free_bytes: 3 << 20,
+            fitting_tokens: 3,
+            source: Box::new(KernelError::OutOfMemory(source)),
+        }
+    }
+
+    /// Texts of one token each, on a device that has room for `room` of them.
+    fn batches(n_texts: usize, budget: usize, room: usize) -> (Vec<usize>, Result<()>) {
+        let mut batches = Vec::new();
+        let result = in_batches(n_texts, budget, |n_done, budget| {
+            let n = budget.min(n_texts - n_done);
+            if n > room {
+                return Err(out_of_memory(n));
+            }
+            batches.push(n);
+            Ok(n)
+        });
+        (batches, result)
+    }
+
+    #[test]
+    fn a_batch_without_room_is_halved_once_and_so_are_those_behind_it() {
+        for (budget, room, expected) in
+            [(10, 10, vec![10, 10, 5]), (10, 9, vec![5; 5]), (usize::MAX, 12, vec![12, 12, 1])]
+        {
+            let (batches, result) = batches(25, budget, room);
+            result.unwrap();
+            assert_eq!(batches, expected);
+        }
+        let (batches, result) = batches(25, 10, 4);
+        let error = result.unwrap_err();
+        assert!(batches.is_empty() && matches!(error, Error::OutOfMemory { n_tokens: 5, .. }));
+        let expected = "a batch of 5 tokens takes about 5 MiB on the device, which has 3 MiB left: a \
+                        budget of 3 tokens would fit";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_single_token_without_room_is_an_error() {
+        let (batches, result) = batches(3, 1, 0);
+        assert!(batches.is_empty());
+        assert!(matches!(result, Err(Error::OutOfMemory { n_tokens: 1, .. })));
     }
 }

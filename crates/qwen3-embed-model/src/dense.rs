@@ -57,7 +57,7 @@ impl Dense {
         };
         let weights = Weights::open(dir)?;
         let matrix = weights.matrix(&[("linear.weight".to_owned(), n_out)], n_in)?;
-        let linear = Linear::new(matrix.pack_f32(Layout::Plain));
+        let linear = matrix.in_f32(&Device::Cpu, Layout::Plain)?;
         let linear = match fields.get("bias").is_none_or(|bias| *bias != Value::Bool(false)) {
             true => linear.with_bias(weights.vector("linear.bias", n_out)?)?,
             false => linear,

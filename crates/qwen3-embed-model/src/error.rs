@@ -192,6 +192,31 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
+    /// A device's name is none that is known.
+    #[error("expected a device `cpu`, `cuda` or `cuda:` and its number, got `{got}`")]
+    DeviceName {
+        /// The name.
+        got: String,
+    },
+    /// A batch does not fit in the device's memory, and neither did one of half the tokens.
+    #[error(
+        "a batch of {n_tokens} tokens takes about {} MiB on the device, which has {} MiB left: a budget \
+         of {fitting_tokens} tokens would fit",
+        needed_bytes >> 20,
+        free_bytes >> 20
+    )]
+    OutOfMemory {
+        /// Tokens of the batch.
+        n_tokens: usize,
+        /// What its activations take, about.
+        needed_bytes: usize,
+        /// What the device had left without them.
+        free_bytes: usize,
+        /// Tokens whose activations would fit in that, by the same estimate.
+        fitting_tokens: usize,
+        /// What the device said.
+        source: Box<qwen3_embed_kernels::Error>,
+    },
     /// A rerank head was given to a model of another size.
     #[error("the rerank head is for vectors of {got} values, the model's have {expected}")]
     HeadSize {

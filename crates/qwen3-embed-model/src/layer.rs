@@ -128,6 +128,7 @@ pub(crate) struct LayerLoader<'a> {
 struct Projection {
     precision: Precision,
     arithmetic: Arithmetic,
+    device: candle_core::Device,
     matrix: Matrix,
     layout: Layout,
     /// The weight of the norm before it, if that is to become part of the product.
@@ -223,9 +224,16 @@ impl LayerLoader<'_> {
                 return Err(Error::UnexpectedTensor { path, name });
             }
         }
-        let (precision, arithmetic) = (self.precision, self.arithmetic);
-        let (bias, linear) = (has_bias.then_some(bias), OnceCell::new());
-        Ok(Projection { precision, arithmetic, matrix, layout, norm: None, bias, linear })
+        Ok(Projection {
+            precision: self.precision,
+            arithmetic: self.arithmetic,
+            device: self.device.clone(),
+            matrix,
+            layout,
+            norm: None,
+            bias: has_bias.then_some(bias),
+            linear: OnceCell::new(),
+        })
     }
 }
 
@@ -272,15 +280,15 @@ impl Projection {
     fn pack(&self, input: &Input) -> Result<ops::Linear> {
         let fits_bytes = self.arithmetic == Arithmetic::Bytes && input.fits_bytes();
         let (layout, norm) = (self.layout, self.norm.as_deref());
-        let weight = match self.precision {
-            Precision::F32 | Precision::Auto => self.matrix.pack_f32(layout),
-            Precision::Bf16 => self.matrix.pack_bf16(layout),
-            Precision::Int8 if fits_bytes => self.matrix.pack_bytes(layout, norm),
-            Precision::Int8 if self.matrix.is_q8_0() => self.matrix.pack_q8_0(layout),
-            Precision::Int8 => self.matrix.pack_int8(layout, norm, &input.outliers),
+        let (matrix, packed) = (&self.matrix, ops::Linear::new);
+        let linear = match self.precision {
+            Precision::F32 | Precision::Auto => matrix.in_f32(&self.device, layout)?,
+            Precision::Bf16 => matrix.in_bf16(&self.device, layout)?,
+            Precision::Int8 if fits_bytes => packed(matrix.pack_bytes(layout, norm)),
+            Precision::Int8 if matrix.is_q8_0() => packed(matrix.pack_q8_0(layout)),
+            Precision::Int8 => packed(matrix.pack_int8(layout, norm, &input.outliers)),
         };
-        self.matrix.release();
-        let linear = ops::Linear::new(weight);
+        matrix.release();
         Ok(match &self.bias {
             Some(bias) => linear.with_bias(bias.clone())?,
             None => linear,

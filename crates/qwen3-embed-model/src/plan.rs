@@ -60,28 +60,23 @@ pub(crate) struct Kept {
     pub(crate) rows: Vec<usize>,
 }
 
-/// Plans a call: each text computed whole, and all of its tokens, in batches of about `budget` tokens.
-pub(crate) fn whole<T: AsRef<[u32]>>(texts: &[T], budget: usize) -> Result<Vec<Plan>> {
-    let mut plans = Vec::new();
-    let mut start = 0;
-    while start < texts.len() {
-        let mut n_tokens = 0usize;
-        let fitting = texts[start..].iter().take_while(|text| {
-            n_tokens = n_tokens.saturating_add(text.as_ref().len());
-            n_tokens <= budget
-        });
-        let end = start + fitting.count().max(1);
-        let lengths = texts[start..end].iter().map(|text| text.as_ref().len());
-        plans.push(Plan {
-            batch: Ragged::from_lengths(lengths)?,
-            ids: texts[start..end].iter().flat_map(|text| text.as_ref()).copied().collect(),
-            texts: (start..end).zip(0..).collect(),
-            given: Vec::new(),
-            kept: Vec::new(),
-        });
-        start = end;
-    }
-    Ok(plans)
+/// Plans the next batch of texts that are computed whole, all of their tokens: as many of those from
+/// `start` on as have about `budget` tokens, at least one, if there is one.
+pub(crate) fn whole<T: AsRef<[u32]>>(texts: &[T], start: usize, budget: usize) -> Result<Plan> {
+    let mut n_tokens = 0usize;
+    let fitting = texts[start..].iter().take_while(|text| {
+        n_tokens = n_tokens.saturating_add(text.as_ref().len());
+        n_tokens <= budget
+    });
+    let end = (start + fitting.count().max(1)).min(texts.len());
+    let lengths = texts[start..end].iter().map(|text| text.as_ref().len());
+    Ok(Plan {
+        batch: Ragged::from_lengths(lengths)?,
+        ids: texts[start..end].iter().flat_map(|text| text.as_ref()).copied().collect(),
+        texts: (start..end).zip(0..).collect(),
+        given: Vec::new(),
+        kept: Vec::new(),
+    })
 }
 
 /// The order in which texts that share their beginnings come one after the other.
@@ -338,7 +333,11 @@ mod tests {
     fn batches_of_whole_texts_are_filled_in_order_and_a_long_text_goes_alone() {
         let batches = |lengths: &[usize], budget| -> Vec<usize> {
             let texts: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![0; n]).collect();
-            let plans = whole(&texts, budget).unwrap();
+            let (mut plans, mut start) = (Vec::new(), 0);
+            while start < texts.len() {
+                plans.push(whole(&texts, start, budget).unwrap());
+                start += plans[plans.len() - 1].texts.len();
+            }
             let in_order: Vec<usize> =
                 plans.iter().flat_map(|plan| &plan.texts).map(|&(text, _)| text).collect();
             assert!(in_order.iter().copied().eq(0..texts.len()));

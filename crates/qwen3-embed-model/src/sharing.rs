@@ -3,8 +3,8 @@
 pub enum Sharing {
     /// Tokens that texts begin with are computed once, equal texts too, and the last layer only as far
     /// as the answer needs it. The keys and values of what texts began with are kept for later calls,
-    /// in so many bytes at most; none with 0. Vectors are the same, bit for bit, as with
-    /// [`Off`](Self::Off).
+    /// in so many bytes at most; none with 0. On the processor, vectors are the same, bit
+    /// for bit, as with [`Off`](Self::Off).
     On {
         /// Bytes that keys and values take at most.
         cache_bytes: usize,

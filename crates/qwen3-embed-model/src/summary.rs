@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::Device;
 use qwen3_embed_kernels::cpu::Arithmetic;
 
 use crate::decoder::open;
@@ -84,7 +85,7 @@ impl Summary {
             file_bytes: weights.file_bytes(),
             head: weights.head(),
             embedding_size: embedding_size(path, config.hidden_size)?,
-            auto: Precision::Auto.for_weights(weights.has_few_bits()),
+            auto: Precision::Auto.for_weights(weights.has_few_bits(), &Device::Cpu),
             embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
             config,
         })

@@ -4,11 +4,13 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::Device;
 use half::bf16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
-use qwen3_embed_kernels::cpu::{Arithmetic, Kernels, Layout, PackedWeight};
+use qwen3_embed_kernels::cpu::{Arithmetic, Layout, PackedWeight};
+use qwen3_embed_kernels::ops;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -39,9 +41,11 @@ pub enum Precision {
     /// Where the processor multiplies bytes (VNNI), the same tokens show which products lose little with
     /// activations in 8 bits. Those have weights, in Q8_0 too, and activations in 8 bits with a scale for
     /// every 64, twice as fast. Where it multiplies bf16 as well, attention is in bf16.
+    ///
+    /// On a CUDA device this is `Bf16`, as it is for GGUF files in any type.
     Int8,
     /// `Bf16` where the processor multiplies bf16, being the more exact there though not the faster, unless
-    /// the weights are stored in fewer bits; else `Int8`.
+    /// the weights are stored in fewer bits; else `Int8`. On a CUDA device: `Bf16`.
     Auto,
 }
 
@@ -49,18 +53,26 @@ impl Precision {
     /// How this processor multiplies with weights of this precision, where they are stored in 16 bits
     /// or more.
     pub fn arithmetic(self) -> Arithmetic {
-        match self.for_weights(false) {
-            Self::Bf16 => Kernels::best().bf16_weights,
-            Self::Int8 => Kernels::best().int8_weights,
+        self.for_weights(false, &Device::Cpu).arithmetic_on(&Device::Cpu)
+    }
+
+    /// How a device multiplies with weights of this precision, which is what
+    /// [`for_weights`](Self::for_weights) has made of another.
+    pub(crate) fn arithmetic_on(self, device: &Device) -> Arithmetic {
+        match self {
+            Self::Bf16 => ops::bf16_arithmetic(device),
+            Self::Int8 => ops::int8_arithmetic(device).unwrap_or(Arithmetic::F32),
             Self::F32 | Self::Auto => Arithmetic::F32,
         }
     }
 
-    /// The precision itself, or what [`Auto`](Self::Auto) is for weights that are stored in fewer than
-    /// 16 bits or not.
-    pub(crate) fn for_weights(self, few_bits: bool) -> Self {
-        let has_bf16 = Kernels::best().bf16_weights == Arithmetic::Bf16;
+    /// The precision itself, if the device has it, or what [`Auto`](Self::Auto) is for weights that are
+    /// stored in fewer than 16 bits or not.
+    pub(crate) fn for_weights(self, few_bits: bool, device: &Device) -> Self {
+        let has_bf16 = ops::bf16_arithmetic(device) == Arithmetic::Bf16;
+        let has_int8 = ops::int8_arithmetic(device).is_some();
         match self {
+            Self::Int8 | Self::Auto if !has_int8 => Self::Bf16,
             Self::Auto if has_bf16 && !few_bits => Self::Bf16,
             Self::Auto => Self::Int8,
             precision => precision,
@@ -327,14 +339,16 @@ struct Part {
 }
 
 impl Matrix {
-    /// Packs the matrix in f32.
-    pub(crate) fn pack_f32(&self, layout: Layout) -> PackedWeight {
-        PackedWeight::pack_f32(self.n_rows, self.n_columns, layout, |o, row| self.read_row(o, row))
+    /// The matrix in f32, on a device.
+    pub(crate) fn in_f32(&self, device: &Device, layout: Layout) -> Result<ops::Linear> {
+        let shape = [self.n_rows, self.n_columns];
+        Ok(ops::Linear::in_f32(device, shape, layout, |o, row| self.read_row(o, row))?)
     }
 
-    /// Packs the matrix in bf16.
-    pub(crate) fn pack_bf16(&self, layout: Layout) -> PackedWeight {
-        PackedWeight::pack_bf16(self.n_rows, self.n_columns, layout, |o, row| self.read_row(o, row))
+    /// The matrix in bf16, on a device.
+    pub(crate) fn in_bf16(&self, device: &Device, layout: Layout) -> Result<ops::Linear> {
+        let shape = [self.n_rows, self.n_columns];
+        Ok(ops::Linear::in_bf16(device, shape, layout, |o, row| self.read_row(o, row))?)
     }
 
     /// Whether the file has the matrix in 8 bits, with a scale for every 32 values.

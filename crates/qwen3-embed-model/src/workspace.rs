@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 use qwen3_embed_kernels::Ragged;
-use qwen3_embed_kernels::ops::Scratch;
+use qwen3_embed_kernels::ops::{self, Scratch};
 
 use crate::{Config, Result};
 
@@ -39,6 +39,18 @@ pub(crate) struct Room<'a> {
 /// Columns between one row and the next of what a product reads. Without them rows begin at the same
 /// place of a page, and the twelve of a tile would contend for the same few lines of the cache.
 const GAP: usize = 32;
+
+/// Bytes that the activations of a token take, about: those of the workspace, gates and ups where they are
+/// not multiplied at once, and the residual stream.
+pub(crate) fn bytes_per_token(config: &Config, product: DType, device: &Device) -> usize {
+    let heads = config.heads();
+    let of_products =
+        config.hidden_size + heads.q_columns() + 3 * config.intermediate_size + 3 * GAP;
+    let of_attention = ops::attention_type(device, product).size_in_bytes();
+    of_products * product.size_in_bytes()
+        + heads.qkv_columns() * of_attention
+        + (2 * config.hidden_size + config.head_dim) * DType::F32.size_in_bytes()
+}
 
 impl Workspace {
     /// Room for a batch, where products read values of type `product`.
@@ -98,7 +110,11 @@ impl Buffers {
             n_tokens,
             n_rows,
             hidden: input(config.hidden_size)?,
-            qkv: Tensor::zeros((n_rows, heads.qkv_columns()), DType::F32, device)?,
+            qkv: Tensor::zeros(
+                (n_rows, heads.qkv_columns()),
+                ops::attention_type(device, product),
+                device,
+            )?,
             attention: input(heads.q_columns())?,
             ffn: input(config.intermediate_size)?,
         })

@@ -10,8 +10,8 @@ use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Result, Source, normal
 /// Turns texts into vectors with a Qwen3 embedding model.
 ///
 /// See the [crate's documentation](crate) for an example. Vectors come in the order of the texts,
-/// are of unit length, and are the same, bit for bit, whatever else is in the call and however many
-/// threads compute it.
+/// are of unit length, and on the processor are the same, bit for bit, whatever else is in the call and
+/// however many threads compute it.
 #[derive(Debug)]
 pub struct Embedder {
     pub(crate) engine: Engine,

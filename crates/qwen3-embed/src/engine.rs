@@ -45,7 +45,8 @@ macro_rules! setters {
             self
         }
 
-        /// Where the model runs. Default: the CPU.
+        /// Where the model runs. Default: the CPU. A [CUDA device](crate::Device::Cuda) needs the
+        /// feature `cuda`.
         pub fn device(mut self, device: $crate::Device) -> Self {
             self.settings.device = device;
             self
@@ -72,8 +73,8 @@ macro_rules! setters {
         }
 
         /// Whether tokens that texts begin with, such as an instruction, are computed once, and how
-        /// much memory keeps them for later calls. Results are the same either way, bit for bit.
-        /// Default: they are, and 128 MiB.
+        /// much memory keeps them for later calls. On the processor, results are the same either way, bit
+        /// for bit. Default: they are, and 128 MiB.
         pub fn sharing(mut self, sharing: $crate::Sharing) -> Self {
             self.settings.sharing = sharing;
             self

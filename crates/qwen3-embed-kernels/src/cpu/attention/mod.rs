@@ -73,7 +73,7 @@ impl Heads {
     }
 
     /// Query heads for each key/value head.
-    fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
     }
 

@@ -1,0 +1,124 @@
+//! Attention: where the tokens of a batch are, as the kernels read it, and which queries a block has.
+
+use super::{Element, Launch, MOST_HEAD_DIM, Shape, at_most, grid, numbers};
+use crate::cpu::Heads;
+use crate::{Queries, Ragged, Result, SegmentKind};
+
+/// Attention over a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attention {
+    pub(crate) heads: Heads,
+    pub(crate) queries: Queries,
+    /// Whether a token sees only what comes before it, or all of its segment and of what that continues.
+    pub(crate) causal: bool,
+}
+
+/// A kernel for attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// On tensor cores: 16-bit types, and a head_dim of 128.
+    Flash,
+    /// For every type, and any head_dim up to 256.
+    Simple,
+}
+
+/// What the kernels read of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Index {
+    /// Five numbers for each segment: `struct Segment` of `kernels/segments.cuh`.
+    pub(crate) segments: Vec<u32>,
+    /// Three numbers for each tile: `struct Tile` of the same file. Those with most keys come first, so
+    /// that no long one is left when the others are done.
+    pub(crate) tiles: Vec<u32>,
+}
+
+/// The head_dim of the kernel for tensor cores.
+const FLASH_HEAD_DIM: usize = 128;
+
+/// Rows of queries of its blocks, each query once for each head of its group.
+const FLASH_ROWS: usize = 64;
+
+/// Queries of a block of the simple one: a warp for each.
+const SIMPLE_QUERIES: usize = 4;
+
+/// 16 bytes, which the kernel for tensor cores reads at once, are so many values.
+const FLASH_ALIGNMENT: usize = 8;
+
+impl Kernel {
+    /// The faster kernel that computes such heads, for operands whose rows are so far apart, and begin so
+    /// far behind the beginning of their allocation.
+    pub(crate) fn choose(element: Element, heads: Heads, places: [[usize; 2]; 2]) -> Self {
+        let is_aligned = places.concat().iter().all(|n| n.is_multiple_of(FLASH_ALIGNMENT));
+        let fits = heads.head_dim == FLASH_HEAD_DIM && heads.group() <= FLASH_ROWS;
+        if element != Element::F32 && fits && is_aligned { Self::Flash } else { Self::Simple }
+    }
+
+    /// Queries of a block at most.
+    fn n_queries(self, heads: Heads) -> usize {
+        match self {
+            Self::Flash => FLASH_ROWS / heads.group(),
+            Self::Simple => SIMPLE_QUERIES,
+        }
+    }
+}
+
+impl Index {
+    /// The index of a batch for a kernel.
+    pub(crate) fn new(batch: &Ragged, attention: Attention, kernel: Kernel) -> Self {
+        const NO_PARENT: u32 = u32::MAX;
+        let n_queries = kernel.n_queries(attention.heads);
+        // Rows and positions are within u32: `Ragged` has checked.
+        let mut segments = Vec::with_capacity(5 * batch.n_segments());
+        let mut tiles: Vec<[u32; 3]> = Vec::new();
+        for idx in 0..batch.n_segments() {
+            let segment = batch.segment(idx);
+            let positions = batch.positions_of(idx);
+            let rows = batch.rows_of(idx);
+            let parent = segment.parent.map_or(NO_PARENT, |parent| parent as u32);
+            let [start, end] = [positions.start, positions.end].map(|position| position as u32);
+            segments.extend([start, end, rows[0] as u32, rows[1] as u32, parent]);
+            let first = match (segment.kind, attention.queries) {
+                (SegmentKind::Given, _) => continue,
+                (_, Queries::All) => positions.start,
+                (SegmentKind::Text, Queries::Last) => positions.end - 1,
+                (SegmentKind::Inner, Queries::Last) => continue,
+            };
+            for first in (first..positions.end).step_by(n_queries) {
+                let n = n_queries.min(positions.end - first);
+                tiles.push([idx as u32, first as u32, n as u32]);
+            }
+        }
+        tiles.sort_by_key(|&[_, first, n]| std::cmp::Reverse(first + n));
+        Self { segments, tiles: tiles.concat() }
+    }
+}
+
+/// Pointers: `qkv`, `out`, and an [`Index`]'s segments and tiles. `out` has the rows from `first_query` on.
+pub(crate) fn attention(
+    element: Element,
+    kernel: Kernel,
+    attention: Attention,
+    n_tiles: usize,
+    [qkv, out]: [Shape; 2],
+    first_query: usize,
+) -> Result<Launch> {
+    let Heads { n_heads, n_kv_heads, head_dim } = attention.heads;
+    let (op, blocks, n_threads) = match kernel {
+        Kernel::Flash => ("flash_attention", n_kv_heads, 128),
+        Kernel::Simple => ("attention", n_heads, SIMPLE_QUERIES as u32 * 32),
+    };
+    at_most(op, "head_dim", head_dim, MOST_HEAD_DIM)?;
+    let mut sizes = vec![n_heads, n_kv_heads];
+    if kernel == Kernel::Simple {
+        sizes.push(head_dim);
+    }
+    sizes.extend([qkv.stride, out.stride, first_query, attention.causal.into()]);
+    Ok(Launch {
+        operation: op,
+        element,
+        grid: grid(op, [n_tiles, blocks])?,
+        block: n_threads,
+        numbers: numbers(op, &sizes)?,
+        floats: Vec::new(),
+    })
+}

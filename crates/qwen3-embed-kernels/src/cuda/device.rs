@@ -1,0 +1,244 @@
+//! Launches on a card, through candle's device.
+//!
+//! A device has one stream of its own, and everything that is done on it is done there, in order,
+//! whichever thread asks for it.
+
+use std::ffi::c_void;
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::cublas::result::{CublasError, gemm_ex};
+use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
+use candle_core::cuda_backend::cudarc::driver::result::DriverError;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage};
+use candle_core::{DType, Device};
+use half::{bf16, f16};
+
+use super::{Element, Launch, Product, Shape};
+use crate::{Error, Result};
+
+/// Each file of kernels, compiled, and the operations that are in it.
+const MODULES: [(&str, &str, &[&str]); 3] = [
+    (
+        "qwen3_embed_rows",
+        include_str!(concat!(env!("OUT_DIR"), "/rows.ptx")),
+        &["rms_norm", "qk_norm_rope", "swiglu", "bias", "copy_rows"],
+    ),
+    (
+        "qwen3_embed_attention",
+        include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
+        &["attention"],
+    ),
+    (
+        "qwen3_embed_flash",
+        include_str!(concat!(env!("OUT_DIR"), "/flash.ptx")),
+        &["flash_attention"],
+    ),
+];
+
+/// The first compute capability with the instructions that the kernels use.
+const LEAST_CAPABILITY: i32 = 8;
+
+/// Opens the card of this number, with a stream of its own.
+pub(crate) fn open(ordinal: usize) -> Result<Device> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Cuda { ordinal, source };
+    let device = CudaDevice::new_with_stream(ordinal)
+        .map_err(|error| failed(Box::new(without_backtrace(error))))?;
+    // SAFETY: nothing of this device is ever used on another stream: `Device` is only made here, and
+    // candle and this module use its own stream for everything.
+    unsafe { device.disable_event_tracking() };
+    let stream = device.cuda_stream();
+    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+    let major = stream.context().attribute(attribute).map_err(|e| failed(Box::new(e)))?;
+    if major < LEAST_CAPABILITY {
+        let message = format!("compute capability 8.0 or later is needed, the device has {major}");
+        return Err(failed(message.into()));
+    }
+    Ok(Device::Cuda(device))
+}
+
+/// Bytes of the card's memory that are free, once what was asked for so far is done.
+pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
+    let stream = device.cuda_stream();
+    let free = stream.synchronize().and_then(|()| stream.context().mem_get_info());
+    let (free, _total) = free.map_err(|e| failed("free memory", e.into()))?;
+    Ok(free)
+}
+
+/// A matrix on the card.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Operand {
+    /// Where its first element is.
+    pub(crate) address: u64,
+    pub(crate) element: Element,
+    pub(crate) shape: Shape,
+    /// Where its first element is within its allocation, which begins at a multiple of 256 bytes.
+    pub(crate) start: usize,
+}
+
+impl Operand {
+    /// A matrix in a storage.
+    pub(crate) fn new(
+        op: &'static str,
+        storage: &CudaStorage,
+        start: usize,
+        shape: Shape,
+    ) -> Result<Self> {
+        let (element, address) = match storage.dtype() {
+            DType::F32 => (Element::F32, address_of::<f32>(storage, start)?),
+            DType::BF16 => (Element::Bf16, address_of::<bf16>(storage, start)?),
+            DType::F16 => (Element::F16, address_of::<f16>(storage, start)?),
+            other => {
+                let (expected, got) = ("f32, bf16 or f16", other.as_str());
+                return Err(Error::Type { op, expected, got });
+            }
+        };
+        Ok(Self { address, element, shape, start })
+    }
+
+    /// Where its rows begin: elements between them, and before the first.
+    pub(crate) fn place(self) -> [usize; 2] {
+        [self.shape.stride, self.start]
+    }
+}
+
+/// The address of an element of a storage of this type.
+pub(crate) fn address_of<T: CudaDType>(storage: &CudaStorage, start: usize) -> Result<u64> {
+    let slice = storage.as_cuda_slice::<T>()?;
+    let stream = storage.device().cuda_stream();
+    // The device tracks no uses, so that there is nothing to wait for; all uses are on its one stream.
+    let (address, _) = slice.slice(start..).device_ptr(&stream);
+    Ok(address)
+}
+
+/// Launches a kernel with these pointers.
+///
+/// # Safety
+///
+/// The pointers are those that the function that made the launch asks for, to matrices of the shapes that
+/// it was made for, and nothing but this stream uses them.
+pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u64]) -> Result<()> {
+    if launch.is_empty() {
+        return Ok(());
+    }
+    let module = MODULES.iter().find(|(_, _, operations)| operations.contains(&launch.operation));
+    let &(module, ptx, _) = module.ok_or_else(|| {
+        candle_core::Error::Msg(format!("no module has the kernel {}", launch.name()))
+    })?;
+    let function = device.get_or_load_custom_func(&launch.name(), module, ptx)?;
+    let mut arguments = function.builder();
+    for pointer in pointers {
+        arguments.arg(pointer);
+    }
+    for number in &launch.numbers {
+        arguments.arg(number);
+    }
+    for float in &launch.floats {
+        arguments.arg(float);
+    }
+    let [x, y, z] = launch.grid;
+    let config =
+        LaunchConfig { grid_dim: (x, y, z), block_dim: (launch.block, 1, 1), shared_mem_bytes: 0 };
+    // SAFETY: the kernel takes these pointers, as the caller vouches, and behind them the numbers, which
+    // the launch has in the kernel's order: tests run every launch on the emulator, which counts them.
+    unsafe { arguments.launch(config) }.map_err(|e| failed(launch.operation, e.into()))?;
+    Ok(())
+}
+
+/// Multiplies on the card: `out = x · weightᵀ`, or `out += …`, sums in f32.
+///
+/// # Safety
+///
+/// The product was made for these matrices and a weight without gaps at this address, of the type of `x`.
+pub(crate) unsafe fn multiply(
+    device: &CudaDevice,
+    product: &Product,
+    weight: u64,
+    x: Operand,
+    out: Operand,
+    add: bool,
+) -> Result<()> {
+    const OP: &str = "linear";
+    if product.is_empty() {
+        return Ok(());
+    }
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
+    let (one, beta) = (1f32, if add { 1f32 } else { 0f32 });
+    let at = |address: u64, offset: usize, element: Element| {
+        (address + (offset * element.size()) as u64) as *mut c_void
+    };
+    let [lda, ldb, ldc] = product.strides;
+    // SAFETY: the matrices are on this card, as large as the product is, as the caller vouches; the
+    // factors are read before the call returns.
+    let status = unsafe {
+        gemm_ex(
+            *device.cublas_handle().handle(),
+            cublas::cublasOperation_t::CUBLAS_OP_T,
+            cublas::cublasOperation_t::CUBLAS_OP_N,
+            product.m,
+            product.n,
+            product.k,
+            (&raw const one).cast(),
+            at(weight, product.offsets[0], x.element),
+            data_type(x.element),
+            lda,
+            at(x.address, 0, x.element),
+            data_type(x.element),
+            ldb,
+            (&raw const beta).cast(),
+            at(out.address, product.offsets[1], out.element),
+            data_type(out.element),
+            ldc,
+            cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            cublas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+        )
+    };
+    status.map_err(|e| failed(OP, e.into()))
+}
+
+fn data_type(element: Element) -> cublas::cudaDataType {
+    match element {
+        Element::F32 => cublas::cudaDataType::CUDA_R_32F,
+        Element::Bf16 => cublas::cudaDataType::CUDA_R_16BF,
+        Element::F16 => cublas::cudaDataType::CUDA_R_16F,
+    }
+}
+
+/// The error of something that the card was asked for.
+fn failed(op: &'static str, error: CudaError) -> Error {
+    if says_out_of_memory(&error) {
+        return Error::OutOfMemory(candle_core::Error::Cuda(Box::new(error)));
+    }
+    Error::Launch { op, source: Box::new(error) }
+}
+
+/// What happened, without where in the program: that there is no device is nobody's mistake.
+fn without_backtrace(error: candle_core::Error) -> candle_core::Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => *inner,
+        error => error,
+    }
+}
+
+/// Whether an error of candle's says that the card has no memory left.
+pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. }
+        | candle_core::Error::WithPath { inner, .. }
+        | candle_core::Error::Context { inner, .. } => is_out_of_memory(inner),
+        candle_core::Error::Cuda(error) => error.downcast_ref().is_some_and(says_out_of_memory),
+        _ => false,
+    }
+}
+
+fn says_out_of_memory(error: &CudaError) -> bool {
+    match error {
+        CudaError::Cuda(DriverError(status)) => *status == CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+        CudaError::Cublas(CublasError(status)) => {
+            *status == cublas::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,193 @@
+//! The forward pass's operations on CUDA devices.
+//!
+//! Kernels are in `kernels/*.cu`, which the build script compiles when the feature `cuda` is on. Here
+//! is how each is launched: a [`Launch`] says which kernel, how many blocks of how many threads, and its
+//! numbers, once every size was checked against what the kernel can do. `device` launches it on a card.
+//! Tests also launch it on an emulator, which runs the same kernels on the processor: what it is launched
+//! with is tested where there is no card.
+
+mod attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod device;
+#[cfg(test)]
+mod emulator;
+mod product;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use attention::{Attention, Index, Kernel, attention};
+#[cfg(feature = "cuda")]
+pub(crate) use product::Product;
+
+use crate::cpu::Heads;
+use crate::{Error, Result};
+
+/// A type of activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Element {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Element {
+    /// What kernels for it are called behind their operation.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// Bytes of a value.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// A launch of a kernel, all but its pointers, which come first among its arguments.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Launch {
+    /// What the kernel does; also the first part of its name.
+    pub(crate) operation: &'static str,
+    /// The type that it does it in: the rest of its name.
+    pub(crate) element: Element,
+    /// Blocks in each dimension. None where there is nothing to do.
+    pub(crate) grid: [u32; 3],
+    /// Threads of a block, whole warps.
+    pub(crate) block: u32,
+    /// Its whole numbers, in order.
+    pub(crate) numbers: Vec<u32>,
+    /// Its other numbers, in order.
+    pub(crate) floats: Vec<f32>,
+}
+
+impl Launch {
+    /// The kernel's name.
+    pub(crate) fn name(&self) -> String {
+        format!("{}_{}", self.operation, self.element.name())
+    }
+
+    /// Whether there is nothing to do: such a launch would be an error.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
+    }
+}
+
+/// A matrix as kernels see it: how many rows and columns, and elements from one row to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) n_rows: usize,
+    pub(crate) n_columns: usize,
+    pub(crate) stride: usize,
+}
+
+impl Shape {
+    /// A matrix without gaps.
+    #[cfg(test)]
+    pub(crate) fn dense(n_rows: usize, n_columns: usize) -> Self {
+        Self { n_rows, n_columns, stride: n_columns }
+    }
+}
+
+/// Threads of a block that has one row, or columns of one.
+const ROW_BLOCK: u32 = 256;
+
+/// The most values of a head that the kernels have registers for.
+const MOST_HEAD_DIM: usize = 256;
+
+/// Blocks in the first dimension, and in the others.
+const MOST_BLOCKS: [usize; 2] = [i32::MAX as usize, 65_535];
+
+/// Pointers: `x`, f32, `weight`, f32, and `out`.
+pub(crate) fn rms_norm(element: Element, x: Shape, out: Shape, eps: f32) -> Result<Launch> {
+    const OP: &str = "rms_norm";
+    Ok(Launch {
+        operation: OP,
+        element,
+        grid: grid(OP, [x.n_rows, 1])?,
+        block: ROW_BLOCK,
+        numbers: numbers(OP, &[x.n_columns, x.stride, out.stride])?,
+        floats: vec![eps],
+    })
+}
+
+/// Pointers: `qkv`, the weights of queries and keys, cosines and sines, all f32 but `qkv`.
+pub(crate) fn qk_norm_rope(
+    element: Element,
+    qkv: Shape,
+    heads: Heads,
+    first_query: usize,
+    eps: f32,
+) -> Result<Launch> {
+    const OP: &str = "qk_norm_rope";
+    const WARPS: usize = 4;
+    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    at_most(OP, "head_dim", head_dim, MOST_HEAD_DIM)?;
+    let n_warps = qkv.n_rows.saturating_mul(n_heads + n_kv_heads);
+    Ok(Launch {
+        operation: OP,
+        element,
+        grid: grid(OP, [n_warps.div_ceil(WARPS), 1])?,
+        block: WARPS as u32 * 32,
+        numbers: numbers(
+            OP,
+            &[qkv.n_rows, n_heads, n_kv_heads, head_dim, qkv.stride, first_query],
+        )?,
+        floats: vec![eps],
+    })
+}
+
+/// Pointers: `gate_up` and `out`.
+pub(crate) fn swiglu(element: Element, gate_up: Shape, out: Shape) -> Result<Launch> {
+    let numbers = [out.n_columns, gate_up.stride, out.stride];
+    columns("swiglu", element, out, &numbers)
+}
+
+/// Pointers: `bias`, f32, and `out`. What is in `out` is kept if the bias is to be added.
+pub(crate) fn bias(element: Element, out: Shape, add: bool) -> Result<Launch> {
+    columns("bias", element, out, &[out.n_columns, out.stride, add.into()])
+}
+
+/// Pointers: `x` and `out`.
+pub(crate) fn copy_rows(element: Element, x: Shape, out: Shape) -> Result<Launch> {
+    columns("copy_rows", element, out, &[out.n_columns, x.stride, out.stride])
+}
+
+/// A launch with a thread for each element of `out`.
+fn columns(op: &'static str, element: Element, out: Shape, args: &[usize]) -> Result<Launch> {
+    Ok(Launch {
+        operation: op,
+        element,
+        grid: grid(op, [out.n_rows, out.n_columns.div_ceil(ROW_BLOCK as usize)])?,
+        block: ROW_BLOCK,
+        numbers: numbers(op, args)?,
+        floats: Vec::new(),
+    })
+}
+
+fn grid(op: &'static str, blocks: [usize; 2]) -> Result<[u32; 3]> {
+    for (got, limit) in blocks.into_iter().zip(MOST_BLOCKS) {
+        at_most(op, "blocks of threads", got, limit)?;
+    }
+    Ok([blocks[0] as u32, blocks[1] as u32, 1])
+}
+
+fn numbers(op: &'static str, values: &[usize]) -> Result<Vec<u32>> {
+    values
+        .iter()
+        .map(|&value| {
+            at_most(op, "a size", value, u32::MAX as usize)?;
+            Ok(value as u32)
+        })
+        .collect()
+}
+
+fn at_most(op: &'static str, what: &'static str, got: usize, limit: usize) -> Result<()> {
+    if got <= limit { Ok(()) } else { Err(Error::Limit { op, what, got, limit }) }
+}

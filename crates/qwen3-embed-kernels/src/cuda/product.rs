@@ -1,0 +1,87 @@
+//! Matrix products, as cuBLAS is asked for them.
+
+use std::ops::Range;
+
+use super::{Shape, at_most};
+use crate::Result;
+
+/// A product `out = x · weightᵀ` as cuBLAS sees it, which thinks in columns: the matrix that it calls C is
+/// `outᵀ`, [O, T], its A is the weight, transposed, and its B is `xᵀ`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Product {
+    /// Rows of C: columns of `out` that are computed.
+    pub(crate) m: i32,
+    /// Columns of C: rows of `out`.
+    pub(crate) n: i32,
+    /// What is summed over.
+    pub(crate) k: i32,
+    /// Elements between the columns of A, B and C.
+    pub(crate) strides: [i32; 3],
+    /// Where A and C begin, in elements.
+    pub(crate) offsets: [usize; 2],
+}
+
+impl Product {
+    /// The product of rows with some rows of a weight [O, I] without gaps, which gives these columns of
+    /// `out`.
+    pub(crate) fn new(x: Shape, columns: Range<usize>, out: Shape) -> Result<Self> {
+        let size = |value: usize| -> Result<i32> {
+            at_most("linear", "a size", value, i32::MAX as usize)?;
+            Ok(value as i32)
+        };
+        Ok(Self {
+            m: size(columns.len())?,
+            n: size(x.n_rows)?,
+            k: size(x.n_columns)?,
+            strides: [size(x.n_columns)?, size(x.stride)?, size(out.stride)?],
+            offsets: [columns.start * x.n_columns, columns.start],
+        })
+    }
+
+    /// Whether there is nothing to compute.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.m == 0 || self.n == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What cuBLAS does with `op(A) = Aᵀ` and `op(B) = B`, both stored column by column.
+    fn gemm(p: &Product, a: &[f64], b: &[f64], c: &mut [f64]) {
+        let [lda, ldb, ldc] = p.strides.map(|stride| stride as usize);
+        let (a, c) = (&a[p.offsets[0]..], &mut c[p.offsets[1]..]);
+        for column in 0..p.n as usize {
+            for row in 0..p.m as usize {
+                let products = (0..p.k as usize).map(|k| a[row * lda + k] * b[column * ldb + k]);
+                c[column * ldc + row] = products.sum();
+            }
+        }
+    }
+
+    #[test]
+    fn columns_of_a_product_are_where_they_belong() {
+        let (n_rows, n_in, n_out) = (3, 5, 4);
+        // Rows of x and of the result have gaps.
+        let x = Shape { n_rows, n_columns: n_in, stride: 7 };
+        let out = Shape { n_rows, n_columns: n_out, stride: 6 };
+        let values = |n: usize| (0..n).map(|i| (i * i % 23) as f64).collect::<Vec<_>>();
+        let (a, b) = (values(n_out * n_in), values(n_rows * x.stride));
+        for columns in [0..4, 1..3, 3..4, 2..2] {
+            let mut c = vec![f64::NAN; n_rows * out.stride];
+            let product = Product::new(x, columns.clone(), out).unwrap();
+            gemm(&product, &a, &b, &mut c);
+            assert_eq!(product.is_empty(), columns.is_empty());
+            for (at, &got) in c.iter().enumerate() {
+                let (row, column) = (at / out.stride, at % out.stride);
+                if !columns.contains(&column) {
+                    assert!(got.is_nan());
+                    continue;
+                }
+                let products = (0..n_in).map(|i| b[row * x.stride + i] * a[column * n_in + i]);
+                assert_eq!(got, products.sum::<f64>());
+            }
+        }
+    }
+}

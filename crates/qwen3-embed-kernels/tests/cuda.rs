@@ -1,0 +1,178 @@
+//! The operations on a CUDA device, through tensors. The kernels' own results are compared with the
+//! reference in `src/cuda/tests.rs`.
+#![allow(clippy::unwrap_used)]
+
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
+use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
+use qwen3_embed_kernels::{Error, Queries, Ragged, Segment, SegmentKind, ops, reference};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+fn device() -> Device {
+    ops::open_cuda(0).unwrap()
+}
+
+fn random(seed: u64, n: usize) -> Vec<f32> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// Values that bf16 has.
+fn rounded(values: Vec<f32>) -> Vec<f32> {
+    values.into_iter().map(|v| bf16::from_f32(v).to_f32()).collect()
+}
+
+fn widened(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v.into()).collect()
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], expected: &[f64], bound: f64) {
+    assert_eq!(got.len(), expected.len());
+    for (i, (&got, expected)) in got.iter().zip(expected).enumerate() {
+        let difference = (f64::from(got) - expected).abs();
+        assert!(difference <= bound, "{i}: {got:e}, expected {expected:e} ± {bound:e}");
+    }
+}
+
+/// Products of [−1, 1) in f32 are off by at most n roundings of a sum of n.
+fn bound(n_in: usize) -> f64 {
+    (n_in * n_in) as f64 * f64::from(f32::EPSILON) / 2.0
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_linear_layer_stores_or_adds_whole_or_in_part() {
+    let device = device();
+    let (n_rows, n_in, n_out) = (37, 96, 80);
+    for (dtype, round) in [(DType::F32, false), (DType::BF16, true)] {
+        let values = |seed, n| if round { rounded(random(seed, n)) } else { random(seed, n) };
+        let (x, weight, bias) =
+            (values(1, n_rows * n_in), values(2, n_out * n_in), random(3, n_out));
+        let read = |o: usize| &weight[o * n_in..][..n_in];
+        let layer = if round {
+            ops::Linear::in_bf16(&device, [n_out, n_in], Layout::Plain, |o, row| {
+                row.iter_mut().zip(read(o)).for_each(|(r, &w)| *r = bf16::from_f32(w));
+            })
+        } else {
+            ops::Linear::in_f32(&device, [n_out, n_in], Layout::Plain, |o, row| {
+                row.copy_from_slice(read(o));
+            })
+        };
+        let layer = layer.unwrap().with_bias(bias.clone()).unwrap();
+        let tensor = Tensor::from_slice(&x, (n_rows, n_in), &device).unwrap();
+        let tensor = tensor.to_dtype(dtype).unwrap();
+        let expected =
+            reference::linear(&widened(&x), &widened(&weight), Some(&widened(&bias)), n_in);
+        let scratch = ops::Scratch::default();
+        let out = Tensor::ones((n_rows, n_out), DType::F32, &device).unwrap();
+        layer.forward(&tensor, &out, Epilogue::Store, &scratch).unwrap();
+        assert_close(&ops::to_f32(&out).unwrap(), &expected, bound(n_in));
+        layer.forward(&tensor, &out, Epilogue::Add, &scratch).unwrap();
+        let twice: Vec<f64> = expected.iter().map(|v| 2.0 * v).collect();
+        assert_close(&ops::to_f32(&out).unwrap(), &twice, 3.0 * bound(n_in));
+        // Some columns, of the last rows.
+        let part = out.narrow(0, 30, 7).unwrap();
+        let x = tensor.narrow(0, 30, 7).unwrap();
+        layer.forward_columns(&x, 16..48, &part, Epilogue::Store, &scratch).unwrap();
+        let out = ops::to_f32(&out).unwrap();
+        for (at, (&got, expected)) in out.iter().zip(&expected).enumerate() {
+            let (row, column) = (at / n_out, at % n_out);
+            let times = if row >= 30 && (16..48).contains(&column) { 1.0 } else { 2.0 };
+            assert_close(&[got], &[times * expected], 3.0 * bound(n_in));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn gates_and_ups_are_one_product() {
+    let device = device();
+    let (n_rows, n_in, ffn) = (5, 64, 40);
+    let (x, weight) = (random(4, n_rows * n_in), random(5, 2 * ffn * n_in));
+    let layer = ops::Linear::in_f32(&device, [2 * ffn, n_in], Layout::SwiGlu, |o, row| {
+        row.copy_from_slice(&weight[o * n_in..][..n_in]);
+    });
+    let tensor = Tensor::from_slice(&x, (n_rows, n_in), &device).unwrap();
+    let out = Tensor::zeros((n_rows, ffn), DType::F32, &device).unwrap();
+    let scratch = ops::Scratch::default();
+    layer.unwrap().forward(&tensor, &out, Epilogue::Store, &scratch).unwrap();
+    let gate_up = reference::linear(&widened(&x), &widened(&weight), None, n_in);
+    let expected = reference::swiglu(&gate_up, ffn);
+    // A gate and an up are at most as large as their sums, 64, and so is what an error of theirs does.
+    assert_close(&ops::to_f32(&out).unwrap(), &expected, 3.0 * n_in as f64 * bound(n_in));
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn attention_finds_the_rows_of_a_batch() {
+    let device = device();
+    let segment = |n_tokens, parent, kind| Segment { n_tokens, parent, kind };
+    let batch = Ragged::from_segments([
+        segment(70, None, SegmentKind::Given),
+        segment(3, Some(0), SegmentKind::Text),
+        segment(90, Some(0), SegmentKind::Inner),
+        segment(1, Some(2), SegmentKind::Text),
+        segment(66, None, SegmentKind::Text),
+    ])
+    .unwrap();
+    for (dtype, head_dim, bound) in [(DType::F32, 16, 1e-5), (DType::BF16, 128, 0.03)] {
+        let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim };
+        let n_columns = heads.qkv_columns();
+        let qkv = rounded(random(6, batch.n_rows() * n_columns));
+        let columns = |from: usize, n: usize, scale: f64| -> Vec<f64> {
+            let rows = qkv.chunks(n_columns).map(|row| &row[from * head_dim..][..n * head_dim]);
+            rows.flatten().map(|&v| f64::from(v) * scale).collect()
+        };
+        let (q, k, v) =
+            (columns(0, 4, (head_dim as f64).sqrt()), columns(4, 2, 1.0), columns(6, 2, 1.0));
+        let expected = reference::attention(&q, &k, &v, &batch, 4, 2, head_dim);
+        let tensor = Tensor::from_slice(&qkv, (batch.n_rows(), n_columns), &device).unwrap();
+        let tensor = tensor.to_dtype(dtype).unwrap();
+        let scratch = ops::Scratch::default();
+        // Twice, because the second call finds its index.
+        for queries in [Queries::All, Queries::Last, Queries::All] {
+            let first = batch.first_query(queries);
+            let shape = (batch.n_rows() - first, heads.q_columns());
+            let out = Tensor::zeros(shape, dtype, &device).unwrap();
+            ops::attention(&tensor, &batch, queries, heads, &scratch, &out).unwrap();
+            let expected = &expected[first * heads.q_columns()..];
+            assert_close(&ops::to_f32(&out).unwrap(), expected, bound);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn operands_that_do_not_fit_are_refused_before_anything_is_launched() {
+    let device = device();
+    let tensor = |shape: (usize, usize), dtype| Tensor::zeros(shape, dtype, &device).unwrap();
+    let on_cpu = Tensor::zeros((2, 6), DType::F32, &Device::Cpu).unwrap();
+    let x = tensor((2, 6), DType::F32);
+    let weight = Tensor::ones(6, DType::F32, &device).unwrap();
+    assert!(matches!(ops::rms_norm(&on_cpu, &weight, 0.0, &x), Err(Error::Tensor(_))));
+    assert!(matches!(ops::rms_norm(&x, &weight, 0.0, &x), Err(Error::Tensor(_))));
+    let f64 = tensor((2, 6), DType::F64);
+    assert!(matches!(ops::rms_norm(&x, &weight, 0.0, &f64), Err(Error::Type { .. })));
+    let bf16 = tensor((2, 6), DType::BF16);
+    assert!(matches!(ops::copy_rows(&x, &bf16), Err(Error::Type { .. })));
+    let layer =
+        ops::Linear::in_f32(&device, [6, 6], Layout::Plain, |_, row| row.fill(0.0)).unwrap();
+    let scratch = ops::Scratch::default();
+    let result = layer.forward(&bf16, &x, Epilogue::Store, &scratch);
+    assert!(matches!(result, Err(Error::Type { .. })));
+    let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 258 };
+    let batch = Ragged::from_lengths([2]).unwrap();
+    let (qkv, out) = (tensor((2, 3 * 258), DType::F32), tensor((2, 258), DType::F32));
+    let result = ops::attention(&qkv, &batch, Queries::All, heads, &scratch, &out);
+    assert!(matches!(result, Err(Error::Limit { .. })));
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn more_memory_than_there_is_is_an_error_of_its_own() {
+    let device = device();
+    let error = Tensor::zeros((1 << 20, 1 << 20), DType::F32, &device).unwrap_err();
+    assert!(matches!(Error::from(error), Error::OutOfMemory(_)));
+    assert!(ops::free_bytes(&device).unwrap().unwrap() > 0);
+}

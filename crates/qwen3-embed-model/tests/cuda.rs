@@ -1,0 +1,116 @@
+//! The decoder on a CUDA device, against the same on the processor, which `parity.rs` compares with
+//! transformers; `cargo xtask parity --device cuda` does so for the device.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::{env, slice, thread};
+
+use qwen3_embed_model::{Device, Model, Precision, Sharing};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+/// The fixtures of the repository, or where a machine without it has them.
+fn load(name: &str, device: Device, precision: Precision) -> Model {
+    let fixtures = env::var_os("QWEN3_EMBED_FIXTURES").map(PathBuf::from);
+    let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
+    let folder = fixtures.unwrap_or_else(|| repository.into()).join("models").join(name);
+    let gguf = folder.join("model.gguf");
+    Model::load(if gguf.is_file() { &gguf } else { &folder }, device, precision).unwrap()
+}
+
+/// Vectors of unit length.
+fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<f64>> {
+    let hidden = model.forward(texts).unwrap();
+    let rows = hidden.chunks_exact(model.config().hidden_size).map(|row| {
+        let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        row.iter().map(|&v| f64::from(v) / norm).collect()
+    });
+    rows.collect()
+}
+
+#[track_caller]
+fn assert_close(what: &str, got: &[Vec<f64>], expected: &[Vec<f64>], precision: Precision) {
+    assert_eq!(got.len(), expected.len());
+    for (text, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let pairs = || got.iter().zip(expected);
+        let difference = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let cosine: f64 = pairs().map(|(a, b)| a * b).sum();
+        // The bars that the processor's kernels meet too.
+        let is_close = match precision {
+            Precision::F32 => difference <= 1e-5,
+            _ => cosine >= 0.9995,
+        };
+        assert!(is_close, "{what}, text {text}: {difference:e}, 1 - {:e}", 1.0 - cosine);
+    }
+}
+
+/// Texts that grow from one another: each begins with any part of an earlier one.
+fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
+    let mut texts: Vec<Vec<u32>> = vec![vec![7]];
+    while texts.len() < n {
+        let earlier = &texts[rng.random_range(0..texts.len())];
+        let mut text = earlier[..rng.random_range(0..=earlier.len())].to_vec();
+        let most = if rng.random_bool(0.2) { 200 } else { 20 };
+        let n_more = rng.random_range(1..most);
+        text.extend((0..n_more).map(|_| rng.random_range(0..1000)));
+        texts.push(text);
+    }
+    texts
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn any_forest_in_any_state_of_the_cache_gives_the_vectors_of_the_processor() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    for name in ["base", "wide", "attention-bias", "bidirectional", "gguf-q8-0"] {
+        let cpu = load(name, Device::Cpu, Precision::F32);
+        let calls: Vec<_> = (0..4).map(|_| random_texts(&mut rng, 20)).collect();
+        let expected: Vec<_> = calls.iter().map(|texts| rows(&cpu, texts)).collect();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut model = load(name, Device::Cuda(0), precision);
+            for sharing in [
+                Sharing::Off,
+                Sharing::On { cache_bytes: 0 },
+                Sharing::On { cache_bytes: 40_000 },
+                Sharing::On { cache_bytes: 64 << 20 },
+            ] {
+                model = model.with_sharing(sharing);
+                for batch_tokens in [1, 50, usize::MAX] {
+                    model = model.with_batch_tokens(batch_tokens);
+                    for (texts, expected) in calls.iter().zip(&expected) {
+                        let what = format!("{name}, {precision:?}, {sharing:?}, {batch_tokens}");
+                        assert_close(&what, &rows(&model, texts), expected, precision);
+                    }
+                }
+            }
+            assert_eq!(model.sharing_counts().cache_hits > 0, model.config().is_causal);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn threads_may_share_a_model() {
+    let texts = random_texts(&mut SmallRng::seed_from_u64(2), 12);
+    let expected = rows(&load("base", Device::Cpu, Precision::F32), &texts);
+    let model = load("base", Device::Cuda(0), Precision::F32);
+    thread::scope(|scope| {
+        for (text, expected) in texts.iter().zip(&expected) {
+            let model = &model;
+            scope.spawn(move || {
+                for _ in 0..8 {
+                    let got = rows(model, slice::from_ref(text));
+                    assert_close("a thread", &got, slice::from_ref(expected), Precision::F32);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn weights_in_8_bits_are_multiplied_in_bf16() {
+    for precision in [Precision::Int8, Precision::Auto, Precision::Bf16] {
+        let model = load("gguf-q8-0", Device::Cuda(0), precision);
+        assert_eq!(model.precision(), Precision::Bf16);
+    }
+}

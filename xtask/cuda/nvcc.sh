@@ -1,0 +1,24 @@
+#!/bin/sh
+# Stands in for nvcc where nothing is to run: candle's kernels, which take minutes to compile, become empty
+# files. Everything else is the real compiler's work.
+for argument in "$@"; do
+    case "$argument" in
+    --version) exec "$CUDA_HOME/bin/nvcc" --version ;;
+    esac
+done
+case "$PWD" in
+*/candle-kernels-*) ;;
+*) exec "$CUDA_HOME/bin/nvcc" "$@" ;;
+esac
+folder= output= source= archive=
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --output-directory) folder=$2; shift ;;
+    -o) output=$2; shift ;;
+    --lib) archive=yes ;;
+    *.cu) source=$1 ;;
+    esac
+    shift
+done
+[ -n "$output" ] || output=$folder/$(basename "$source" .cu).ptx
+if [ -n "$archive" ]; then printf '!<arch>\n' > "$output"; else : > "$output"; fi

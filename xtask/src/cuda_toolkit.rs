@@ -1,0 +1,242 @@
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::fixtures::succeed;
+use crate::root;
+
+/// Assemble a CUDA toolkit from packages, on a machine with or without a CUDA device
+///
+/// It has nvcc 13.0, and libraries to link with that open the real ones when they are first needed, so that a
+/// program starts without them. It needs Python with pip, a C compiler, and a processor of the family x86-64.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder of the toolkit [default: target/cuda-toolkit]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// The libraries that candle links with: the module of the crate cudarc that declares its functions, its
+/// file, and what its functions return where it is not there.
+const LIBRARIES: [(&str, &str, &str, u32); 5] = [
+    // CUDA_ERROR_STUB_LIBRARY, CUBLAS_STATUS_NOT_INITIALIZED twice, CURAND_STATUS_INITIALIZATION_FAILED,
+    // NVRTC_ERROR_INTERNAL_ERROR.
+    ("cuda", "driver", "libcuda.so.1", 34),
+    ("cublas", "cublas", "libcublas.so.13", 1),
+    ("cublasLt", "cublaslt", "libcublasLt.so.13", 1),
+    ("curand", "curand", "libcurand.so.10", 203),
+    ("nvrtc", "nvrtc", "libnvrtc.so.13", 11),
+];
+
+/// A toolkit in its folder.
+pub(crate) struct Toolkit {
+    folder: PathBuf,
+}
+
+/// Runs `cargo xtask cuda-toolkit`.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let folder = args.out.clone().unwrap_or_else(|| root().join("target/cuda-toolkit"));
+    let toolkit = Toolkit::assemble(&folder)?;
+    println!("export CUDA_HOME={}", toolkit.home().display());
+    println!("export PATH=\"$CUDA_HOME/bin:$PATH\" CUDA_COMPUTE_CAP=80");
+    Ok(())
+}
+
+impl Toolkit {
+    /// The toolkit in this folder, which is assembled if it is not there yet.
+    pub(crate) fn assemble(folder: &Path) -> Result<Self> {
+        ensure!(cfg!(all(target_arch = "x86_64", target_os = "linux")), "only for Linux on x86-64");
+        let toolkit = Self { folder: std::path::absolute(folder)? };
+        // The last thing that is made.
+        let stamp = toolkit.folder.join("assembled");
+        let wanted = wanted();
+        if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == wanted) {
+            return Ok(toolkit);
+        }
+        fs::create_dir_all(&toolkit.folder)?;
+        toolkit.install()?;
+        toolkit.make_libraries()?;
+        let stand_in = toolkit.stand_in().join("nvcc");
+        fs::create_dir_all(toolkit.stand_in())?;
+        fs::write(&stand_in, include_str!("../cuda/nvcc.sh"))?;
+        succeed(Command::new("chmod").arg("+x").arg(&stand_in))?;
+        fs::write(&stamp, wanted)?;
+        Ok(toolkit)
+    }
+
+    /// What `CUDA_HOME` is to be.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.folder.join("packages/nvidia/cu13")
+    }
+
+    /// The folder of the compiler that leaves candle's kernels empty.
+    fn stand_in(&self) -> PathBuf {
+        self.folder.join("stand-in")
+    }
+
+    /// Sets a command's environment to build with the toolkit, candle's kernels too or not.
+    pub(crate) fn set(&self, command: &mut Command, with_candles_kernels: bool) -> Result<()> {
+        let first = if with_candles_kernels { self.home().join("bin") } else { self.stand_in() };
+        let path = env::var_os("PATH").unwrap_or_default();
+        let path: OsString = env::join_paths([first].into_iter().chain(env::split_paths(&path)))?;
+        command.env("PATH", path).env("CUDA_HOME", self.home()).env("CUDA_PATH", self.home());
+        command.env("CUDA_COMPUTE_CAP", "80").env_remove("NVCC");
+        // Compilers of candle's kernels at a time: else half as many as there are cores.
+        let n_threads = std::thread::available_parallelism()?.to_string();
+        command.env("CUDAFORGE_THREADS", n_threads);
+        Ok(())
+    }
+
+    fn install(&self) -> Result<()> {
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]);
+        pip.args(["--upgrade", "--disable-pip-version-check", "--root-user-action=ignore"]);
+        pip.arg("--target").arg(self.folder.join("packages"));
+        pip.arg("--requirement").arg(root().join("xtask/cuda/requirements.txt"));
+        succeed(&mut pip).context("CUDA's compiler could not be installed")?;
+        let lib = self.home().join("lib");
+        // Where nvcc looks.
+        let lib64 = self.home().join("lib64");
+        if !lib64.exists() {
+            std::os::unix::fs::symlink("lib", lib64)?;
+        }
+        // candle's kernels ask for the runtime; a static one is no file to be found.
+        fs::copy(lib.join("libcudart_static.a"), lib.join("libcudart.a"))?;
+        Ok(())
+    }
+
+    /// Makes what stands for the libraries.
+    fn make_libraries(&self) -> Result<()> {
+        let cudarc = cudarc_sources()?;
+        let stubs = self.home().join("lib/stubs");
+        fs::create_dir_all(&stubs)?;
+        for (name, module, file, absent) in LIBRARIES {
+            let declarations = cudarc.join(module).join("sys/mod.rs");
+            let declarations = fs::read_to_string(&declarations)
+                .with_context(|| declarations.display().to_string())?;
+            let functions = functions(&declarations);
+            ensure!(functions.len() > 10, "{name} has the functions {functions:?}");
+            let assembly = stubs.join(format!("{name}.s"));
+            fs::write(&assembly, trampolines(name, &functions))?;
+            let objects = ["calls", "find"].map(|part| stubs.join(format!("{name}_{part}.o")));
+            let compile = |source: &Path, object: &Path| {
+                let mut cc = Command::new("cc");
+                cc.args(["-O2", "-fPIC", "-c", "-o"]).arg(object).arg(source);
+                cc.arg(format!("-DLIBRARY=\"{file}\"")).arg(format!("-DABSENT={absent}"));
+                cc.arg(format!("-DNAME(x)=qwen3_embed_{name}_##x"));
+                succeed(&mut cc)
+            };
+            compile(&assembly, &objects[0])?;
+            compile(&root().join("xtask/cuda/library.c"), &objects[1])?;
+            let archive = stubs.join(format!("lib{name}.a"));
+            succeed(Command::new("ar").arg("rcs").arg(archive).args(&objects))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the toolkit is made from.
+fn wanted() -> String {
+    [
+        include_str!("../cuda/requirements.txt"),
+        include_str!("../cuda/library.c"),
+        include_str!("../cuda/nvcc.sh"),
+        include_str!("cuda_toolkit.rs"),
+    ]
+    .concat()
+}
+
+/// The folder with the source of the crate that calls CUDA's libraries.
+fn cudarc_sources() -> Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--all-features", "--locked"])
+        .current_dir(root())
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let mut packages = metadata["packages"].as_array().into_iter().flatten();
+    let package = packages.find(|package| package["name"] == "cudarc");
+    let manifest = package.and_then(|package| package["manifest_path"].as_str());
+    let manifest = PathBuf::from(manifest.context("no package cudarc")?);
+    Ok(manifest.parent().context("a manifest in no folder")?.join("src"))
+}
+
+/// The functions that are declared in blocks of `extern "C"`, in order and once each.
+fn functions(declarations: &str) -> Vec<&str> {
+    let mut functions: Vec<&str> = declarations
+        .lines()
+        .filter_map(|line| {
+            // Functions in the blocks are further in than those beside them.
+            let name = line.strip_prefix("            fn ")?.split('(').next()?;
+            name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then_some(name)
+        })
+        .collect();
+    functions.sort_unstable();
+    functions.dedup();
+    functions
+}
+
+/// A function for each name that goes on to the real one, which is looked for at the first call, with all
+/// registers that may hold arguments as they were.
+fn trampolines(library: &str, functions: &[&str]) -> String {
+    const REGISTERS: [&str; 7] = ["rdi", "rsi", "rdx", "rcx", "r8", "r9", "rax"];
+    let prefix = format!("qwen3_embed_{library}");
+    let mut s = String::new();
+    let mut line = |text: std::fmt::Arguments<'_>| _ = writeln!(s, "{text}");
+    line(format_args!(".intel_syntax noprefix\n.text\n{prefix}_go:"));
+    REGISTERS.iter().for_each(|register| line(format_args!("push {register}")));
+    // The number that the trampoline pushed, below seven registers. With these the stack is at 16 bytes.
+    line(format_args!("mov rdi, [rsp + 56]\nsub rsp, 136"));
+    (0..8).for_each(|i| line(format_args!("movups [rsp + {}], xmm{i}", 16 * i)));
+    line(format_args!("call {prefix}_find\nmov r11, rax"));
+    (0..8).for_each(|i| line(format_args!("movups xmm{i}, [rsp + {}]", 16 * i)));
+    line(format_args!("add rsp, 136"));
+    REGISTERS.iter().rev().for_each(|register| line(format_args!("pop {register}")));
+    line(format_args!("add rsp, 8\njmp r11"));
+    for (number, function) in functions.iter().enumerate() {
+        line(format_args!(".globl {function}\n.type {function}, @function\n{function}:"));
+        line(format_args!("mov r11, [rip + {prefix}_functions + {}]", 8 * number));
+        line(format_args!("test r11, r11\njz 1f\njmp r11"));
+        line(format_args!("1: push {number}\njmp {prefix}_go"));
+    }
+    let hidden = |table: &str| format!(".globl {prefix}_{table}\n.hidden {prefix}_{table}");
+    line(format_args!(".bss\n.balign 8\n{}\n{prefix}_functions:", hidden("functions")));
+    line(format_args!(".zero {}", 8 * functions.len()));
+    line(format_args!(".section .data.rel.ro, \"aw\"\n.balign 8"));
+    line(format_args!("{}\n{prefix}_names:", hidden("names")));
+    (0..functions.len()).for_each(|number| line(format_args!(".quad {prefix}_name_{number}")));
+    line(format_args!(".section .rodata"));
+    for (number, function) in functions.iter().enumerate() {
+        line(format_args!("{prefix}_name_{number}: .asciz \"{function}\""));
+    }
+    line(format_args!(".section .note.GNU-stack, \"\", @progbits"));
+    s
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_found_in_their_declarations() {
+        let declarations = "\
+pub fn helper() {}
+mod loaded {
+    extern \"C\" {
+            fn cuInit(flags: u32) -> i32;
+            fn cuMemAlloc_v2(a: *mut u64, b: usize) -> i32;
+            fn cuInit(flags: u32) -> i32;
+    }
+}
+        fn elsewhere() {}
+";
+        assert_eq!(functions(declarations), ["cuInit", "cuMemAlloc_v2"]);
+    }
+}
