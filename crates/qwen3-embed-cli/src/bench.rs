@@ -130,8 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let embedder = builder.build()?;
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
-    let arithmetic = embedder.precision().arithmetic();
-    let core_peak = Kernels::best().measured_peak(arithmetic);
+    let core_peak = Kernels::best().measured_peak(embedder.arithmetic());
     let peak = core_peak * threads as f64;
     let mut report = Report { machine: machine(core_peak), results: Vec::new() };
     let mut output = io::stdout().lock();

@@ -6,7 +6,6 @@
 //! activations may be in 8 bits too.
 
 use candle_core::{DType, Tensor};
-use qwen3_embed_kernels::cpu::BYTE_GROUP;
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::layer::{DecoderLayer, Product};
@@ -69,35 +68,45 @@ impl Calibration {
     }
 }
 
-/// What the input of a product is like.
+/// The input of a product, [T, I]; empty where it is not known.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
-    /// The features that are outliers.
-    pub(crate) outliers: Vec<usize>,
-    /// What activations in 8 bits would lose; absent where it is not known.
-    loss: Option<f64>,
+    x: Vec<f32>,
+    n_columns: usize,
 }
 
 impl Input {
-    /// Looks at `x`, [T, I].
+    /// An input that is `x`, [T, I].
     pub(crate) fn of(x: &Tensor) -> Result<Self> {
-        let (n_columns, x) = (x.dims()[1], ops::to_f32(x)?);
-        Ok(Self { outliers: outliers(&x, n_columns), loss: Some(loss(&x, n_columns)) })
+        Ok(Self { x: ops::to_f32(x)?, n_columns: x.dims()[1] })
     }
 
-    /// Whether 8 bits are enough for such activations.
-    pub(crate) fn fits_bytes(&self) -> bool {
-        self.outliers.is_empty() && self.loss.is_some_and(|loss| loss <= MOST_LOSS)
+    /// The input with its columns multiplied with `columns`.
+    pub(crate) fn times(&self, columns: &[f32]) -> Self {
+        let x = self.x.iter().zip(columns.iter().cycle()).map(|(x, column)| x * column).collect();
+        Self { x, n_columns: self.n_columns }
+    }
+
+    /// The features that are outliers.
+    pub(crate) fn outliers(&self) -> Vec<usize> {
+        if self.x.is_empty() { Vec::new() } else { outliers(&self.x, self.n_columns) }
+    }
+
+    /// Whether 8 bits are enough for such activations, with a scale for each group of so many.
+    pub(crate) fn fits_bytes(&self, group: usize) -> bool {
+        !self.x.is_empty()
+            && loss(&self.x, self.n_columns, group) <= MOST_LOSS
+            && self.outliers().is_empty()
     }
 }
 
-/// What 8 bits lose of `x`, [T, I]: the squares of the errors, as a share of all squares of a row, in the
-/// mean over the rows. NaN where a value is not finite, or all are zero.
-fn loss(x: &[f32], n_columns: usize) -> f64 {
+/// What 8 bits lose of `x`, [T, I], with a scale for each `group`: the squares of the errors, as a share of all
+/// squares of a row, in the mean over the rows. NaN where a value is not finite, or all are zero.
+fn loss(x: &[f32], n_columns: usize, group: usize) -> f64 {
     let (mut total, mut n_rows) = (0.0, 0);
     for row in x.chunks_exact(n_columns) {
         let (mut errors, mut squares) = (0f32, 0f32);
-        for group in row.chunks(BYTE_GROUP) {
+        for group in row.chunks(group) {
             let scale = group.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
             if scale < f32::MIN_POSITIVE {
                 continue;
@@ -140,6 +149,8 @@ fn outliers(x: &[f32], n_columns: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use qwen3_embed_kernels::cpu::BYTE_GROUP;
+
     use super::*;
 
     fn outliers_of(rows: &[&[f32]]) -> Vec<usize> {
@@ -154,15 +165,15 @@ mod tests {
         (row[BYTE_GROUP], row[BYTE_GROUP + 1]) = (-254.0, 5.0);
         let expected = (0.25f64.powi(2) + 0.5f64.powi(2) + 1.0)
             / (127f64.powi(2) + 3.25f64.powi(2) + 0.25 + 254f64.powi(2) + 25.0);
-        assert!((loss(&row, row.len()) / expected - 1.0).abs() < 1e-5);
+        assert!((loss(&row, row.len(), BYTE_GROUP) / expected - 1.0).abs() < 1e-5);
         // Rows count alike, however large they are, and those of zeros do not.
         let exact = [[1000.0 * 127.0; 2 * BYTE_GROUP], [0.0; 2 * BYTE_GROUP]].concat();
         let rows = [row.as_slice(), &exact].concat();
-        assert!((loss(&rows, row.len()) / (expected / 2.0) - 1.0).abs() < 1e-5);
+        assert!((loss(&rows, row.len(), BYTE_GROUP) / (expected / 2.0) - 1.0).abs() < 1e-5);
         row[7] = f32::INFINITY;
-        assert!(loss(&row, row.len()).is_nan() && loss(&[0.0; 8], 8).is_nan());
+        assert!(loss(&row, row.len(), BYTE_GROUP).is_nan() && loss(&[0.0; 8], 8, BYTE_GROUP).is_nan());
         row[7] = f32::NAN;
-        assert!(loss(&row, row.len()).is_nan());
+        assert!(loss(&row, row.len(), BYTE_GROUP).is_nan());
     }
 
     #[test]
@@ -172,16 +183,16 @@ mod tests {
             Input::of(&Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap()).unwrap()
         };
         let waves: Vec<f32> = (0..4 * BYTE_GROUP).map(|i| (i as f32).sin()).collect();
-        assert!(input(waves.clone()).fits_bytes());
+        assert!(input(waves.clone()).fits_bytes(BYTE_GROUP));
         let mut spikes = waves.clone();
         spikes.iter_mut().step_by(61).for_each(|x| *x *= 100.0);
-        assert!(!input(spikes).fits_bytes());
+        assert!(!input(spikes).fits_bytes(BYTE_GROUP));
         let mut outlier = waves.clone();
         outlier.iter_mut().step_by(2 * BYTE_GROUP).for_each(|x| *x = 50.0);
-        assert_eq!(input(outlier).outliers, [0]);
+        assert_eq!(input(outlier).outliers(), [0]);
         let mut damaged = waves;
         damaged[3] = f32::NAN;
-        assert!(!input(damaged).fits_bytes() && !Input::default().fits_bytes());
+        assert!(!input(damaged).fits_bytes(BYTE_GROUP) && !Input::default().fits_bytes(BYTE_GROUP));
     }
 
     #[test]

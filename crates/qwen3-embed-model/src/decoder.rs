@@ -80,7 +80,10 @@ impl Model {
         let device = device.open()?;
         let (config, weights) = open(path)?;
         let precision = precision.for_weights(weights.has_few_bits());
-        let arithmetic = arithmetic.unwrap_or_else(|| precision.arithmetic());
+        let arithmetic = arithmetic.unwrap_or_else(|| match precision {
+            Precision::Int8 if weights.has_blocks() => Arithmetic::Blocks,
+            precision => precision.arithmetic(),
+        });
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
@@ -145,6 +148,12 @@ impl Model {
     fn kv_columns(&self) -> Range<usize> {
         let heads = self.config.heads();
         heads.q_columns()..heads.qkv_columns()
+    }
+
+    /// How products are computed, most of them if they are in whole numbers: those whose input does not fit are
+    /// computed otherwise.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
     }
 
     /// How the weights are kept and multiplied: what [`Precision::Auto`] has become.
@@ -328,8 +337,12 @@ impl Model {
         match self.arithmetic {
             Arithmetic::Bf16 => DType::BF16,
             // What is brought into fewer bits anyway comes from bf16 where attention is faster in it.
-            Arithmetic::Bytes if Kernels::best().bf16_weights == Arithmetic::Bf16 => DType::BF16,
-            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes => DType::F32,
+            Arithmetic::Bytes | Arithmetic::Blocks
+                if Kernels::best().bf16_weights == Arithmetic::Bf16 =>
+            {
+                DType::BF16
+            }
+            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => DType::F32,
         }
     }
 

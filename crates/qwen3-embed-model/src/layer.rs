@@ -1,7 +1,9 @@
 use std::cell::OnceCell;
 
 use candle_core::Tensor;
-use qwen3_embed_kernels::cpu::{Arithmetic, Epilogue, Heads, Layout};
+use qwen3_embed_kernels::cpu::{
+    Arithmetic, BLOCK_GROUP, BYTE_GROUP, Epilogue, Heads, Kernels, Layout, PackedWeight,
+};
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::calibration::{Calibration, Input};
@@ -258,14 +260,10 @@ impl Projection {
 
     /// Packs it for such an input.
     fn pack(&self, input: &Input) -> Result<ops::Linear> {
-        let fits_bytes = self.arithmetic == Arithmetic::Bytes && input.fits_bytes();
-        let (layout, norm) = (self.layout, self.norm.as_deref());
         let weight = match self.precision {
-            Precision::F32 | Precision::Auto => self.matrix.pack_f32(layout),
-            Precision::Bf16 => self.matrix.pack_bf16(layout),
-            Precision::Int8 if fits_bytes => self.matrix.pack_bytes(layout, norm),
-            Precision::Int8 if self.matrix.is_q8_0() => self.matrix.pack_q8_0(layout),
-            Precision::Int8 => self.matrix.pack_int8(layout, norm, &input.outliers),
+            Precision::F32 | Precision::Auto => self.matrix.pack_f32(self.layout),
+            Precision::Bf16 => self.matrix.pack_bf16(self.layout),
+            Precision::Int8 => self.pack_whole(input),
         };
         self.matrix.release();
         let linear = ops::Linear::new(weight);
@@ -273,5 +271,28 @@ impl Projection {
             Some(bias) => linear.with_bias(bias.clone())?,
             None => linear,
         })
+    }
+
+    /// Packs it in whole numbers, for such an input: as it is in the file, if that is in few bits or in 8,
+    /// or rounded to 8 bits.
+    fn pack_whole(&self, input: &Input) -> PackedWeight {
+        let (layout, norm, matrix) = (self.layout, self.norm.as_deref(), &self.matrix);
+        let mut arithmetic = self.arithmetic;
+        if arithmetic == Arithmetic::Blocks {
+            // What multiplies the columns of such a weight is its input.
+            let scaled = norm.map(|norm| input.times(norm));
+            let fits = matrix.is_blocks() && scaled.as_ref().unwrap_or(input).fits_bytes(BLOCK_GROUP);
+            if let Some(weight) = fits.then(|| matrix.pack_blocks(layout, norm)).flatten() {
+                return weight;
+            }
+            arithmetic = Kernels::best().int8_weights;
+        }
+        if arithmetic == Arithmetic::Bytes && input.fits_bytes(BYTE_GROUP) {
+            matrix.pack_bytes(layout, norm)
+        } else if matrix.is_q8_0() {
+            matrix.pack_q8_0(layout)
+        } else {
+            matrix.pack_int8(layout, norm, &input.outliers())
+        }
     }
 }

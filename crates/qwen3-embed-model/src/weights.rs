@@ -165,6 +165,15 @@ impl Weights {
             && matrices.all(|(_, entry)| entry.stored_type == Ok(StoredType::Q8_0))
     }
 
+    /// Whether a matrix of the layers is stored in blocks that the kernels multiply with as they are.
+    pub(crate) fn has_blocks(&self) -> bool {
+        let of_layers = |name: &str| matches!(self.naming, Naming::Gguf) && name.starts_with("blk.");
+        self.tensors.iter().any(|(name, entry)| {
+            let stored = entry.stored_type.ok();
+            of_layers(name) && stored.is_some_and(|stored| stored.block_bits().is_some())
+        })
+    }
+
     /// Whether the decoder has a tensor of this name.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(&self.name_in_file(name))
@@ -261,6 +270,33 @@ impl Matrix {
                     values,
                     scales,
                 );
+            }
+        })
+    }
+
+    /// Whether the kernels multiply with the matrix as it is in the file, in blocks of few bits.
+    pub(crate) fn is_blocks(&self) -> bool {
+        self.parts.iter().all(|part| part.stored_type.block_bits().is_some())
+    }
+
+    /// Packs a matrix that is in blocks of few bits in the file: as it is, for activations that are multiplied
+    /// with `columns` if there are any. `None` if that cannot be done.
+    pub(crate) fn pack_blocks(
+        &self,
+        layout: Layout,
+        columns: Option<&[f32]>,
+    ) -> Option<PackedWeight> {
+        if !self.is_blocks() {
+            return None;
+        }
+        let bits = |o| {
+            let bits = self.part_of(o).and_then(|(part, _)| part.stored_type.block_bits());
+            bits.expect("every part is in blocks")
+        };
+        PackedWeight::pack_blocks(self.n_rows, self.n_columns, layout, columns, bits, |o, row| {
+            if let Some((part, row_idx)) = self.part_of(o) {
+                let bytes = part.bytes_of(row_idx * self.n_columns, self.n_columns);
+                blocks::read_block_row(part.stored_type, bytes, row);
             }
         })
     }

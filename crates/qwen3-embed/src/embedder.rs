@@ -1,4 +1,4 @@
-use qwen3_embed_model::{Config, Model, Precision, SharingCounts};
+use qwen3_embed_model::{Arithmetic, Config, Model, Precision, SharingCounts};
 use qwen3_embed_text::{
     DEFAULT_INSTRUCTION, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
 };
@@ -130,6 +130,11 @@ impl Embedder {
     /// [`Precision::Auto`](crate::Precision::Auto) has become.
     pub fn precision(&self) -> Precision {
         self.model.precision()
+    }
+
+    /// How products are computed, most of them if the weights are in 8 bits or fewer.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.model.arithmetic()
     }
 
     /// The model's hyper-parameters.
