@@ -92,17 +92,26 @@ impl Input {
         if self.x.is_empty() { Vec::new() } else { outliers(&self.x, self.n_columns) }
     }
 
-    /// Whether 8 bits are enough for such activations, with a scale for each group of so many.
+    /// Whether 8 bits are enough for such activations, with a scale for each `group`, and for the weights that
+    /// meet them.
     pub(crate) fn fits_bytes(&self, group: usize) -> bool {
         !self.x.is_empty()
-            && loss(&self.x, self.n_columns, group) <= MOST_LOSS
             && self.outliers().is_empty()
+            && loss(&self.x, self.n_columns, group, &[]) <= MOST_LOSS
+    }
+
+    /// Whether 8 bits are enough for such activations, with a scale for each `group`, where weights are exact:
+    /// then outliers are no harm in themselves, but they must not hide what is lost of the other features.
+    pub(crate) fn fits_bytes_beside_outliers(&self, group: usize) -> bool {
+        !self.x.is_empty()
+            && loss(&self.x, self.n_columns, group, &self.outliers()) <= MOST_LOSS
     }
 }
 
-/// What 8 bits lose of `x`, [T, I], with a scale for each `group`: the squares of the errors, as a share of all
-/// squares of a row, in the mean over the rows. NaN where a value is not finite, or all are zero.
-fn loss(x: &[f32], n_columns: usize, group: usize) -> f64 {
+/// What 8 bits lose of `x`, [T, I], with a scale for each `group`: the squares of the errors, as a share of the
+/// squares of a row, but for the columns `apart`, in the mean over the rows. NaN where a value is not finite,
+/// or all are zero.
+fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
     let (mut total, mut n_rows) = (0.0, 0);
     for row in x.chunks_exact(n_columns) {
         let (mut errors, mut squares) = (0f32, 0f32);
@@ -118,9 +127,14 @@ fn loss(x: &[f32], n_columns: usize, group: usize) -> f64 {
                 squares += x * x;
             }
         }
+        let mut squares = f64::from(squares);
+        for &column in apart {
+            squares -= f64::from(row[column]).powi(2);
+        }
         // A row of zeros loses nothing.
         if squares != 0.0 {
-            total += f64::from(errors) / f64::from(squares);
+            // What is left of a sum in f32 may be its rounding, and negative.
+            total += (f64::from(errors) / squares).abs();
             n_rows += 1;
         }
     }
@@ -165,15 +179,15 @@ mod tests {
         (row[BYTE_GROUP], row[BYTE_GROUP + 1]) = (-254.0, 5.0);
         let expected = (0.25f64.powi(2) + 0.5f64.powi(2) + 1.0)
             / (127f64.powi(2) + 3.25f64.powi(2) + 0.25 + 254f64.powi(2) + 25.0);
-        assert!((loss(&row, row.len(), BYTE_GROUP) / expected - 1.0).abs() < 1e-5);
+        assert!((loss(&row, row.len(), BYTE_GROUP, &[]) / expected - 1.0).abs() < 1e-5);
         // Rows count alike, however large they are, and those of zeros do not.
         let exact = [[1000.0 * 127.0; 2 * BYTE_GROUP], [0.0; 2 * BYTE_GROUP]].concat();
         let rows = [row.as_slice(), &exact].concat();
-        assert!((loss(&rows, row.len(), BYTE_GROUP) / (expected / 2.0) - 1.0).abs() < 1e-5);
+        assert!((loss(&rows, row.len(), BYTE_GROUP, &[]) / (expected / 2.0) - 1.0).abs() < 1e-5);
         row[7] = f32::INFINITY;
-        assert!(loss(&row, row.len(), BYTE_GROUP).is_nan() && loss(&[0.0; 8], 8, BYTE_GROUP).is_nan());
+        assert!(loss(&row, row.len(), BYTE_GROUP, &[]).is_nan() && loss(&[0.0; 8], 8, BYTE_GROUP, &[]).is_nan());
         row[7] = f32::NAN;
-        assert!(loss(&row, row.len(), BYTE_GROUP).is_nan());
+        assert!(loss(&row, row.len(), BYTE_GROUP, &[]).is_nan());
     }
 
     #[test]

@@ -281,7 +281,8 @@ impl Projection {
         if arithmetic == Arithmetic::Blocks {
             // What multiplies the columns of such a weight is its input.
             let scaled = norm.map(|norm| input.times(norm));
-            let fits = matrix.is_blocks() && scaled.as_ref().unwrap_or(input).fits_bytes(BLOCK_GROUP);
+            let input = scaled.as_ref().unwrap_or(input);
+            let fits = matrix.is_blocks() && input.fits_bytes_beside_outliers(BLOCK_GROUP);
             if let Some(weight) = fits.then(|| matrix.pack_blocks(layout, norm)).flatten() {
                 return weight;
             }
