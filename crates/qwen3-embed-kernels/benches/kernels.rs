@@ -8,8 +8,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    Arithmetic, AttentionScratch, Bits, BlockRow, Epilogue, Heads, Kernels, Layout, PackedWeight, Quantised, Rows,
-    RowsMut, Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
+    Arithmetic, AttentionScratch, Bits, BlockRow, Epilogue, Heads, Kernels, Layout, PackedWeight,
+    Quantised, Rows, RowsMut, Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
 };
 use qwen3_embed_kernels::{Queries, Ragged};
 

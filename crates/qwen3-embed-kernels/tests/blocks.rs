@@ -1,14 +1,14 @@
 //! Products with weights in blocks of few bits, of every kernel set, against the f64 reference.
 //!
-//! The weights are used as they are: what is lost is that of activations, rounded to multiples of their group's
-//! scale, which are off by at most half of it, a group's largest magnitude over 254. That times what they are
+//! The weights are used as they are: what is lost is that of activations, rounded to multiples of their block's
+//! scale, which are off by at most half of it, a block's largest magnitude over 254. That times what they are
 //! multiplied with, and the roundings of the sums in f32, bound the result's error.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    BLOCK, BLOCK_GROUP, Bits, BlockRow, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows,
-    RowsMut, Values,
+    BLOCK, Bits, BlockRow, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut,
+    Values,
 };
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -43,7 +43,12 @@ impl Weight {
     }
 
     /// Packed for a kernel set.
-    fn pack(&self, layout: Layout, columns: Option<&[f32]>, kernels: &'static Kernels) -> PackedWeight {
+    fn pack(
+        &self,
+        layout: Layout,
+        columns: Option<&[f32]>,
+        kernels: &'static Kernels,
+    ) -> PackedWeight {
         let read_row = |o: usize, row: &mut BlockRow| {
             let sizes = |row: &BlockRow| {
                 [row.values.len(), row.scales.len(), row.minima.len(), row.d.len(), row.m.len()]
@@ -153,20 +158,20 @@ fn shapes() -> Vec<[usize; 3]> {
     shapes
 }
 
-/// What the roundings of the sums in f32 may be of the sum of all magnitudes: those of the activations'
-/// sums, `m·n` and `d`, and of a multiply-add for every group, twice, and for every block.
+/// What the roundings of the sums in f32 may be of the sum of all magnitudes: four within a block, one when it
+/// is added, and the bias.
 fn roundings(n_in: usize) -> f64 {
-    gamma(2 * n_in / BLOCK_GROUP + n_in / BLOCK + 6)
+    gamma(n_in / BLOCK + 6)
 }
 
-/// Rows whose groups are whole multiples of a power of two, up to 127, which bytes hold.
+/// Rows whose blocks are whole multiples of a power of two, up to 127, which bytes hold.
 fn whole(seed: u64, n: usize) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut values = Vec::with_capacity(n);
     while values.len() < n {
         let scale = f64::from(rng.random_range(-20..20)).exp2() as f32;
-        let at = rng.random_range(0..BLOCK_GROUP);
-        values.extend((0..BLOCK_GROUP).map(|i| {
+        let at = rng.random_range(0..BLOCK);
+        values.extend((0..BLOCK).map(|i| {
             scale * if i == at { -127.0 } else { rng.random_range(-127i32..=127) as f32 }
         }));
     }
@@ -183,8 +188,7 @@ fn what_bytes_hold_is_multiplied_exactly() {
         let expected = reference::linear(&x64, &weight.values(), Some(&widened(&bias)), n_in);
         let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
         let bias_sizes = sizes(&widened(&bias));
-        let sums =
-            reference::linear(&sizes(&x64), &weight.magnitudes(), Some(&bias_sizes), n_in);
+        let sums = reference::linear(&sizes(&x64), &weight.magnitudes(), Some(&bias_sizes), n_in);
         for kernels in Kernels::available() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             let what = format!("{}, {bits:?}, {rows} × {n_in} × {n_out}", kernels.name);
@@ -200,10 +204,10 @@ fn bounds(x: &[f64], weight: &Weight) -> Vec<f64> {
     // As far as f32 knows the scale and its inverse.
     let half = 0.5 + 1e-3;
     let errors: Vec<f64> = x
-        .chunks_exact(BLOCK_GROUP)
+        .chunks_exact(BLOCK)
         .flat_map(|group| {
             let largest = group.iter().fold(0f64, |largest, x| largest.max(x.abs()));
-            [largest / 127.0 * half; BLOCK_GROUP]
+            [largest / 127.0 * half; BLOCK]
         })
         .collect();
     let values: Vec<f64> = weight.values().iter().map(|w| w.abs()).collect();
@@ -256,7 +260,6 @@ fn the_largest_sums_are_exact() {
                 let sign = |k: usize| if k / half_period % 2 == 0 { 127.0 } else { -127.0 };
                 let x: Vec<f32> = (0..n_in).map(sign).collect();
                 let expected = reference::linear(&widened(&x), &weight.values(), None, n_in);
-                // Whole numbers below 2^24 for each group, and then their sums.
                 let sums = reference::linear(&[127.0; BLOCK], &weight.magnitudes(), None, n_in);
                 let what = format!("{}, {bits:?}, {half_period}", kernels.name);
                 let got = multiply(&packed, &x, None);
@@ -280,7 +283,7 @@ fn whole_numbers_are_exact() {
             row.m.fill(1.0);
         }
         let mut x = whole(1, rows * n_in);
-        for group in x.chunks_exact_mut(BLOCK_GROUP) {
+        for group in x.chunks_exact_mut(BLOCK) {
             let largest = group.iter().fold(0f32, |largest, x| largest.max(x.abs()));
             group.iter_mut().for_each(|x| *x = (*x / largest * 127.0).round());
         }
@@ -326,9 +329,8 @@ fn panels_may_be_in_different_bits_and_a_panel_may_not() {
         assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], kernels.name);
     }
     let bits = |o| if o < 33 { Bits::Four } else { Bits::Six };
-    let pack = |n_in, n_out| {
-        PackedWeight::pack_blocks(n_out, n_in, Layout::Plain, None, bits, |_, _| ())
-    };
+    let pack =
+        |n_in, n_out| PackedWeight::pack_blocks(n_out, n_in, Layout::Plain, None, bits, |_, _| ());
     assert!(pack(BLOCK, 33).is_some() && pack(BLOCK, 34).is_none() && pack(128, 33).is_none());
 }
 

@@ -342,7 +342,9 @@ impl Model {
             {
                 DType::BF16
             }
-            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => DType::F32,
+            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
+                DType::F32
+            }
         }
     }
 

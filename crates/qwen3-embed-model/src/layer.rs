@@ -2,7 +2,7 @@ use std::cell::OnceCell;
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::{
-    Arithmetic, BLOCK_GROUP, BYTE_GROUP, Epilogue, Heads, Kernels, Layout, PackedWeight,
+    Arithmetic, BLOCK, BYTE_GROUP, Epilogue, Heads, Kernels, Layout, PackedWeight,
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
@@ -282,7 +282,7 @@ impl Projection {
             // What multiplies the columns of such a weight is its input.
             let scaled = norm.map(|norm| input.times(norm));
             let input = scaled.as_ref().unwrap_or(input);
-            let fits = matrix.is_blocks() && input.fits_bytes_beside_outliers(BLOCK_GROUP);
+            let fits = matrix.is_blocks() && input.fits_bytes_beside_outliers(BLOCK);
             if let Some(weight) = fits.then(|| matrix.pack_blocks(layout, norm)).flatten() {
                 return weight;
             }

@@ -167,7 +167,8 @@ impl Weights {
 
     /// Whether a matrix of the layers is stored in blocks that the kernels multiply with as they are.
     pub(crate) fn has_blocks(&self) -> bool {
-        let of_layers = |name: &str| matches!(self.naming, Naming::Gguf) && name.starts_with("blk.");
+        let of_layers =
+            |name: &str| matches!(self.naming, Naming::Gguf) && name.starts_with("blk.");
         self.tensors.iter().any(|(name, entry)| {
             let stored = entry.stored_type.ok();
             of_layers(name) && stored.is_some_and(|stored| stored.block_bits().is_some())

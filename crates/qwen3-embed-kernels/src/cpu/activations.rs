@@ -24,7 +24,7 @@ pub enum Arithmetic {
     /// features. Products are summed in whole numbers. Without an instruction for it, this is slower than
     /// [`Int8`](Self::Int8).
     Bytes,
-    /// Activations in 8 bits with a scale for each group of [`BLOCK_GROUP`](super::BLOCK_GROUP) input features,
+    /// Activations in 8 bits with a scale for each block of [`BLOCK`](super::BLOCK) input features,
     /// and weights in 4 to 6 bits: see [`Bits`](super::Bits). Products are summed in whole numbers.
     Blocks,
 }

@@ -142,7 +142,8 @@ fn write_column(bits: Bits, row: &BlockRow, panel: &mut [u8], place: [usize; 2])
         }
         let n_groups = BLOCK / bits.group();
         for group in 0..n_groups {
-            scales[group * n_columns + column] = row.scales[block * n_groups + group].cast_unsigned();
+            scales[group * n_columns + column] =
+                row.scales[block * n_groups + group].cast_unsigned();
         }
         d[4 * column..][..4].copy_from_slice(&row.d[block].to_ne_bytes());
         if bits.has_minima() {
@@ -171,7 +172,8 @@ fn read_column(bits: Bits, row: &mut BlockRow, panel: &[u8], place: [usize; 2]) 
         for group in 0..n_groups {
             row.scales[block * n_groups + group] = scales[group * n_columns + column].cast_signed();
         }
-        let f32_at = |bytes: &[u8]| f32::from_ne_bytes(std::array::from_fn(|i| bytes[4 * column + i]));
+        let f32_at =
+            |bytes: &[u8]| f32::from_ne_bytes(std::array::from_fn(|i| bytes[4 * column + i]));
         row.d[block] = f32_at(d);
         if bits.has_minima() {
             for group in 0..n_groups {
@@ -181,4 +183,3 @@ fn read_column(bits: Bits, row: &mut BlockRow, panel: &[u8], place: [usize; 2]) 
         }
     }
 }
-

@@ -30,7 +30,7 @@ pub use blocks::BlockRow;
 pub use dispatch::Kernels;
 pub use linear::Epilogue;
 pub use packed::{Layout, PackedWeight};
-pub use product::{BLOCK, BLOCK_GROUP, BYTE_GROUP, Bits};
+pub use product::{BLOCK, BYTE_GROUP, Bits};
 pub use quantised::Quantised;
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current

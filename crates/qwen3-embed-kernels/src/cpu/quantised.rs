@@ -10,8 +10,8 @@ use super::activations::{Rows, Values};
 use super::aligned::Aligned;
 use super::packed::{PackedWeight, Panels};
 use super::product::{
-    BLOCK_GROUP, BLOCK_ROW_GROUP, BYTE_GROUP, Float, GROUP, ROW_GROUP, Whole, block_row_size,
-    byte_row_size, finish_block_group, finish_group,
+    BLOCK, BLOCK_ROW, BYTE_GROUP, Float, GROUP, ROW_GROUP, Whole, block_row_size, byte_row_size,
+    finish_block, finish_group,
 };
 use super::simd::Simd;
 use super::vector::{load_part, store_part, store_whole_part};
@@ -139,8 +139,8 @@ fn byte_groups<S: Simd, T: Float>(s: S, x: &[T], out: &mut [i8]) {
     }
 }
 
-/// Writes a row, times `columns` if there are any, in groups, each as multiples of the scale behind it. The row
-/// is whole groups.
+/// Writes a row, times `columns` if there are any, in blocks, each as multiples of the scale behind it. The row
+/// is whole blocks.
 #[inline(always)]
 pub(super) fn quantise_blocks<S: Simd>(
     s: S,
@@ -149,30 +149,30 @@ pub(super) fn quantise_blocks<S: Simd>(
     out: &mut [i8],
 ) {
     match x {
-        Values::F32(x) => block_groups(s, x, columns, out),
-        Values::Bf16(x) => block_groups(s, x, columns, out),
+        Values::F32(x) => blocks(s, x, columns, out),
+        Values::Bf16(x) => blocks(s, x, columns, out),
         _ => unreachable!("a row of f32 or bf16"),
     }
 }
 
 /// [`quantise_blocks`] of a type.
 #[inline(always)]
-fn block_groups<S: Simd, T: Float>(s: S, x: &[T], columns: Option<&[f32]>, out: &mut [i8]) {
-    let groups = x.chunks_exact(BLOCK_GROUP).zip(out.as_chunks_mut::<BLOCK_ROW_GROUP>().0);
-    for (i, (x, group)) in groups.enumerate() {
+fn blocks<S: Simd, T: Float>(s: S, x: &[T], columns: Option<&[f32]>, out: &mut [i8]) {
+    let blocks = x.chunks_exact(BLOCK).zip(out.as_chunks_mut::<BLOCK_ROW>().0);
+    for (i, (x, block)) in blocks.enumerate() {
         let scale = match columns {
-            None => multiples(s, x, &mut group[..BLOCK_GROUP]),
+            None => multiples(s, x, &mut block[..BLOCK]),
             Some(columns) => {
-                let columns = &columns[i * BLOCK_GROUP..][..BLOCK_GROUP];
-                let mut products = [0f32; BLOCK_GROUP];
-                for at in (0..BLOCK_GROUP).step_by(S::LANES) {
+                let columns = &columns[i * BLOCK..][..BLOCK];
+                let mut products = [0f32; BLOCK];
+                for at in (0..BLOCK).step_by(S::LANES) {
                     let product = s.mul(load_part(s, &x[at..]), load_part(s, &columns[at..]));
                     store_part(s, &mut products[at..], product);
                 }
-                multiples(s, &products, &mut group[..BLOCK_GROUP])
+                multiples(s, &products, &mut block[..BLOCK])
             }
         };
-        finish_block_group(group, scale);
+        finish_block(block, scale);
     }
 }
 

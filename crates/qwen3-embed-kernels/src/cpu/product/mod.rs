@@ -24,12 +24,11 @@ mod float;
 mod int8;
 mod peak;
 
-pub use blocks::{BLOCK, BLOCK_GROUP, Bits};
-pub use bytes::BYTE_GROUP;
+pub use blocks::{BLOCK, Bits};
 pub(super) use blocks::{
-    BLOCK_ROW_GROUP, Blocks, block_row_size, finish_block_group, parts_of, unpack,
-    unpacked_panel_size,
+    BLOCK_ROW, Blocks, block_row_size, finish_block, parts_of, unpack, unpacked_panel_size,
 };
+pub use bytes::BYTE_GROUP;
 pub(super) use bytes::{Bytes, ROW_GROUP, byte_row_size, finish_group};
 pub(super) use float::{Bf16, F32, Widened};
 pub(super) use int8::{GROUP, Int8, Weight8, group_size};

@@ -206,6 +206,14 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn few(self, a: __m256i, b: __m256i) -> __m256i {
+        if VNNI {
+            return self.add_few(a, b, self.no_products());
+        }
+        // SAFETY: as above.
+        unsafe { _mm256_maddubs_epi16(a, b) }
+    }
+    #[inline(always)]
     fn begin_few(self, pair: __m256i) -> __m256i {
         if VNNI {
             return self.add_pair_products(pair, self.splat_i32(0x1_0001), self.no_products());

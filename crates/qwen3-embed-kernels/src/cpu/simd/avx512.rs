@@ -220,6 +220,14 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         }
     }
     #[inline(always)]
+    fn few(self, a: __m512i, b: __m512i) -> __m512i {
+        if VNNI {
+            return self.add_few(a, b, self.no_products());
+        }
+        // SAFETY: as above.
+        unsafe { _mm512_maddubs_epi16(a, b) }
+    }
+    #[inline(always)]
     fn begin_few(self, pair: __m512i) -> __m512i {
         if VNNI {
             return self.add_pair_products(pair, self.splat_i32(0x1_0001), self.no_products());

@@ -107,6 +107,11 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// `c + a · b` of quads of bytes, those of `a` without and those of `b` with a sign: all four products
     /// of a lane are added to it.
     fn add_quad_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
+    /// What [`add_few`](Self::add_few) makes of zeros.
+    #[inline(always)]
+    fn few(self, a: Self::I, b: Self::I) -> Self::I {
+        self.add_few(a, b, self.no_products())
+    }
     /// Sums for [`add_few`](Self::add_few) that begin with a pair of i16.
     #[inline(always)]
     fn begin_few(self, pair: Self::I) -> Self::I {
