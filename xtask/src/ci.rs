@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{fixtures, invariants, parity, root};
 
 /// Everything that has to hold besides the tests: format, lints, documentation, the layering of the
-/// crates, the fixtures' hashes, parity, and the example.
+/// crates, the fixtures' hashes, parity, and the examples.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -15,10 +15,17 @@ pub(crate) fn run() -> Result<()> {
         let mut command = cargo_command(&["doc", "--workspace", "--no-deps"]);
         fixtures::succeed(command.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    step("without the hub", || {
+        let package = ["--package", "qwen3-embed", "--no-default-features"];
+        cargo(&[&["test"], &package[..], &["--test", "without_hub"]].concat())
+    })?;
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
     step("parity", || parity::fixtures(1e-5))?;
-    step("example", || cargo(&["run", "--release", "--example", "multilingual_similarity"]))
+    for example in ["multilingual_similarity", "retrieve_and_rerank"] {
+        step(example, || cargo(&["run", "--release", "--example", example]))?;
+    }
+    Ok(())
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

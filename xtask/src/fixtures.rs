@@ -56,11 +56,16 @@ pub(crate) fn check() -> Result<()> {
     }
     let listed: BTreeSet<&str> =
         sums.lines().filter_map(|line| Some(line.split_once("  ")?.1)).collect();
-    for model in fs::read_dir(folder.join("models"))? {
-        for file in fs::read_dir(model?.path())? {
-            let path = file?.path();
-            let name = path.strip_prefix(&folder)?.to_string_lossy().replace('\\', "/");
-            ensure!(listed.contains(name.as_str()), "fixtures/{name} has no hash in SHA256SUMS");
+    for kind in ["models", "rerankers"] {
+        for model in fs::read_dir(folder.join(kind))? {
+            for file in fs::read_dir(model?.path())? {
+                let path = file?.path();
+                let name = path.strip_prefix(&folder)?.to_string_lossy().replace('\\', "/");
+                ensure!(
+                    listed.contains(name.as_str()),
+                    "fixtures/{name} has no hash in SHA256SUMS"
+                );
+            }
         }
     }
     println!("{} fixtures have their hashes", listed.len());

@@ -26,23 +26,37 @@ const OWNERS: [(&str, &[&str]); 9] = [
     ("candle-core", &["qwen3-embed-kernels", "qwen3-embed-model"]),
     ("tokenizers", &["qwen3-embed-text"]),
     ("memmap2", &["qwen3-embed-model"]),
-    ("hf-hub", &["qwen3-embed"]),
-    ("reqwest", &["qwen3-embed"]),
+    ("reqwest", &[]),
+    ("rustls", &[]),
     ("ureq", &["qwen3-embed"]),
     ("axum", &["qwen3-embed-server"]),
     ("hyper", &["qwen3-embed-server"]),
     ("tokio", &["qwen3-embed-server", "qwen3-embed-cli"]),
 ];
 
-/// Library code and what it must not mention, with the files that may.
-const WORDS: [(&str, &str, &[&str]); 7] = [
+/// What the facade must not bring along, whatever its features: a runtime of its own, or what needs more
+/// to build than Rust and a C compiler.
+const NOT_BELOW: [&str; 6] =
+    ["tokio", "native-tls", "openssl-sys", "aws-lc-sys", "cmake", "pkg-config"];
+
+/// What the facade does not bring along without its feature `hub`: anything that touches the network.
+const NOT_WITHOUT_HUB: [&str; 3] = ["ureq", "rustls", "ring"];
+
+/// Library code and what it must not mention, with the files and folders that may.
+const WORDS: [(&str, &str, &[&str]); 12] = [
     // Only `ops`, and the error that carries candle's, know tensors.
     ("crates/qwen3-embed-kernels/src", "candle", &["ops.rs", "error.rs", "lib.rs"]),
     ("crates/qwen3-embed-kernels/src", "feature_detected", &["dispatch.rs"]),
     ("crates/qwen3-embed-model/src", "fs::", &["weights.rs"]),
     ("crates/qwen3-embed-model/src", "unsafe", &["weights.rs"]),
     ("crates/qwen3-embed-text/src", "fs::", &[]),
-    ("crates/qwen3-embed/src", "fs::", &["source.rs"]),
+    ("crates/qwen3-embed/src", "fs::", &["source"]),
+    // Only the hub's client sends anything, and the environment is read in one place.
+    ("crates/qwen3-embed/src", "Agent", &["source/client.rs"]),
+    ("crates/qwen3-embed/src", "env::var", &["source/environment.rs"]),
+    ("crates/qwen3-embed/src", "std::net", &[]),
+    ("crates/qwen3-embed-model/src", "std::net", &[]),
+    ("crates/qwen3-embed-text/src", "std::net", &[]),
     ("crates/qwen3-embed-server/src", "fs::", &[]),
 ];
 
@@ -58,12 +72,17 @@ const SAFE: [&str; 5] = [
 /// Checks every invariant.
 pub(crate) fn check() -> Result<()> {
     check_dependencies()?;
+    check_facade(&[], &NOT_BELOW)?;
+    check_facade(&["--no-default-features"], &NOT_WITHOUT_HUB)?;
     for (folder, word, allowed) in WORDS {
-        for file in rust_files(&root().join(folder))? {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let folder = root().join(folder);
+        for file in rust_files(&folder)? {
+            let path = file.strip_prefix(&folder)?;
+            let is_allowed =
+                allowed.iter().any(|place| path.starts_with(place) || path.ends_with(place));
             let text = fs::read_to_string(&file)?;
-            let mention = allowed.contains(&&*name) || !code(&text).any(|line| line.contains(word));
-            ensure!(mention, "{} mentions `{word}`", file.display());
+            let mentions = code(&text).any(|line| line.contains(word));
+            ensure!(is_allowed || !mentions, "{} mentions `{word}`", file.display());
         }
     }
     for file in SAFE {
@@ -74,14 +93,27 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-fn check_dependencies() -> Result<()> {
+/// Checks that none of the crates is among those that the facade's users build, with these arguments.
+fn check_facade(arguments: &[&str], unwanted: &[&str]) -> Result<()> {
+    let tree = ["tree", "--package", "qwen3-embed", "--edges", "normal,build", "--prefix", "none"];
+    let tree = String::from_utf8(cargo(&[&tree, arguments].concat())?)?;
+    let mut names = tree.lines().filter_map(|line| line.split(' ').next());
+    let found = names.find(|name| unwanted.contains(name));
+    ensure!(found.is_none(), "the facade {arguments:?} depends on {found:?}");
+    Ok(())
+}
+
+/// What cargo prints.
+fn cargo(arguments: &[&str]) -> Result<Vec<u8>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .current_dir(root())
-        .output()?;
-    ensure!(output.status.success(), "cargo metadata failed");
-    let metadata: Value = serde_json::from_slice(&output.stdout)?;
+    let output = Command::new(cargo).args(arguments).current_dir(root()).output()?;
+    ensure!(output.status.success(), "cargo {arguments:?} failed");
+    Ok(output.stdout)
+}
+
+fn check_dependencies() -> Result<()> {
+    let metadata = cargo(&["metadata", "--no-deps", "--format-version", "1"])?;
+    let metadata: Value = serde_json::from_slice(&metadata)?;
     let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
     let names: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
     ensure!(names == LAYERS.iter().map(|(name, _)| *name).collect(), "crates are {names:?}");

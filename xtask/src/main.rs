@@ -7,6 +7,7 @@ mod fixtures;
 mod invariants;
 mod parity;
 mod random_checkpoint;
+mod rerank_parity;
 
 use std::path::PathBuf;
 

@@ -3,25 +3,29 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use qwen3_embed::{Embedder, Embeddings, cosine};
-use qwen3_embed_model::{Arithmetic, Device, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
 use serde::Deserialize;
 
-use crate::root;
+use crate::{rerank_parity, root};
 
 /// Compare this project's vectors with transformers'
 ///
 /// Without arguments: every fixture. With --model: that checkpoint, against the golden files given,
 /// which `fixtures/reference.py DIR FILE` writes, or else against the figures of the model cards,
-/// which only the published weights can meet. All in f32, or with --bf16 in bf16.
+/// which only the published weights can meet. All in f32, or with --bf16 in bf16. With --reranker: the
+/// scores of that reranker, against golden files of `fixtures/rerank.py DIR FILE` or published scores.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of a checkpoint, or a .gguf file
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", group = "checkpoint")]
     model: Option<PathBuf>,
+    /// Folder of a reranker, or a .gguf file
+    #[arg(long, value_name = "PATH", group = "checkpoint", conflicts_with_all = ["bf16", "int8"])]
+    reranker: Option<PathBuf>,
     /// A golden file of that checkpoint: repeat the option for more
-    #[arg(long, value_name = "FILE", requires = "model")]
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
     golden: Vec<PathBuf>,
-    /// Largest difference of a component of a unit vector
+    /// Largest difference of a component of a unit vector, or of a score
     #[arg(long, value_name = "X", default_value_t = 1e-5)]
     tolerance: f64,
     /// Compare bf16 products, on any processor, with transformers' own bf16
@@ -78,6 +82,13 @@ const DOCUMENTS: [&str; 2] = [
 
 /// Runs `cargo xtask parity`.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(dir) = &args.reranker {
+        if args.golden.is_empty() {
+            return rerank_parity::published(dir);
+        }
+        let mut golden = args.golden.iter();
+        return golden.try_for_each(|golden| rerank_parity::compare(dir, golden, args.tolerance));
+    }
     let pairs = match &args.model {
         None => fixture_files()?,
         Some(dir) if args.golden.is_empty() => return published(dir),
@@ -90,13 +101,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return pairs.iter().try_for_each(|(dir, golden)| compare_int8(dir, golden));
     }
     heading();
-    pairs.iter().try_for_each(|(dir, golden)| compare(dir, golden, args.tolerance))
+    pairs.iter().try_for_each(|(dir, golden)| compare(dir, golden, args.tolerance))?;
+    if args.model.is_none() { rerank_parity::fixtures(args.tolerance) } else { Ok(()) }
 }
 
 /// Every fixture against its golden file.
 pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
     heading();
-    fixture_files()?.iter().try_for_each(|(dir, golden)| compare(dir, golden, tolerance))
+    fixture_files()?.iter().try_for_each(|(dir, golden)| compare(dir, golden, tolerance))?;
+    rerank_parity::fixtures(tolerance)
 }
 
 /// The folder or GGUF file and the golden file of every fixture.
@@ -169,7 +182,8 @@ fn compare_bf16(dir: &Path, golden: &Path) -> Result<()> {
     let name = name(dir);
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
-    let model = Model::load_for(dir, Device::Cpu, Precision::Bf16, Some(Arithmetic::Bf16))?;
+    let model =
+        Model::load_with(dir, &LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16))?;
     let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
     let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
@@ -187,7 +201,7 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden = Golden::read(golden)?;
     let name = name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
-        let model = Model::load_for(dir, Device::Cpu, Precision::Int8, Some(arithmetic))?;
+        let model = Model::load_with(dir, &LoadOptions::multiplying(Precision::Int8, arithmetic))?;
         let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
         ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);
@@ -201,7 +215,7 @@ fn mean_and_worst(errors: &[f64]) -> (f64, f64) {
 }
 
 /// What a checkpoint is called: as its folder, a GGUF file among the fixtures too.
-fn name(checkpoint: &Path) -> String {
+pub(crate) fn name(checkpoint: &Path) -> String {
     let is_fixture = checkpoint.ends_with("model.gguf");
     let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };
     named.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()

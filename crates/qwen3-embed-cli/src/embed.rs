@@ -1,10 +1,11 @@
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write as _};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use qwen3_embed::{DEFAULT_INSTRUCTION, Embedder, Error, Overflow, SpecialTokens, instruct};
+use qwen3_embed::{Embedder, Error, Overflow, SpecialTokens, instruct};
 use serde::{Deserialize, Serialize};
 
+use crate::jsonl::{Format, write_line};
 use crate::model::ModelArgs;
 
 /// Embed texts: one JSON object in on each line of standard input, one out
@@ -22,12 +23,15 @@ pub(crate) struct Args {
     /// Dimensions of the vectors [default: the model's hidden size]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
-    /// Embed the texts as queries, behind the default instruction
+    /// Embed the texts as queries, behind the model's prompt for queries
     #[arg(long)]
     query: bool,
     /// Embed the texts as queries, behind this instruction
     #[arg(long, value_name = "TEXT", conflicts_with = "query")]
     instruct: Option<String>,
+    /// Embed the texts behind the model's prompt of this name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["query", "instruct"])]
+    prompt_name: Option<String>,
     /// The longest text, in tokens [default: the model's limit, at most 32768]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
@@ -53,12 +57,6 @@ enum OverflowArg {
     TruncateLeft,
     /// The end is cut
     TruncateRight,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Format {
-    /// One JSON object on each line
-    Jsonl,
 }
 
 /// A line of standard input.
@@ -133,15 +131,18 @@ impl Args {
 
     /// The tokens of each line, in order.
     fn tokenize(&self, embedder: &Embedder, lines: &[Line]) -> Result<Vec<Vec<u32>>, Error> {
-        let default = self.query.then_some(DEFAULT_INSTRUCTION);
-        let instruction = self.instruct.as_deref().or(default);
-        // Lines of tokens take part as empty texts, so that an error names the right line.
+        let prompt = match (&self.instruct, &self.prompt_name) {
+            (Some(instruction), _) => &instruct(instruction, ""),
+            (None, Some(name)) => embedder.prompt(name)?,
+            (None, None) if self.query => embedder.query_prompt(),
+            (None, None) => embedder.document_prompt(),
+        };
+        // Lines of tokens take part as prompts alone, so that an error names the right line.
         let texts: Vec<String> = lines
             .iter()
-            .map(|line| match (line, instruction) {
-                (Line::Text(text), Some(instruction)) => instruct(instruction, text),
-                (Line::Text(text), None) => text.clone(),
-                (Line::Tokens(_), _) => String::new(),
+            .map(|line| match line {
+                Line::Text(text) => [prompt, text].concat(),
+                Line::Tokens(_) => prompt.to_owned(),
             })
             .collect();
         let mut tokens = embedder.tokenize(&texts)?;
@@ -200,9 +201,4 @@ fn parse(line: &str) -> Result<Line> {
         (Some(_), Some(_)) => bail!("expected `text` or `tokens`, got both"),
         (None, None) => bail!("expected `text` or `tokens`, got neither"),
     }
-}
-
-fn write_line(output: &mut impl Write, line: &Output<'_>) -> io::Result<()> {
-    serde_json::to_writer(&mut *output, line)?;
-    output.write_all(b"\n")
 }

@@ -1,16 +1,20 @@
-//! The `qwen3-embed` command: text embeddings with Qwen3 models.
+//! The `qwen3-embed` command: text embeddings and rerank scores with Qwen3 models.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod download;
 mod embed;
+mod info;
+mod jsonl;
 mod model;
+mod rerank;
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Text embeddings with Qwen3 models
+/// Text embeddings and rerank scores with Qwen3 models
 #[derive(Parser)]
 #[command(name = "qwen3-embed", version)]
 struct Cli {
@@ -21,13 +25,19 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Args),
+    Rerank(rerank::Args),
     Bench(bench::Args),
+    Download(download::Args),
+    Info(info::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Embed(args) => embed::run(&args),
+        Command::Rerank(args) => rerank::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Download(args) => download::run(&args),
+        Command::Info(args) => info::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,14 +1,18 @@
-use std::path::PathBuf;
-
 use clap::ValueEnum;
-use qwen3_embed::{Embedder, EmbedderBuilder, Precision};
+use qwen3_embed::{Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder};
+
+use crate::download;
 
 /// Which model, and how it is computed.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files, or a .gguf file
-    #[arg(long, value_name = "PATH")]
-    model: PathBuf,
+    /// Folder with the model's config.json, tokenizer.json and safetensors files, a .gguf file, or an id
+    /// of the hub: OWNER/NAME, with @REVISION if need be, or OWNER/NAME:Q8_0 for a GGUF file
+    #[arg(long, value_name = "PATH or ID")]
+    model: String,
+    /// Folder or id of a LoRA adapter that is added to the model
+    #[arg(long, value_name = "PATH or ID")]
+    adapter: Option<String>,
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value = "f32")]
     precision: PrecisionArg,
@@ -26,17 +30,38 @@ enum PrecisionArg {
 impl ModelArgs {
     /// An embedder of this model, to be set up further.
     pub(crate) fn builder(&self) -> EmbedderBuilder {
-        Embedder::builder(self.model.as_path()).precision(match self.precision {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Bf16 => Precision::Bf16,
-            PrecisionArg::Int8 => Precision::Int8,
-            PrecisionArg::Auto => Precision::Auto,
-        })
+        let builder = Embedder::builder(self.model.as_str()).hub(download::hub());
+        let builder = builder.precision(self.precision.into());
+        match &self.adapter {
+            Some(adapter) => builder.adapter(adapter.as_str()),
+            None => builder,
+        }
+    }
+
+    /// A reranker of this model, to be set up further.
+    pub(crate) fn reranker(&self) -> RerankerBuilder {
+        let builder = Reranker::builder(self.model.as_str()).hub(download::hub());
+        let builder = builder.precision(self.precision.into());
+        match &self.adapter {
+            Some(adapter) => builder.adapter(adapter.as_str()),
+            None => builder,
+        }
     }
 
     /// The precision's name on the command line.
     pub(crate) fn precision_name(&self) -> String {
         let value = self.precision.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::Int8 => Self::Int8,
+            PrecisionArg::Auto => Self::Auto,
+        }
     }
 }

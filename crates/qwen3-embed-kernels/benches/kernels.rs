@@ -9,7 +9,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
     Arithmetic, AttentionScratch, Bits, BlockRow, Epilogue, Heads, Kernels, Layout, PackedWeight,
-    Quantised, Rows, RowsMut, Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
+    Quantised, Rows, RowsMut, Values, ValuesMut, attention, qk_norm_rope, rms_norm,
 };
 use qwen3_embed_kernels::{Queries, Ragged};
 
@@ -112,7 +112,7 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
     }
 }
 
-fn attention(group: &mut Group<'_>, kernels: &'static Kernels) {
+fn attention_of(group: &mut Group<'_>, kernels: &'static Kernels) {
     for (texts, length) in [(32, 32), (8, 128), (1, 2048)] {
         let batch = Ragged::from_lengths(vec![length; texts]).unwrap();
         let qkv = values(batch.n_tokens() * HEADS.qkv_columns());
@@ -127,7 +127,7 @@ fn attention(group: &mut Group<'_>, kernels: &'static Kernels) {
                 b.iter(|| {
                     let qkv = black_box(&qkv);
                     let queries = Queries::All;
-                    causal_attention(kernels, qkv, &batch, queries, HEADS, &mut scratch, &mut out);
+                    attention(kernels, qkv, &batch, queries, HEADS, &mut scratch, &mut out);
                 });
             });
         }
@@ -170,7 +170,7 @@ fn kernels(criterion: &mut Criterion) {
             println!("{}: peak of {arithmetic:?} {peak:.1} GOP/s", kernels.name);
         }
         linear(&mut group, kernels);
-        attention(&mut group, kernels);
+        attention_of(&mut group, kernels);
         rows(&mut group, kernels);
         group.finish();
     }

@@ -5,7 +5,7 @@
 //! nothing. A result must not lie in the same buffer as an operand: that is an error.
 //!
 //! Tensors are f32; the activations between two products, which is what [`rms_norm`] and
-//! [`causal_attention`] write and [`Linear`] reads and, with SwiGLU, writes, may be bf16. Their rows
+//! [`attention`] write and [`Linear`] reads and, with SwiGLU, writes, may be bf16. Their rows
 //! may have a gap between them.
 
 use std::cell::RefCell;
@@ -55,6 +55,11 @@ impl Linear {
     /// A layer with this weight and no bias.
     pub fn new(weight: PackedWeight) -> Self {
         Self { weight, bias: None }
+    }
+
+    /// Bytes of the packed weight.
+    pub fn n_bytes(&self) -> usize {
+        self.weight.n_bytes()
     }
 
     /// The layer with a bias.
@@ -185,9 +190,9 @@ pub struct Scratch {
     activations: RefCell<Quantised>,
 }
 
-/// Causal grouped-query attention within each text: a token sees itself and what comes before it
-/// in its own text, and query head `h` reads key/value head `h / (H / K)`. With [`Queries::Last`]
-/// only the last token of each text has a query.
+/// Grouped-query attention within each text: a token sees itself and what comes before it in its own
+/// text, or all of it in a [bidirectional](Ragged::bidirectional) batch, and query head `h` reads
+/// key/value head `h / (H / K)`. With [`Queries::Last`] only the last token of each text has a query.
 ///
 /// Memory grows with a text's length, not with its square. Products are computed in the type of
 /// `out`, sums and the softmax in f32.
@@ -205,7 +210,7 @@ pub struct Scratch {
 /// # Source
 ///
 /// Ainslie et al., *GQA* (2023); softmax(q·kᵀ)·v of Vaswani et al. (2017), equation 1.
-pub fn causal_attention(
+pub fn attention(
     qkv: &Tensor,
     batch: &Ragged,
     queries: Queries,
@@ -213,17 +218,17 @@ pub fn causal_attention(
     scratch: &Scratch,
     out: &Tensor,
 ) -> Result<()> {
-    let n_rows = check_qkv("causal_attention", qkv, heads)?;
+    let n_rows = check_qkv("attention", qkv, heads)?;
     if n_rows != batch.n_rows() {
         let expected = format!("[P + T = {}, ..]", batch.n_rows());
-        return Err(shape_error("causal_attention", expected, qkv));
+        return Err(shape_error("attention", expected, qkv));
     }
     let n_queries = n_rows - batch.first_query(queries);
-    expect("causal_attention out", out, &[n_queries, heads.q_columns()])?;
-    expect_dense("causal_attention", [qkv])?;
-    apply("causal_attention", out, [qkv], |out, [qkv]| {
+    expect("attention out", out, &[n_queries, heads.q_columns()])?;
+    expect_dense("attention", [qkv])?;
+    apply("attention", out, [qkv], |out, [qkv]| {
         let (kernels, scratch) = (Kernels::best(), &mut scratch.attention.borrow_mut());
-        cpu::causal_attention(kernels, dense(qkv), batch, queries, heads, scratch, out);
+        cpu::attention(kernels, dense(qkv), batch, queries, heads, scratch, out);
     })
 }
 

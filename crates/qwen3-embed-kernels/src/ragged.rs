@@ -41,6 +41,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ragged {
     segments: Vec<Placed>,
+    is_causal: bool,
     n_given: usize,
     n_tokens: usize,
     n_last: usize,
@@ -145,7 +146,27 @@ impl Ragged {
             placed.row += row;
             placed.last_row += last_row;
         }
-        Ok(Self { segments: placed, n_given, n_tokens: n_inner + n_last, n_last })
+        Ok(Self { segments: placed, is_causal: true, n_given, n_tokens: n_inner + n_last, n_last })
+    }
+
+    /// The same batch, in which every token sees all of its text, not only what comes before it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Parent`] if a segment continues another: what is computed for a token then depends on
+    /// the whole text, so that texts have nothing to share.
+    pub fn bidirectional(self) -> Result<Self> {
+        let mut parents = self.segments.iter().map(|placed| placed.segment.parent).enumerate();
+        match parents.find_map(|(segment, parent)| Some((segment, parent?))) {
+            Some((segment, parent)) => Err(Error::Parent { segment, parent }),
+            None => Ok(Self { is_causal: false, ..self }),
+        }
+    }
+
+    /// The positions that the token at `position` in the texts of `segment` sees: from 0 up to itself,
+    /// or to the text's end in a [bidirectional](Self::bidirectional) batch.
+    pub fn seen_from(&self, segment: usize, position: usize) -> Range<usize> {
+        if self.is_causal { 0..position + 1 } else { 0..self.segments[segment].end() }
     }
 
     /// Number of segments.
@@ -179,6 +200,11 @@ impl Ragged {
             Queries::All => self.n_given,
             Queries::Last => self.n_rows() - self.n_last,
         }
+    }
+
+    /// Whether a token sees only what comes before it, and itself.
+    pub fn is_causal(&self) -> bool {
+        self.is_causal
     }
 
     /// What a segment is.
@@ -276,6 +302,19 @@ mod tests {
             let error = Ragged::from_segments([segment(None), segment(Some(parent))]).unwrap_err();
             assert!(matches!(error, Error::Parent { segment: 1, .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn every_token_of_a_bidirectional_batch_sees_its_whole_text() {
+        let batch = Ragged::from_lengths([2, 3]).unwrap();
+        assert_eq!((batch.seen_from(1, 0), batch.seen_from(1, 2)), (0..1, 0..3));
+        let batch = batch.bidirectional().unwrap();
+        assert!(!batch.is_causal());
+        assert_eq!((batch.seen_from(0, 0), batch.seen_from(1, 0)), (0..2, 0..3));
+        let segment = |parent| Segment { n_tokens: 1, parent, kind: SegmentKind::Text };
+        let shared = Ragged::from_segments([segment(None), segment(Some(0))]).unwrap();
+        let error = shared.bidirectional().unwrap_err();
+        assert!(matches!(error, Error::Parent { segment: 1, parent: 0 }), "{error}");
     }
 
     /// What is given, what is computed, and of that the last tokens of texts come in this order.

@@ -76,8 +76,9 @@ pub fn qk_norm_rope(x: &[f64], weight: &[f64], eps: f64, theta: f64, batch: &Rag
     y
 }
 
-/// Causal grouped-query attention within each text: query head `h` reads key/value head
-/// `h / (H / K)`, and a token sees itself and what comes before it in its own text.
+/// Grouped-query attention within each text: query head `h` reads key/value head `h / (H / K)`, and a
+/// token sees itself and what comes before it in its own text, or all of it if the batch is
+/// bidirectional.
 ///
 /// # Shapes
 ///
@@ -87,7 +88,7 @@ pub fn qk_norm_rope(x: &[f64], weight: &[f64], eps: f64, theta: f64, batch: &Rag
 /// # Source
 ///
 /// Ainslie et al., *GQA* (2023); softmax(q·kᵀ / √D)·v of Vaswani et al. (2017), equation 1.
-pub fn causal_attention(
+pub fn attention(
     q: &[f64],
     k: &[f64],
     v: &[f64],
@@ -104,7 +105,7 @@ pub fn causal_attention(
         }
         let path: Vec<usize> = batch.path(segment).collect();
         for position in batch.positions_of(segment) {
-            let (row, seen) = (path[position], &path[..=position]);
+            let (row, seen) = (path[position], &path[batch.seen_from(segment, position)]);
             for head in 0..n_heads {
                 let kv_head = head / (n_heads / n_kv_heads);
                 let query = &q[at(row, head, n_heads)..][..head_dim];

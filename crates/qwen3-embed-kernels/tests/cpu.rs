@@ -14,7 +14,7 @@
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
     Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Rows, RowsMut,
-    Values, ValuesMut, causal_attention, qk_norm_rope, rms_norm,
+    Values, ValuesMut, attention, qk_norm_rope, rms_norm,
 };
 use qwen3_embed_kernels::{Queries, Ragged, Segment, SegmentKind, reference};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -452,8 +452,8 @@ fn attend_from<T: Value>(
     let ones = vec![1.0; larger.n_tokens() * heads.qkv_columns()];
     let mut ignored = Grid::<T>::nan(larger.n_tokens(), heads.q_columns());
     let rows = &mut ignored.rows_mut();
-    causal_attention(kernels, &ones, &larger, Queries::All, heads, &mut scratch, rows);
-    causal_attention(kernels, qkv, batch, queries, heads, &mut scratch, &mut out.rows_mut());
+    attention(kernels, &ones, &larger, Queries::All, heads, &mut scratch, rows);
+    attention(kernels, qkv, batch, queries, heads, &mut scratch, &mut out.rows_mut());
     out
 }
 
@@ -471,7 +471,7 @@ fn check_attention<T: Value>(batch: &Ragged, heads: Heads) {
     let q = part(0, n_heads, (head_dim as f64).sqrt());
     let k = part(n_heads, n_kv_heads, 1.0);
     let v = part(n_heads + n_kv_heads, n_kv_heads, 1.0);
-    let expected = reference::causal_attention(&q, &k, &v, batch, n_heads, n_kv_heads, head_dim);
+    let expected = reference::attention(&q, &k, &v, batch, n_heads, n_kv_heads, head_dim);
     // Values are at most 2: a score is off by δ, hence a weight by the factor exp(2δ); the
     // exponentials, their sum, the weighted sum and its rescaling add their own roundings.
     let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
@@ -488,7 +488,7 @@ fn check_attention<T: Value>(batch: &Ragged, heads: Heads) {
 }
 
 #[test]
-fn causal_attention_matches_the_reference() {
+fn attention_matches_the_reference() {
     let cases: [(&[usize], usize, usize, usize); 8] = [
         (&[1], 1, 1, 2),
         (&[1, 2, 3], 4, 2, 8),
@@ -502,8 +502,11 @@ fn causal_attention_matches_the_reference() {
     for (lengths, n_heads, n_kv_heads, head_dim) in cases {
         let heads = Heads { n_heads, n_kv_heads, head_dim };
         let batch = Ragged::from_lengths(lengths.iter().copied()).unwrap();
-        check_attention::<f32>(&batch, heads);
-        check_attention::<bf16>(&batch, heads);
+        let bidirectional = batch.clone().bidirectional().unwrap();
+        for batch in [batch, bidirectional] {
+            check_attention::<f32>(&batch, heads);
+            check_attention::<bf16>(&batch, heads);
+        }
     }
 }
 
@@ -594,14 +597,20 @@ fn check_text_alone<T: Value>() {
     let lengths = [20, 7, 150, 1, 129];
     let (columns, out_columns) = (heads.qkv_columns(), heads.q_columns());
     let qkv = Misaligned::random(6, lengths.iter().sum::<usize>() * columns);
-    for kernels in Kernels::available() {
-        let batch = Ragged::from_lengths(lengths).unwrap();
-        let together = bits(&attend::<T>(kernels, qkv.get(), &batch, heads));
+    let causal = Ragged::from_lengths(lengths).unwrap();
+    let bidirectional = causal.clone().bidirectional().unwrap();
+    let cases = Kernels::available().iter().flat_map(|k| [(k, &causal), (k, &bidirectional)]);
+    for (kernels, batch) in cases {
+        let together = bits(&attend::<T>(kernels, qkv.get(), batch, heads));
         for (end, n_tokens) in batch.last_rows().into_iter().zip(lengths) {
             let text = end as usize + 1 - n_tokens..end as usize + 1;
-            // Alone, and cut short: what comes after a token does not matter.
+            // Alone, and cut short: what comes after a token does not matter, unless it is seen.
             for n in [text.len(), text.len().div_ceil(2), 1] {
+                if n < text.len() && !batch.is_causal() {
+                    continue;
+                }
                 let alone = Ragged::from_lengths([n]).unwrap();
+                let alone = if batch.is_causal() { alone } else { alone.bidirectional().unwrap() };
                 let qkv = &qkv.get()[text.start * columns..][..n * columns];
                 let expected = &together[text.start * out_columns..][..n * out_columns];
                 let got = bits(&attend::<T>(kernels, qkv, &alone, heads));
@@ -684,7 +693,7 @@ fn empty_operands_are_computed() {
         let mut scratch = AttentionScratch::default();
         let mut out: [f32; 0] = [];
         let out = &mut RowsMut::new(out.as_mut_slice(), [0, 2], 2);
-        causal_attention(kernels, &[], &batch, Queries::All, heads, &mut scratch, out);
+        attention(kernels, &[], &batch, Queries::All, heads, &mut scratch, out);
     }
 }
 
@@ -709,7 +718,7 @@ fn operands_that_no_kernel_can_read_are_refused() {
             let mut scratch = AttentionScratch::default();
             let out = &mut out.rows_mut();
             let kernels = Kernels::best();
-            causal_attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
+            attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
         });
     }
 }

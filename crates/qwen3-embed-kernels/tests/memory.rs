@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
     self, Arithmetic, AttentionScratch, Bits, BlockRow, Epilogue, Heads, Kernels, PackedWeight,
-    RowsMut, causal_attention,
+    RowsMut, attention,
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
@@ -64,7 +64,7 @@ fn sixteen_thousand_tokens_need_no_square_matrix() {
         PEAK.store(before, Relaxed);
         let out = &mut RowsMut::new(out.as_mut_slice(), [n_tokens, columns], columns);
         let kernels = Kernels::best();
-        causal_attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
+        attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
         PEAK.load(Relaxed) - before
     };
     // The scores of all tokens would be 2 GiB; packed keys and values are 2 MiB.
@@ -134,7 +134,7 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
                 let (norms, tables) = ([&head_norm; 2], [&table; 2]);
                 ops::qk_norm_rope(&qkv, heads, 0, norms, 1e-6, tables).unwrap();
                 let queries = Queries::All;
-                ops::causal_attention(&qkv, &batch, queries, heads, &scratch, &attention).unwrap();
+                ops::attention(&qkv, &batch, queries, heads, &scratch, &attention).unwrap();
                 weights[1].forward(&attention, &x, Epilogue::Add, &scratch).unwrap();
                 weights[2].forward(&hidden, &ffn, Epilogue::Store, &scratch).unwrap();
                 weights[3].forward(&ffn, &x, Epilogue::Add, &scratch).unwrap();

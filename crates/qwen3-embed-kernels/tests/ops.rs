@@ -77,7 +77,7 @@ fn operands_that_do_not_fit_are_refused() {
     let batch = Ragged::from_lengths([2]).unwrap();
     let scratch = ops::Scratch::default();
     let attend = |qkv: &Tensor, batch: &Ragged, heads: Heads, out: &Tensor| {
-        ops::causal_attention(qkv, batch, Queries::All, heads, &scratch, out)
+        ops::attention(qkv, batch, Queries::All, heads, &scratch, out)
     };
     let uneven = Heads { n_heads: 3, n_kv_heads: 2, head_dim: 2 };
     let three = Ragged::from_lengths([3]).unwrap();
@@ -104,13 +104,13 @@ fn operands_that_do_not_fit_are_refused() {
             ops::qk_norm_rope(&qkv, heads, 0, [&ones(&[2]), &ones(&[3])], 1e-6, [&table, &table])
         }),
         ("qk_norm_rope tables", ops::qk_norm_rope(&qkv, heads, 0, norms, 1e-6, [&table, &x])),
-        ("causal_attention", attend(&qkv, &three, heads, &ones(&[2, 4]))),
-        ("causal_attention", attend(&qkv, &batch, uneven, &ones(&[2, 4]))),
-        ("causal_attention out", attend(&qkv, &batch, heads, &ones(&[2, 5]))),
-        ("causal_attention out", {
+        ("attention", attend(&qkv, &three, heads, &ones(&[2, 4]))),
+        ("attention", attend(&qkv, &batch, uneven, &ones(&[2, 4]))),
+        ("attention out", attend(&qkv, &batch, heads, &ones(&[2, 5]))),
+        ("attention out", {
             let text = Segment { n_tokens: 2, parent: None, kind: SegmentKind::Text };
             let batch = Ragged::from_segments([text]).unwrap();
-            ops::causal_attention(&qkv, &batch, Queries::Last, heads, &scratch, &ones(&[2, 4]))
+            ops::attention(&qkv, &batch, Queries::Last, heads, &scratch, &ones(&[2, 4]))
         }),
         ("linear out", plain.forward_columns(&x, 5..7, &x, Epilogue::Store, &scratch)),
         ("copy_rows out", ops::copy_rows(&x, &ones(&[2, 5]))),

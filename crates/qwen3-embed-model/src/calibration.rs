@@ -53,6 +53,7 @@ impl Calibration {
     ) -> Result<Self> {
         let n_tokens = N_TOKENS.min(config.max_position_embeddings);
         let batch = Ragged::from_lengths([n_tokens])?;
+        let batch = if config.is_causal { batch } else { batch.bidirectional()? };
         // Tokens from everywhere in the vocabulary, the first ones among them.
         let ids: Vec<u32> =
             (0..n_tokens).map(|i| (i * config.vocab_size / n_tokens) as u32).collect();

@@ -1,10 +1,11 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qwen3_embed_kernels::cpu::Heads;
 use serde_json::Value;
 
+use crate::fields::Fields;
 use crate::gguf::Header;
-use crate::{Error, Result};
+use crate::{Error, Pooling, Result};
 
 /// A Qwen3 model's hyper-parameters, validated.
 ///
@@ -36,6 +37,15 @@ pub struct Config {
     pub attention_bias: bool,
     /// Whether the checkpoint's `lm_head` is its token embedding.
     pub tie_word_embeddings: bool,
+    /// Whether a token sees only what comes before it, and itself, as in all published models; some
+    /// fine-tunes say `is_causal: false` or `use_bidirectional_attention: true`.
+    pub is_causal: bool,
+    /// How a text's vector is made of its tokens': of the last one, unless a GGUF file's
+    /// `pooling_type` says otherwise.
+    pub pooling: Pooling,
+    /// The class that the checkpoint was saved as, such as `Qwen3ForCausalLM`: the first of its
+    /// `architectures`, if it names any.
+    pub architecture: Option<String>,
 }
 
 impl Config {
@@ -48,9 +58,7 @@ impl Config {
     ///
     /// [`Error::Json`], or [`Error::Field`] naming the field, what is understood and what is there.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
-        let value: Value = serde_json::from_slice(json)
-            .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
-        let fields = Fields { path: path.to_path_buf(), value };
+        let fields = Fields::from_json(json, path)?;
         fields.expect("model_type", "\"qwen3\"", |v| v == "qwen3")?;
         fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
         fields.refuse_unsupported()?;
@@ -65,8 +73,12 @@ impl Config {
             max_position_embeddings: fields.count("max_position_embeddings")?,
             rms_norm_eps: fields.positive("rms_norm_eps")?,
             rope_theta: fields.rope_theta()?,
-            attention_bias: fields.flag("attention_bias")?,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            attention_bias: fields.flag("attention_bias", false)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            is_causal: fields.flag("is_causal", true)?
+                && !fields.flag("use_bidirectional_attention", false)?,
+            pooling: Pooling::LastToken,
+            architecture: fields.architecture(),
         };
         config.checked(&fields, "num_key_value_heads", "head_dim")
     }
@@ -94,6 +106,9 @@ impl Config {
             rope_theta: fields.positive("qwen3.rope.freq_base")?,
             attention_bias: header.tensor("blk.0.attn_q.bias").is_some(),
             tie_word_embeddings: header.tensor("output.weight").is_none(),
+            is_causal: fields.flag("qwen3.attention.causal", true)?,
+            pooling: fields.gguf_pooling()?,
+            architecture: None,
         };
         config.checked(&fields, "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     }
@@ -124,6 +139,24 @@ impl Config {
         layer * self.num_hidden_layers as f64
     }
 
+    /// The shape of the weight of a linear layer, [O, I], by the layer's name; nothing if there is no
+    /// such layer.
+    pub(crate) fn linear_shape(&self, name: &str) -> Option<[usize; 2]> {
+        let (layer_idx, module) = name.strip_prefix("layers.")?.split_once('.')?;
+        let is_layer = layer_idx.parse::<usize>().is_ok_and(|idx| idx < self.num_hidden_layers);
+        let heads = self.heads();
+        let (c, f, q) = (self.hidden_size, self.intermediate_size, heads.q_columns());
+        let shape = match module {
+            "self_attn.q_proj" => [q, c],
+            "self_attn.k_proj" | "self_attn.v_proj" => [heads.n_kv_heads * heads.head_dim, c],
+            "self_attn.o_proj" => [c, q],
+            "mlp.gate_proj" | "mlp.up_proj" => [f, c],
+            "mlp.down_proj" => [c, f],
+            _ => return None,
+        };
+        is_layer.then_some(shape)
+    }
+
     /// The attention's heads.
     pub(crate) fn heads(&self) -> Heads {
         Heads {
@@ -133,10 +166,6 @@ impl Config {
         }
     }
 }
-
-/// Numbers above this in config.json are taken for damage: they keep every product of two of them,
-/// and so every tensor's size, within 64 bits.
-const MAX_COUNT: u64 = 1 << 28;
 
 /// The keys of a GGUF file's metadata that say something of the model. None is the beginning of
 /// another.
@@ -163,12 +192,6 @@ const GGUF_KEYS: [&str; 20] = [
     "rope_freqs.weight",
 ];
 
-/// A JSON object whose fields are read one by one, so that each error names its field.
-struct Fields {
-    path: PathBuf,
-    value: Value,
-}
-
 impl Fields {
     /// The metadata as if it were JSON, with an object for every dot.
     fn from_gguf(header: &Header<'_>) -> Self {
@@ -183,54 +206,8 @@ impl Fields {
         Self { path: header.path().to_path_buf(), value }
     }
 
-    /// The field at a dotted path; JSON's null is the same as absent.
-    fn get(&self, field: &str) -> Option<&Value> {
-        let value = field.split('.').try_fold(&self.value, |value, key| value.get(key))?;
-        (!value.is_null()).then_some(value)
-    }
-
-    fn error(&self, field: &str, expected: String) -> Error {
-        let got = self.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string);
-        Error::Field { path: self.path.clone(), field: field.to_owned(), expected, got }
-    }
-
-    fn expect(&self, field: &str, expected: &str, ok: impl Fn(&Value) -> bool) -> Result<()> {
-        match self.get(field) {
-            Some(value) if ok(value) => Ok(()),
-            _ => Err(self.error(field, expected.to_owned())),
-        }
-    }
-
-    /// Like [`expect`](Self::expect), but the field may be absent.
-    fn expect_if_present(
-        &self,
-        field: &str,
-        expected: &str,
-        ok: impl Fn(&Value) -> bool,
-    ) -> Result<()> {
-        if self.get(field).is_some() { self.expect(field, expected, ok) } else { Ok(()) }
-    }
-
-    fn count(&self, field: &str) -> Result<usize> {
-        match self.get(field).and_then(Value::as_u64) {
-            Some(value) if (1..=MAX_COUNT).contains(&value) => Ok(value as usize),
-            _ => Err(self.error(field, format!("a whole number from 1 to {MAX_COUNT}"))),
-        }
-    }
-
-    fn positive(&self, field: &str) -> Result<f64> {
-        match self.get(field).and_then(Value::as_f64) {
-            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-            _ => Err(self.error(field, "a number above 0".into())),
-        }
-    }
-
-    /// A boolean that transformers takes as false where it is absent.
-    fn flag(&self, field: &str) -> Result<bool> {
-        match self.get(field) {
-            None => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| self.error(field, "true or false".into())),
-        }
+    fn architecture(&self) -> Option<String> {
+        Some(self.get("architectures")?.get(0)?.as_str()?.to_owned())
     }
 
     /// `rope_theta` at the top level, or in `rope_parameters` as newer exporters write it.
@@ -239,6 +216,18 @@ impl Fields {
             self.positive("rope_parameters.rope_theta")
         } else {
             self.positive("rope_theta")
+        }
+    }
+
+    /// The pooling of a GGUF file. Without any it is that of the published models, and a reranker's head
+    /// reads the last token too.
+    fn gguf_pooling(&self) -> Result<Pooling> {
+        let field = "qwen3.pooling_type";
+        match self.get(field).map_or(Some(0), Value::as_u64) {
+            Some(0 | 3 | 4) => Ok(Pooling::LastToken),
+            Some(1) => Ok(Pooling::Mean),
+            Some(2) => Ok(Pooling::FirstToken),
+            _ => Err(self.error(field, "0 (none), 1 (mean), 2 (cls), 3 (last) or 4 (rank)".into())),
         }
     }
 
@@ -255,9 +244,7 @@ impl Fields {
         if self.get("rope_scaling").is_some() && scaled.is_none() {
             return Err(self.error("rope_scaling", "null, or an object with a `rope_type`".into()));
         }
-        for field in ["use_sliding_window", "use_bidirectional_attention"] {
-            self.expect_if_present(field, "false", |v| v == false)?;
-        }
+        self.expect_if_present("use_sliding_window", "false", |v| v == false)?;
         self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
             v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
         })?;
@@ -269,11 +256,6 @@ impl Fields {
         self.expect_if_present("split.count", "one file that holds the whole model", |v| {
             v.as_u64().is_some_and(|files| files <= 1)
         })?;
-        // None, of the last token, and by a reranker's head, which reads the last token too.
-        self.expect_if_present("qwen3.pooling_type", "0 (none), 3 (last) or 4 (rank)", |v| {
-            matches!(v.as_u64(), Some(0 | 3 | 4))
-        })?;
-        self.expect_if_present("qwen3.attention.causal", "true", |v| v == true)?;
         self.expect_if_present("qwen3.attention.sliding_window", "0", |v| v == 0)?;
         let head_dim = self.get("qwen3.attention.key_length");
         for field in ["qwen3.attention.value_length", "qwen3.rope.dimension_count"] {
@@ -343,6 +325,23 @@ mod tests {
     }
 
     #[test]
+    fn attention_is_causal_unless_either_field_says_otherwise() {
+        for (field, value, is_causal) in [
+            ("is_causal", Value::Null, true),
+            ("is_causal", true.into(), true),
+            ("is_causal", false.into(), false),
+            ("use_bidirectional_attention", false.into(), true),
+            ("use_bidirectional_attention", true.into(), false),
+        ] {
+            assert_eq!(
+                parse(|v| v[field] = value.clone()).unwrap().is_causal,
+                is_causal,
+                "{field}"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_name() {
         let cases = [
             ("model_type", serde_json::json!("qwen2")),
@@ -364,7 +363,8 @@ mod tests {
             ("rope_parameters.rope_theta", serde_json::json!({"rope_type": "default"})),
             ("attention_bias", serde_json::json!("yes")),
             ("use_sliding_window", serde_json::json!(true)),
-            ("use_bidirectional_attention", serde_json::json!(true)),
+            ("use_bidirectional_attention", serde_json::json!("vision")),
+            ("is_causal", serde_json::json!(0)),
             ("layer_types", serde_json::json!(["full_attention", "sliding_attention"])),
             ("quantization_config", serde_json::json!({"quant_method": "awq"})),
         ];

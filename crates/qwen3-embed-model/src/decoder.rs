@@ -1,5 +1,5 @@
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -7,17 +7,20 @@ use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 use qwen3_embed_kernels::{Queries, ops};
 
+use crate::adapter::Adapter;
 use crate::calibration::Calibration;
+use crate::dense::Dense;
 use crate::layer::{DecoderLayer, LayerLoader};
+use crate::modules::Modules;
 use crate::plan::{self, Given, Kept, Plan};
 use crate::prefix_cache::{Prefix, PrefixCache};
 use crate::rope::RopeTable;
 use crate::sharing::{Sharing, SharingCounts};
 use crate::weights::{MappedRows, Precision, Weights, read_file};
 use crate::workspace::Workspace;
-use crate::{Config, Device, Error, Result};
+use crate::{Config, Device, Error, Pooling, Result};
 
-/// A Qwen3 decoder that pools the last token.
+/// A Qwen3 decoder and what makes a vector of what it computes.
 ///
 /// It is a stack of layers, each `x += attention(norm(x))` and then `x += mlp(norm(x))`, over a
 /// ragged batch: the tokens of all texts end to end. The residual stream is f32.
@@ -32,6 +35,9 @@ pub struct Model {
     layers: Vec<DecoderLayer>,
     norm: Tensor,
     rope: RopeTable,
+    pooling: Pooling,
+    /// Behind the pooling, one after another.
+    dense: Vec<Dense>,
     precision: Precision,
     arithmetic: Arithmetic,
     device: candle_core::Device,
@@ -47,14 +53,41 @@ pub struct Model {
 /// Texts of a batch whose beginnings are remembered, about.
 const NOTED_TEXTS: usize = 16;
 
+/// How a model is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Where it runs.
+    pub device: Device,
+    /// How its weights are kept and multiplied.
+    pub precision: Precision,
+    /// The folder of a LoRA adapter, as PEFT writes it, that is added to the weights. A `modules.json` in
+    /// it comes before the model's.
+    pub adapter: Option<PathBuf>,
+    /// Whether vectors are hidden states of last tokens, whatever `modules.json` makes of them.
+    pub hidden_states: bool,
+    /// How products are computed, be it fast on this processor or not, so that tests see the arithmetic of
+    /// others. It must be one that weights of this precision have.
+    #[doc(hidden)]
+    pub arithmetic: Option<Arithmetic>,
+}
+
+impl LoadOptions {
+    /// This precision, with products computed so on any processor.
+    #[doc(hidden)]
+    pub fn multiplying(precision: Precision, arithmetic: Arithmetic) -> Self {
+        Self { precision, arithmetic: Some(arithmetic), ..Self::default() }
+    }
+}
+
 /// Sees the residual stream as it passes: called with `i` and the input of layer `i`, then with the
 /// number of layers and the output of the last. Values are row-major [T, C].
 pub type Trace<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 impl Model {
     /// Loads the checkpoint at `path`. In a folder: `config.json` and `model.safetensors`, or the
-    /// shards that `model.safetensors.index.json` lists. Anything else is read as a GGUF file, which
-    /// holds all of it.
+    /// shards that `model.safetensors.index.json` lists, and the pooling and the dense layers that
+    /// `modules.json` lists, if there is one. Anything else is read as a GGUF file, which holds all of
+    /// it.
     ///
     /// The files are memory-mapped. Token embeddings are read from the map as they are needed, so
     /// the files must not be truncated or rewritten in place while the model lives; replacing them
@@ -65,23 +98,29 @@ impl Model {
     /// A missing or damaged file, a configuration that is not supported, or a tensor that does not
     /// fit it: each variant of [`Error`] names the file and what is wrong in it.
     pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self> {
-        Self::load_for(path, device, precision, None)
+        Self::load_with(path, &LoadOptions { device, precision, ..LoadOptions::default() })
     }
 
-    /// [`load`](Self::load), to multiply so, be it fast on this processor or not: tests see the arithmetic
-    /// of other processors. It must be one that weights of this precision have.
-    #[doc(hidden)]
-    pub fn load_for(
-        path: &Path,
-        device: Device,
-        precision: Precision,
-        arithmetic: Option<Arithmetic>,
-    ) -> Result<Self> {
+    /// [`load`](Self::load) with more to choose.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load), and what is wrong with an adapter.
+    pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Self> {
+        let &LoadOptions { device, precision, arithmetic, .. } = options;
         let device = device.open()?;
-        let (config, weights) = open(path)?;
+        let (config, mut weights) = open(path)?;
+        if let Some(dir) = &options.adapter {
+            weights = weights.with_adapter(Adapter::open(dir, &config)?);
+        }
+        let modules = match options.hidden_states {
+            true => Modules::default(),
+            false => read_modules(path, options)?.unwrap_or(Modules::plain(config.pooling)),
+        };
+        let dense = modules.load_dense(config.hidden_size)?;
         let precision = precision.for_weights(weights.has_few_bits());
         let arithmetic = arithmetic.unwrap_or_else(|| match precision {
-            Precision::Int8 if weights.has_blocks() => Arithmetic::Blocks,
+            Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
             precision => precision.arithmetic(),
         });
         let shape = [config.vocab_size, config.hidden_size];
@@ -107,6 +146,8 @@ impl Model {
             layers,
             norm,
             rope,
+            pooling: modules.pooling,
+            dense,
             precision,
             arithmetic,
             device,
@@ -161,13 +202,31 @@ impl Model {
         self.precision
     }
 
+    /// Bytes of the packed weights.
+    #[cfg(test)]
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let vectors = size_of::<f32>() * self.norm.elem_count();
+        vectors + self.layers.iter().map(DecoderLayer::weight_bytes).sum::<usize>()
+    }
+
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The hidden state of each text's last token after the final norm, row-major [N, C]: neither
-    /// truncated nor normalised.
+    /// Dimensions of a text's vector, E: the hidden size, unless a dense layer changes it.
+    pub fn embedding_size(&self) -> usize {
+        self.dense.last().map_or(self.config.hidden_size, Dense::n_out)
+    }
+
+    /// How a text's vector is made of its tokens'.
+    pub fn pooling(&self) -> Pooling {
+        self.pooling
+    }
+
+    /// The vector of each text, row-major [N, E], neither truncated nor normalised: the hidden state of its
+    /// last token after the final norm, or what the repository's modules make of its tokens' hidden
+    /// states.
     ///
     /// A text's row is the same, bit for bit, whatever else is in the call, and whatever earlier calls
     /// were.
@@ -177,10 +236,10 @@ impl Model {
     /// [`Error::EmptyText`], [`Error::TooManyTokens`] or [`Error::TokenOutOfRange`] before anything
     /// is computed; [`Error::NotFinite`] if the result is not finite.
     pub fn forward(&self, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
-        let c = self.config.hidden_size;
-        let mut hidden = vec![0f32; texts.len() * c];
-        self.forward_each(texts, |text, row| hidden[text * c..][..c].copy_from_slice(row))?;
-        Ok(hidden)
+        let n = self.embedding_size();
+        let mut vectors = vec![0f32; texts.len() * n];
+        self.forward_each(texts, |text, row| vectors[text * n..][..n].copy_from_slice(row))?;
+        Ok(vectors)
     }
 
     /// [`forward`](Self::forward) without sharing, in one batch, showing the residual stream to `trace`
@@ -195,15 +254,15 @@ impl Model {
         trace: Trace<'_>,
     ) -> Result<Vec<f32>> {
         self.check_tokens(texts)?;
-        let mut hidden = Vec::with_capacity(texts.len() * self.config.hidden_size);
-        for plan in plan::whole(texts, usize::MAX)? {
-            self.run(&plan, texts, &mut Some(&mut *trace), |_, row| hidden.extend_from_slice(row))?;
+        let mut vectors = Vec::with_capacity(texts.len() * self.embedding_size());
+        for plan in self.plan_whole(texts, usize::MAX)? {
+            let push = |_, row: &[f32]| vectors.extend_from_slice(row);
+            self.run(&plan, texts, &mut Some(&mut *trace), push)?;
         }
-        Ok(hidden)
+        Ok(vectors)
     }
 
-    /// [`forward`](Self::forward) for many texts: calls `each` with a text's index and its hidden state
-    /// as soon as its batch is computed, in any order.
+    /// [`forward`](Self::forward) for many texts: calls `each` with a text's index and its vector as soon as its batch is computed, in any order.
     ///
     /// # Errors
     ///
@@ -215,8 +274,10 @@ impl Model {
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         self.check_tokens(texts)?;
-        if self.sharing == Sharing::Off {
-            for plan in plan::whole(texts, self.batch_tokens)? {
+        // Only what comes before a token may be shared, and only where it is not itself asked for.
+        let can_share = self.config.is_causal && self.pooling == Pooling::LastToken;
+        if !can_share || self.sharing == Sharing::Off {
+            for plan in self.plan_whole(texts, self.batch_tokens)? {
                 self.run(&plan, texts, &mut None, &mut each)?;
             }
             return Ok(());
@@ -232,6 +293,17 @@ impl Model {
         Ok(())
     }
 
+    /// Batches of whole texts.
+    fn plan_whole(&self, texts: &[impl AsRef<[u32]>], budget: usize) -> Result<Vec<Plan>> {
+        let mut plans = plan::whole(texts, budget)?;
+        if !self.config.is_causal {
+            for plan in &mut plans {
+                plan.batch = plan.batch.clone().bidirectional()?;
+            }
+        }
+        Ok(plans)
+    }
+
     /// Computes a batch, and calls `each` for its texts.
     fn run(
         &self,
@@ -243,8 +315,8 @@ impl Model {
         let mut workspace = self.workspace();
         let pooled = self.forward_batch(plan, &mut workspace, trace);
         self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
-        let (pooled, c) = (pooled?, self.config.hidden_size);
-        let rows = plan.texts.iter().map(|&(text, row)| (text, &pooled[row * c..][..c]));
+        let (pooled, n) = (pooled?, self.embedding_size());
+        let rows = plan.texts.iter().map(|&(text, row)| (text, &pooled[row * n..][..n]));
         for (text, row) in rows.clone() {
             check_finite(text, row)?;
         }
@@ -266,8 +338,7 @@ impl Model {
         free.pop().unwrap_or_default()
     }
 
-    /// The final norm's result for each text that ends in the batch, or for each of its segments if
-    /// none does.
+    /// The vector of each text that ends in the batch, or of each of its segments if none does.
     fn forward_batch(
         &self,
         plan: &Plan,
@@ -300,12 +371,20 @@ impl Model {
         for (layers, kept) in kept.into_iter().zip(&plan.kept) {
             self.prefixes.insert(Prefix { tokens: kept.tokens.clone(), layers });
         }
-        if batch.n_last() == 0 {
+        let is_last = self.pooling == Pooling::LastToken;
+        if is_last && batch.n_last() == 0 {
             x = ops::gather_rows(&x, &batch.last_rows())?;
         }
-        let pooled = x.zeros_like()?;
-        ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, &pooled)?;
-        Ok(ops::to_f32(&pooled)?)
+        let hidden = x.zeros_like()?;
+        ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, &hidden)?;
+        let mut vectors = ops::to_f32(&hidden)?;
+        if !is_last {
+            vectors = self.pooling.pool(&vectors, batch, self.config.hidden_size);
+        }
+        for dense in &self.dense {
+            vectors = dense.forward(vectors)?;
+        }
+        Ok(vectors)
     }
 
     /// Writes the keys and values of a layer that are known to their rows.
@@ -373,8 +452,17 @@ impl Model {
     }
 }
 
+/// The modules that the adapter's folder lists, or else the model's.
+fn read_modules(path: &Path, options: &LoadOptions) -> Result<Option<Modules>> {
+    let of_adapter = options.adapter.as_deref().map(Modules::read).transpose()?;
+    match of_adapter.flatten() {
+        Some(modules) => Ok(Some(modules)),
+        None => Modules::read(path),
+    }
+}
+
 /// The configuration and the weights of a checkpoint's folder or of a GGUF file.
-fn open(path: &Path) -> Result<(Config, Weights)> {
+pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
     if !path.is_dir() {
         return Weights::open_gguf(path);
     }

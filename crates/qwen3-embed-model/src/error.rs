@@ -93,6 +93,17 @@ pub enum Error {
         /// The tensor's name.
         name: String,
     },
+    /// An adapter has a tensor that belongs to none of the linear layers of the decoder.
+    #[error(
+        "{}: tensor `{name}`: expected only `lora_A` and `lora_B` of the decoder's linear layers",
+        path.display()
+    )]
+    AdapterTensor {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+    },
     /// A tensor's shape is not the one that the configuration calls for.
     #[error("{}: tensor `{name}`: expected shape {expected:?}, got {got:?}", path.display())]
     TensorShape {
@@ -116,6 +127,29 @@ pub enum Error {
         expected: &'static str,
         /// Its type in the file, as a number if it is a GGUF file.
         got: String,
+    },
+    /// The checkpoint has nothing that gives rerank scores.
+    #[error("{} is no reranker: expected {expected}, got {got}", path.display())]
+    NoRerankHead {
+        /// The checkpoint's folder, or the GGUF file.
+        path: PathBuf,
+        /// What a reranker has.
+        expected: &'static str,
+        /// What there is.
+        got: String,
+    },
+    /// A reranker's answer is not in the model's vocabulary: the tokenizer is another model's.
+    #[error(
+        "{}: the answer's token id {id} is not below the vocabulary size {vocab_size}",
+        path.display()
+    )]
+    AnswerOutOfRange {
+        /// The checkpoint's folder, or the GGUF file.
+        path: PathBuf,
+        /// The token id of yes or no.
+        id: u32,
+        /// Number of ids that the model knows.
+        vocab_size: usize,
     },
     /// A text has no token at all.
     #[error("text {text} has no tokens")]
@@ -155,6 +189,22 @@ pub enum Error {
         text: usize,
         /// The first dimension that is not finite.
         dimension: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// A rerank head was given to a model of another size.
+    #[error("the rerank head is for vectors of {got} values, the model's have {expected}")]
+    HeadSize {
+        /// The size of the model's vectors.
+        expected: usize,
+        /// `hidden_size` of the checkpoint that the head comes from.
+        got: usize,
+    },
+    /// The logit of a text is not finite although its hidden state is: the head's weights are damaged.
+    #[error("the logit of text {text} is not finite: {value}")]
+    LogitNotFinite {
+        /// Index of the text in the call.
+        text: usize,
         /// NaN or an infinity.
         value: f32,
     },

@@ -170,7 +170,8 @@ impl<'a> Header<'a> {
         }
     }
 
-    fn field(&self, key: &str, expected: &str) -> Error {
+    /// An error about the value at `key`.
+    pub(crate) fn field(&self, key: &str, expected: &str) -> Error {
         let got = self.json(key).map_or_else(|| "nothing".to_owned(), |value| value.to_string());
         let (path, expected) = (self.path.to_path_buf(), expected.to_owned());
         Error::Field { path, field: key.to_owned(), expected, got }
@@ -462,7 +463,7 @@ fn n_bytes(dimensions: &[u64], stored_type: StoredType) -> Option<usize> {
     usize::try_from(bytes.checked_mul(stored_type.bytes_per_block() as u64)?).ok()
 }
 
-/// The name that a GGUF file has for the decoder's tensor `name`.
+/// The name that a GGUF file has for the tensor `name` of the decoder or of a head.
 pub(crate) fn name_in_file(name: &str) -> String {
     let (layer, rest) = match name.strip_prefix("layers.").and_then(|name| name.split_once('.')) {
         Some((layer, rest)) => (format!("blk.{layer}."), rest),
@@ -483,6 +484,8 @@ pub(crate) fn name_in_file(name: &str) -> String {
         "mlp.gate_proj" => "ffn_gate",
         "mlp.up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
+        "lm_head" => "output",
+        "score" => "cls.output",
         other => other,
     };
     format!("{layer}{module}.{what}")

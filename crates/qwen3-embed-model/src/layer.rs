@@ -73,7 +73,7 @@ impl<L: Product> DecoderLayer<L> {
         let norms = [&self.q_norm, &self.k_norm];
         ops::qk_norm_rope(&computed, self.heads, first, norms, self.eps, rope)?;
         let attention = room.attention.narrow(0, 0, n_tokens - first)?;
-        ops::causal_attention(qkv, batch, queries, self.heads, scratch, &attention)?;
+        ops::attention(qkv, batch, queries, self.heads, scratch, &attention)?;
         let x = with_queries(x)?;
         let o_proj = self.o_proj.for_input(&attention)?;
         o_proj.forward(&attention, &x, Epilogue::Add, scratch)?;
@@ -89,6 +89,18 @@ impl<L: Product> DecoderLayer<L> {
         let down_proj = self.down_proj.for_input(ffn)?;
         down_proj.forward(ffn, x, Epilogue::Add, scratch)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl DecoderLayer {
+    /// Bytes of the weights.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let linear = [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj];
+        let norms =
+            [&self.input_layernorm, &self.q_norm, &self.k_norm, &self.post_attention_layernorm];
+        linear.map(|linear| linear.n_bytes()).iter().sum::<usize>()
+            + size_of::<f32>() * norms.map(Tensor::elem_count).iter().sum::<usize>()
     }
 }
 

@@ -1,8 +1,8 @@
-//! The Qwen3 decoder for embeddings: token ids in, one vector per text out.
+//! The Qwen3 decoder for embeddings and rerank scores: token ids in, one vector or logit per text out.
 //!
 //! [`Model::load`] reads a checkpoint's folder (`config.json` and its safetensors, sharded or not) or
 //! a GGUF file, and [`Model::forward`] gives the hidden state of each text's last token after the final norm:
-//! not yet truncated, not yet of unit length. Tokens that texts begin with are computed once, within a
+//! not yet truncated, not yet of unit length. [`RerankHead`] turns it into a reranker's logit. Tokens that texts begin with are computed once, within a
 //! call and, as far as there is room to keep them, for later ones. A model may be shared between
 //! threads.
 //!
@@ -12,27 +12,37 @@
 //! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
 //! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
 
+mod adapter;
 mod blocks;
 mod calibration;
 mod config;
 mod decoder;
+mod dense;
 mod device;
 mod error;
+mod fields;
 mod gguf;
+mod head;
 mod layer;
+mod modules;
 mod plan;
+mod pooling;
 mod prefix_cache;
 mod rope;
 mod sharing;
+mod summary;
 mod vocabulary;
 mod weights;
 mod workspace;
 
 pub use config::Config;
-pub use decoder::{Model, Trace};
+pub use decoder::{LoadOptions, Model, Trace};
 pub use device::Device;
 pub use error::{Error, Result};
+pub use head::RerankHead;
+pub use pooling::Pooling;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 pub use sharing::{Sharing, SharingCounts};
+pub use summary::{Head, Memory, Summary};
 pub use vocabulary::Vocabulary;
 pub use weights::Precision;

@@ -8,13 +8,14 @@ use half::bf16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
-use qwen3_embed_kernels::cpu::{Arithmetic, Kernels, Layout, PackedWeight};
+use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK, Kernels, Layout, PackedWeight};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use crate::adapter::{Adapter, Update};
 use crate::blocks::{self, MAX_BLOCK, SAFETENSORS_TYPES, StoredType};
 use crate::gguf::{self, Header};
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Head, Result};
 
 /// How weights are kept and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -74,7 +75,12 @@ pub(crate) struct Weights {
     path: PathBuf,
     tensors: HashMap<String, Entry>,
     naming: Naming,
+    /// What is added to the weights of linear layers.
+    adapter: Option<Adapter>,
 }
+
+/// The heads that a checkpoint may have.
+const HEADS: [&str; 2] = ["lm_head.", "score."];
 
 /// What the file calls the decoder's tensors.
 #[derive(Debug)]
@@ -127,7 +133,16 @@ impl Weights {
         // Embedding checkpoints name tensors from the decoder's root; causal-LM ones put it at
         // `model.`.
         let prefix = if tensors.contains_key("model.embed_tokens.weight") { "model." } else { "" };
-        Ok(Self { path: dir.to_path_buf(), tensors, naming: Naming::Checkpoint { prefix } })
+        let naming = Naming::Checkpoint { prefix };
+        Ok(Self { path: dir.to_path_buf(), tensors, naming, adapter: None })
+    }
+
+    /// Opens one safetensors file.
+    pub(crate) fn open_file(path: &Path) -> Result<Self> {
+        let mut tensors = HashMap::new();
+        read_header(path, &mut tensors)?;
+        let naming = Naming::Checkpoint { prefix: "" };
+        Ok(Self { path: path.to_path_buf(), tensors, naming, adapter: None })
     }
 
     /// Opens a GGUF file, which also holds the configuration.
@@ -145,7 +160,26 @@ impl Weights {
             };
             tensors.insert(tensor.name.to_owned(), entry);
         }
-        Ok((config, Self { path: path.to_path_buf(), tensors, naming: Naming::Gguf }))
+        let weights =
+            Self { path: path.to_path_buf(), tensors, naming: Naming::Gguf, adapter: None };
+        Ok((config, weights))
+    }
+
+    /// The weights with an adapter's updates added to them.
+    pub(crate) fn with_adapter(self, adapter: Adapter) -> Self {
+        Self { adapter: Some(adapter), ..self }
+    }
+
+    /// The names in the file, in order.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The first dimension of a tensor that is there.
+    pub(crate) fn n_rows(&self, name: &str) -> Option<usize> {
+        self.tensors.get(&self.name_in_file(name))?.shape.first().copied()
     }
 
     /// Whether a weight of the first layer is stored in fewer than 16 bits.
@@ -161,18 +195,54 @@ impl Weights {
             .tensors
             .iter()
             .filter(|(name, entry)| name.starts_with("blk.") && entry.shape.len() == 2);
-        matches!(self.naming, Naming::Gguf)
+        self.adapter.is_none()
+            && matches!(self.naming, Naming::Gguf)
             && matrices.all(|(_, entry)| entry.stored_type == Ok(StoredType::Q8_0))
     }
 
-    /// Whether a matrix of the layers is stored in blocks that the kernels multiply with as they are.
-    pub(crate) fn has_blocks(&self) -> bool {
-        let of_layers =
-            |name: &str| matches!(self.naming, Naming::Gguf) && name.starts_with("blk.");
-        self.tensors.iter().any(|(name, entry)| {
-            let stored = entry.stored_type.ok();
-            of_layers(name) && stored.is_some_and(|stored| stored.block_bits().is_some())
+    /// The matrices of the layers that are stored in blocks which the kernels multiply with as they are: the
+    /// values of all of them, and the bytes that they take when they are packed.
+    pub(crate) fn blocks(&self) -> [u64; 2] {
+        let mut sizes = [0; 2];
+        for (name, entry) in &self.tensors {
+            let bits = entry.stored_type.ok().and_then(StoredType::block_bits);
+            if let (Naming::Gguf, true, Some(bits)) = (&self.naming, name.starts_with("blk."), bits) {
+                let n_values = entry.shape.iter().map(|&n| n as u64).product::<u64>();
+                sizes[0] += n_values;
+                sizes[1] += n_values / BLOCK as u64 * bits.packed_size() as u64;
+            }
+        }
+        sizes
+    }
+
+    /// The type of each tensor, by its format's name, and its number of values.
+    pub(crate) fn stored_types(&self) -> impl Iterator<Item = (String, u64)> {
+        self.tensors.values().map(|entry| {
+            let name = match &entry.stored_type {
+                Ok(stored_type) => format!("{stored_type:?}"),
+                Err(dtype) => format!("{dtype:?}"),
+            };
+            (name, entry.shape.iter().map(|&n| n as u64).product())
         })
+    }
+
+    /// Bytes of the files with tensors.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        let files = self.tensors.values().map(|entry| &entry.file);
+        let sizes: HashMap<_, _> = files.map(|file| (&file.path, file.map.len() as u64)).collect();
+        sizes.values().sum()
+    }
+
+    /// What is behind the decoder.
+    pub(crate) fn head(&self) -> Head {
+        if self.contains("score.weight") {
+            return Head::Score;
+        }
+        match self.naming {
+            _ if self.contains("lm_head.weight") => Head::LmHead,
+            Naming::Checkpoint { prefix: "" } | Naming::Gguf => Head::None,
+            Naming::Checkpoint { .. } => Head::TiedLmHead,
+        }
     }
 
     /// Whether the decoder has a tensor of this name.
@@ -180,9 +250,18 @@ impl Weights {
         self.tensors.contains_key(&self.name_in_file(name))
     }
 
-    /// What the file calls the decoder's tensor `name`.
+    /// Whether the tensors are named as those of a decoder by itself, which is how embedding models are
+    /// saved: models that put a head on it name it.
+    pub(crate) fn are_of_decoder_alone(&self) -> bool {
+        matches!(self.naming, Naming::Checkpoint { prefix: "" })
+    }
+
+    /// What the file calls the tensor `name` of the decoder or of a head, which stands beside it.
     pub(crate) fn name_in_file(&self, name: &str) -> String {
         match self.naming {
+            Naming::Checkpoint { .. } if HEADS.iter().any(|head| name.starts_with(head)) => {
+                name.to_owned()
+            }
             Naming::Checkpoint { prefix } => format!("{prefix}{name}"),
             Naming::Gguf => gguf::name_in_file(name),
         }
@@ -202,13 +281,23 @@ impl Weights {
         Ok(values)
     }
 
+    /// The values of the matrix `name` in f32, whatever its type in the file.
+    pub(crate) fn values(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+        let stored = self.stored(name, &shape)?;
+        let mut values = vec![0f32; shape[0] * shape[1]];
+        stored.read(0, &mut values);
+        Ok(values)
+    }
+
     /// Weight matrices with the same number of columns, one below the other.
     pub(crate) fn matrix(&self, parts: &[(String, usize)], n_columns: usize) -> Result<Matrix> {
-        let mut stored = Vec::with_capacity(parts.len());
+        let mut read = Vec::with_capacity(parts.len());
         for (name, rows) in parts {
-            stored.push(self.stored(name, &[*rows, n_columns])?);
+            let stored = self.stored(name, &[*rows, n_columns])?;
+            let update = self.adapter.as_ref().and_then(|adapter| adapter.update(name));
+            read.push(Part { stored, update });
         }
-        Ok(Matrix { parts: stored, n_rows: parts.iter().map(|(_, rows)| rows).sum(), n_columns })
+        Ok(Matrix { parts: read, n_rows: parts.iter().map(|(_, rows)| rows).sum(), n_columns })
     }
 
     /// The rows of the decoder's tensor `name`, left in the file until they are asked for.
@@ -241,9 +330,15 @@ impl Weights {
 /// A weight matrix in its file.
 pub(crate) struct Matrix {
     /// What lies one below the other.
-    parts: Vec<Stored>,
+    parts: Vec<Part>,
     n_rows: usize,
     n_columns: usize,
+}
+
+/// A weight in its file, and what an adapter adds to it.
+struct Part {
+    stored: Stored,
+    update: Option<Arc<Update>>,
 }
 
 impl Matrix {
@@ -259,7 +354,8 @@ impl Matrix {
 
     /// Whether the file has the matrix in 8 bits, with a scale for every 32 values.
     pub(crate) fn is_q8_0(&self) -> bool {
-        self.parts.iter().all(|part| part.stored_type == StoredType::Q8_0)
+        let is_q8_0 = |part: &Part| part.stored.stored_type == StoredType::Q8_0;
+        self.parts.iter().all(|part| is_q8_0(part) && part.update.is_none())
     }
 
     /// Packs a matrix that is in 8 bits in the file: as it is.
@@ -267,7 +363,7 @@ impl Matrix {
         PackedWeight::pack_q8(self.n_rows, self.n_columns, layout, |o, values, scales| {
             if let Some((part, row_idx)) = self.part_of(o) {
                 blocks::read_q8_0(
-                    part.bytes_of(row_idx * values.len(), values.len()),
+                    part.stored.bytes_of(row_idx * values.len(), values.len()),
                     values,
                     scales,
                 );
@@ -275,13 +371,8 @@ impl Matrix {
         })
     }
 
-    /// Whether the kernels multiply with the matrix as it is in the file, in blocks of few bits.
-    pub(crate) fn is_blocks(&self) -> bool {
-        self.parts.iter().all(|part| part.stored_type.block_bits().is_some())
-    }
-
     /// Packs a matrix that is in blocks of few bits in the file: as it is, for activations that are multiplied
-    /// with `columns` if there are any. `None` if that cannot be done.
+    /// with `columns` if there are any. `None` if the kernels do not multiply with it so.
     pub(crate) fn pack_blocks(
         &self,
         layout: Layout,
@@ -291,15 +382,21 @@ impl Matrix {
             return None;
         }
         let bits = |o| {
-            let bits = self.part_of(o).and_then(|(part, _)| part.stored_type.block_bits());
+            let bits = self.part_of(o).and_then(|(part, _)| part.stored.stored_type.block_bits());
             bits.expect("every part is in blocks")
         };
         PackedWeight::pack_blocks(self.n_rows, self.n_columns, layout, columns, bits, |o, row| {
             if let Some((part, row_idx)) = self.part_of(o) {
-                let bytes = part.bytes_of(row_idx * self.n_columns, self.n_columns);
-                blocks::read_block_row(part.stored_type, bytes, row);
+                let bytes = part.stored.bytes_of(row_idx * self.n_columns, self.n_columns);
+                blocks::read_block_row(part.stored.stored_type, bytes, row);
             }
         })
+    }
+
+    /// Whether all of the matrix is in blocks of few bits.
+    pub(crate) fn is_blocks(&self) -> bool {
+        let is_blocks = |part: &Part| part.stored.stored_type.block_bits().is_some();
+        self.parts.iter().all(|part| is_blocks(part) && part.update.is_none())
     }
 
     /// Packs the matrix in 8 bits, for activations in 8 bits, its columns multiplied with `columns` if there
@@ -325,7 +422,7 @@ impl Matrix {
 
     /// Lets the system have back the memory that the file's pages take, now that they were packed.
     pub(crate) fn release(&self) {
-        self.parts.iter().for_each(Stored::release);
+        self.parts.iter().for_each(|part| part.stored.release());
     }
 
     fn read_scaled_row(&self, row_idx: usize, columns: Option<&[f32]>, out: &mut [f32]) {
@@ -337,19 +434,32 @@ impl Matrix {
 
     fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
         if let Some((part, row_idx)) = self.part_of(row_idx) {
-            part.read(row_idx * out.len(), out);
+            part.read_row(row_idx, out);
         }
     }
 
     /// The part that has a row of the matrix, and which of its rows it is.
-    fn part_of(&self, mut row_idx: usize) -> Option<(&Stored, usize)> {
+    fn part_of(&self, mut row_idx: usize) -> Option<(&Part, usize)> {
         for part in &self.parts {
-            if row_idx < part.shape[0] {
+            if row_idx < part.stored.shape[0] {
                 return Some((part, row_idx));
             }
-            row_idx -= part.shape[0];
+            row_idx -= part.stored.shape[0];
         }
         None
+    }
+}
+
+impl Part {
+    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
+        let start = row_idx * out.len();
+        let Some(update) = &self.update else {
+            return self.stored.read(start, out);
+        };
+        let mut row = vec![0f32; out.len()];
+        self.stored.read(start, &mut row);
+        update.add_to(row_idx, &mut row);
+        out.iter_mut().zip(row).for_each(|(out, value)| *out = T::from_f32(value));
     }
 }
 
@@ -361,6 +471,11 @@ pub(crate) struct MappedRows {
 }
 
 impl MappedRows {
+    /// Bytes of all rows.
+    pub(crate) fn n_bytes(&self) -> u64 {
+        self.stored.range.len() as u64
+    }
+
     /// The rows at `ids` in f32, [ids, columns]. Every id must be below the number of rows.
     pub(crate) fn gather(&self, ids: &[u32]) -> Vec<f32> {
         let mut values = vec![0f32; ids.len() * self.n_columns];
@@ -400,11 +515,17 @@ impl Stored {
 trait Element: Copy + Default + Send + Sync {
     /// The values of whole blocks.
     fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]);
+
+    fn from_f32(value: f32) -> Self;
 }
 
 impl Element for f32 {
     fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
         stored_type.dequantise(bytes, out);
+    }
+
+    fn from_f32(value: f32) -> Self {
+        value
     }
 }
 
@@ -422,6 +543,10 @@ impl Element for bf16 {
             stored_type.dequantise(bytes, values);
             out.iter_mut().zip(values).for_each(|(o, v)| *o = Self::from_f32(*v));
         }
+    }
+
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
     }
 }
 

@@ -413,12 +413,16 @@ fn metadata_of_another_model_are_refused_by_key() {
         ),
         ("qwen3.attention.layer_norm_rms_epsilon", float(f32::NAN), "expected a number above 0"),
         ("qwen3.rope.freq_base", float(f32::INFINITY), "expected a number above 0, got \"inf\""),
-        ("qwen3.pooling_type", number(1), "expected 0 (none), 3 (last) or 4 (rank), got 1"),
+        (
+            "qwen3.pooling_type",
+            number(5),
+            "expected 0 (none), 1 (mean), 2 (cls), 3 (last) or 4 (rank), got 5",
+        ),
         ("qwen3.rope.scaling.type", text("yarn"), "expected \"none\", got \"yarn\""),
         ("qwen3.rope.scaling.factor", float(4.0), "expected 1, got 4.0"),
         ("qwen3.rope.scale_linear", float(2.0), "expected 1, got 2.0"),
         ("qwen3.attention.sliding_window", number(4096), "expected 0, got 4096"),
-        ("qwen3.attention.causal", (BOOL, vec![0]), "expected true, got false"),
+        ("qwen3.attention.causal", number(1), "expected true or false, got 1"),
     ];
     let place = Place::new();
     for (key, (value_type, value), expected) in cases {

@@ -4,13 +4,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use qwen3_embed_model::{Arithmetic, Device, Kernels, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Device, Kernels, LoadOptions, Model, Precision};
 use serde_json::Value;
 
 /// Largest difference of a component of a unit vector from transformers in f32.
 const MAX_DIFFERENCE: f64 = 1e-5;
 
-const FIXTURES: [&str; 10] = [
+const FIXTURES: [&str; 11] = [
     "base",
     "causal-lm-tied",
     "causal-lm-untied",
@@ -18,6 +18,7 @@ const FIXTURES: [&str; 10] = [
     "attention-bias",
     "outliers",
     "wide",
+    "bidirectional",
     "gguf-k-quants",
     "gguf-q8-0",
     "gguf-float",
@@ -35,7 +36,7 @@ fn model(name: &str) -> PathBuf {
 
 /// The fixture, multiplied so on any processor.
 fn load(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
-    Model::load_for(&model(name), Device::Cpu, precision, Some(arithmetic)).unwrap()
+    Model::load_with(&model(name), &LoadOptions::multiplying(precision, arithmetic)).unwrap()
 }
 
 fn golden(name: &str) -> Value {
@@ -169,6 +170,20 @@ fn int8_keeps_a_cosine_of_0_998_for_every_text() {
         println!("{name}, {arithmetic:?}: {worst:e}");
         assert!(worst <= 2e-3, "{name}, {arithmetic:?}: {errors:?}");
     }
+}
+
+/// Only activations are rounded, to 8 bits: the blocks of all three kinds, and where gates are in other bits than
+/// ups, or a type has no such blocks, weights in 8 bits beside them.
+#[test]
+fn weights_in_few_bits_are_used_as_they_are() {
+    let model = Model::load(&model("gguf-k-quants"), Device::Cpu, Precision::Int8).unwrap();
+    assert_eq!(model.arithmetic(), Arithmetic::Blocks);
+    let worst = |arithmetic| {
+        errors("gguf-k-quants", arithmetic).into_iter().fold(0f64, f64::max)
+    };
+    let [blocks, int8] = [Arithmetic::Blocks, Arithmetic::Int8].map(worst);
+    println!("gguf-k-quants: {blocks:e}, repacked {int8:e}");
+    assert!(blocks != int8 && blocks <= 1e-3, "{blocks:e}, repacked {int8:e}");
 }
 
 /// Only activations are rounded, to 16 bits.

@@ -47,6 +47,24 @@ pub enum Error {
         /// The token that was looked for.
         expected: &'static str,
     },
+    /// The tokenizer lacks a token that a reranker's prompt or its answer is made of.
+    #[error("{} has no token `{token}`, which a reranker needs", path.display())]
+    NoToken {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// The token that was looked for.
+        token: &'static str,
+    },
+    /// A limit leaves no room for a reranker's prompt, of which only document and query may be cut.
+    #[error(
+        "the prompt takes {n_tokens} tokens without query and document, the limit is {max_tokens}"
+    )]
+    FrameTooLong {
+        /// Tokens of the prompt, its instruction included.
+        n_tokens: usize,
+        /// The limit.
+        max_tokens: usize,
+    },
     /// A text could not be tokenized.
     #[error("text {text} could not be tokenized")]
     Encode {

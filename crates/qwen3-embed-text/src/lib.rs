@@ -1,5 +1,5 @@
-//! Strings in, token ids out: the tokenizer, the instruction template and truncation of the Qwen3
-//! embedding models.
+//! Strings in, token ids out: the tokenizer, the templates and truncation of the Qwen3 embedding models
+//! and rerankers.
 //!
 //! An input of an embedding model is its text's tokens followed by exactly one end-of-text token:
 //! the model's answer is the hidden state at that token. [`Tokenizer::encode`] appends it whether or
@@ -7,16 +7,21 @@
 //!
 //! Queries are embedded behind an instruction, see [`instruct`]; documents are embedded bare.
 //!
+//! A reranker reads a query and a document in a frame, see [`RerankTemplate`], without an end-of-text
+//! token.
+//!
 //! This crate never sees a tensor.
 #![forbid(unsafe_code)]
 
 mod error;
+mod rerank;
 mod template;
 mod tokenizer;
 mod truncate;
 mod vocabulary;
 
 pub use error::{Error, Result};
+pub use rerank::RerankTemplate;
 pub use template::{DEFAULT_INSTRUCTION, instruct};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use truncate::{TruncationSide, truncate};

@@ -2,7 +2,9 @@ use std::panic::{self, UnwindSafe};
 use std::path::Path;
 
 use rayon::prelude::*;
-use tokenizers::{Model, NormalizedString, Normalizer, PreTokenizedString, PreTokenizer};
+use tokenizers::{
+    Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
+};
 
 use crate::{Error, Result, Vocabulary};
 
@@ -42,6 +44,9 @@ pub enum SpecialTokens {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end_of_text: u32,
+    /// Whether the post-processor appends it.
+    file_appends: bool,
+    appends: bool,
 }
 
 impl Tokenizer {
@@ -67,8 +72,8 @@ impl Tokenizer {
     pub fn from_vocabulary(vocabulary: &Vocabulary<'_>, path: &Path) -> Result<Self> {
         without_panic(path, || {
             let inner = vocabulary.tokenizer(path)?;
-            let end_of_text = end_of_text(&inner, path)?;
-            Ok(Self { inner, end_of_text })
+            let (end_of_text, _) = end_of_text(&inner, path)?;
+            Ok(Self { inner, end_of_text, file_appends: true, appends: true })
         })
     }
 
@@ -76,11 +81,18 @@ impl Tokenizer {
         let damaged = |source| Error::Tokenizer { path: path.to_path_buf(), source };
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(damaged)?;
         inner.with_truncation(None).map_err(damaged)?.with_padding(None);
-        let end_of_text = end_of_text(&inner, path)?;
-        Ok(Self { inner, end_of_text })
+        let (end_of_text, file_appends) = end_of_text(&inner, path)?;
+        Ok(Self { inner, end_of_text, file_appends, appends: true })
     }
 
-    /// The tokens of `text`, followed by one end-of-text token.
+    /// The same tokenizer, but for the end-of-text token, which is appended only where the post-processor of
+    /// `tokenizer.json` does: for models that do not need it, because they do not pool the last token.
+    pub fn as_its_file_says(self) -> Self {
+        Self { appends: self.file_appends, ..self }
+    }
+
+    /// The tokens of `text`, followed by one end-of-text token, unless
+    /// [`as_its_file_says`](Self::as_its_file_says) leaves it away.
     ///
     /// # Errors
     ///
@@ -114,24 +126,41 @@ impl Tokenizer {
         self.inner.get_vocab_size(false)
     }
 
+    /// The id of a token, special or not, that is written so.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The tokens of `text` alone, special tokens parsed.
+    pub(crate) fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|source| Error::Encode { text: 0, source })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of the text of index `text`, `s`, taken as plain text, and the bytes of it that each of
+    /// them stands for. A character that takes several tokens belongs to all of them.
+    pub(crate) fn encode_spans(&self, text: usize, s: &str) -> Result<Encoding> {
+        check_white_space(text, s)?;
+        self.encode_plain(s, OffsetType::Byte).map_err(|source| Error::Encode { text, source })
+    }
+
     fn encode_nth(&self, text: usize, s: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
-        let got = longest_white_space(s);
-        if got > MAX_WHITE_SPACE {
-            return Err(Error::WhiteSpace { text, got, limit: MAX_WHITE_SPACE });
-        }
-        let tokens = match special_tokens {
-            SpecialTokens::Parse => {
-                self.inner.encode_fast(s, false).map(|encoding| encoding.get_ids().to_vec())
-            }
-            SpecialTokens::PlainText => self.encode_plain(s),
+        check_white_space(text, s)?;
+        let encoding = match special_tokens {
+            SpecialTokens::Parse => self.inner.encode_fast(s, false),
+            SpecialTokens::PlainText => self.encode_plain(s, OffsetType::None),
         };
-        let mut tokens = tokens.map_err(|source| Error::Encode { text, source })?;
-        tokens.push(self.end_of_text);
+        let encoding = encoding.map_err(|source| Error::Encode { text, source })?;
+        let mut tokens = encoding.get_ids().to_vec();
+        if self.appends {
+            tokens.push(self.end_of_text);
+        }
         Ok(tokens)
     }
 
     /// The pipeline without the step that looks for added tokens.
-    fn encode_plain(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+    fn encode_plain(&self, text: &str, offsets: OffsetType) -> tokenizers::Result<Encoding> {
         let mut normalized = NormalizedString::from(text);
         if let Some(normalizer) = self.inner.get_normalizer() {
             normalizer.normalize(&mut normalized)?;
@@ -141,7 +170,7 @@ impl Tokenizer {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
         pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
-        Ok(pieces.into_encoding(None, 0, tokenizers::OffsetType::None)?.get_ids().to_vec())
+        pieces.into_encoding(None, 0, offsets)
     }
 }
 
@@ -157,6 +186,15 @@ fn without_panic(
     })
 }
 
+/// Refuses a text whose white space the tokenizer's regex engine cannot follow.
+fn check_white_space(text: usize, s: &str) -> Result<()> {
+    let got = longest_white_space(s);
+    if got > MAX_WHITE_SPACE {
+        return Err(Error::WhiteSpace { text, got, limit: MAX_WHITE_SPACE });
+    }
+    Ok(())
+}
+
 /// Length of the longest run of white space, in characters; 0 for texts too short to matter.
 fn longest_white_space(text: &str) -> usize {
     if text.len() <= MAX_WHITE_SPACE {
@@ -165,20 +203,22 @@ fn longest_white_space(text: &str) -> usize {
     text.split(|c: char| !c.is_whitespace()).map(|run| run.chars().count()).max().unwrap_or(0)
 }
 
-/// The token that the post-processor appends, or the vocabulary's `<|endoftext|>` if it adds none.
+/// The token that the post-processor appends, or the vocabulary's `<|endoftext|>` if it adds none, and
+/// whether it does.
 ///
 /// The tokenizer's own `eos_token` is not asked: some repositories set it to `<|im_end|>`.
-fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<u32> {
+fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, bool)> {
     let encode = |add_special_tokens| match tokenizer.encode_fast("a", add_special_tokens) {
         Ok(encoding) => Ok(encoding.get_ids().to_vec()),
         Err(source) => Err(Error::Tokenizer { path: path.to_path_buf(), source }),
     };
     let (bare, processed) = (encode(false)?, encode(true)?);
     match processed.strip_prefix(bare.as_slice()) {
-        Some(&[end_of_text]) => Ok(end_of_text),
-        Some([]) => tokenizer
-            .token_to_id(END_OF_TEXT)
-            .ok_or_else(|| Error::NoEndOfText { path: path.to_path_buf(), expected: END_OF_TEXT }),
+        Some(&[end_of_text]) => Ok((end_of_text, true)),
+        Some([]) => match tokenizer.token_to_id(END_OF_TEXT) {
+            Some(end_of_text) => Ok((end_of_text, false)),
+            None => Err(Error::NoEndOfText { path: path.to_path_buf(), expected: END_OF_TEXT }),
+        },
         _ => Err(Error::PostProcessor { path: path.to_path_buf(), bare, processed }),
     }
 }

@@ -1,8 +1,10 @@
-use qwen3_embed_model::{Arithmetic, Config, Model, Precision, SharingCounts};
-use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, SpecialTokens, Tokenizer, TruncationSide, instruct, truncate,
-};
+use std::collections::BTreeMap;
 
+use qwen3_embed_model::{Arithmetic, Config, Precision, SharingCounts};
+use qwen3_embed_text::{SpecialTokens, TruncationSide, instruct, truncate};
+
+use crate::engine::Engine;
+use crate::repository::Prompts;
 use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Result, Source, normalize};
 
 /// Turns texts into vectors with a Qwen3 embedding model.
@@ -12,18 +14,21 @@ use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Result, Source, normal
 /// threads compute it.
 #[derive(Debug)]
 pub struct Embedder {
-    pub(crate) model: Model,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) engine: Engine,
+    pub(crate) prompts: Prompts,
     pub(crate) dimensions: usize,
-    pub(crate) max_tokens: usize,
     pub(crate) overflow: Overflow,
     pub(crate) special_tokens: SpecialTokens,
-    pub(crate) pool: Option<rayon::ThreadPool>,
 }
 
 impl Embedder {
     /// Begins to build an embedder of the model at `source`: a folder with the files of
-    /// Qwen3-Embedding-0.6B, 4B or 8B, or of a fine-tune of one of them, or one of their GGUF files.
+    /// Qwen3-Embedding-0.6B, 4B or 8B, or of a fine-tune of one of them, one of their GGUF files, or the
+    /// id of one on the hub.
+    ///
+    /// What a sentence-transformers repository says of pooling, dense layers, prompts and the longest text
+    /// is followed, as far as it is known; what is not known is refused. Vectors are of unit length in any
+    /// case. A LoRA adapter is loaded with the model that it belongs to.
     ///
     /// # Examples
     ///
@@ -43,7 +48,8 @@ impl Embedder {
         EmbedderBuilder::new(source.into())
     }
 
-    /// Embeds documents: texts as they are, without an instruction.
+    /// Embeds documents: texts as they are, or behind the prompt that a sentence-transformers repository
+    /// has for documents.
     ///
     /// # Errors
     ///
@@ -51,16 +57,18 @@ impl Embedder {
     /// [`Overflow::Error`]; [`Error::Text`] if one cannot be tokenized; [`Error::Model`] if its
     /// vector is not finite.
     pub fn embed_documents(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
-        self.embed_unchecked(&self.tokenize(texts)?)
+        self.embed_behind(self.prompts.document(), texts)
     }
 
-    /// Embeds queries behind the default instruction, [`DEFAULT_INSTRUCTION`].
+    /// Embeds queries behind the default instruction,
+    /// [`DEFAULT_INSTRUCTION`](crate::DEFAULT_INSTRUCTION), or behind the prompt that a
+    /// sentence-transformers repository has for queries.
     ///
     /// # Errors
     ///
     /// As [`embed_documents`](Self::embed_documents).
     pub fn embed_queries(&self, queries: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
-        self.embed_queries_with(DEFAULT_INSTRUCTION, queries)
+        self.embed_behind(self.prompts.query(), queries)
     }
 
     /// Embeds queries behind an instruction that says what the task is, in a sentence, best in
@@ -74,9 +82,20 @@ impl Embedder {
         instruction: &str,
         queries: &[impl AsRef<str> + Sync],
     ) -> Result<Embeddings> {
-        let texts: Vec<String> =
-            queries.iter().map(|query| instruct(instruction, query.as_ref())).collect();
-        self.embed_documents(&texts)
+        self.embed_behind(&instruct(instruction, ""), queries)
+    }
+
+    /// Embeds texts behind the prompt of this name, one of [`prompts`](Self::prompts).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchPrompt`] if there is none, and as [`embed_documents`](Self::embed_documents).
+    pub fn embed_with_prompt(
+        &self,
+        name: &str,
+        texts: &[impl AsRef<str> + Sync],
+    ) -> Result<Embeddings> {
+        self.embed_behind(self.prompt(name)?, texts)
     }
 
     /// Embeds texts that are tokens already, exactly as they are: nothing is appended, so that each
@@ -93,9 +112,9 @@ impl Embedder {
         self.embed_unchecked(&tokens)
     }
 
-    /// The tokens with which [`embed_documents`](Self::embed_documents) embeds each text: the
-    /// end-of-text token is appended and the overflow policy applied. For a query, pass
-    /// [`instruct`]`(instruction, query)`.
+    /// The tokens with which each text is embedded as it is: the end-of-text token is appended and the
+    /// overflow policy applied. For a query, put [`query_prompt`](Self::query_prompt) or
+    /// [`instruct`]`(instruction, "")` before it.
     ///
     /// # Errors
     ///
@@ -106,14 +125,41 @@ impl Embedder {
         Ok(tokens)
     }
 
-    /// The number of tokens of each text as a document, the end-of-text token included, whether or
-    /// not it is over the limit.
+    /// The number of tokens of each text as it is, the end-of-text token included, whether or not it is
+    /// over the limit.
     ///
     /// # Errors
     ///
     /// [`Error::Text`] if a text cannot be tokenized.
     pub fn count_tokens(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<usize>> {
         Ok(self.encode(texts)?.iter().map(Vec::len).collect())
+    }
+
+    /// What stands before a query: the default instruction, unless a sentence-transformers repository has
+    /// another prompt for queries.
+    pub fn query_prompt(&self) -> &str {
+        self.prompts.query()
+    }
+
+    /// What stands before a document: nothing, unless a sentence-transformers repository has a prompt for
+    /// documents.
+    pub fn document_prompt(&self) -> &str {
+        self.prompts.document()
+    }
+
+    /// The model's prompts by their names: those of a sentence-transformers repository, or else `query`
+    /// and `document`.
+    pub fn prompts(&self) -> &BTreeMap<String, String> {
+        self.prompts.by_name()
+    }
+
+    /// The prompt of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchPrompt`] if there is none.
+    pub fn prompt(&self, name: &str) -> Result<&str> {
+        self.prompts.named(name)
     }
 
     /// Dimensions of the vectors that this embedder gives.
@@ -123,39 +169,51 @@ impl Embedder {
 
     /// The longest text, in tokens.
     pub fn max_tokens(&self) -> usize {
-        self.max_tokens
+        self.engine.max_tokens
     }
 
     /// How the model's weights are kept and multiplied: what
     /// [`Precision::Auto`](crate::Precision::Auto) has become.
     pub fn precision(&self) -> Precision {
-        self.model.precision()
+        self.engine.model.precision()
     }
 
     /// How products are computed, most of them if the weights are in 8 bits or fewer.
     pub fn arithmetic(&self) -> Arithmetic {
-        self.model.arithmetic()
+        self.engine.model.arithmetic()
     }
 
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
-        self.model.config()
+        self.engine.model.config()
     }
 
     /// What was computed since the model was loaded, and what was saved by computing once what texts
     /// have in common.
     pub fn sharing_counts(&self) -> SharingCounts {
-        self.model.sharing_counts()
+        self.engine.model.sharing_counts()
+    }
+
+    /// Embeds texts with this in front of each.
+    fn embed_behind(&self, prompt: &str, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
+        if prompt.is_empty() {
+            return self.embed_unchecked(&self.tokenize(texts)?);
+        }
+        let texts: Vec<String> =
+            texts.iter().map(|text| [prompt, text.as_ref()].concat()).collect();
+        self.embed_unchecked(&self.tokenize(&texts)?)
     }
 
     /// The tokens of each text, however many.
     fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
-        Ok(self.install(|| self.tokenizer.encode_batch(texts, self.special_tokens))?)
+        Ok(self
+            .engine
+            .install(|| self.engine.tokenizer.encode_batch(texts, self.special_tokens))?)
     }
 
     /// Applies the overflow policy.
     fn fit(&self, texts: &mut [Vec<u32>]) -> Result<()> {
-        let max_tokens = self.max_tokens;
+        let max_tokens = self.engine.max_tokens;
         for (text, tokens) in texts.iter_mut().enumerate() {
             let n_tokens = tokens.len();
             match self.overflow {
@@ -179,15 +237,7 @@ impl Embedder {
             row.copy_from_slice(&hidden[..dim]);
             normalize(row);
         };
-        self.install(|| self.model.forward_each(texts, write))?;
+        self.engine.install(|| self.engine.model.forward_each(texts, write))?;
         Embeddings::new(values, dim)
-    }
-
-    /// Runs `work` on the embedder's own threads, if it has any.
-    fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
     }
 }

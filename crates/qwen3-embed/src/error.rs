@@ -3,19 +3,48 @@ use std::path::PathBuf;
 use qwen3_embed_model::Error as ModelError;
 use qwen3_embed_text::Error as TextError;
 
-/// What can go wrong when an embedder is built or used.
+#[cfg(feature = "hub")]
+use crate::HubError;
+
+/// What can go wrong when an embedder or a reranker is built or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The model's source is neither a folder on this machine nor a GGUF file.
+    /// The model's source is neither a folder on this machine nor a GGUF file, and cannot be an id of the
+    /// hub.
     #[error(
-        "there is no model at `{}`: name a folder that holds a model's config.json, tokenizer.json \
-         and safetensors files, or a .gguf file",
+        "there is no model at `{}`, and it is no id of the hub: name a folder that holds a model's \
+         config.json, tokenizer.json and safetensors files, a .gguf file, or an id such as \
+         Qwen/Qwen3-Embedding-0.6B",
         path.display()
     )]
     NoSuchModel {
         /// The path as it was given.
         path: PathBuf,
+    },
+    /// A model of the hub could not be had.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(Box<HubError>),
+    /// The source is an id of the hub, and this program was built without the feature `hub`.
+    #[error(
+        "there is no folder `{id}`, and this program cannot download a model of this id, being built \
+         without the feature `hub` of qwen3-embed"
+    )]
+    NoHub {
+        /// The id.
+        id: String,
+    },
+    /// A model has its weights only as pickle files.
+    #[error(
+        "{model} has its weights as {file}, a pickle file: these can run any program when they are \
+         read, so they are not. Convert it to safetensors, which transformers' save_pretrained does"
+    )]
+    PickleWeights {
+        /// The model's folder or id.
+        model: String,
+        /// One of the files.
+        file: String,
     },
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
@@ -24,6 +53,25 @@ pub enum Error {
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// The model has no prompt of this name.
+    #[error("the model has no prompt `{name}`, its prompts are {known:?}")]
+    NoSuchPrompt {
+        /// The name that was asked for.
+        name: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// An adapter was given to an adapter, or belongs to one.
+    #[error(
+        "the adapter {} cannot be added to the adapter {}: merge one of them into its model first",
+        second.display(), first.display()
+    )]
+    TwoAdapters {
+        /// The folder of the one.
+        first: PathBuf,
+        /// The folder of the other.
+        second: PathBuf,
     },
     /// A setting of the builder is out of range.
     #[error("{setting} is {got}, it must be in {min}..={max}")]
@@ -112,18 +160,26 @@ impl Error {
     /// The same error, about the text `by` places further on: for callers that embed a long list
     /// piece by piece.
     pub fn shift_text(mut self, by: usize) -> Self {
-        match &mut self {
+        if let Some(text) = self.text_mut() {
+            *text += by;
+        }
+        self
+    }
+
+    /// The index of the text, or of the pair, that the error is about, if it is about one.
+    pub fn text_mut(&mut self) -> Option<&mut usize> {
+        match self {
             Self::TextTooLong { text, .. }
             | Self::Text(TextError::Encode { text, .. } | TextError::WhiteSpace { text, .. })
             | Self::Model(
                 ModelError::EmptyText { text }
                 | ModelError::TooManyTokens { text, .. }
                 | ModelError::TokenOutOfRange { text, .. }
-                | ModelError::NotFinite { text, .. },
-            ) => *text += by,
-            _ => {}
+                | ModelError::NotFinite { text, .. }
+                | ModelError::LogitNotFinite { text, .. },
+            ) => Some(text),
+            _ => None,
         }
-        self
     }
 }
 

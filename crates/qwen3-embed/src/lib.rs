@@ -1,4 +1,4 @@
-//! Qwen3 text embeddings: texts in, vectors out.
+//! Qwen3 text embeddings and rerank scores: texts in, vectors and scores out.
 //!
 //! ```
 //! use qwen3_embed::Embedder;
@@ -26,6 +26,11 @@
 //! [`Embedder::embed_documents`]. For tasks in which texts are compared with their like, such as
 //! similarity or clustering, embed all of them the same way.
 //!
+//! # Reranking
+//!
+//! A [`Reranker`] reads a query and a document together and says how well the one answers the other:
+//! [`Reranker::rank`] sorts the hits of a search, [`Reranker::scores`] scores pairs.
+//!
 //! # Dimensions
 //!
 //! The models are trained so that the first values of a vector are a shorter embedding by
@@ -35,15 +40,18 @@
 //!
 //! # Concurrency
 //!
-//! An [`Embedder`] is [`Send`] and [`Sync`] and all its methods take `&self`: share one between
-//! threads. A call uses all threads of rayon's global pool, or of a pool of its own, see
+//! An [`Embedder`] is [`Send`] and [`Sync`] and all its methods take `&self`, and so is a [`Reranker`]:
+//! share one between threads. A call uses all threads of rayon's global pool, or of a pool of its own, see
 //! [`EmbedderBuilder::threads`].
 #![forbid(unsafe_code)]
 
 mod builder;
 mod embedder;
 mod embeddings;
+mod engine;
 mod error;
+mod repository;
+mod reranker;
 mod source;
 mod vector;
 
@@ -52,8 +60,12 @@ pub use embedder::Embedder;
 pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
 pub use qwen3_embed_model::{
-    Arithmetic, Config, Device, Error as ModelError, Kernels, Precision, Sharing, SharingCounts,
+    Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Precision, Sharing,
+    SharingCounts,
 };
 pub use qwen3_embed_text::{DEFAULT_INSTRUCTION, Error as TextError, SpecialTokens, instruct};
-pub use source::Source;
+pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
+#[cfg(feature = "hub")]
+pub use source::{Hub, HubError, HubProblem, Progress};
+pub use source::{Info, Source};
 pub use vector::{cosine, normalize};

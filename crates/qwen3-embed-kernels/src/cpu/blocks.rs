@@ -97,6 +97,11 @@ impl BlockPanels {
         Some(Self { bytes, panels, columns })
     }
 
+    /// Bytes of all panels.
+    pub(super) fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// A panel, and its bits.
     pub(super) fn panel(&self, panel_idx: usize) -> (Bits, &[u8]) {
         let BlockPanel { bits, start, size } = self.panels[panel_idx];

@@ -230,6 +230,17 @@ impl PackedWeight {
         }
     }
 
+    /// Bytes of the panels.
+    pub fn n_bytes(&self) -> usize {
+        match &self.panels {
+            Panels::F32(panels) => size_of_val(&panels[..]),
+            Panels::Bf16(panels) => size_of_val(&panels[..]),
+            Panels::Int8 { groups, .. } => groups.len(),
+            Panels::Bytes(groups) => groups.len(),
+            Panels::Blocks(panels) => panels.n_bytes(),
+        }
+    }
+
     /// Input features, I.
     pub fn n_in(&self) -> usize {
         self.place.n_in

@@ -42,7 +42,7 @@ pub(in crate::cpu) fn attend<T: Float, P: Product<Left = T, Right = T>>(
     let heads = block.call.heads;
     let n_rows = block.task.n_queries * heads.group();
     let width = heads.head_dim.next_multiple_of(panel_columns::<P::S>());
-    let end = block.task.first + block.task.n_queries;
+    let end = block.seen_from(block.task.n_queries - 1);
     rows.reserve(n_rows, width, heads.head_dim);
     take_queries(p, block, n_rows, &mut rows);
     for start in (0..end).step_by(KEY_BLOCK) {
@@ -161,9 +161,8 @@ fn softmax<P: Product<Left: Float>>(
 ) {
     let group = block.call.heads.group();
     for r in 0..n_rows {
-        let position = block.task.first + r / group;
         let scores = &mut rows.scores[r * KEY_BLOCK..][..KEY_BLOCK];
-        let seen = (position + 1).saturating_sub(keys.start).min(keys.len());
+        let seen = block.seen_from(r / group).saturating_sub(keys.start).min(keys.len());
         if seen == 0 {
             // Nothing to add: zeros times finite values leave the sums as they are.
             exponentials(p, scores, 0, keys.len(), 0.0);
@@ -299,7 +298,7 @@ fn write<S: Simd, T: Float>(
         let sums = &rows.sums[r * width..][..dim];
         for (d, sums) in (0..dim).step_by(S::LANES).zip(sums.chunks(S::LANES)) {
             let values = s.mul(load_part(s, sums), scale);
-            // SAFETY: `out` has a row for each query and H · D columns, checked by `causal_attention`;
+            // SAFETY: `out` has a row for each query and H · D columns, checked by `attention`;
             // `divide` gives the heads of a group for a query to one task alone.
             unsafe { block.call.out.store(s, row - first, column + d, column + dim, values) };
         }

@@ -1,13 +1,13 @@
-//! Causal grouped-query attention over a ragged batch, in blocks and with an online softmax.
+//! Grouped-query attention over a ragged batch, in blocks and with an online softmax.
 //!
 //! ```text
 //! pack the keys and values of every segment and key/value head into panels
 //! for each segment, key/value head and block of queries       (split over the threads)
-//!     for each block of keys up to the last query's position
+//!     for each block of keys that its last query sees
 //!         scores = queries · keys                             [rows, keys of the block]
 //!         for each row:
-//!             m' = max(m, scores up to the row's position)
-//!             p  = exp(scores − m'), 0 beyond the row's position
+//!             m' = max(m, scores of what the row sees)
+//!             p  = exp(scores − m'), 0 beyond what the row sees
 //!             l  = l · exp(m − m') + sum(p)
 //!             o  = o · exp(m − m') + p · values
 //!     out = o / l
@@ -143,8 +143,8 @@ impl Part {
     }
 }
 
-/// Attention of every token to what comes before it in its own text, and to itself, in parallel on
-/// rayon's current pool. It multiplies in the type of `out`.
+/// Attention of every token to what it sees of its own text, in parallel on rayon's current pool. It
+/// multiplies in the type of `out`.
 ///
 /// # Shapes
 ///
@@ -154,7 +154,7 @@ impl Part {
 /// # Panics
 ///
 /// If they are not; `qwen3_embed_kernels::ops` checks before it calls.
-pub fn causal_attention(
+pub fn attention(
     kernels: &Kernels,
     qkv: &[f32],
     batch: &Ragged,
@@ -303,6 +303,11 @@ pub(super) struct Block<'a, T> {
 impl<'a, T: Float> Block<'a, T> {
     fn part(&self) -> &'a Part {
         &self.parts[self.task.part]
+    }
+
+    /// The position behind the last key that a query of the task sees.
+    fn seen_from(&self, query: usize) -> usize {
+        self.call.batch.seen_from(self.part().segment, self.task.first + query).end
     }
 
     /// The part that has the block of keys from position `start` on: the task's, or one that its

@@ -70,7 +70,7 @@ impl Bits {
     }
 
     /// Bytes of a block of one column of a panel.
-    pub(in crate::cpu) fn packed_size(self) -> usize {
+    pub fn packed_size(self) -> usize {
         self.parts().iter().sum()
     }
 

@@ -1,0 +1,58 @@
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+
+use anyhow::Result;
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use qwen3_embed::Hub;
+
+/// Download a model of the hub to the cache, and print where it lies
+///
+/// What is in the cache is not downloaded again. A download that broke goes on where it ended.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// OWNER/NAME, with @REVISION if need be, or OWNER/NAME:Q8_0 for a GGUF file
+    #[arg(value_name = "ID")]
+    model: String,
+}
+
+/// Runs `qwen3-embed download`.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let path = hub().download(args.model.as_str())?;
+    writeln!(io::stdout(), "{}", path.display())?;
+    Ok(())
+}
+
+/// The hub as the environment has it, with a bar for each file that is downloaded, or where nobody looks, a
+/// line.
+pub(crate) fn hub() -> Hub {
+    let hub = Hub::from_env();
+    if !io::stderr().is_terminal() {
+        return hub.on_download(|file| {
+            if file.done == file.total {
+                eprintln!("downloaded {}, {}", file.name, HumanBytes(file.total));
+            }
+        });
+    }
+    let bars = MultiProgress::new();
+    let by_name = Mutex::new(HashMap::<String, ProgressBar>::new());
+    hub.on_download(move |file| {
+        let Ok(mut by_name) = by_name.lock() else { return };
+        let bar = by_name.entry(file.name.to_owned()).or_insert_with(|| {
+            // What an earlier download has left says nothing of the speed of this one.
+            let bar = ProgressBar::new(file.total).with_position(file.done);
+            bar.reset_eta();
+            bars.add(bar.with_style(style()).with_message(file.name.to_owned()))
+        });
+        bar.set_position(file.done);
+        if file.done == file.total {
+            bar.finish();
+        }
+    })
+}
+
+fn style() -> ProgressStyle {
+    let template =
+        "{msg:40!} {bar:25} {bytes:>10} of {total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

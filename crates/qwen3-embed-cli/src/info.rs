@@ -1,0 +1,143 @@
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use anyhow::Result;
+use indicatif::HumanBytes;
+use qwen3_embed::{Head, Info, Precision};
+use serde::Serialize;
+
+use crate::download;
+
+/// Show what a model is: its shape, size, prompts, and the memory that it takes
+///
+/// Of a model of the hub that is not in the cache, only the configuration and the headers of the weights are
+/// downloaded.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folder, .gguf file, or an id of the hub
+    #[arg(value_name = "PATH or ID")]
+    model: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is shown, in bytes where it is a size.
+#[derive(Serialize)]
+struct Report {
+    architecture: &'static str,
+    parameters: u64,
+    /// The number of parameters that are stored in each type.
+    stored: BTreeMap<String, u64>,
+    head: &'static str,
+    layers: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    query_heads: usize,
+    key_value_heads: usize,
+    head_dim: usize,
+    vocabulary: usize,
+    context: usize,
+    dimensions: [usize; 2],
+    prompts: BTreeMap<String, String>,
+    /// Of the files with weights.
+    file_bytes: u64,
+    memory: BTreeMap<&'static str, Memory>,
+}
+
+/// Estimated, with batches of the default size.
+#[derive(Serialize)]
+struct Memory {
+    weights: u64,
+    embeddings: u64,
+    workspace: u64,
+    total: u64,
+}
+
+/// Runs `qwen3-embed info`.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let report = Report::of(download::hub().info(args.model.as_str())?);
+    let mut output = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer(&mut output, &report)?;
+        writeln!(output)?;
+    } else {
+        report.print(&mut output)?;
+    }
+    Ok(())
+}
+
+impl Report {
+    fn of(info: Info) -> Self {
+        let precisions =
+            [("f32", Precision::F32), ("bf16", Precision::Bf16), ("int8", Precision::Int8)];
+        let memory = precisions.map(|(name, precision)| {
+            let memory = info.memory(precision);
+            let (weights, embeddings) = (memory.weights, memory.embeddings);
+            let (workspace, total) = (memory.workspace, memory.total());
+            (name, Memory { weights, embeddings, workspace, total })
+        });
+        let (dimensions, head) = (info.dimensions(), info.head());
+        let config = info.summary.config;
+        Self {
+            architecture: "qwen3",
+            parameters: info.summary.n_parameters,
+            stored: info.summary.stored,
+            head: match head {
+                Head::None => "none",
+                Head::TiedLmHead => "language model, tied to the token embeddings",
+                Head::LmHead => "language model",
+                Head::Score => "classification",
+                _ => "another",
+            },
+            layers: config.num_hidden_layers,
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            query_heads: config.num_attention_heads,
+            key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            vocabulary: config.vocab_size,
+            context: config.max_position_embeddings,
+            dimensions,
+            prompts: info.prompts,
+            file_bytes: info.summary.file_bytes,
+            memory: memory.into(),
+        }
+    }
+
+    fn print(&self, output: &mut impl Write) -> io::Result<()> {
+        let stored: Vec<&str> = self.stored.keys().map(String::as_str).collect();
+        let [fewest, most] = self.dimensions;
+        let rows = [
+            ("architecture", self.architecture.to_owned()),
+            ("parameters", format!("{:.1} million", self.parameters as f64 / 1e6)),
+            ("stored as", stored.join(", ")),
+            ("weight files", HumanBytes(self.file_bytes).to_string()),
+            ("head", self.head.to_owned()),
+            ("layers", self.layers.to_string()),
+            ("hidden size", self.hidden_size.to_string()),
+            ("dimensions", format!("{fewest} to {most}")),
+            ("context", format!("{} tokens", self.context)),
+            ("vocabulary", format!("{} tokens", self.vocabulary)),
+        ];
+        for (name, value) in rows {
+            writeln!(output, "{name:14}{value}")?;
+        }
+        for (name, prompt) in &self.prompts {
+            writeln!(output, "{:14}{prompt:?}", format!("prompt {name}"))?;
+        }
+        writeln!(output, "\nmemory, estimated")?;
+        writeln!(
+            output,
+            "{:14}{:>12}{:>14}{:>14}{:>12}",
+            "", "weights", "embeddings", "a batch", "together"
+        )?;
+        for (name, memory) in &self.memory {
+            let Memory { weights, embeddings, workspace, total } = memory;
+            let [weights, embeddings, workspace, total] =
+                [weights, embeddings, workspace, total].map(|&n| HumanBytes(n).to_string());
+            writeln!(output, "{name:14}{weights:>12}{embeddings:>14}{workspace:>14}{total:>12}")?;
+        }
+        Ok(())
+    }
+}

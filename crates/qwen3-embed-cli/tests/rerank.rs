@@ -1,0 +1,110 @@
+//! `qwen3-embed rerank` as a program: standard input, standard output, exit status.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/rerankers/untied");
+
+fn run(arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
+    command.args(["rerank", "--model", MODEL]).args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // The child may have refused its arguments before it read anything.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// The lines of standard output: index and score.
+fn lines(output: &Output) -> Vec<(usize, f64)> {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.is_empty(), "{errors}");
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let values = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let values = values.map(|line| {
+        assert_eq!(line.as_object().unwrap().len(), 2, "{line}");
+        (line["index"].as_u64().unwrap() as usize, line["score"].as_f64().unwrap())
+    });
+    values.collect()
+}
+
+/// The golden cases of one query and instruction, and the documents as input.
+fn golden(query: &str, instruction: Option<&str>) -> (Vec<Value>, String) {
+    let golden = std::fs::read(format!("{MODEL}/golden.json")).unwrap();
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
+    let cases = golden["cases"].as_array().unwrap().iter().filter(|case| {
+        let same = case["query"] == query && case["instruction"].as_str() == instruction;
+        same && case["max_tokens"] == 8192
+    });
+    let cases: Vec<Value> = cases.cloned().collect();
+    let documents = cases.iter().map(|case| {
+        let line = json!({"text": case["document"], "id": "ignored"});
+        format!("{line}\n\n")
+    });
+    let documents = documents.collect();
+    (cases, documents)
+}
+
+#[test]
+fn documents_are_ranked_best_first_with_the_scores_of_transformers() {
+    let (cases, input) = golden("What is the capital of China?", None);
+    assert!(cases.len() >= 4);
+    for (arguments, column) in [(&[][..], "score"), (&["--raw"][..], "logit")] {
+        let query = ["--query", "What is the capital of China?"];
+        let settings = ["--precision", "f32", "--format", "jsonl"];
+        let lines = lines(&run(&[&query[..], &settings, arguments].concat(), &input));
+        assert_eq!(lines.len(), cases.len());
+        assert!(lines.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+        for (index, score) in lines {
+            let expected = cases[index][column].as_f64().unwrap();
+            assert!((score - expected).abs() <= 2e-5, "{index}: {score} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn options_reach_the_reranker() {
+    let query = ["--query", "法国首都是哪里？"];
+    let card = "Given a web search query, retrieve relevant passages that answer the query.";
+    let (cases, input) = golden(query[1], Some(card));
+    assert_eq!(cases.len(), 3);
+    let with = |arguments: &[&str]| lines(&run(&[&query, arguments].concat(), &input));
+    let all = with(&["--instruct", card]);
+    for &(index, score) in &all {
+        assert!((score - cases[index]["score"].as_f64().unwrap()).abs() <= 1e-5);
+    }
+    assert_ne!(with(&[]), all);
+    assert_eq!(with(&["--instruct", card, "--top-n", "2"]), all[..2]);
+    assert_eq!(with(&["--instruct", card, "--top-n", "0"]), []);
+    assert_eq!(with(&["--instruct", card, "--threads", "1", "--batch-tokens", "1"]), all);
+    assert_ne!(with(&["--instruct", card, "--max-tokens", "165"]), all);
+    assert_eq!(with(&["--precision", "bf16"]).len(), 3);
+    assert_eq!(lines(&run(&query, "\n\n")), []);
+}
+
+#[test]
+fn bad_input_fails_and_is_named() {
+    // With the space that stands before every document.
+    let white_space = json!({"text": " ".repeat(500_001)}).to_string();
+    let after_others = format!("{{\"text\": \"a\"}}\n\n\n{white_space}\n");
+    let cases: [(&[&str], &str, &str); 6] = [
+        (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected ident"),
+        (&[], "\n\n{}\n", "line 3 of standard input: missing field `text`"),
+        (&[], "{\"text\": 7}\n", "line 1 of standard input: invalid type"),
+        (&[], &after_others, "line 4 of standard input: text 1 has 500002 white-space characters"),
+        (&["--max-tokens", "0"], "", "max_tokens is 0, it must be in 1..=8192"),
+        (&["--max-tokens", "9"], "{\"text\": \"a\"}\n", "tokens without query and document"),
+    ];
+    for (arguments, input, message) in cases {
+        let output = run(&[&["--query", "a"], arguments].concat(), input);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+        assert!(errors.starts_with("error: ") && errors.contains(message), "{errors}");
+        assert!(output.stdout.is_empty());
+    }
+    assert_eq!(run(&[], "").status.code(), Some(2), "a query is needed");
+}

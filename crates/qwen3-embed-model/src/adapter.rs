@@ -1,0 +1,154 @@
+//! LoRA adapters, as PEFT writes them: two thin matrices for some of the linear layers, whose product is
+//! added to a layer's weight as it is read.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::fields::Fields;
+use crate::weights::Weights;
+use crate::{Config, Error, Result};
+
+/// An adapter's updates, by the names of the weights.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    updates: HashMap<String, Arc<Update>>,
+}
+
+/// What is added to a weight, [O, I]: `b · a`.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// [rank, I]
+    a: Vec<f32>,
+    /// [O, rank], times the adapter's scale.
+    b: Vec<f32>,
+    rank: usize,
+}
+
+/// Settings that would change the result and are not implemented.
+const UNSUPPORTED: [&str; 15] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+];
+
+/// Ways of initialising that leave the model's own weights as they are.
+const INITIALISATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
+impl Adapter {
+    /// Reads `adapter_config.json` and `adapter_model.safetensors` in `dir`, an adapter of a model with
+    /// this configuration.
+    pub(crate) fn open(dir: &Path, config: &Config) -> Result<Self> {
+        let fields = Fields::read(&dir.join("adapter_config.json"))?;
+        check_supported(&fields)?;
+        let path = dir.join("adapter_model.safetensors");
+        let weights = Weights::open_file(&path)?;
+        let mut updates = HashMap::new();
+        for name in weights.names() {
+            let unknown = || Error::AdapterTensor { path: path.clone(), name: name.to_owned() };
+            let layer = name.strip_suffix(".lora_A.weight");
+            let Some(layer) = layer.or(name.strip_suffix(".lora_B.weight")) else {
+                return Err(unknown());
+            };
+            let module = layer.strip_prefix("base_model.model.").ok_or_else(unknown)?;
+            let weight = module.strip_prefix("model.").unwrap_or(module);
+            let [n_out, n_in] = config.linear_shape(weight).ok_or_else(unknown)?;
+            let key = format!("{weight}.weight");
+            if updates.contains_key(&key) {
+                continue;
+            }
+            // A matrix without the other one is found to be missing here.
+            let [a, b] = ["A", "B"].map(|which| format!("{layer}.lora_{which}.weight"));
+            let rank = weights.n_rows(&a).unwrap_or(1);
+            let scale = scale(&fields, module, rank)?;
+            let a = weights.values(&a, [rank, n_in])?;
+            let mut b = weights.values(&b, [n_out, rank])?;
+            b.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+            updates.insert(key, Arc::new(Update { a, b, rank }));
+        }
+        Ok(Self { updates })
+    }
+
+    /// What is added to the weight `name`.
+    pub(crate) fn update(&self, name: &str) -> Option<Arc<Update>> {
+        self.updates.get(name).cloned()
+    }
+}
+
+impl Update {
+    /// Adds the update of row `row_idx`.
+    pub(crate) fn add_to(&self, row_idx: usize, row: &mut [f32]) {
+        let b = &self.b[row_idx * self.rank..][..self.rank];
+        for (b, a) in b.iter().zip(self.a.chunks_exact(row.len())) {
+            row.iter_mut().zip(a).for_each(|(weight, a)| *weight += b * a);
+        }
+    }
+}
+
+/// Refuses kinds of adapters that are no plain LoRA of linear layers.
+fn check_supported(fields: &Fields) -> Result<()> {
+    fields.expect("peft_type", "\"LORA\"", |value| value == "LORA")?;
+    fields.expect_if_present("bias", "\"none\"", |value| value == "none")?;
+    for field in UNSUPPORTED {
+        let is_off =
+            |value: &Value| value == false || value.as_array().is_some_and(std::vec::Vec::is_empty);
+        fields.expect_if_present(field, "null or false", is_off)?;
+    }
+    let expected = format!("true, false or one of {}", INITIALISATIONS.join(", "));
+    fields.expect_if_present("init_lora_weights", &expected, |value| match value {
+        Value::String(name) => INITIALISATIONS.contains(&name.as_str()),
+        value => value.is_boolean(),
+    })
+}
+
+/// What the product of the two matrices is multiplied with: α / rank, or α / √rank.
+///
+/// # Source
+///
+/// Hu et al., *LoRA* (2021), section 4.1; Kalajdzievski, *A Rank Stabilization Scaling Factor* (2023).
+fn scale(fields: &Fields, module: &str, rank: usize) -> Result<f64> {
+    let alpha = match pattern(fields, module)? {
+        Some(alpha) => alpha,
+        None => fields.positive("lora_alpha")?,
+    };
+    let rank = rank as f64;
+    let is_stabilised = fields.flag("use_rslora", false)?;
+    Ok(alpha / if is_stabilised { rank.sqrt() } else { rank })
+}
+
+/// The α that `alpha_pattern` has for a module, by its name or the end of it.
+fn pattern(fields: &Fields, module: &str) -> Result<Option<f64>> {
+    let patterns = fields.get("alpha_pattern").and_then(Value::as_object);
+    for (name, alpha) in patterns.into_iter().flatten() {
+        let error = |expected: &str| Error::Field {
+            path: fields.path.clone(),
+            field: format!("alpha_pattern.{name}"),
+            expected: expected.to_owned(),
+            got: alpha.to_string(),
+        };
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if !name.chars().all(is_plain) {
+            return Err(error("the name of a module, not a regular expression"));
+        }
+        let before = module.strip_suffix(name.as_str());
+        if before.is_some_and(|before| before.is_empty() || before.ends_with('.')) {
+            let alpha = alpha.as_f64().filter(|alpha| *alpha > 0.0);
+            return alpha.map(Some).ok_or_else(|| error("a number above 0"));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,85 @@
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use qwen3_embed_kernels::cpu::{Epilogue, Layout};
+use qwen3_embed_kernels::ops::{Linear, Scratch};
+use serde_json::Value;
+
+use crate::Result;
+use crate::fields::Fields;
+use crate::weights::Weights;
+
+/// A dense layer behind the pooling: `y = f(x · weightᵀ + bias)`, in f32.
+///
+/// # Source
+///
+/// `Dense` of sentence-transformers.
+#[derive(Debug)]
+pub(crate) struct Dense {
+    linear: Linear,
+    n_in: usize,
+    n_out: usize,
+    activation: Activation,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    Identity,
+    Tanh,
+}
+
+/// The classes of PyTorch that are known.
+const ACTIVATIONS: [(&str, Activation); 3] = [
+    ("torch.nn.modules.linear.Identity", Activation::Identity),
+    ("torch.nn.modules.activation.Tanh", Activation::Tanh),
+    ("torch.nn.Tanh", Activation::Tanh),
+];
+
+impl Dense {
+    /// Reads the module in `dir`: `config.json` and `model.safetensors`. Vectors of `n_in` dimensions come
+    /// into it.
+    pub(crate) fn load(dir: &Path, n_in: usize) -> Result<Self> {
+        let fields = Fields::read(&dir.join("config.json"))?;
+        let n_out = fields.count("out_features")?;
+        fields.expect("in_features", &n_in.to_string(), |value| value == n_in)?;
+        for name in ["module_input_name", "module_output_name"] {
+            let expected = "sentence_embedding";
+            fields.expect_if_present(name, expected, |value| value == expected)?;
+        }
+        fields.expect_if_present("use_residual", "false", |value| value == false)?;
+        let activation = match fields.get("activation_function") {
+            None => Some(Activation::Tanh),
+            Some(name) => ACTIVATIONS.iter().find(|(known, _)| name == known).map(|known| known.1),
+        };
+        let Some(activation) = activation else {
+            let names = ACTIVATIONS.map(|(name, _)| name).join(", ");
+            return Err(fields.error("activation_function", format!("one of {names}")));
+        };
+        let weights = Weights::open(dir)?;
+        let matrix = weights.matrix(&[("linear.weight".to_owned(), n_out)], n_in)?;
+        let linear = Linear::new(matrix.pack_f32(Layout::Plain));
+        let linear = match fields.get("bias").is_none_or(|bias| *bias != Value::Bool(false)) {
+            true => linear.with_bias(weights.vector("linear.bias", n_out)?)?,
+            false => linear,
+        };
+        Ok(Self { linear, n_in, n_out, activation })
+    }
+
+    /// Dimensions of the vectors that come out.
+    pub(crate) fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    /// Applies the layer to `x`, [N, I], row-major; the result is [N, O].
+    pub(crate) fn forward(&self, x: Vec<f32>) -> Result<Vec<f32>> {
+        let n_rows = x.len() / self.n_in;
+        let x = Tensor::from_vec(x, (n_rows, self.n_in), &Device::Cpu)?;
+        let out = Tensor::zeros((n_rows, self.n_out), DType::F32, &Device::Cpu)?;
+        self.linear.forward(&x, &out, Epilogue::Store, &Scratch::default())?;
+        let mut out = qwen3_embed_kernels::ops::to_f32(&out)?;
+        if let Activation::Tanh = self.activation {
+            out.iter_mut().for_each(|value| *value = value.tanh());
+        }
+        Ok(out)
+    }
+}

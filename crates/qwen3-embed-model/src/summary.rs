@@ -1,0 +1,223 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use qwen3_embed_kernels::cpu::Arithmetic;
+
+use crate::decoder::open;
+use crate::fields::Fields;
+use crate::modules::Modules;
+use crate::{Config, Precision, Result};
+
+/// What a checkpoint is, read from its configuration and the headers of its files: no weight is read.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The hyper-parameters.
+    pub config: Config,
+    /// Values of all tensors, a separate head's included.
+    pub n_parameters: u64,
+    /// The types that tensors are stored in, by the names of the format, with the number of values of
+    /// each.
+    pub stored: BTreeMap<String, u64>,
+    /// Bytes of the files with tensors.
+    pub file_bytes: u64,
+    /// What is behind the decoder.
+    pub head: Head,
+    /// Dimensions of a text's vector: the hidden size, unless a dense layer behind the decoder changes it.
+    pub embedding_size: usize,
+    /// The precision that [`Precision::Auto`] is for this checkpoint on this processor.
+    pub auto: Precision,
+    /// Bytes of the token embeddings in the file, which stay there.
+    embedding_bytes: u64,
+    /// The values of the layers' matrices that are in blocks of few bits, and their bytes when they are packed.
+    blocks: [u64; 2],
+}
+
+/// What a checkpoint has behind the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Head {
+    /// Nothing: hidden states are the result, as of an embedding model.
+    None,
+    /// A language model's head that is the token embeddings. In GGUF files it does not show.
+    TiedLmHead,
+    /// A language model's head of its own.
+    LmHead,
+    /// A classifier's: `score.weight`, or `cls.output.weight` in GGUF files.
+    Score,
+}
+
+/// Memory that a model takes, estimated from its shapes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Memory {
+    /// The packed weights.
+    pub weights: u64,
+    /// The token embeddings: pages of the memory-mapped file, as far as texts have used them.
+    pub embeddings: u64,
+    /// The activations of a batch.
+    pub workspace: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(self) -> u64 {
+        self.weights + self.embeddings + self.workspace
+    }
+}
+
+impl Summary {
+    /// Looks at the checkpoint at `path`, a folder or a GGUF file, as [`Model::load`](crate::Model::load)
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`](crate::Model::load), but for tensors that do not fit the configuration.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (config, weights) = open(path)?;
+        let mut stored = BTreeMap::new();
+        for (name, n_values) in weights.stored_types() {
+            *stored.entry(name).or_default() += n_values;
+        }
+        let shape = [config.vocab_size, config.hidden_size];
+        Ok(Self {
+            n_parameters: stored.values().sum(),
+            stored,
+            file_bytes: weights.file_bytes(),
+            head: weights.head(),
+            embedding_size: embedding_size(path, config.hidden_size)?,
+            auto: Precision::Auto.for_weights(weights.has_few_bits()),
+            blocks: weights.blocks(),
+            embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
+            config,
+        })
+    }
+
+    /// The memory that the model takes in a precision, with texts that are computed in batches of
+    /// `batch_tokens` tokens. The cache of what texts have in common, the tokenizer and the program itself come on top.
+    pub fn memory(&self, precision: Precision, batch_tokens: usize) -> Memory {
+        let precision = if precision == Precision::Auto { self.auto } else { precision };
+        Memory {
+            weights: self.config.weight_bytes(precision, self.blocks),
+            embeddings: self.embedding_bytes,
+            workspace: self.config.workspace_bytes(precision.arithmetic(), batch_tokens),
+        }
+    }
+}
+
+/// Dimensions behind the last dense layer of a folder's modules. What else they may be is for whoever loads
+/// them: a reranker's are others.
+fn embedding_size(path: &Path, hidden_size: usize) -> Result<usize> {
+    let modules = Modules::read(path).ok().flatten().unwrap_or_default();
+    match modules.dense.last() {
+        Some(dir) => Fields::read(&dir.join("config.json"))?.count("out_features"),
+        None => Ok(hidden_size),
+    }
+}
+
+impl Config {
+    /// Bytes of the packed weights, without the padding of the last panel. Of the `blocks`, values and bytes, most
+    /// are kept in few bits in `Int8`, and counted so.
+    fn weight_bytes(&self, precision: Precision, blocks: [u64; 2]) -> u64 {
+        let heads = self.heads();
+        let (c, f) = (self.hidden_size, self.intermediate_size);
+        let attention = c * (heads.qkv_columns() + heads.q_columns());
+        let matrices = (self.num_hidden_layers * (attention + 3 * c * f)) as u64;
+        let vectors = self.num_hidden_layers * (2 * c + 2 * heads.head_dim) + c;
+        let matrices = match precision {
+            Precision::F32 => matrices * 4,
+            Precision::Bf16 => matrices * 2,
+            // A scale of four bytes for every 32, or two numbers of four bytes for every 64.
+            Precision::Int8 | Precision::Auto => {
+                let matrices = matrices.saturating_sub(blocks[0]);
+                matrices + matrices / 8 + blocks[1]
+            }
+        };
+        matrices + vectors as u64 * 4
+    }
+
+    /// Bytes of the activations of a batch.
+    fn workspace_bytes(&self, arithmetic: Arithmetic, n_tokens: usize) -> u64 {
+        let heads = self.heads();
+        let (c, f, q) = (self.hidden_size, self.intermediate_size, heads.q_columns());
+        let kv = heads.qkv_columns() - q;
+        // The residual stream, queries, keys and values.
+        let in_f32 = c + heads.qkv_columns();
+        let in_product_type = c + q + f;
+        let per_token = match arithmetic {
+            // Packed keys and values are in the type of the products too.
+            Arithmetic::F32 => 4 * (in_f32 + in_product_type + kv),
+            Arithmetic::Bf16 => 4 * in_f32 + 2 * (in_product_type + kv),
+            // The widest input of a product once more, in fewer bits.
+            Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
+                4 * (in_f32 + in_product_type + kv) + 3 * f.max(q)
+            }
+        };
+        (n_tokens * per_token) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Device, Model};
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+    }
+
+    #[test]
+    fn parameters_types_and_heads_are_those_of_the_files() {
+        for (name, head) in [
+            ("base", Head::None),
+            ("causal-lm-tied", Head::TiedLmHead),
+            ("causal-lm-untied", Head::LmHead),
+        ] {
+            let summary = Summary::read(&fixture(name)).unwrap();
+            assert_eq!(summary.head, head, "{name}");
+            let stored: u64 = summary.stored.values().sum();
+            assert_eq!(summary.n_parameters, stored);
+            // Each file is its tensors, and a header of a few kilobytes.
+            let bytes: u64 = summary
+                .stored
+                .iter()
+                .map(|(name, n)| match name.as_str() {
+                    "F32" => 4 * n,
+                    "BF16" | "F16" => 2 * n,
+                    name => panic!("{name}"),
+                })
+                .sum();
+            assert!((1..32 << 10).contains(&(summary.file_bytes - bytes)), "{name}");
+        }
+        let dense = Summary::read(&fixture("../sentence-transformers/mean-dense")).unwrap();
+        let model = Model::load(
+            &fixture("../sentence-transformers/mean-dense"),
+            Device::Cpu,
+            Precision::F32,
+        );
+        let model = model.unwrap();
+        assert_ne!(model.embedding_size(), dense.config.hidden_size);
+        assert_eq!(dense.embedding_size, model.embedding_size());
+        let summary = Summary::read(&fixture("gguf-q8-0/model.gguf")).unwrap();
+        assert!(summary.stored.contains_key("Q8_0"), "{summary:?}");
+        assert_eq!(summary.head, Head::None);
+    }
+
+    #[test]
+    fn the_estimate_is_what_the_packed_weights_take() {
+        for name in ["wide", "base", "outliers", "gguf-q8-0/model.gguf", "gguf-k-quants/model.gguf"]
+        {
+            let path = fixture(name);
+            let summary = Summary::read(&path).unwrap();
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                let model = Model::load(&path, Device::Cpu, precision).unwrap();
+                let (estimate, real) =
+                    (summary.memory(precision, 1).weights as f64, model.weight_bytes() as f64);
+                // Narrow matrices are padded to whole panels, and those that meet outliers have a few
+                // columns more.
+                let ratio = estimate / real;
+                assert!((0.75..=1.01).contains(&ratio), "{name}, {precision:?}: {ratio}");
+            }
+        }
+    }
+}

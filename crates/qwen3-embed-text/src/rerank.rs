@@ -1,0 +1,205 @@
+use std::path::Path;
+
+use rayon::prelude::*;
+use tokenizers::Encoding;
+
+use crate::{Error, Result, Tokenizer};
+
+/// What comes before the instruction, its special tokens spelled out.
+const PREFIX: &str = concat!(
+    "<|im_start|>system\n",
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. ",
+    "Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n",
+    "<|im_start|>user\n",
+);
+
+/// What comes behind the document: the model has thought nothing, and its next token is the answer.
+const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
+
+/// The special tokens of the frame.
+const SPECIAL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"];
+
+/// The prompt of the Qwen3 rerankers, in the tokens of their tokenizer.
+///
+/// ```text
+/// <|im_start|>system
+/// Judge whether the Document meets the requirements based on the Query and the Instruct provided.
+/// Note that the answer can only be "yes" or "no".<|im_end|>
+/// <|im_start|>user
+/// <Instruct>: {instruction}
+/// <Query>: {query}
+/// <Document>: {document}<|im_end|>
+/// <|im_start|>assistant
+/// <think>
+///
+/// </think>
+///
+/// ```
+///
+/// (The sentence that begins with `Judge` is one line.) No end-of-text token is appended. What stands
+/// before `<Instruct>` and behind the document is put around a pair as token ids, and the pair itself is
+/// plain text: no instruction, query or document can make a special token, or reach what is around it.
+///
+/// A prompt that is too long loses tokens at the end of its document. If the document is gone and it is
+/// still too long, the query is cut at its end. The rest is never cut.
+///
+/// # Source
+///
+/// The model card of Qwen3-Reranker, `format_instruction` and `process_inputs`. The tokens are the same
+/// but for texts that spell special tokens, which are parsed there, and for limits that the document
+/// alone cannot meet, where the frame is cut there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RerankTemplate {
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    yes: u32,
+    no: u32,
+}
+
+impl RerankTemplate {
+    /// The prompt in the tokens of `tokenizer`, whose file `path` is named in errors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoToken`] if the tokenizer lacks one of the special tokens, `yes` or `no`.
+    pub fn new(tokenizer: &Tokenizer, path: &Path) -> Result<Self> {
+        let no_token = |token| Error::NoToken { path: path.to_path_buf(), token };
+        for token in SPECIAL {
+            let id = tokenizer.id(token).ok_or_else(|| no_token(token))?;
+            if tokenizer.encode_special(token)? != [id] {
+                return Err(no_token(token));
+            }
+        }
+        Ok(Self {
+            prefix: tokenizer.encode_special(PREFIX)?,
+            suffix: tokenizer.encode_special(SUFFIX)?,
+            yes: tokenizer.id("yes").ok_or_else(|| no_token("yes"))?,
+            no: tokenizer.id("no").ok_or_else(|| no_token("no"))?,
+        })
+    }
+
+    /// The token of the answer that the document meets the requirements.
+    pub fn yes(&self) -> u32 {
+        self.yes
+    }
+
+    /// The token of the answer that it does not.
+    pub fn no(&self) -> u32 {
+        self.no
+    }
+
+    /// The tokens that every prompt begins with, up to `<Instruct>`.
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    /// The tokens that every prompt ends with, from behind the document on.
+    pub fn suffix(&self) -> &[u32] {
+        &self.suffix
+    }
+
+    /// The prompt of each pair of a query and a document, of at most `max_tokens`, in parallel on
+    /// rayon's current pool.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] or [`Error::WhiteSpace`] with the index of a pair that could not be tokenized;
+    /// [`Error::FrameTooLong`] if the prompt is over the limit without query and document.
+    pub fn encode_batch(
+        &self,
+        tokenizer: &Tokenizer,
+        instruction: &str,
+        pairs: &[(&str, &str)],
+        max_tokens: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let frame = self.prefix.len() + self.suffix.len();
+        let room = max_tokens.saturating_sub(frame);
+        let prompt = |(idx, &(query, document)): (usize, &(&str, &str))| {
+            let pair = Pair { idx, instruction, query, document };
+            match pair.tokens(tokenizer, room)? {
+                Fitted::Tokens(tokens) => {
+                    Ok([self.prefix.as_slice(), &tokens, &self.suffix].concat())
+                }
+                Fitted::Needs(n) => Err(Error::FrameTooLong { n_tokens: frame + n, max_tokens }),
+            }
+        };
+        pairs.par_iter().enumerate().map(prompt).collect()
+    }
+}
+
+/// What stands in the frame.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    /// Its index in the call.
+    idx: usize,
+    instruction: &'a str,
+    query: &'a str,
+    document: &'a str,
+}
+
+/// Tokens within a limit, or how many there are at least.
+enum Fitted {
+    Tokens(Vec<u32>),
+    Needs(usize),
+}
+
+impl Pair<'_> {
+    /// The pair in at most `room` tokens.
+    fn tokens(self, tokenizer: &Tokenizer, room: usize) -> Result<Fitted> {
+        let (text, _, document_start) = self.text();
+        let encoding = tokenizer.encode_spans(self.idx, &text)?;
+        let ids = encoding.get_ids();
+        if ids.len() <= room {
+            return Ok(Fitted::Tokens(ids.to_vec()));
+        }
+        // A token of the document may begin with the space in front of it.
+        let before = encoding.get_offsets().iter().take_while(|span| span.1 <= document_start);
+        if before.count() < room {
+            return Ok(Fitted::Tokens(ids[..room].to_vec()));
+        }
+        self.tokens_of_query(tokenizer, room)
+    }
+
+    /// The same without its document, and with as much of its query as there is room for: cut where a
+    /// token begins, and tokenized anew, because what stands behind it may merge with its new end.
+    fn tokens_of_query(mut self, tokenizer: &Tokenizer, room: usize) -> Result<Fitted> {
+        self.document = "";
+        loop {
+            let (text, query_start, _) = self.text();
+            let encoding = tokenizer.encode_spans(self.idx, &text)?;
+            let ids = encoding.get_ids();
+            if ids.len() <= room {
+                return Ok(Fitted::Tokens(ids.to_vec()));
+            }
+            if self.query.is_empty() {
+                return Ok(Fitted::Needs(ids.len()));
+            }
+            self.query = without_last(self.query, query_start, &encoding, ids.len() - room);
+        }
+    }
+
+    /// The pair as text, and where the query and the document begin in it.
+    fn text(self) -> (String, usize, usize) {
+        let Self { instruction, query, document, .. } = self;
+        let mut text = format!("<Instruct>: {instruction}\n<Query>: ");
+        let query_start = text.len();
+        text.push_str(query);
+        text.push_str("\n<Document>: ");
+        let document_start = text.len();
+        text.push_str(document);
+        (text, query_start, document_start)
+    }
+}
+
+/// `query`, which is not empty and begins at `query_start` of the text with this encoding, without its
+/// last `n` tokens.
+fn without_last<'a>(query: &'a str, query_start: usize, encoding: &Encoding, n: usize) -> &'a str {
+    let range = query_start..query_start + query.len();
+    let starts = encoding.get_offsets().iter().map(|span| span.0);
+    let starts: Vec<usize> = starts.filter(|start| range.contains(start)).collect();
+    let kept = starts.len().saturating_sub(n);
+    let end = starts.get(kept).map_or(0, |start| start - query_start);
+    // Tokens of a part of a character begin where it begins.
+    let end = (0..=end).rev().find(|&at| query.is_char_boundary(at));
+    &query[..end.unwrap_or(0)]
+}

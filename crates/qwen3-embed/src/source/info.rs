@@ -1,0 +1,63 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use qwen3_embed_model::{Head, Memory, Precision, Summary};
+
+use super::Source;
+use crate::Result;
+use crate::builder::min_dimensions;
+use crate::engine::DEFAULT_BATCH_TOKENS;
+use crate::repository::Repository;
+
+/// What a model is, without loading it: see [`Source::info`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Info {
+    /// What the model's configuration and the headers of its files say.
+    pub summary: Summary,
+    /// The prompts of `config_sentence_transformers.json` by their names.
+    pub prompts: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// Looks at the model without loading it. Of a model of the hub that is not in the cache, only the
+    /// configuration and the headers of the weights are downloaded, from
+    #[cfg_attr(feature = "hub", doc = "[`Hub::from_env`](crate::Hub::from_env).")]
+    #[cfg_attr(not(feature = "hub"), doc = "the hub.")]
+    ///
+    /// # Errors
+    ///
+    /// As [`EmbedderBuilder::build`](crate::EmbedderBuilder::build).
+    pub fn info(&self) -> Result<Info> {
+        #[cfg(feature = "hub")]
+        return super::Hub::from_env().info(self.clone());
+        #[cfg(not(feature = "hub"))]
+        Info::read(&self.open(None)?.path)
+    }
+}
+
+impl Info {
+    /// Looks at a model on this machine.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let summary = Summary::read(path)?;
+        let prompts = Repository::read(path)?.prompts.by_name().clone();
+        Ok(Self { summary, prompts })
+    }
+
+    /// The fewest and the most dimensions of a vector.
+    pub fn dimensions(&self) -> [usize; 2] {
+        let most = self.summary.embedding_size;
+        [min_dimensions(most), most]
+    }
+
+    /// The memory that the model takes in a precision, with batches of the default size. The cache of
+    /// what texts have in common, the tokenizer and the program itself come on top.
+    pub fn memory(&self, precision: Precision) -> Memory {
+        self.summary.memory(precision, DEFAULT_BATCH_TOKENS)
+    }
+
+    /// What is behind the decoder.
+    pub fn head(&self) -> Head {
+        self.summary.head
+    }
+}

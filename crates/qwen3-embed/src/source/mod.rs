@@ -1,0 +1,233 @@
+//! Where models come from: a folder, a GGUF file, or the hub. Only this module touches files, and only
+//! its submodule `client` the network.
+
+mod adapter;
+#[cfg(feature = "hub")]
+mod cache;
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod environment;
+#[cfg(feature = "hub")]
+mod error;
+#[cfg(feature = "hub")]
+mod headers;
+#[cfg(feature = "hub")]
+mod hub;
+mod id;
+mod info;
+#[cfg(feature = "hub")]
+mod selection;
+#[cfg(feature = "hub")]
+mod transfer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qwen3_embed_model::Error as ModelError;
+use qwen3_embed_text::{Tokenizer, Vocabulary};
+use serde::de::DeserializeOwned;
+
+#[cfg(feature = "hub")]
+pub use error::{HubError, HubProblem};
+#[cfg(feature = "hub")]
+pub use hub::{Hub, Progress};
+use id::ModelId;
+pub use info::Info;
+
+use crate::{Error, Result};
+
+/// Where a model is: a folder, a GGUF file, or its id on the hub.
+///
+/// - A folder has `config.json`, `tokenizer.json` and the weights, as published.
+/// - A file whose name ends in `.gguf` holds all of it. A `tokenizer.json` beside it is read in place of
+///   the vocabulary in the file.
+/// - `owner/name` is a model of the hub, at its newest commit; `owner/name@revision` at a branch, a tag or
+///   a commit. `owner/name:Q8_0`, with or without `@revision`, is the GGUF file of that repository whose
+///   name has this in it; the file's whole name may stand there too. What is needed is downloaded once
+///   (`Hub` says where to).
+///
+/// A string is all of these: what is there as a folder or a file is that, and not an id. A path is
+/// never an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    path: PathBuf,
+    /// Whether it may be an id as well.
+    is_text: bool,
+}
+
+/// What there is without the feature `hub`: nothing.
+#[cfg(not(feature = "hub"))]
+#[derive(Debug, Clone)]
+pub(crate) enum Hub {}
+
+impl Source {
+    /// The model on this machine, after it was downloaded if need be. An adapter is opened with the model
+    /// that it names as its base.
+    pub(crate) fn open(&self, hub: Option<&Hub>) -> Result<Local> {
+        let path = self.open_alone(hub)?;
+        let Some(base) = adapter::base(&path)? else {
+            return Ok(Local { path, adapter: None });
+        };
+        let base = base.open_alone(hub)?;
+        match adapter::base(&base)? {
+            None => Ok(Local { path: base, adapter: Some(path) }),
+            Some(_) => Err(Error::TwoAdapters { first: base, second: path }),
+        }
+    }
+
+    /// The folder of an adapter on this machine, after it was downloaded if need be.
+    pub(crate) fn open_adapter(&self, hub: Option<&Hub>) -> Result<PathBuf> {
+        self.open_alone(hub)
+    }
+
+    /// The folder or the GGUF file.
+    fn open_alone(&self, hub: Option<&Hub>) -> Result<PathBuf> {
+        match self.parse()? {
+            Parsed::Local(path) => Ok(path),
+            #[cfg(feature = "hub")]
+            Parsed::Id(id) => hub.unwrap_or(&Hub::from_env()).fetch(&id),
+            #[cfg(not(feature = "hub"))]
+            Parsed::Id(id) => match hub {
+                Some(hub) => match *hub {},
+                None => Err(Error::NoHub { id: id.to_string() }),
+            },
+        }
+    }
+
+    /// Which of the kinds of source it is.
+    fn parse(&self) -> Result<Parsed> {
+        let path = &self.path;
+        if path.is_dir() {
+            refuse_pickle(path)?;
+            return Ok(Parsed::Local(path.clone()));
+        }
+        if is_gguf(path) && path.is_file() {
+            return Ok(Parsed::Local(path.clone()));
+        }
+        let id = path.to_str().filter(|_| self.is_text && !path.exists()).and_then(ModelId::parse);
+        id.map(Parsed::Id).ok_or_else(|| Error::NoSuchModel { path: path.clone() })
+    }
+}
+
+/// A source that was looked at.
+enum Parsed {
+    Local(PathBuf),
+    Id(ModelId),
+}
+
+/// A model on this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Local {
+    /// Its folder or GGUF file, which is there.
+    pub(crate) path: PathBuf,
+    /// The folder of an adapter of it.
+    pub(crate) adapter: Option<PathBuf>,
+}
+
+impl Local {
+    /// The file that holds the tokenizer.
+    pub(crate) fn tokenizer(&self) -> PathBuf {
+        let of_adapter = self.adapter.as_ref().map(|dir| dir.join("tokenizer.json"));
+        if let Some(path) = of_adapter.filter(|path| path.is_file()) {
+            return path;
+        }
+        if self.path.is_dir() {
+            return self.path.join("tokenizer.json");
+        }
+        let beside = self.path.with_file_name("tokenizer.json");
+        if beside.is_file() { beside } else { self.path.clone() }
+    }
+}
+
+impl Local {
+    /// The folder that says how the model is used: an adapter's, if it says so.
+    pub(crate) fn settings(&self) -> &Path {
+        let says = |dir: &&PathBuf| SETTINGS.iter().any(|file| dir.join(file).is_file());
+        self.adapter.as_ref().filter(says).unwrap_or(&self.path)
+    }
+}
+
+/// Files of sentence-transformers that say how a model is used.
+const SETTINGS: [&str; 2] = ["modules.json", "config_sentence_transformers.json"];
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Whether a file of this name holds weights that pickle wrote.
+fn is_pickle(name: &str) -> bool {
+    let (stem, extension) = name.rsplit_once('.').unwrap_or_default();
+    let is_weights = ["model", "adapter", "weights"].iter().any(|word| stem.contains(word));
+    is_weights && ["bin", "pt", "pth", "ckpt", "pkl"].contains(&extension)
+}
+
+/// Refuses a folder whose weights are there as pickle files only.
+fn refuse_pickle(dir: &Path) -> Result<()> {
+    let io = |source| Error::Io { path: dir.to_path_buf(), source };
+    let mut pickle = None;
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") {
+            return Ok(());
+        }
+        if is_pickle(&name) {
+            pickle = pickle.max(Some(name));
+        }
+    }
+    match pickle {
+        Some(file) => Err(Error::PickleWeights { model: dir.display().to_string(), file }),
+        None => Ok(()),
+    }
+}
+
+/// Reads the tokenizer from its file: `tokenizer.json`, or else a GGUF file.
+pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    if path.file_name().is_some_and(|name| name == "tokenizer.json") {
+        return Ok(Tokenizer::from_json(&read(path)?, path)?);
+    }
+    let stored = qwen3_embed_model::Vocabulary::read(path)?;
+    let vocabulary = Vocabulary {
+        model: &stored.model,
+        pre_tokenizer: &stored.pre_tokenizer,
+        tokens: &stored.tokens,
+        token_types: &stored.token_types,
+        merges: &stored.merges,
+    };
+    Ok(Tokenizer::from_vocabulary(&vocabulary, path)?)
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let parsed = serde_json::from_slice(&read(path)?);
+    Ok(parsed.map_err(|source| ModelError::Json { path: path.to_path_buf(), source })?)
+}
+
+/// A whole file.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
+}
+
+impl From<PathBuf> for Source {
+    fn from(path: PathBuf) -> Self {
+        Self { path, is_text: false }
+    }
+}
+
+impl From<&Path> for Source {
+    fn from(path: &Path) -> Self {
+        path.to_path_buf().into()
+    }
+}
+
+impl From<&str> for Source {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl From<String> for Source {
+    fn from(text: String) -> Self {
+        Self { path: text.into(), is_text: true }
+    }
+}

@@ -1,0 +1,195 @@
+//! Fine-tunes: sentence-transformers repositories against that package, and adapters.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qwen3_embed::{Embedder, Embeddings, Error};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
+}
+
+/// A copy of a fixture's folder that a test may change.
+fn copy(name: &str) -> TempDir {
+    fn copy_folder(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let (from, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
+            match from.is_dir() {
+                true => copy_folder(&from, &to.join(name)),
+                false => fs::write(to.join(name), fs::read(&from).unwrap()).unwrap(),
+            }
+        }
+    }
+    let to = tempfile::tempdir().unwrap();
+    copy_folder(&fixture(name), to.path());
+    to
+}
+
+fn edit(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    edit(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+fn golden(folder: &Path) -> Value {
+    serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap()
+}
+
+fn texts(golden: &Value) -> Vec<&str> {
+    golden["texts"].as_array().unwrap().iter().filter_map(Value::as_str).collect()
+}
+
+/// Asserts that vectors are these, which need not be of unit length, to 1e-5.
+fn assert_vectors(ours: &Embeddings, expected: &Value, what: &str) {
+    assert!(!ours.is_empty());
+    for (i, row) in ours.iter().enumerate() {
+        let expected = expected[i].as_array().unwrap();
+        let expected: Vec<f64> = expected.iter().map(|v| v.as_f64().unwrap()).collect();
+        let norm = expected.iter().map(|v| v * v).sum::<f64>().sqrt();
+        assert_eq!(row.len(), expected.len(), "{what}");
+        let differences = row.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b / norm).abs());
+        let largest = differences.fold(0.0, f64::max);
+        assert!(largest <= 1e-5, "{what}, text {i}: {largest:e}");
+    }
+}
+
+#[test]
+fn repositories_give_the_vectors_of_sentence_transformers_behind_every_prompt() {
+    for name in ["mean-dense", "weighted-mean", "last-token"] {
+        let folder = fixture("sentence-transformers").join(name);
+        let golden = golden(&folder);
+        let (texts, vectors) = (texts(&golden), &golden["vectors"]);
+        let embedder = Embedder::builder(folder).build().unwrap();
+        let queries = embedder.embed_queries(&texts).unwrap();
+        assert_vectors(&queries, &vectors["query"], &format!("{name}, queries"));
+        let documents = embedder.embed_documents(&texts).unwrap();
+        assert_vectors(&documents, &vectors["document"], &format!("{name}, documents"));
+        for prompt in embedder.prompts().keys() {
+            let ours = embedder.embed_with_prompt(prompt, &texts).unwrap();
+            assert_vectors(&ours, &vectors[prompt], &format!("{name}, {prompt}"));
+        }
+    }
+}
+
+#[test]
+fn a_dense_layer_sets_the_dimensions() {
+    let folder = fixture("sentence-transformers/mean-dense");
+    assert_eq!(Embedder::builder(folder.as_path()).build().unwrap().dimensions(), 24);
+    assert!(Embedder::builder(folder.as_path()).dimensions(24).build().is_ok());
+    let error = Embedder::builder(folder).dimensions(25).build().unwrap_err();
+    assert!(matches!(error, Error::Dimensions { got: 25, max: 24, .. }), "{error}");
+}
+
+#[test]
+fn prompts_are_chosen_as_sentence_transformers_does() {
+    let prompts = |config: Value| {
+        let copy = copy("sentence-transformers/last-token");
+        let file = copy.path().join("config_sentence_transformers.json");
+        fs::write(file, config.to_string()).unwrap();
+        let embedder = Embedder::builder(copy.path()).build()?;
+        Ok((embedder.query_prompt().to_owned(), embedder.document_prompt().to_owned()))
+    };
+    let chosen = |config| -> (String, String) { prompts(config).map_err(|e: Error| e).unwrap() };
+    let pair = |query: &str, document: &str| (query.to_owned(), document.to_owned());
+    assert_eq!(chosen(json!({})), pair("", ""));
+    assert_eq!(chosen(json!({"prompts": {"query": "q: ", "document": null}})), pair("q: ", ""));
+    let several = json!({"prompts": {"corpus": "c", "passage": "p", "other": "o"}});
+    assert_eq!(chosen(several), pair("", "p"));
+    let default = json!({"prompts": {"a": "A ", "query": "q "}, "default_prompt_name": "a"});
+    assert_eq!(chosen(default), pair("q ", "A "));
+    let error = prompts(json!({"prompts": {"a": ""}, "default_prompt_name": "b"})).unwrap_err();
+    assert_eq!(error.to_string(), "the model has no prompt `b`, its prompts are [\"a\"]");
+    let error = prompts(json!({"prompts": "none"})).unwrap_err();
+    assert!(error.to_string().contains("config_sentence_transformers.json"), "{error}");
+    // Without the file they are those of the published models.
+    let embedder = Embedder::builder(fixture("models/base")).build().unwrap();
+    assert!(embedder.query_prompt().ends_with("\nQuery:") && embedder.document_prompt().is_empty());
+    assert_eq!(embedder.prompts().keys().collect::<Vec<_>>(), ["document", "query"]);
+    let error = embedder.embed_with_prompt("code", &["a"]).unwrap_err();
+    assert!(matches!(error, Error::NoSuchPrompt { .. }), "{error}");
+}
+
+#[test]
+fn the_longest_text_is_the_repositorys_unless_another_is_asked_for() {
+    let copy = copy("sentence-transformers/last-token");
+    let file = copy.path().join("sentence_bert_config.json");
+    edit(&file, |config| config["max_seq_length"] = json!(77));
+    let build = || Embedder::builder(copy.path());
+    assert_eq!(build().build().unwrap().max_tokens(), 77);
+    assert_eq!(build().max_tokens(500).build().unwrap().max_tokens(), 500);
+    edit(&file, |config| config["do_lower_case"] = json!(true));
+    let error = build().build().unwrap_err().to_string();
+    assert!(error.contains("field `do_lower_case`: expected false, got true"), "{error}");
+}
+
+#[test]
+fn only_the_last_token_needs_an_end_of_text_token() {
+    for (name, appended) in [("mean-dense", 0), ("last-token", 1)] {
+        let copy = copy(&format!("sentence-transformers/{name}"));
+        let tokenize = || {
+            let embedder = Embedder::builder(copy.path()).build().unwrap();
+            embedder.tokenize(&["a"]).unwrap().remove(0)
+        };
+        let with = tokenize();
+        edit(&copy.path().join("tokenizer.json"), |file| file["post_processor"] = Value::Null);
+        assert_eq!(tokenize(), with[..1 + appended], "{name}");
+    }
+}
+
+#[test]
+fn an_adapter_is_loaded_with_its_base_or_given_to_it() {
+    let folder = fixture("adapters/lora");
+    let golden = golden(&folder);
+    let texts = texts(&golden);
+    let alone = Embedder::builder(folder.as_path()).build().unwrap();
+    let given =
+        Embedder::builder(fixture("models/base")).adapter(folder.as_path()).build().unwrap();
+    for embedder in [alone, given] {
+        let ours = embedder.embed_documents(&texts).unwrap();
+        assert_vectors(&ours, &golden["embeddings"], "adapter");
+    }
+}
+
+#[test]
+fn adapters_cannot_be_stacked_and_their_base_must_be_there() {
+    let folder = fixture("adapters/lora");
+    let error = Embedder::builder(folder.as_path()).adapter(folder.as_path()).build().unwrap_err();
+    assert!(matches!(error, Error::TwoAdapters { .. }), "{error}");
+    let copy = copy("adapters/lora");
+    let file = copy.path().join("adapter_config.json");
+    edit(&file, |config| config["base_model_name_or_path"] = json!(folder));
+    let error = Embedder::builder(copy.path()).build().unwrap_err();
+    assert!(matches!(error, Error::TwoAdapters { .. }), "{error}");
+    edit(&file, |config| config["base_model_name_or_path"] = json!("/no/such/model"));
+    let error = Embedder::builder(copy.path()).build().unwrap_err();
+    assert!(matches!(error, Error::NoSuchModel { .. }), "{error}");
+    edit(&file, |config| config["base_model_name_or_path"] = Value::Null);
+    let error = Embedder::builder(copy.path()).build().unwrap_err();
+    assert!(error.to_string().contains("adapter_config.json"), "{error}");
+}
+
+#[test]
+fn an_adapters_folder_may_have_the_repositorys_settings() {
+    let copy = copy("adapters/lora");
+    let settings = fixture("sentence-transformers/mean-dense");
+    let base = json!(fixture("models/base"));
+    edit(&copy.path().join("adapter_config.json"), |c| c["base_model_name_or_path"] = base);
+    let prompts = settings.join("config_sentence_transformers.json");
+    fs::copy(prompts, copy.path().join("config_sentence_transformers.json")).unwrap();
+    let embedder = Embedder::builder(copy.path()).build().unwrap();
+    assert_eq!(embedder.query_prompt(), "Represent the query: ");
+    // And its modules: here a pooling and nothing else.
+    fs::create_dir(copy.path().join("1_Pooling")).unwrap();
+    fs::copy(settings.join("1_Pooling/config.json"), copy.path().join("1_Pooling/config.json"))
+        .unwrap();
+    let modules =
+        json!([{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "b.Pooling"}]);
+    fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
+    let pooled = Embedder::builder(copy.path()).build().unwrap();
+    let text = ["two or more tokens"];
+    assert!(pooled.embed_documents(&text).unwrap() != embedder.embed_documents(&text).unwrap());
+}

@@ -1,0 +1,89 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use qwen3_embed::{RankOptions, Reranker};
+use serde::Deserialize;
+
+use crate::{parity, root};
+
+/// Scores that another implementation computed.
+#[derive(Deserialize)]
+struct Golden {
+    source: String,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    instruction: Option<String>,
+    query: String,
+    document: String,
+    max_tokens: usize,
+    logit: f64,
+    score: f64,
+}
+
+/// The scores of Qwen3-Reranker-0.6B that were published for one query, and how far off they may be: the
+/// precision in which they were computed is not known.
+const PUBLISHED: [(&str, f64, f64); 3] = [
+    ("法国的首都是巴黎。", 0.79819, 0.01),
+    ("德国的首都是柏林。", 2.034e-4, 1e-4),
+    ("香蕉是黄色的水果。", 4.638e-6, 1e-5),
+];
+
+const PUBLISHED_QUERY: &str = "法国首都是哪里？";
+
+const PUBLISHED_INSTRUCTION: &str =
+    "Given a web search query, retrieve relevant passages that answer the query.";
+
+/// Every reranker among the fixtures against its golden file.
+pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
+    println!("\n{:<18} {:>5} {:>10} {:>10}", "reranker", "pairs", "scores", "logits");
+    let folder = root().join("fixtures/rerankers");
+    let mut rerankers: Vec<PathBuf> =
+        fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    rerankers.sort();
+    ensure!(!rerankers.is_empty(), "{} has no rerankers", folder.display());
+    rerankers.iter().try_for_each(|dir| {
+        let gguf = dir.join("model.gguf");
+        let model = if gguf.is_file() { &gguf } else { dir };
+        compare(model, &dir.join("golden.json"), tolerance)
+    })
+}
+
+/// Compares a reranker with a golden file of `fixtures/rerank.py`, prints a line, and fails if a score is
+/// off by more than the tolerance.
+pub(crate) fn compare(model: &Path, golden: &Path, tolerance: f64) -> Result<()> {
+    let json = fs::read(golden).with_context(|| golden.display().to_string())?;
+    let golden: Golden =
+        serde_json::from_slice(&json).with_context(|| golden.display().to_string())?;
+    let reranker = Reranker::builder(model).build()?;
+    let mut worst = [0f64; 2];
+    for case in &golden.cases {
+        let instruction = case.instruction.as_deref();
+        let max_tokens = Some(case.max_tokens);
+        let options = RankOptions { instruction, top_n: None, max_tokens };
+        let ranked = reranker.rank(&case.query, &[&case.document], options)?;
+        for document in ranked {
+            worst[0] = worst[0].max((f64::from(document.score) - case.score).abs());
+            worst[1] = worst[1].max((f64::from(document.logit) - case.logit).abs());
+        }
+    }
+    let name = parity::name(model);
+    println!("{name:<18} {:>5} {:>10.1e} {:>10.1e}", golden.cases.len(), worst[0], worst[1]);
+    ensure!(worst[0] <= tolerance, "{name}: {:e} from {}", worst[0], golden.source);
+    Ok(())
+}
+
+/// Compares Qwen3-Reranker-0.6B with published scores.
+pub(crate) fn published(model: &Path) -> Result<()> {
+    let reranker = Reranker::builder(model).build()?;
+    for (document, expected, tolerance) in PUBLISHED {
+        let pair = [(PUBLISHED_QUERY, document)];
+        let score = f64::from(reranker.scores_with(PUBLISHED_INSTRUCTION, &pair)?[0]);
+        println!("{document}: expected {expected:.4e}, got {score:.4e}");
+        ensure!((score - expected).abs() <= tolerance, "off by more than {tolerance}");
+    }
+    Ok(())
+}
