@@ -134,8 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
     let is_cpu = args.model.device == Device::Cpu;
-    let core_peak =
-        is_cpu.then(|| Kernels::best().measured_peak(embedder.precision().arithmetic()));
+    let core_peak = is_cpu.then(|| Kernels::best().measured_peak(embedder.arithmetic()));
     let peak = core_peak.map(|peak| peak * threads as f64);
     let machine = core_peak.map_or_else(|| args.model.device.to_string(), machine);
     let mut report = Report { machine, results: Vec::new() };

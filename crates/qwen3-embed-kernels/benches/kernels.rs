@@ -8,8 +8,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Quantised, Rows,
-    RowsMut, Values, ValuesMut, attention, qk_norm_rope, rms_norm,
+    Arithmetic, AttentionScratch, Bits, BlockRow, Epilogue, Heads, Kernels, Layout, PackedWeight,
+    Quantised, Rows, RowsMut, Values, ValuesMut, attention, qk_norm_rope, rms_norm,
 };
 use qwen3_embed_kernels::{Queries, Ragged};
 
@@ -68,6 +68,12 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
         let read_row = |_, row: &mut [f32]| row.copy_from_slice(&weight);
         let int8 = PackedWeight::pack_int8(n_out, n_in, layout, &[], read_row).repacked(kernels);
         let bytes = PackedWeight::pack_bytes(n_out, n_in, layout, read_row).repacked(kernels);
+        let blocks = [Bits::Four, Bits::Five, Bits::Six].map(|bits| {
+            let read_row = |_, row: &mut BlockRow| row.values.fill(1);
+            PackedWeight::pack_blocks(n_out, n_in, layout, None, |_| bits, read_row)
+                .unwrap()
+                .repacked(kernels)
+        });
         for rows in [1, 24, 1020] {
             flop(group, 2 * rows * n_in * n_out);
             let x = Activations::<f32>::new([rows, n_in], |v| v);
@@ -84,15 +90,21 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
                     b.iter(|| packed.multiply(black_box(x), None, out, Epilogue::Store));
                 });
             }
-            for (kind, packed) in [("i16", &int8), ("bytes", &bytes)] {
+            for (kind, packed) in [
+                ("i16 × i8", &int8),
+                ("bytes × i8", &bytes),
+                ("bytes × 4 bits", &blocks[0]),
+                ("bytes × 5 bits", &blocks[1]),
+                ("bytes × 6 bits", &blocks[2]),
+            ] {
                 let mut quantised = Quantised::default();
                 let mut out = Activations::<f32>::new([rows, packed.n_columns()], |v| v);
-                group.bench_function(format!("{name} {kind} × i8, {rows} rows"), |b| {
+                group.bench_function(format!("{name} {kind}, {rows} rows"), |b| {
                     let out = &mut out.rows_mut();
                     let x = quantised.quantise(packed, x.rows());
                     b.iter(|| packed.multiply(black_box(x), None, out, Epilogue::Store));
                 });
-                group.bench_function(format!("{name} activations to {kind}, {rows} rows"), |b| {
+                group.bench_function(format!("{name} activations for {kind}, {rows} rows"), |b| {
                     b.iter(|| _ = quantised.quantise(packed, black_box(x.rows())));
                 });
             }
@@ -147,7 +159,13 @@ fn kernels(criterion: &mut Criterion) {
     for kernels in Kernels::available() {
         let mut group = criterion.benchmark_group(kernels.name);
         group.sample_size(10);
-        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8, Arithmetic::Bytes] {
+        for arithmetic in [
+            Arithmetic::F32,
+            Arithmetic::Bf16,
+            Arithmetic::Int8,
+            Arithmetic::Bytes,
+            Arithmetic::Blocks,
+        ] {
             let peak = kernels.measured_peak(arithmetic) / 1e9;
             println!("{}: peak of {arithmetic:?} {peak:.1} GOP/s", kernels.name);
         }

@@ -179,7 +179,13 @@ fn the_portable_set_is_always_there() {
 #[test]
 fn the_measured_peak_is_one_a_processor_can_have() {
     for kernels in Kernels::available() {
-        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16, Arithmetic::Int8, Arithmetic::Bytes] {
+        for arithmetic in [
+            Arithmetic::F32,
+            Arithmetic::Bf16,
+            Arithmetic::Int8,
+            Arithmetic::Bytes,
+            Arithmetic::Blocks,
+        ] {
             let peak = kernels.measured_peak(arithmetic);
             assert!((1e7..2e12).contains(&peak), "{}: {peak:e}", kernels.name);
         }

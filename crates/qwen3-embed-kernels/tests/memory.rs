@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    self, Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, PackedWeight, RowsMut, attention,
+    self, Arithmetic, AttentionScratch, Bits, BlockRow, Epilogue, Heads, Kernels, PackedWeight,
+    RowsMut, attention,
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
@@ -83,6 +84,10 @@ fn linear(n_out: usize, n_in: usize, layout: cpu::Layout, arithmetic: Arithmetic
     ops::Linear::new(match arithmetic {
         Arithmetic::Int8 => PackedWeight::pack_int8(n_out, n_in, layout, &[1], fill),
         Arithmetic::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, fill),
+        Arithmetic::Blocks => {
+            let read_row = |_, row: &mut BlockRow| row.values.fill(1);
+            PackedWeight::pack_blocks(n_out, n_in, layout, None, |_| Bits::Four, read_row).unwrap()
+        }
         Arithmetic::F32 | Arithmetic::Bf16 => {
             PackedWeight::pack_bf16(n_out, n_in, layout, |_, row| row.fill(bf16::from_f32(0.01)))
         }
@@ -92,8 +97,8 @@ fn linear(n_out: usize, n_in: usize, layout: cpu::Layout, arithmetic: Arithmetic
 #[test]
 fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
     let _alone = ALONE.lock();
-    let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
-    let (c, f, q, n) = (48, 80, heads.q_columns(), 210);
+    let heads = Heads { n_heads: 16, n_kv_heads: 2, head_dim: 16 };
+    let (c, f, q, n) = (256, 512, heads.q_columns(), 210);
     let batch = Ragged::from_lengths([3, 70, 137]).unwrap();
     let weights = |arithmetic| {
         [
@@ -116,6 +121,8 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
         (DType::BF16, Arithmetic::Int8),
         (DType::F32, Arithmetic::Bytes),
         (DType::BF16, Arithmetic::Bytes),
+        (DType::F32, Arithmetic::Blocks),
+        (DType::BF16, Arithmetic::Blocks),
     ] {
         let weights = weights(arithmetic);
         let [hidden, attention, ffn] = [c, q, f].map(|columns| zeros(n, columns, dtype));

@@ -15,6 +15,7 @@
 //! that the values are the same to the last bit.
 
 use half::{bf16, f16};
+use qwen3_embed_kernels::cpu::{Bits, BlockRow};
 use safetensors::Dtype;
 
 /// A type that weights are stored in.
@@ -85,6 +86,16 @@ impl StoredType {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+        }
+    }
+
+    /// The bits in which the kernels multiply with such blocks as they are, if they do.
+    pub(crate) fn block_bits(self) -> Option<Bits> {
+        match self {
+            Self::Q4_K => Some(Bits::Four),
+            Self::Q5_K => Some(Bits::Five),
+            Self::Q6_K => Some(Bits::Six),
+            Self::F32 | Self::F16 | Self::BF16 | Self::Q8_0 | Self::Q5_0 => None,
         }
     }
 
@@ -162,65 +173,130 @@ fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     }
 }
 
-/// The scale and the minimum of each of eight groups of 32 values, from 16 bytes: d, m, and pairs of
-/// six bits. The first four pairs are whole bytes without their two upper bits; these are the upper
-/// bits of the last four, whose lower ones are nibbles.
-fn scales_and_minima<const B: usize>(block: &[u8; B]) -> [(f32, f32); 8] {
-    let (d, m) = (scale(block, 0), scale(block, 2));
+/// The scale and the minimum of each of eight groups of 32 values, as multiples of d and m, from 12 bytes
+/// behind those: pairs of six bits. The first four pairs are whole bytes without their two upper bits; these
+/// are the upper bits of the last four, whose lower ones are nibbles.
+fn scales_and_minima<const B: usize>(block: &[u8; B]) -> [(u8, u8); 8] {
     let packed = &block[4..16];
     std::array::from_fn(|group| {
-        let (s, n) = if group < 4 {
-            (packed[group] & 63, packed[group + 4] & 63)
-        } else {
-            let nibbles = packed[group + 4];
-            let (s, n) = (packed[group - 4] >> 6, packed[group] >> 6);
-            (nibbles & 15 | s << 4, nibbles >> 4 | n << 4)
-        };
-        (d * f32::from(s), m * f32::from(n))
+        if group < 4 {
+            return (packed[group] & 63, packed[group + 4] & 63);
+        }
+        let nibbles = packed[group + 4];
+        let (s, n) = (packed[group - 4] >> 6, packed[group] >> 6);
+        (nibbles & 15 | s << 4, nibbles >> 4 | n << 4)
     })
 }
 
-/// d, m and 12 bytes of scales; then 32 bytes for every two groups, the lower nibbles the first.
-fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let scales = scales_and_minima(block);
-    let nibbles = block[16..].as_chunks::<32>().0;
-    for (group, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (d, m) = scales[group];
-        let shift = 4 * (group % 2);
-        for (o, &q) in values.iter_mut().zip(&nibbles[group / 2]) {
-            *o = d * f32::from((q >> shift) & 15) - m;
-        }
+/// The values of a block that has minima, from its whole numbers.
+fn scaled<const B: usize>(block: &[u8; B], values: &[u8; 256], out: &mut [f32; 256]) {
+    let (d, m) = (scale(block, 0), scale(block, 2));
+    let groups = out.as_chunks_mut::<32>().0.iter_mut().zip(values.as_chunks::<32>().0);
+    for ((out, values), (s, n)) in groups.zip(scales_and_minima(block)) {
+        let (d, m) = (d * f32::from(s), m * f32::from(n));
+        out.iter_mut().zip(values).for_each(|(o, &q)| *o = d * f32::from(q) - m);
     }
 }
 
-/// As Q4_K, with 32 bytes before the nibbles whose bit `g` is the fifth bit of a value of group `g`.
+fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+    scaled(block, &q4_k_values(block), out);
+}
+
 fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let scales = scales_and_minima(block);
-    let (high, nibbles) = (&block[16..48], block[48..].as_chunks::<32>().0);
+    scaled(block, &q5_k_values(block), out);
+}
+
+fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+    let (d, values) = (scale(block, 208), q6_k_values(block));
+    let groups = out.as_chunks_mut::<16>().0.iter_mut().zip(values.as_chunks::<16>().0);
+    for ((out, values), s) in groups.zip(&block[192..]) {
+        let scale = d * f32::from(s.cast_signed());
+        out.iter_mut().zip(values).for_each(|(o, &q)| *o = scale * (f32::from(q) - 32.0));
+    }
+}
+
+/// d, m and 12 bytes of scales; then 32 bytes for every two groups, the lower nibbles the first.
+fn q4_k_values(block: &[u8; 144]) -> [u8; 256] {
+    let mut out = [0; 256];
+    let nibbles = block[16..].as_chunks::<32>().0;
     for (group, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (d, m) = scales[group];
         let shift = 4 * (group % 2);
-        for ((o, &q), &bits) in values.iter_mut().zip(&nibbles[group / 2]).zip(high) {
-            *o = d * f32::from((q >> shift) & 15 | (bits >> group & 1) << 4) - m;
+        for (o, &q) in values.iter_mut().zip(&nibbles[group / 2]) {
+            *o = (q >> shift) & 15;
         }
     }
+    out
+}
+
+/// As Q4_K, with 32 bytes before the nibbles whose bit `g` is the fifth bit of a value of group `g`.
+fn q5_k_values(block: &[u8; 176]) -> [u8; 256] {
+    let mut out = [0; 256];
+    let (high, nibbles) = (&block[16..48], block[48..].as_chunks::<32>().0);
+    for (group, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let shift = 4 * (group % 2);
+        for ((o, &q), &bits) in values.iter_mut().zip(&nibbles[group / 2]).zip(high) {
+            *o = (q >> shift) & 15 | (bits >> group & 1) << 4;
+        }
+    }
+    out
 }
 
 /// Two halves of 128 values in four groups of 32: 64 bytes of nibbles, of which the first two groups
 /// are the lower ones, and 32 bytes with two upper bits for each group. Then a signed scale for every
 /// 16 values, and d.
-fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
-    let d = scale(block, 208);
+fn q6_k_values(block: &[u8; 210]) -> [u8; 256] {
+    let mut out = [0; 256];
     let (nibbles, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
     for (group, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (half, group_of_half) = (group / 4, group % 4);
         let nibbles = &nibbles[2 * half + group_of_half % 2];
         let (shift, high_shift) = (4 * (group_of_half / 2), 2 * group_of_half);
-        let scales = [0, 1].map(|i| d * f32::from(block[192 + 2 * group + i].cast_signed()));
         for (i, o) in values.iter_mut().enumerate() {
-            let q = (nibbles[i] >> shift) & 15 | (high[half][i] >> high_shift & 3) << 4;
-            *o = scales[i / 16] * (f32::from(q) - 32.0);
+            *o = (nibbles[i] >> shift) & 15 | (high[half][i] >> high_shift & 3) << 4;
         }
+    }
+    out
+}
+
+/// Reads a row of blocks that the kernels multiply with as they are, see [`StoredType::block_bits`].
+///
+/// # Panics
+///
+/// If the type is another, or the bytes are not the blocks of the row.
+pub(crate) fn read_block_row(stored_type: StoredType, bytes: &[u8], row: &mut BlockRow) {
+    match stored_type {
+        StoredType::Q4_K => read_blocks(bytes, row, q4_k_values, with_minima),
+        StoredType::Q5_K => read_blocks(bytes, row, q5_k_values, with_minima),
+        StoredType::Q6_K => read_blocks(bytes, row, q6_k_values, |block, i, row| {
+            row.d[i] = scale(block, 208);
+            let scales = &mut row.scales.as_chunks_mut::<16>().0[i];
+            scales.iter_mut().zip(&block[192..]).for_each(|(to, s)| *to = s.cast_signed());
+        }),
+        other => unreachable!("{other:?} has no such blocks"),
+    }
+}
+
+/// Reads blocks into a row: their whole numbers, and what belongs to them.
+fn read_blocks<const B: usize>(
+    bytes: &[u8],
+    row: &mut BlockRow,
+    values: impl Fn(&[u8; B]) -> [u8; 256],
+    scales: impl Fn(&[u8; B], usize, &mut BlockRow),
+) {
+    let blocks = bytes.as_chunks::<B>().0;
+    assert_eq!(row.values.len(), blocks.len() * MAX_BLOCK, "a block for every 256 values");
+    for (i, block) in blocks.iter().enumerate() {
+        row.values.as_chunks_mut().0[i] = values(block);
+        scales(block, i, row);
+    }
+}
+
+/// The scales of block `i` of a row, where there are minima.
+fn with_minima<const B: usize>(block: &[u8; B], i: usize, row: &mut BlockRow) {
+    (row.d[i], row.m[i]) = (scale(block, 0), scale(block, 2));
+    for (group, (s, n)) in scales_and_minima(block).into_iter().enumerate() {
+        row.scales[8 * i + group] = s.cast_signed();
+        row.minima[8 * i + group] = n;
     }
 }
 

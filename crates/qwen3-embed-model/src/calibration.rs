@@ -6,7 +6,6 @@
 //! activations may be in 8 bits too.
 
 use candle_core::{DType, Tensor};
-use qwen3_embed_kernels::cpu::BYTE_GROUP;
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::layer::{DecoderLayer, Product};
@@ -29,6 +28,9 @@ const SHARE: f64 = 0.2;
 
 /// What 8 bits may lose of the activations. Of values with a normal distribution they lose 3.3e-5.
 const MOST_LOSS: f64 = 1e-4;
+
+/// What 8 bits may lose of the activations where nothing is lost of the weights.
+const MOST_LOSS_ALONE: f64 = 3e-4;
 
 /// A text on its way through the layers.
 pub(crate) struct Calibration {
@@ -70,35 +72,54 @@ impl Calibration {
     }
 }
 
-/// What the input of a product is like.
+/// The input of a product, [T, I]; empty where it is not known.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
-    /// The features that are outliers.
-    pub(crate) outliers: Vec<usize>,
-    /// What activations in 8 bits would lose; absent where it is not known.
-    loss: Option<f64>,
+    x: Vec<f32>,
+    n_columns: usize,
 }
 
 impl Input {
-    /// Looks at `x`, [T, I].
+    /// An input that is `x`, [T, I].
     pub(crate) fn of(x: &Tensor) -> Result<Self> {
-        let (n_columns, x) = (x.dims()[1], ops::to_f32(x)?);
-        Ok(Self { outliers: outliers(&x, n_columns), loss: Some(loss(&x, n_columns)) })
+        Ok(Self { x: ops::to_f32(x)?, n_columns: x.dims()[1] })
     }
 
-    /// Whether 8 bits are enough for such activations.
-    pub(crate) fn fits_bytes(&self) -> bool {
-        self.outliers.is_empty() && self.loss.is_some_and(|loss| loss <= MOST_LOSS)
+    /// The input with its columns multiplied with `columns`.
+    pub(crate) fn times(&self, columns: &[f32]) -> Self {
+        let x = self.x.iter().zip(columns.iter().cycle()).map(|(x, column)| x * column).collect();
+        Self { x, n_columns: self.n_columns }
+    }
+
+    /// The features that are outliers.
+    pub(crate) fn outliers(&self) -> Vec<usize> {
+        if self.x.is_empty() { Vec::new() } else { outliers(&self.x, self.n_columns) }
+    }
+
+    /// Whether 8 bits are enough for such activations, with a scale for each `group`, and for the weights that
+    /// meet them.
+    pub(crate) fn fits_bytes(&self, group: usize) -> bool {
+        !self.x.is_empty()
+            && self.outliers().is_empty()
+            && loss(&self.x, self.n_columns, group, &[]) <= MOST_LOSS
+    }
+
+    /// Whether 8 bits are enough for such activations, with a scale for each `group`, where weights are exact:
+    /// then outliers are no harm in themselves, but they must not hide what is lost of the other features.
+    pub(crate) fn fits_bytes_beside_outliers(&self, group: usize) -> bool {
+        !self.x.is_empty()
+            && loss(&self.x, self.n_columns, group, &self.outliers()) <= MOST_LOSS_ALONE
     }
 }
 
-/// What 8 bits lose of `x`, [T, I]: the squares of the errors, as a share of all squares of a row, in the
-/// mean over the rows. NaN where a value is not finite, or all are zero.
-fn loss(x: &[f32], n_columns: usize) -> f64 {
+/// What 8 bits lose of `x`, [T, I], with a scale for each `group`: the squares of the errors, as a share of the
+/// squares of a row, but for the columns `apart`, in the mean over the rows. NaN where a value is not finite,
+/// or all are zero.
+fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
     let (mut total, mut n_rows) = (0.0, 0);
     for row in x.chunks_exact(n_columns) {
         let (mut errors, mut squares) = (0f32, 0f32);
-        for group in row.chunks(BYTE_GROUP) {
+        for group in row.chunks(group) {
             let scale = group.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
             if scale < f32::MIN_POSITIVE {
                 continue;
@@ -110,9 +131,14 @@ fn loss(x: &[f32], n_columns: usize) -> f64 {
                 squares += x * x;
             }
         }
+        let mut squares = f64::from(squares);
+        for &column in apart {
+            squares -= f64::from(row[column]).powi(2);
+        }
         // A row of zeros loses nothing.
         if squares != 0.0 {
-            total += f64::from(errors) / f64::from(squares);
+            // What is left of a sum in f32 may be its rounding, and negative.
+            total += (f64::from(errors) / squares).abs();
             n_rows += 1;
         }
     }
@@ -141,6 +167,8 @@ fn outliers(x: &[f32], n_columns: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use qwen3_embed_kernels::cpu::BYTE_GROUP;
+
     use super::*;
 
     fn outliers_of(rows: &[&[f32]]) -> Vec<usize> {
@@ -155,15 +183,18 @@ mod tests {
         (row[BYTE_GROUP], row[BYTE_GROUP + 1]) = (-254.0, 5.0);
         let expected = (0.25f64.powi(2) + 0.5f64.powi(2) + 1.0)
             / (127f64.powi(2) + 3.25f64.powi(2) + 0.25 + 254f64.powi(2) + 25.0);
-        assert!((loss(&row, row.len()) / expected - 1.0).abs() < 1e-5);
+        assert!((loss(&row, row.len(), BYTE_GROUP, &[]) / expected - 1.0).abs() < 1e-5);
         // Rows count alike, however large they are, and those of zeros do not.
         let exact = [[1000.0 * 127.0; 2 * BYTE_GROUP], [0.0; 2 * BYTE_GROUP]].concat();
         let rows = [row.as_slice(), &exact].concat();
-        assert!((loss(&rows, row.len()) / (expected / 2.0) - 1.0).abs() < 1e-5);
+        assert!((loss(&rows, row.len(), BYTE_GROUP, &[]) / (expected / 2.0) - 1.0).abs() < 1e-5);
         row[7] = f32::INFINITY;
-        assert!(loss(&row, row.len()).is_nan() && loss(&[0.0; 8], 8).is_nan());
+        assert!(
+            loss(&row, row.len(), BYTE_GROUP, &[]).is_nan()
+                && loss(&[0.0; 8], 8, BYTE_GROUP, &[]).is_nan()
+        );
         row[7] = f32::NAN;
-        assert!(loss(&row, row.len()).is_nan());
+        assert!(loss(&row, row.len(), BYTE_GROUP, &[]).is_nan());
     }
 
     #[test]
@@ -173,16 +204,16 @@ mod tests {
             Input::of(&Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap()).unwrap()
         };
         let waves: Vec<f32> = (0..4 * BYTE_GROUP).map(|i| (i as f32).sin()).collect();
-        assert!(input(waves.clone()).fits_bytes());
+        assert!(input(waves.clone()).fits_bytes(BYTE_GROUP));
         let mut spikes = waves.clone();
         spikes.iter_mut().step_by(61).for_each(|x| *x *= 100.0);
-        assert!(!input(spikes).fits_bytes());
+        assert!(!input(spikes).fits_bytes(BYTE_GROUP));
         let mut outlier = waves.clone();
         outlier.iter_mut().step_by(2 * BYTE_GROUP).for_each(|x| *x = 50.0);
-        assert_eq!(input(outlier).outliers, [0]);
+        assert_eq!(input(outlier).outliers(), [0]);
         let mut damaged = waves;
         damaged[3] = f32::NAN;
-        assert!(!input(damaged).fits_bytes() && !Input::default().fits_bytes());
+        assert!(!input(damaged).fits_bytes(BYTE_GROUP) && !Input::default().fits_bytes(BYTE_GROUP));
     }
 
     #[test]

@@ -121,7 +121,10 @@ impl Model {
         };
         let dense = modules.load_dense(config.hidden_size)?;
         let precision = precision.for_weights(weights.has_few_bits(), &device);
-        let arithmetic = arithmetic.unwrap_or_else(|| precision.arithmetic_on(&device));
+        let arithmetic = arithmetic.unwrap_or_else(|| match precision {
+            Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
+            precision => precision.arithmetic_on(&device),
+        });
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
@@ -190,6 +193,12 @@ impl Model {
     fn kv_columns(&self) -> Range<usize> {
         let heads = self.config.heads();
         heads.q_columns()..heads.qkv_columns()
+    }
+
+    /// How products are computed, most of them if they are in whole numbers: those whose input does not fit are
+    /// computed otherwise.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
     }
 
     /// How the weights are kept and multiplied: what [`Precision::Auto`] has become.
@@ -435,8 +444,14 @@ impl Model {
         match self.arithmetic {
             Arithmetic::Bf16 => DType::BF16,
             // What is brought into fewer bits anyway comes from bf16 where attention is faster in it.
-            Arithmetic::Bytes if Kernels::best().bf16_weights == Arithmetic::Bf16 => DType::BF16,
-            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes => DType::F32,
+            Arithmetic::Bytes | Arithmetic::Blocks
+                if Kernels::best().bf16_weights == Arithmetic::Bf16 =>
+            {
+                DType::BF16
+            }
+            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
+                DType::F32
+            }
         }
     }
 

@@ -1,7 +1,9 @@
 use std::cell::OnceCell;
 
 use candle_core::Tensor;
-use qwen3_embed_kernels::cpu::{Arithmetic, Epilogue, Heads, Layout};
+use qwen3_embed_kernels::cpu::{
+    Arithmetic, BLOCK, BYTE_GROUP, Epilogue, Heads, Kernels, Layout, PackedWeight,
+};
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::calibration::{Calibration, Input};
@@ -278,20 +280,40 @@ impl Projection {
 
     /// Packs it for such an input.
     fn pack(&self, input: &Input) -> Result<ops::Linear> {
-        let fits_bytes = self.arithmetic == Arithmetic::Bytes && input.fits_bytes();
-        let (layout, norm) = (self.layout, self.norm.as_deref());
-        let (matrix, packed) = (&self.matrix, ops::Linear::new);
+        let (matrix, device) = (&self.matrix, &self.device);
         let linear = match self.precision {
-            Precision::F32 | Precision::Auto => matrix.in_f32(&self.device, layout)?,
-            Precision::Bf16 => matrix.in_bf16(&self.device, layout)?,
-            Precision::Int8 if fits_bytes => packed(matrix.pack_bytes(layout, norm)),
-            Precision::Int8 if matrix.is_q8_0() => packed(matrix.pack_q8_0(layout)),
-            Precision::Int8 => packed(matrix.pack_int8(layout, norm, &input.outliers)),
+            Precision::F32 | Precision::Auto => matrix.in_f32(device, self.layout)?,
+            Precision::Bf16 => matrix.in_bf16(device, self.layout)?,
+            Precision::Int8 => ops::Linear::new(self.pack_whole(input)),
         };
         matrix.release();
         Ok(match &self.bias {
             Some(bias) => linear.with_bias(bias.clone())?,
             None => linear,
         })
+    }
+
+    /// Packs it in whole numbers, for such an input: as it is in the file, if that is in few bits or in 8,
+    /// or rounded to 8 bits.
+    fn pack_whole(&self, input: &Input) -> PackedWeight {
+        let (layout, norm, matrix) = (self.layout, self.norm.as_deref(), &self.matrix);
+        let mut arithmetic = self.arithmetic;
+        if arithmetic == Arithmetic::Blocks {
+            // What multiplies the columns of such a weight is its input.
+            let scaled = norm.map(|norm| input.times(norm));
+            let input = scaled.as_ref().unwrap_or(input);
+            let fits = matrix.is_blocks() && input.fits_bytes_beside_outliers(BLOCK);
+            if let Some(weight) = fits.then(|| matrix.pack_blocks(layout, norm)).flatten() {
+                return weight;
+            }
+            arithmetic = Kernels::best().int8_weights;
+        }
+        if arithmetic == Arithmetic::Bytes && input.fits_bytes(BYTE_GROUP) {
+            matrix.pack_bytes(layout, norm)
+        } else if matrix.is_q8_0() {
+            matrix.pack_q8_0(layout)
+        } else {
+            matrix.pack_int8(layout, norm, &input.outliers())
+        }
     }
 }

@@ -30,6 +30,8 @@ pub struct Summary {
     pub auto: Precision,
     /// Bytes of the token embeddings in the file, which stay there.
     embedding_bytes: u64,
+    /// The values of the layers' matrices that are in blocks of few bits, and their bytes when they are packed.
+    blocks: [u64; 2],
 }
 
 /// What a checkpoint has behind the decoder.
@@ -86,6 +88,7 @@ impl Summary {
             head: weights.head(),
             embedding_size: embedding_size(path, config.hidden_size)?,
             auto: Precision::Auto.for_weights(weights.has_few_bits(), &Device::Cpu),
+            blocks: weights.blocks(),
             embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
             config,
         })
@@ -96,7 +99,7 @@ impl Summary {
     pub fn memory(&self, precision: Precision, batch_tokens: usize) -> Memory {
         let precision = if precision == Precision::Auto { self.auto } else { precision };
         Memory {
-            weights: self.config.weight_bytes(precision),
+            weights: self.config.weight_bytes(precision, self.blocks),
             embeddings: self.embedding_bytes,
             workspace: self.config.workspace_bytes(precision.arithmetic(), batch_tokens),
         }
@@ -114,8 +117,9 @@ fn embedding_size(path: &Path, hidden_size: usize) -> Result<usize> {
 }
 
 impl Config {
-    /// Bytes of the packed weights, without the padding of the last panel.
-    fn weight_bytes(&self, precision: Precision) -> u64 {
+    /// Bytes of the packed weights, without the padding of the last panel. Of the `blocks`, values and bytes, most
+    /// are kept in few bits in `Int8`, and counted so.
+    fn weight_bytes(&self, precision: Precision, blocks: [u64; 2]) -> u64 {
         let heads = self.heads();
         let (c, f) = (self.hidden_size, self.intermediate_size);
         let attention = c * (heads.qkv_columns() + heads.q_columns());
@@ -125,7 +129,10 @@ impl Config {
             Precision::F32 => matrices * 4,
             Precision::Bf16 => matrices * 2,
             // A scale of four bytes for every 32, or two numbers of four bytes for every 64.
-            Precision::Int8 | Precision::Auto => matrices + matrices / 8,
+            Precision::Int8 | Precision::Auto => {
+                let matrices = matrices.saturating_sub(blocks[0]);
+                matrices + matrices / 8 + blocks[1]
+            }
         };
         matrices + vectors as u64 * 4
     }
@@ -143,7 +150,7 @@ impl Config {
             Arithmetic::F32 => 4 * (in_f32 + in_product_type + kv),
             Arithmetic::Bf16 => 4 * in_f32 + 2 * (in_product_type + kv),
             // The widest input of a product once more, in fewer bits.
-            Arithmetic::Int8 | Arithmetic::Bytes => {
+            Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
                 4 * (in_f32 + in_product_type + kv) + 3 * f.max(q)
             }
         };

@@ -9,7 +9,7 @@ use half::bf16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
-use qwen3_embed_kernels::cpu::{Arithmetic, Layout, PackedWeight};
+use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK, Layout, PackedWeight};
 use qwen3_embed_kernels::ops;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -212,6 +212,22 @@ impl Weights {
             && matrices.all(|(_, entry)| entry.stored_type == Ok(StoredType::Q8_0))
     }
 
+    /// The matrices of the layers that are stored in blocks which the kernels multiply with as they are: the
+    /// values of all of them, and the bytes that they take when they are packed.
+    pub(crate) fn blocks(&self) -> [u64; 2] {
+        let mut sizes = [0; 2];
+        for (name, entry) in &self.tensors {
+            let bits = entry.stored_type.ok().and_then(StoredType::block_bits);
+            if let (Naming::Gguf, true, Some(bits)) = (&self.naming, name.starts_with("blk."), bits)
+            {
+                let n_values = entry.shape.iter().map(|&n| n as u64).product::<u64>();
+                sizes[0] += n_values;
+                sizes[1] += n_values / BLOCK as u64 * bits.packed_size() as u64;
+            }
+        }
+        sizes
+    }
+
     /// The type of each tensor, by its format's name, and its number of values.
     pub(crate) fn stored_types(&self) -> impl Iterator<Item = (String, u64)> {
         self.tensors.values().map(|entry| {
@@ -368,6 +384,34 @@ impl Matrix {
                 );
             }
         })
+    }
+
+    /// Packs a matrix that is in blocks of few bits in the file: as it is, for activations that are multiplied
+    /// with `columns` if there are any. `None` if the kernels do not multiply with it so.
+    pub(crate) fn pack_blocks(
+        &self,
+        layout: Layout,
+        columns: Option<&[f32]>,
+    ) -> Option<PackedWeight> {
+        if !self.is_blocks() {
+            return None;
+        }
+        let bits = |o| {
+            let bits = self.part_of(o).and_then(|(part, _)| part.stored.stored_type.block_bits());
+            bits.expect("every part is in blocks")
+        };
+        PackedWeight::pack_blocks(self.n_rows, self.n_columns, layout, columns, bits, |o, row| {
+            if let Some((part, row_idx)) = self.part_of(o) {
+                let bytes = part.stored.bytes_of(row_idx * self.n_columns, self.n_columns);
+                blocks::read_block_row(part.stored.stored_type, bytes, row);
+            }
+        })
+    }
+
+    /// Whether all of the matrix is in blocks of few bits.
+    pub(crate) fn is_blocks(&self) -> bool {
+        let is_blocks = |part: &Part| part.stored.stored_type.block_bits().is_some();
+        self.parts.iter().all(|part| is_blocks(part) && part.update.is_none())
     }
 
     /// Packs the matrix in 8 bits, for activations in 8 bits, its columns multiplied with `columns` if there

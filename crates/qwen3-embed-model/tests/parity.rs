@@ -172,6 +172,18 @@ fn int8_keeps_a_cosine_of_0_998_for_every_text() {
     }
 }
 
+/// Only activations are rounded, to 8 bits: the blocks of all three kinds, and where gates are in other bits than
+/// ups, or a type has no such blocks, weights in 8 bits beside them.
+#[test]
+fn weights_in_few_bits_are_used_as_they_are() {
+    let model = Model::load(&model("gguf-k-quants"), Device::Cpu, Precision::Int8).unwrap();
+    assert_eq!(model.arithmetic(), Arithmetic::Blocks);
+    let worst = |arithmetic| errors("gguf-k-quants", arithmetic).into_iter().fold(0f64, f64::max);
+    let [blocks, int8] = [Arithmetic::Blocks, Arithmetic::Int8].map(worst);
+    println!("gguf-k-quants: {blocks:e}, repacked {int8:e}");
+    assert!(blocks != int8 && blocks <= 1e-3, "{blocks:e}, repacked {int8:e}");
+}
+
 /// Only activations are rounded, to 16 bits.
 #[test]
 fn weights_in_q8_0_are_used_as_they_are() {

@@ -11,19 +11,25 @@ fn load(name: &str) -> Model {
     Model::load(&dir, Device::Cpu, Precision::F32).unwrap()
 }
 
-/// The fixture in every precision and arithmetic.
-fn load_all(name: &str) -> [Model; 5] {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    [
+/// A fixture in blocks of few bits.
+const BLOCKS: &str = "gguf-k-quants/model.gguf";
+
+/// The fixture in every precision and arithmetic; [`BLOCKS`] as they are.
+fn load_all(name: &str) -> Vec<Model> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
+    let all = [
         (Precision::F32, Arithmetic::F32),
         (Precision::Bf16, Arithmetic::F32),
         (Precision::Bf16, Arithmetic::Bf16),
         (Precision::Int8, Arithmetic::Int8),
         (Precision::Int8, Arithmetic::Bytes),
-    ]
-    .map(|(precision, arithmetic)| {
-        Model::load_with(&dir, &LoadOptions::multiplying(precision, arithmetic)).unwrap()
-    })
+    ];
+    let blocks = [(Precision::Int8, Arithmetic::Blocks)];
+    let all = if name == BLOCKS { &blocks[..] } else { &all };
+    let load = |&(precision, arithmetic)| {
+        Model::load_with(&path, &LoadOptions::multiplying(precision, arithmetic)).unwrap()
+    };
+    all.iter().map(load).collect()
 }
 
 /// Token ids without a pattern.
@@ -40,9 +46,9 @@ fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
-    for (name, model) in ["base", "wide", "causal-lm-tied", "bidirectional"]
+    for (name, model) in ["base", "wide", "causal-lm-tied", "bidirectional", BLOCKS]
         .into_iter()
-        .flat_map(|name| load_all(name).map(|model| (name, model)))
+        .flat_map(|name| load_all(name).into_iter().map(move |model| (name, model)))
     {
         // Equal lengths too: a batch without padding still needs its causal masks.
         let lengths = [1, 1, 2, 5, 17, 17, 64, 65, 128, 129, 300];
@@ -63,7 +69,7 @@ fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
 #[test]
 fn a_text_does_not_depend_on_the_number_of_threads_bit_for_bit() {
     let texts: Vec<_> = [3, 200, 40].iter().map(|&n| tokens(9, n)).collect();
-    for model in load_all("wide") {
+    for model in ["wide", BLOCKS].into_iter().flat_map(load_all) {
         let expected = rows(&model, &texts);
         for threads in [1, 2, 3, 7] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -74,7 +80,7 @@ fn a_text_does_not_depend_on_the_number_of_threads_bit_for_bit() {
 
 #[test]
 fn a_token_does_not_see_what_comes_after_it_bit_for_bit() {
-    for model in load_all("base") {
+    for model in ["base", BLOCKS].into_iter().flat_map(load_all) {
         let trace = |text: Vec<u32>| {
             let mut layers = Vec::new();
             model.forward_traced(&[text], &mut |_, x| layers.push(x.to_vec())).unwrap();

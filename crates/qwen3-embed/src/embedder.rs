@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use qwen3_embed_model::{Config, Precision, SharingCounts};
+use qwen3_embed_model::{Arithmetic, Config, Precision, SharingCounts};
 use qwen3_embed_text::{SpecialTokens, TruncationSide, instruct, truncate};
 
 use crate::engine::Engine;
@@ -176,6 +176,11 @@ impl Embedder {
     /// [`Precision::Auto`](crate::Precision::Auto) has become.
     pub fn precision(&self) -> Precision {
         self.engine.model.precision()
+    }
+
+    /// How products are computed, most of them if the weights are in 8 bits or fewer.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.engine.model.arithmetic()
     }
 
     /// The model's hyper-parameters.

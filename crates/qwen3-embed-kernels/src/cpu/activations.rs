@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::product::byte_row_size;
+use super::product::{block_row_size, byte_row_size};
 use super::simd::Simd;
 use super::vector::{load_part, store_part};
 
@@ -24,6 +24,9 @@ pub enum Arithmetic {
     /// features. Products are summed in whole numbers. Without an instruction for it, this is slower than
     /// [`Int8`](Self::Int8).
     Bytes,
+    /// Activations in 8 bits with a scale for each block of [`BLOCK`](super::BLOCK) input features,
+    /// and weights in 4 to 6 bits: see [`Bits`](super::Bits). Products are summed in whole numbers.
+    Blocks,
 }
 
 /// A matrix [rows, columns] to read. Rows may have a gap between them.
@@ -51,6 +54,8 @@ pub enum Values<'a> {
     },
     /// In 8 bits, each group with its scale: see [`Quantised`](super::Quantised).
     Bytes(&'a [i8]),
+    /// In 8 bits as well, for weights in blocks: see [`Quantised`](super::Quantised).
+    Blocks(&'a [i8]),
 }
 
 impl<'a> From<&'a [f32]> for Values<'a> {
@@ -72,7 +77,7 @@ impl Values<'_> {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
             Self::Int16 { values, .. } => values.len(),
-            Self::Bytes(values) => values.len(),
+            Self::Bytes(values) | Self::Blocks(values) => values.len(),
         }
     }
 }
@@ -95,6 +100,7 @@ impl<'a> Rows<'a> {
                 n_columns
             }
             Values::Bytes(_) => byte_row_size(n_columns),
+            Values::Blocks(_) => block_row_size(n_columns),
             Values::F32(_) | Values::Bf16(_) => n_columns,
         };
         assert_fits(values.len(), [n_rows, row_size], stride);
@@ -107,7 +113,7 @@ impl<'a> Rows<'a> {
         match self.values {
             Values::F32(values) => Some(Values::F32(&values[range])),
             Values::Bf16(values) => Some(Values::Bf16(&values[range])),
-            Values::Int16 { .. } | Values::Bytes(_) => None,
+            Values::Int16 { .. } | Values::Bytes(_) | Values::Blocks(_) => None,
         }
     }
 

@@ -7,8 +7,9 @@ use std::time::Instant;
 use half::bf16;
 
 use super::activations::{Arithmetic, RowsMut, Values};
+use super::aligned::Aligned;
 use super::attention::{self, AttentionKernels, Block, Pack};
-use super::linear::{self, Call};
+use super::linear::{self, BlockCall, Call};
 use super::product::{self, Bf16, Bytes, F32, Int8, Widened};
 use super::quantised;
 use super::rows;
@@ -35,8 +36,10 @@ pub struct Kernels {
     pub(super) linear_bf16: unsafe fn(&Call<'_, bf16, bf16>),
     pub(super) linear_int8: unsafe fn(&Call<'_, i16, i8>),
     pub(super) linear_bytes: unsafe fn(&Call<'_, i8, u8>),
+    pub(super) linear_blocks: unsafe fn(&BlockCall<'_>, &mut Aligned<u8>),
     pub(super) quantise_int8: QuantiseInt8,
     pub(super) quantise_bytes: QuantiseBytes,
+    pub(super) quantise_blocks: QuantiseBlocks,
     pub(super) attention_f32: AttentionKernels<f32>,
     pub(super) attention_bf16: AttentionKernels<bf16>,
     pub(super) rms_norm: RmsNorm,
@@ -53,6 +56,9 @@ type QuantiseInt8 = unsafe fn(Values<'_>, &[usize], &mut [i16]) -> f32;
 
 /// Of a row into a row of an output.
 type QuantiseBytes = unsafe fn(Values<'_>, &mut [i8]);
+
+/// Of a row, with what its values are multiplied with before, into a row of an output.
+type QuantiseBlocks = unsafe fn(Values<'_>, Option<&[f32]>, &mut [i8]);
 
 /// Of a token's heads, with their weight, eps, cosines and sines.
 type QkNormRope = unsafe fn(&mut [f32], &[f32], f32, &[f32], &[f32]);
@@ -96,7 +102,7 @@ impl Kernels {
         let depth = match arithmetic {
             Arithmetic::F32 => 1,
             Arithmetic::Bf16 | Arithmetic::Int8 => 2,
-            Arithmetic::Bytes => 4,
+            Arithmetic::Bytes | Arithmetic::Blocks => 4,
         };
         // A multiply-add is two operations; there are twelve registers of them in a round.
         let operations = (2 * 12 * depth * self.lanes * ROUNDS) as f64;
@@ -132,8 +138,10 @@ macro_rules! kernel_set {
                     linear_bf16,
                     linear_int8,
                     linear_bytes,
+                    linear_blocks,
                     quantise_int8,
                     quantise_bytes,
+                    quantise_blocks,
                     attention_f32: AttentionKernels { pack: pack_f32, attend: attend_f32 },
                     attention_bf16: AttentionKernels { pack: pack_bf16, attend: attend_bf16 },
                     rms_norm,
@@ -168,6 +176,11 @@ macro_rules! kernel_set {
             }
 
             $(#[$feature])?
+            unsafe fn linear_blocks(call: &BlockCall<'_>, unpacked: &mut Aligned<u8>) {
+                linear::multiply_blocks($new, call, unpacked);
+            }
+
+            $(#[$feature])?
             unsafe fn quantise_int8(x: Values<'_>, precise: &[usize], out: &mut [i16]) -> f32 {
                 quantised::quantise_int8($new, x, precise, out)
             }
@@ -175,6 +188,11 @@ macro_rules! kernel_set {
             $(#[$feature])?
             unsafe fn quantise_bytes(x: Values<'_>, out: &mut [i8]) {
                 quantised::quantise_bytes($new, x, out);
+            }
+
+            $(#[$feature])?
+            unsafe fn quantise_blocks(x: Values<'_>, columns: Option<&[f32]>, out: &mut [i8]) {
+                quantised::quantise_blocks($new, x, columns, out);
             }
 
             $(#[$feature])?

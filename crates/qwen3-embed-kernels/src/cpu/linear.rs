@@ -8,13 +8,19 @@
 //!             epilogue(sums)                             scale, then store, add, or SwiGLU
 //! ```
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::activations::{Rows, RowsMut, Values};
+use super::aligned::Aligned;
+use super::blocks::BlockPanels;
 use super::packed::{Layout, PackedWeight, Panels, Place};
-use super::product::{Finish, Operands, Product, tiles};
+use super::product::{
+    Behind, Bits, Blocks, Finish, Operands, Product, tiles, tiles_before, unpack,
+    unpacked_panel_size,
+};
 use super::simd::Simd;
 use super::vector::load_part;
 
@@ -112,11 +118,21 @@ impl PackedWeight {
                     (Values::Bytes(x), Panels::Bytes(panels)) => {
                         (kernels.linear_bytes)(&Call { x, panels, task });
                     }
+                    (Values::Blocks(x), Panels::Blocks(panels)) => {
+                        let mut unpacked = UNPACKED.take();
+                        (kernels.linear_blocks)(&BlockCall { x, panels, task }, &mut unpacked);
+                        UNPACKED.set(unpacked);
+                    }
                     (x, _) => panic!("the weight does not multiply with {x:?}"),
                 }
             }
         });
     }
+}
+
+thread_local! {
+    /// Room for a panel of blocks, kept so that nothing is allocated anew.
+    static UNPACKED: RefCell<Aligned<u8>> = RefCell::default();
 }
 
 /// Panels that a task takes at most.
@@ -179,6 +195,55 @@ pub(super) fn multiply<P: Product>(p: P, call: &Call<'_, P::Left, P::Right>) {
         // a whole one.
         unsafe { tiles(p, &operands, Write { task, panel_idx }) };
     }
+}
+
+/// What a task multiplies, if weights are in blocks.
+pub(super) struct BlockCall<'a> {
+    x: &'a [i8],
+    panels: &'a BlockPanels,
+    task: Task<'a>,
+}
+
+/// Computes a task's rows and panels of blocks, each of which is unpacked before.
+#[inline(always)]
+pub(super) fn multiply_blocks<S: Simd>(s: S, call: &BlockCall<'_>, unpacked: &mut Aligned<u8>) {
+    let task = &call.task;
+    for panel_idx in task.panels.clone() {
+        let (bits, packed) = call.panels.panel(panel_idx);
+        let size = unpacked_panel_size::<S>(bits, task.operands.n_k);
+        unpacked.reserve(size);
+        let panel = &mut unpacked[..size];
+        unpack(s, bits, packed, panel);
+        let behind = Behind { start: packed.as_ptr_range().end, size: packed.len() };
+        match bits {
+            Bits::Four => multiply_panel(Blocks::<S, 8, false>(s), call, panel_idx, panel, behind),
+            Bits::Five => multiply_panel(Blocks::<S, 4, false>(s), call, panel_idx, panel, behind),
+            Bits::Six => multiply_panel(Blocks::<S, 4, true>(s), call, panel_idx, panel, behind),
+        }
+    }
+}
+
+/// Computes a task's rows of an unpacked panel.
+#[inline(always)]
+fn multiply_panel<P: Product<Left = i8, Right = u8>>(
+    p: P,
+    call: &BlockCall<'_>,
+    panel_idx: usize,
+    panel: &[u8],
+    behind: Behind,
+) {
+    let task = &call.task;
+    let Sizes { stride, n_k, .. } = task.operands;
+    let operands = Operands {
+        rows: call.x[task.rows.start * stride..].as_ptr(),
+        stride,
+        n_rows: task.rows.len(),
+        panel,
+        n_k,
+    };
+    // SAFETY: `Rows::new` has checked that the rows are among the values of `x`, and the panel was
+    // unpacked for all of them.
+    unsafe { tiles_before(p, &operands, behind, Write { task, panel_idx }) };
 }
 
 /// The epilogue of a panel.

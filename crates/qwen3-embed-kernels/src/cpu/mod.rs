@@ -12,6 +12,7 @@
 mod activations;
 mod aligned;
 mod attention;
+mod blocks;
 mod dispatch;
 mod linear;
 mod packed;
@@ -25,10 +26,11 @@ use rayon::prelude::*;
 
 pub use activations::{Arithmetic, Rows, RowsMut, Values, ValuesMut};
 pub use attention::{AttentionScratch, Heads, attention};
+pub use blocks::BlockRow;
 pub use dispatch::Kernels;
 pub use linear::Epilogue;
 pub use packed::{Layout, PackedWeight};
-pub use product::BYTE_GROUP;
+pub use product::{BLOCK, BYTE_GROUP, Bits};
 pub use quantised::Quantised;
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current

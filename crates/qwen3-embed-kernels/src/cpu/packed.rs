@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::Kernels;
 use super::activations::Arithmetic;
 use super::aligned::Aligned;
-use super::product::{BYTE_GROUP, Element, Weight8, group_size};
+use super::blocks::{BlockPanels, BlockRow};
+use super::product::{BYTE_GROUP, Bits, Element, Weight8, group_size};
 
 /// How the rows of a weight go into panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(super) enum Panels {
     },
     /// In groups as well, for activations in 8 bits.
     Bytes(Aligned<u8>),
+    /// In blocks of few bits, for activations in 8 bits.
+    Blocks(BlockPanels),
 }
 
 impl PackedWeight {
@@ -135,6 +138,32 @@ impl PackedWeight {
         })
     }
 
+    /// Packs a weight [O, I] that is there in blocks of few bits already, for activations in 8 bits, in
+    /// parallel on rayon's current pool. `read_row(o, row)` writes the weight's row `o`, which is in
+    /// `bits(o)`. Activations are multiplied with `columns`, if there are any, before they are
+    /// brought into 8 bits.
+    ///
+    /// `None` if I is not whole blocks, or if rows in different bits would lie in one panel.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`], if a row is not of this size, or if `columns` is not `[I]`.
+    pub fn pack_blocks(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        columns: Option<&[f32]>,
+        bits: impl Fn(usize) -> Bits,
+        read_row: impl Fn(usize, &mut BlockRow) + Sync,
+    ) -> Option<Self> {
+        assert!(columns.is_none_or(|columns| columns.len() == n_in), "columns are [I = {n_in}]");
+        let kernels = Kernels::best();
+        let place = Place::new(n_out, n_in, layout, kernels);
+        let columns = columns.map(<[f32]>::to_vec);
+        let panels = Panels::Blocks(BlockPanels::pack(place, columns, bits, read_row)?);
+        Some(Self { panels, place, kernels })
+    }
+
     fn new(n_out: usize, n_in: usize, layout: Layout, pack: impl FnOnce(Place) -> Panels) -> Self {
         let kernels = Kernels::best();
         let place = Place::new(n_out, n_in, layout, kernels);
@@ -142,6 +171,10 @@ impl PackedWeight {
     }
 
     /// The same weight for another kernel set, for tests and benchmarks.
+    ///
+    /// # Panics
+    ///
+    /// If blocks in different bits would lie in one panel there.
     #[doc(hidden)]
     pub fn repacked(&self, kernels: &'static Kernels) -> Self {
         let from = self.place;
@@ -154,6 +187,9 @@ impl PackedWeight {
                 precise: precise.clone(),
             },
             Panels::Bytes(groups) => Panels::Bytes(repack_groups(groups, from, place, 0)),
+            Panels::Blocks(panels) => {
+                Panels::Blocks(panels.repacked(from, place).expect("panels in the same bits"))
+            }
         };
         Self { panels, place, kernels }
     }
@@ -166,15 +202,17 @@ impl PackedWeight {
                 | (Panels::Bf16(_), Arithmetic::F32 | Arithmetic::Bf16)
                 | (Panels::Int8 { .. }, Arithmetic::Int8)
                 | (Panels::Bytes(_), Arithmetic::Bytes)
+                | (Panels::Blocks(_), Arithmetic::Blocks)
         )
     }
 
     /// Whether it multiplies with what [`Quantised`](super::Quantised) makes of activations.
     pub fn is_quantised(&self) -> bool {
-        matches!(self.panels, Panels::Int8 { .. } | Panels::Bytes(_))
+        matches!(self.panels, Panels::Int8 { .. } | Panels::Bytes(_) | Panels::Blocks(_))
     }
 
-    /// Values of `k` that a panel has, and the elements that it takes.
+    /// Values of `k` that a panel has, and the elements that it takes; of panels of blocks, which know their
+    /// sizes, none.
     pub(super) fn panel_size(&self) -> [usize; 2] {
         let n_in = self.place.n_in;
         match &self.panels {
@@ -188,6 +226,7 @@ impl PackedWeight {
                 let n_k = padded::<u8>(n_in, 0);
                 [n_k, self.place.group_panel_size::<u8>(n_k)]
             }
+            Panels::Blocks(_) => [n_in, 0],
         }
     }
 
@@ -198,6 +237,7 @@ impl PackedWeight {
             Panels::Bf16(panels) => size_of_val(&panels[..]),
             Panels::Int8 { groups, .. } => groups.len(),
             Panels::Bytes(groups) => groups.len(),
+            Panels::Blocks(panels) => panels.n_bytes(),
         }
     }
 
@@ -237,7 +277,7 @@ impl Place {
         Self { n_out, n_in, layout, lanes: kernels.lanes }
     }
 
-    fn panel_columns(self) -> usize {
+    pub(super) fn panel_columns(self) -> usize {
         2 * self.lanes
     }
 
@@ -269,7 +309,7 @@ impl Place {
     }
 
     /// The column, counted over all panels, of the weight's row `o`.
-    fn column(self, o: usize) -> usize {
+    pub(super) fn column(self, o: usize) -> usize {
         match self.layout {
             Layout::Plain => o,
             Layout::SwiGlu => {
@@ -277,6 +317,15 @@ impl Place {
                 o / self.lanes * 2 * self.lanes + half * self.lanes + o % self.lanes
             }
         }
+    }
+
+    /// The weight's row at each column of all panels.
+    pub(super) fn rows_at_columns(self) -> Vec<Option<usize>> {
+        let mut row_at = vec![None; self.n_panels() * self.panel_columns()];
+        for o in 0..self.n_out {
+            row_at[self.column(o)] = Some(o);
+        }
+        row_at
     }
 
     /// Where element `k` of a column of a panel is in that panel.
@@ -305,11 +354,7 @@ fn fill<T: Element, R>(
     write: impl Fn(&mut R, usize, &mut [T], usize) + Sync,
 ) -> Aligned<T> {
     let columns = place.panel_columns();
-    // The weight's row at each column of all panels.
-    let mut row_at = vec![None; place.n_panels() * columns];
-    for o in 0..place.n_out {
-        row_at[place.column(o)] = Some(o);
-    }
+    let row_at = place.rows_at_columns();
     let mut panels = Aligned::zeroed(place.n_panels() * panel_size);
     let each = panels.par_chunks_mut(panel_size.max(1));
     each.zip(row_at.par_chunks(columns)).for_each_init(room, |room, (panel, row_at)| {

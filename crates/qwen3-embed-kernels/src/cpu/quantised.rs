@@ -9,9 +9,12 @@ use rayon::prelude::*;
 use super::activations::{Rows, Values};
 use super::aligned::Aligned;
 use super::packed::{PackedWeight, Panels};
-use super::product::{BYTE_GROUP, Float, GROUP, ROW_GROUP, Whole, byte_row_size, finish_group};
+use super::product::{
+    BLOCK, BLOCK_ROW, BYTE_GROUP, Float, GROUP, ROW_GROUP, Whole, block_row_size, byte_row_size,
+    finish_block, finish_group,
+};
 use super::simd::Simd;
-use super::vector::{load_part, store_whole_part};
+use super::vector::{load_part, store_part, store_whole_part};
 
 /// Rows of activations in 16 bits or in 8, kept from call to call so that nothing is allocated anew.
 #[derive(Debug, Default)]
@@ -28,7 +31,7 @@ const GAP: usize = 32;
 const MIN_ROWS: usize = 8;
 
 impl Quantised {
-    /// Brings rows into the bits that `weight`, which is in 8, multiplies, in parallel on rayon's current
+    /// Brings rows into the bits that `weight`, which is in 8 or fewer, multiplies, in parallel on rayon's current
     /// pool. What shares a scale with a value that is not finite gets a scale that is NaN.
     ///
     /// # Shapes
@@ -37,7 +40,7 @@ impl Quantised {
     ///
     /// # Panics
     ///
-    /// If `x` is not, or the weight is not in 8 bits; `qwen3_embed_kernels::ops` checks before it calls.
+    /// If `x` is not, or the weight is in more bits; `qwen3_embed_kernels::ops` checks before it calls.
     pub fn quantise(&mut self, weight: &PackedWeight, x: Rows<'_>) -> Rows<'_> {
         assert_eq!(x.n_columns, weight.n_in(), "x is [T, I]");
         let ([n_k, _], kernels) = (weight.panel_size(), weight.kernels);
@@ -64,7 +67,17 @@ impl Quantised {
                 });
                 (Values::Bytes(&self.bytes), stride)
             }
-            Panels::F32(_) | Panels::Bf16(_) => panic!("a weight in 8 bits"),
+            Panels::Blocks(panels) => {
+                let (row_size, columns) = (block_row_size(n_k), panels.columns.as_deref());
+                let stride = row_size + GAP;
+                let rows = rows_of(&mut self.bytes, x.n_rows, stride).enumerate();
+                rows.with_min_len(MIN_ROWS).for_each(|(i, out)| {
+                    // SAFETY: as above.
+                    unsafe { (kernels.quantise_blocks)(row(i), columns, &mut out[..row_size]) };
+                });
+                (Values::Blocks(&self.bytes), stride)
+            }
+            Panels::F32(_) | Panels::Bf16(_) => panic!("a weight in 8 bits or fewer"),
         };
         Rows::new(values, [x.n_rows, n_k], stride)
     }
@@ -97,7 +110,7 @@ pub(super) fn quantise_int8<S: Simd>(
     let scale = match x {
         Values::F32(x) => multiples(s, x, row),
         Values::Bf16(x) => multiples(s, x, row),
-        Values::Int16 { .. } | Values::Bytes(_) => unreachable!("a row of f32 or bf16"),
+        _ => unreachable!("a row of f32 or bf16"),
     };
     for (out, &k) in behind.iter_mut().zip(precise) {
         *out = row[k];
@@ -111,7 +124,7 @@ pub(super) fn quantise_bytes<S: Simd>(s: S, x: Values<'_>, out: &mut [i8]) {
     match x {
         Values::F32(x) => byte_groups(s, x, out),
         Values::Bf16(x) => byte_groups(s, x, out),
-        Values::Int16 { .. } | Values::Bytes(_) => unreachable!("a row of f32 or bf16"),
+        _ => unreachable!("a row of f32 or bf16"),
     }
 }
 
@@ -123,6 +136,43 @@ fn byte_groups<S: Simd, T: Float>(s: S, x: &[T], out: &mut [i8]) {
         beyond.fill(0);
         let scale = multiples(s, x, values);
         finish_group(group, scale);
+    }
+}
+
+/// Writes a row, times `columns` if there are any, in blocks, each as multiples of the scale behind it. The row
+/// is whole blocks.
+#[inline(always)]
+pub(super) fn quantise_blocks<S: Simd>(
+    s: S,
+    x: Values<'_>,
+    columns: Option<&[f32]>,
+    out: &mut [i8],
+) {
+    match x {
+        Values::F32(x) => blocks(s, x, columns, out),
+        Values::Bf16(x) => blocks(s, x, columns, out),
+        _ => unreachable!("a row of f32 or bf16"),
+    }
+}
+
+/// [`quantise_blocks`] of a type.
+#[inline(always)]
+fn blocks<S: Simd, T: Float>(s: S, x: &[T], columns: Option<&[f32]>, out: &mut [i8]) {
+    let blocks = x.chunks_exact(BLOCK).zip(out.as_chunks_mut::<BLOCK_ROW>().0);
+    for (i, (x, block)) in blocks.enumerate() {
+        let scale = match columns {
+            None => multiples(s, x, &mut block[..BLOCK]),
+            Some(columns) => {
+                let columns = &columns[i * BLOCK..][..BLOCK];
+                let mut products = [0f32; BLOCK];
+                for at in (0..BLOCK).step_by(S::LANES) {
+                    let product = s.mul(load_part(s, &x[at..]), load_part(s, &columns[at..]));
+                    store_part(s, &mut products[at..], product);
+                }
+                multiples(s, &products, &mut block[..BLOCK])
+            }
+        };
+        finish_block(block, scale);
     }
 }
 

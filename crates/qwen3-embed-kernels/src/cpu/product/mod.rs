@@ -18,11 +18,16 @@ use half::bf16;
 
 use super::simd::Simd;
 
+mod blocks;
 mod bytes;
 mod float;
 mod int8;
 mod peak;
 
+pub use blocks::{BLOCK, Bits};
+pub(super) use blocks::{
+    BLOCK_ROW, Blocks, block_row_size, finish_block, parts_of, unpack, unpacked_panel_size,
+};
 pub use bytes::BYTE_GROUP;
 pub(super) use bytes::{Bytes, ROW_GROUP, byte_row_size, finish_group};
 pub(super) use float::{Bf16, F32, Widened};
@@ -225,14 +230,38 @@ pub(super) struct Operands<'a, L, R> {
 pub(super) unsafe fn tiles<P: Product>(
     p: P,
     operands: &Operands<'_, P::Left, P::Right>,
+    finish: impl Finish<P::S>,
+) {
+    let panel = operands.panel;
+    let behind = Behind { start: panel.as_ptr_range().end.cast(), size: size_of_val(panel) };
+    // SAFETY: the caller's promise.
+    unsafe { tiles_before(p, operands, behind, finish) }
+}
+
+/// What is needed after a product: so many bytes.
+pub(super) struct Behind {
+    pub(super) start: *const u8,
+    pub(super) size: usize,
+}
+
+/// [`tiles`], which fetch something else.
+///
+/// # Safety
+///
+/// As for [`tiles`].
+#[inline(always)]
+pub(super) unsafe fn tiles_before<P: Product>(
+    p: P,
+    operands: &Operands<'_, P::Left, P::Right>,
+    behind: Behind,
     mut finish: impl Finish<P::S>,
 ) {
     let Operands { rows, stride, n_rows, panel, n_k } = *operands;
     let s = p.simd();
     let n_tiles = n_rows.div_ceil(P::S::ROWS).max(1);
     let steps = n_k.div_ceil(P::STEP).max(1);
-    let ahead_step = size_of_val(panel).div_ceil(n_tiles * steps);
-    let mut ahead = panel.as_ptr_range().end.cast::<u8>();
+    let ahead_step = behind.size.div_ceil(n_tiles * steps);
+    let mut ahead = behind.start;
     // The epilogue is code for one row, not for each row of each height of tile.
     let mut sums = [[s.splat(0.0); 2]; MAX_ROWS];
     let mut row = 0;

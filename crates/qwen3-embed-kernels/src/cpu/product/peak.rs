@@ -32,8 +32,9 @@ pub(in crate::cpu) fn multiply_adds<S: Simd>(s: S, n: usize, arithmetic: Arithme
                 }
             }
         }
-        Arithmetic::Int8 => return whole_products::<S, false>(s, n),
-        Arithmetic::Bytes => return whole_products::<S, true>(s, n),
+        Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
+            return whole_products(s, n, arithmetic);
+        }
     }
     let mut total = s.splat(0.0);
     for sum in sums {
@@ -44,20 +45,28 @@ pub(in crate::cpu) fn multiply_adds<S: Simd>(s: S, n: usize, arithmetic: Arithme
 
 /// As [`multiply_adds`], with quads of bytes or pairs of 16 bits.
 #[inline(always)]
-fn whole_products<S: Simd, const BYTES: bool>(s: S, n: usize) -> f32 {
+fn whole_products<S: Simd>(s: S, n: usize, arithmetic: Arithmetic) -> f32 {
     let pairs = black_box([[1i16, 2], [3, 5], [7, 11], [13, 17], [19, 23], [29, 31]]);
     let mut sums = [s.no_products(); 12];
     for (i, sum) in sums.iter_mut().enumerate() {
         // SAFETY: there is a pair at each place.
         *sum = unsafe { s.splat_pair(pairs[i % 6].as_ptr()) };
     }
-    for _ in 0..n {
-        for i in 0..12 {
-            // Each sum is multiplied with its neighbour, which is another one every time.
-            let (a, b) = (sums[i], sums[(i + 1) % 12]);
-            sums[i] =
-                if BYTES { s.add_quad_products(a, b, a) } else { s.add_pair_products(a, b, a) };
-        }
+    // Each sum is multiplied with its neighbour, which is another one every time.
+    macro_rules! rounds {
+        ($product:ident) => {
+            for _ in 0..n {
+                for i in 0..12 {
+                    let (a, b) = (sums[i], sums[(i + 1) % 12]);
+                    sums[i] = s.$product(a, b, a);
+                }
+            }
+        };
+    }
+    match arithmetic {
+        Arithmetic::Blocks => rounds!(add_few),
+        Arithmetic::Bytes => rounds!(add_quad_products),
+        _ => rounds!(add_pair_products),
     }
     let mut total = s.splat(0.0);
     for sum in sums {

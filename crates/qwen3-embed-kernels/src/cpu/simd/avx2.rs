@@ -206,6 +206,49 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn few(self, a: __m256i, b: __m256i) -> __m256i {
+        if VNNI {
+            return self.add_few(a, b, self.no_products());
+        }
+        // SAFETY: as above.
+        unsafe { _mm256_maddubs_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn begin_few(self, pair: __m256i) -> __m256i {
+        if VNNI {
+            return self.add_pair_products(pair, self.splat_i32(0x1_0001), self.no_products());
+        }
+        pair
+    }
+    #[inline(always)]
+    fn add_few(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+        if VNNI {
+            return self.add_quad_products(a, b, c);
+        }
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi16(c, _mm256_maddubs_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn scale_word(scale: i8) -> i32 {
+        if VNNI {
+            return scale.into();
+        }
+        // Of both halves.
+        i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
+    }
+    #[inline(always)]
+    fn add_scaled(self, few: __m256i, scale_words: __m256i, c: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let products = if VNNI {
+                _mm256_mullo_epi32(few, scale_words)
+            } else {
+                _mm256_madd_epi16(few, scale_words)
+            };
+            _mm256_add_epi32(c, products)
+        }
+    }
+    #[inline(always)]
     fn float(self, x: __m256i) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_cvtepi32_ps(x) }

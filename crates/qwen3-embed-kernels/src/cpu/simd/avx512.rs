@@ -220,6 +220,49 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         }
     }
     #[inline(always)]
+    fn few(self, a: __m512i, b: __m512i) -> __m512i {
+        if VNNI {
+            return self.add_few(a, b, self.no_products());
+        }
+        // SAFETY: as above.
+        unsafe { _mm512_maddubs_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn begin_few(self, pair: __m512i) -> __m512i {
+        if VNNI {
+            return self.add_pair_products(pair, self.splat_i32(0x1_0001), self.no_products());
+        }
+        pair
+    }
+    #[inline(always)]
+    fn add_few(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        if VNNI {
+            return self.add_quad_products(a, b, c);
+        }
+        // SAFETY: as above.
+        unsafe { _mm512_add_epi16(c, _mm512_maddubs_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn scale_word(scale: i8) -> i32 {
+        if VNNI {
+            return scale.into();
+        }
+        // Of both halves.
+        i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
+    }
+    #[inline(always)]
+    fn add_scaled(self, few: __m512i, scale_words: __m512i, c: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            let products = if VNNI {
+                _mm512_mullo_epi32(few, scale_words)
+            } else {
+                _mm512_madd_epi16(few, scale_words)
+            };
+            _mm512_add_epi32(c, products)
+        }
+    }
+    #[inline(always)]
     fn float(self, x: __m512i) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_cvtepi32_ps(x) }

@@ -107,6 +107,29 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     /// `c + a · b` of quads of bytes, those of `a` without and those of `b` with a sign: all four products
     /// of a lane are added to it.
     fn add_quad_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
+    /// What [`add_few`](Self::add_few) makes of zeros.
+    #[inline(always)]
+    fn few(self, a: Self::I, b: Self::I) -> Self::I {
+        self.add_few(a, b, self.no_products())
+    }
+    /// Sums for [`add_few`](Self::add_few) that begin with a pair of i16.
+    #[inline(always)]
+    fn begin_few(self, pair: Self::I) -> Self::I {
+        self.add_pair_products(pair, self.splat_i32(0x1_0001), self.no_products())
+    }
+    /// `c + a · b` of quads of bytes, as [`add_quad_products`](Self::add_quad_products), of `a` up to 63. The
+    /// sums of the first two products of a lane and of the last two may have 16 bits each, and wrap around.
+    #[inline(always)]
+    fn add_few(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        self.add_quad_products(a, b, c)
+    }
+    /// What [`add_scaled`](Self::add_scaled) multiplies with.
+    #[inline(always)]
+    fn scale_word(scale: i8) -> i32 {
+        scale.into()
+    }
+    /// `c + few · scale`, of sums of [`add_few`](Self::add_few).
+    fn add_scaled(self, few: Self::I, scale_words: Self::I, c: Self::I) -> Self::I;
     /// The i32 of each lane as f32.
     fn float(self, x: Self::I) -> Self::V;
     /// Writes the nearest whole numbers, ties to even, which i16 must be able to hold.

@@ -153,6 +153,10 @@ unsafe impl Simd for Portable {
         })
     }
     #[inline(always)]
+    fn add_scaled(self, few: Self::I, scale_words: Self::I, c: Self::I) -> Self::I {
+        std::array::from_fn(|i| c[i].wrapping_add(few[i].wrapping_mul(scale_words[i])))
+    }
+    #[inline(always)]
     fn float(self, x: Self::I) -> Self::V {
         x.map(|x| x as f32)
     }
