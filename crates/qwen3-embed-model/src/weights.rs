@@ -209,7 +209,8 @@ impl Weights {
         let mut sizes = [0; 2];
         for (name, entry) in &self.tensors {
             let bits = entry.stored_type.ok().and_then(StoredType::block_bits);
-            if let (Naming::Gguf, true, Some(bits)) = (&self.naming, name.starts_with("blk."), bits) {
+            if let (Naming::Gguf, true, Some(bits)) = (&self.naming, name.starts_with("blk."), bits)
+            {
                 let n_values = entry.shape.iter().map(|&n| n as u64).product::<u64>();
                 sizes[0] += n_values;
                 sizes[1] += n_values / BLOCK as u64 * bits.packed_size() as u64;

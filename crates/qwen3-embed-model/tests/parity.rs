@@ -178,9 +178,7 @@ fn int8_keeps_a_cosine_of_0_998_for_every_text() {
 fn weights_in_few_bits_are_used_as_they_are() {
     let model = Model::load(&model("gguf-k-quants"), Device::Cpu, Precision::Int8).unwrap();
     assert_eq!(model.arithmetic(), Arithmetic::Blocks);
-    let worst = |arithmetic| {
-        errors("gguf-k-quants", arithmetic).into_iter().fold(0f64, f64::max)
-    };
+    let worst = |arithmetic| errors("gguf-k-quants", arithmetic).into_iter().fold(0f64, f64::max);
     let [blocks, int8] = [Arithmetic::Blocks, Arithmetic::Int8].map(worst);
     println!("gguf-k-quants: {blocks:e}, repacked {int8:e}");
     assert!(blocks != int8 && blocks <= 1e-3, "{blocks:e}, repacked {int8:e}");
