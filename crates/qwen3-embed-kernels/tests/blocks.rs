@@ -257,7 +257,8 @@ fn the_largest_sums_are_exact() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             // All alike; signs that alternate by value, by pair and by quad.
             for half_period in [n_in, 1, 2, 4, 16] {
-                let sign = |k: usize| if (k / half_period).is_multiple_of(2) { 127.0 } else { -127.0 };
+                let sign =
+                    |k: usize| if (k / half_period).is_multiple_of(2) { 127.0 } else { -127.0 };
                 let x: Vec<f32> = (0..n_in).map(sign).collect();
                 let expected = reference::linear(&widened(&x), &weight.values(), None, n_in);
                 let sums = reference::linear(&[127.0; BLOCK], &weight.magnitudes(), None, n_in);

@@ -217,6 +217,26 @@ mod tests {
     }
 
     #[test]
+    fn outliers_do_not_hide_what_is_lost_beside_them() {
+        const GROUP: usize = 256;
+        let input = |every: usize, outlier: f32| {
+            let value = |i: usize| if i.is_multiple_of(every) { outlier } else { (i as f32).sin() };
+            let row: Vec<f32> = (0..4 * GROUP).map(value).collect();
+            let shape = (1, row.len());
+            Input::of(&Tensor::from_vec(row, shape, &candle_core::Device::Cpu).unwrap()).unwrap()
+        };
+        // A third of all squares are outliers, and they are no harm.
+        let several = input(32, 3.0);
+        assert_eq!(several.outliers().len(), 32);
+        assert!(!several.fits_bytes(GROUP) && several.fits_bytes_beside_outliers(GROUP));
+        // Nearly all of them are one, beside which the others have a few levels each way.
+        let one = input(4 * GROUP, 1000.0);
+        assert!(loss(&one.x, 4 * GROUP, GROUP, &[]) <= MOST_LOSS_ALONE);
+        assert!(!one.fits_bytes_beside_outliers(GROUP));
+        assert!(!Input::default().fits_bytes_beside_outliers(GROUP));
+    }
+
+    #[test]
     fn outliers_are_columns_far_above_most_that_hold_much_of_what_there_is() {
         assert_eq!(outliers_of(&[&[1.0, -90.0, 1.0, 2.0, 30.0], &[1.0; 5]]), [1, 4]);
         assert_eq!(outliers_of(&[&[1.0, -3.0, 1.0, 2.0, 3.0]]), [0usize; 0]);
