@@ -167,6 +167,8 @@ fn texts_of_several_callers_are_computed_together() {
     for caller in callers {
         block_on(caller).unwrap();
     }
+    // A batch is reported when its callers have their vectors already.
+    wait_for(&reports, 2);
     assert_eq!(reports.lock().unwrap()[1].n_texts, 3);
 }
 
@@ -187,6 +189,7 @@ fn texts_of_a_caller_who_has_gone_are_not_computed() {
     drop(go);
     assert!(matches!(first.poll(&mut context), Poll::Ready(Ok(_))));
     block_on(service.embed(strings(&["last"]), EmbedOptions::default())).unwrap();
+    wait_for(&reports, 2);
     let n_texts: Vec<usize> = reports.lock().unwrap().iter().map(|report| report.n_texts).collect();
     assert_eq!(n_texts, [1, 1]);
 }
