@@ -76,8 +76,8 @@ pub use qwen3_embed_model::{
 pub use qwen3_embed_text::{DEFAULT_INSTRUCTION, Error as TextError, SpecialTokens, instruct};
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
 pub use service::{
-    BatchReport, EmbedOptions, Embedded, Prompt, ScoreOptions, Scored, Service, ServiceOptions,
-    ServiceState, Texts, Timings,
+    BatchReport, EmbedOptions, Embedded, OnBatch, Prompt, ScoreOptions, Scored, Service,
+    ServiceOptions, ServiceState, Texts, Timings,
 };
 #[cfg(feature = "hub")]
 pub use source::{Hub, HubError, HubProblem, Progress};

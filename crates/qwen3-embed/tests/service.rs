@@ -10,7 +10,7 @@ use std::thread;
 
 use futures_executor::block_on;
 use qwen3_embed::{
-    BatchReport, EmbedOptions, Embedder, Error, ModelError, Overflow, Prompt, RankOptions,
+    BatchReport, EmbedOptions, Embedder, Error, ModelError, OnBatch, Overflow, Prompt, RankOptions,
     Reranker, ScoreOptions, Service, ServiceOptions, ServiceState, TextError, Texts,
 };
 
@@ -34,10 +34,10 @@ fn strings(texts: &[&str]) -> Texts {
     Texts::Strings(texts.iter().map(|&text| text.to_owned()).collect())
 }
 
+type Reports = Arc<Mutex<Vec<BatchReport>>>;
+
 /// A service whose thread waits behind each of its batches until it is let go on.
-fn stepwise(
-    mut options: ServiceOptions,
-) -> (Service<Embedder>, Arc<Mutex<Vec<BatchReport>>>, mpsc::Sender<()>) {
+fn stepwise(mut options: ServiceOptions) -> (Service<Embedder>, Reports, mpsc::Sender<()>) {
     let (go, gone) = mpsc::channel();
     let (gone, reports) = (Mutex::new(gone), Arc::new(Mutex::new(Vec::new())));
     let seen = Arc::clone(&reports);
@@ -264,10 +264,10 @@ fn the_thread_ends_when_the_last_handle_is_dropped() {
     }
     let (ended, end) = mpsc::channel();
     let signal = Signal(ended);
-    let on_batch = Some(Arc::new(move |_: &BatchReport| {
+    let on_batch: OnBatch = Arc::new(move |_| {
         let _ = &signal;
-    }) as Arc<dyn Fn(&BatchReport) + Send + Sync>);
-    let service = service(ServiceOptions { on_batch, ..ServiceOptions::default() });
+    });
+    let service = service(ServiceOptions { on_batch: Some(on_batch), ..ServiceOptions::default() });
     let second = service.clone();
     drop(service);
     block_on(second.embed(strings(&["still"]), EmbedOptions::default())).unwrap();

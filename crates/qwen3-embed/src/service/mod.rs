@@ -32,8 +32,11 @@ pub struct ServiceOptions {
     /// Threads that tokenize, beside those that compute, 1 to 1024. Default: one for each core.
     pub tokenizer_threads: usize,
     /// Called behind every batch.
-    pub on_batch: Option<Arc<dyn Fn(&BatchReport) + Send + Sync>>,
+    pub on_batch: Option<OnBatch>,
 }
+
+/// What is called behind a batch, on the thread that computes: it should not take long.
+pub type OnBatch = Arc<dyn Fn(&BatchReport) + Send + Sync>;
 
 /// What a batch was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
