@@ -1,0 +1,599 @@
+// The playground: three forms, each of which turns into requests to this server's public routes and shows
+// what comes back. Texts reach the document as text nodes only, never as markup.
+
+/** Texts beyond these are embedded but not drawn: a browser takes long over a million cells. */
+const MATRIX_LIMIT = 100;
+/** Ink turns over where a cell is this far along from `--heat-low` to `--heat-high`. */
+const INK_TURNS_AT = 0.605;
+const POLL_MS = 1000, SLIDER_PAUSE_MS = 150;
+
+// ---- The document ----
+
+const $ = (selector, within = document) => within.querySelector(selector);
+
+/** An element with attributes and children; strings become text nodes. */
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+/** Whether a key belongs to an input method, which some browsers say by its code alone. */
+const composing = (event) => event.isComposing || event.keyCode === 229;
+const template = (name) => $(`#${name}-template`).content.cloneNode(true);
+
+// ---- Requests ----
+
+/** What a server that refuses says, word for word. */
+class Refusal extends Error {
+  constructor(status, statusText, body) {
+    const error = parsed(body)?.error;
+    super(error?.message ?? (body.trim() || statusText || "no message"));
+    this.status = status;
+    this.detail = [`status ${status}`];
+    for (const key of ["type", "param", "code"]) {
+      if (error?.[key] != null) this.detail.push(`${key} ${error[key]}`);
+    }
+  }
+}
+
+/** An error about a field that the server need not be asked about. */
+const missing = (message, field) => Object.assign(new Error(message), { field });
+
+/** A route's address: beside this page's, and without what `user:password@` may stand in its own. */
+const url = (path) => new URL(path, location.origin + location.pathname).href;
+
+/** JSON's value, or nothing where a text is none. */
+function parsed(json) {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return null;
+  }
+}
+
+/** A route's answer. */
+async function fetched(path, options) {
+  const response = await fetch(url(path), options);
+  const body = await response.text();
+  const answer = response.ok ? parsed(body) : null;
+  if (answer === null) throw new Refusal(response.status, response.statusText, body);
+  return answer;
+}
+
+function post({ path, body }, signal) {
+  const headers = { "content-type": "application/json" };
+  return fetched(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+}
+
+/** The request for the embeddings of texts, in base64: a third of the bytes of decimal numbers. */
+const embeddingRequest = (input, options) => ({
+  path: "v1/embeddings",
+  body: { model: server.info.embedder.id, input, ...options, encoding_format: "base64" },
+});
+
+/** The vectors of an answer, in the texts' order, as units in double precision. */
+function units({ data }) {
+  const rows = [];
+  for (const { index, embedding } of data) {
+    const bytes = Uint8Array.from(atob(embedding), (character) => character.charCodeAt(0));
+    const row = Float64Array.from(new Float32Array(bytes.buffer));
+    const length = Math.sqrt(dot(row, row));
+    rows[index] = row.map((value) => value / length);
+  }
+  return rows;
+}
+
+function dot(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+// ---- The same request elsewhere ----
+
+const SNIPPETS = {
+  curl(requests, key) {
+    return requests.map(({ path, body }) => {
+      const quoted = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
+      const authorization = key ? ` \\\n  -H "authorization: Bearer $API_KEY"` : "";
+      return `curl '${url(path)}' \\\n  -H 'content-type: application/json'${authorization} \\\n  -d '${quoted}'`;
+    }).join("\n\n") + "\n";
+  },
+
+  python(requests, key) {
+    const embeds = requests[0].path.endsWith("embeddings");
+    const calls = requests.map(({ path, body }, i) => {
+      const name = requests.length > 1 ? ["query", "documents"][i] : "response";
+      return embeds ? openaiCall(name, body) : httpxCall(name, url(path), body, key);
+    });
+    const environment = key ? "import os\n\n" : "";
+    if (!embeds) return `${environment}import httpx\n\n${calls.join("\n")}`;
+    const apiKey = key ? 'os.environ["API_KEY"]' : '"EMPTY"';
+    const client = `client = OpenAI(base_url=${python(url("v1"))}, api_key=${apiKey})\n`;
+    return `${environment}from openai import OpenAI\n\n${client}${calls.join("")}`;
+  },
+};
+
+/** JSON without `true`, `false` and `null` is Python too. */
+const python = (value, depth = 1) => JSON.stringify(value, null, 4).replaceAll("\n", `\n${"    ".repeat(depth)}`);
+
+function openaiCall(name, { encoding_format: chosenByTheClient, instruct, prompt_name, ...body }) {
+  const extra = Object.entries({ instruct, prompt_name }).filter(([, value]) => value !== undefined);
+  if (extra.length) body.extra_body = Object.fromEntries(extra);
+  const passed = Object.entries(body).map(([key, value]) => `    ${key}=${python(value)},\n`).join("");
+  return `${name} = client.embeddings.create(\n${passed})\n`;
+}
+
+function httpxCall(name, address, body, key) {
+  const headers = key ? `    headers={"authorization": f"Bearer {os.environ['API_KEY']}"},\n` : "";
+  return `${name} = httpx.post(\n    ${python(address)},\n${headers}    json=${python(body)},\n).raise_for_status().json()\n`;
+}
+
+// ---- Controls ----
+
+/** A list of boxes with one text each. */
+class TextList {
+  constructor(fieldset) {
+    this.noun = fieldset.dataset.noun;
+    const examples = [...fieldset.children];
+    fieldset.replaceChildren(template("texts"));
+    this.list = $("ol", fieldset);
+    $("legend", fieldset).textContent = `${this.noun[0].toUpperCase()}${this.noun.slice(1)}s`;
+    const add = $(".add", fieldset);
+    add.textContent = `Add a ${this.noun}`;
+    add.addEventListener("click", () => this.add().focus());
+    $(".clear", fieldset).addEventListener("click", () => {
+      this.list.replaceChildren();
+      this.add().focus();
+    });
+    this.list.addEventListener("keydown", (event) => this.keydown(event));
+    this.list.addEventListener("paste", (event) => this.paste(event));
+    this.list.addEventListener("input", () => this.number());
+    for (const example of examples) this.insert(null, example.textContent).example = example;
+    this.number();
+  }
+
+  get boxes() {
+    return [...this.list.querySelectorAll("textarea")];
+  }
+
+  /** Adds an empty box, behind another or at the end. */
+  add(after = null) {
+    const box = this.insert(after, "");
+    this.number();
+    return box;
+  }
+
+  insert(after, text) {
+    const box = element("textarea", { rows: 1, spellcheck: "false" });
+    box.value = text;
+    const remove = element("button", { type: "button", title: "Remove" }, "×");
+    const item = element("li", {}, element("span", { "aria-hidden": "true" }), box, remove);
+    remove.addEventListener("click", () => this.remove(item));
+    after ? after.closest("li").after(item) : this.list.append(item);
+    return box;
+  }
+
+  /** Removes a box; the focus goes to one beside it. */
+  remove(item, towards = "nextElementSibling") {
+    const neighbour = item[towards] ?? item.previousElementSibling ?? item.nextElementSibling;
+    item.remove();
+    this.number();
+    (neighbour ? $("textarea", neighbour) : this.add()).focus();
+  }
+
+  /** Names each box by its place, or by its language while it holds an example that has one. */
+  number() {
+    this.boxes.forEach((box, i) => {
+      const example = box.value === box.example?.textContent ? box.example : null;
+      box.label = example?.title || `#${i + 1}`;
+      box.lang = example?.lang ?? "";
+      box.previousSibling.textContent = box.label;
+      box.setAttribute("aria-label", `${this.noun} ${i + 1}`);
+      box.nextSibling.setAttribute("aria-label", `Remove ${this.noun} ${i + 1}`);
+    });
+  }
+
+  keydown(event) {
+    const box = event.target;
+    const plain = !event.shiftKey && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (box.localName !== "textarea" || composing(event)) return;
+    if (event.key === "Enter" && plain) {
+      event.preventDefault();
+      this.add(box).focus();
+    } else if (event.key === "Backspace" && box.value === "" && this.list.children.length > 1) {
+      event.preventDefault();
+      this.remove(box.closest("li"), "previousElementSibling");
+    }
+  }
+
+  paste(event) {
+    const box = event.target;
+    const lines = event.clipboardData.getData("text/plain").split(/\r?\n/).filter((line) => line.trim() !== "");
+    if (box.value !== "" || lines.length < 2) return;
+    event.preventDefault();
+    box.value = lines[0];
+    let last = box;
+    for (const line of lines.slice(1)) last = this.insert(last, line);
+    this.number();
+    last.focus();
+  }
+
+  /** The texts of the boxes that are not empty, with their labels. */
+  texts() {
+    const filled = this.boxes.filter((box) => box.value !== "");
+    if (!filled.length) throw missing(`Write at least one ${this.noun}.`, this.boxes[0]);
+    return filled.map(({ value, label, lang }) => ({ text: value, label, lang }));
+  }
+}
+
+/** A choice among the model's prompts, no prompt, and the user's own words. */
+class Instruction {
+  constructor(place) {
+    place.append(template("instruction"));
+    $("span", place).textContent = place.dataset.label;
+    this.select = $("select", place);
+    this.custom = $(".custom", place);
+    this.prompt = $(".prompt", place);
+    this.prompts = server.info.embedder.prompts;
+    this.select.append(element("option", { value: "none" }, "None"));
+    for (const name of Object.keys(this.prompts)) {
+      const selected = name === place.dataset.default ? "" : null;
+      this.select.append(element("option", { value: `prompt ${name}`, selected }, `The model’s prompt “${name}”`));
+    }
+    this.select.append(element("option", { value: "custom" }, "My own words …"));
+    this.select.addEventListener("change", () => {
+      this.describe();
+      if (!this.custom.hidden) $("textarea", this.custom).focus();
+    });
+    this.describe();
+  }
+
+  /** The chosen prompt's name, or nothing. */
+  name() {
+    return this.select.value.startsWith("prompt ") ? this.select.value.slice("prompt ".length) : null;
+  }
+
+  describe() {
+    this.custom.hidden = this.select.value !== "custom";
+    const name = this.name();
+    // Line breaks in a prompt are part of it.
+    this.prompt.textContent = name === null ? "" : this.prompts[name].replaceAll("\n", "⏎\n") || "(an empty prompt)";
+  }
+
+  /** The fields of a request. */
+  options() {
+    if (this.select.value === "none") return {};
+    const name = this.name();
+    if (name !== null) return { prompt_name: name };
+    const box = $("textarea", this.custom);
+    if (box.value === "") throw missing("Write an instruction, or choose another.", box);
+    return { instruct: box.value };
+  }
+}
+
+/** A slider and a number that move together. */
+class Dimensions {
+  constructor(place, changed) {
+    place.append(template("dimensions"));
+    const { dimensions, min_dimensions } = server.info.embedder;
+    this.all = dimensions;
+    this.slider = $('[type="range"]', place);
+    this.number = $('[type="number"]', place);
+    const powers = element("datalist", { id: `powers-${place.closest("section").id}` });
+    for (let power = 32; power <= dimensions; power *= 2) powers.append(element("option", { value: power }));
+    place.append(powers);
+    const range = { min: min_dimensions, max: dimensions, value: dimensions };
+    for (const input of [this.slider, this.number]) Object.assign(input, range);
+    this.slider.setAttribute("list", powers.id);
+    const soon = () => {
+      clearTimeout(this.pause);
+      this.pause = setTimeout(changed, SLIDER_PAUSE_MS);
+    };
+    for (const [moved, follows] of [[this.slider, this.number], [this.number, this.slider]]) {
+      moved.addEventListener("input", () => (follows.value = moved.value));
+      moved.addEventListener("change", soon);
+    }
+  }
+
+  /** The fields of a request: none for all dimensions. Whether a number will do, the server says. */
+  options() {
+    clearTimeout(this.pause);
+    if (this.number.value === "") throw missing("Choose how many dimensions.", this.number);
+    const dimensions = Number(this.number.value);
+    return dimensions === this.all ? {} : { dimensions };
+  }
+}
+
+// ---- Results ----
+
+/** A form, what it asks, and the answer. `prepare` reads the form into requests and a way to
+ * turn their answers into a summary and nodes. */
+class Panel {
+  constructor(section, prepare) {
+    this.section = section;
+    this.prepare = prepare;
+    section.append(template("results"));
+    this.results = $(".results", section);
+    this.form = $("form", section);
+    const run = (event) => {
+      event.preventDefault();
+      this.run();
+    };
+    this.form.addEventListener("submit", run);
+    this.form.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !composing(event)) run(event);
+    });
+    if (/^(Mac|iP)/.test(navigator.platform)) $(".submit kbd", this.form).textContent = "⌘";
+    this.language = "curl";
+    for (const button of this.section.querySelectorAll("[data-language]")) {
+      button.addEventListener("click", () => this.speak(button.dataset.language));
+    }
+    $(".copy", section).addEventListener("click", ({ target }) => this.copy(target));
+  }
+
+  /** Asks the server, giving up on what is still under way. */
+  async run() {
+    this.controller?.abort();
+    const controller = new AbortController();
+    this.controller = controller;
+    const start = performance.now();
+    try {
+      const { requests, show } = this.prepare();
+      this.requests = requests;
+      this.speak(this.language);
+      this.show("Asking the server …", null);
+      const answers = await Promise.all(requests.map((request) => post(request, controller.signal)));
+      const elapsed = since(start);
+      if (controller.signal.aborted) return;
+      const [summary, nodes] = show(answers);
+      const tokens = answers.reduce((sum, { usage }) => sum + usage.total_tokens, 0);
+      this.show([summary, plural(tokens, "token"), elapsed].join(" · "), nodes);
+    } catch (error) {
+      // The request that replaced this one has the word.
+      if (this.controller === controller) this.complain(error, since(start));
+    } finally {
+      // What is left of the requests beside one that failed.
+      controller.abort();
+    }
+  }
+
+  /** Shows an answer, or that one is being waited for: then the last one stays, dimmed. */
+  show(status, nodes) {
+    this.results.setAttribute("aria-busy", nodes === null);
+    $(".error", this.results).replaceChildren();
+    $(".status", this.results).textContent = status;
+    if (nodes) $(".answer", this.results).replaceChildren(...nodes);
+  }
+
+  complain(error, elapsed) {
+    const refused = error instanceof Refusal;
+    this.show(refused ? `Refused · ${elapsed}` : "", []);
+    const message = refused || error.field ? error.message : `The server does not answer: ${error.message}`;
+    $(".error", this.results).append(element("p", {}, message));
+    if (refused) $(".error", this.results).append(element("p", {}, error.detail.join(" · ")));
+    error.field?.focus();
+  }
+
+  async speak(language) {
+    this.language = language;
+    for (const button of this.section.querySelectorAll("[data-language]")) {
+      button.setAttribute("aria-pressed", button.dataset.language === language);
+    }
+    const requests = this.requests;
+    const key = await wantsKey();
+    if (requests !== this.requests || language !== this.language) return;
+    $("code", this.section).textContent = SNIPPETS[language](requests, key);
+    $(".request", this.section).hidden = false;
+  }
+
+  async copy(button) {
+    const code = $("code", this.section);
+    getSelection().selectAllChildren(code);
+    // Over plain HTTP from another machine only the old way is there.
+    navigator.clipboard ? await navigator.clipboard.writeText(code.textContent) : document.execCommand("copy");
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  }
+}
+
+const since = (start) => `${Math.ceil(performance.now() - start)} ms`;
+
+const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+
+/** The cosines of every two texts, as a table in colours. */
+function matrix(texts, rows) {
+  const shown = texts.slice(0, MATRIX_LIMIT);
+  const cosines = shown.map((_, i) => shown.map((_, j) => dot(rows[i], rows[j])));
+  const lowest = Math.min(...cosines.flat());
+  const head = element("tr", {}, element("td"));
+  for (const { label, text } of shown) head.append(element("th", { scope: "col", title: text }, label));
+  const body = element("tbody");
+  shown.forEach(({ label, text, lang }, i) => {
+    const name = element("div", {}, element("b", {}, label), element("span", { lang: lang || null }, text.slice(0, 200)));
+    const row = element("tr", {}, element("th", { scope: "row", title: text }, name));
+    for (const value of cosines[i]) row.append(element("td", {}, decimal(value)));
+    body.append(row);
+  });
+  const caption = element("caption", {}, "Cosine similarity of every two texts");
+  const table = element("table", {}, caption, element("thead", {}, head), body);
+  const size = shown.length > 8 ? "matrix many" : "matrix";
+  const box = element("div", { class: size, tabindex: 0, role: "region", "aria-label": "Similarity matrix" }, table);
+  const legend = template("legend").firstElementChild;
+  const fit = $("input", legend);
+  const colour = () => {
+    // A span of at least a twentieth, so that texts that are all alike do not look different.
+    const low = Math.min(fit.checked ? Math.floor(lowest * 20) / 20 : Math.min(lowest, 0), 0.95);
+    $(".low", legend).textContent = low.toFixed(2).replace("-", "−");
+    [...body.querySelectorAll("td")].forEach((cell, k) => {
+      const value = cosines[Math.floor(k / shown.length)][k % shown.length];
+      const share = Math.min(Math.max((value - low) / (1 - low), 0), 1);
+      cell.style.setProperty("--share", share.toFixed(4));
+      cell.classList.toggle("over", share > INK_TURNS_AT);
+    });
+  };
+  fit.addEventListener("change", colour);
+  colour();
+  const rest = texts.length > shown.length ? `The matrix shows the first ${MATRIX_LIMIT} texts.` : "";
+  return [box, legend, element("p", { class: "hint" }, rest)];
+}
+
+/** Three decimals, with a true minus. */
+const decimal = (value) => (Math.abs(value) < 0.0005 ? 0 : value).toFixed(3).replace("-", "−");
+
+/** Documents with scores, best first, as bars from zero. */
+function ranking(documents, scores) {
+  const order = documents.map((_, i) => i).filter((i) => scores[i] !== undefined).sort((a, b) => scores[b] - scores[a]);
+  const low = Math.min(0, ...order.map((i) => scores[i]));
+  const span = Math.max(1, ...order.map((i) => scores[i])) - low;
+  const list = element("ol", { class: "ranking" });
+  order.forEach((i, place) => {
+    const bar = element("i");
+    bar.style.setProperty("--from", (Math.min(scores[i], 0) - low) / span);
+    bar.style.setProperty("--width", Math.abs(scores[i]) / span);
+    const { text } = documents[i];
+    const name = element("span", { class: "text", title: text }, text.slice(0, 1000));
+    const score = element("span", { class: "score" }, decimal(scores[i]));
+    const track = element("span", { class: "bar", "aria-hidden": "true" }, bar);
+    list.append(element("li", {}, element("span", {}, `${place + 1}`), name, score, track));
+  });
+  return [list];
+}
+
+// ---- The three panels ----
+
+function similarityPanel(section) {
+  const texts = new TextList($(".texts", section));
+  const instruction = new Instruction($(".instruction", section));
+  const panel = new Panel(section, () => {
+    const chosen = texts.texts();
+    const options = { ...dimensions.options(), ...instruction.options() };
+    const requests = [embeddingRequest(chosen.map(({ text }) => text), options)];
+    return { requests, show: ([answer]) => [sized(answer), matrix(chosen, units(answer))] };
+  });
+  const dimensions = new Dimensions($(".dimensions", section), () => panel.requests && panel.run());
+}
+
+function searchPanel(section) {
+  const instruction = new Instruction($(".instruction", section));
+  const texts = new TextList($(".texts", section));
+  const panel = new Panel(section, () => {
+    const asked = query(section);
+    const documents = texts.texts();
+    const size = dimensions.options();
+    const requests = [
+      embeddingRequest(asked, { ...size, ...instruction.options() }),
+      embeddingRequest(documents.map(({ text }) => text), size),
+    ];
+    const show = ([first, second]) => {
+      const [vector] = units(first);
+      return [sized(second), ranking(documents, units(second).map((row) => dot(vector, row)))];
+    };
+    return { requests, show };
+  });
+  const dimensions = new Dimensions($(".dimensions", section), () => panel.requests && panel.run());
+}
+
+function rerankPanel(section) {
+  const instruct = $(".instruct", section);
+  const texts = new TextList($(".texts", section));
+  new Panel(section, () => {
+    const asked = query(section);
+    const documents = texts.texts();
+    const body = { model: server.info.reranker.id, query: asked, documents: documents.map(({ text }) => text) };
+    if (instruct.value !== "") body.instruct = instruct.value;
+    const show = ([answer]) => {
+      const scores = [];
+      for (const { index, relevance_score } of answer.results) scores[index] = relevance_score;
+      return [plural(documents.length, "document"), ranking(documents, scores)];
+    };
+    return { requests: [{ path: "v1/rerank", body }], show };
+  });
+}
+
+const sized = (answer) => `${plural(answer.data.length, "vector")} of ${plural(units(answer)[0].length, "dimension")}`;
+
+function query(section) {
+  const box = $(".query", section);
+  if (box.value === "") throw missing("Write a query.", box);
+  return box.value;
+}
+
+// ---- The page ----
+
+const server = {};
+
+/** Whether a request without the browser's credentials is refused: only then do snippets speak of a key. */
+function wantsKey() {
+  server.key ??= fetch(url("v1/models"), { credentials: "omit" }).then(({ status }) => status === 401, () => false);
+  return server.key;
+}
+
+const PANELS = { similarity: similarityPanel, search: searchPanel, rerank: rerankPanel };
+
+/** Waits for the server to be ready, saying what it says, and then for what it is. */
+async function ready() {
+  const waiting = $("#waiting");
+  for (;;) {
+    try {
+      const response = await fetch(url("readyz"), { cache: "no-store" });
+      if (!response.ok) throw new Refusal(response.status, response.statusText, await response.text());
+      server.info = await fetched("info", { cache: "no-store" });
+      waiting.hidden = true;
+      return;
+    } catch (error) {
+      const said = error instanceof Refusal ? ["Loading …", error.message] : ["Waiting for the server …", ""];
+      // A status that is written again is read out again.
+      for (const line of waiting.querySelectorAll("p")) {
+        const text = said.shift();
+        if (line.textContent !== text) line.textContent = text;
+      }
+      waiting.hidden = false;
+    }
+    await new Promise((done) => setTimeout(done, POLL_MS));
+  }
+}
+
+function facts({ embedder, reranker, version }) {
+  for (const [term, model] of Object.entries({ Embedder: embedder, Reranker: reranker })) {
+    if (model) $("#facts").append(element("div", {}, element("dt", {}, term), element("dd", {}, model.id)));
+  }
+  $("#version").textContent = `qwen3-embed ${version}`;
+}
+
+/** Shows the tabs of what is loaded. Arrow keys move among them, as screen readers announce. */
+function tabs() {
+  const list = $("#tabs");
+  const all = [...list.children].filter((tab) => server.info[tab.dataset.needs]);
+  for (const tab of list.children) tab.hidden = !all.includes(tab);
+  const name = (tab) => tab.getAttribute("aria-controls");
+  const select = (chosen) => {
+    for (const tab of all) {
+      tab.setAttribute("aria-selected", tab === chosen);
+      tab.tabIndex = tab === chosen ? 0 : -1;
+      $(`#${name(tab)}`).hidden = tab !== chosen;
+    }
+    history.replaceState(null, "", `#${name(chosen)}`);
+  };
+  for (const tab of all) {
+    PANELS[name(tab)]($(`#${name(tab)}`));
+    tab.addEventListener("click", () => select(tab));
+  }
+  list.addEventListener("keydown", ({ key, target }) => {
+    const at = all.indexOf(target);
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: -1 }[key];
+    if (to === undefined) return;
+    select(all.at(to % all.length));
+    all.at(to % all.length).focus();
+  });
+  select(all.find((tab) => `#${name(tab)}` === location.hash) ?? all[0]);
+  list.hidden = all.length < 2;
+}
+
+await ready();
+facts(server.info);
+tabs();
