@@ -1,10 +1,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use qwen3_embed_model::{Arithmetic, Config, Precision, SharingCounts};
-use qwen3_embed_text::{SpecialTokens, TruncationSide, instruct, truncate};
+use qwen3_embed_model::{Arithmetic, Config, Pooling, Precision, SharingCounts};
+use qwen3_embed_text::{SpecialTokens, Tokenizer, TruncationSide, instruct, truncate};
 
-use crate::builder::check_dimensions;
+use crate::builder::{check_dimensions, min_dimensions};
 use crate::engine::Engine;
 use crate::repository::Prompts;
 use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Prompt, Result, Source, normalize};
@@ -182,6 +182,32 @@ impl Embedder {
     /// How products are computed, most of them if the weights are in 8 bits or fewer.
     pub fn arithmetic(&self) -> Arithmetic {
         self.engine.model.arithmetic()
+    }
+
+    /// How a text's vector is made of its tokens' hidden states.
+    pub fn pooling(&self) -> Pooling {
+        self.engine.model.pooling()
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.engine.tokenizer
+    }
+
+    /// What becomes of text that spells a special token.
+    pub fn special_tokens(&self) -> SpecialTokens {
+        self.special_tokens
+    }
+
+    /// The most dimensions that vectors of the model can have, see
+    /// [`EmbedderBuilder::dimensions`].
+    pub fn max_dimensions(&self) -> usize {
+        self.engine.model.embedding_size()
+    }
+
+    /// The fewest dimensions that vectors of the model can have.
+    pub fn min_dimensions(&self) -> usize {
+        min_dimensions(self.max_dimensions())
     }
 
     /// The model's hyper-parameters.

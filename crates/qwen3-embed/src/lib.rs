@@ -70,10 +70,12 @@ pub use embedder::Embedder;
 pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
 pub use qwen3_embed_model::{
-    Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Precision, Sharing,
-    SharingCounts,
+    Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Pooling, Precision,
+    Sharing, SharingCounts,
 };
-pub use qwen3_embed_text::{DEFAULT_INSTRUCTION, Error as TextError, SpecialTokens, instruct};
+pub use qwen3_embed_text::{
+    DEFAULT_INSTRUCTION, Error as TextError, Piece, SpecialTokens, Tokenizer, instruct,
+};
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
 pub use service::{
     BatchReport, EmbedOptions, Embedded, OnBatch, Prompt, ScoreOptions, Scored, Service,

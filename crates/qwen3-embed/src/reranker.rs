@@ -3,9 +3,10 @@ use std::path::Path;
 
 use qwen3_embed_model::{Config, Precision, RerankHead, SharingCounts};
 use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate, Tokenizer};
+use rayon::prelude::*;
 
 use crate::engine::{Engine, Settings, check, setters};
-use crate::{Result, Source};
+use crate::{Error, Result, Source};
 
 /// The longest prompt, in tokens, unless something else is asked for: that of the model card.
 const DEFAULT_MAX_TOKENS: usize = 8192;
@@ -191,6 +192,11 @@ impl Reranker {
         self.engine.model.precision()
     }
 
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.engine.tokenizer
+    }
+
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
         self.engine.model.config()
@@ -220,6 +226,22 @@ impl Reranker {
     ) -> Result<Vec<Vec<u32>>> {
         let (template, tokenizer) = (&self.template, &self.engine.tokenizer);
         Ok(template.encode_batch(tokenizer, instruction, pairs, max_tokens)?)
+    }
+
+    /// The beginning of each document, of at most so many tokens, on rayon's current pool.
+    pub(crate) fn cut<'a>(
+        &self,
+        documents: &'a [String],
+        max_tokens: Option<usize>,
+    ) -> Result<Vec<&'a str>> {
+        let Some(max_tokens) = max_tokens else {
+            return Ok(documents.iter().map(String::as_str).collect());
+        };
+        let cut = |(idx, document): (usize, &'a String)| {
+            let cut = self.engine.tokenizer.cut(document, max_tokens);
+            cut.map_err(|error| Error::from(error).shift_text(idx))
+        };
+        documents.par_iter().enumerate().map(cut).collect()
     }
 
     pub(crate) fn logits_of(&self, prompts: &[impl AsRef<[u32]> + Sync]) -> Result<Vec<f32>> {

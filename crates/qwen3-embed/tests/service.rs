@@ -306,15 +306,14 @@ fn a_reranker_scores_pairs_as_without_a_queue() {
 
 #[test]
 fn settings_out_of_range_are_refused() {
-    let settings: [(&str, fn(&mut ServiceOptions)); 4] = [
-        ("batch_tokens", |options| options.batch_tokens = 0),
-        ("max_waiting_texts", |options| options.max_waiting_texts = 0),
-        ("tokenizer_threads", |options| options.tokenizer_threads = 0),
-        ("tokenizer_threads", |options| options.tokenizer_threads = 1025),
+    let plain = ServiceOptions::default();
+    let settings = [
+        ("batch_tokens", ServiceOptions { batch_tokens: 0, ..plain.clone() }),
+        ("max_waiting_texts", ServiceOptions { max_waiting_texts: 0, ..plain.clone() }),
+        ("tokenizer_threads", ServiceOptions { tokenizer_threads: 0, ..plain.clone() }),
+        ("tokenizer_threads", ServiceOptions { tokenizer_threads: 1025, ..plain }),
     ];
-    for (expected, set) in settings {
-        let mut options = ServiceOptions::default();
-        set(&mut options);
+    for (expected, options) in settings {
         let error = embedder().into_service(options).unwrap_err();
         assert!(
             matches!(error, Error::Setting { setting, .. } if setting == expected),

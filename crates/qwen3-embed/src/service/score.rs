@@ -12,6 +12,9 @@ pub struct ScoreOptions {
     /// The longest prompt, in tokens: a document that makes it longer is cut. 1 to the reranker's
     /// [`max_tokens`](Reranker::max_tokens), which is the default.
     pub max_tokens: Option<usize>,
+    /// How many tokens of each document are read at most, at least 1. Default: as many as the prompt has
+    /// room for.
+    pub max_document_tokens: Option<usize>,
 }
 
 /// What [`Service::score`] gives.
@@ -83,10 +86,12 @@ impl Service<Reranker> {
         let limit = self.model().max_tokens();
         let max_tokens = options.max_tokens.unwrap_or(limit);
         check("max_tokens", max_tokens, limit)?;
+        let max_document_tokens = options.max_document_tokens;
+        check("max_document_tokens", max_document_tokens.unwrap_or(1), usize::MAX)?;
         let prepare = move |reranker: &Reranker| {
+            let documents = reranker.cut(&documents, max_document_tokens)?;
             let queries = queries.iter().cycle();
-            let pairs: Vec<_> =
-                queries.map(String::as_str).zip(documents.iter().map(String::as_str)).collect();
+            let pairs: Vec<_> = queries.map(String::as_str).zip(documents).collect();
             let instruction = options.instruction.as_deref().unwrap_or(DEFAULT_INSTRUCTION);
             reranker.encode(instruction, &pairs, max_tokens)
         };
