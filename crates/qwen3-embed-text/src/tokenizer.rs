@@ -143,17 +143,20 @@ impl Tokenizer {
             SpecialTokens::PlainText => self.encode_plain(text, OffsetType::Char),
         };
         let encoding = encoding.map_err(|source| Error::Encode { text: 0, source })?;
+        // Where each character begins, in bytes, and where the last ends.
+        let starts = text.char_indices().map(|(at, _)| at);
+        let starts: Vec<usize> = starts.chain([text.len()]).collect();
         let tokens = encoding.get_ids().iter().zip(encoding.get_tokens());
         let piece = |((&id, token), &(start, end)): ((&u32, &String), &(usize, usize))| Piece {
             id,
             special: self.is_special(token),
-            text: text.chars().skip(start).take(end - start).collect(),
+            text: text[starts[start]..starts[end]].to_owned(),
             start,
             end,
         };
         let mut pieces: Vec<Piece> = tokens.zip(encoding.get_offsets()).map(piece).collect();
         if self.appends {
-            let end = text.chars().count();
+            let end = starts.len() - 1;
             let token = self.inner.id_to_token(self.end_of_text).unwrap_or_default();
             let (id, special) = (self.end_of_text, self.is_special(&token));
             pieces.push(Piece { id, special, text: token, start: end, end });
