@@ -23,6 +23,9 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let limits = state.options();
+        if declared_length(request.headers()) > limits.payload_limit as u64 {
+            return Err(ApiError::too_large(limits.payload_limit));
+        }
         let body = Limited::new(request.into_body(), limits.payload_limit).collect();
         let body = timeout(limits.body_timeout, body).await;
         let body = body.map_err(|_| ApiError::too_slow(limits.body_timeout))?;
@@ -43,6 +46,12 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
     }
 }
 
+/// What the client says that the body's length is.
+fn declared_length(headers: &HeaderMap) -> u64 {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    length.and_then(|length| length.parse().ok()).unwrap_or(0)
+}
+
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else {
         return Err(ApiError::not_json("none"));
@@ -57,8 +66,15 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Err(ApiError::invalid("the body is empty: expected a JSON object"));
+    // Serde would take a list of a struct's fields for the struct.
+    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{') => {}
+        Some(&first) => {
+            let first = first.escape_ascii();
+            let message = format!("the body is not a JSON object: it begins with `{first}`");
+            return Err(ApiError::invalid(message));
+        }
+        None => return Err(ApiError::invalid("the body is empty: expected a JSON object")),
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
