@@ -40,21 +40,33 @@ pub(crate) struct ApiError {
 pub(crate) struct Field {
     name: &'static str,
     is_list: bool,
+    /// The field of the text behind the list, if there is one.
+    last: Option<(usize, &'static str)>,
 }
 
 impl Field {
     /// A field that holds a list of texts.
     pub(crate) const fn list(name: &'static str) -> Self {
-        Self { name, is_list: true }
+        Self { name, is_list: true, last: None }
     }
 
     /// A field that holds one text.
     pub(crate) const fn single(name: &'static str) -> Self {
-        Self { name, is_list: false }
+        Self { name, is_list: false, last: None }
+    }
+
+    /// The same, with a text from the field `name` behind the `n` of the list.
+    pub(crate) const fn with_last(self, n: usize, name: &'static str) -> Self {
+        Self { last: Some((n, name)), ..self }
     }
 
     /// One of its texts, as a message names it.
     pub(crate) fn at(self, index: usize) -> String {
+        if let Some((at, name)) = self.last
+            && index == at
+        {
+            return name.to_owned();
+        }
         if self.is_list { format!("{}[{index}]", self.name) } else { self.name.to_owned() }
     }
 }
@@ -185,9 +197,11 @@ impl ApiError {
             Error::ServiceFull { retry_after, .. } => Self::overloaded(message, *retry_after),
             Error::ServiceDraining => Self::not_running(ServiceState::Draining),
             Error::ServiceStopped => Self::not_running(ServiceState::Stopped),
-            Error::Dimensions { .. } => Self::invalid(message).about("dimensions"),
+            Error::Dimensions { got, min, max } => {
+                let message = format!("dimensions is {got}, it must be in {min}..={max}");
+                Self::invalid(message).about("dimensions")
+            }
             Error::NoSuchPrompt { .. } => Self::invalid(message).about("prompt_name"),
-            Error::Pairs { .. } => Self::invalid(message).about(field.name),
             Error::Text(TextError::FrameTooLong { .. }) => Self::invalid(message).about("instruct"),
             Error::TextTooLong { text, .. } => {
                 let mut error = about_text(*text);

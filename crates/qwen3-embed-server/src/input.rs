@@ -1,7 +1,9 @@
 use std::fmt;
+use std::marker::PhantomData;
 
 use qwen3_embed::Texts;
-use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -31,6 +33,16 @@ pub(crate) enum Strings {
     Many(Vec<String>),
 }
 
+/// The tokens of a text, or of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Ids {
+    /// The tokens of a text.
+    One(Vec<u32>),
+    /// The tokens of texts.
+    Many(Vec<Vec<u32>>),
+}
+
 impl Input {
     /// The texts, of which there may be 1 to `limit`, none empty.
     pub(crate) fn into_texts(
@@ -45,14 +57,11 @@ impl Input {
             Self::ManyTokens(texts) => (texts.into(), Field::list(name)),
         };
         check_count(name, texts.len(), limit)?;
-        let empty = match &texts {
-            Texts::Strings(texts) => texts.iter().position(String::is_empty),
-            Texts::Tokens(texts) => texts.iter().position(Vec::is_empty),
-        };
-        match empty {
-            Some(index) => Err(is_empty(field.at(index))),
-            None => Ok((texts, field)),
+        match &texts {
+            Texts::Strings(texts) => check_not_empty(texts, String::is_empty, field)?,
+            Texts::Tokens(texts) => check_not_empty(texts, Vec::is_empty, field)?,
         }
+        Ok((texts, field))
     }
 }
 
@@ -91,8 +100,19 @@ pub(crate) fn check_count(name: &str, got: usize, limit: usize) -> Result<(), Ap
     }
 }
 
-fn is_empty(name: String) -> ApiError {
-    ApiError::invalid(format!("{name} is empty")).about(name)
+/// Checks that none of the texts of a field is empty.
+pub(crate) fn check_not_empty<T>(
+    texts: &[T],
+    is_empty: impl Fn(&T) -> bool,
+    field: Field,
+) -> Result<(), ApiError> {
+    match texts.iter().position(is_empty) {
+        Some(index) => {
+            let name = field.at(index);
+            Err(ApiError::invalid(format!("{name} is empty")).about(name))
+        }
+        None => Ok(()),
+    }
 }
 
 impl<'de> Deserialize<'de> for Input {
@@ -104,6 +124,67 @@ impl<'de> Deserialize<'de> for Input {
 impl<'de> Deserialize<'de> for Strings {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(StringsVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match deserializer.deserialize_any(IdsVisitor)? {
+            Input::Tokens(tokens) => Ok(Self::One(tokens)),
+            Input::ManyTokens(texts) => Ok(Self::Many(texts)),
+            Input::Many(texts) if texts.is_empty() => Ok(Self::Many(Vec::new())),
+            Input::One(_) | Input::Many(_) => {
+                Err(D::Error::invalid_type(Unexpected::Other("strings"), &IdsVisitor))
+            }
+        }
+    }
+}
+
+struct IdsVisitor;
+
+impl<'de> Visitor<'de> for IdsVisitor {
+    type Value = Input;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of token ids, or a list of such lists")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Input, A::Error> {
+        InputVisitor.visit_seq(items)
+    }
+}
+
+/// Reads a struct from an object alone: Serde would take a list of its fields too.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    deserializer.deserialize_any(ObjectVisitor(PhantomData))
+}
+
+/// The same for one that may be missing or null.
+pub(crate) fn optional_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    struct Object<T>(T);
+    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            object(deserializer).map(Self)
+        }
+    }
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(fields))
     }
 }
 

@@ -39,12 +39,24 @@ pub(crate) struct EmbeddingsRequest {
 
 /// How vectors are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub(crate) enum EncodingFormat {
     /// As lists of numbers.
     Float,
     /// As the base64 of their bytes: f32 in little-endian order.
     Base64,
+}
+
+impl TryFrom<String> for EncodingFormat {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            "float" => Ok(Self::Float),
+            "base64" => Ok(Self::Base64),
+            _ => Err(format!("expected `float` or `base64`, got `{name}`")),
+        }
+    }
 }
 
 /// Embeddings, in the order of the texts.

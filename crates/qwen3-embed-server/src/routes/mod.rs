@@ -17,15 +17,26 @@ use crate::state::Named;
 
 /// The end at which a text that is too long loses tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub(crate) enum Side {
     /// The beginning is cut, an instruction with it.
-    #[serde(alias = "Left")]
     Left,
     /// The end is cut.
     #[default]
-    #[serde(alias = "Right")]
     Right,
+}
+
+impl TryFrom<String> for Side {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            // With a capital in text-embeddings-inference.
+            "left" | "Left" => Ok(Self::Left),
+            "right" | "Right" => Ok(Self::Right),
+            _ => Err(format!("expected `left` or `right`, got `{name}`")),
+        }
+    }
 }
 
 /// The tokens of a request.
@@ -78,7 +89,7 @@ impl Wishes {
             normalize: self.normalize.unwrap_or(true),
         };
         let embedded = model.service.embed(texts, options).await;
-        let embedded = embedded.map_err(|error| ApiError::from_model(error, field))?;
+        let embedded = embedded.map_err(|error| state.explain(error, field))?;
         state.metrics().stages("embedder", embedded.timings);
         Ok(embedded)
     }

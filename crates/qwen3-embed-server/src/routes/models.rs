@@ -1,4 +1,5 @@
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -53,31 +54,22 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<ModelList
     params(("id" = String, Path, description = "The model's name")),
     responses(
         (status = 200, body = Model),
+        (status = 400, body = ErrorBody),
         (status = 404, body = ErrorBody),
         (status = 503, body = ErrorBody),
     ),
 )]
 pub(crate) async fn one(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
-    find(&state, &id)
-}
-
-/// The same for a name with a slash in it.
-pub(crate) async fn two_parts(
-    State(state): State<AppState>,
-    Path((owner, name)): Path<(String, String)>,
-) -> Result<Json<Model>, ApiError> {
-    find(&state, &format!("{owner}/{name}"))
-}
-
-fn find(state: &AppState, id: &str) -> Result<Json<Model>, ApiError> {
+    let not_utf8 = |_| ApiError::invalid("the name of the model is not UTF-8").about("model");
+    let Path(id) = id.map_err(not_utf8)?;
     let served = state.served()?;
     let names = served.names();
-    if names.contains(&id) {
-        Ok(Json(Model::new(id, served.created)))
+    if names.contains(&id.as_str()) {
+        Ok(Json(Model::new(&id, served.created)))
     } else {
-        Err(ApiError::no_such_model(id, &names))
+        Err(ApiError::no_such_model(&id, &names))
     }
 }

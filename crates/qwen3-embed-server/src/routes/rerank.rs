@@ -1,7 +1,11 @@
+use std::fmt;
+
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use qwen3_embed::{RankedDocument, Reranker, ScoreOptions, Scored};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -42,8 +46,8 @@ pub(crate) struct RerankRequest {
 }
 
 /// A document: its text, or an object with it.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an object with a `text`")]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
 pub(crate) enum Document {
     /// Its text.
     Text(String),
@@ -142,6 +146,39 @@ pub(crate) struct PairScore {
     score: f32,
 }
 
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(DocumentVisitor)
+    }
+}
+
+struct DocumentVisitor;
+
+impl<'de> Visitor<'de> for DocumentVisitor {
+    type Value = Document;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or an object with a `text`")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Document, E> {
+        Ok(Document::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Document, E> {
+        Ok(Document::Text(text))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Document, A::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            text: String,
+        }
+        let Fields { text } = Fields::deserialize(MapAccessDeserializer::new(fields))?;
+        Ok(Document::Object { text })
+    }
+}
+
 impl Document {
     fn into_text(self) -> String {
         match self {
@@ -155,6 +192,7 @@ impl Document {
 #[utoipa::path(
     post,
     path = "/v1/rerank",
+    operation_id = "v1_rerank",
     tag = "Reranking",
     request_body = RerankRequest,
     responses(
@@ -224,6 +262,7 @@ pub(crate) async fn rerank(
 #[utoipa::path(
     post,
     path = "/v1/score",
+    operation_id = "v1_score",
     tag = "Reranking",
     request_body = ScoreRequest,
     responses(
@@ -240,6 +279,13 @@ pub(crate) async fn score(
     let limit = state.options().max_client_batch_size;
     let (queries, _) = request.text_1.into_texts("text_1", limit)?;
     let (documents, field) = request.text_2.into_texts("text_2", limit)?;
+    let (n_queries, n_documents) = (queries.len(), documents.len());
+    if n_queries != 1 && n_queries != n_documents {
+        let message = format!(
+            "text_1 has {n_queries} items and text_2 {n_documents}: expected one in text_1, or as many in both"
+        );
+        return Err(ApiError::invalid(message).about("text_1"));
+    }
     let options = ScoreOptions { instruction: request.instruct, ..ScoreOptions::default() };
     let scored = score_pairs(&state, model, (queries, documents), options, field).await?;
     let is_raw = request.raw_scores.unwrap_or(false);
@@ -258,7 +304,7 @@ async fn score_pairs(
     field: Field,
 ) -> Result<Scored, ApiError> {
     let scored = model.service.score(queries, documents, options).await;
-    let scored = scored.map_err(|error| ApiError::from_model(error, field))?;
+    let scored = scored.map_err(|error| state.explain(error, field))?;
     state.metrics().stages("reranker", scored.timings);
     Ok(scored)
 }

@@ -16,7 +16,7 @@ use super::{Side, Wishes};
 use crate::AppState;
 use crate::body::Json;
 use crate::error::{ApiError, ErrorBody, Field};
-use crate::input::{Input, Strings, check_count};
+use crate::input::{Ids, Input, Strings, check_count, check_not_empty, object, optional_object};
 use crate::respond::{self, Rows};
 use crate::state::{Named, Served};
 
@@ -40,7 +40,9 @@ pub(crate) struct EmbedRequest {
 /// A request for the similarity of a text to others.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct SimilarityRequest {
+    #[serde(deserialize_with = "object")]
     inputs: SimilarityInputs,
+    #[serde(default, deserialize_with = "optional_object")]
     parameters: Option<SimilarityParameters>,
 }
 
@@ -92,8 +94,7 @@ pub(crate) struct Token {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct DecodeRequest {
     /// The tokens of a text, or of several.
-    #[schema(value_type = Input)]
-    ids: Input,
+    ids: Ids,
     /// Whether special tokens are left out. Default: true.
     skip_special_tokens: Option<bool>,
 }
@@ -145,7 +146,11 @@ pub(crate) struct RerankerInfo {
     path = "/embed",
     tag = "text-embeddings-inference",
     request_body = EmbedRequest,
-    responses((status = 200, body = Vec<Vec<f32>>), (status = "4XX", body = ErrorBody)),
+    responses(
+        (status = 200, body = Vec<Vec<f32>>),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
 )]
 pub(crate) async fn embed(
     State(state): State<AppState>,
@@ -172,7 +177,11 @@ pub(crate) async fn embed(
     path = "/similarity",
     tag = "text-embeddings-inference",
     request_body = SimilarityRequest,
-    responses((status = 200, body = Vec<f32>), (status = "4XX", body = ErrorBody)),
+    responses(
+        (status = 200, body = Vec<f32>),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
 )]
 pub(crate) async fn similarity(
     State(state): State<AppState>,
@@ -191,8 +200,10 @@ pub(crate) async fn similarity(
     };
     // The source comes last, so that the others keep their index in messages.
     let source = sentences.len();
+    let field = Field::list(name).with_last(source, "inputs.source_sentence");
     let texts: Vec<String> = sentences.into_iter().chain([source_sentence]).collect();
-    let embedded = wishes.embed(&state, model, Texts::Strings(texts), Field::list(name)).await?;
+    check_not_empty(&texts, String::is_empty, field)?;
+    let embedded = wishes.embed(&state, model, Texts::Strings(texts), field).await?;
     let embeddings = embedded.embeddings;
     let similarity = |index| cosine(embeddings.row(source), embeddings.row(index));
     let similarities: Result<Vec<f32>, _> = (0..source).map(similarity).collect();
@@ -206,7 +217,11 @@ pub(crate) async fn similarity(
     path = "/tokenize",
     tag = "text-embeddings-inference",
     request_body = TokenizeRequest,
-    responses((status = 200, body = Vec<Vec<Token>>), (status = "4XX", body = ErrorBody)),
+    responses(
+        (status = 200, body = Vec<Vec<Token>>),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
 )]
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
@@ -234,19 +249,19 @@ pub(crate) async fn tokenize(
     path = "/decode",
     tag = "text-embeddings-inference",
     request_body = DecodeRequest,
-    responses((status = 200, body = Vec<String>), (status = "4XX", body = ErrorBody)),
+    responses(
+        (status = 200, body = Vec<String>),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
 )]
 pub(crate) async fn decode(
     State(state): State<AppState>,
     Json(request): Json<DecodeRequest>,
 ) -> Result<Answer<Vec<String>>, ApiError> {
     let (texts, field) = match request.ids {
-        Input::Tokens(tokens) => (vec![tokens], Field::single("ids")),
-        Input::ManyTokens(texts) => (texts, Field::list("ids")),
-        Input::One(_) | Input::Many(_) => {
-            let message = "ids: expected a list of token ids, or a list of such lists";
-            return Err(ApiError::invalid(message).about("ids"));
-        }
+        Ids::One(tokens) => (vec![tokens], Field::single("ids")),
+        Ids::Many(texts) => (texts, Field::list("ids")),
     };
     check_count("ids", texts.len(), state.options().max_client_batch_size)?;
     state.served()?;
