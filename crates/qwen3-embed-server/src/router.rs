@@ -1,29 +1,38 @@
-use std::any::Any;
-
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::from_fn_with_state;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, Any as AnyHeader, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::error::ApiError;
 use crate::routes::{embeddings, models, pages, probes, rerank, tei};
 use crate::{AppState, middleware};
 
+/// Routes that are the same as others.
+const ALIASES: [(&str, &str); 4] = [
+    ("/v2/rerank", "/v1/rerank"),
+    ("/rerank", "/v1/rerank"),
+    ("/score", "/v1/score"),
+    ("/health", "/readyz"),
+];
+
 /// What the document says of the whole.
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "qwen3-embed",
-    description = "Text embeddings and rerank scores with Qwen3 models."
-))]
+#[openapi(
+    info(
+        title = "qwen3-embed",
+        description = "Text embeddings and rerank scores with Qwen3 models."
+    ),
+    paths(models::one)
+)]
 struct ApiDoc;
 
 /// The server's routes.
@@ -38,7 +47,10 @@ struct ApiDoc;
 /// ```
 pub fn app(state: AppState) -> Router {
     let (routes, document) = documented(&state).split_for_parts();
-    let docs = SwaggerUi::new("/docs").url("/openapi.json", document);
+    // The validator is a server on the internet, which would be shown the document.
+    let settings = Config::default().validator_url("none");
+    let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(settings);
+    let docs = Router::from(docs).layer(from_fn(docs_file));
     let pages = Router::new()
         .route("/", get(pages::index))
         .route("/playground/style.css", get(pages::style))
@@ -76,16 +88,30 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .route("/rerank", post(rerank::rerank))
         .route("/score", post(rerank::score))
         .route_layer(from_fn_with_state(state.clone(), middleware::limit));
-    limited
+    let mut router = limited
         .routes(routes!(models::list))
-        .routes(routes!(models::one))
-        // A name with slashes that the client has not encoded.
-        .route("/v1/models/{owner}/{name}", get(models::two_parts))
+        // A name may have slashes that the client has not encoded, which OpenAPI cannot say.
+        .route("/v1/models/{*id}", get(models::one))
         .routes(routes!(tei::info))
         .routes(routes!(probes::livez))
         .routes(routes!(probes::readyz))
         .routes(routes!(probes::metrics))
-        .route("/health", get(probes::readyz))
+        .route("/health", get(probes::readyz));
+    for (path, of) in ALIASES {
+        describe_alias(router.get_openapi_mut(), path, of);
+    }
+    router
+}
+
+/// Adds to the document that `path` is the same as `of`.
+fn describe_alias(document: &mut Document, path: &str, of: &str) {
+    let paths = &mut document.paths.paths;
+    let Some(mut item) = paths.get(of).cloned() else { return };
+    for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        // Every operation has an id of its own.
+        operation.operation_id = Some(path.trim_start_matches('/').replace('/', "_"));
+    }
+    paths.insert(path.to_owned(), item);
 }
 
 fn cors(origins: &[String]) -> Option<CorsLayer> {
@@ -100,9 +126,18 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     };
     let exposed = ["x-request-id", "retry-after"].map(HeaderName::from_static);
     let layer = CorsLayer::new().allow_origin(allowed).expose_headers(exposed);
-    // Browsers do not count `Authorization` among any headers.
-    let headers = ["authorization", "content-type", "x-request-id"].map(HeaderName::from_static);
-    Some(layer.allow_methods(AnyHeader).allow_headers(headers))
+    // Clients add headers of their own, and browsers do not count `Authorization` among any headers.
+    Some(layer.allow_methods(Any).allow_headers(AllowHeaders::mirror_request()))
+}
+
+/// A file of the documentation: its own answer when there is none has another shape.
+async fn docs_file(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) {
+        return ApiError::no_such_path(method.as_str(), &path).into_response();
+    }
+    response
 }
 
 async fn no_such_path(request: Request) -> ApiError {
@@ -113,7 +148,39 @@ async fn method_not_allowed(request: Request) -> ApiError {
     ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
 }
 
-fn panicked(_: Box<dyn Any + Send>) -> Response {
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     // The panic itself is on standard error.
     ApiError::internal("the server has a bug: it panicked").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn panics() -> &'static str {
+        panic!("the cause is for the log alone")
+    }
+
+    #[test]
+    fn a_panic_is_answered_like_any_error() {
+        let router = Router::new().route("/", get(panics));
+        let router = router.layer(CatchPanicLayer::custom(panicked));
+        let body = futures_executor::block_on(async {
+            let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            response.into_body().collect().await.unwrap().to_bytes()
+        });
+        let expected = json!({ "error": {
+            "message": "the server has a bug: it panicked",
+            "type": "server_error",
+            "param": null,
+            "code": "internal_error",
+        } });
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap(), expected);
+    }
 }

@@ -3,11 +3,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use qwen3_embed::{
-    EmbedOptions, Embedder, Reranker, ScoreOptions, Service, ServiceOptions, ServiceState, Texts,
+    EmbedOptions, Embedder, Error, Reranker, ScoreOptions, Service, ServiceOptions, ServiceState,
+    Texts,
 };
 use tokio::sync::Semaphore;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Field};
 use crate::metrics::Metrics;
 
 /// Within which limits requests are answered.
@@ -216,6 +217,17 @@ impl AppState {
 
     pub(crate) fn served(&self) -> Result<&Served, ApiError> {
         self.inner.served.get().ok_or_else(ApiError::loading)
+    }
+
+    /// What a client is told of an error about the texts of `field`.
+    pub(crate) fn explain(&self, error: Error, field: Field) -> ApiError {
+        match error {
+            // It was drained, and has not died.
+            Error::ServiceStopped if self.is_draining() => {
+                ApiError::not_running(ServiceState::Draining)
+            }
+            error => ApiError::from_model(error, field),
+        }
     }
 
     fn is_draining(&self) -> bool {
