@@ -1,0 +1,126 @@
+//! The key.
+
+use axum::body::Body;
+use axum::http::{Request, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use qwen3_embed_server::{AppState, ServerOptions};
+use serde_json::Value;
+
+use crate::common::*;
+
+const KEY: &str = "sk-0123:456 789";
+
+async fn guarded() -> AppState {
+    let options = ServerOptions { api_key: Some(KEY.to_owned()), ..ServerOptions::default() };
+    started(embedder_alone(), options).await
+}
+
+fn with(mut request: Request<Body>, authorization: &[u8]) -> Request<Body> {
+    request.headers_mut().insert(header::AUTHORIZATION, authorization.try_into().unwrap());
+    request
+}
+
+fn basic(credentials: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(credentials))
+}
+
+fn check_refused(reply: &Reply, message: &str) {
+    let expected = error("authentication_error", Value::Null, "invalid_api_key", message);
+    assert_eq!((reply.status, reply.json()), (401, expected));
+    let challenges = "Bearer, Basic realm=\"qwen3-embed\", charset=\"UTF-8\"";
+    assert_eq!(reply.header("www-authenticate"), challenges);
+}
+
+const MISSING: &str = "this server needs a key: send `Authorization: Bearer KEY`";
+const WRONG: &str = "the key is wrong";
+
+#[tokio::test]
+async fn every_path_but_the_probes_needs_the_key() {
+    let state = guarded().await;
+    for path in ["/livez", "/readyz", "/health"] {
+        assert_eq!(get(&state, path).await.status, 200);
+        // A wrong one does not matter.
+        let reply = call(&state, with(request("GET", path), b"Bearer x")).await;
+        assert_eq!(reply.status, 200);
+    }
+    for (method, path, status) in [
+        ("GET", "/", 200),
+        ("GET", "/playground/style.css", 200),
+        ("GET", "/playground/script.js", 200),
+        ("GET", "/docs", 303),
+        ("GET", "/docs/", 200),
+        ("GET", "/docs/swagger-ui.css", 200),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/info", 200),
+        ("GET", "/v1/models", 200),
+        ("GET", "/v1/models/wide", 200),
+        ("GET", "/nothing", 404),
+        ("GET", "/livez/", 404),
+        ("GET", "//livez", 404),
+        ("GET", "/%6civez", 404),
+        ("POST", "/v1/embeddings", 415),
+        ("POST", "/v1/rerank", 415),
+        ("POST", "/v2/rerank", 415),
+        ("POST", "/rerank", 415),
+        ("POST", "/v1/score", 415),
+        ("POST", "/score", 415),
+        ("POST", "/embed", 415),
+        ("POST", "/similarity", 415),
+        ("POST", "/tokenize", 415),
+        ("POST", "/decode", 415),
+        ("DELETE", "/v1/models", 405),
+    ] {
+        check_refused(&call(&state, request(method, path)).await, MISSING);
+        let right = with(request(method, path), format!("Bearer {KEY}").as_bytes());
+        assert_eq!(call(&state, right).await.status, status, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn the_key_is_a_bearer_token_or_a_password() {
+    let state = guarded().await;
+    for authorization in [
+        format!("Bearer {KEY}"),
+        format!("bearer {KEY}"),
+        format!("BEARER   {KEY} "),
+        basic(&format!("user:{KEY}")),
+        basic(&format!(":{KEY}")),
+        basic(&format!("user:{KEY}")).replace("Basic", "basic"),
+    ] {
+        let reply = call(&state, with(request("GET", "/info"), authorization.as_bytes())).await;
+        assert_eq!(reply.status, 200, "{authorization}");
+    }
+    for (authorization, message) in [
+        ("Bearer sk-0123:456 78", WRONG),
+        ("Bearer sk-0123:456 7890", WRONG),
+        ("Bearer SK-0123:456 789", WRONG),
+        ("Bearer \"sk-0123:456 789\"", WRONG),
+        ("Bearer ", WRONG),
+        (&basic("user:wrong"), WRONG),
+        (&basic(&format!("user:x:{KEY}")), WRONG),
+        (&basic("user:"), WRONG),
+        (&basic("no colon"), MISSING),
+        ("Basic ???", MISSING),
+        ("Bearer", MISSING),
+        (KEY, MISSING),
+        ("", MISSING),
+        ("Digest username=\"x\"", MISSING),
+        (&format!("Token {KEY}"), MISSING),
+        (&format!(" Bearer {KEY}"), MISSING),
+    ] {
+        let reply = call(&state, with(request("GET", "/info"), authorization.as_bytes())).await;
+        check_refused(&reply, message);
+    }
+    let reply = call(&state, with(request("GET", "/info"), b"Bearer \xff\xfe")).await;
+    check_refused(&reply, WRONG);
+}
+
+#[tokio::test]
+async fn without_a_key_none_is_needed_and_any_will_do() {
+    for authorization in ["Bearer anything", "nonsense"] {
+        let request = with(request("GET", "/info"), authorization.as_bytes());
+        assert_eq!(call(ready().await, request).await.status, 200);
+    }
+}

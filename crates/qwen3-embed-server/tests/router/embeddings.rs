@@ -1,0 +1,317 @@
+//! `POST /v1/embeddings`: the forms of its input, its options, and what it refuses.
+
+use qwen3_embed::{
+    EmbedOptions, Embedder, Embeddings, Overflow, ServiceOptions, Texts, instruct, normalize,
+};
+use qwen3_embed_server::{AppState, Models, ServerOptions};
+use serde_json::{Value, json};
+
+use crate::common::*;
+
+const PATH: &str = "/v1/embeddings";
+
+/// Sends a request and checks all of its answer: vectors bit for bit.
+async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens: usize) {
+    let is_base64 = request["encoding_format"] == "base64";
+    let reply = post(state, PATH, request.clone()).await;
+    let mut body = reply.ok();
+    let mut rows = Vec::new();
+    for item in body["data"].as_array_mut().unwrap() {
+        let embedding = item["embedding"].take();
+        assert_eq!(embedding.is_string(), is_base64, "{request}");
+        rows.extend(vector(&embedding));
+    }
+    assert_eq!(bits(&rows), bits(expected.as_slice()), "{request}");
+    let item = |index| json!({ "object": "embedding", "index": index, "embedding": null });
+    let data: Vec<Value> = (0..expected.rows()).map(item).collect();
+    let usage = json!({ "prompt_tokens": n_tokens, "total_tokens": n_tokens });
+    let golden = json!({ "object": "list", "data": data, "model": "wide", "usage": usage });
+    assert_eq!(body, golden, "{request}");
+}
+
+fn count(texts: &[&str]) -> usize {
+    embedder().count_tokens(texts).unwrap().iter().sum()
+}
+
+fn documents(texts: &[&str]) -> Embeddings {
+    embedder().embed_documents(texts).unwrap()
+}
+
+#[tokio::test]
+async fn every_form_of_input_gives_the_embedders_own_vectors() {
+    let state = ready().await;
+    let (text, all) = (TEXTS[1], documents(&TEXTS));
+    let (one, tokens) = (documents(&[text]), embedder().tokenize(&TEXTS).unwrap());
+    let (n_one, n_all) = (count(&[text]), count(&TEXTS));
+    assert_eq!(tokens.iter().map(Vec::len).sum::<usize>(), n_all);
+    let text_tokens = &tokens[1];
+    for encoding_format in [Value::Null, json!("float"), json!("base64")] {
+        let request = |input: Value| json!({ "model": "wide", "input": input, "encoding_format": encoding_format });
+        check(state, request(json!(text)), &one, n_one).await;
+        check(state, request(json!([text])), &one, n_one).await;
+        check(state, request(json!(TEXTS)), &all, n_all).await;
+        check(state, request(json!(text_tokens)), &one, n_one).await;
+        check(state, request(json!([text_tokens])), &one, n_one).await;
+        check(state, request(json!(tokens)), &all, n_all).await;
+    }
+}
+
+#[tokio::test]
+async fn token_ids_are_embedded_exactly_as_they_are() {
+    let ids = vec![vec![5, 1000, 7], vec![1000]];
+    let expected = embedder().embed_tokens(&ids).unwrap();
+    check(ready().await, json!({ "input": ids }), &expected, 4).await;
+}
+
+#[tokio::test]
+async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
+    let (state, input) = (ready().await, TEXTS[0]);
+    let (expected, n_tokens) = (documents(&[input]), count(&[input]));
+    let nulls = json!({
+        "model": null, "input": input, "dimensions": null, "encoding_format": null, "user": null,
+        "instruct": null, "prompt_name": null, "truncate": null, "truncation_side": null,
+        "normalize": null,
+    });
+    for request in [
+        json!({ "input": input }),
+        json!({ "model": "", "input": input }),
+        json!({ "model": "wide", "input": input, "user": "user-1234" }),
+        json!({ "input": input, "what": { "is": ["this", null, 1e300] }, "inputs": 3 }),
+        nulls,
+    ] {
+        check(state, request, &expected, n_tokens).await;
+    }
+}
+
+#[tokio::test]
+async fn dimensions_are_those_that_are_asked_for() {
+    let (state, input) = (ready().await, TEXTS[0]);
+    let n_tokens = count(&[input]);
+    for dimensions in [1, 32, 33, 255, 256] {
+        let embedder = Embedder::builder(wide()).dimensions(dimensions).build().unwrap();
+        let expected = embedder.embed_documents(&[input]).unwrap();
+        assert_eq!(expected.dim(), dimensions);
+        for encoding_format in ["float", "base64"] {
+            let request = json!({
+                "input": input, "dimensions": dimensions, "encoding_format": encoding_format,
+            });
+            check(state, request, &expected, n_tokens).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_instruction_or_a_prompt_stands_before_the_texts() {
+    let (state, input) = (ready().await, ["capital of China", "weather"]);
+    let task = "Given a question, find its answer";
+    let behind = |prompt: &str| {
+        count(&input.map(|text| format!("{prompt}{text}")).each_ref().map(String::as_str))
+    };
+    let queries = embedder().embed_queries(&input).unwrap();
+    let instructed = embedder().embed_queries_with(task, &input).unwrap();
+    let query = json!({ "input": input, "prompt_name": "query" });
+    check(state, query, &queries, behind(embedder().query_prompt())).await;
+    let document = json!({ "input": input, "prompt_name": "document" });
+    check(state, document, &documents(&input), count(&input)).await;
+    let instruct_ = json!({ "input": input, "instruct": task });
+    check(state, instruct_, &instructed, behind(&instruct(task, ""))).await;
+    assert_ne!(queries, instructed);
+}
+
+#[tokio::test]
+async fn a_server_may_have_an_instruction_of_its_own() {
+    let task = "Find similar sentences";
+    let options =
+        ServerOptions { default_instruct: Some(task.to_owned()), ..ServerOptions::default() };
+    let state = started(embedder_alone(), options).await;
+    let input = TEXTS[0];
+    let tokens = embedder().tokenize(&[input]).unwrap();
+    let instructed = embedder().embed_queries_with(task, &[input]).unwrap();
+    let n_tokens = count(&[&instruct(task, input)]);
+    check(&state, json!({ "input": input }), &instructed, n_tokens).await;
+    let plain = documents(&[input]);
+    let document = json!({ "input": input, "prompt_name": "document" });
+    check(&state, document, &plain, count(&[input])).await;
+    // Nothing stands before tokens.
+    check(&state, json!({ "input": tokens }), &plain, count(&[input])).await;
+    let reply = post(&state, "/embed", json!({ "inputs": input })).await;
+    assert_eq!(bits(&vector(&reply.ok()[0])), bits(instructed.as_slice()));
+}
+
+#[tokio::test]
+async fn without_normalisation_the_lengths_stay() {
+    let (state, expected) = (ready().await, documents(&TEXTS));
+    let reply = post(state, PATH, json!({ "input": TEXTS, "normalize": false })).await;
+    for (index, item) in reply.ok()["data"].as_array().unwrap().iter().enumerate() {
+        let mut row = vector(&item["embedding"]);
+        let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        assert!((length - 1.0).abs() > 0.01, "{length}");
+        normalize(&mut row);
+        assert_eq!(bits(&row), bits(expected.row(index)));
+    }
+    let request = json!({ "input": TEXTS, "normalize": true });
+    check(state, request, &expected, count(&TEXTS)).await;
+}
+
+#[tokio::test]
+async fn many_texts_are_answered_in_their_order() {
+    let texts: Vec<String> =
+        (0..300).map(|i| "word ".repeat(i * 7 % 13) + &i.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let expected = documents(&texts);
+    for encoding_format in ["float", "base64"] {
+        let request = json!({ "input": texts, "encoding_format": encoding_format });
+        check(ready().await, request, &expected, count(&texts)).await;
+    }
+}
+
+/// A server whose texts may have 8 tokens.
+async fn short(options: ServerOptions) -> AppState {
+    let embedder = Embedder::builder(wide()).max_tokens(8).build().unwrap();
+    let models = Models { embedder: Some(("wide".to_owned(), embedder)), reranker: None };
+    started(models, options).await
+}
+
+fn cut(overflow: Overflow, text: &str) -> Embeddings {
+    let embedder = Embedder::builder(wide()).max_tokens(8).overflow(overflow).build().unwrap();
+    embedder.embed_documents(&[text]).unwrap()
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
+    let input = TEXTS[1];
+    let (right, left) = (cut(Overflow::TruncateRight, input), cut(Overflow::TruncateLeft, input));
+    assert_ne!(right, left);
+    let too_long = invalid(
+        "input[1]",
+        r#"input[1] has 19 tokens, the limit is 8; set "truncate": true to cut it"#,
+    );
+    let cases = [
+        (json!({ "input": input, "truncate": true }), &right),
+        (json!({ "input": input, "truncate": true, "truncation_side": "right" }), &right),
+        (json!({ "input": input, "truncate": true, "truncation_side": "left" }), &left),
+    ];
+    let state = short(ServerOptions::default()).await;
+    for (request, expected) in cases {
+        check(&state, request, expected, 8).await;
+    }
+    for truncate in [Value::Null, json!(false)] {
+        for side in [Value::Null, json!("left")] {
+            let request =
+                json!({ "input": ["a", input], "truncate": truncate, "truncation_side": side });
+            let reply = post(&state, PATH, request).await;
+            assert_eq!((reply.status, reply.json()), (400, too_long.clone()));
+        }
+    }
+    // Tokens too: the last stays.
+    let tokens = embedder().tokenize(&[input]).unwrap();
+    check(&state, json!({ "input": tokens, "truncate": true }), &right, 8).await;
+    let reply = post(&state, PATH, json!({ "input": tokens[0] })).await;
+    let message = r#"input has 19 tokens, the limit is 8; set "truncate": true to cut it"#;
+    assert_eq!((reply.status, reply.json()), (400, invalid("input", message)));
+
+    let state = short(ServerOptions { truncate: true, ..ServerOptions::default() }).await;
+    check(&state, json!({ "input": input }), &right, 8).await;
+    check(&state, json!({ "input": input, "truncation_side": "left" }), &left, 8).await;
+    let reply = post(&state, PATH, json!({ "input": ["a", input], "truncate": false })).await;
+    assert_eq!((reply.status, reply.json()), (400, too_long));
+}
+
+#[tokio::test]
+async fn options_that_cannot_be_are_refused() {
+    let cases = [
+        (
+            r#"{"input":"a","dimensions":257}"#,
+            "dimensions",
+            "dimensions is 257, it must be in 1..=256",
+        ),
+        (r#"{"input":"a","dimensions":0}"#, "dimensions", "dimensions is 0, it must be in 1..=256"),
+        (
+            r#"{"input":"a","dimensions":18446744073709551615}"#,
+            "dimensions",
+            "dimensions is 18446744073709551615, it must be in 1..=256",
+        ),
+        (
+            r#"{"input":"a","prompt_name":"question"}"#,
+            "prompt_name",
+            r#"the model has no prompt `question`, its prompts are ["document", "query"]"#,
+        ),
+        (
+            r#"{"input":"a","instruct":"b","prompt_name":"query"}"#,
+            "instruct",
+            "`instruct` and `prompt_name` are two ways to say the same: send one",
+        ),
+        (
+            r#"{"input":[5,6],"instruct":"b"}"#,
+            "instruct",
+            "`instruct` stands before texts; tokens are embedded as they are",
+        ),
+        (
+            r#"{"input":[[5,6]],"prompt_name":"query"}"#,
+            "prompt_name",
+            "`prompt_name` stands before texts; tokens are embedded as they are",
+        ),
+    ];
+    check_refused(ready().await, PATH, &cases).await;
+}
+
+#[tokio::test]
+async fn a_model_is_called_by_its_name() {
+    let state = ready().await;
+    let reply = post(state, PATH, json!({ "model": "gpt", "input": "a" })).await;
+    let message = r#"the model `gpt` does not exist, served are: ["wide", "tied"]"#;
+    let expected = error("invalid_request_error", "model", "model_not_found", message);
+    assert_eq!((reply.status, reply.json()), (404, expected));
+
+    let reply = post(state, PATH, json!({ "model": "tied", "input": "a" })).await;
+    let message = "`tied` is a reranker, which gives no embeddings; the model for it is `wide`";
+    let expected = error("invalid_request_error", "model", "wrong_model", message);
+    assert_eq!((reply.status, reply.json()), (400, expected));
+
+    let alone = started(reranker_alone(), ServerOptions::default()).await;
+    let message =
+        "`tied` is a reranker, which gives no embeddings; it is the only model that is loaded";
+    let expected = error("invalid_request_error", "model", "wrong_model", message);
+    for request in [json!({ "model": "tied", "input": "a" }), json!({ "input": "a" })] {
+        let reply = post(&alone, PATH, request).await;
+        assert_eq!((reply.status, reply.json()), (400, expected.clone()));
+    }
+    for (path, request) in [
+        ("/embed", json!({ "inputs": "a" })),
+        ("/similarity", json!({ "inputs": { "source_sentence": "a", "sentences": ["b"] } })),
+    ] {
+        let reply = post(&alone, path, request).await;
+        assert_eq!((reply.status, reply.json()), (400, expected.clone()));
+    }
+}
+
+#[tokio::test]
+async fn a_request_may_have_as_many_texts_as_the_server_says() {
+    let options = ServerOptions { max_client_batch_size: 3, ..ServerOptions::default() };
+    let state = started(embedder_alone(), options).await;
+    let three = ["a", "b", "c"];
+    check(&state, json!({ "input": three }), &documents(&three), count(&three)).await;
+    let message = "input has 4 items, it must have 1 to 3";
+    for input in [json!(["a", "b", "c", "d"]), json!([[1], [2], [3], [4]])] {
+        let reply = post(&state, PATH, json!({ "input": input })).await;
+        assert_eq!((reply.status, reply.json()), (400, invalid("input", message)));
+    }
+    // The tokens of one text.
+    let ids = vec![vec![1, 2, 3, 4, 5]];
+    let expected = embedder().embed_tokens(&ids).unwrap();
+    check(&state, json!({ "input": ids[0] }), &expected, 5).await;
+}
+
+#[tokio::test]
+async fn a_request_may_have_more_texts_than_may_wait() {
+    let state = AppState::new(ServerOptions::default());
+    let options = ServiceOptions { max_waiting_texts: 1, batch_tokens: 8, ..Default::default() };
+    state.start(embedder_alone(), options).await.unwrap();
+    let request = json!({ "input": TEXTS });
+    check(&state, request, &documents(&TEXTS), count(&TEXTS)).await;
+    // The program itself may ask as well as its clients.
+    let service = state.embedder().unwrap();
+    let texts = Texts::Strings(vec![TEXTS[0].to_owned()]);
+    let embedded = service.embed(texts, EmbedOptions::default()).await.unwrap();
+    assert_eq!(bits(embedded.embeddings.as_slice()), bits(documents(&TEXTS[..1]).as_slice()));
+}

@@ -1,0 +1,108 @@
+//! Too many requests at once, and requests that are given up.
+
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::pin::{Pin, pin};
+
+use axum::body::{Body, Bytes};
+use futures_util::stream;
+use qwen3_embed::{EmbedOptions, ServiceOptions, Texts};
+use qwen3_embed_server::{AppState, ServerOptions};
+use serde_json::json;
+
+use crate::common::*;
+
+/// Has a request begun and left where it waits.
+pub(crate) async fn begin(request: &mut Pin<&mut impl Future<Output: Debug>>) {
+    tokio::select! {
+        biased;
+        done = request => panic!("{done:?}"),
+        () = std::future::ready(()) => {}
+    }
+}
+
+/// A server that computes a text at a time, of which one may wait.
+pub(crate) async fn slow(options: ServerOptions) -> AppState {
+    let state = AppState::new(options);
+    let options =
+        ServiceOptions { batch_tokens: 1, max_waiting_texts: 1, ..ServiceOptions::default() };
+    state.start(both(), options).await.unwrap();
+    state
+}
+
+/// Texts that take the embedder a minute, if it is not told that nobody waits for them any more.
+pub(crate) async fn take_long(state: &AppState) {
+    let text = |i: u32| (0..1000).map(|j| (i * 7 + j * 13) % 1000).collect();
+    let texts = Texts::Tokens((0..2048).map(text).collect());
+    let embedded = state.embedder().unwrap().embed(texts, EmbedOptions::default()).await;
+    panic!("{:?}", embedded.map(|embedded| embedded.timings));
+}
+
+fn retry_after(reply: &Reply) -> u64 {
+    reply.header("retry-after").parse().unwrap()
+}
+
+#[tokio::test]
+async fn more_requests_at_once_than_the_server_says_are_refused() {
+    let options = ServerOptions { max_concurrent_requests: 1, ..ServerOptions::default() };
+    let state = started(both(), options).await;
+    let message = "1 requests are being worked on, which is the limit";
+    let expected = error("rate_limit_error", None::<&str>, "overloaded", message);
+    let posts = [
+        ("/v1/embeddings", json!({ "input": "a" })),
+        ("/v1/rerank", json!({ "query": "a", "documents": ["b"] })),
+        ("/v2/rerank", json!({ "query": "a", "documents": ["b"] })),
+        ("/rerank", json!({ "query": "a", "texts": ["b"] })),
+        ("/v1/score", json!({ "text_1": "a", "text_2": "b" })),
+        ("/score", json!({ "text_1": "a", "text_2": "b" })),
+        ("/embed", json!({ "inputs": "a" })),
+        ("/similarity", json!({ "inputs": { "source_sentence": "a", "sentences": ["b"] } })),
+        ("/tokenize", json!({ "inputs": "a" })),
+        ("/decode", json!({ "ids": [1] })),
+    ];
+    {
+        let body = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        let mut first = pin!(call(&state, post_request("/embed", body)));
+        begin(&mut first).await;
+        for (path, request) in &posts {
+            let reply = post(&state, path, request.clone()).await;
+            assert_eq!((reply.status, reply.json()), (429, expected.clone()));
+            assert_eq!(retry_after(&reply), 1);
+        }
+        for path in ["/livez", "/readyz", "/health", "/metrics", "/info", "/v1/models", "/"] {
+            assert_eq!(get(&state, path).await.status, 200, "{path}");
+        }
+    }
+    // The first is given up: the next has its place.
+    for (path, request) in posts {
+        post(&state, path, request).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_requests_until_there_is_room() {
+    let state = slow(ServerOptions::default()).await;
+    {
+        let mut first = pin!(take_long(&state));
+        begin(&mut first).await;
+        let requests = [
+            ("/v1/embeddings", json!({ "input": "a" })),
+            ("/embed", json!({ "inputs": "a" })),
+            ("/similarity", json!({ "inputs": { "source_sentence": "a", "sentences": ["b"] } })),
+        ];
+        for (path, request) in requests {
+            let reply = post(&state, path, request).await;
+            assert_eq!(reply.status, 429);
+            assert!(retry_after(&reply) >= 1);
+            let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+            let (n_waiting, rest) = message.split_once(' ').unwrap();
+            assert!((1..=2048).contains(&n_waiting.parse::<usize>().unwrap()), "{message}");
+            assert!(rest.starts_with("texts are waiting, the limit is 1: try again in "), "{rest}");
+        }
+        // The other model has a queue of its own.
+        let request = json!({ "query": "a", "documents": ["b"] });
+        post(&state, "/rerank", request).await.ok();
+    }
+    assert_eq!(state.embedder().unwrap().waiting_texts(), 0);
+    post(&state, "/v1/embeddings", json!({ "input": "a" })).await.ok();
+}

@@ -1,0 +1,16 @@
+//! The router as clients meet it, called without a socket: what each route answers, and what it says of
+//! requests that are wrong.
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod common;
+mod cors;
+mod documents;
+mod embeddings;
+mod limits;
+mod malformed;
+mod metrics;
+mod paths;
+mod probes;
+mod rerank;
+mod tei;

@@ -1,0 +1,530 @@
+//! Bodies that are wrong: what is said of each, literally.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{Request, header};
+use futures_util::{StreamExt, stream};
+use qwen3_embed_server::ServerOptions;
+use serde_json::json;
+
+use crate::common::*;
+
+const PATH: &str = "/v1/embeddings";
+
+#[tokio::test]
+async fn what_is_not_a_json_object_is_refused() {
+    let empty = "the body is empty: expected a JSON object";
+    let cases = [
+        ("", "", empty),
+        (" \t\r\n ", "", empty),
+        ("input", "", "the body is not a JSON object: it begins with `i`"),
+        ("null", "", "the body is not a JSON object: it begins with `n`"),
+        ("true", "", "the body is not a JSON object: it begins with `t`"),
+        ("7", "", "the body is not a JSON object: it begins with `7`"),
+        (r#""text""#, "", r#"the body is not a JSON object: it begins with `\"`"#),
+        (r#"["wide","text"]"#, "", "the body is not a JSON object: it begins with `[`"),
+        (
+            r#"[null,"text",null,null,null,null,null,null,null,null]"#,
+            "",
+            "the body is not a JSON object: it begins with `[`",
+        ),
+        ("input=text&model=wide", "", "the body is not a JSON object: it begins with `i`"),
+        ("\u{feff}{\"input\":\"a\"}", "", r"the body is not a JSON object: it begins with `\xef`"),
+        ("{", "", "the body is not JSON: EOF while parsing an object at line 1 column 1"),
+        ("{}{", "", "missing field `input` at line 1 column 2"),
+        (
+            r#"{"input":"a""#,
+            "",
+            "the body is not JSON: EOF while parsing an object at line 1 column 12",
+        ),
+        (
+            r#"{"input":"a"#,
+            "",
+            "the body is not JSON: EOF while parsing a string at line 1 column 11",
+        ),
+        (
+            r#"{"input":["a","#,
+            "",
+            "the body is not JSON: EOF while parsing a value at line 1 column 14",
+        ),
+        (r#"{"input":"a"}}"#, "", "the body is not JSON: trailing characters at line 1 column 14"),
+        (
+            r#"{"input":"a"}{"input":"b"}"#,
+            "",
+            "the body is not JSON: trailing characters at line 1 column 14",
+        ),
+        (r#"{"input":"a",}"#, "", "the body is not JSON: trailing comma at line 1 column 14"),
+        (r#"{'input':'a'}"#, "", "the body is not JSON: key must be a string at line 1 column 2"),
+        (r#"{input:"a"}"#, "", "the body is not JSON: key must be a string at line 1 column 2"),
+        (
+            r#"{"input":"a"} // text"#,
+            "",
+            "the body is not JSON: trailing characters at line 1 column 15",
+        ),
+        (r#"{"input":NaN}"#, "", "the body is not JSON: expected value at line 1 column 10"),
+        (
+            r#"{"input":"a","dimensions":1e999}"#,
+            "",
+            "the body is not JSON: number out of range at line 1 column 31",
+        ),
+        (
+            "{\"input\":\"a\nb\"}",
+            "",
+            r"the body is not JSON: control character (\u0000-\u001F) found while parsing a string at line 2 column 0",
+        ),
+        (r#"{"input":"\x41"}"#, "", "the body is not JSON: invalid escape at line 1 column 12"),
+        (
+            r#"{"input":"\ud800"}"#,
+            "",
+            "the body is not JSON: unexpected end of hex escape at line 1 column 17",
+        ),
+        (
+            r#"{"input":"\udc00 a"}"#,
+            "",
+            "the body is not JSON: lone leading surrogate in hex escape at line 1 column 16",
+        ),
+        (
+            r#"{"input":["a","\ud83d\u0041"]}"#,
+            "",
+            "the body is not JSON: lone leading surrogate in hex escape at line 1 column 27",
+        ),
+    ];
+    check_refused(ready().await, PATH, &cases).await;
+}
+
+#[tokio::test]
+async fn what_is_not_utf_8_is_refused() {
+    let cases: [(&[u8], &str); 4] = [
+        (
+            b"{\"input\":\"\xff\"}",
+            "the body is not JSON: invalid unicode code point at line 1 column 11",
+        ),
+        (
+            b"{\"input\":\"\xc3\"}",
+            "the body is not JSON: invalid unicode code point at line 1 column 11",
+        ),
+        (
+            b"{\"input\":\"\xed\xa0\x80\"}",
+            "the body is not JSON: invalid unicode code point at line 1 column 11",
+        ),
+        (b"\xff\xfe{\0", r"the body is not a JSON object: it begins with `\xff`"),
+    ];
+    for (body, message) in cases {
+        let reply = call(ready().await, post_request(PATH, body)).await;
+        assert_eq!((reply.status, reply.json()), (400, invalid(None::<&str>, message)));
+    }
+}
+
+#[tokio::test]
+async fn fields_of_the_wrong_type_are_named() {
+    let cases = [
+        ("{}", "", "missing field `input` at line 1 column 2"),
+        (r#"{"model":"wide"}"#, "", "missing field `input` at line 1 column 16"),
+        (r#"{"inputs":"a"}"#, "", "missing field `input` at line 1 column 14"),
+        (
+            r#"{"input":null}"#,
+            "input",
+            "input: invalid type: null, expected a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 13",
+        ),
+        (
+            r#"{"input":true}"#,
+            "input",
+            "input: invalid type: boolean `true`, expected a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 13",
+        ),
+        (
+            r#"{"input":1}"#,
+            "input",
+            "input: invalid type: integer `1`, expected a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 10",
+        ),
+        (
+            r#"{"input":1.5}"#,
+            "input",
+            "input: invalid type: floating point `1.5`, expected a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 12",
+        ),
+        (
+            r#"{"input":{"text":"a"}}"#,
+            "input",
+            "input: invalid type: map, expected a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 10",
+        ),
+        (r#"{"input":"a","input":"b"}"#, "", "duplicate field `input` at line 1 column 20"),
+        (
+            r#"{"input":"a","model":["wide"]}"#,
+            "model",
+            "model: invalid type: sequence, expected a string at line 1 column 21",
+        ),
+        (
+            r#"{"input":"a","model":1}"#,
+            "model",
+            "model: invalid type: integer `1`, expected a string at line 1 column 22",
+        ),
+        (
+            r#"{"input":"a","dimensions":"256"}"#,
+            "dimensions",
+            r#"dimensions: invalid type: string "256", expected usize at line 1 column 31"#,
+        ),
+        (
+            r#"{"input":"a","dimensions":-1}"#,
+            "dimensions",
+            "dimensions: invalid value: integer `-1`, expected usize at line 1 column 28",
+        ),
+        (
+            r#"{"input":"a","dimensions":64.5}"#,
+            "dimensions",
+            "dimensions: invalid type: floating point `64.5`, expected usize at line 1 column 30",
+        ),
+        (
+            r#"{"input":"a","dimensions":64.0}"#,
+            "dimensions",
+            "dimensions: invalid type: floating point `64.0`, expected usize at line 1 column 30",
+        ),
+        (
+            r#"{"input":"a","dimensions":1e300}"#,
+            "dimensions",
+            "dimensions: invalid type: floating point `1e+300`, expected usize at line 1 column 31",
+        ),
+        (
+            r#"{"input":"a","dimensions":18446744073709551616}"#,
+            "dimensions",
+            "dimensions: invalid type: floating point `1.8446744073709552e+19`, expected usize at line 1 column 46",
+        ),
+        (
+            r#"{"input":"a","dimensions":[64]}"#,
+            "dimensions",
+            "dimensions: invalid type: sequence, expected usize at line 1 column 26",
+        ),
+        (
+            r#"{"input":"a","encoding_format":"base32"}"#,
+            "encoding_format",
+            "encoding_format: expected `float` or `base64`, got `base32` at line 1 column 40",
+        ),
+        (
+            r#"{"input":"a","encoding_format":"Float"}"#,
+            "encoding_format",
+            "encoding_format: expected `float` or `base64`, got `Float` at line 1 column 39",
+        ),
+        (
+            r#"{"input":"a","encoding_format":1}"#,
+            "encoding_format",
+            "encoding_format: invalid type: integer `1`, expected a string at line 1 column 32",
+        ),
+        (
+            r#"{"input":"a","encoding_format":{"float":1}}"#,
+            "encoding_format",
+            "encoding_format: invalid type: map, expected a string at line 1 column 31",
+        ),
+        (
+            r#"{"input":"a","truncate":"true"}"#,
+            "truncate",
+            r#"truncate: invalid type: string "true", expected a boolean at line 1 column 30"#,
+        ),
+        (
+            r#"{"input":"a","truncate":1}"#,
+            "truncate",
+            "truncate: invalid type: integer `1`, expected a boolean at line 1 column 25",
+        ),
+        (
+            r#"{"input":"a","truncation_side":"up"}"#,
+            "truncation_side",
+            "truncation_side: expected `left` or `right`, got `up` at line 1 column 36",
+        ),
+        (
+            r#"{"input":"a","normalize":0}"#,
+            "normalize",
+            "normalize: invalid type: integer `0`, expected a boolean at line 1 column 26",
+        ),
+        (
+            r#"{"input":"a","instruct":["b"]}"#,
+            "instruct",
+            "instruct: invalid type: sequence, expected a string at line 1 column 24",
+        ),
+        (
+            r#"{"input":"a","prompt_name":7}"#,
+            "prompt_name",
+            "prompt_name: invalid type: integer `7`, expected a string at line 1 column 28",
+        ),
+    ];
+    check_refused(ready().await, PATH, &cases).await;
+}
+
+#[tokio::test]
+async fn items_that_are_wrong_are_named_with_their_index() {
+    let deep = format!(r#"{{"input":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    let cases = [
+        (r#"{"input":[]}"#, "input", "input has 0 items, it must have 1 to 2048"),
+        (r#"{"input":""}"#, "input", "input is empty"),
+        (r#"{"input":["a",""]}"#, "input[1]", "input[1] is empty"),
+        (r#"{"input":[[]]}"#, "input[0]", "input[0] is empty"),
+        (r#"{"input":[[1],[]]}"#, "input[1]", "input[1] is empty"),
+        (
+            r#"{"input":[null]}"#,
+            "input[0]",
+            "input[0]: invalid type: null, expected a string, a token id, or a list of token ids at line 1 column 14",
+        ),
+        (
+            r#"{"input":["a",null]}"#,
+            "input[1]",
+            "input[1]: invalid type: null, expected a string at line 1 column 18",
+        ),
+        (
+            r#"{"input":["a",1]}"#,
+            "input[1]",
+            "input[1]: invalid type: integer `1`, expected a string at line 1 column 15",
+        ),
+        (
+            r#"{"input":["a",["b"]]}"#,
+            "input[1]",
+            "input[1]: invalid type: sequence, expected a string at line 1 column 14",
+        ),
+        (
+            r#"{"input":["a",{"text":"b"}]}"#,
+            "input[1]",
+            "input[1]: invalid type: map, expected a string at line 1 column 14",
+        ),
+        (
+            r#"{"input":[["a"]]}"#,
+            "input[0][0]",
+            r#"input[0][0]: invalid type: string "a", expected a token id, 0 to 4294967295 at line 1 column 14"#,
+        ),
+        (
+            r#"{"input":[1,"a"]}"#,
+            "input[1]",
+            r#"input[1]: invalid type: string "a", expected a token id, 0 to 4294967295 at line 1 column 15"#,
+        ),
+        (
+            r#"{"input":[1,[2]]}"#,
+            "input[1]",
+            "input[1]: invalid type: sequence, expected a token id, 0 to 4294967295 at line 1 column 13",
+        ),
+        (
+            r#"{"input":[[1],2]}"#,
+            "input[1]",
+            "input[1]: invalid type: integer `2`, expected a list of token ids at line 1 column 15",
+        ),
+        (
+            r#"{"input":[[1],"a"]}"#,
+            "input[1]",
+            r#"input[1]: invalid type: string "a", expected a list of token ids at line 1 column 17"#,
+        ),
+        (
+            r#"{"input":[[1],[2,"a"]]}"#,
+            "input[1][1]",
+            r#"input[1][1]: invalid type: string "a", expected a token id, 0 to 4294967295 at line 1 column 20"#,
+        ),
+        (
+            r#"{"input":[[[1]]]}"#,
+            "input[0][0]",
+            "input[0][0]: invalid type: sequence, expected a token id, 0 to 4294967295 at line 1 column 12",
+        ),
+        (
+            &deep,
+            "input[0][0]",
+            "input[0][0]: invalid type: sequence, expected a token id, 0 to 4294967295 at line 1 column 12",
+        ),
+        (
+            r#"{"input":[true]}"#,
+            "input[0]",
+            "input[0]: invalid type: boolean `true`, expected a string, a token id, or a list of token ids at line 1 column 14",
+        ),
+        (
+            r#"{"input":[{}]}"#,
+            "input[0]",
+            "input[0]: invalid type: map, expected a string, a token id, or a list of token ids at line 1 column 12",
+        ),
+        (
+            r#"{"input":[-1]}"#,
+            "input[0]",
+            "input[0]: invalid value: integer `-1`, expected a token id, 0 to 4294967295 at line 1 column 12",
+        ),
+        (
+            r#"{"input":[1,-1]}"#,
+            "input[1]",
+            "input[1]: invalid type: integer `-1`, expected a token id, 0 to 4294967295 at line 1 column 14",
+        ),
+        (
+            r#"{"input":[[1,-1]]}"#,
+            "input[0][1]",
+            "input[0][1]: invalid type: integer `-1`, expected a token id, 0 to 4294967295 at line 1 column 15",
+        ),
+        (
+            r#"{"input":[1.5]}"#,
+            "input[0]",
+            "input[0]: invalid type: floating point `1.5`, expected a string, a token id, or a list of token ids at line 1 column 13",
+        ),
+        (
+            r#"{"input":[1,2.0]}"#,
+            "input[1]",
+            "input[1]: invalid type: floating point `2.0`, expected a token id, 0 to 4294967295 at line 1 column 15",
+        ),
+        (
+            r#"{"input":[4294967296]}"#,
+            "input[0]",
+            "input[0]: invalid value: integer `4294967296`, expected a token id, 0 to 4294967295 at line 1 column 20",
+        ),
+        (
+            r#"{"input":[[18446744073709551616]]}"#,
+            "input[0][0]",
+            "input[0][0]: invalid type: floating point `1.8446744073709552e+19`, expected a token id, 0 to 4294967295 at line 1 column 31",
+        ),
+        (
+            r#"{"input":[5,1026]}"#,
+            "input",
+            "input: token id 1026 at position 1 is not below the vocabulary size 1026",
+        ),
+        (
+            r#"{"input":[[5],[6,4294967295]]}"#,
+            "input[1]",
+            "input[1]: token id 4294967295 at position 1 is not below the vocabulary size 1026",
+        ),
+    ];
+    check_refused(ready().await, PATH, &cases).await;
+}
+
+#[tokio::test]
+async fn text_of_any_characters_is_text() {
+    let state = ready().await;
+    let deep = format!(r#"{{"input":"a","x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+    for (body, text) in [
+        (deep.as_str(), "a"),
+        (r#"{"input":"a\u0000b"}"#, "a\0b"),
+        (r#"{"input":"\ud83d\ude00 \/ \u00e9"}"#, "\u{1f600} / \u{e9}"),
+        ("{\"input\":\"\u{10ffff}\u{feff}\u{202e}\"}", "\u{10ffff}\u{feff}\u{202e}"),
+        ("\n {\t\"input\" :\r\n\"a\" } \n", "a"),
+        (r#"{"\u0069nput":"<|endoftext|>"}"#, "<|endoftext|>"),
+    ] {
+        let reply = call(state, post_request(PATH, body.to_owned())).await;
+        let expected = embedder().embed_documents(&[text]).unwrap();
+        let embedding = vector(&reply.ok()["data"][0]["embedding"]);
+        assert_eq!(bits(&embedding), bits(expected.as_slice()), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_run_of_white_space_is_refused() {
+    let body = json!({ "input": ["a", " ".repeat(600_000)], "truncate": true });
+    let message = "input[1] has 600000 white-space characters in a row, the limit is 500000";
+    check_refused(ready().await, PATH, &[(&body.to_string(), "input[1]", message)]).await;
+}
+
+#[tokio::test]
+async fn a_text_longer_than_the_model_reads_is_refused() {
+    let limit = embedder().max_tokens();
+    let text = "a ".repeat(limit);
+    let n_tokens = embedder().count_tokens(&[&text]).unwrap()[0];
+    let message = format!(
+        "input has {n_tokens} tokens, the limit is {limit}; set \"truncate\": true to cut it"
+    );
+    let body = json!({ "input": text }).to_string();
+    check_refused(ready().await, PATH, &[(&body, "input", &message)]).await;
+}
+
+async fn check_content_type(value: Option<&[u8]>, expected: Option<&str>) {
+    let mut request = Request::post(PATH).body(Body::from(r#"{"input":"a"}"#)).unwrap();
+    if let Some(value) = value {
+        request.headers_mut().insert(header::CONTENT_TYPE, value.try_into().unwrap());
+    }
+    let reply = call(ready().await, request).await;
+    match expected {
+        None => assert_eq!(reply.status, 200),
+        Some(got) => {
+            let message = format!("expected `Content-Type: application/json`, got {got}");
+            let code = "unsupported_media_type";
+            let expected = error("invalid_request_error", None::<&str>, code, &message);
+            assert_eq!((reply.status, reply.json()), (415, expected));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_has_to_be_declared_as_json() {
+    for value in [
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        "Application/JSON",
+        " application/json ; x=y",
+        "application/problem+json",
+    ] {
+        check_content_type(Some(value.as_bytes()), None).await;
+    }
+    check_content_type(None, Some("none")).await;
+    check_content_type(Some(b""), Some("``")).await;
+    check_content_type(Some(b"\xff"), Some("`\u{fffd}`")).await;
+    for value in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json"] {
+        check_content_type(Some(value.as_bytes()), Some(&format!("`{value}`"))).await;
+    }
+}
+
+/// A body without a length, which comes in pieces of 100 bytes.
+fn in_pieces(body: &str) -> Body {
+    let pieces: Vec<Bytes> = body.as_bytes().chunks(100).map(Bytes::copy_from_slice).collect();
+    Body::from_stream(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
+}
+
+#[tokio::test]
+async fn a_body_may_have_as_many_bytes_as_the_server_says() {
+    let options = ServerOptions { payload_limit: 1000, ..ServerOptions::default() };
+    let state = started(embedder_alone(), options).await;
+    let sized = |n: usize| {
+        let frame = r#"{"input":""}"#.len();
+        json!({ "input": "a".repeat(n - frame) }).to_string()
+    };
+    let message = "the body has more than 1000 bytes, which is the limit";
+    let too_large = error("invalid_request_error", None::<&str>, "payload_too_large", message);
+    for (n, status) in [(999, 200), (1000, 200), (1001, 413), (100_000, 413)] {
+        let body = sized(n);
+        assert_eq!(body.len(), n);
+        let mut with_length = post_request(PATH, body.clone());
+        with_length.headers_mut().insert(header::CONTENT_LENGTH, n.into());
+        for request in [with_length, post_request(PATH, in_pieces(&body))] {
+            let reply = call(&state, request).await;
+            assert_eq!(reply.status, status);
+            assert!(status == 200 || reply.json() == too_large, "{}", reply.text());
+        }
+    }
+    // What is declared as too large is refused before it comes.
+    let mut request =
+        post_request(PATH, Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()));
+    request.headers_mut().insert(header::CONTENT_LENGTH, 1001.into());
+    let reply = call(&state, request).await;
+    assert_eq!((reply.status, reply.json()), (413, too_large));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_given_up() {
+    let options =
+        ServerOptions { body_timeout: Duration::from_secs(7), ..ServerOptions::default() };
+    let state = qwen3_embed_server::AppState::new(options);
+    let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"{\"input\":"))]);
+    let body = Body::from_stream(first.chain(stream::pending()));
+    let began = tokio::time::Instant::now();
+    let reply = call(&state, post_request(PATH, body)).await;
+    let message = "the body did not arrive within 7 s";
+    let expected = error("invalid_request_error", None::<&str>, "request_timeout", message);
+    assert_eq!((reply.status, reply.json()), (408, expected));
+    assert_eq!(began.elapsed().as_secs(), 7);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_refused() {
+    let pieces = [Ok(Bytes::from_static(b"{\"input\":")), Err(std::io::Error::other("reset"))];
+    let body = Body::from_stream(stream::iter(pieces));
+    let reply = call(ready().await, post_request(PATH, body)).await;
+    let expected = invalid(None::<&str>, "the body could not be read: reset");
+    assert_eq!((reply.status, reply.json()), (400, expected));
+}
+
+/// From 32 KiB on a body is parsed on another thread.
+#[tokio::test]
+async fn a_large_body_is_parsed_alike() {
+    let state = ready().await;
+    let padding = "x".repeat(100_000);
+    let body = json!({ "input": "a", "padding": padding, }).to_string();
+    let reply = call(state, post_request(PATH, body.clone())).await;
+    let expected = embedder().embed_documents(&["a"]).unwrap();
+    let embedding = vector(&reply.ok()["data"][0]["embedding"]);
+    assert_eq!(bits(&embedding), bits(expected.as_slice()));
+    let body = json!({ "input": ["a", padding, ""] }).to_string();
+    check_refused(state, PATH, &[(&body, "input[2]", "input[2] is empty")]).await;
+}
