@@ -16,10 +16,15 @@ use crate::model::PrecisionArg;
 
 /// Serve a model over HTTP, to clients of OpenAI and text-embeddings-inference and to browsers
 #[derive(clap::Args)]
-#[group(id = "models", required = true, multiple = true, args = ["model_path", "reranker_path"])]
 pub(crate) struct Args {
     /// The embedding model: a folder, a .gguf file, or an id of the hub
-    #[arg(long, alias = "model", value_name = "PATH or ID", env = "QWEN3_EMBED_MODEL_PATH")]
+    #[arg(
+        long,
+        alias = "model",
+        value_name = "PATH or ID",
+        required_unless_present = "reranker_path",
+        env = "QWEN3_EMBED_MODEL_PATH"
+    )]
     model_path: Option<String>,
     /// The reranker, alone or beside an embedding model
     #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_RERANKER_PATH")]
@@ -166,7 +171,10 @@ async fn serve(args: Args, drain_timeout: Duration) -> Result<()> {
         anyhow::Ok(())
     };
     tokio::select! {
-        started = start => started?,
+        started = start => if let Err(error) = started {
+            server.abort();
+            return Err(error);
+        },
         // Nothing was accepted yet.
         () = signals.next() => return Ok(()),
     }
