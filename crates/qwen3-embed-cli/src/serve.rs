@@ -62,9 +62,9 @@ pub(crate) struct Args {
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N", env = "QWEN3_EMBED_THREADS")]
     threads: Option<usize>,
-    /// Tokens that are computed together
-    #[arg(long, value_name = "N", default_value_t = ServiceOptions::default().batch_tokens, env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
-    max_batch_tokens: usize,
+    /// Tokens that are computed together [default: 1024, or 8192 on a CUDA device]
+    #[arg(long, value_name = "N", env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
+    max_batch_tokens: Option<usize>,
     /// Texts that may wait; while so many do, requests are refused with 429
     #[arg(long, value_name = "N", default_value_t = ServiceOptions::default().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
     max_queued_texts: usize,
@@ -204,10 +204,18 @@ impl Args {
 
     fn service_options(&self) -> ServiceOptions {
         ServiceOptions {
-            batch_tokens: self.max_batch_tokens,
+            batch_tokens: self.batch_tokens(),
             max_waiting_texts: self.max_queued_texts,
             ..ServiceOptions::default()
         }
+    }
+
+    fn batch_tokens(&self) -> usize {
+        self.max_batch_tokens.unwrap_or(match self.device {
+            Device::Cpu => ServiceOptions::default().batch_tokens,
+            // A device has more to fill, and is done with it sooner.
+            _ => 8192,
+        })
     }
 
     fn load(&self) -> Result<Models> {
@@ -223,7 +231,7 @@ impl Args {
                 };
                 let mut builder = Embedder::builder(source.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.max_batch_tokens);
+                builder = builder.batch_tokens(self.batch_tokens());
                 if let Some(adapter) = &self.adapter {
                     builder = builder.adapter(adapter.as_str());
                 }
@@ -243,7 +251,7 @@ impl Args {
             Some(path) => {
                 let mut builder = Reranker::builder(path.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.max_batch_tokens);
+                builder = builder.batch_tokens(self.batch_tokens());
                 if let Some(threads) = self.threads {
                     builder = builder.threads(threads);
                 }
