@@ -8,6 +8,7 @@ mod info;
 mod jsonl;
 mod model;
 mod rerank;
+mod serve;
 
 use std::io;
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ struct Cli {
 enum Command {
     Embed(embed::Args),
     Rerank(rerank::Args),
+    Serve(Box<serve::Args>),
     Bench(bench::Args),
     Download(download::Args),
     Info(info::Args),
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Embed(args) => embed::run(&args),
         Command::Rerank(args) => rerank::run(&args),
+        Command::Serve(args) => serve::run(*args),
         Command::Bench(args) => bench::run(&args),
         Command::Download(args) => download::run(&args),
         Command::Info(args) => info::run(&args),

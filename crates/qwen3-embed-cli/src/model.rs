@@ -22,7 +22,7 @@ pub(crate) struct ModelArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum PrecisionArg {
+pub(crate) enum PrecisionArg {
     F32,
     Bf16,
     Int8,

@@ -1,66 +1,51 @@
-//! The HTTP server as a library: [`app`] is a router that a program serves, nests in its own, or
-//! calls without a socket in tests.
+//! The HTTP server as a library: [`app`] is a router that a program serves with [`serve`], nests in its own,
+//! or calls without a socket in tests.
 //!
-//! So far it answers two routes:
+//! Its clients are those that exist: OpenAI's, those of Cohere's and Jina's rerank, and those of
+//! text-embeddings-inference.
 //!
 //! | route | answer |
 //! |---|---|
-//! | `GET /livez` | 200 while the process runs |
-//! | `GET /v1/models` | the model that is served, in OpenAI's shape |
+//! | `POST /v1/embeddings` | embeddings, in OpenAI's shape |
+//! | `GET /v1/models`, `/v1/models/{id}` | the models that are served |
+//! | `POST /v1/rerank`, `/v2/rerank`, `/rerank` | documents by rank |
+//! | `POST /v1/score`, `/score` | scores of pairs |
+//! | `POST /embed`, `/similarity`, `/tokenize`, `/decode`, `GET /info` | as text-embeddings-inference |
+//! | `GET /livez`, `/readyz`, `/health`, `/metrics` | operations |
+//! | `GET /docs` | OpenAPI; the document itself is `/openapi.json` |
+//! | `GET /` | the playground |
+//!
+//! Every error has the body that OpenAI's clients expect: `{"error": {"message", "type", "param", "code"}}`.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use qwen3_embed::{Embedder, ServiceOptions};
+//! use qwen3_embed_server::{AppState, Models, ServerOptions, serve};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let state = AppState::new(ServerOptions::default());
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:30000").await?;
+//! let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").build()?;
+//! let models = Models { embedder: Some(("Qwen3".to_owned(), embedder)), reranker: None };
+//! state.start(models, ServiceOptions::default()).await?;
+//! serve(listener, state, Duration::from_secs(30), std::future::pending()).await?;
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+mod body;
+mod error;
+mod input;
+mod metrics;
+mod middleware;
+mod respond;
+mod router;
+mod routes;
+mod serve;
+mod state;
 
-use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
-use serde::Serialize;
-
-/// What the server's routes share.
-#[derive(Debug, Clone)]
-pub struct AppState {
-    model_name: Arc<str>,
-}
-
-impl AppState {
-    /// The state of a server whose model clients call `model_name`.
-    pub fn new(model_name: impl Into<Arc<str>>) -> Self {
-        Self { model_name: model_name.into() }
-    }
-}
-
-/// The server's routes.
-///
-/// # Examples
-///
-/// ```
-/// use qwen3_embed_server::{AppState, app};
-///
-/// let router = app(AppState::new("Qwen/Qwen3-Embedding-0.6B"));
-/// # let _ = router;
-/// ```
-pub fn app(state: AppState) -> Router {
-    Router::new()
-        .route("/livez", get(async || "ok"))
-        .route("/v1/models", get(models))
-        .with_state(state)
-}
-
-#[derive(Serialize)]
-struct ModelList {
-    object: &'static str,
-    data: [Model; 1],
-}
-
-#[derive(Serialize)]
-struct Model {
-    id: String,
-    object: &'static str,
-    owned_by: &'static str,
-}
-
-async fn models(State(state): State<AppState>) -> Json<ModelList> {
-    let model =
-        Model { id: state.model_name.to_string(), object: "model", owned_by: "qwen3-embed" };
-    Json(ModelList { object: "list", data: [model] })
-}
+pub use router::{app, openapi};
+pub use serve::{Unfinished, serve};
+pub use state::{AppState, Models, Readiness, ServerOptions};

@@ -65,6 +65,20 @@ pub enum Error {
         /// The limit.
         max_tokens: usize,
     },
+    /// A token that should be turned into text is not in the vocabulary.
+    #[error("token id {id} at position {position} is not in the vocabulary")]
+    NoSuchToken {
+        /// Its position.
+        position: usize,
+        /// The token id.
+        id: u32,
+    },
+    /// Tokens could not be turned into text.
+    #[error("the tokens could not be decoded")]
+    Decode {
+        /// What the tokenizer said.
+        source: tokenizers::Error,
+    },
     /// A text could not be tokenized.
     #[error("text {text} could not be tokenized")]
     Encode {

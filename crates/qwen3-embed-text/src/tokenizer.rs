@@ -25,6 +25,21 @@ pub enum SpecialTokens {
     PlainText,
 }
 
+/// A token, and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The token's id.
+    pub id: u32,
+    /// Whether it is a special token, such as `<|endoftext|>`.
+    pub special: bool,
+    /// The characters that it stands for. One that several tokens make up belongs to all of them.
+    pub text: String,
+    /// Where they begin in the text, in characters.
+    pub start: usize,
+    /// Where they end, in characters.
+    pub end: usize,
+}
+
 /// A model's tokenizer, from its `tokenizer.json` or from the vocabulary of a GGUF file.
 ///
 /// # Examples
@@ -116,6 +131,69 @@ impl Tokenizer {
         texts.map(|(i, text)| self.encode_nth(i, text.as_ref(), special_tokens)).collect()
     }
 
+    /// The tokens of `text` as [`encode`](Self::encode) gives them, and what each of them stands for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] or [`Error::WhiteSpace`], naming text 0.
+    pub fn pieces(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<Piece>> {
+        check_white_space(0, text)?;
+        let encoding = match special_tokens {
+            SpecialTokens::Parse => self.inner.encode_char_offsets(text, false),
+            SpecialTokens::PlainText => self.encode_plain(text, OffsetType::Char),
+        };
+        let encoding = encoding.map_err(|source| Error::Encode { text: 0, source })?;
+        let tokens = encoding.get_ids().iter().zip(encoding.get_tokens());
+        let piece = |((&id, token), &(start, end)): ((&u32, &String), &(usize, usize))| Piece {
+            id,
+            special: self.is_special(token),
+            text: text.chars().skip(start).take(end - start).collect(),
+            start,
+            end,
+        };
+        let mut pieces: Vec<Piece> = tokens.zip(encoding.get_offsets()).map(piece).collect();
+        if self.appends {
+            let end = text.chars().count();
+            let token = self.inner.id_to_token(self.end_of_text).unwrap_or_default();
+            let (id, special) = (self.end_of_text, self.is_special(&token));
+            pieces.push(Piece { id, special, text: token, start: end, end });
+        }
+        Ok(pieces)
+    }
+
+    /// The text that `tokens` stand for, without special tokens if `skips_special`. Bytes that are no whole
+    /// character become U+FFFD.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchToken`] if one is not in the vocabulary; [`Error::Decode`] if the tokenizer refuses
+    /// them.
+    pub fn decode(&self, tokens: &[u32], skips_special: bool) -> Result<String> {
+        let is_unknown = |&id: &u32| self.inner.id_to_token(id).is_none();
+        if let Some(position) = tokens.iter().position(is_unknown) {
+            return Err(Error::NoSuchToken { position, id: tokens[position] });
+        }
+        self.inner.decode(tokens, skips_special).map_err(|source| Error::Decode { source })
+    }
+
+    /// The beginning of `text`, taken as plain text, that has at most `max_tokens` tokens. It ends where a
+    /// token and a character end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] or [`Error::WhiteSpace`], naming text 0.
+    pub fn cut<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str> {
+        let encoding = self.encode_spans(0, text)?;
+        let spans = encoding.get_offsets();
+        if spans.len() <= max_tokens {
+            return Ok(text);
+        }
+        // A character that several tokens make up ends where the first token does that is left out.
+        let end = spans[max_tokens].0;
+        let end = (0..=end).rev().find(|&at| text.is_char_boundary(at));
+        Ok(&text[..end.unwrap_or(0)])
+    }
+
     /// The id of the token that ends every input.
     pub fn end_of_text(&self) -> u32 {
         self.end_of_text
@@ -129,6 +207,10 @@ impl Tokenizer {
     /// The id of a token, special or not, that is written so.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    fn is_special(&self, token: &str) -> bool {
+        self.inner.get_added_vocabulary().is_special_token(token)
     }
 
     /// The tokens of `text` alone, special tokens parsed.

@@ -107,7 +107,7 @@ pub(crate) fn min_dimensions(hidden_size: usize) -> usize {
     if hidden_size >= published { fewest } else { 1 }
 }
 
-fn check_dimensions(got: usize, hidden_size: usize) -> Result<()> {
+pub(crate) fn check_dimensions(got: usize, hidden_size: usize) -> Result<()> {
     let min = min_dimensions(hidden_size);
     if (min..=hidden_size).contains(&got) {
         Ok(())

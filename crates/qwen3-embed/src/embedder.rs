@@ -1,11 +1,13 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use qwen3_embed_model::{Arithmetic, Config, Precision, SharingCounts};
-use qwen3_embed_text::{SpecialTokens, TruncationSide, instruct, truncate};
+use qwen3_embed_model::{Arithmetic, Config, Pooling, Precision, SharingCounts};
+use qwen3_embed_text::{SpecialTokens, Tokenizer, TruncationSide, instruct, truncate};
 
+use crate::builder::{check_dimensions, min_dimensions};
 use crate::engine::Engine;
 use crate::repository::Prompts;
-use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Result, Source, normalize};
+use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Prompt, Result, Source, normalize};
 
 /// Turns texts into vectors with a Qwen3 embedding model.
 ///
@@ -108,7 +110,7 @@ impl Embedder {
     /// the overflow policy truncates, the last token is kept.
     pub fn embed_tokens(&self, texts: &[impl AsRef<[u32]>]) -> Result<Embeddings> {
         let mut tokens: Vec<Vec<u32>> = texts.iter().map(|text| text.as_ref().to_vec()).collect();
-        self.fit(&mut tokens)?;
+        self.fit(&mut tokens, None)?;
         self.embed_unchecked(&tokens)
     }
 
@@ -120,9 +122,7 @@ impl Embedder {
     ///
     /// [`Error::TextTooLong`] or [`Error::Text`] as for [`embed_documents`](Self::embed_documents).
     pub fn tokenize(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
-        let mut tokens = self.encode(texts)?;
-        self.fit(&mut tokens)?;
-        Ok(tokens)
+        self.tokenize_behind("", texts)
     }
 
     /// The number of tokens of each text as it is, the end-of-text token included, whether or not it is
@@ -132,7 +132,8 @@ impl Embedder {
     ///
     /// [`Error::Text`] if a text cannot be tokenized.
     pub fn count_tokens(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<usize>> {
-        Ok(self.encode(texts)?.iter().map(Vec::len).collect())
+        let tokens = self.engine.install(|| self.encode_behind("", texts))?;
+        Ok(tokens.iter().map(Vec::len).collect())
     }
 
     /// What stands before a query: the default instruction, unless a sentence-transformers repository has
@@ -183,6 +184,32 @@ impl Embedder {
         self.engine.model.arithmetic()
     }
 
+    /// How a text's vector is made of its tokens' hidden states.
+    pub fn pooling(&self) -> Pooling {
+        self.engine.model.pooling()
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.engine.tokenizer
+    }
+
+    /// What becomes of text that spells a special token.
+    pub fn special_tokens(&self) -> SpecialTokens {
+        self.special_tokens
+    }
+
+    /// The most dimensions that vectors of the model can have, see
+    /// [`EmbedderBuilder::dimensions`].
+    pub fn max_dimensions(&self) -> usize {
+        self.engine.model.embedding_size()
+    }
+
+    /// The fewest dimensions that vectors of the model can have.
+    pub fn min_dimensions(&self) -> usize {
+        min_dimensions(self.max_dimensions())
+    }
+
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
         self.engine.model.config()
@@ -196,27 +223,58 @@ impl Embedder {
 
     /// Embeds texts with this in front of each.
     fn embed_behind(&self, prompt: &str, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
+        self.embed_unchecked(&self.tokenize_behind(prompt, texts)?)
+    }
+
+    fn tokenize_behind(
+        &self,
+        prompt: &str,
+        texts: &[impl AsRef<str> + Sync],
+    ) -> Result<Vec<Vec<u32>>> {
+        let mut tokens = self.engine.install(|| self.encode_behind(prompt, texts))?;
+        self.fit(&mut tokens, None)?;
+        Ok(tokens)
+    }
+
+    /// The tokens of each text behind a prompt, however many, on rayon's current pool.
+    pub(crate) fn encode_behind(
+        &self,
+        prompt: &str,
+        texts: &[impl AsRef<str> + Sync],
+    ) -> Result<Vec<Vec<u32>>> {
+        let (tokenizer, special_tokens) = (&self.engine.tokenizer, self.special_tokens);
         if prompt.is_empty() {
-            return self.embed_unchecked(&self.tokenize(texts)?);
+            return Ok(tokenizer.encode_batch(texts, special_tokens)?);
         }
         let texts: Vec<String> =
             texts.iter().map(|text| [prompt, text.as_ref()].concat()).collect();
-        self.embed_unchecked(&self.tokenize(&texts)?)
+        Ok(tokenizer.encode_batch(&texts, special_tokens)?)
     }
 
-    /// The tokens of each text, however many.
-    fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
-        Ok(self
-            .engine
-            .install(|| self.engine.tokenizer.encode_batch(texts, self.special_tokens))?)
+    /// What stands before a text under this prompt.
+    pub(crate) fn prompt_text(&self, prompt: &Prompt) -> Result<Cow<'_, str>> {
+        Ok(match prompt {
+            Prompt::Document => self.prompts.document().into(),
+            Prompt::Query => self.prompts.query().into(),
+            Prompt::Instruction(instruction) => instruct(instruction, "").into(),
+            Prompt::Named(name) => self.prompt(name)?.into(),
+        })
     }
 
-    /// Applies the overflow policy.
-    fn fit(&self, texts: &mut [Vec<u32>]) -> Result<()> {
-        let max_tokens = self.engine.max_tokens;
+    /// The number of dimensions that is asked for, if the model's vectors can be cut to it, or else that of
+    /// this embedder.
+    pub(crate) fn dimensions_or_default(&self, dimensions: Option<usize>) -> Result<usize> {
+        let dimensions = dimensions.unwrap_or(self.dimensions);
+        check_dimensions(dimensions, self.engine.model.embedding_size())?;
+        Ok(dimensions)
+    }
+
+    /// Applies an overflow policy, or else that of this embedder.
+    pub(crate) fn fit(&self, texts: &mut [Vec<u32>], overflow: Option<Overflow>) -> Result<()> {
+        let (max_tokens, overflow) = (self.engine.max_tokens, overflow.unwrap_or(self.overflow));
         for (text, tokens) in texts.iter_mut().enumerate() {
             let n_tokens = tokens.len();
-            match self.overflow {
+            match overflow {
                 Overflow::Error if n_tokens > max_tokens => {
                     return Err(Error::TextTooLong { text, n_tokens, max_tokens });
                 }

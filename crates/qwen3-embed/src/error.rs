@@ -1,4 +1,6 @@
+use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use qwen3_embed_model::Error as ModelError;
 use qwen3_embed_text::Error as TextError;
@@ -52,7 +54,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The model has no prompt of this name.
     #[error("the model has no prompt `{name}`, its prompts are {known:?}")]
@@ -148,6 +150,38 @@ pub enum Error {
     /// The operating system refused to start the threads.
     #[error("cannot start the thread pool")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+    /// The operating system refused to start the thread that a service computes on.
+    #[error("cannot start the thread that computes")]
+    Thread {
+        /// What it said.
+        source: io::Error,
+    },
+    /// A service does not accept a request, because too many texts wait.
+    #[error("{n_waiting} texts are waiting, the limit is {limit}: try again in {retry_after:.1?}")]
+    ServiceFull {
+        /// Texts that wait.
+        n_waiting: usize,
+        /// The limit: [`max_waiting_texts`](crate::ServiceOptions::max_waiting_texts).
+        limit: usize,
+        /// When there should be room, going by how long texts took lately.
+        retry_after: Duration,
+    },
+    /// A service does not accept a request, because it is about to end.
+    #[error("the service accepts no more requests, it is about to end")]
+    ServiceDraining,
+    /// A service has ended: after it was drained, or because of a bug that made it panic.
+    #[error("the service has ended")]
+    ServiceStopped,
+    /// A service was given numbers of queries and documents that do not make pairs.
+    #[error(
+        "{queries} queries and {documents} documents: expected one query, or one for each document"
+    )]
+    Pairs {
+        /// Number of queries.
+        queries: usize,
+        /// Number of documents.
+        documents: usize,
+    },
     /// The tokenizer could not be loaded, or refused a text.
     #[error(transparent)]
     Text(#[from] TextError),

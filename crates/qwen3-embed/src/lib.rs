@@ -48,6 +48,10 @@
 //! An [`Embedder`] is [`Send`] and [`Sync`] and all its methods take `&self`, and so is a [`Reranker`]:
 //! share one between threads. A call uses all threads of rayon's global pool, or of a pool of its own, see
 //! [`EmbedderBuilder::threads`].
+//!
+//! Where many callers come at once with a few texts each, as in a server, put the model behind a queue:
+//! [`Embedder::into_service`] and [`Reranker::into_service`] give a [`Service`] with `async` methods that
+//! computes the texts of all callers together, in batches, and needs no particular runtime.
 #![forbid(unsafe_code)]
 
 mod builder;
@@ -57,6 +61,7 @@ mod engine;
 mod error;
 mod repository;
 mod reranker;
+mod service;
 mod source;
 mod vector;
 
@@ -65,11 +70,17 @@ pub use embedder::Embedder;
 pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
 pub use qwen3_embed_model::{
-    Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Precision, Sharing,
-    SharingCounts,
+    Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Pooling, Precision,
+    Sharing, SharingCounts,
 };
-pub use qwen3_embed_text::{DEFAULT_INSTRUCTION, Error as TextError, SpecialTokens, instruct};
+pub use qwen3_embed_text::{
+    DEFAULT_INSTRUCTION, Error as TextError, Piece, SpecialTokens, Tokenizer, instruct,
+};
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
+pub use service::{
+    BatchReport, EmbedOptions, Embedded, OnBatch, Prompt, ScoreOptions, Scored, Service,
+    ServiceOptions, ServiceState, Texts, Timings,
+};
 #[cfg(feature = "hub")]
 pub use source::{Hub, HubError, HubProblem, Progress};
 pub use source::{Info, Source};

@@ -3,9 +3,10 @@ use std::path::Path;
 
 use qwen3_embed_model::{Config, Precision, RerankHead, SharingCounts};
 use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate, Tokenizer};
+use rayon::prelude::*;
 
 use crate::engine::{Engine, Settings, check, setters};
-use crate::{Result, Source};
+use crate::{Error, Result, Source};
 
 /// The longest prompt, in tokens, unless something else is asked for: that of the model card.
 const DEFAULT_MAX_TOKENS: usize = 8192;
@@ -120,13 +121,8 @@ impl Reranker {
         check("max_tokens", max_tokens, self.max_tokens())?;
         let instruction = options.instruction.unwrap_or(DEFAULT_INSTRUCTION);
         let pairs: Vec<_> = documents.iter().map(|document| (query, document.as_ref())).collect();
-        let logits = self.logits_of(&self.prompts(instruction, &pairs, max_tokens)?)?;
-        let ranked = logits.into_iter().enumerate();
-        let mut ranked: Vec<_> = ranked
-            .map(|(index, logit)| RankedDocument { index, score: sigmoid(logit), logit })
-            .collect();
-        // Stable: equal ones stay in their order. None is NaN.
-        ranked.sort_by(|a, b| b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal));
+        let mut ranked =
+            ranked(&self.logits_of(&self.prompts(instruction, &pairs, max_tokens)?)?);
         ranked.truncate(options.top_n.unwrap_or(usize::MAX));
         Ok(ranked)
     }
@@ -196,6 +192,11 @@ impl Reranker {
         self.engine.model.precision()
     }
 
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.engine.tokenizer
+    }
+
     /// The model's hyper-parameters.
     pub fn config(&self) -> &Config {
         self.engine.model.config()
@@ -213,12 +214,37 @@ impl Reranker {
         pairs: &[(&str, &str)],
         max_tokens: usize,
     ) -> Result<Vec<Vec<u32>>> {
-        let (template, tokenizer) = (&self.template, &self.engine.tokenizer);
-        let encode = || template.encode_batch(tokenizer, instruction, pairs, max_tokens);
-        Ok(self.engine.install(encode)?)
+        self.engine.install(|| self.encode(instruction, pairs, max_tokens))
     }
 
-    fn logits_of(&self, prompts: &[Vec<u32>]) -> Result<Vec<f32>> {
+    /// The tokens of each pair's prompt, on rayon's current pool.
+    pub(crate) fn encode(
+        &self,
+        instruction: &str,
+        pairs: &[(&str, &str)],
+        max_tokens: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let (template, tokenizer) = (&self.template, &self.engine.tokenizer);
+        Ok(template.encode_batch(tokenizer, instruction, pairs, max_tokens)?)
+    }
+
+    /// The beginning of each document, of at most so many tokens, on rayon's current pool.
+    pub(crate) fn cut<'a>(
+        &self,
+        documents: &'a [String],
+        max_tokens: Option<usize>,
+    ) -> Result<Vec<&'a str>> {
+        let Some(max_tokens) = max_tokens else {
+            return Ok(documents.iter().map(String::as_str).collect());
+        };
+        let cut = |(idx, document): (usize, &'a String)| {
+            let cut = self.engine.tokenizer.cut(document, max_tokens);
+            cut.map_err(|error| Error::from(error).shift_text(idx))
+        };
+        documents.par_iter().enumerate().map(cut).collect()
+    }
+
+    pub(crate) fn logits_of(&self, prompts: &[impl AsRef<[u32]> + Sync]) -> Result<Vec<f32>> {
         Ok(self.engine.install(|| self.head.logits(&self.engine.model, prompts))?)
     }
 }
@@ -263,7 +289,18 @@ impl RerankerBuilder {
     }
 }
 
+/// What has these logits, in order of rank: equal ones stay in their order.
+pub(crate) fn ranked(logits: &[f32]) -> Vec<RankedDocument> {
+    let ranked = logits.iter().enumerate();
+    let mut ranked: Vec<_> = ranked
+        .map(|(index, &logit)| RankedDocument { index, score: sigmoid(logit), logit })
+        .collect();
+    // The sort is stable, and no logit is NaN.
+    ranked.sort_by(|a, b| b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal));
+    ranked
+}
+
 /// 1 / (1 + e^−x)
-fn sigmoid(logit: f32) -> f32 {
+pub(crate) fn sigmoid(logit: f32) -> f32 {
     (1.0 / (1.0 + (-f64::from(logit)).exp())) as f32
 }

@@ -1,0 +1,76 @@
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use tokio::time::timeout;
+
+use crate::AppState;
+use crate::error::ApiError;
+
+/// From this size on, in bytes, a body is not parsed on a thread that serves connections: it would keep the
+/// others waiting.
+const LARGE: usize = 32 * 1024;
+
+/// A request's body, read from JSON. Fields that are not known are ignored.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        check_content_type(request.headers())?;
+        let limits = state.options();
+        let body = Limited::new(request.into_body(), limits.payload_limit).collect();
+        let body = timeout(limits.body_timeout, body).await;
+        let body = body.map_err(|_| ApiError::too_slow(limits.body_timeout))?;
+        let bytes = match body {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return Err(ApiError::too_large(limits.payload_limit));
+            }
+            Err(error) => {
+                return Err(ApiError::invalid(format!("the body could not be read: {error}")));
+            }
+        };
+        if bytes.len() < LARGE {
+            return parse(&bytes).map(Self);
+        }
+        let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+        parsed.map_err(|error| ApiError::internal(error.to_string()))?.map(Self)
+    }
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Err(ApiError::not_json("none"));
+    };
+    let text = value.to_str().unwrap_or_default();
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence == "application/json" || essence.ends_with("+json") {
+        Ok(())
+    } else {
+        Err(ApiError::not_json(&format!("`{}`", String::from_utf8_lossy(value.as_bytes()))))
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(ApiError::invalid("the body is empty: expected a JSON object"));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let is_syntax = error.inner().classify() != Category::Data;
+        match (is_syntax, path.as_str()) {
+            (true, _) => ApiError::invalid(format!("the body is not JSON: {}", error.inner())),
+            (false, ".") => ApiError::invalid(error.inner().to_string()),
+            (false, _) => ApiError::invalid(format!("{path}: {}", error.inner())).about(path),
+        }
+    })?;
+    let rest = deserializer.end();
+    rest.map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
+    Ok(value)
+}

@@ -1,0 +1,239 @@
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use qwen3_embed::{Error, ModelError, ServiceState, TextError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// The body of every error, as OpenAI's clients expect it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+struct ErrorDetail {
+    /// What is wrong, with the field, the index and the value.
+    message: String,
+    /// The kind of error, such as `invalid_request_error`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The field of the request that is wrong.
+    param: Option<String>,
+    /// What a program can act on, such as `model_not_found`.
+    code: Option<&'static str>,
+}
+
+/// An error that a client sees. Its response has the shape that OpenAI's clients expect.
+#[derive(Debug, Clone)]
+pub(crate) struct ApiError {
+    status: StatusCode,
+    detail: Box<ErrorDetail>,
+    retry_after: Option<Duration>,
+}
+
+/// The field that a request's texts are in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Field {
+    name: &'static str,
+    is_list: bool,
+}
+
+impl Field {
+    /// A field that holds a list of texts.
+    pub(crate) const fn list(name: &'static str) -> Self {
+        Self { name, is_list: true }
+    }
+
+    /// A field that holds one text.
+    pub(crate) const fn single(name: &'static str) -> Self {
+        Self { name, is_list: false }
+    }
+
+    /// One of its texts, as a message names it.
+    pub(crate) fn at(self, index: usize) -> String {
+        if self.is_list { format!("{}[{index}]", self.name) } else { self.name.to_owned() }
+    }
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        let detail = ErrorDetail { message: message.into(), kind, param: None, code: None };
+        Self { status, detail: Box::new(detail), retry_after: None }
+    }
+
+    fn with_code(mut self, code: &'static str) -> Self {
+        self.detail.code = Some(code);
+        self
+    }
+
+    fn after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// The same error, about this field.
+    pub(crate) fn about(mut self, param: impl Into<String>) -> Self {
+        self.detail.param = Some(param.into());
+        self
+    }
+
+    /// 400: the request is wrong.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
+    /// 400: the request is for another kind of model than the one that it reaches.
+    pub(crate) fn wrong_model(message: impl Into<String>) -> Self {
+        Self::invalid(message).about("model").with_code("wrong_model")
+    }
+
+    /// 401: the key is missing or wrong.
+    pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
+            .with_code("invalid_api_key")
+    }
+
+    /// 404: there is no such model.
+    pub(crate) fn no_such_model(name: &str, served: &[&str]) -> Self {
+        let message = format!("the model `{name}` does not exist, served are: {served:?}");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+            .about("model")
+            .with_code("model_not_found")
+    }
+
+    /// 404: there is no such path.
+    pub(crate) fn no_such_path(method: &str, path: &str) -> Self {
+        let message = format!("there is no `{method} {path}`; `GET /docs` lists what there is");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message).with_code("not_found")
+    }
+
+    /// 405: the path has no such method.
+    pub(crate) fn method_not_allowed(method: &str, path: &str) -> Self {
+        let message = format!("`{path}` has no method {method}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+            .with_code("method_not_allowed")
+    }
+
+    /// 408: the body did not come in time.
+    pub(crate) fn too_slow(limit: Duration) -> Self {
+        let message = format!("the body did not arrive within {} s", limit.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
+            .with_code("request_timeout")
+    }
+
+    /// 413: the body is too large.
+    pub(crate) fn too_large(limit: usize) -> Self {
+        let message = format!("the body has more than {limit} bytes, which is the limit");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+            .with_code("payload_too_large")
+    }
+
+    /// 415: the body is not declared as JSON.
+    pub(crate) fn not_json(got: &str) -> Self {
+        let message = format!("expected `Content-Type: application/json`, got {got}");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+            .with_code("unsupported_media_type")
+    }
+
+    /// 429: too many requests at once.
+    pub(crate) fn overloaded(message: impl Into<String>, retry_after: Duration) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+            .with_code("overloaded")
+            .after(retry_after)
+    }
+
+    /// 500: a bug of ours.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+            .with_code("internal_error")
+    }
+
+    /// 503: the server is loading.
+    pub(crate) fn loading() -> Self {
+        let message = "the model is being loaded";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+            .with_code("loading")
+            .after(Duration::from_secs(1))
+    }
+
+    /// 503: a service that is not running.
+    pub(crate) fn not_running(state: ServiceState) -> Self {
+        let (message, code) = match state {
+            ServiceState::Stopped => ("the engine has stopped; restart the server", "stopped"),
+            _ => ("the server is about to end", "draining"),
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+            .with_code(code)
+            .after(Duration::from_secs(1))
+    }
+
+    /// What the model said about the texts of `field`.
+    pub(crate) fn from_model(mut error: Error, field: Field) -> Self {
+        let message = chain(&error);
+        let index = error.text_mut().map(|index| *index);
+        // Messages about a text begin with it.
+        let said = index.and_then(|index| message.strip_prefix(&format!("text {index}")));
+        let about_text = |index: usize| {
+            let name = field.at(index);
+            Self::invalid(format!("{name}{}", said.unwrap_or(&message))).about(name)
+        };
+        match &error {
+            Error::ServiceFull { retry_after, .. } => Self::overloaded(message, *retry_after),
+            Error::ServiceDraining => Self::not_running(ServiceState::Draining),
+            Error::ServiceStopped => Self::not_running(ServiceState::Stopped),
+            Error::Dimensions { .. } => Self::invalid(message).about("dimensions"),
+            Error::NoSuchPrompt { .. } => Self::invalid(message).about("prompt_name"),
+            Error::Pairs { .. } => Self::invalid(message).about(field.name),
+            Error::Text(TextError::FrameTooLong { .. }) => Self::invalid(message).about("instruct"),
+            Error::TextTooLong { text, .. } => {
+                let mut error = about_text(*text);
+                error.detail.message.push_str("; set \"truncate\": true to cut it");
+                error
+            }
+            Error::Text(TextError::Encode { text, .. } | TextError::WhiteSpace { text, .. })
+            | Error::Model(
+                ModelError::EmptyText { text }
+                | ModelError::TooManyTokens { text, .. }
+                | ModelError::TokenOutOfRange { text, .. },
+            ) => about_text(*text),
+            _ => Self::internal(message),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::error!(status = self.status.as_u16(), "{}", self.detail.message);
+        }
+        let is_unauthorized = self.status == StatusCode::UNAUTHORIZED;
+        let mut response = (self.status, Json(ErrorBody { error: *self.detail })).into_response();
+        let headers = response.headers_mut();
+        if let Some(delay) = self.retry_after {
+            // Whole seconds, and at least one, but not so many that a client gives up.
+            let seconds = delay.as_secs_f64().ceil().clamp(1.0, 60.0) as u64;
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if is_unauthorized {
+            // With Basic, a browser asks for the key as a password and shows the page then.
+            let challenges = "Bearer, Basic realm=\"qwen3-embed\", charset=\"UTF-8\"";
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenges));
+        }
+        response
+    }
+}
+
+/// An error's message and those of its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    message
+}

@@ -1,0 +1,222 @@
+use std::fmt;
+
+use qwen3_embed::Texts;
+use serde::de::{Deserializer, Error, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::error::{ApiError, Field};
+
+/// Texts, as text or as the tokens of the model's tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Input {
+    /// A text.
+    One(String),
+    /// Texts.
+    Many(Vec<String>),
+    /// The tokens of a text, exactly as they are: the last should be the end-of-text token.
+    Tokens(Vec<u32>),
+    /// The tokens of texts.
+    ManyTokens(Vec<Vec<u32>>),
+}
+
+/// One text or several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Strings {
+    /// A text.
+    One(String),
+    /// Texts.
+    Many(Vec<String>),
+}
+
+impl Input {
+    /// The texts, of which there may be 1 to `limit`, none empty.
+    pub(crate) fn into_texts(
+        self,
+        name: &'static str,
+        limit: usize,
+    ) -> Result<(Texts, Field), ApiError> {
+        let (texts, field): (Texts, _) = match self {
+            Self::One(text) => (vec![text].into(), Field::single(name)),
+            Self::Many(texts) => (texts.into(), Field::list(name)),
+            Self::Tokens(tokens) => (vec![tokens].into(), Field::single(name)),
+            Self::ManyTokens(texts) => (texts.into(), Field::list(name)),
+        };
+        check_count(name, texts.len(), limit)?;
+        let empty = match &texts {
+            Texts::Strings(texts) => texts.iter().position(String::is_empty),
+            Texts::Tokens(texts) => texts.iter().position(Vec::is_empty),
+        };
+        match empty {
+            Some(index) => Err(is_empty(field.at(index))),
+            None => Ok((texts, field)),
+        }
+    }
+}
+
+impl Strings {
+    /// The texts, of which there may be 1 to `limit`.
+    pub(crate) fn into_texts(
+        self,
+        name: &'static str,
+        limit: usize,
+    ) -> Result<(Vec<String>, Field), ApiError> {
+        let (texts, field) = match self {
+            Self::One(text) => (vec![text], Field::single(name)),
+            Self::Many(texts) => (texts, Field::list(name)),
+        };
+        check_count(name, texts.len(), limit)?;
+        Ok((texts, field))
+    }
+}
+
+impl From<Strings> for Input {
+    fn from(strings: Strings) -> Self {
+        match strings {
+            Strings::One(text) => Self::One(text),
+            Strings::Many(texts) => Self::Many(texts),
+        }
+    }
+}
+
+/// Checks that a field has 1 to `limit` items.
+pub(crate) fn check_count(name: &str, got: usize, limit: usize) -> Result<(), ApiError> {
+    if (1..=limit).contains(&got) {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(format!("{name} has {got} items, it must have 1 to {limit}"))
+            .about(name))
+    }
+}
+
+fn is_empty(name: String) -> ApiError {
+    ApiError::invalid(format!("{name} is empty")).about(name)
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(InputVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StringsVisitor)
+    }
+}
+
+struct StringsVisitor;
+
+impl<'de> Visitor<'de> for StringsVisitor {
+    type Value = Strings;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of strings")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Strings, E> {
+        Ok(Strings::One(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Strings, E> {
+        Ok(Strings::One(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Strings, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = items.next_element()? {
+            texts.push(text);
+        }
+        Ok(Strings::Many(texts))
+    }
+}
+
+struct InputVisitor;
+
+impl<'de> Visitor<'de> for InputVisitor {
+    type Value = Input;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, a list of strings, a list of token ids, or a list of such lists")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Input, E> {
+        Ok(Input::One(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Input, E> {
+        Ok(Input::One(text))
+    }
+
+    /// What the first item is, the others have to be.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
+        match items.next_element()? {
+            None => Ok(Input::Many(Vec::new())),
+            Some(Item::Text(first)) => Ok(Input::Many(rest(first, items)?)),
+            Some(Item::Token(first)) => Ok(Input::Tokens(rest(first, items)?)),
+            Some(Item::Tokens(first)) => Ok(Input::ManyTokens(rest(first, items)?)),
+        }
+    }
+}
+
+/// The first item and those behind it.
+fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
+    first: T,
+    mut items: A,
+) -> Result<Vec<T>, A::Error> {
+    let mut all = vec![first];
+    while let Some(item) = items.next_element()? {
+        all.push(item);
+    }
+    Ok(all)
+}
+
+/// An item of a list.
+enum Item {
+    Text(String),
+    Token(u32),
+    Tokens(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Item;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string, a token id, or a list of token ids")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Item, E> {
+        Ok(Item::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Item, E> {
+        Ok(Item::Text(text))
+    }
+
+    fn visit_u64<E: Error>(self, id: u64) -> Result<Item, E> {
+        let id = u32::try_from(id);
+        id.map(Item::Token).map_err(|_| E::custom("a token id is below 4294967296"))
+    }
+
+    fn visit_i64<E: Error>(self, id: i64) -> Result<Item, E> {
+        Err(E::invalid_value(Unexpected::Signed(id), &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Item, A::Error> {
+        let mut tokens = Vec::new();
+        while let Some(token) = items.next_element()? {
+            tokens.push(token);
+        }
+        Ok(Item::Tokens(tokens))
+    }
+}

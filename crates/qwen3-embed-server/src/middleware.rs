@@ -1,0 +1,113 @@
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use subtle::ConstantTimeEq;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::AppState;
+use crate::error::ApiError;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest request id that is taken over from a client, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// Paths that are answered without a key.
+const PROBES: [&str; 3] = ["/livez", "/readyz", "/health"];
+
+/// Gives a request its id, which is the client's own if it sent one, and a span; counts and logs it.
+pub(crate) async fn observe(
+    State(state): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let began = Instant::now();
+    let id = request_id(request.headers());
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or("none", MatchedPath::as_str).to_owned();
+    let span = tracing::info_span!(
+        "request",
+        id = id.to_str().unwrap_or_default(),
+        method = %request.method(),
+        path = request.uri().path(),
+    );
+    async move {
+        let mut response = next.run(request).await;
+        let (status, latency) = (response.status().as_u16(), began.elapsed());
+        state.metrics().request(&route, status, latency);
+        let latency_ms = latency.as_secs_f64() * 1e3;
+        if PROBES.contains(&route.as_str()) || route == "/metrics" {
+            tracing::debug!(status, latency_ms, "answered");
+        } else {
+            tracing::info!(status, latency_ms, "answered");
+        }
+        response.headers_mut().insert(REQUEST_ID, id);
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    match headers.get(REQUEST_ID) {
+        Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID && id.to_str().is_ok() => {
+            id.clone()
+        }
+        _ => HeaderValue::from_str(&Uuid::new_v4().to_string())
+            .unwrap_or(HeaderValue::from_static("none")),
+    }
+}
+
+/// Refuses requests without the key, if there is one.
+pub(crate) async fn authorize(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(key) = &state.options().api_key else { return next.run(request).await };
+    if PROBES.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    let Some(sent) = sent_key(request.headers()) else {
+        let message = "this server needs a key: send `Authorization: Bearer KEY`";
+        return ApiError::unauthorized(message).into_response();
+    };
+    if bool::from(sent.ct_eq(key.as_bytes())) {
+        next.run(request).await
+    } else {
+        ApiError::unauthorized("the key is wrong").into_response()
+    }
+}
+
+/// The key as a bearer token, or as the password that a browser has asked for.
+fn sent_key(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let at = value.iter().position(|&byte| byte == b' ')?;
+    let (scheme, credentials) = (&value[..at], value[at..].trim_ascii());
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        Some(credentials.to_vec())
+    } else if scheme.eq_ignore_ascii_case(b"basic") {
+        let decoded = BASE64_STANDARD.decode(credentials).ok()?;
+        let colon = decoded.iter().position(|&byte| byte == b':')?;
+        Some(decoded[colon + 1..].to_vec())
+    } else {
+        None
+    }
+}
+
+/// Refuses a request when as many as there may be are worked on.
+pub(crate) async fn limit(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let Ok(_permit) = state.permits().try_acquire() else {
+        let limit = state.options().max_concurrent_requests;
+        let message = format!("{limit} requests are being worked on, which is the limit");
+        return ApiError::overloaded(message, Duration::from_secs(1)).into_response();
+    };
+    next.run(request).await
+}

@@ -1,0 +1,116 @@
+//! What each path answers.
+
+pub(crate) mod embeddings;
+pub(crate) mod models;
+pub(crate) mod pages;
+pub(crate) mod probes;
+pub(crate) mod rerank;
+pub(crate) mod tei;
+
+use qwen3_embed::{EmbedOptions, Embedded, Embedder, Overflow, Prompt, Texts};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::AppState;
+use crate::error::{ApiError, Field};
+use crate::state::Named;
+
+/// The end at which a text that is too long loses tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Side {
+    /// The beginning is cut, an instruction with it.
+    #[serde(alias = "Left")]
+    Left,
+    /// The end is cut.
+    #[default]
+    #[serde(alias = "Right")]
+    Right,
+}
+
+/// The tokens of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub(crate) struct Usage {
+    /// Tokens that the model read, those of instructions and the end-of-text tokens included.
+    prompt_tokens: usize,
+    /// The same: nothing is generated.
+    total_tokens: usize,
+}
+
+impl Usage {
+    pub(crate) fn new(n_tokens: &[usize]) -> Self {
+        let n_tokens = n_tokens.iter().sum();
+        Self { prompt_tokens: n_tokens, total_tokens: n_tokens }
+    }
+}
+
+/// How a request for embeddings has them made.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) instruct: Option<String>,
+    pub(crate) prompt_name: Option<String>,
+    pub(crate) dimensions: Option<usize>,
+    pub(crate) truncate: Option<bool>,
+    pub(crate) truncation_side: Option<Side>,
+    pub(crate) normalize: Option<bool>,
+}
+
+impl Wishes {
+    /// Embeds texts, which came in `field`.
+    pub(crate) async fn embed(
+        self,
+        state: &AppState,
+        model: &Named<Embedder>,
+        texts: Texts,
+        field: Field,
+    ) -> Result<Embedded, ApiError> {
+        let prompt = self.prompt(state, &texts)?;
+        let is_cut = self.truncate.unwrap_or(state.options().truncate);
+        let overflow = match (is_cut, self.truncation_side.unwrap_or_default()) {
+            (false, _) => Overflow::Error,
+            (true, Side::Left) => Overflow::TruncateLeft,
+            (true, Side::Right) => Overflow::TruncateRight,
+        };
+        let options = EmbedOptions {
+            prompt,
+            dimensions: self.dimensions,
+            overflow: Some(overflow),
+            normalize: self.normalize.unwrap_or(true),
+        };
+        let embedded = model.service.embed(texts, options).await;
+        let embedded = embedded.map_err(|error| ApiError::from_model(error, field))?;
+        state.metrics().stages("embedder", embedded.timings);
+        Ok(embedded)
+    }
+
+    fn prompt(&self, state: &AppState, texts: &Texts) -> Result<Prompt, ApiError> {
+        let asked = match (&self.instruct, &self.prompt_name) {
+            (Some(_), Some(_)) => {
+                let message = "`instruct` and `prompt_name` are two ways to say the same: send one";
+                return Err(ApiError::invalid(message).about("instruct"));
+            }
+            (Some(instruct), None) => Some(("instruct", Prompt::Instruction(instruct.clone()))),
+            (None, Some(name)) => Some((
+                "prompt_name",
+                match name.as_str() {
+                    "query" => Prompt::Query,
+                    "document" => Prompt::Document,
+                    _ => Prompt::Named(name.clone()),
+                },
+            )),
+            (None, None) => None,
+        };
+        match (asked, texts) {
+            (Some((param, _)), Texts::Tokens(_)) => {
+                let message =
+                    format!("`{param}` stands before texts; tokens are embedded as they are");
+                Err(ApiError::invalid(message).about(param))
+            }
+            (Some((_, prompt)), Texts::Strings(_)) => Ok(prompt),
+            (None, _) => {
+                let default = state.options().default_instruct.clone();
+                Ok(default.map_or(Prompt::Document, Prompt::Instruction))
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+
+const INDEX: &str = include_str!("../playground/index.html");
+const STYLE: &str = include_str!("../playground/style.css");
+const SCRIPT: &str = include_str!("../playground/script.js");
+
+/// The playground.
+pub(crate) async fn index() -> Response {
+    file("text/html; charset=utf-8", INDEX)
+}
+
+/// Its style.
+pub(crate) async fn style() -> Response {
+    file("text/css; charset=utf-8", STYLE)
+}
+
+/// Its program.
+pub(crate) async fn script() -> Response {
+    file("text/javascript; charset=utf-8", SCRIPT)
+}
+
+/// A file of the playground: nothing in it may come from elsewhere, or go there.
+fn file(content_type: &'static str, content: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        // A new version of the server brings a new page.
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    let headers: HeaderMap =
+        headers.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
+    (headers, content).into_response()
+}

@@ -1,0 +1,268 @@
+use axum::Json as Answer;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use qwen3_embed::{RankedDocument, Reranker, ScoreOptions, Scored};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::Usage;
+use crate::AppState;
+use crate::body::Json;
+use crate::error::{ApiError, ErrorBody, Field};
+use crate::input::{Strings, check_count};
+use crate::state::Named;
+
+/// A request for the rank of documents: as Jina, Cohere and vLLM have it with `documents`, as
+/// text-embeddings-inference has it with `texts`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct RerankRequest {
+    /// The name of the model, as `GET /v1/models` lists it.
+    model: Option<String>,
+    /// What is searched for.
+    query: String,
+    /// What is ranked, 1 to 2048 unless the server is set up otherwise.
+    documents: Option<Vec<Document>>,
+    /// The same, answered in the shape of text-embeddings-inference.
+    texts: Option<Vec<String>>,
+    /// How many are given back, the best ones. Default: all.
+    top_n: Option<usize>,
+    /// Whether the documents are given back too.
+    return_documents: Option<bool>,
+    /// The same, in text-embeddings-inference.
+    return_text: Option<bool>,
+    /// What is asked of a document, in a sentence, best in English.
+    #[serde(alias = "instruction")]
+    instruct: Option<String>,
+    /// How many tokens of each document are read at most. In any case a prompt that is too long loses the
+    /// end of its document.
+    max_tokens_per_doc: Option<usize>,
+    /// Whether scores are logits instead of probabilities.
+    raw_scores: Option<bool>,
+}
+
+/// A document: its text, or an object with it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an object with a `text`")]
+pub(crate) enum Document {
+    /// Its text.
+    Text(String),
+    /// An object with it.
+    Object {
+        /// Its text.
+        text: String,
+    },
+}
+
+/// Documents by rank, the best one first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RerankResponse {
+    /// The id of the answer.
+    id: String,
+    model: String,
+    usage: Usage,
+    results: Vec<RankResult>,
+}
+
+/// The rank of a document.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RankResult {
+    /// Which of the documents.
+    index: usize,
+    /// How well it answers the query, from 0 to 1.
+    relevance_score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<RankedText>,
+}
+
+/// A document that is given back.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RankedText {
+    text: String,
+}
+
+/// The rank of a text, in the shape of text-embeddings-inference.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Rank {
+    /// Which of the texts.
+    index: usize,
+    /// How well it answers the query, from 0 to 1.
+    score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
+/// Either shape.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "each is written by itself")]
+pub(crate) enum Ranks {
+    Documents(RerankResponse),
+    Texts(Vec<Rank>),
+}
+
+/// A request for the scores of pairs.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct ScoreRequest {
+    /// The name of the model, as `GET /v1/models` lists it.
+    model: Option<String>,
+    /// A query, or one for each document.
+    #[serde(alias = "queries")]
+    text_1: Strings,
+    /// A document, or several.
+    #[serde(alias = "documents")]
+    text_2: Strings,
+    /// What is asked of a document, in a sentence, best in English.
+    #[serde(alias = "instruction")]
+    instruct: Option<String>,
+    /// Whether scores are logits instead of probabilities.
+    raw_scores: Option<bool>,
+}
+
+/// The scores of pairs, in order.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ScoreResponse {
+    /// The id of the answer.
+    id: String,
+    #[schema(example = "list")]
+    object: &'static str,
+    model: String,
+    data: Vec<PairScore>,
+    usage: Usage,
+}
+
+/// The score of a pair.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PairScore {
+    /// Which of the pairs.
+    index: usize,
+    #[schema(example = "score")]
+    object: &'static str,
+    /// How well the document answers the query, from 0 to 1.
+    score: f32,
+}
+
+impl Document {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Object { text } => text,
+        }
+    }
+}
+
+/// Documents by how well they answer a query, in the shape of Jina, Cohere and vLLM for `documents`, of
+/// text-embeddings-inference for `texts`. `/v2/rerank` and `/rerank` are the same.
+#[utoipa::path(
+    post,
+    path = "/v1/rerank",
+    tag = "Reranking",
+    request_body = RerankRequest,
+    responses(
+        (status = 200, body = Ranks),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn rerank(
+    State(state): State<AppState>,
+    Json(request): Json<RerankRequest>,
+) -> Result<Response, ApiError> {
+    let model = state.served()?.reranker(request.model.as_deref())?;
+    let (name, documents) = match (request.documents, request.texts) {
+        (Some(documents), None) => {
+            ("documents", documents.into_iter().map(Document::into_text).collect())
+        }
+        (None, Some(texts)) => ("texts", texts),
+        _ => {
+            let message = "expected either `documents` or `texts`";
+            return Err(ApiError::invalid(message).about("documents"));
+        }
+    };
+    check_count(name, documents.len(), state.options().max_client_batch_size)?;
+    for (param, value) in
+        [("top_n", request.top_n), ("max_tokens_per_doc", request.max_tokens_per_doc)]
+    {
+        if value == Some(0) {
+            return Err(
+                ApiError::invalid(format!("{param} is 0, it must be at least 1")).about(param)
+            );
+        }
+    }
+    let is_returned = request.return_documents.or(request.return_text).unwrap_or(false);
+    let texts = if is_returned { documents.clone() } else { Vec::new() };
+    let options = ScoreOptions {
+        instruction: request.instruct,
+        max_document_tokens: request.max_tokens_per_doc,
+        ..ScoreOptions::default()
+    };
+    let pairs = (vec![request.query], documents);
+    let scored = score_pairs(&state, model, pairs, options, Field::list(name)).await?;
+    let mut ranked = scored.ranked();
+    ranked.truncate(request.top_n.unwrap_or(usize::MAX));
+    let is_raw = request.raw_scores.unwrap_or(false);
+    let score = |document: &RankedDocument| if is_raw { document.logit } else { document.score };
+    if name == "texts" {
+        let ranks = ranked.iter().map(|document| Rank {
+            index: document.index,
+            score: score(document),
+            text: texts.get(document.index).cloned(),
+        });
+        return Ok(Answer(ranks.collect::<Vec<_>>()).into_response());
+    }
+    let results = ranked.iter().map(|document| RankResult {
+        index: document.index,
+        relevance_score: score(document),
+        document: texts.get(document.index).map(|text| RankedText { text: text.clone() }),
+    });
+    let (id, usage) = (new_id("rerank"), Usage::new(&scored.n_tokens));
+    let (model, results) = (model.name.clone(), results.collect());
+    Ok(Answer(RerankResponse { id, model, usage, results }).into_response())
+}
+
+/// The scores of pairs: of one query with each document, or of queries and documents at the same places.
+/// `/score` is the same.
+#[utoipa::path(
+    post,
+    path = "/v1/score",
+    tag = "Reranking",
+    request_body = ScoreRequest,
+    responses(
+        (status = 200, body = ScoreResponse),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn score(
+    State(state): State<AppState>,
+    Json(request): Json<ScoreRequest>,
+) -> Result<Answer<ScoreResponse>, ApiError> {
+    let model = state.served()?.reranker(request.model.as_deref())?;
+    let limit = state.options().max_client_batch_size;
+    let (queries, _) = request.text_1.into_texts("text_1", limit)?;
+    let (documents, field) = request.text_2.into_texts("text_2", limit)?;
+    let options = ScoreOptions { instruction: request.instruct, ..ScoreOptions::default() };
+    let scored = score_pairs(&state, model, (queries, documents), options, field).await?;
+    let is_raw = request.raw_scores.unwrap_or(false);
+    let scores = if is_raw { scored.logits.clone() } else { scored.scores() };
+    let scores = scores.into_iter().enumerate();
+    let data = scores.map(|(index, score)| PairScore { index, object: "score", score }).collect();
+    let (id, usage) = (new_id("score"), Usage::new(&scored.n_tokens));
+    Ok(Answer(ScoreResponse { id, object: "list", model: model.name.clone(), data, usage }))
+}
+
+async fn score_pairs(
+    state: &AppState,
+    model: &Named<Reranker>,
+    (queries, documents): (Vec<String>, Vec<String>),
+    options: ScoreOptions,
+    field: Field,
+) -> Result<Scored, ApiError> {
+    let scored = model.service.score(queries, documents, options).await;
+    let scored = scored.map_err(|error| ApiError::from_model(error, field))?;
+    state.metrics().stages("reranker", scored.timings);
+    Ok(scored)
+}
+
+fn new_id(kind: &str) -> String {
+    format!("{kind}-{}", Uuid::new_v4().simple())
+}
