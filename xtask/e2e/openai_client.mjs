@@ -37,7 +37,7 @@ async function refused(kind, status, param, call) {
   console.log(`  ${error.constructor.name} ${error.message}`);
 }
 
-await refused(OpenAI.BadRequestError, 400, "dimensions", () => create("a", { dimensions: 7 }));
+await refused(OpenAI.BadRequestError, 400, "dimensions", () => create("a", { dimensions: 0 }));
 await refused(OpenAI.BadRequestError, 400, "input", () => create(["a", ""]));
 await refused(OpenAI.NotFoundError, 404, "model", () => client.embeddings.create({ model: "gpt", input: "a" }));
 await refused(OpenAI.NotFoundError, 404, "", () => client.get("/nowhere"));

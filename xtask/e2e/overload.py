@@ -1,5 +1,5 @@
-"""A server that takes one request at a time: what it refuses says when to come back, and a client that
-does gets its answer."""
+"""A server with next to no room: what it refuses says when to come back, and a client that does gets its
+answer."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,11 @@ from openai import OpenAI
 
 from expect import ADDRESS, MODEL, answered, refused
 
-N_CLIENTS = 6
+N_CLIENTS = 4
 
 # Enough to compute that the others arrive meanwhile; also more texts than the queue holds, which one request
 # may have.
-texts = [f"{i}: " + "All work and no play makes a dull day. " * 10 for i in range(400)]
+texts = [f"{i}: " + "All work and no play makes a dull day. " * 10 for i in range(32)]
 
 
 def create(max_retries, barrier):
@@ -40,7 +40,7 @@ for error in errors:
     assert int(error.response.headers["retry-after"]) >= 1, error.response.headers
 print(f"  {len(errors)} of {N_CLIENTS} refused: {errors[0].body['message']}")
 
-results = outcomes(max_retries=20)
+results = outcomes(max_retries=100)
 for error, call in results:
     assert error is None, repr(error)
     assert len(call.result().data) == len(texts)

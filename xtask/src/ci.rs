@@ -93,9 +93,17 @@ fn cargo(args: &[&str]) -> Result<()> {
     fixtures::succeed(&mut cargo_command(args))
 }
 
-fn cargo_command(args: &[&str]) -> Command {
-    // The cargo that runs this task.
+/// The cargo that runs this task.
+pub(crate) fn cargo_command(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What it says of the package `xtask` would have crates whose build scripts look at it built again.
+    let is_of_this_package =
+        |name: &str| name.starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR";
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_this_package) {
+            command.env_remove(name);
+        }
+    }
     command.args(args).current_dir(root());
     command
 }

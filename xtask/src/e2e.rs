@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::ci::cargo_command;
 use crate::fixtures::succeed;
 use crate::root;
 use server::Server;
@@ -31,8 +32,9 @@ pub(crate) struct Args {
     only: String,
 }
 
-/// The name that the served model is given: a client's own code names a published model.
+/// The names that the served models are given: a client's own code names published ones.
 const MODEL: &str = "Qwen/Qwen3-Embedding-0.6B";
+const RERANKER: &str = "Qwen/Qwen3-Reranker-0.6B";
 
 /// The key of the server that wants one.
 const API_KEY: &str = "open sesame";
@@ -93,19 +95,15 @@ impl Clients {
 
     /// Runs every script whose name contains `only` against a server of the kind that it is for.
     pub(crate) fn check(&self, only: &str) -> Result<()> {
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args(["build", "--package=qwen3-embed-cli"]).current_dir(root());
-        succeed(&mut build)?;
+        succeed(&mut cargo_command(&["build", "--package=qwen3-embed-cli"]))?;
         fs::create_dir_all(artefacts())?;
 
         let reranker = root().join("fixtures/rerankers/tied");
         let reranker = reranker.to_str().context("the workspace's path is no Unicode")?;
-        let one_text = ["--max-concurrent-requests", "1", "--max-queued-texts", "1"];
-        let kinds: [(&str, &[&str], &[&str]); 3] = [
+        let kinds: [(&str, &[&str], &[&str]); 4] = [
             (
                 "both-models",
-                &["--reranker-path", reranker],
+                &["--reranker-path", reranker, "--served-reranker-name", RERANKER],
                 &[
                     "openai_article.py",
                     "openai_client.py",
@@ -116,7 +114,8 @@ impl Clients {
                 ],
             ),
             ("api-key", &["--api-key", API_KEY], &["api_key.py", "api_key.mjs"]),
-            ("one-text", &one_text, &["overload.py"]),
+            ("one-request", &["--max-concurrent-requests", "1"], &["overload.py"]),
+            ("one-text", &["--max-queued-texts", "1"], &["overload.py"]),
         ];
         let mut n_run = 0;
         for (name, arguments, scripts) in kinds {
