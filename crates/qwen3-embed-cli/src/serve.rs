@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use qwen3_embed::{Device, Embedder, Precision, Reranker, ServiceOptions};
-use qwen3_embed_server::{AppState, Models, ServerOptions};
+use qwen3_embed_server::{AppState, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
@@ -153,7 +153,8 @@ async fn serve(args: Args, drain_timeout: Duration) -> Result<()> {
         // A sender that is dropped says the same.
         let _ = stopped.await;
     };
-    let server = qwen3_embed_server::serve(listener, state.clone(), drain_timeout, shutdown);
+    let options = ServeOptions { drain_timeout, ..ServeOptions::default() };
+    let server = qwen3_embed_server::serve(listener, state.clone(), options, shutdown);
     let server = tokio::spawn(server);
     // Probes and clients that come now are told that it is loading.
     writeln!(io::stdout(), "listening on http://{address}")?;

@@ -155,8 +155,14 @@ impl<'de> Visitor<'de> for InputVisitor {
         match items.next_element()? {
             None => Ok(Input::Many(Vec::new())),
             Some(Item::Text(first)) => Ok(Input::Many(rest(first, items)?)),
-            Some(Item::Token(first)) => Ok(Input::Tokens(rest(first, items)?)),
-            Some(Item::Tokens(first)) => Ok(Input::ManyTokens(rest(first, items)?)),
+            Some(Item::Token(first)) => {
+                let tokens = rest(TokenId(first), items)?;
+                Ok(Input::Tokens(tokens.into_iter().map(|token| token.0).collect()))
+            }
+            Some(Item::Tokens(first)) => {
+                let texts = rest(TokenIds(first), items)?;
+                Ok(Input::ManyTokens(texts.into_iter().map(|tokens| tokens.0).collect()))
+            }
         }
     }
 }
@@ -204,19 +210,65 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 
     fn visit_u64<E: Error>(self, id: u64) -> Result<Item, E> {
-        let id = u32::try_from(id);
-        id.map(Item::Token).map_err(|_| E::custom("a token id is below 4294967296"))
+        TokenIdVisitor.visit_u64(id).map(|id| Item::Token(id.0))
     }
 
     fn visit_i64<E: Error>(self, id: i64) -> Result<Item, E> {
-        Err(E::invalid_value(Unexpected::Signed(id), &self))
+        Err(E::invalid_value(Unexpected::Signed(id), &TokenIdVisitor))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Item, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Item, A::Error> {
+        TokenIdsVisitor.visit_seq(items).map(|tokens| Item::Tokens(tokens.0))
+    }
+}
+
+/// A token's id.
+struct TokenId(u32);
+
+impl<'de> Deserialize<'de> for TokenId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TokenIdVisitor)
+    }
+}
+
+struct TokenIdVisitor;
+
+impl Visitor<'_> for TokenIdVisitor {
+    type Value = TokenId;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a token id, 0 to 4294967295")
+    }
+
+    fn visit_u64<E: Error>(self, id: u64) -> Result<TokenId, E> {
+        let unexpected = Unexpected::Unsigned(id);
+        u32::try_from(id).map(TokenId).map_err(|_| E::invalid_value(unexpected, &self))
+    }
+}
+
+/// The token ids of a text.
+struct TokenIds(Vec<u32>);
+
+impl<'de> Deserialize<'de> for TokenIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TokenIdsVisitor)
+    }
+}
+
+struct TokenIdsVisitor;
+
+impl<'de> Visitor<'de> for TokenIdsVisitor {
+    type Value = TokenIds;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of token ids")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<TokenIds, A::Error> {
         let mut tokens = Vec::new();
-        while let Some(token) = items.next_element()? {
-            tokens.push(token);
+        while let Some(TokenId(id)) = items.next_element()? {
+            tokens.push(id);
         }
-        Ok(Item::Tokens(tokens))
+        Ok(TokenIds(tokens))
     }
 }

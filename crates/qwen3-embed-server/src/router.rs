@@ -79,6 +79,8 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
     limited
         .routes(routes!(models::list))
         .routes(routes!(models::one))
+        // A name with slashes that the client has not encoded.
+        .route("/v1/models/{owner}/{name}", get(models::two_parts))
         .routes(routes!(tei::info))
         .routes(routes!(probes::livez))
         .routes(routes!(probes::readyz))

@@ -45,7 +45,7 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<ModelList
     Ok(Json(ModelList { object: "list", data }))
 }
 
-/// One of the models. Its name may contain slashes.
+/// One of the models.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",
@@ -61,11 +61,23 @@ pub(crate) async fn one(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
+    find(&state, &id)
+}
+
+/// The same for a name with a slash in it.
+pub(crate) async fn two_parts(
+    State(state): State<AppState>,
+    Path((owner, name)): Path<(String, String)>,
+) -> Result<Json<Model>, ApiError> {
+    find(&state, &format!("{owner}/{name}"))
+}
+
+fn find(state: &AppState, id: &str) -> Result<Json<Model>, ApiError> {
     let served = state.served()?;
     let names = served.names();
-    if names.contains(&id.as_str()) {
-        Ok(Json(Model::new(&id, served.created)))
+    if names.contains(&id) {
+        Ok(Json(Model::new(id, served.created)))
     } else {
-        Err(ApiError::no_such_model(&id, &names))
+        Err(ApiError::no_such_model(id, &names))
     }
 }
