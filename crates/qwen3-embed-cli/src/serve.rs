@@ -74,7 +74,7 @@ pub(crate) struct Args {
     /// Texts that one request may have
     #[arg(long, value_name = "N", default_value_t = ServerOptions::default().max_client_batch_size, env = "QWEN3_EMBED_MAX_CLIENT_BATCH_SIZE")]
     max_client_batch_size: usize,
-    /// The longest text, in tokens [default: what the model is made for]
+    /// The longest text, or the longest prompt of a reranker, in tokens [default: what the model is made for]
     #[arg(long, value_name = "N", env = "QWEN3_EMBED_MAX_LENGTH")]
     max_length: Option<usize>,
     /// Cut longer texts where a request does not say; otherwise they are errors
@@ -118,7 +118,8 @@ enum Dtype {
     Bfloat16,
     #[value(alias = "float")]
     Float32,
-    #[value(alias = "half")]
+    // Refused with the reason.
+    #[value(alias = "half", hide = true)]
     Float16,
 }
 
@@ -252,6 +253,9 @@ impl Args {
                 let mut builder = Reranker::builder(path.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
                 builder = builder.batch_tokens(self.batch_tokens());
+                if let Some(max_length) = self.max_length {
+                    builder = builder.max_tokens(max_length);
+                }
                 if let Some(threads) = self.threads {
                     builder = builder.threads(threads);
                 }
