@@ -1,11 +1,11 @@
 //! Load on a server on the loopback: what serving costs, how long requests take, and what too many of them do.
 //!
 //! ```text
-//! cargo bench --package qwen3-embed-server --bench load -- --model FOLDER [--precision bf16] [--seconds 20]
+//! cargo bench --package qwen3-embed-server --bench load -- --model FOLDER [--precision bf16] [--words 8] [--seconds 20]
 //! ```
 //!
-//! Server, model and clients are in one process and share its cores. Texts are of eight random words each, so
-//! that none has anything in common with another. Rounds alternate between what is compared, and ratios are
+//! Server, model and clients are in one process and share its cores. Texts are of random words, eight of them
+//! unless something else is asked for, so that they have next to nothing in common. Rounds alternate between what is compared, and ratios are
 //! taken within a round.
 
 use std::env;
@@ -39,13 +39,15 @@ struct Load {
     state: AppState,
     url: String,
     client: Client<HttpConnector, Full<Bytes>>,
+    /// Words of a text.
+    words: usize,
     /// Makes every text another one.
     next_text: AtomicUsize,
 }
 
 fn main() -> Result<(), Error> {
     let mut args = env::args().skip(1).filter(|arg| arg != "--bench");
-    let (mut model, mut precision, mut seconds) = (None, Precision::Bf16, 20.0);
+    let (mut model, mut precision, mut words, mut seconds) = (None, Precision::Bf16, 8, 20.0);
     while let Some(arg) = args.next() {
         let value = args.next().ok_or_else(|| format!("{arg} has no value"))?;
         match (arg.as_str(), value.as_str()) {
@@ -53,6 +55,7 @@ fn main() -> Result<(), Error> {
             ("--precision", "f32") => precision = Precision::F32,
             ("--precision", "bf16") => precision = Precision::Bf16,
             ("--precision", "int8") => precision = Precision::Int8,
+            ("--words", _) => words = value.parse()?,
             ("--seconds", _) => seconds = value.parse()?,
             _ => return Err(format!("{arg} {value} is not known").into()),
         }
@@ -63,7 +66,7 @@ fn main() -> Result<(), Error> {
     };
     let embedder = Embedder::builder(model).precision(precision).build()?;
     let runtime = Runtime::new()?;
-    let load = Arc::new(runtime.block_on(Load::start(embedder))?);
+    let load = Arc::new(runtime.block_on(Load::start(embedder, words))?);
     let seconds = Duration::from_secs_f64(seconds);
     let served = saturation(&runtime, &load, seconds)?;
     runtime.block_on(open_loop(&load, served / 2.0, seconds, "half load"))?;
@@ -94,7 +97,7 @@ fn saturation(runtime: &Runtime, load: &Arc<Load>, seconds: Duration) -> Result<
 }
 
 impl Load {
-    async fn start(embedder: Embedder) -> Result<Self, Error> {
+    async fn start(embedder: Embedder, words: usize) -> Result<Self, Error> {
         let state = AppState::new(ServerOptions::default());
         let models = Models { embedder: Some(("model".to_owned(), embedder)), reranker: None };
         let options = ServiceOptions { max_waiting_texts: MAX_WAITING, ..Default::default() };
@@ -108,12 +111,12 @@ impl Load {
             std::future::pending(),
         ));
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Ok(Self { state, url, client, next_text: AtomicUsize::new(0) })
+        Ok(Self { state, url, client, words, next_text: AtomicUsize::new(0) })
     }
 
     fn text(&self) -> String {
         let mut seed = self.next_text.fetch_add(1, Ordering::Relaxed) as u64;
-        let words = (0..8).map(|_| {
+        let words = (0..self.words).map(|_| {
             // The finaliser of splitmix64.
             seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
