@@ -5,11 +5,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 
 use crate::cuda_toolkit::Toolkit;
+use crate::e2e::Clients;
 use crate::{fixtures, invariants, parity, root};
 
 /// Everything that has to hold besides the tests: format, lints, documentation, the layering of the
-/// crates, the fixtures' hashes, parity, the examples, and the feature `cuda`, as far as it goes without a
-/// CUDA device.
+/// crates, the fixtures' hashes, parity, the examples, the server with real clients, and the feature `cuda`,
+/// as far as it goes without a CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -27,13 +28,25 @@ pub(crate) fn run() -> Result<()> {
     for example in ["multilingual_similarity", "retrieve_and_rerank"] {
         step(example, || cargo(&["run", "--release", "--example", example]))?;
     }
-    match Toolkit::assemble(&root().join("target/cuda-toolkit")) {
-        Ok(toolkit) => step("cuda", || cuda(&toolkit)),
-        Err(error) => {
-            println!("\n{0}\nNOT CHECKED: the feature `cuda`: {error:#}\n{0}", "!".repeat(100));
-            Ok(())
+    // What cannot be checked here is said last.
+    let mut unchecked = Vec::new();
+    match Clients::assemble().map(Clients::with_installed_chromium) {
+        Ok(clients) => {
+            step("clients", || clients.check(""))?;
+            if !clients.have_a_browser() {
+                unchecked.push("the playground: there is no Chromium".to_owned());
+            }
         }
+        Err(error) => unchecked.push(format!("the server with real clients: {error:#}")),
     }
+    match Toolkit::assemble(&root().join("target/cuda-toolkit")) {
+        Ok(toolkit) => step("cuda", || cuda(&toolkit))?,
+        Err(error) => unchecked.push(format!("the feature `cuda`: {error:#}")),
+    }
+    for what in unchecked {
+        println!("\n{0}\nNOT CHECKED: {what}\n{0}", "!".repeat(100));
+    }
+    Ok(())
 }
 
 /// The feature `cuda`: lints, a program that is linked and says why it cannot use a device, and the kernels'
@@ -80,9 +93,17 @@ fn cargo(args: &[&str]) -> Result<()> {
     fixtures::succeed(&mut cargo_command(args))
 }
 
-fn cargo_command(args: &[&str]) -> Command {
-    // The cargo that runs this task.
+/// The cargo that runs this task.
+pub(crate) fn cargo_command(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What it says of the package `xtask` would have crates whose build scripts look at it built again.
+    let is_of_this_package =
+        |name: &str| name.starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR";
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(is_of_this_package) {
+            command.env_remove(name);
+        }
+    }
     command.args(args).current_dir(root());
     command
 }

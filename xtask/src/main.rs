@@ -4,6 +4,7 @@
 
 mod ci;
 mod cuda_toolkit;
+mod e2e;
 mod fixtures;
 mod gpu_check;
 mod invariants;
@@ -30,6 +31,7 @@ enum Task {
     RandomCheckpoint(random_checkpoint::Args),
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
+    E2e(e2e::Args),
     Ci,
 }
 
@@ -40,6 +42,7 @@ fn main() -> anyhow::Result<()> {
         Task::RandomCheckpoint(args) => random_checkpoint::run(&args),
         Task::CudaToolkit(args) => cuda_toolkit::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
+        Task::E2e(args) => e2e::run(&args),
         Task::Ci => ci::run(),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use qwen3_embed::{Device, Embedder, Precision, Reranker, ServiceOptions};
-use qwen3_embed_server::{AppState, Models, ServerOptions};
+use qwen3_embed_server::{AppState, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
@@ -16,10 +16,15 @@ use crate::model::PrecisionArg;
 
 /// Serve a model over HTTP, to clients of OpenAI and text-embeddings-inference and to browsers
 #[derive(clap::Args)]
-#[group(id = "models", required = true, multiple = true, args = ["model_path", "reranker_path"])]
 pub(crate) struct Args {
     /// The embedding model: a folder, a .gguf file, or an id of the hub
-    #[arg(long, alias = "model", value_name = "PATH or ID", env = "QWEN3_EMBED_MODEL_PATH")]
+    #[arg(
+        long,
+        alias = "model",
+        value_name = "PATH or ID",
+        required_unless_present = "reranker_path",
+        env = "QWEN3_EMBED_MODEL_PATH"
+    )]
     model_path: Option<String>,
     /// The reranker, alone or beside an embedding model
     #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_RERANKER_PATH")]
@@ -57,9 +62,9 @@ pub(crate) struct Args {
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N", env = "QWEN3_EMBED_THREADS")]
     threads: Option<usize>,
-    /// Tokens that are computed together
-    #[arg(long, value_name = "N", default_value_t = ServiceOptions::default().batch_tokens, env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
-    max_batch_tokens: usize,
+    /// Tokens that are computed together [default: 1024, or 8192 on a CUDA device]
+    #[arg(long, value_name = "N", env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
+    max_batch_tokens: Option<usize>,
     /// Texts that may wait; while so many do, requests are refused with 429
     #[arg(long, value_name = "N", default_value_t = ServiceOptions::default().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
     max_queued_texts: usize,
@@ -69,7 +74,7 @@ pub(crate) struct Args {
     /// Texts that one request may have
     #[arg(long, value_name = "N", default_value_t = ServerOptions::default().max_client_batch_size, env = "QWEN3_EMBED_MAX_CLIENT_BATCH_SIZE")]
     max_client_batch_size: usize,
-    /// The longest text, in tokens [default: what the model is made for]
+    /// The longest text, or the longest prompt of a reranker, in tokens [default: what the model is made for]
     #[arg(long, value_name = "N", env = "QWEN3_EMBED_MAX_LENGTH")]
     max_length: Option<usize>,
     /// Cut longer texts where a request does not say; otherwise they are errors
@@ -113,7 +118,8 @@ enum Dtype {
     Bfloat16,
     #[value(alias = "float")]
     Float32,
-    #[value(alias = "half")]
+    // Refused with the reason.
+    #[value(alias = "half", hide = true)]
     Float16,
 }
 
@@ -153,7 +159,8 @@ async fn serve(args: Args, drain_timeout: Duration) -> Result<()> {
         // A sender that is dropped says the same.
         let _ = stopped.await;
     };
-    let server = qwen3_embed_server::serve(listener, state.clone(), drain_timeout, shutdown);
+    let options = ServeOptions { drain_timeout, ..ServeOptions::default() };
+    let server = qwen3_embed_server::serve(listener, state.clone(), options, shutdown);
     let server = tokio::spawn(server);
     // Probes and clients that come now are told that it is loading.
     writeln!(io::stdout(), "listening on http://{address}")?;
@@ -165,7 +172,10 @@ async fn serve(args: Args, drain_timeout: Duration) -> Result<()> {
         anyhow::Ok(())
     };
     tokio::select! {
-        started = start => started?,
+        started = start => if let Err(error) = started {
+            server.abort();
+            return Err(error);
+        },
         // Nothing was accepted yet.
         () = signals.next() => return Ok(()),
     }
@@ -195,10 +205,18 @@ impl Args {
 
     fn service_options(&self) -> ServiceOptions {
         ServiceOptions {
-            batch_tokens: self.max_batch_tokens,
+            batch_tokens: self.batch_tokens(),
             max_waiting_texts: self.max_queued_texts,
             ..ServiceOptions::default()
         }
+    }
+
+    fn batch_tokens(&self) -> usize {
+        self.max_batch_tokens.unwrap_or(match self.device {
+            Device::Cpu => ServiceOptions::default().batch_tokens,
+            // A device has more to fill, and is done with it sooner.
+            _ => 8192,
+        })
     }
 
     fn load(&self) -> Result<Models> {
@@ -214,7 +232,7 @@ impl Args {
                 };
                 let mut builder = Embedder::builder(source.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.max_batch_tokens);
+                builder = builder.batch_tokens(self.batch_tokens());
                 if let Some(adapter) = &self.adapter {
                     builder = builder.adapter(adapter.as_str());
                 }
@@ -234,7 +252,10 @@ impl Args {
             Some(path) => {
                 let mut builder = Reranker::builder(path.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.max_batch_tokens);
+                builder = builder.batch_tokens(self.batch_tokens());
+                if let Some(max_length) = self.max_length {
+                    builder = builder.max_tokens(max_length);
+                }
                 if let Some(threads) = self.threads {
                     builder = builder.threads(threads);
                 }

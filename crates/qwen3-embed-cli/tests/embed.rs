@@ -92,7 +92,7 @@ fn bad_input_fails_and_is_named() {
         (&[], "{\"text\": \"a\"}\n{\"tokens\": []}\n", "error: text 1 has no tokens"),
         (&[], "{\"tokens\": [9999]}\n", "text 0: token id 9999 at position 0"),
         (&["--max-tokens", "2"], "{\"text\": \"a\"}\n{\"text\": \"a b c d\"}\n", "text 1 has"),
-        (&["--dimensions", "0"], "", "0 dimensions were asked for, there can be 1..=64"),
+        (&["--dimensions", "0"], "", "0 dimensions were asked for, there can be 1 to 64"),
     ];
     for (arguments, input, message) in cases {
         let output = run(arguments, input);

@@ -198,7 +198,7 @@ impl ApiError {
             Error::ServiceDraining => Self::not_running(ServiceState::Draining),
             Error::ServiceStopped => Self::not_running(ServiceState::Stopped),
             Error::Dimensions { got, min, max } => {
-                let message = format!("dimensions is {got}, it must be in {min}..={max}");
+                let message = format!("dimensions is {got}, it must be {min} to {max}");
                 Self::invalid(message).about("dimensions")
             }
             Error::NoSuchPrompt { .. } => Self::invalid(message).about("prompt_name"),

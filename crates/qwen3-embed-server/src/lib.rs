@@ -18,10 +18,8 @@
 //! Every error has the body that OpenAI's clients expect: `{"error": {"message", "type", "param", "code"}}`.
 //!
 //! ```no_run
-//! use std::time::Duration;
-//!
 //! use qwen3_embed::{Embedder, ServiceOptions};
-//! use qwen3_embed_server::{AppState, Models, ServerOptions, serve};
+//! use qwen3_embed_server::{AppState, Models, ServeOptions, ServerOptions, serve};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let state = AppState::new(ServerOptions::default());
@@ -29,7 +27,7 @@
 //! let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").build()?;
 //! let models = Models { embedder: Some(("Qwen3".to_owned(), embedder)), reranker: None };
 //! state.start(models, ServiceOptions::default()).await?;
-//! serve(listener, state, Duration::from_secs(30), std::future::pending()).await?;
+//! serve(listener, state, ServeOptions::default(), std::future::pending()).await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -47,5 +45,5 @@ mod serve;
 mod state;
 
 pub use router::{app, openapi};
-pub use serve::{Unfinished, serve};
+pub use serve::{ServeOptions, Unfinished, serve};
 pub use state::{AppState, Models, Readiness, ServerOptions};

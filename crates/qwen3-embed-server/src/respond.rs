@@ -97,17 +97,18 @@ impl Pieces {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::HttpBody;
     use http_body_util::BodyExt;
     use serde_json::Value;
 
     use super::*;
 
-    fn written(n: usize, dim: usize, rows: Rows) -> (Option<String>, Value) {
+    /// The length that an answer is announced with, and the answer.
+    fn written(n: usize, dim: usize, rows: Rows) -> (Option<u64>, Value) {
         let values = (0..n * dim).map(|i| (i as f32).sin() * 1e-3).collect();
         let embeddings = Embeddings::new(values, dim).unwrap();
         let response = json("{\"data\":[", embeddings, rows, "]}".to_owned());
-        let length = response.headers().get(header::CONTENT_LENGTH);
-        let length = length.map(|length| length.to_str().unwrap().to_owned());
+        let length = response.body().size_hint().exact();
         let body = futures_executor::block_on(response.into_body().collect()).unwrap().to_bytes();
         (length, serde_json::from_slice(&body).unwrap())
     }

@@ -1,31 +1,49 @@
 use std::fmt;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use futures_util::FutureExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
 use crate::{AppState, app};
 
-/// How long a request's head may take, and how long a connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long a client may take to read the next piece of an answer.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Connections that are open at once; further ones wait to be accepted.
-const MAX_CONNECTIONS: usize = 8192;
-
 /// How long no connection is accepted when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How connections are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServeOptions {
+    /// How long requests have to finish when the server is told to end. Default: 30 s.
+    pub drain_timeout: Duration,
+    /// How long the head of a request may take to arrive, and how long a connection may be without a
+    /// request. Default: 60 s.
+    pub head_timeout: Duration,
+    /// How long a client may take to read the next piece of an answer. Default: 60 s.
+    pub write_timeout: Duration,
+    /// Connections that are open at once; further ones wait to be accepted. Default: 8192.
+    pub max_connections: usize,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            drain_timeout: Duration::from_secs(30),
+            head_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            max_connections: 8192,
+        }
+    }
+}
 
 /// Requests were not finished in time.
 #[derive(Debug)]
@@ -44,9 +62,7 @@ impl std::error::Error for Unfinished {}
 
 /// Answers requests until `shutdown` is ready. From then on `/readyz` says that the end is near, no connection
 /// is accepted, requests that have begun are answered, and what is queued is computed, all within
-/// `drain_timeout`.
-///
-/// A client that is slow to send a request or to read its answer is cut off after a minute.
+/// [`ServeOptions::drain_timeout`].
 ///
 /// # Errors
 ///
@@ -54,30 +70,64 @@ impl std::error::Error for Unfinished {}
 pub async fn serve(
     listener: TcpListener,
     state: AppState,
-    drain_timeout: Duration,
+    options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Unfinished> {
-    let router = app(state.clone());
-    let connections = GracefulShutdown::new();
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let permits = options.max_connections.clamp(1, Semaphore::MAX_PERMITS);
+    let server = Server {
+        router: app(state.clone()),
+        permits: Arc::new(Semaphore::new(permits)),
+        connections: GracefulShutdown::new(),
+        options,
+    };
     let mut shutdown = pin!(shutdown);
     loop {
-        // The semaphore is never closed.
-        let permit = Arc::clone(&permits).acquire_owned().await;
-        let stream = tokio::select! {
+        tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    pause_after(&error).await;
-                    continue;
-                }
-            },
+            () = server.accept(&listener) => {}
+        }
+    }
+    state.announce_end();
+    // Clients that are connected as far as the system is concerned, and may have sent a request.
+    while server.accept(&listener).now_or_never().is_some() {}
+    drop(listener);
+    tracing::info!("finishing what was accepted");
+    let Server { connections, options: ServeOptions { drain_timeout, .. }, .. } = server;
+    let finish = async {
+        // First the requests that have begun: their texts may not be queued yet.
+        connections.shutdown().await;
+        state.drain().await;
+    };
+    timeout(drain_timeout, finish).await.map_err(|_| Unfinished { deadline: drain_timeout })
+}
+
+struct Server {
+    router: Router,
+    permits: Arc<Semaphore>,
+    connections: GracefulShutdown,
+    options: ServeOptions,
+}
+
+impl Server {
+    /// Accepts a connection and has it served.
+    async fn accept(&self, listener: &TcpListener) {
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => return pause_after(&error).await,
         };
-        let service = TowerToHyperService::new(router.clone());
-        let connection = http1().serve_connection(timed(stream), service);
-        let connection = connections.watch(connection);
+        // A small answer goes out at once. Where the system cannot do that, it goes out a little later.
+        let _ = stream.set_nodelay(true);
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.options.write_timeout));
+        let service = TowerToHyperService::new(self.router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.options.head_timeout)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
+        let connection = self.connections.watch(connection);
         tokio::spawn(async move {
             // A client that breaks off is no error of ours.
             if let Err(error) = connection.await {
@@ -86,31 +136,6 @@ pub async fn serve(
             drop(permit);
         });
     }
-    state.announce_end();
-    drop(listener);
-    tracing::info!("finishing what was accepted");
-    let deadline = Instant::now() + drain_timeout;
-    let finish = async {
-        // First the requests that have begun: their texts may not be queued yet.
-        connections.shutdown().await;
-        state.drain().await;
-    };
-    timeout_at(deadline, finish).await.map_err(|_| Unfinished { deadline: drain_timeout })
-}
-
-fn http1() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder
-}
-
-/// A connection whose client does not read for ever.
-fn timed(stream: TcpStream) -> TokioIo<Pin<Box<TimeoutStream<TcpStream>>>> {
-    // A small answer goes out at once. Where the system cannot do that, it goes out a little later.
-    let _ = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    TokioIo::new(Box::pin(stream))
 }
 
 /// An error of the connection concerns its client alone; others, such as too many open files, may pass.

@@ -129,7 +129,7 @@ mod tests {
             for got in [0, min - 1, hidden_size + 1, usize::MAX] {
                 let error = check_dimensions(got, hidden_size).unwrap_err();
                 let range =
-                    format!("{got} dimensions were asked for, there can be {min}..={hidden_size}");
+                    format!("{got} dimensions were asked for, there can be {min} to {hidden_size}");
                 assert_eq!(error.to_string(), range);
             }
         }

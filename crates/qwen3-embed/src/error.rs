@@ -88,7 +88,7 @@ pub enum Error {
         max: usize,
     },
     /// The number of dimensions is not one that the vectors can be cut to.
-    #[error("{got} dimensions were asked for, there can be {min}..={max}")]
+    #[error("{got} dimensions were asked for, there can be {min} to {max}")]
     Dimensions {
         /// The number that was asked for.
         got: usize,

@@ -102,8 +102,8 @@ fn dimensions_are_cut_first_and_normalised_second() {
 #[test]
 fn settings_out_of_range_are_refused_with_the_range() {
     let cases = [
-        (builder("base").dimensions(0), "0 dimensions were asked for, there can be 1..=64"),
-        (builder("base").dimensions(65), "65 dimensions were asked for, there can be 1..=64"),
+        (builder("base").dimensions(0), "0 dimensions were asked for, there can be 1 to 64"),
+        (builder("base").dimensions(65), "65 dimensions were asked for, there can be 1 to 64"),
         (builder("base").max_tokens(0), "max_tokens is 0, it must be in 1..=8192"),
         (builder("base").max_tokens(8193), "max_tokens is 8193, it must be in 1..=8192"),
         (builder("base").threads(0), "threads is 0, it must be in 1..=1024"),

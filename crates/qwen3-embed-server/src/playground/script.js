@@ -46,7 +46,6 @@ const missing = (message, field) => Object.assign(new Error(message), { field })
 /** A route's address: beside this page's, and without what `user:password@` may stand in its own. */
 const url = (path) => new URL(path, location.origin + location.pathname).href;
 
-/** JSON's value, or nothing where a text is none. */
 function parsed(json) {
   try {
     return JSON.parse(json);
@@ -55,7 +54,6 @@ function parsed(json) {
   }
 }
 
-/** A route's answer. */
 async function fetched(path, options) {
   const response = await fetch(url(path), options);
   const body = await response.text();
@@ -105,16 +103,13 @@ const SNIPPETS = {
   },
 
   python(requests, key) {
-    const embeds = requests[0].path.endsWith("embeddings");
-    const calls = requests.map(({ path, body }, i) => {
-      const name = requests.length > 1 ? ["query", "documents"][i] : "response";
-      return embeds ? openaiCall(name, body) : httpxCall(name, url(path), body, key);
-    });
-    const environment = key ? "import os\n\n" : "";
-    if (!embeds) return `${environment}import httpx\n\n${calls.join("\n")}`;
+    const os = key ? "import os\n" : "";
+    if (!requests[0].path.endsWith("embeddings")) return urllibCall(requests[0], os);
+    const names = requests.length > 1 ? ["query", "documents"] : ["response"];
+    const calls = requests.map(({ body }, i) => openaiCall(names[i], body)).join("\n");
     const apiKey = key ? 'os.environ["API_KEY"]' : '"EMPTY"';
-    const client = `client = OpenAI(base_url=${python(url("v1"))}, api_key=${apiKey})\n`;
-    return `${environment}from openai import OpenAI\n\n${client}${calls.join("")}`;
+    const client = `client = OpenAI(base_url=${python(url("v1"))}, api_key=${apiKey})`;
+    return `${os}${os && "\n"}from openai import OpenAI\n\n${client}\n${calls}`;
   },
 };
 
@@ -128,9 +123,17 @@ function openaiCall(name, { encoding_format: chosenByTheClient, instruct, prompt
   return `${name} = client.embeddings.create(\n${passed})\n`;
 }
 
-function httpxCall(name, address, body, key) {
-  const headers = key ? `    headers={"authorization": f"Bearer {os.environ['API_KEY']}"},\n` : "";
-  return `${name} = httpx.post(\n    ${python(address)},\n${headers}    json=${python(body)},\n).raise_for_status().json()\n`;
+/** No package that a client of `v1/embeddings` has speaks of ranking. */
+function urllibCall({ path, body }, os) {
+  const authorization = os && `, "authorization": "Bearer " + os.environ["API_KEY"]`;
+  return `import json\n${os}import urllib.request\n
+request = urllib.request.Request(
+    ${python(url(path))},
+    json.dumps(${python(body)}).encode(),
+    {"content-type": "application/json"${authorization}},
+)
+with urllib.request.urlopen(request) as response:
+    results = json.load(response)["results"]\n`;
 }
 
 // ---- Controls ----
@@ -157,9 +160,7 @@ class TextList {
     this.number();
   }
 
-  get boxes() {
-    return [...this.list.querySelectorAll("textarea")];
-  }
+  get boxes() { return [...this.list.querySelectorAll("textarea")]; }
 
   /** Adds an empty box, behind another or at the end. */
   add(after = null) {

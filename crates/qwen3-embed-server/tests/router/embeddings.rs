@@ -223,13 +223,13 @@ async fn options_that_cannot_be_are_refused() {
         (
             r#"{"input":"a","dimensions":257}"#,
             "dimensions",
-            "dimensions is 257, it must be in 1..=256",
+            "dimensions is 257, it must be 1 to 256",
         ),
-        (r#"{"input":"a","dimensions":0}"#, "dimensions", "dimensions is 0, it must be in 1..=256"),
+        (r#"{"input":"a","dimensions":0}"#, "dimensions", "dimensions is 0, it must be 1 to 256"),
         (
             r#"{"input":"a","dimensions":18446744073709551615}"#,
             "dimensions",
-            "dimensions is 18446744073709551615, it must be in 1..=256",
+            "dimensions is 18446744073709551615, it must be 1 to 256",
         ),
         (
             r#"{"input":"a","prompt_name":"question"}"#,

@@ -79,7 +79,7 @@ async fn embed_names_what_is_wrong() {
         (
             r#"{"inputs":"a","dimensions":300}"#,
             "dimensions",
-            "dimensions is 300, it must be in 1..=256",
+            "dimensions is 300, it must be 1 to 256",
         ),
         (
             r#"{"inputs":"a","truncation_direction":"up"}"#,

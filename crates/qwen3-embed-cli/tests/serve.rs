@@ -1,0 +1,236 @@
+//! The command `serve`: flags, environment, and how it ends.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+fn fixture(name: &str) -> String {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    root.join(name).to_str().unwrap().to_owned()
+}
+
+/// The server as a process, which is killed when a test fails.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
+    command.arg("serve").args(arguments).env_clear().envs(environment.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+impl Server {
+    fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = command(arguments, environment).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").unwrap().parse().unwrap();
+        let server = Self { child, address };
+        while server.get("/readyz").0 != 200 {
+            thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        ask(self.address, &format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"))
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        ask(self.address, &post(path, body))
+    }
+
+    /// Waits until texts wait.
+    fn wait_for_texts(&self) {
+        let none = "waiting_texts{model=\"embedder\"} 0";
+        while self.get("/metrics").1.contains(none) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let mut kill = Command::new("kill");
+        kill.args([format!("-{name}"), self.child.id().to_string()]);
+        assert!(kill.status().unwrap().success());
+    }
+
+    /// Waits for the end of the process: its status and what it has said on standard error.
+    fn ended(mut self) -> (ExitStatus, String) {
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap(), said)
+    }
+}
+
+fn post(path: &str, body: &Value) -> String {
+    let body = body.to_string();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// The status of an answer, and its body.
+fn ask(address: SocketAddr, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head["HTTP/1.1 ".len()..][..3].parse().unwrap(), body.to_owned())
+}
+
+/// What takes the tiny model a while: long texts that have nothing in common.
+fn work(n: usize) -> Value {
+    let text = |i: usize| (0..100).map(|word| format!("{} ", i * 7919 + word)).collect::<String>();
+    json!({ "input": (0..n).map(text).collect::<Vec<_>>(), "encoding_format": "base64" })
+}
+
+#[test]
+fn the_command_line_of_sglang_serves_the_model() {
+    let server = Server::start(
+        &[
+            "--model-path",
+            &fixture("models/wide"),
+            "--served-model-name",
+            "Qwen/Qwen3-Embedding-4B",
+            "--port",
+            "0",
+            "--host",
+            "127.0.0.1",
+            "--is-embedding",
+            "--trust-remote-code",
+            "--tokenizer-mode",
+            "auto",
+            "--dtype",
+            "float32",
+        ],
+        &[],
+    );
+    let request = json!({ "model": "Qwen/Qwen3-Embedding-4B", "input": "The weather is great" });
+    let (status, body) = server.post("/v1/embeddings", &request);
+    assert_eq!(status, 200, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["model"], "Qwen/Qwen3-Embedding-4B");
+    assert_eq!(body["data"][0]["embedding"].as_array().unwrap().len(), 256);
+    let (_, info) = server.get("/info");
+    assert_eq!(serde_json::from_str::<Value>(&info).unwrap()["model_dtype"], "float32");
+    server.signal("TERM");
+    let (status, said) = server.ended();
+    assert!(status.success(), "{said}");
+    assert!(said.contains("--trust-remote-code does nothing"), "{said}");
+    assert!(said.contains("--tokenizer-mode does nothing"), "{said}");
+}
+
+#[test]
+fn everything_can_be_set_in_the_environment() {
+    let wide = fixture("models/wide");
+    let reranker = fixture("rerankers/tied");
+    let environment = [
+        ("QWEN3_EMBED_MODEL_PATH", wide.as_str()),
+        ("QWEN3_EMBED_RERANKER_PATH", reranker.as_str()),
+        ("QWEN3_EMBED_PORT", "0"),
+        ("QWEN3_EMBED_API_KEY", "secret"),
+        ("QWEN3_EMBED_LOG_FORMAT", "json"),
+    ];
+    let server = Server::start(&[], &environment);
+    let (status, body) = server.post("/v1/embeddings", &json!({ "input": "a" }));
+    assert_eq!(status, 401, "{body}");
+    let authorized = post("/v1/rerank", &json!({ "query": "a", "documents": ["b"] }))
+        .replace("host: a", "host: a\r\nauthorization: Bearer secret");
+    let (status, body) = ask(server.address, &authorized);
+    assert_eq!(status, 200, "{body}");
+    server.signal("INT");
+    let (status, said) = server.ended();
+    assert!(status.success(), "{said}");
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answered = lines.iter().find(|line| line["span"]["path"] == "/v1/rerank").unwrap();
+    assert_eq!((&answered["message"], &answered["status"]), (&json!("answered"), &json!(200)));
+    assert!(answered["span"]["id"].is_string() && answered["latency_ms"].is_number(), "{answered}");
+    assert!(!said.contains("secret"));
+}
+
+#[test]
+fn a_request_that_was_accepted_is_answered_after_sigterm() {
+    let arguments = ["--model-path", &fixture("models/wide"), "--port", "0"];
+    let server = Server::start(&[&arguments[..], &["--max-batch-tokens", "1"]].concat(), &[]);
+    let address = server.address;
+    let asked = thread::spawn(move || ask(address, &post("/v1/embeddings", &work(100))));
+    server.wait_for_texts();
+    server.signal("TERM");
+    let (status, body) = asked.join().unwrap();
+    assert_eq!(status, 200, "{body:.300}");
+    assert!(body.contains("\"index\":99"));
+    let (status, said) = server.ended();
+    assert!(status.success(), "{said}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once_and_a_deadline_is_kept() {
+    for (timeout, signals, code) in [("600", 2, 130), ("0.05", 1, 1)] {
+        let model = fixture("models/wide");
+        let arguments = ["--model-path", &model, "--port", "0", "--max-batch-tokens", "1"];
+        let arguments = [&arguments[..], &["--drain-timeout", timeout]].concat();
+        let server = Server::start(&arguments, &[]);
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.write_all(post("/v1/embeddings", &work(200)).as_bytes()).unwrap();
+        server.wait_for_texts();
+        server.signal("TERM");
+        if signals == 2 {
+            // Until it has taken notice of the first: two that wait are one.
+            while TcpStream::connect(server.address).is_ok() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            server.signal("TERM");
+        }
+        let (status, said) = server.ended();
+        assert_eq!(status.code(), Some(code), "{said}");
+        assert_eq!(said.contains("requests were not finished within 50ms"), signals == 1, "{said}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_said() {
+    let wide = fixture("models/wide");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let cases: [(&[&str], &str); 8] = [
+        (&["--port", "0"], "required arguments were not provided"),
+        (
+            &["--model-path", "/no/such/folder", "--port", "0"],
+            "there is no model at `/no/such/folder`",
+        ),
+        (&["--model-path", &wide, "--port", &port], "Address already in use"),
+        (&["--model-path", &wide, "--port", "0", "--host", "no such host"], "no such host:0"),
+        (
+            &["--model-path", &wide, "--port", "0", "--dtype", "half"],
+            "float16 is no precision here",
+        ),
+        (&["--model-path", &wide, "--port", "0", "--revision", "main"], "--revision is for ids"),
+        (&["--model-path", &wide, "--port", "0", "--max-batch-tokens", "0"], "batch_tokens is 0"),
+        (&["--model-path", &wide, "--port", "0", "--drain-timeout=-1"], "--drain-timeout"),
+    ];
+    for (arguments, expected) in cases {
+        let output = command(arguments, &[]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+    }
+}

@@ -1,0 +1,206 @@
+//! The server on sockets of the loopback: what slow, silent and vanishing clients do, and how it ends.
+#![allow(clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use qwen3_embed::{Embedder, ServiceOptions};
+use qwen3_embed_server::{
+    AppState, Models, Readiness, ServeOptions, ServerOptions, Unfinished, serve,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+/// Long enough that what should happen has happened.
+const LONG: Duration = Duration::from_secs(60);
+
+struct Server {
+    address: SocketAddr,
+    state: AppState,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<Result<(), Unfinished>>,
+}
+
+async fn start(options: ServeOptions, service: ServiceOptions) -> Server {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/wide");
+    let embedder = Embedder::builder(folder).build().unwrap();
+    let state = AppState::new(ServerOptions::default());
+    let models = Models { embedder: Some(("wide".to_owned(), embedder)), reranker: None };
+    state.start(models, service).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel();
+    let ended = tokio::spawn(serve(listener, state.clone(), options, async {
+        let _ = stopped.await;
+    }));
+    Server { address, state, stop, ended }
+}
+
+/// A request for the embeddings of `n` texts.
+fn request(n: usize, connection: &str) -> String {
+    let texts: Vec<String> = (0..n).map(|i| format!("text {i} of a request")).collect();
+    request_for(&texts, connection)
+}
+
+fn request_for(texts: &[String], connection: &str) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| format!("\"{text}\"")).collect();
+    let body = format!("{{\"input\":[{}],\"encoding_format\":\"base64\"}}", texts.join(","));
+    let length = body.len();
+    format!(
+        "POST /v1/embeddings HTTP/1.1\r\nhost: a\r\nconnection: {connection}\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// Sends a request on a connection of its own and reads the whole answer.
+async fn ask(address: SocketAddr, n: usize) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(request(n, "close").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Waits until `holds` does.
+async fn until(holds: impl Fn() -> bool) {
+    let wait = async {
+        while !holds() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(LONG, wait).await.unwrap();
+}
+
+/// Reads until the server closes the connection.
+async fn closed(mut stream: TcpStream) -> String {
+    let mut rest = String::new();
+    timeout(LONG, stream.read_to_string(&mut rest)).await.unwrap().unwrap();
+    rest
+}
+
+#[tokio::test]
+async fn a_request_that_has_begun_is_answered_after_the_end_is_announced() {
+    // A batch for every text, so that the request takes its time.
+    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let server = start(ServeOptions::default(), service).await;
+    let asked = tokio::spawn(ask(server.address, 500));
+    let idle = TcpStream::connect(server.address).await.unwrap();
+    let service = server.state.embedder().unwrap().clone();
+    until(|| service.waiting_texts() > 0).await;
+    server.stop.send(()).unwrap();
+    until(|| server.state.readiness() != Readiness::Ready).await;
+    let answer = asked.await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
+    assert!(
+        answer.contains("\"index\":499") && answer.ends_with("}}\r\n0\r\n\r\n"),
+        "{answer:.300}"
+    );
+    // A connection without a request is closed, and keeps nobody waiting.
+    assert_eq!(closed(idle).await, "");
+    server.ended.await.unwrap().unwrap();
+    assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+#[tokio::test]
+async fn under_load_every_request_is_answered_or_not_connected() {
+    let server = start(ServeOptions::default(), ServiceOptions::default()).await;
+    let address = server.address;
+    let clients: Vec<_> = (0..32)
+        .map(|_| {
+            tokio::spawn(async move {
+                let mut n_answered = 0;
+                // Until the server does not listen any more.
+                while let Ok(mut stream) = TcpStream::connect(address).await {
+                    stream.write_all(request(1, "close").as_bytes()).await.unwrap();
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).await.unwrap();
+                    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
+                    n_answered += 1;
+                }
+                n_answered
+            })
+        })
+        .collect();
+    let service = server.state.embedder().unwrap().clone();
+    until(|| service.waiting_texts() > 2).await;
+    server.stop.send(()).unwrap();
+    server.ended.await.unwrap().unwrap();
+    let mut n_answered = 0;
+    for client in clients {
+        n_answered += client.await.unwrap();
+    }
+    assert!(n_answered > 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_finished_in_time_is_said() {
+    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let options = ServeOptions { drain_timeout: Duration::ZERO, ..ServeOptions::default() };
+    let server = start(options, service).await;
+    let asked = tokio::spawn(ask(server.address, 2000));
+    let service = server.state.embedder().unwrap().clone();
+    until(|| service.waiting_texts() > 0).await;
+    server.stop.send(()).unwrap();
+    let error = server.ended.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "requests were not finished within 0ns");
+    asked.abort();
+}
+
+#[tokio::test]
+async fn texts_of_a_client_that_vanishes_are_not_computed() {
+    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let server = start(ServeOptions::default(), service).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(request(2000, "close").as_bytes()).await.unwrap();
+    let service = server.state.embedder().unwrap().clone();
+    until(|| service.waiting_texts() > 0).await;
+    drop(stream);
+    until(|| service.waiting_texts() == 0).await;
+    let n_tokens = service.model().sharing_counts().n_tokens;
+    assert!(ask(server.address, 1).await.unwrap().starts_with("HTTP/1.1 200 OK"));
+    // Not the 2,000 texts of 6 tokens or more.
+    assert!(service.model().sharing_counts().n_tokens < 12_000, "{n_tokens} tokens before");
+}
+
+#[tokio::test]
+async fn a_thousand_silent_clients_keep_nobody_waiting_and_are_cut_off() {
+    let options = ServeOptions { head_timeout: Duration::from_secs(3), ..ServeOptions::default() };
+    // Two file descriptors for each, both ends being here.
+    rlimit::increase_nofile_limit(4096).unwrap();
+    let server = start(options, ServiceOptions::default()).await;
+    let mut silent = Vec::new();
+    for i in 0..1000 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        if i % 2 == 0 {
+            stream.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost:").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    assert!(ask(server.address, 1).await.unwrap().starts_with("HTTP/1.1 200 OK"));
+    for stream in silent {
+        let said = closed(stream).await;
+        assert!(said.is_empty() || said.starts_with("HTTP/1.1 408"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let options =
+        ServeOptions { write_timeout: Duration::from_millis(200), ..ServeOptions::default() };
+    let server = start(options, ServiceOptions::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    // Answers of more bytes than the system keeps for a client that does not read. Equal texts are computed
+    // once, so that nothing but writing takes time.
+    let many = request_for(&vec!["a".to_owned(); 2000], "keep-alive").repeat(20);
+    let (mut reading, mut writing) = stream.split();
+    let _ = timeout(Duration::from_secs(2), writing.write_all(many.as_bytes())).await;
+    sleep(Duration::from_secs(3)).await;
+    let mut answers = Vec::new();
+    let read = timeout(LONG, reading.read_to_end(&mut answers)).await.unwrap();
+    // What was under way arrives, and then nothing: 20 answers have 2.7 MB each.
+    assert!(read.is_err() || answers.len() < 20 * 2_700_000, "{} bytes", answers.len());
+}

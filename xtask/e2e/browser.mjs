@@ -1,0 +1,43 @@
+// A page in headless Chromium that tells what went wrong on it.
+
+import assert from "node:assert/strict";
+import { chromium } from "playwright-core";
+
+// Nothing but the page may use the network.
+const QUIET = ["quic", "background-networking", "component-update", "sync", "gpu"].map((what) => `--disable-${what}`);
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM,
+  args: ["--no-sandbox", "--no-first-run", ...QUIET],
+});
+
+/** Opens the page of a server. `faults` collects what a page that works has none of. */
+export async function open(address, options = {}, prepare = async () => {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+  context.setDefaultTimeout(30_000);
+  const page = await context.newPage();
+  const faults = [];
+  page.on("pageerror", (error) => faults.push(error.message));
+  page.on("console", (message) => {
+    // Chromium reports every status that is not 200, whether the page has reckoned with it or not.
+    const isStatus = message.text().startsWith("Failed to load resource: the server responded with a status");
+    if (["error", "warning"].includes(message.type()) && !isStatus) faults.push(message.text());
+  });
+  page.on("request", (request) => {
+    if (!request.url().startsWith(`${address}/`)) faults.push(`asks ${request.url()}`);
+  });
+  await prepare(page);
+  const response = await page.goto(`${address}/`);
+  assert.equal(response.status(), 200);
+  assert.match(response.headers()["content-security-policy"] ?? "", /default-src 'self'/);
+  return { page, faults };
+}
+
+/** Ends the browser, however the script ends. */
+export async function closing(work) {
+  try {
+    await work();
+  } finally {
+    await browser.close();
+  }
+}

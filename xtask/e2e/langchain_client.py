@@ -1,0 +1,43 @@
+"""LangChain's OpenAIEmbeddings.
+
+By default it sends token ids of OpenAI's tokenizer, which mean nothing to this model: programs turn that off
+with `check_embedding_ctx_length=False`. Those who forget should hear of it and not get vectors of nonsense.
+"""
+
+import numpy as np
+import openai
+from langchain_openai import OpenAIEmbeddings
+from openai import OpenAI
+
+from expect import ADDRESS, MODEL, WEATHER, refused
+
+client = OpenAI(api_key="EMPTY", base_url=f"{ADDRESS}/v1", max_retries=0)
+
+
+def embedder(**options):
+    return OpenAIEmbeddings(
+        model=MODEL,
+        api_key="EMPTY",
+        base_url=f"{ADDRESS}/v1",
+        check_embedding_ctx_length=False,
+        max_retries=0,
+        **options,
+    )
+
+
+def embed(texts, **options):
+    answer = client.embeddings.create(model=MODEL, input=texts, **options)
+    return [item.embedding for item in answer.data]
+
+
+expected = embed(WEATHER)
+assert np.array_equal(expected, embedder().embed_documents(WEATHER))
+assert np.array_equal(expected[1], embedder().embed_query(WEATHER[1]))
+# It sends a request for every so many texts, and puts the answers together.
+assert np.array_equal(expected, embedder(chunk_size=3).embed_documents(WEATHER))
+assert np.array_equal(embed(WEATHER, dimensions=64), embedder(dimensions=64).embed_documents(WEATHER))
+
+# "The weather is great today" in the tokens of OpenAI's cl100k_base.
+foreign = [[791, 9282, 374, 2294, 3432]]
+refused(openai.BadRequestError, "input", ["9282"], lambda: embed(foreign))
+assert np.array_equal(expected, embed(WEATHER))

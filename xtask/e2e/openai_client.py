@@ -1,0 +1,145 @@
+"""The openai package: what it may send, what it decodes, and the exceptions that errors become."""
+
+import asyncio
+import base64
+import json
+
+import numpy as np
+import openai
+from openai import AsyncOpenAI, OpenAI
+
+from expect import ADDRESS, FIXTURES, MODEL, WEATHER, refused
+
+client = OpenAI(api_key="EMPTY", base_url=f"{ADDRESS}/v1", max_retries=0)
+golden = json.loads((FIXTURES / "models/wide/golden.json").read_text())
+info = json.loads(client.get(f"{ADDRESS}/info", cast_to=str))["embedder"]
+
+
+def create(texts, **options):
+    return client.embeddings.create(model=MODEL, input=texts, **options)
+
+
+def embed(texts, **options):
+    return np.float32([item.embedding for item in create(texts, **options).data])
+
+
+def unit(rows):
+    rows = np.float64(rows)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def vectors_are_those_of_transformers():
+    """As text and as token ids: ids are taken as they are, the end-of-text token included."""
+    for i, (text, tokens) in enumerate(zip(golden["texts"], golden["tokens"])):
+        expected = unit(golden["embeddings"][i])
+        inputs = [tokens, [tokens]] + ([text] if text else [])
+        for given in inputs:
+            answer = create(given)
+            error = np.abs(answer.data[0].embedding - expected).max()
+            assert error < 1e-5, f"text {i}: off by {error}"
+            assert answer.usage.prompt_tokens == answer.usage.total_tokens == len(tokens)
+            assert answer.model == MODEL
+    several = create(golden["tokens"][:4])
+    assert several.usage.total_tokens == sum(map(len, golden["tokens"][:4]))
+    assert np.array_equal(np.float32([item.embedding for item in several.data]), embed(WEATHER))
+
+
+def base64_and_decimals_are_the_same_bits():
+    assert WEATHER == golden["texts"][:4]
+    default = embed(WEATHER)
+    decimals = embed(WEATHER, encoding_format="float")
+    encoded = [item.embedding for item in create(WEATHER, encoding_format="base64").data]
+    decoded = np.array([np.frombuffer(base64.b64decode(text), "<f4") for text in encoded])
+    assert default.tobytes() == decimals.tobytes() == decoded.tobytes()
+
+
+def fewer_dimensions_are_the_first_ones_at_unit_length():
+    whole = embed(WEATHER)
+    assert whole.shape == (4, info["dimensions"])
+    for dimensions in [info["min_dimensions"], 33, 64, info["dimensions"]]:
+        cut = embed(WEATHER, dimensions=dimensions)
+        assert cut.shape == (4, dimensions)
+        error = np.abs(cut - unit(whole[:, :dimensions])).max()
+        # Each value is rounded a few times on the way.
+        assert error <= 4 * np.finfo(np.float32).eps, error
+
+
+def instructions_go_before_texts():
+    task = "Given a web search query, retrieve relevant passages that answer the query"
+    query = "What is the capital of China?"
+    plain = embed([f"Instruct: {task}\nQuery:{query}"])
+    for extension in [{"prompt_name": "query"}, {"instruct": task}]:
+        assert np.array_equal(plain, embed(query, extra_body=extension)), extension
+    assert np.array_equal(embed(query), embed(query, extra_body={"prompt_name": "document"}))
+    assert not np.array_equal(plain, embed(query))
+
+
+def other_fields_are_taken():
+    plain = embed(WEATHER[0])
+    assert np.array_equal(plain, embed(WEATHER[0], user="someone", extra_body={"whatever": [1]}))
+    long = embed(WEATHER[0], extra_body={"normalize": False})
+    assert np.abs(long - golden["embeddings"][0]).max() < 1e-4
+    too_long = "a b " * info["max_input_length"]
+    cut = create(too_long, extra_body={"truncate": True})
+    assert cut.usage.total_tokens == info["max_input_length"]
+    left = create(too_long, extra_body={"truncate": True, "truncation_side": "left"})
+    assert left.usage.total_tokens == info["max_input_length"]
+
+
+def models_are_listed():
+    assert MODEL in [model.id for model in client.models.list()]
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+def errors_are_exceptions_of_their_kind():
+    bad = openai.BadRequestError
+    limit = info["max_input_length"]
+    too_long = "a b " * limit
+    many = ["a"] * 2049
+    for param, words, call in [
+        ("dimensions", ["0", str(info["dimensions"])], lambda: create("a", dimensions=0)),
+        ("dimensions", ["100000"], lambda: create("a", dimensions=100_000)),
+        ("dimensions", [], lambda: create("a", dimensions="many")),
+        ("input", [], lambda: create("")),
+        ("input", [], lambda: create([])),
+        ("input", ["input[1]"], lambda: create(["a", "", "b"])),
+        ("input", ["input[2]"], lambda: create([[1], [2], []])),
+        ("input", ["input[1]", str(limit), "truncate"], lambda: create(["a", too_long])),
+        ("input", ["2048", "2049"], lambda: create(many)),
+        ("input", ["9906"], lambda: create([9906, 1917])),
+        ("input", ["input[1]", "1000000"], lambda: create([[5, 6], [7, 1_000_000]])),
+        ("input", ["-1"], lambda: create([-1])),
+        ("input", [], lambda: create([1.5])),
+        ("input", [], lambda: create([None])),
+        ("input", [], lambda: create({"text": "a"})),
+        ("encoding_format", ["hex"], lambda: create("a", encoding_format="hex")),
+        ("prompt_name", ["poem"], lambda: create("a", extra_body={"prompt_name": "poem"})),
+        ("instruct", [], lambda: create("a", extra_body={"instruct": 5})),
+    ]:
+        refused(bad, param, words, call)
+    other = lambda: client.embeddings.create(model="text-embedding-3-small", input="a")
+    refused(openai.NotFoundError, "model", ["text-embedding-3-small", MODEL], other)
+    refused(openai.NotFoundError, "model", ["nobody/nothing"], lambda: client.models.retrieve("nobody/nothing"))
+    refused(openai.NotFoundError, None, ["/v1/poems"], lambda: client.post("/poems", cast_to=str))
+    method = refused(openai.APIStatusError, None, ["GET"], lambda: client.get("/embeddings", cast_to=str))
+    assert method.status_code == 405, method
+    assert method.response.headers["allow"] == "POST", method.response.headers
+    create("still there")
+
+
+async def many_at_once_get_their_own():
+    one_by_one = [embed(f"text {i}")[0] for i in range(32)]
+    async with AsyncOpenAI(api_key="EMPTY", base_url=f"{ADDRESS}/v1", max_retries=0) as many:
+        calls = [many.embeddings.create(model=MODEL, input=f"text {i}") for i in range(32)]
+        together = [answer.data[0].embedding for answer in await asyncio.gather(*calls)]
+    assert np.array_equal(one_by_one, np.float32(together))
+
+
+vectors_are_those_of_transformers()
+base64_and_decimals_are_the_same_bits()
+fewer_dimensions_are_the_first_ones_at_unit_length()
+instructions_go_before_texts()
+other_fields_are_taken()
+models_are_listed()
+errors_are_exceptions_of_their_kind()
+asyncio.run(many_at_once_get_their_own())
