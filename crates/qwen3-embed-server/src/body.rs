@@ -82,11 +82,26 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
         let is_syntax = error.inner().classify() != Category::Data;
         match (is_syntax, path.as_str()) {
             (true, _) => ApiError::invalid(format!("the body is not JSON: {}", error.inner())),
-            (false, ".") => ApiError::invalid(error.inner().to_string()),
+            (false, ".") => {
+                let message = error.inner().to_string();
+                let field = named(&message).map(str::to_owned);
+                let error = ApiError::invalid(message);
+                match field {
+                    Some(field) => error.about(field),
+                    None => error,
+                }
+            }
             (false, _) => ApiError::invalid(format!("{path}: {}", error.inner())).about(path),
         }
     })?;
     let rest = deserializer.end();
     rest.map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
     Ok(value)
+}
+
+/// The field that a message of serde's is about, where it is missing or there twice.
+fn named(message: &str) -> Option<&str> {
+    let rest = message.strip_prefix("missing field `");
+    let rest = rest.or_else(|| message.strip_prefix("duplicate field `"))?;
+    Some(rest.split_once('`')?.0)
 }

@@ -234,8 +234,10 @@ impl IntoResponse for ApiError {
         }
         if is_unauthorized {
             // With Basic, a browser asks for the key as a password and shows the page then.
-            let challenges = "Bearer, Basic realm=\"qwen3-embed\", charset=\"UTF-8\"";
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenges));
+            // Chromium reads one challenge from a line.
+            for challenge in ["Bearer", "Basic realm=\"qwen3-embed\", charset=\"UTF-8\""] {
+                headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
         }
         response
     }

@@ -33,7 +33,7 @@ async fn what_is_not_a_json_object_is_refused() {
         ("input=text&model=wide", "", "the body is not a JSON object: it begins with `i`"),
         ("\u{feff}{\"input\":\"a\"}", "", r"the body is not a JSON object: it begins with `\xef`"),
         ("{", "", "the body is not JSON: EOF while parsing an object at line 1 column 1"),
-        ("{}{", "", "missing field `input` at line 1 column 2"),
+        ("{}{", "input", "missing field `input` at line 1 column 2"),
         (
             r#"{"input":"a""#,
             "",
@@ -120,9 +120,9 @@ async fn what_is_not_utf_8_is_refused() {
 #[tokio::test]
 async fn fields_of_the_wrong_type_are_named() {
     let cases = [
-        ("{}", "", "missing field `input` at line 1 column 2"),
-        (r#"{"model":"wide"}"#, "", "missing field `input` at line 1 column 16"),
-        (r#"{"inputs":"a"}"#, "", "missing field `input` at line 1 column 14"),
+        ("{}", "input", "missing field `input` at line 1 column 2"),
+        (r#"{"model":"wide"}"#, "input", "missing field `input` at line 1 column 16"),
+        (r#"{"inputs":"a"}"#, "input", "missing field `input` at line 1 column 14"),
         (
             r#"{"input":null}"#,
             "input",
@@ -148,7 +148,7 @@ async fn fields_of_the_wrong_type_are_named() {
             "input",
             "input: invalid type: map, expected a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 10",
         ),
-        (r#"{"input":"a","input":"b"}"#, "", "duplicate field `input` at line 1 column 20"),
+        (r#"{"input":"a","input":"b"}"#, "input", "duplicate field `input` at line 1 column 20"),
         (
             r#"{"input":"a","model":["wide"]}"#,
             "model",

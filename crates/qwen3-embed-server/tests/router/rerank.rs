@@ -249,8 +249,8 @@ async fn rerank_names_what_is_wrong() {
     let instruct =
         json!({ "query": "a", "documents": ["b"], "instruct": "a ".repeat(9000) }).to_string();
     let cases = [
-        ("{}", "", "missing field `query` at line 1 column 2"),
-        (r#"{"documents":["a"]}"#, "", "missing field `query` at line 1 column 19"),
+        ("{}", "query", "missing field `query` at line 1 column 2"),
+        (r#"{"documents":["a"]}"#, "query", "missing field `query` at line 1 column 19"),
         (r#"{"query":"a"}"#, "documents", "expected either `documents` or `texts`"),
         (
             r#"{"query":"a","documents":["b"],"texts":["b"]}"#,
@@ -330,7 +330,7 @@ async fn rerank_names_what_is_wrong() {
         ),
         (
             r#"{"query":"a","documents":["b"],"instruct":"c","instruction":"d"}"#,
-            "",
+            "instruct",
             "duplicate field `instruct` at line 1 column 59",
         ),
         (
@@ -351,9 +351,9 @@ async fn rerank_names_what_is_wrong() {
 async fn score_names_what_is_wrong() {
     let spaces = json!({ "text_1": "a", "text_2": " ".repeat(600_000) }).to_string();
     let cases = [
-        ("{}", "", "missing field `text_1` at line 1 column 2"),
-        (r#"{"text_1":"a"}"#, "", "missing field `text_2` at line 1 column 14"),
-        (r#"{"text_2":"a"}"#, "", "missing field `text_1` at line 1 column 14"),
+        ("{}", "text_1", "missing field `text_1` at line 1 column 2"),
+        (r#"{"text_1":"a"}"#, "text_2", "missing field `text_2` at line 1 column 14"),
+        (r#"{"text_2":"a"}"#, "text_1", "missing field `text_1` at line 1 column 14"),
         (r#"{"text_1":"a","text_2":[]}"#, "text_2", "text_2 has 0 items, it must have 1 to 2048"),
         (r#"{"text_1":[],"text_2":"a"}"#, "text_1", "text_1 has 0 items, it must have 1 to 2048"),
         (
@@ -368,7 +368,7 @@ async fn score_names_what_is_wrong() {
         ),
         (
             r#"{"text_1":"a","queries":"a","text_2":"b"}"#,
-            "",
+            "text_1",
             "duplicate field `text_1` at line 1 column 23",
         ),
         (
