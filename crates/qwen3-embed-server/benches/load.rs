@@ -5,8 +5,10 @@
 //! ```
 //!
 //! Server, model and clients are in one process and share its cores. Texts are of random words, eight of them
-//! unless something else is asked for, so that they have next to nothing in common. Rounds alternate between what is compared, and ratios are
-//! taken within a round.
+//! unless something else is asked for, so that they have next to nothing in common. Rounds alternate between
+//! what is compared, and ratios are taken within a round.
+
+#![expect(clippy::print_stdout, reason = "it reports to the terminal")]
 
 use std::env;
 use std::path::PathBuf;

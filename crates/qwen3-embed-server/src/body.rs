@@ -70,7 +70,10 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => {}
         Some(&first) => {
-            let first = first.escape_ascii();
+            let first = match first {
+                b'"' => "\"".to_owned(),
+                _ => first.escape_ascii().to_string(),
+            };
             let message = format!("the body is not a JSON object: it begins with `{first}`");
             return Err(ApiError::invalid(message));
         }

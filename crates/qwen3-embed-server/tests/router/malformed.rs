@@ -23,7 +23,7 @@ async fn what_is_not_a_json_object_is_refused() {
         ("null", "", "the body is not a JSON object: it begins with `n`"),
         ("true", "", "the body is not a JSON object: it begins with `t`"),
         ("7", "", "the body is not a JSON object: it begins with `7`"),
-        (r#""text""#, "", r#"the body is not a JSON object: it begins with `\"`"#),
+        (r#""text""#, "", r#"the body is not a JSON object: it begins with `"`"#),
         (r#"["wide","text"]"#, "", "the body is not a JSON object: it begins with `[`"),
         (
             r#"[null,"text",null,null,null,null,null,null,null,null]"#,
