@@ -11,7 +11,7 @@ use std::thread;
 use futures_executor::block_on;
 use qwen3_embed::{
     BatchReport, EmbedOptions, Embedder, Error, ModelError, OnBatch, Overflow, Prompt, RankOptions,
-    Reranker, ScoreOptions, Service, ServiceOptions, ServiceState, TextError, Texts,
+    Reranker, ScoreOptions, Service, ServiceOptions, ServiceState, SpecialTokens, TextError, Texts,
 };
 
 fn fixture(name: &str) -> PathBuf {
@@ -282,7 +282,8 @@ fn a_reranker_scores_pairs_as_without_a_queue() {
     let service = reranker().into_service(ServiceOptions::default()).unwrap();
     let (query, documents) = ("the capital of China", ["Beijing", "gravity", "Paris"]);
     let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
-    let options = ScoreOptions { instruction: Some("Find it".to_owned()), max_tokens: None };
+    let instruction = Some("Find it".to_owned());
+    let options = ScoreOptions { instruction, ..ScoreOptions::default() };
     let scored =
         block_on(service.score(owned(&[query]), owned(&documents), options.clone())).unwrap();
     let rank_options = RankOptions { instruction: Some("Find it"), ..RankOptions::default() };
@@ -299,6 +300,17 @@ fn a_reranker_scores_pairs_as_without_a_queue() {
     );
     let error = block_on(service.score(owned(&["a", "b"]), owned(&["c"]), options)).unwrap_err();
     assert!(matches!(error, Error::Pairs { queries: 2, documents: 1 }), "{error:?}");
+    // Each document is cut by itself.
+    let long = ["Beijing is the capital of China, and has been for long", "gravity"];
+    let cut = long.map(|document| direct.tokenizer().cut(document, 3).unwrap());
+    assert!(
+        cut[0].len() < long[0].len()
+            && direct.tokenizer().pieces(cut[0], SpecialTokens::PlainText).unwrap().len() == 4
+    );
+    let options = ScoreOptions { max_document_tokens: Some(3), ..ScoreOptions::default() };
+    let scored = block_on(service.score(owned(&[query]), owned(&long), options)).unwrap();
+    assert_eq!(scored.scores(), direct.scores(&cut.map(|document| (query, document))).unwrap());
+
     let options = ScoreOptions { max_tokens: Some(0), ..ScoreOptions::default() };
     let error = block_on(service.score(owned(&["a"]), owned(&["c"]), options)).unwrap_err();
     assert!(matches!(error, Error::Setting { setting: "max_tokens", got: 0, .. }), "{error:?}");

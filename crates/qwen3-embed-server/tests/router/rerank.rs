@@ -243,107 +243,108 @@ async fn score_takes_an_instruction() {
     }
 }
 
+/// Bodies, the field that is named, and what is said of it.
+const WRONG_RANKS: &[(&str, &str, &str)] = &[
+    ("{}", "query", "missing field `query` at line 1 column 2"),
+    (r#"{"documents":["a"]}"#, "query", "missing field `query` at line 1 column 19"),
+    (r#"{"query":"a"}"#, "documents", "expected either `documents` or `texts`"),
+    (
+        r#"{"query":"a","documents":["b"],"texts":["b"]}"#,
+        "documents",
+        "expected either `documents` or `texts`",
+    ),
+    (
+        r#"{"query":"a","documents":[]}"#,
+        "documents",
+        "documents has 0 items, it must have 1 to 2048",
+    ),
+    (r#"{"query":"a","texts":[]}"#, "texts", "texts has 0 items, it must have 1 to 2048"),
+    (
+        r#"{"query":"a","documents":"b"}"#,
+        "documents",
+        r#"documents: invalid type: string "b", expected a sequence at line 1 column 28"#,
+    ),
+    (
+        r#"{"query":"a","texts":"b"}"#,
+        "texts",
+        r#"texts: invalid type: string "b", expected a sequence at line 1 column 24"#,
+    ),
+    (
+        r#"{"query":"a","documents":["b",1]}"#,
+        "documents[1]",
+        "documents[1]: invalid type: integer `1`, expected a string or an object with a `text` at line 1 column 31",
+    ),
+    (
+        r#"{"query":"a","documents":["b",{"title":"c"}]}"#,
+        "documents[1]",
+        "documents[1]: missing field `text` at line 1 column 43",
+    ),
+    (
+        r#"{"query":"a","documents":["b",{"text":1}]}"#,
+        "documents[1].text",
+        "documents[1].text: invalid type: integer `1`, expected a string at line 1 column 39",
+    ),
+    (
+        r#"{"query":"a","documents":["b",["c"]]}"#,
+        "documents[1]",
+        "documents[1]: invalid type: sequence, expected a string or an object with a `text` at line 1 column 31",
+    ),
+    (
+        r#"{"query":"a","texts":["b",{"text":"c"}]}"#,
+        "texts[1]",
+        "texts[1]: invalid type: map, expected a string at line 1 column 26",
+    ),
+    (
+        r#"{"query":["a"],"documents":["b"]}"#,
+        "query",
+        "query: invalid type: sequence, expected a string at line 1 column 9",
+    ),
+    (r#"{"query":"a","documents":["b"],"top_n":0}"#, "top_n", "top_n is 0, it must be at least 1"),
+    (
+        r#"{"query":"a","documents":["b"],"top_n":-1}"#,
+        "top_n",
+        "top_n: invalid value: integer `-1`, expected usize at line 1 column 41",
+    ),
+    (
+        r#"{"query":"a","documents":["b"],"top_n":"1"}"#,
+        "top_n",
+        r#"top_n: invalid type: string "1", expected usize at line 1 column 42"#,
+    ),
+    (
+        r#"{"query":"a","documents":["b"],"max_tokens_per_doc":0}"#,
+        "max_tokens_per_doc",
+        "max_tokens_per_doc is 0, it must be at least 1",
+    ),
+    (
+        r#"{"query":"a","documents":["b"],"return_documents":"yes"}"#,
+        "return_documents",
+        r#"return_documents: invalid type: string "yes", expected a boolean at line 1 column 55"#,
+    ),
+    (
+        r#"{"query":"a","documents":["b"],"instruct":"c","instruction":"d"}"#,
+        "instruct",
+        "duplicate field `instruct` at line 1 column 59",
+    ),
+];
+
 #[tokio::test]
 async fn rerank_names_what_is_wrong() {
     let spaces = json!({ "query": "a", "documents": ["b", " ".repeat(600_000)] }).to_string();
     let instruct =
         json!({ "query": "a", "documents": ["b"], "instruct": "a ".repeat(9000) }).to_string();
     let cases = [
-        ("{}", "query", "missing field `query` at line 1 column 2"),
-        (r#"{"documents":["a"]}"#, "query", "missing field `query` at line 1 column 19"),
-        (r#"{"query":"a"}"#, "documents", "expected either `documents` or `texts`"),
         (
-            r#"{"query":"a","documents":["b"],"texts":["b"]}"#,
-            "documents",
-            "expected either `documents` or `texts`",
-        ),
-        (
-            r#"{"query":"a","documents":[]}"#,
-            "documents",
-            "documents has 0 items, it must have 1 to 2048",
-        ),
-        (r#"{"query":"a","texts":[]}"#, "texts", "texts has 0 items, it must have 1 to 2048"),
-        (
-            r#"{"query":"a","documents":"b"}"#,
-            "documents",
-            r#"documents: invalid type: string "b", expected a sequence at line 1 column 28"#,
-        ),
-        (
-            r#"{"query":"a","texts":"b"}"#,
-            "texts",
-            r#"texts: invalid type: string "b", expected a sequence at line 1 column 24"#,
-        ),
-        (
-            r#"{"query":"a","documents":["b",1]}"#,
-            "documents[1]",
-            "documents[1]: invalid type: integer `1`, expected a string or an object with a `text` at line 1 column 31",
-        ),
-        (
-            r#"{"query":"a","documents":["b",{"title":"c"}]}"#,
-            "documents[1]",
-            "documents[1]: missing field `text` at line 1 column 43",
-        ),
-        (
-            r#"{"query":"a","documents":["b",{"text":1}]}"#,
-            "documents[1].text",
-            "documents[1].text: invalid type: integer `1`, expected a string at line 1 column 39",
-        ),
-        (
-            r#"{"query":"a","documents":["b",["c"]]}"#,
-            "documents[1]",
-            "documents[1]: invalid type: sequence, expected a string or an object with a `text` at line 1 column 31",
-        ),
-        (
-            r#"{"query":"a","texts":["b",{"text":"c"}]}"#,
-            "texts[1]",
-            "texts[1]: invalid type: map, expected a string at line 1 column 26",
-        ),
-        (
-            r#"{"query":["a"],"documents":["b"]}"#,
-            "query",
-            "query: invalid type: sequence, expected a string at line 1 column 9",
-        ),
-        (
-            r#"{"query":"a","documents":["b"],"top_n":0}"#,
-            "top_n",
-            "top_n is 0, it must be at least 1",
-        ),
-        (
-            r#"{"query":"a","documents":["b"],"top_n":-1}"#,
-            "top_n",
-            "top_n: invalid value: integer `-1`, expected usize at line 1 column 41",
-        ),
-        (
-            r#"{"query":"a","documents":["b"],"top_n":"1"}"#,
-            "top_n",
-            r#"top_n: invalid type: string "1", expected usize at line 1 column 42"#,
-        ),
-        (
-            r#"{"query":"a","documents":["b"],"max_tokens_per_doc":0}"#,
-            "max_tokens_per_doc",
-            "max_tokens_per_doc is 0, it must be at least 1",
-        ),
-        (
-            r#"{"query":"a","documents":["b"],"return_documents":"yes"}"#,
-            "return_documents",
-            r#"return_documents: invalid type: string "yes", expected a boolean at line 1 column 55"#,
-        ),
-        (
-            r#"{"query":"a","documents":["b"],"instruct":"c","instruction":"d"}"#,
-            "instruct",
-            "duplicate field `instruct` at line 1 column 59",
-        ),
-        (
-            &spaces,
+            spaces.as_str(),
             "documents[1]",
             "documents[1] has 600001 white-space characters in a row, the limit is 500000",
         ),
         (
-            &instruct,
+            instruct.as_str(),
             "instruct",
             "the prompt takes 9124 tokens without query and document, the limit is 8192",
         ),
     ];
+    check_refused(ready().await, "/v1/rerank", WRONG_RANKS).await;
     check_refused(ready().await, "/v1/rerank", &cases).await;
 }
 
@@ -387,7 +388,7 @@ async fn score_names_what_is_wrong() {
             "text_1: invalid type: integer `7`, expected a string or a list of strings at line 1 column 11",
         ),
         (
-            &spaces,
+            spaces.as_str(),
             "text_2",
             "text_2 has 600001 white-space characters in a row, the limit is 500000",
         ),
