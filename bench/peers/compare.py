@@ -251,7 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", type=pathlib.Path, required=True, help="folder with a checkpoint")
     add("--ours", type=pathlib.Path, required=True, help="the qwen3-embed program")
     add("--threads", type=int, default=1)
-    add("--workloads", type=items, default=["8x128"], help="such as 8x128,4x512,mixed,queries")
+    add("--workloads", type=items, default=["8x128"], help="such as 8x128,4x512,mixed,mixed/8,queries")
     add("--peers", type=items, default=list(KINDS), help="default: all, " + ",".join(KINDS))
     add("--rounds", type=int, default=3, help="turns of peer and ours")
     add("--batch-sizes", type=numbers, default=[1, 8, 32], help="of mixed and queries, if padded")

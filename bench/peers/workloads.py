@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ class Workload:
 
 
 def parse(name: str, checkpoint: pathlib.Path) -> Workload:
-    """`mixed`, `queries`, or texts × tokens such as 8x128."""
+    """`mixed`, `mixed/N` for every Nth of its texts, `queries`, or texts × tokens such as 8x128."""
     vocab_size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
     ids = random.Random(0)
 
@@ -63,6 +64,11 @@ def parse(name: str, checkpoint: pathlib.Path) -> Workload:
     if name == "mixed":
         lengths = json.loads(MIXED_LENGTHS.read_text())
         return Workload(name, texts_of(lengths), False, ["--lengths", str(MIXED_LENGTHS)])
+    if name.startswith("mixed/"):
+        lengths = json.loads(MIXED_LENGTHS.read_text())[:: int(name.removeprefix("mixed/"))]
+        file = pathlib.Path(tempfile.gettempdir()) / f"{name.replace('/', '-')}.json"
+        file.write_text(json.dumps(lengths))
+        return Workload(name, texts_of(lengths), False, ["--lengths", str(file)])
     if name == "queries":
         frame = tokenize([QUERY_HEAD], checkpoint)[0]
         texts = [frame[:-1] + query + frame[-1:] for query in texts_of(query_lengths())]
@@ -70,7 +76,7 @@ def parse(name: str, checkpoint: pathlib.Path) -> Workload:
     try:
         n_texts, n_tokens = map(int, name.split("x"))
     except ValueError:
-        raise ValueError(f"expected mixed, queries or a shape such as 8x128, got {name}") from None
+        raise ValueError(f"expected mixed, mixed/N, queries or a shape such as 8x128, got {name}") from None
     return Workload(name, texts_of([n_tokens] * n_texts), True, ["--shape", name])
 
 
