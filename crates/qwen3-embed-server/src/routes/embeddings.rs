@@ -18,6 +18,7 @@ pub(crate) struct EmbeddingsRequest {
     /// What is embedded: 1 to 2048 texts, unless the server is set up otherwise, none of them empty.
     input: Input,
     /// How many dimensions the vectors have: 32 to the model's hidden size, which is the default.
+    #[schema(minimum = 1)]
     dimensions: Option<usize>,
     /// How the vectors are written. Default: as numbers.
     encoding_format: Option<EncodingFormat>,

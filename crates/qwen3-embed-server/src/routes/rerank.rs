@@ -26,10 +26,13 @@ pub(crate) struct RerankRequest {
     /// What is searched for.
     query: String,
     /// What is ranked, 1 to 2048 unless the server is set up otherwise.
+    #[schema(min_items = 1)]
     documents: Option<Vec<Document>>,
     /// The same, answered in the shape of text-embeddings-inference.
+    #[schema(min_items = 1)]
     texts: Option<Vec<String>>,
     /// How many are given back, the best ones. Default: all.
+    #[schema(minimum = 1)]
     top_n: Option<usize>,
     /// Whether the documents are given back too.
     return_documents: Option<bool>,
@@ -40,6 +43,7 @@ pub(crate) struct RerankRequest {
     instruct: Option<String>,
     /// How many tokens of each document are read at most. In any case a prompt that is too long loses the
     /// end of its document.
+    #[schema(minimum = 1)]
     max_tokens_per_doc: Option<usize>,
     /// Whether scores are logits instead of probabilities.
     raw_scores: Option<bool>,

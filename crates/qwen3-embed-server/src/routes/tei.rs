@@ -34,6 +34,7 @@ pub(crate) struct EmbedRequest {
     /// Whether vectors are brought to unit length. Default: true.
     normalize: Option<bool>,
     /// How many dimensions the vectors have. Default: the model's hidden size.
+    #[schema(minimum = 1)]
     dimensions: Option<usize>,
 }
 
@@ -50,8 +51,10 @@ pub(crate) struct SimilarityRequest {
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct SimilarityInputs {
     /// The text that the others are compared with.
+    #[schema(min_length = 1)]
     source_sentence: String,
     /// The others.
+    #[schema(min_items = 1)]
     sentences: Vec<String>,
 }
 

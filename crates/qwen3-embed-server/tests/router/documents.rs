@@ -145,6 +145,10 @@ async fn the_documents_references_lead_somewhere() {
         let pointer = reference.strip_prefix('#').unwrap();
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }
+    // Lists have at least one item, numbers are at least one.
+    let request = &document["components"]["schemas"]["RerankRequest"]["properties"];
+    assert_eq!(request["documents"]["minItems"], 1);
+    assert_eq!(request["top_n"]["minimum"], 1);
     // What is described is what is sent.
     let detail = &document["components"]["schemas"]["ErrorDetail"]["properties"];
     let mut names: Vec<&String> = detail.as_object().unwrap().keys().collect();
