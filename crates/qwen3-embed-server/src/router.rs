@@ -31,7 +31,14 @@ const ALIASES: [(&str, &str); 4] = [
         title = "qwen3-embed",
         description = "Text embeddings and rerank scores with Qwen3 models."
     ),
-    paths(models::one)
+    paths(models::one),
+    // In the order in which the page shows them.
+    tags(
+        (name = "OpenAI"),
+        (name = "Reranking"),
+        (name = "text-embeddings-inference"),
+        (name = "Operations")
+    )
 )]
 struct ApiDoc;
 
