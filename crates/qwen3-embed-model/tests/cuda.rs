@@ -58,6 +58,14 @@ fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
 }
 
 #[test]
+fn a_cuda_device_that_is_not_there_is_an_error_that_says_so() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
+    let model = Model::load(folder.as_ref(), Device::Cuda(1_000_000), Precision::F32);
+    let error = model.err().unwrap();
+    assert!(error.to_string().contains("cannot use CUDA device 1000000"), "{error}");
+}
+
+#[test]
 #[ignore = "needs a CUDA device"]
 fn any_forest_in_any_state_of_the_cache_gives_the_vectors_of_the_processor() {
     let mut rng = SmallRng::seed_from_u64(1);
