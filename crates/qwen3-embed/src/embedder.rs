@@ -252,7 +252,11 @@ impl Embedder {
     }
 
     /// What stands before a text under this prompt.
-    pub(crate) fn prompt_text(&self, prompt: &Prompt) -> Result<Cow<'_, str>> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchPrompt`] if it is one that the model does not have.
+    pub fn prompt_text(&self, prompt: &Prompt) -> Result<Cow<'_, str>> {
         Ok(match prompt {
             Prompt::Document => self.prompts.document().into(),
             Prompt::Query => self.prompts.query().into(),

@@ -55,6 +55,15 @@ impl Usage {
     }
 }
 
+/// The prompt that a request calls so. Every model has one for queries and one for documents.
+pub(crate) fn prompt_named(name: &str) -> Prompt {
+    match name {
+        "query" => Prompt::Query,
+        "document" => Prompt::Document,
+        _ => Prompt::Named(name.to_owned()),
+    }
+}
+
 /// How a request for embeddings has them made.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
@@ -101,14 +110,7 @@ impl Wishes {
                 return Err(ApiError::invalid(message).about("instruct"));
             }
             (Some(instruct), None) => Some(("instruct", Prompt::Instruction(instruct.clone()))),
-            (None, Some(name)) => Some((
-                "prompt_name",
-                match name.as_str() {
-                    "query" => Prompt::Query,
-                    "document" => Prompt::Document,
-                    _ => Prompt::Named(name.clone()),
-                },
-            )),
+            (None, Some(name)) => Some(("prompt_name", prompt_named(name))),
             (None, None) => None,
         };
         match (asked, texts) {

@@ -1,5 +1,6 @@
 //! The routes of text-embeddings-inference.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::Json as Answer;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::{Side, Wishes};
+use super::{Side, Wishes, prompt_named};
 use crate::AppState;
 use crate::body::Json;
 use crate::error::{ApiError, ErrorBody, Field};
@@ -238,7 +239,7 @@ pub(crate) async fn tokenize(
         let prompt = tokenizing.prompt(request.prompt_name.as_deref())?;
         let adds_end = request.add_special_tokens.unwrap_or(true);
         let tokens = texts.iter().enumerate().map(|(index, text)| {
-            let tokens = tokenizing.tokens(&[prompt, text.as_str()].concat(), adds_end);
+            let tokens = tokenizing.tokens(&[&*prompt, text].concat(), adds_end);
             tokens.map_err(|error| ApiError::from_model(error.shift_text(index), field))
         });
         Ok(Answer(tokens.collect::<Result<_, _>>()?))
@@ -398,13 +399,11 @@ impl<'a> Tokenizing<'a> {
     }
 
     /// What stands before texts under the prompt of this name.
-    fn prompt(self, name: Option<&str>) -> Result<&'a str, ApiError> {
+    fn prompt(self, name: Option<&str>) -> Result<Cow<'a, str>, ApiError> {
         match (name, self.embedder) {
-            (None, _) => Ok(""),
-            (Some("query"), Some(embedder)) => Ok(embedder.query_prompt()),
-            (Some("document"), Some(embedder)) => Ok(embedder.document_prompt()),
+            (None, _) => Ok("".into()),
             (Some(name), Some(embedder)) => embedder
-                .prompt(name)
+                .prompt_text(&prompt_named(name))
                 .map_err(|error| ApiError::from_model(error, Field::single("prompt_name"))),
             (Some(_), None) => {
                 Err(ApiError::invalid("a reranker has no prompts").about("prompt_name"))
