@@ -2,7 +2,7 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,9 +16,9 @@ use crate::root;
 /// Check everything that runs on a CUDA device, on a machine that has one and need not have Rust
 ///
 /// With --out: make an archive to take there and unpack, programs, fixtures and a script, `run.sh`. The script
-/// runs this task with --run: the kernels against their references, compute-sanitizer's memcheck and racecheck over
-/// them where it is installed, the fixtures against transformers, and a benchmark. It writes gpu-check.json
-/// and a table, gpu-check.txt.
+/// runs this task with --run: the kernels against their references, the fixtures against transformers, a
+/// benchmark, and compute-sanitizer's memcheck and racecheck over the kernels where it is installed. After each
+/// it writes gpu-check.json and a table, gpu-check.txt.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of the archive, gpu-check.tar.xz
@@ -32,12 +32,19 @@ pub(crate) struct Args {
 /// The most bytes that the archive may have.
 const MOST_BYTES: u64 = 60 << 20;
 
-/// Programs of tests, by what they test, in the order in which they run.
-const TESTS: [(&str, &str, &str); 3] = [
-    ("kernels", "qwen3-embed-kernels", "lib"),
-    ("operations", "qwen3-embed-kernels", "cuda"),
-    ("model", "qwen3-embed-model", "cuda"),
+/// The archive's programs: their names there, their packages, and what cargo calls them. Those of tests are in the
+/// order in which they run.
+const PROGRAMS: [(&str, &str, &str); 5] = [
+    ("qwen3-embed", "qwen3-embed-cli", "qwen3-embed"),
+    ("xtask", "xtask", "xtask"),
+    ("test-kernels", "qwen3-embed-kernels", "qwen3_embed_kernels"),
+    ("test-operations", "qwen3-embed-kernels", "cuda"),
+    ("test-model", "qwen3-embed-model", "cuda"),
 ];
+
+/// The features of these packages.
+const FEATURES: &str =
+    "--features=qwen3-embed-cli/cuda,qwen3-embed-kernels/cuda,qwen3-embed-model/cuda,xtask/cuda";
 
 const SCRIPT: &str = r#"#!/bin/sh
 # Checks this machine's first CUDA device, and writes gpu-check.json and gpu-check.txt in the current folder.
@@ -68,33 +75,30 @@ fn bundle(out: &Path) -> Result<()> {
     let toolkit = Toolkit::assemble(&root().join("target/cuda-toolkit"))?;
     // Nothing that was built with another compiler may be taken for what is built here.
     let target = root().join("target/gpu-check");
-    let cargo = |args: &[&str]| -> Result<Command> {
+    // The same packages for programs and for tests: with others, their dependencies have other features, and
+    // candle's kernels are compiled again, which takes minutes.
+    let mut built = Vec::new();
+    for targets in [["build", "--bins", "--test=cuda"], ["test", "--no-run", "--lib"]] {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(args).current_dir(root()).env("CARGO_TARGET_DIR", &target);
+        command.args(targets).current_dir(root()).env("CARGO_TARGET_DIR", &target);
+        command.args(PROGRAMS.map(|(_, package, _)| format!("--package={package}"))).arg(FEATURES);
         command.args(["--release", "--config=profile.release.strip='symbols'"]);
         toolkit.set(&mut command, true)?;
-        Ok(command)
-    };
+        command.arg("--message-format=json").stderr(Stdio::inherit());
+        let output = command.output()?;
+        ensure!(output.status.success(), "{command:?} failed");
+        built.extend(executables(&output.stdout)?);
+    }
     let folder = target.join("gpu-check");
     if folder.is_dir() {
         fs::remove_dir_all(&folder)?;
     }
     let bin = folder.join("bin");
     fs::create_dir_all(&bin)?;
-    let features = "--features=qwen3-embed-cli/cuda,xtask/cuda";
-    succeed(&mut cargo(&["build", "--package=qwen3-embed-cli", "--package=xtask", features])?)?;
-    for program in ["qwen3-embed", "xtask"] {
-        fs::copy(target.join("release").join(program), bin.join(program))?;
-    }
-    for (name, package, test) in TESTS {
-        let which = if test == "lib" { "--lib".to_owned() } else { format!("--test={test}") };
-        let package = format!("--package={package}");
-        let arguments = ["test", "--no-run", &package, &which, "--features=cuda"];
-        let mut command = cargo(&arguments)?;
-        let output = command.arg("--message-format=json").stderr(std::process::Stdio::inherit());
-        let output = output.output()?;
-        ensure!(output.status.success(), "{command:?} failed");
-        fs::copy(executable(&output.stdout)?, bin.join(format!("test-{name}")))?;
+    for (name, package, wanted) in PROGRAMS {
+        let program = built.iter().find(|built| built.package == package && built.name == wanted);
+        let program = program.with_context(|| format!("cargo has built no {name}"))?;
+        fs::copy(&program.path, bin.join(name))?;
     }
     copy_folder(&root().join("fixtures"), &folder.join("fixtures"))?;
     let script = folder.join("run.sh");
@@ -110,16 +114,28 @@ fn bundle(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The program of tests that cargo's messages name.
-fn executable(messages: &[u8]) -> Result<PathBuf> {
+/// A program that cargo has built.
+#[derive(Debug, PartialEq)]
+struct Executable {
+    package: String,
+    name: String,
+    path: PathBuf,
+}
+
+/// The programs that cargo's messages name.
+fn executables(messages: &[u8]) -> Result<Vec<Executable>> {
+    let mut executables = Vec::new();
     for message in messages.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         let message: Value = serde_json::from_slice(message)?;
-        let is_test = message["profile"]["test"] == true;
-        if let (true, Some(program)) = (is_test, message["executable"].as_str()) {
-            return Ok(program.into());
-        }
+        let text = |pointer| message.pointer(pointer).and_then(Value::as_str);
+        let parts = (text("/executable"), text("/manifest_path"), text("/target/name"));
+        let (Some(path), Some(manifest), Some(name)) = parts else { continue };
+        // A package's folder has its name.
+        let package = Path::new(manifest).parent().and_then(Path::file_name);
+        let package = package.with_context(|| manifest.to_owned())?.to_string_lossy().into_owned();
+        executables.push(Executable { package, name: name.to_owned(), path: path.into() });
     }
-    bail!("cargo has built no tests")
+    Ok(executables)
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
@@ -164,48 +180,60 @@ enum Outcome {
 /// Runs all checks, whatever becomes of those before, and fails if one did.
 fn check(folder: &Path) -> Result<()> {
     let folder = folder.canonicalize()?;
-    let program = |name: &str| folder.join("bin").join(name);
     let device =
         said_by("nvidia-smi", &["--query-gpu=name,driver_version", "--format=csv,noheader"]);
     let date = said_by("date", &["-u", "+%Y-%m-%d"]);
     let mut report = Report { device, date, checks: Vec::new() };
-    for (name, _, _) in TESTS {
-        let mut command = Command::new(program(&format!("test-{name}")));
-        command.env("QWEN3_EMBED_FIXTURES", folder.join("fixtures"));
-        command.args(["--ignored", "--test-threads=1"]);
-        report.run(name, &mut command)?;
-    }
-    for tool in ["memcheck", "racecheck"] {
-        let mut command = Command::new("compute-sanitizer");
-        command.args(["--tool", tool, "--error-exitcode", "1"]).arg(program("test-kernels"));
-        report.run(tool, command.args(["--ignored", "--test-threads=1"]))?;
-    }
-    for (name, precision) in [("parity f32", None), ("parity bf16", Some("--bf16"))] {
-        let mut command = Command::new(program("xtask"));
-        command.args(["parity", "--device=cuda", "--fixtures"]).arg(folder.join("fixtures"));
-        report.run(name, command.args(precision))?;
-    }
     let model = env::temp_dir().join(format!("qwen3-embed-0.6b-{}", std::process::id()));
-    let mut command = Command::new(program("xtask"));
-    command.args(["random-checkpoint", "--size=0.6b", "--tokenizer"]);
-    command.arg(folder.join("fixtures/tokenizer.json")).arg("--out").arg(&model);
-    report.run("random weights of 0.6B", &mut command)?;
-    for precision in ["bf16", "f32"] {
-        let mut command = Command::new(program("qwen3-embed"));
-        command.args(["bench", "--device=cuda", "--shape=1x32,32x128,32x512,4x4096"]);
-        command.args(["--queries=64", "--precision", precision, "--model"]).arg(&model);
-        report.run(&format!("bench {precision}"), &mut command)?;
+    for (name, mut command) in checks(&folder, &model) {
+        report.run(&name, &mut command)?;
+        // A machine may be lent for a short time: what was found out so far is kept.
+        fs::write("gpu-check.json", serde_json::to_string_pretty(&report)?)?;
+        fs::write("gpu-check.txt", report.table())?;
     }
     if model.is_dir() {
         fs::remove_dir_all(&model)?;
     }
-    fs::write("gpu-check.json", serde_json::to_string_pretty(&report)?)?;
-    let table = report.table();
-    fs::write("gpu-check.txt", &table)?;
-    println!("{table}");
+    println!("{}", report.table());
     let failed = report.checks.iter().filter(|check| check.outcome == Outcome::Failed).count();
     ensure!(failed == 0, "{failed} checks failed: see gpu-check.json");
     Ok(())
+}
+
+/// The checks, those that take longest last. `model` is where random weights are to be.
+fn checks(folder: &Path, model: &Path) -> Vec<(String, Command)> {
+    let (bin, fixtures) = (folder.join("bin"), folder.join("fixtures"));
+    let mut checks = Vec::new();
+    let mut add = |name: &str, command: Command| checks.push((name.to_owned(), command));
+    for (test, _, _) in PROGRAMS {
+        let Some(name) = test.strip_prefix("test-") else { continue };
+        let mut command = Command::new(bin.join(test));
+        command.env("QWEN3_EMBED_FIXTURES", &fixtures);
+        command.args(["--ignored", "--test-threads=1"]);
+        add(name, command);
+    }
+    for (name, precision) in [("parity f32", None), ("parity bf16", Some("--bf16"))] {
+        let mut command = Command::new(bin.join("xtask"));
+        command.args(["parity", "--device=cuda", "--fixtures"]).arg(&fixtures).args(precision);
+        add(name, command);
+    }
+    let mut command = Command::new(bin.join("xtask"));
+    command.args(["random-checkpoint", "--size=0.6b", "--tokenizer"]);
+    command.arg(fixtures.join("tokenizer.json")).arg("--out").arg(model);
+    add("random weights of 0.6B", command);
+    for precision in ["bf16", "f32"] {
+        let mut command = Command::new(bin.join("qwen3-embed"));
+        command.args(["bench", "--device=cuda", "--shape=1x32,32x128,32x512,4x4096"]);
+        command.args(["--queries=64", "--precision", precision, "--model"]).arg(model);
+        add(&format!("bench {precision}"), command);
+    }
+    for tool in ["memcheck", "racecheck"] {
+        let mut command = Command::new("compute-sanitizer");
+        command.args(["--tool", tool, "--error-exitcode=1"]).arg(bin.join("test-kernels"));
+        command.args(["--ignored", "--test-threads=1"]);
+        add(tool, command);
+    }
+    checks
 }
 
 /// The first line of what a program says, or that it says nothing.
@@ -279,10 +307,13 @@ mod tests {
     }
 
     #[test]
-    fn the_program_of_tests_is_found_among_cargos_messages() {
-        let messages = b"{\"reason\":\"compiler-artifact\",\"profile\":{\"test\":false},\"executable\":null}\n\
-            {\"reason\":\"compiler-artifact\",\"profile\":{\"test\":true},\"executable\":\"/a/test\"}\n";
-        assert_eq!(executable(messages).unwrap(), PathBuf::from("/a/test"));
-        assert!(executable(b"").is_err());
+    fn the_programs_are_found_among_cargos_messages() {
+        let messages = br#"{"reason":"compiler-artifact","manifest_path":"/a/b/Cargo.toml","target":{"name":"library"},"executable":null}
+{"reason":"compiler-artifact","manifest_path":"/a/b/Cargo.toml","target":{"name":"test"},"executable":"/c/test"}
+{"reason":"build-finished","success":true}
+"#;
+        let (package, name, path) = ("b".to_owned(), "test".to_owned(), PathBuf::from("/c/test"));
+        assert_eq!(executables(messages).unwrap(), [Executable { package, name, path }]);
+        assert!(executables(b"{").is_err());
     }
 }

@@ -192,7 +192,7 @@ pub(crate) unsafe fn multiply(
             data_type(out.element),
             ldc,
             cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            cublas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+            cublas::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT,
         )
     };
     status.map_err(|e| failed(OP, e.into()))
