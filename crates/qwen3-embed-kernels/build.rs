@@ -32,6 +32,7 @@ fn main() {
 
 fn compile() -> Result<(), String> {
     let (nvcc, capability) = (find_nvcc()?, capability()?);
+    println!("cargo::rustc-env=QWEN3_EMBED_CUDA_CAPABILITY={capability}");
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     for kernels in KERNELS {
         let source = Path::new("src/cuda/kernels").join(kernels).with_extension("cu");

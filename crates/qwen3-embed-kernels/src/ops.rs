@@ -416,7 +416,7 @@ fn check_qkv(op: &'static str, qkv: &Tensor, heads: Heads) -> Result<usize> {
     }
 }
 
-/// The rows of `x` at `rows`, in that order.
+/// The rows of `x` at `rows`, in that order, in f32. `x` may be f32 or 16 bits wide.
 ///
 /// # Shapes
 ///
@@ -424,14 +424,18 @@ fn check_qkv(op: &'static str, qkv: &Tensor, heads: Heads) -> Result<usize> {
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] if a row is not below T.
+/// [`Error::Shape`] if a row is not below T; [`Error::Type`] if `x` is of another type on a CUDA device.
 pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let n_rows = x.dims().first().copied().unwrap_or(0);
     if let Some(row) = rows.iter().find(|&&row| row as usize >= n_rows) {
         return Err(shape_error("gather_rows", format!("more than {row} rows"), x));
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return on_cuda::gather_rows(x, rows);
+    }
     let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
-    Ok(x.index_select(&rows, 0)?)
+    Ok(x.index_select(&rows, 0)?.to_dtype(DType::F32)?)
 }
 
 /// Copies a matrix into another, `out = x`, both f32, or on a CUDA device of any one type, in rows that may

@@ -10,7 +10,7 @@ use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::layer::{DecoderLayer, Product};
 use crate::rope::RopeTable;
-use crate::weights::MappedRows;
+use crate::token_embeddings::TokenEmbeddings;
 use crate::workspace::Workspace;
 use crate::{Config, Result};
 
@@ -47,7 +47,7 @@ impl Calibration {
     /// The text before the first layer.
     pub(crate) fn new(
         config: &Config,
-        embed_tokens: &MappedRows,
+        embed_tokens: &TokenEmbeddings,
         rope: &RopeTable,
         device: &candle_core::Device,
     ) -> Result<Self> {
@@ -57,8 +57,7 @@ impl Calibration {
         // Tokens from everywhere in the vocabulary, the first ones among them.
         let ids: Vec<u32> =
             (0..n_tokens).map(|i| (i * config.vocab_size / n_tokens) as u32).collect();
-        let shape = (n_tokens, config.hidden_size);
-        let x = Tensor::from_vec(embed_tokens.gather(&ids), shape, device)?;
+        let x = embed_tokens.gather(&ids, device)?;
         let (cos, sin) = rope.gather(&batch, device)?;
         Ok(Self { x, batch, cos, sin, config: config.clone(), workspace: Workspace::default() })
     }

@@ -16,7 +16,8 @@ use crate::plan::{self, Given, Kept, Plan};
 use crate::prefix_cache::{Prefix, PrefixCache};
 use crate::rope::RopeTable;
 use crate::sharing::{Sharing, SharingCounts};
-use crate::weights::{MappedRows, Precision, Weights, read_file};
+use crate::token_embeddings::TokenEmbeddings;
+use crate::weights::{Precision, Weights, read_file};
 use crate::workspace::{self, Workspace};
 use crate::{Config, Device, Error, Pooling, Result};
 
@@ -31,7 +32,7 @@ use crate::{Config, Device, Error, Pooling, Result};
 #[derive(Debug)]
 pub struct Model {
     config: Config,
-    embed_tokens: MappedRows,
+    embed_tokens: TokenEmbeddings,
     layers: Vec<DecoderLayer>,
     norm: Tensor,
     rope: RopeTable,
@@ -126,7 +127,8 @@ impl Model {
             precision => precision.arithmetic_on(&device),
         });
         let shape = [config.vocab_size, config.hidden_size];
-        let embed_tokens = weights.rows("embed_tokens.weight", shape)?;
+        let embed_tokens =
+            TokenEmbeddings::new(weights.rows("embed_tokens.weight", shape)?, &device)?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
         let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
         let rope =
@@ -165,7 +167,8 @@ impl Model {
     }
 
     /// Computes calls in batches of about this many tokens, which bounds the memory that they take;
-    /// a longer text is computed alone. Default: no limit.
+    /// a longer text is computed alone. A batch has fewer where many short texts share a beginning, because
+    /// attention's keys are packed for each. Default: no limit.
     pub fn with_batch_tokens(self, batch_tokens: usize) -> Self {
         Self { batch_tokens, ..self }
     }
@@ -312,11 +315,14 @@ impl Model {
         trace: &mut Option<Trace<'_>>,
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let (pooled, n) = (self.take_turn(plan, trace)?, self.embedding_size());
-        let rows = plan.texts.iter().map(|&(text, row)| (text, &pooled[row * n..][..n]));
+        let (hidden, prefixes) = self.take_turn(plan, trace)?;
+        let (vectors, n) = (self.vectors(hidden, plan)?, self.embedding_size());
+        let rows = plan.texts.iter().map(|&(text, row)| (text, &vectors[row * n..][..n]));
         for (text, row) in rows.clone() {
             check_finite(text, row)?;
         }
+        // What is not finite would spoil the texts of later calls.
+        prefixes.into_iter().for_each(|prefix| self.prefixes.insert(prefix));
         rows.for_each(|(text, row)| each(text, row));
         let tokens = plan.texts.iter().map(|&(text, _)| texts[text].as_ref());
         let n_tokens: usize = tokens.clone().map(<[u32]>::len).sum();
@@ -330,7 +336,14 @@ impl Model {
     }
 
     /// Computes a batch in a workspace of its own, where it is one at a time on the device if that has to be.
-    fn take_turn(&self, plan: &Plan, trace: &mut Option<Trace<'_>>) -> Result<Vec<f32>> {
+    ///
+    /// Whoever holds the turn waits for no other thread: a thread of rayon's that did might take up another
+    /// call meanwhile, which would wait for the turn for ever.
+    fn take_turn(
+        &self,
+        plan: &Plan,
+        trace: &mut Option<Trace<'_>>,
+    ) -> Result<(Vec<f32>, Vec<Prefix>)> {
         let turn = || self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let _turn = ops::takes_turns(&self.device).then(turn);
         let mut workspace = self.workspace();
@@ -341,9 +354,9 @@ impl Model {
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 Err(self.out_of_memory(plan.batch.n_rows(), source))
             }
-            pooled => {
+            computed => {
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
-                pooled
+                computed
             }
         }
     }
@@ -366,16 +379,17 @@ impl Model {
         free.pop().unwrap_or_default()
     }
 
-    /// The vector of each text that ends in the batch, or of each of its segments if none does.
+    /// The hidden states that the texts' vectors are made of, and the prefixes that are to be kept. With
+    /// last-token pooling there is a hidden state for each text that ends in the batch, or for each segment if
+    /// none does, else for each token.
     fn forward_batch(
         &self,
         plan: &Plan,
         workspace: &mut Workspace,
         trace: &mut Option<Trace<'_>>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<(Vec<f32>, Vec<Prefix>)> {
         let batch = &plan.batch;
-        let shape = (batch.n_tokens(), self.config.hidden_size);
-        let mut x = Tensor::from_vec(self.embed_tokens.gather(&plan.ids), shape, &self.device)?;
+        let mut x = self.embed_tokens.gather(&plan.ids, &self.device)?;
         let (cos, sin) = self.rope.gather(batch, &self.device)?;
         let mut show = |layer_idx: usize, x: &Tensor| -> Result<()> {
             if let Some(trace) = trace {
@@ -396,19 +410,23 @@ impl Model {
             }
         }
         show(self.layers.len(), &x)?;
-        for (layers, kept) in kept.into_iter().zip(&plan.kept) {
-            self.prefixes.insert(Prefix { tokens: kept.tokens.clone(), layers });
-        }
-        let is_last = self.pooling == Pooling::LastToken;
-        if is_last && batch.n_last() == 0 {
+        let prefixes = kept.into_iter().zip(&plan.kept);
+        let prefixes =
+            prefixes.map(|(layers, kept)| Prefix { tokens: kept.tokens.clone(), layers });
+        if self.pooling == Pooling::LastToken && batch.n_last() == 0 {
             x = ops::gather_rows(&x, &batch.last_rows())?;
         }
         let hidden = x.zeros_like()?;
         ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, &hidden)?;
-        let mut vectors = ops::to_f32(&hidden)?;
-        if !is_last {
-            vectors = self.pooling.pool(&vectors, batch, self.config.hidden_size);
-        }
+        Ok((ops::to_f32(&hidden)?, prefixes.collect()))
+    }
+
+    /// The vectors that are made of a batch's hidden states.
+    fn vectors(&self, hidden: Vec<f32>, plan: &Plan) -> Result<Vec<f32>> {
+        let mut vectors = match self.pooling {
+            Pooling::LastToken => hidden,
+            pooling => pooling.pool(&hidden, &plan.batch, self.config.hidden_size),
+        };
         for dense in &self.dense {
             vectors = dense.forward(vectors)?;
         }

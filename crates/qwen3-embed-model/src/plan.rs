@@ -17,6 +17,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use qwen3_embed_kernels::cpu::KEY_BLOCK;
 use qwen3_embed_kernels::{Ragged, Segment, SegmentKind};
 
 use crate::Result;
@@ -27,6 +28,9 @@ const LEAST_SHARED: usize = 4;
 
 /// The fewest tokens of a prefix that is kept for later calls.
 const LEAST_KEPT: usize = 8;
+
+/// Keys that attention may pack more than once, for each token that a batch may have: they take memory too.
+const MOST_REPEATED: usize = 3;
 
 /// One batch.
 #[derive(Debug)]
@@ -97,12 +101,16 @@ pub(crate) fn shared<T: AsRef<[u32]>>(
     known: &Known,
     max_kept: usize,
 ) -> Result<(Plan, usize)> {
-    let mut forest = Forest { texts, nodes: Vec::new(), path: Vec::new(), ends: Vec::new() };
+    let (nodes, path, ends) = Default::default();
+    let mut forest = Forest { texts, nodes, path, ends, n_repeated: 0 };
     let mut n_tokens = 0;
     for (n, &text) in order.iter().enumerate() {
         let tokens = texts[text].as_ref();
-        n_tokens += tokens.len() - forest.fork(tokens).1;
-        if n > 0 && n_tokens > budget {
+        let (_, n_shared) = forest.fork(tokens);
+        n_tokens += tokens.len() - n_shared;
+        let n_repeated = forest.n_repeated + n_shared % KEY_BLOCK;
+        let is_full = n_tokens > budget || n_repeated > budget.saturating_mul(MOST_REPEATED);
+        if n > 0 && is_full {
             break;
         }
         forest.push(text, known, max_kept);
@@ -119,6 +127,8 @@ struct Forest<'a, T> {
     path: Vec<usize>,
     /// The texts so far, and the segment that each ends with.
     ends: Vec<(usize, usize)>,
+    /// Keys that attention packs once more, because a segment begins within a block of them.
+    n_repeated: usize,
 }
 
 /// A segment: tokens `start..end` of a text.
@@ -186,6 +196,7 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
         let parent = self.path.last().copied();
         let Range { start, end } = tokens;
         let (is_text, is_shared) = (false, false);
+        self.n_repeated += start % KEY_BLOCK;
         self.nodes.push(Node { text, start, end, parent, given, is_text, is_shared });
         self.path.push(self.nodes.len() - 1);
         self.nodes.len() - 1
@@ -198,6 +209,7 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
         self.path.pop();
         let first = self.add(text, start..at, given);
         (self.nodes[node].start, self.nodes[node].parent) = (at, Some(first));
+        self.n_repeated = self.n_repeated - start % KEY_BLOCK + at % KEY_BLOCK;
         first
     }
 
@@ -370,6 +382,23 @@ mod tests {
         assert_eq!(n_batches(&equal, 10), [4]);
         assert_eq!(n_batches(&equal, 9), [3, 1]);
         assert_eq!(n_batches(&[], 9), [0usize; 0]);
+    }
+
+    #[test]
+    fn batches_do_not_repeat_many_keys() {
+        let text = |start: u32| [vec![1; KEY_BLOCK - 1], vec![start, 5, 6]].concat();
+        let texts: Vec<Vec<u32>> = (10..1010).map(text).collect();
+        let (budget, order) = (1000, order(&texts));
+        let (plan, n_texts) = shared(&texts, &order, budget, &Known::default(), 0).unwrap();
+        let batch = &plan.batch;
+        let starts = (0..batch.n_segments()).map(|segment| batch.positions_of(segment).start);
+        let n_repeated: usize = starts.map(|start| start % KEY_BLOCK).sum();
+        assert_eq!(n_texts, MOST_REPEATED * budget / (KEY_BLOCK - 1));
+        assert!(n_repeated <= MOST_REPEATED * budget, "{n_repeated}");
+        // Where a whole block is shared, nothing is repeated.
+        let texts: Vec<Vec<u32>> = texts.iter().map(|text| [&[9], &text[..]].concat()).collect();
+        let (_, n_texts) = shared(&texts, &order, budget, &Known::default(), 0).unwrap();
+        assert_eq!(n_texts, (budget - KEY_BLOCK) / 3);
     }
 
     #[test]

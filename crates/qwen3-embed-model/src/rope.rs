@@ -1,7 +1,7 @@
 use std::sync::{Arc, RwLock};
 
 use candle_core::{Device, Tensor};
-use qwen3_embed_kernels::Ragged;
+use qwen3_embed_kernels::{Ragged, ops};
 
 use crate::Result;
 
@@ -14,14 +14,15 @@ pub(crate) struct RopeTable {
     head_dim: usize,
     theta: f64,
     max_positions: usize,
-    rows: RwLock<Arc<Rows>>,
+    rows: RwLock<Option<Arc<Rows>>>,
 }
 
-/// Row-major [positions, D / 2].
-#[derive(Debug, Default)]
+/// Each [P, D / 2], on the model's device.
+#[derive(Debug)]
 struct Rows {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    n_positions: usize,
+    cos: Tensor,
+    sin: Tensor,
 }
 
 impl RopeTable {
@@ -31,44 +32,39 @@ impl RopeTable {
 
     /// The cosines and sines of every token of a batch that is computed, each [T, D / 2].
     pub(crate) fn gather(&self, batch: &Ragged, device: &Device) -> Result<(Tensor, Tensor)> {
-        let half = self.head_dim / 2;
-        let rows = self.up_to(batch.max_length());
-        let gather = |table: &[f32]| -> Result<Tensor> {
-            let mut values = Vec::with_capacity(batch.n_tokens() * half);
-            for position in batch.positions() {
-                values.extend_from_slice(&table[position * half..][..half]);
-            }
-            Ok(Tensor::from_vec(values, (batch.n_tokens(), half), device)?)
-        };
-        Ok((gather(&rows.cos)?, gather(&rows.sin)?))
+        let rows = self.up_to(batch.max_length(), device)?;
+        // Positions are within u32: `Ragged` has checked.
+        let positions: Vec<u32> = batch.positions().map(|position| position as u32).collect();
+        Ok((ops::gather_rows(&rows.cos, &positions)?, ops::gather_rows(&rows.sin, &positions)?))
     }
 
     /// A table of at least `n` positions.
-    fn up_to(&self, n: usize) -> Arc<Rows> {
-        let wanted = n * self.head_dim / 2;
+    fn up_to(&self, n: usize, device: &Device) -> Result<Arc<Rows>> {
         // A poisoned lock still holds a whole table: it is only ever replaced by a finished one.
         let rows = self.rows.read().unwrap_or_else(|e| e.into_inner()).clone();
-        if rows.cos.len() >= wanted {
-            return rows;
+        if let Some(rows) = rows.filter(|rows| rows.n_positions >= n) {
+            return Ok(rows);
         }
-        let rows = Arc::new(self.compute(n.next_power_of_two().min(self.max_positions.max(n))));
-        *self.rows.write().unwrap_or_else(|e| e.into_inner()) = rows.clone();
-        rows
+        let n_positions = n.next_power_of_two().min(self.max_positions.max(n));
+        let rows = Arc::new(self.compute(n_positions, device)?);
+        *self.rows.write().unwrap_or_else(|e| e.into_inner()) = Some(rows.clone());
+        Ok(rows)
     }
 
-    fn compute(&self, n_positions: usize) -> Rows {
+    fn compute(&self, n_positions: usize, device: &Device) -> Result<Rows> {
         let half = self.head_dim / 2;
         let frequencies: Vec<f64> =
             (0..half).map(|i| self.theta.powf(-2.0 * i as f64 / self.head_dim as f64)).collect();
-        let mut rows = Rows::default();
+        let [mut cosines, mut sines] = [const { Vec::new() }; 2];
         for position in 0..n_positions {
             for frequency in &frequencies {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
-                rows.cos.push(cos as f32);
-                rows.sin.push(sin as f32);
+                cosines.push(cos as f32);
+                sines.push(sin as f32);
             }
         }
-        rows
+        let on_device = |values| Tensor::from_vec(values, (n_positions, half), device);
+        Ok(Rows { n_positions, cos: on_device(cosines)?, sin: on_device(sines)? })
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use half::bf16;
 use memmap2::Mmap;
 #[cfg(unix)]
@@ -500,6 +500,24 @@ impl MappedRows {
         for (row, id) in values.chunks_exact_mut(self.n_columns).zip(ids) {
             self.stored.read(*id as usize * self.n_columns, row);
         }
+        values
+    }
+
+    /// All rows on a device, in bf16 if they are stored so, else in f32.
+    pub(crate) fn to_tensor(&self, device: &Device) -> Result<Tensor> {
+        let tensor = match self.stored.stored_type {
+            StoredType::BF16 => {
+                Tensor::from_vec(self.values::<bf16>(), self.stored.shape.clone(), device)
+            }
+            _ => Tensor::from_vec(self.values::<f32>(), self.stored.shape.clone(), device),
+        };
+        self.stored.release();
+        Ok(tensor?)
+    }
+
+    fn values<T: Element>(&self) -> Vec<T> {
+        let mut values = vec![T::default(); self.stored.shape.iter().product()];
+        self.stored.read(0, &mut values);
         values
     }
 }

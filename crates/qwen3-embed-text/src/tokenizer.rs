@@ -106,6 +106,11 @@ impl Tokenizer {
         Self { appends: self.file_appends, ..self }
     }
 
+    /// Whether every text's tokens end with the end-of-text token.
+    pub fn appends_end_of_text(&self) -> bool {
+        self.appends
+    }
+
     /// The tokens of `text`, followed by one end-of-text token, unless
     /// [`as_its_file_says`](Self::as_its_file_says) leaves it away.
     ///

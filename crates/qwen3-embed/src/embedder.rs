@@ -276,6 +276,7 @@ impl Embedder {
     /// Applies an overflow policy, or else that of this embedder.
     pub(crate) fn fit(&self, texts: &mut [Vec<u32>], overflow: Option<Overflow>) -> Result<()> {
         let (max_tokens, overflow) = (self.engine.max_tokens, overflow.unwrap_or(self.overflow));
+        let keeps_last = self.tokenizer().appends_end_of_text();
         for (text, tokens) in texts.iter_mut().enumerate() {
             let n_tokens = tokens.len();
             match overflow {
@@ -284,7 +285,10 @@ impl Embedder {
                 }
                 Overflow::Error => {}
                 Overflow::TruncateLeft => truncate(tokens, max_tokens, TruncationSide::Left),
-                Overflow::TruncateRight => truncate(tokens, max_tokens, TruncationSide::Right),
+                Overflow::TruncateRight if keeps_last => {
+                    truncate(tokens, max_tokens, TruncationSide::Right);
+                }
+                Overflow::TruncateRight => tokens.truncate(max_tokens),
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 use rayon::prelude::*;
 
-use crate::vector::dot;
+use crate::vector::{dot, exact_dot, norm};
 use crate::{Error, Result, normalize};
 
 /// Vectors of one dimension, one row for each text.
@@ -119,19 +119,20 @@ impl Embeddings {
     /// [`Error::DimensionMismatch`] if the vectors are not of one dimension.
     pub fn similarity(&self, other: &Self) -> Result<Similarities> {
         self.check_dim(other.dim)?;
-        let (left, right) = (self.clone().normalized(), other.clone().normalized());
-        let cols = right.rows();
-        let mut values = vec![0f32; left.rows() * cols];
+        let (rows, cols) = (self.rows(), other.rows());
+        let mut values = vec![0f32; rows * cols];
         if cols > 0 {
-            values.par_chunks_mut(cols).zip(left.values.par_chunks(left.dim)).for_each(
-                |(out, row)| {
-                    out.iter_mut()
-                        .zip(right.iter())
-                        .for_each(|(o, other)| *o = unit_dot(row, other));
-                },
-            );
+            let norms: Vec<f64> = other.values.par_chunks(self.dim).map(norm).collect();
+            let left = values.par_chunks_mut(cols).zip(self.values.par_chunks(self.dim));
+            left.for_each(|(out, row)| {
+                let row = unit(row);
+                let right = other.values.par_chunks(self.dim).zip(&norms).with_min_len(ROWS);
+                out.par_iter_mut()
+                    .zip(right)
+                    .for_each(|(out, (other, &norm))| *out = cosine_to(&row, other, norm));
+            });
         }
-        Ok(Similarities { values, rows: left.rows(), cols })
+        Ok(Similarities { values, rows, cols })
     }
 
     /// The `k` vectors most similar to `query` by cosine, best first; all of them if there are
@@ -144,9 +145,10 @@ impl Embeddings {
     pub fn top_k(&self, query: &[f32], k: usize) -> Result<Vec<Hit>> {
         self.check_dim(query.len())?;
         let query = Self::new(query.to_vec(), self.dim)?;
-        let scores = query.similarity(self)?;
-        let mut hits: Vec<Hit> =
-            scores.values.iter().enumerate().map(|(index, &score)| Hit { index, score }).collect();
+        let query = unit(query.row(0));
+        let rows = self.values.par_chunks(self.dim).enumerate().with_min_len(ROWS);
+        let hit = |(index, row)| Hit { index, score: cosine_to(&query, row, norm(row)) };
+        let mut hits: Vec<Hit> = rows.map(hit).collect();
         let best_first = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then(a.index.cmp(&b.index));
         if k < hits.len() {
             hits.select_nth_unstable_by(k, best_first);
@@ -174,9 +176,26 @@ impl<'a> IntoIterator for &'a Embeddings {
     }
 }
 
-/// The cosine of two unit vectors: rounding must not take it beyond 1.
-fn unit_dot(a: &[f32], b: &[f32]) -> f32 {
-    dot(a, b).clamp(-1.0, 1.0)
+/// Vectors at least that one thread compares.
+const ROWS: usize = 256;
+
+/// A copy at unit length.
+fn unit(vector: &[f32]) -> Vec<f32> {
+    let mut unit = vector.to_vec();
+    normalize(&mut unit);
+    unit
+}
+
+/// The cosine of a unit vector and another, whose length is `norm`.
+fn cosine_to(unit: &[f32], other: &[f32], norm: f64) -> f32 {
+    // Of lengths between these, products are far from overflow and from being rounded to nothing.
+    let dot = if (1e-15..1e15).contains(&norm) {
+        dot(unit, other).into()
+    } else {
+        exact_dot(unit, other)
+    };
+    // Rounding must not take it beyond 1.
+    if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) as f32 } else { 0.0 }
 }
 
 /// A matrix of cosine similarities, see [`Embeddings::similarity`].
@@ -239,7 +258,11 @@ mod tests {
 
     #[test]
     fn similarity_is_the_cosine_of_every_pair() {
-        let (left, right) = (pattern(5, 19), pattern(7, 19));
+        let (left, mut right) = (pattern(5, 19), pattern(7, 19));
+        // Lengths beyond what products in f32 have room for, and a vector without one.
+        for (row, scale) in [(1, 1e36), (2, 1e-38), (3, 0.0)] {
+            right.values[row * 19..][..19].iter_mut().for_each(|v| *v *= scale);
+        }
         let matrix = left.similarity(&right).unwrap();
         assert_eq!((matrix.rows(), matrix.cols()), (5, 7));
         for i in 0..5 {

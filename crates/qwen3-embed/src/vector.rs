@@ -33,14 +33,26 @@ pub fn cosine(a: &[f32], b: &[f32]) -> Result<f32> {
     if a.len() != b.len() {
         return Err(Error::DimensionMismatch { left: a.len(), right: b.len() });
     }
-    let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
     let norms = norm(a) * norm(b);
-    Ok(if norms > 0.0 { (dot / norms).clamp(-1.0, 1.0) as f32 } else { 0.0 })
+    Ok(if norms > 0.0 { (exact_dot(a, b) / norms).clamp(-1.0, 1.0) as f32 } else { 0.0 })
 }
 
 /// The Euclidean length. In f64 no square of an f32 overflows or vanishes.
-fn norm(vector: &[f32]) -> f64 {
-    vector.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt()
+pub(crate) fn norm(vector: &[f32]) -> f64 {
+    exact_dot(vector, vector).sqrt()
+}
+
+/// The dot product of two vectors of one length in f64, in four sums that run side by side.
+pub(crate) fn exact_dot(a: &[f32], b: &[f32]) -> f64 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+    let mut sums = [0f64; 4];
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..4 {
+            sums[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(&a, &b)| f64::from(a) * f64::from(b));
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 /// The dot product of two vectors of one length, in eight sums that run side by side.

@@ -289,6 +289,24 @@ fn a_vector_that_is_not_finite_is_an_error_that_names_its_text() {
     assert!(matches!(error, Error::Model(ModelError::NotFinite { text: 2, .. })), "{error}");
 }
 
+/// What the texts of a call that fails begin with is not kept for later calls: their tokens before the damaged one
+/// may be spoiled, as keys that attention reads together with it.
+#[test]
+fn a_call_that_fails_does_not_spoil_later_ones() {
+    let dir = changed("base", "config.json", |_| {});
+    let path = dir.path().join("model.safetensors");
+    fs::write(&path, poison_token(&fs::read(&path).unwrap(), 7)).unwrap();
+    let load = || Embedder::builder(dir.path()).build().unwrap();
+    let text = |end: &[u32]| [(300..320).collect(), end.to_vec()].concat();
+    let embedder = load();
+    for _ in 0..3 {
+        let damaged = [text(&[7, 401, 1000]), text(&[7, 402, 1000])];
+        assert!(embedder.embed_tokens(&damaged).is_err());
+        let good = [text(&[403, 1000])];
+        assert_eq!(embedder.embed_tokens(&good).unwrap(), load().embed_tokens(&good).unwrap());
+    }
+}
+
 /// The bytes of an f32 safetensors file with NaN in the embedding of one token.
 fn poison_token(file: &[u8], token: usize) -> Vec<u8> {
     let header_size = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed::{Embedder, Embeddings, Error};
+use qwen3_embed::{Embedder, Embeddings, Error, Overflow};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -137,6 +137,22 @@ fn only_the_last_token_needs_an_end_of_text_token() {
         let with = tokenize();
         edit(&copy.path().join("tokenizer.json"), |file| file["post_processor"] = Value::Null);
         assert_eq!(tokenize(), with[..1 + appended], "{name}");
+    }
+}
+
+#[test]
+fn a_text_that_is_cut_keeps_its_end_of_text_token_and_else_its_beginning() {
+    for (name, kept) in [("mean-dense", 0..3), ("last-token", 0..2)] {
+        let copy = copy(&format!("sentence-transformers/{name}"));
+        edit(&copy.path().join("tokenizer.json"), |file| file["post_processor"] = Value::Null);
+        let builder = Embedder::builder(copy.path()).max_tokens(3);
+        let embedder = builder.overflow(Overflow::TruncateRight).build().unwrap();
+        let text = "The weather is great today";
+        let tokens = embedder.tokenize(&[text]).unwrap().remove(0);
+        let end = (name == "last-token").then(|| *tokens.last().unwrap());
+        let expected: Vec<u32> = tokens[kept].iter().copied().chain(end).collect();
+        let got = embedder.embed_documents(&[text]).unwrap();
+        assert_eq!(got, embedder.embed_tokens(&[expected]).unwrap(), "{name}");
     }
 }
 

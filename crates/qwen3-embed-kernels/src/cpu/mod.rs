@@ -25,7 +25,7 @@ mod vector;
 use rayon::prelude::*;
 
 pub use activations::{Arithmetic, Rows, RowsMut, Values, ValuesMut};
-pub use attention::{AttentionScratch, Heads, attention};
+pub use attention::{AttentionScratch, Heads, KEY_BLOCK, attention};
 pub use blocks::BlockRow;
 pub use dispatch::Kernels;
 pub use linear::Epilogue;

@@ -23,7 +23,7 @@ const MODULES: [(&str, &str, &[&str]); 3] = [
     (
         "qwen3_embed_rows",
         include_str!(concat!(env!("OUT_DIR"), "/rows.ptx")),
-        &["rms_norm", "qk_norm_rope", "swiglu", "bias", "copy_rows"],
+        &["rms_norm", "qk_norm_rope", "swiglu", "bias", "copy_rows", "gather_rows"],
     ),
     (
         "qwen3_embed_attention",
@@ -37,24 +37,37 @@ const MODULES: [(&str, &str, &[&str]); 3] = [
     ),
 ];
 
-/// The first compute capability with the instructions that the kernels use.
-const LEAST_CAPABILITY: i32 = 8;
+/// The first compute capability that the kernels were compiled for.
+const LEAST_CAPABILITY: &str = env!("QWEN3_EMBED_CUDA_CAPABILITY");
 
 /// Opens the card of this number, with a stream of its own.
 pub(crate) fn open(ordinal: usize) -> Result<Device> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Cuda { ordinal, source };
+    // The driver counts in `i32`, and candle wraps what does not fit.
+    i32::try_from(ordinal).map_err(|e| failed(Box::new(e)))?;
     let device = CudaDevice::new_with_stream(ordinal)
         .map_err(|error| failed(Box::new(without_backtrace(error))))?;
     // SAFETY: nothing of this device is ever used on another stream: `Device` is only made here, and
     // candle and this module use its own stream for everything.
     unsafe { device.disable_event_tracking() };
     let stream = device.cuda_stream();
-    let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
-    let major = stream.context().attribute(attribute).map_err(|e| failed(Box::new(e)))?;
-    if major < LEAST_CAPABILITY {
-        let message = format!("compute capability 8.0 or later is needed, the device has {major}");
+    let attribute =
+        |attribute| stream.context().attribute(attribute).map_err(|e| failed(Box::new(e)));
+    let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let capability = 10 * major + minor;
+    if LEAST_CAPABILITY.parse().is_ok_and(|least: i32| capability < least) {
+        let message = format!(
+            "this program has kernels for compute capability {LEAST_CAPABILITY} and later, in tenths, the device \
+             has {capability}"
+        );
         return Err(failed(message.into()));
     }
+    // Sums stay f32, where a product is split and its parts are added, too.
+    let math = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle is this device's own, and whole.
+    let status = unsafe { cublas::cublasSetMathMode(*device.cublas_handle().handle(), math) };
+    status.result().map_err(|e| failed(Box::new(e)))?;
     Ok(Device::Cuda(device))
 }
 

@@ -41,7 +41,6 @@ impl Element {
     }
 
     /// Bytes of a value.
-    #[cfg(feature = "cuda")]
     pub(crate) fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -95,7 +94,7 @@ impl Shape {
     }
 }
 
-/// Threads of a block that has one row, or columns of one.
+/// Threads of a block that has one row, or a part of one.
 const ROW_BLOCK: u32 = 256;
 
 /// The most values of a head that the kernels have registers for.
@@ -145,26 +144,49 @@ pub(crate) fn qk_norm_rope(
 
 /// Pointers: `gate_up` and `out`.
 pub(crate) fn swiglu(element: Element, gate_up: Shape, out: Shape) -> Result<Launch> {
+    const CHUNK_BYTES: usize = 16;
     let numbers = [out.n_columns, gate_up.stride, out.stride];
-    columns("swiglu", element, out, &numbers)
+    columns("swiglu", element, out, CHUNK_BYTES / element.size(), &numbers)
 }
 
 /// Pointers: `bias`, f32, and `out`. What is in `out` is kept if the bias is to be added.
 pub(crate) fn bias(element: Element, out: Shape, add: bool) -> Result<Launch> {
-    columns("bias", element, out, &[out.n_columns, out.stride, add.into()])
+    columns("bias", element, out, 1, &[out.n_columns, out.stride, add.into()])
 }
 
 /// Pointers: `x` and `out`.
 pub(crate) fn copy_rows(element: Element, x: Shape, out: Shape) -> Result<Launch> {
-    columns("copy_rows", element, out, &[out.n_columns, x.stride, out.stride])
+    columns("copy_rows", element, out, 1, &[out.n_columns, x.stride, out.stride])
 }
 
-/// A launch with a thread for each element of `out`.
-fn columns(op: &'static str, element: Element, out: Shape, args: &[usize]) -> Result<Launch> {
+/// Pointers: the table, of the type, the numbers of its rows, u32, and `out`, f32.
+pub(crate) fn gather_rows(element: Element, table: Shape, out: Shape) -> Result<Launch> {
+    const OP: &str = "gather_rows";
+    const NEIGHBOURS: usize = 4;
+    let n_threads = out.n_columns.div_ceil(NEIGHBOURS).next_multiple_of(32);
+    Ok(Launch {
+        operation: OP,
+        element,
+        grid: grid(OP, [out.n_rows, 1])?,
+        block: ROW_BLOCK.min(n_threads as u32),
+        numbers: numbers(OP, &[out.n_columns, table.stride, out.stride])?,
+        floats: Vec::new(),
+    })
+}
+
+/// A launch with a thread for each so many neighbours in a row of `out`.
+fn columns(
+    op: &'static str,
+    element: Element,
+    out: Shape,
+    n_neighbours: usize,
+    args: &[usize],
+) -> Result<Launch> {
+    let n_columns = ROW_BLOCK as usize * n_neighbours;
     Ok(Launch {
         operation: op,
         element,
-        grid: grid(op, [out.n_rows, out.n_columns.div_ceil(ROW_BLOCK as usize)])?,
+        grid: grid(op, [out.n_rows, out.n_columns.div_ceil(n_columns)])?,
         block: ROW_BLOCK,
         numbers: numbers(op, args)?,
         floats: Vec::new(),

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::emulator::Emulator;
 use super::{Attention, Element, Index, Kernel, Launch, Shape, attention, bias, copy_rows};
-use super::{qk_norm_rope, rms_norm, swiglu};
+use super::{gather_rows, qk_norm_rope, rms_norm, swiglu};
 use crate::cpu::Heads;
 use crate::{Error, Queries, Ragged, Segment, SegmentKind, reference};
 
@@ -128,8 +128,10 @@ fn assert_close(what: &str, got: &[f64], expected: &[f64], bound: impl Fn(usize)
 fn norms(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(1);
     for element in ELEMENTS {
-        for (n_rows, n_columns) in [(1, 1), (3, 31), (5, 256), (2, 1000), (4, 1024)] {
-            let (x_shape, shape) = (gaps(n_rows, n_columns, 3), gaps(n_rows, n_columns, 5));
+        for (n_rows, n_columns, gap) in
+            [(1, 1, 3), (3, 31, 3), (5, 256, 0), (2, 1000, 8), (2, 1000, 3), (4, 1028, 8)]
+        {
+            let (x_shape, shape) = (gaps(n_rows, n_columns, gap), gaps(n_rows, n_columns, 2 * gap));
             let x = Buffer::new(Element::F32, &random(&mut rng, n_rows * n_columns)).f64();
             let weight = Buffer::new(Element::F32, &random(&mut rng, n_columns));
             let expected = reference::rms_norm(&x, &weight.f64(), 1e-6);
@@ -151,13 +153,17 @@ fn rotations(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(2);
     let theta = 1e4;
     for element in ELEMENTS {
-        for (n_heads, n_kv_heads, head_dim, first_query) in
-            [(4, 2, 128, 0), (2, 1, 6, 2), (3, 3, 256, 4), (2, 2, 64, 0)]
-        {
+        for (n_heads, n_kv_heads, head_dim, first_query, gap) in [
+            (4, 2, 128, 0, 2),
+            (4, 2, 128, 0, 1),
+            (2, 1, 6, 2, 2),
+            (3, 3, 256, 4, 2),
+            (2, 2, 64, 0, 2),
+        ] {
             let heads = Heads { n_heads, n_kv_heads, head_dim };
             let batch = Ragged::from_lengths([3, 4]).unwrap();
             let n_rows = batch.n_tokens();
-            let shape = gaps(n_rows, heads.qkv_columns(), 2);
+            let shape = gaps(n_rows, heads.qkv_columns(), gap);
             let qkv = Buffer::new(element, &random(&mut rng, n_rows * shape.n_columns)).f64();
             let norms = [0; 2].map(|_| Buffer::new(Element::F32, &random(&mut rng, head_dim)));
             let angles = || {
@@ -206,8 +212,9 @@ fn rotations(runner: &dyn Runner) {
 fn gates(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(3);
     for element in ELEMENTS {
-        for (n_rows, ffn_size) in [(1, 1), (3, 300), (2, 256), (4, 96)] {
-            let (in_shape, shape) = (gaps(n_rows, 2 * ffn_size, 4), gaps(n_rows, ffn_size, 6));
+        for (n_rows, ffn_size, gap) in [(1, 1, 3), (3, 300, 3), (2, 2056, 8), (4, 96, 0)] {
+            let in_shape = gaps(n_rows, 2 * ffn_size, gap);
+            let shape = gaps(n_rows, ffn_size, 2 * gap);
             let mut values = random(&mut rng, n_rows * 2 * ffn_size);
             // Far out on both sides of the sigmoid.
             values[0] = -100.0;
@@ -223,6 +230,25 @@ fn gates(runner: &dyn Runner) {
             let got = gathered(&buffers[1].f64(), shape);
             let relative = gamma(16) + unit(element);
             assert_close("swiglu", &got, &expected, |i| relative * expected[i].abs());
+        }
+    }
+}
+
+fn gathered_rows(runner: &dyn Runner) {
+    let mut rng = SmallRng::seed_from_u64(7);
+    for element in ELEMENTS {
+        for (n_columns, gap) in [(64, 0), (1, 2), (30, 3), (1028, 8)] {
+            let (table, out) = (gaps(9, n_columns, gap), gaps(5, n_columns, gap));
+            let x = Buffer::new(element, &random(&mut rng, 9 * n_columns)).f64();
+            let rows = [8, 0, 3, 3, 7];
+            let expected = reference::gather_rows(&x, &rows, n_columns);
+            let mut buffers = [
+                Buffer::new(element, &spread(&x, table)),
+                Buffer::U32(rows.to_vec()),
+                Buffer::new(Element::F32, &vec![f64::NAN; 5 * out.stride]),
+            ];
+            runner.run(&gather_rows(element, table, out).unwrap(), &mut buffers);
+            assert_eq!(gathered(&buffers[2].f64(), out), expected);
         }
     }
 }
@@ -371,6 +397,38 @@ fn attention_on_tensor_cores(runner: &dyn Runner) {
     }
 }
 
+/// Keys of one large score, whose values are 1 in the first half of a text and −1 in the second: what is wrong by a
+/// little with every block of keys is then wrong by much.
+fn attention_over_many_blocks(runner: &dyn Runner) {
+    const N: usize = 64 * 100;
+    let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 128 };
+    let segment = Segment { n_tokens: N, parent: None, kind: SegmentKind::Text };
+    let batch = Ragged::from_segments([segment]).unwrap();
+    let options = Attention { heads, queries: Queries::Last, causal: true };
+    let first_query = batch.first_query(options.queries);
+    let (shape, out_shape) = (Shape::dense(N, 3 * 128), Shape::dense(1, 128));
+    let qkv: Vec<f64> = (0..N)
+        .flat_map(|row| {
+            let value = if row < N / 2 { 1.0 } else { -1.0 };
+            [2.75, 2.5, value].into_iter().flat_map(|v| [v; 128])
+        })
+        .collect();
+    for kernel in [Kernel::Flash, Kernel::Simple] {
+        let index = Index::new(&batch, options, kernel);
+        let (n_tiles, shapes) = (index.tiles.len() / 3, [shape, out_shape]);
+        let launch =
+            attention(Element::Bf16, kernel, options, n_tiles, shapes, first_query).unwrap();
+        let mut buffers = [
+            Buffer::new(Element::Bf16, &qkv),
+            Buffer::new(Element::Bf16, &[f64::NAN; 128]),
+            Buffer::U32(index.segments),
+            Buffer::U32(index.tiles),
+        ];
+        runner.run(&launch, &mut buffers);
+        assert_close(&launch.name(), &buffers[1].f64(), &[0.0; 128], |_| 1e-5);
+    }
+}
+
 macro_rules! on_emulator_and_card {
     ($($check:ident)*) => {
         mod on_the_emulator {
@@ -397,7 +455,8 @@ macro_rules! on_emulator_and_card {
 }
 
 on_emulator_and_card! {
-    norms rotations gates biases_and_copies attention_along_segments attention_on_tensor_cores
+    norms rotations gates biases_and_copies gathered_rows attention_along_segments attention_on_tensor_cores
+    attention_over_many_blocks
 }
 
 /// The first card of this machine.

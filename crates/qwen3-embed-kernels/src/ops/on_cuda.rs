@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage};
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout as Strides, Storage, Tensor, WithDType};
+use candle_core::{
+    CpuStorage, DType, Device, InplaceOp1, Layout as Strides, Storage, Tensor, WithDType,
+};
 use rayon::prelude::*;
 
 use super::{expect_elsewhere, matrix, type_error};
@@ -45,6 +47,22 @@ pub(super) fn copy_rows(x: &Tensor, out: &Tensor) -> Result<()> {
         // SAFETY: `ops::copy_rows` has checked the shapes, and the types are the same.
         unsafe { launch(device, &plan, &[from.address, out.address]) }
     })
+}
+
+pub(super) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let (_, n_columns) = x.dims2()?;
+    let out = Tensor::zeros((rows.len(), n_columns), DType::F32, x.device())?;
+    if rows.is_empty() {
+        return Ok(out);
+    }
+    let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
+    let numbers = address_of_numbers(&rows)?;
+    apply("gather_rows", &out, [x], |device, out, [table]| {
+        let plan = cuda::gather_rows(table.element, table.shape, out.shape)?;
+        // SAFETY: `ops::gather_rows` has checked the rows' numbers, and there are as many as `out` has rows.
+        unsafe { launch(device, &plan, &[table.address, numbers, out.address]) }
+    })?;
+    Ok(out)
 }
 
 pub(super) fn attention(
@@ -253,14 +271,16 @@ impl Scratch {
 
 impl OnDevice {
     fn addresses(&self) -> Result<[u64; 2]> {
-        let address = |tensor: &Tensor| {
-            let (storage, strides) = tensor.storage_and_layout();
-            match &*storage {
-                Storage::Cuda(storage) => address_of::<u32>(storage, strides.start_offset()),
-                _ => Err(elsewhere("attention")),
-            }
-        };
-        Ok([address(&self.segments)?, address(&self.tiles)?])
+        Ok([address_of_numbers(&self.segments)?, address_of_numbers(&self.tiles)?])
+    }
+}
+
+/// The address of whole numbers on the device.
+fn address_of_numbers(tensor: &Tensor) -> Result<u64> {
+    let (storage, strides) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => address_of::<u32>(storage, strides.start_offset()),
+        _ => Err(elsewhere("whole numbers")),
     }
 }
 

@@ -44,8 +44,9 @@ use crate::{Queries, Ragged, SegmentKind};
 pub(super) use block::attend;
 pub(super) use pack::pack;
 
-/// Keys of a block: a multiple of every kernel set's panel, and of its registers.
-const KEY_BLOCK: usize = 128;
+/// Keys of a block: a multiple of every kernel set's panel, and of its registers. A segment has packed keys and values
+/// of its own from the beginning of the block in which it begins, those of what it continues among them.
+pub const KEY_BLOCK: usize = 128;
 
 /// Rows of a block of queries, over the heads of a group, at least one query.
 const QUERY_ROWS: usize = 48;

@@ -146,6 +146,7 @@ static std::function<void()> call(void (*function)(Args...)) {
     KERNEL(swiglu_##type)                                                                          \
     KERNEL(bias_##type)                                                                            \
     KERNEL(copy_rows_##type)                                                                       \
+    KERNEL(gather_rows_##type)                                                                     \
     KERNEL(attention_##type)
 
 static std::function<void()> find(const std::string& name) {

@@ -117,7 +117,8 @@ INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&
         most = fmaxf(most, shuffle_xor(most, 2));
         // A row that has seen no key yet: infinity minus infinity is no weight.
         float shift = most == -INFINITY ? 0.0f : most * LOG2_E;
-        float scale = exp2f(largest[r] * LOG2_E - shift);
+        // Exactly one where nothing is larger: what rounding made of it would be taken once for each block.
+        float scale = largest[r] == most ? 1.0f : exp2f((largest[r] - most) * LOG2_E);
         largest[r] = most;
         sums[r] *= scale;
         for (u32 tile = 0; tile < KEY_TILES; ++tile) {
