@@ -44,7 +44,7 @@ mod tests {
     /// In every type that a file may have: what lies on a device loses nothing.
     #[test]
     fn rows_on_a_device_are_those_of_the_file() {
-        for name in ["base", "wide", "gguf-q8-0/model.gguf", "gguf-float/model.gguf"] {
+        for name in ["base", "causal-lm-tied", "gguf-q8-0/model.gguf", "gguf-float/model.gguf"] {
             let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
             let (config, weights) = open(&models.join(name)).unwrap();
             let shape = [config.vocab_size, config.hidden_size];

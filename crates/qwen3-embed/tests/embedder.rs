@@ -293,7 +293,7 @@ fn a_vector_that_is_not_finite_is_an_error_that_names_its_text() {
 /// may be spoiled, as keys that attention reads together with it.
 #[test]
 fn a_call_that_fails_does_not_spoil_later_ones() {
-    let dir = changed("base", "config.json", |_| {});
+    let dir = changed("causal-lm-tied", "config.json", |_| {});
     let path = dir.path().join("model.safetensors");
     fs::write(&path, poison_token(&fs::read(&path).unwrap(), 7)).unwrap();
     let load = || Embedder::builder(dir.path()).build().unwrap();
