@@ -52,7 +52,7 @@ impl Config {
     /// Reads and validates the contents of a `config.json`; `path` is named in errors.
     ///
     /// Anything that would change the result and is not supported is an error, never ignored:
-    /// another architecture or activation, scaled RoPE, sliding windows, quantised weights.
+    /// another architecture or code of its own, another activation, scaled RoPE, sliding windows, quantised weights.
     ///
     /// # Errors
     ///
@@ -167,6 +167,10 @@ impl Config {
     }
 }
 
+/// The classes whose decoder this is. Others have code of their own, or heads that are not known.
+const ARCHITECTURES: [&str; 3] =
+    ["Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"];
+
 /// The keys of a GGUF file's metadata that say something of the model. None is the beginning of
 /// another.
 const GGUF_KEYS: [&str; 20] = [
@@ -233,6 +237,18 @@ impl Fields {
 
     /// Refuses what would change the result and is not implemented.
     fn refuse_unsupported(&self) -> Result<()> {
+        let expected = format!("none or one of {}", ARCHITECTURES.join(", "));
+        self.expect_if_present("architectures", &expected, |v| {
+            let is_known = |first: &Value| ARCHITECTURES.iter().any(|known| first == known);
+            v.as_array().is_some_and(|classes| classes.first().is_none_or(is_known))
+        })?;
+        self.expect_if_present(
+            "auto_map",
+            "no AutoModel, which is code of the checkpoint's",
+            |v| {
+                v.as_object().is_some_and(|map| !map.keys().any(|key| key.starts_with("AutoModel")))
+            },
+        )?;
         for object in ["rope_parameters", "rope_scaling"] {
             self.expect_if_present(object, "an object or null", Value::is_object)?;
             for key in ["rope_type", "type"] {
@@ -346,6 +362,13 @@ mod tests {
         let cases = [
             ("model_type", serde_json::json!("qwen2")),
             ("model_type", Value::Null),
+            ("architectures", serde_json::json!(["Qwen3BidirectionalEmbedModel"])),
+            ("architectures", serde_json::json!(["JinaForRanking", "Qwen3ForCausalLM"])),
+            ("architectures", serde_json::json!([3])),
+            ("architectures", serde_json::json!("Qwen3Model")),
+            ("auto_map", serde_json::json!({"AutoModel": "modeling.JinaForRanking"})),
+            ("auto_map", serde_json::json!({"AutoModelForSequenceClassification": "a.B"})),
+            ("auto_map", serde_json::json!("modeling.Model")),
             ("hidden_act", serde_json::json!("gelu")),
             ("hidden_size", serde_json::json!(0)),
             ("hidden_size", serde_json::json!(-1)),
@@ -379,6 +402,24 @@ mod tests {
                 other => panic!("{field} = {value}: {other}"),
             }
         }
+    }
+
+    #[test]
+    fn the_three_classes_of_transformers_are_one_decoder() {
+        for architectures in [
+            Value::Null,
+            serde_json::json!([]),
+            serde_json::json!(["Qwen3Model"]),
+            serde_json::json!(["Qwen3ForCausalLM"]),
+            serde_json::json!(["Qwen3ForSequenceClassification"]),
+        ] {
+            parse(|v| v["architectures"] = architectures).unwrap();
+        }
+        parse(|v| v["auto_map"] = serde_json::json!({"AutoTokenizer": [null, "a.B"]})).unwrap();
+        let error = parse(|v| v["architectures"] = serde_json::json!(["A"])).unwrap_err();
+        let expected = "field `architectures`: expected none or one of Qwen3Model, Qwen3ForCausalLM, \
+                        Qwen3ForSequenceClassification, got [\"A\"]";
+        assert!(error.to_string().ends_with(expected), "{error}");
     }
 
     #[test]

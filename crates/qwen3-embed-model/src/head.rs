@@ -60,11 +60,6 @@ impl RerankHead {
                 return Err(Error::AnswerOutOfRange { path, id, vocab_size });
             }
         }
-        const BIAS: &str = "score.bias";
-        if weights.contains(BIAS) {
-            let (path, name) = (weights.path_of(BIAS), weights.name_in_file(BIAS));
-            return Err(Error::UnexpectedTensor { path, name });
-        }
         let head = Loader { path, config: &config, weights: &weights, answers: [yes, no] };
         let weight = if path.is_dir() { head.of_checkpoint()? } else { head.of_gguf()? };
         Ok(Self { weight })

@@ -19,6 +19,9 @@ pub(crate) struct Modules {
     pub(crate) normalizes: bool,
 }
 
+/// The package whose modules are known, with the dot behind it: others are code of the repository's.
+const PACKAGE: &str = "sentence_transformers.";
+
 /// The names of a pooling, of late and as one flag for each.
 const POOLINGS: [(Pooling, &str, &str); 6] = [
     (Pooling::LastToken, "lasttoken", "pooling_mode_lasttoken"),
@@ -47,7 +50,8 @@ impl Modules {
         for idx in 0..fields.value.as_object().map_or(0, serde_json::Map::len) {
             let field = format!("{idx}.type");
             let kind = fields.get(&field).and_then(Value::as_str).unwrap_or_default();
-            let kind = kind.rsplit('.').next().unwrap_or_default();
+            let kind = kind.strip_prefix(PACKAGE).and_then(|path| path.rsplit('.').next());
+            let kind = kind.unwrap_or_default();
             let allowed: &[&str] = match earlier.as_deref() {
                 None => &["Transformer"],
                 Some("Transformer") => &["Pooling"],
@@ -57,7 +61,7 @@ impl Modules {
             if !allowed.contains(&kind) {
                 let expected = match allowed {
                     [] => "nothing behind Normalize".to_owned(),
-                    allowed => allowed.join(" or "),
+                    allowed => of_package(&allowed.join(" or ")),
                 };
                 return Err(fields.error(&field, expected));
             }
@@ -65,8 +69,8 @@ impl Modules {
             earlier = Some(kind.to_owned());
         }
         match earlier.as_deref() {
-            None => Err(fields.error("0.type", "Transformer".into())),
-            Some("Transformer") => Err(fields.error("1.type", "Pooling".into())),
+            None => Err(fields.error("0.type", of_package("Transformer"))),
+            Some("Transformer") => Err(fields.error("1.type", of_package("Pooling"))),
             Some(_) => {
                 modules.check_similarity(dir)?;
                 Ok(Some(modules))
@@ -116,6 +120,11 @@ impl Modules {
         }
         Ok(())
     }
+}
+
+/// What is expected of a module.
+fn of_package(kinds: &str) -> String {
+    format!("{kinds} of sentence_transformers")
 }
 
 /// Whether this names a folder inside of another one.

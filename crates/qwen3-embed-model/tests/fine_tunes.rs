@@ -249,15 +249,32 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
     let transformer = || module("", "Transformer");
     let pooling = || module("1_Pooling", "Pooling");
     for (modules, message) in [
-        (json!([]), "`0.type`: expected Transformer, got nothing"),
-        (json!({}), "`0.type`: expected Transformer, got nothing"),
-        (json!([transformer()]), "`1.type`: expected Pooling, got nothing"),
-        (json!([transformer(), module("", "Normalize")]), "`1.type`: expected Pooling, got"),
+        (json!([]), "`0.type`: expected Transformer of sentence_transformers, got nothing"),
+        (json!({}), "`0.type`: expected Transformer of sentence_transformers, got nothing"),
+        (
+            json!([transformer()]),
+            "`1.type`: expected Pooling of sentence_transformers, got nothing",
+        ),
+        (
+            json!([transformer(), module("", "Normalize")]),
+            "`1.type`: expected Pooling of sentence_transformers, got \"sent",
+        ),
+        (
+            json!([{"path": "", "type": "custom_st.Transformer"}, pooling()]),
+            "`0.type`: expected Transformer of sentence_transformers, got \"custom_st.Transformer\"",
+        ),
+        (
+            json!([transformer(), {"path": "1_Pooling", "type": "Pooling"}]),
+            "`1.type`: expected Pooling of sentence_transformers, got \"Pooling\"",
+        ),
         (json!([module("0_Transformer", "Transformer")]), "`0.path`: expected \"\", the"),
-        (json!([module("", "CLIPModel")]), "`0.type`: expected Transformer, got \"sent"),
+        (
+            json!([module("", "CLIPModel")]),
+            "`0.type`: expected Transformer of sentence_transformers, got \"sent",
+        ),
         (
             json!([transformer(), pooling(), module("2_CNN", "CNN")]),
-            "`2.type`: expected Dense or Normalize, got \"sentence_transformers.models.CNN\"",
+            "`2.type`: expected Dense or Normalize of sentence_transformers, got \"sentence_transformers.models.CNN\"",
         ),
         (
             json!([transformer(), pooling(), module("", "Normalize"), module("", "Dense")]),

@@ -186,8 +186,10 @@ fn an_adapters_folder_may_have_the_repositorys_settings() {
     fs::create_dir(copy.path().join("1_Pooling")).unwrap();
     fs::copy(settings.join("1_Pooling/config.json"), copy.path().join("1_Pooling/config.json"))
         .unwrap();
-    let modules =
-        json!([{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "b.Pooling"}]);
+    let modules = json!([
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]);
     fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
     let pooled = Embedder::builder(copy.path()).build().unwrap();
     let text = ["two or more tokens"];
