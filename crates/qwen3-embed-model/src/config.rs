@@ -143,7 +143,10 @@ impl Config {
     /// such layer.
     pub(crate) fn linear_shape(&self, name: &str) -> Option<[usize; 2]> {
         let (layer_idx, module) = name.strip_prefix("layers.")?.split_once('.')?;
-        let is_layer = layer_idx.parse::<usize>().is_ok_and(|idx| idx < self.num_hidden_layers);
+        // `00` and `+0` name no layer.
+        let is_layer = layer_idx
+            .parse::<usize>()
+            .is_ok_and(|idx| idx < self.num_hidden_layers && idx.to_string() == layer_idx);
         let heads = self.heads();
         let (c, f, q) = (self.hidden_size, self.intermediate_size, heads.q_columns());
         let shape = match module {

@@ -119,6 +119,11 @@ fn an_adapter_that_is_no_plain_lora_of_this_model_is_refused_by_name() {
             "`alpha_pattern..*_proj`: expected the name of a module, not a regular",
         ),
         (json!({"q_proj": -1}), "`alpha_pattern.q_proj`: expected a number above 0, got -1"),
+        (
+            json!({"layers.0.self_attn.q_proj": 3, "q_proj": 5}),
+            "`alpha_pattern.q_proj`: expected 3, as `layers.0.self_attn.q_proj` has it for \
+             `layers.0.self_attn.q_proj`, got 5",
+        ),
     ] {
         let copy = copy("adapters/lora");
         edit(&copy.path().join("adapter_config.json"), |c| c["alpha_pattern"] = pattern.clone());
@@ -126,6 +131,20 @@ fn an_adapter_that_is_no_plain_lora_of_this_model_is_refused_by_name() {
             with_adapter("models/base", copy.path(), Precision::F32).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// Of two patterns for one module PEFT takes the first in the file: here they say the same.
+#[test]
+fn patterns_that_agree_are_one() {
+    let vectors = |pattern: Value| {
+        let copy = copy("adapters/lora");
+        edit(&copy.path().join("adapter_config.json"), |config| config["alpha_pattern"] = pattern);
+        let model = with_adapter("models/base", copy.path(), Precision::F32).unwrap();
+        model.forward(&[[1, 2, 3]]).unwrap()
+    };
+    let one = vectors(json!({"q_proj": 5}));
+    assert!(one == vectors(json!({"self_attn.q_proj": 5, "q_proj": 5.0})));
+    assert!(one != vectors(json!({"q_proj": 6})));
 }
 
 /// Writes an adapter whose tensors, [rows, columns], are zeros.
@@ -170,6 +189,18 @@ fn an_adapters_tensors_belong_to_linear_layers_of_the_model_and_have_their_shape
             vec![("model.layers.0.self_attn.q_proj.lora_A.weight", [4, 64])],
             "expected only `lora_A`",
         ),
+        (
+            vec![
+                ("base_model.model.layers.00.self_attn.q_proj.lora_A.weight", [4, 64]),
+                ("base_model.model.layers.00.self_attn.q_proj.lora_B.weight", [128, 4]),
+            ],
+            "tensor `base_model.model.layers.00.self_attn.q_proj.lora_A.weight`: expected only",
+        ),
+        (
+            vec![("base_model.model.layers.+1.self_attn.q_proj.lora_A.weight", [4, 64])],
+            "tensor `base_model.model.layers.+1.self_attn.q_proj.lora_A.weight`: expected only",
+        ),
+        (vec![], "has no tensor `base_model.model.layers.*.lora_A.weight`"),
     ] {
         let copy = copy("adapters/lora");
         write_tensors(&copy.path().join("adapter_model.safetensors"), &tensors);
