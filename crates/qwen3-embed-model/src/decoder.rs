@@ -499,6 +499,8 @@ pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
         Weights::open_gguf(path)?
     };
     weights.check_names(&config)?;
+    // Tables of this width are made before the layers are read.
+    weights.vector("layers.0.self_attn.q_norm.weight", config.head_dim)?;
     Ok((config, weights))
 }
 

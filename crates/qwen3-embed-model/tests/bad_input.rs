@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::{Device, Error, Model, Precision};
+use qwen3_embed_model::{Device, Error, Model, Precision, Summary};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -223,6 +223,19 @@ fn a_configuration_of_other_sizes_is_refused() {
             "{field} = {value}: {error}"
         );
     }
+    // The widest head that a configuration may have, of whose size no memory is taken.
+    let dir = copy("base");
+    edit_json(&dir.path().join("config.json"), |config| config["head_dim"] = json!(1 << 28));
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        match Model::load(dir.path(), Device::Cpu, precision).unwrap_err() {
+            Error::TensorShape { name, expected, got, .. } => {
+                assert_eq!(name, "layers.0.self_attn.q_norm.weight");
+                assert_eq!((expected, got), (vec![1 << 28], vec![32]), "{precision:?}");
+            }
+            other => panic!("{precision:?}: {other}"),
+        }
+    }
+    assert!(matches!(Summary::read(dir.path()), Err(Error::TensorShape { .. })));
     let dir = copy("base");
     edit_json(&dir.path().join("config.json"), |config| config["model_type"] = json!("bert"));
     let error = load_error(dir.path()).to_string();
