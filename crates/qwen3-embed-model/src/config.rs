@@ -38,10 +38,10 @@ pub struct Config {
     /// Whether the checkpoint's `lm_head` is its token embedding.
     pub tie_word_embeddings: bool,
     /// Whether a token sees only what comes before it, and itself, as in all published models; some
-    /// fine-tunes say `is_causal: false` or `use_bidirectional_attention: true`.
+    /// fine-tunes say `is_causal: false`.
     pub is_causal: bool,
-    /// How a text's vector is made of its tokens': of the last one, unless a GGUF file's
-    /// `pooling_type` says otherwise.
+    /// How a text's vector is made of its tokens' where no `modules.json` says it: of the last one if
+    /// attention is causal, else the mean of all; in a GGUF file, as `pooling_type` says.
     pub pooling: Pooling,
     /// The class that the checkpoint was saved as, such as `Qwen3ForCausalLM`: the first of its
     /// `architectures`, if it names any.
@@ -62,6 +62,7 @@ impl Config {
         fields.expect("model_type", "\"qwen3\"", |v| v == "qwen3")?;
         fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
         fields.refuse_unsupported()?;
+        let is_causal = fields.is_causal()?;
         let config = Self {
             hidden_size: fields.count("hidden_size")?,
             intermediate_size: fields.count("intermediate_size")?,
@@ -75,9 +76,8 @@ impl Config {
             rope_theta: fields.rope_theta()?,
             attention_bias: fields.flag("attention_bias", false)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
-            is_causal: fields.flag("is_causal", true)?
-                && !fields.flag("use_bidirectional_attention", false)?,
-            pooling: Pooling::LastToken,
+            is_causal,
+            pooling: if is_causal { Pooling::LastToken } else { Pooling::Mean },
             architecture: fields.architecture(),
         };
         config.checked(&fields, "num_key_value_heads", "head_dim")
@@ -217,6 +217,17 @@ impl Fields {
         Some(self.get("architectures")?.get(0)?.as_str()?.to_owned())
     }
 
+    /// `is_causal`. The other field that says so is one that Qwen3 in transformers does not know: alone it
+    /// leaves attention causal there, against what it says.
+    fn is_causal(&self) -> Result<bool> {
+        let is_causal = self.flag("is_causal", true)?;
+        let field = "use_bidirectional_attention";
+        if is_causal && self.flag(field, false)? {
+            return Err(self.error(field, "false, or `is_causal: false` beside it".into()));
+        }
+        Ok(is_causal)
+    }
+
     /// `rope_theta` at the top level, or in `rope_parameters` as newer exporters write it.
     fn rope_theta(&self) -> Result<f64> {
         if self.get("rope_parameters").is_some() {
@@ -344,19 +355,22 @@ mod tests {
     }
 
     #[test]
-    fn attention_is_causal_unless_either_field_says_otherwise() {
-        for (field, value, is_causal) in [
-            ("is_causal", Value::Null, true),
-            ("is_causal", true.into(), true),
-            ("is_causal", false.into(), false),
-            ("use_bidirectional_attention", false.into(), true),
-            ("use_bidirectional_attention", true.into(), false),
+    fn attention_is_causal_and_the_last_token_pooled_unless_is_causal_is_false() {
+        for (is_causal, is_bidirectional, expected) in [
+            (Value::Null, Value::Null, Pooling::LastToken),
+            (true.into(), false.into(), Pooling::LastToken),
+            (Value::Null, false.into(), Pooling::LastToken),
+            (false.into(), Value::Null, Pooling::Mean),
+            (false.into(), false.into(), Pooling::Mean),
+            (false.into(), true.into(), Pooling::Mean),
         ] {
-            assert_eq!(
-                parse(|v| v[field] = value.clone()).unwrap().is_causal,
-                is_causal,
-                "{field}"
-            );
+            let config = parse(|v| {
+                v["is_causal"] = is_causal;
+                v["use_bidirectional_attention"] = is_bidirectional;
+            });
+            let config = config.unwrap();
+            assert_eq!(config.pooling, expected);
+            assert_eq!(config.is_causal, expected == Pooling::LastToken);
         }
     }
 
@@ -390,6 +404,7 @@ mod tests {
             ("attention_bias", serde_json::json!("yes")),
             ("use_sliding_window", serde_json::json!(true)),
             ("use_bidirectional_attention", serde_json::json!("vision")),
+            ("use_bidirectional_attention", serde_json::json!(true)),
             ("is_causal", serde_json::json!(0)),
             ("layer_types", serde_json::json!(["full_attention", "sliding_attention"])),
             ("quantization_config", serde_json::json!({"quant_method": "awq"})),

@@ -238,6 +238,26 @@ fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::LastToken, 32));
 }
 
+/// As sentence-transformers has it where there are no modules.
+#[test]
+fn a_bidirectional_model_without_modules_gives_the_mean_of_its_tokens() {
+    let copy = copy("models/bidirectional");
+    let load = |hidden_states| {
+        let options = LoadOptions { hidden_states, ..LoadOptions::default() };
+        Model::load_with(copy.path(), &options).unwrap()
+    };
+    let (plain, last) = (load(false), load(true));
+    assert_eq!((plain.pooling(), last.pooling()), (Pooling::Mean, Pooling::LastToken));
+    let modules = json!([module("", "Transformer"), module("1_Pooling", "Pooling")]);
+    fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
+    fs::create_dir(copy.path().join("1_Pooling")).unwrap();
+    let mean = json!({"pooling_mode": "mean"});
+    fs::write(copy.path().join("1_Pooling/config.json"), mean.to_string()).unwrap();
+    let [plain, mean, last] =
+        [plain, load(false), last].map(|model| model.forward(&[[1, 2, 3]]).unwrap());
+    assert!(plain == mean && plain != last);
+}
+
 /// The model of a copy of a repository with these modules, and this pooling.
 fn with_modules(modules: &Value, pooling: &Value) -> Result<Model, Error> {
     let copy = copy("sentence-transformers/mean-dense");
