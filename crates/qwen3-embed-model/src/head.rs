@@ -109,7 +109,7 @@ impl Loader<'_> {
         if architecture == Some(CLASSIFIER) || weights.contains("score.weight") {
             return self.label();
         }
-        let is_pooled = Modules::read(self.path).is_ok_and(|modules| modules.is_some());
+        let is_pooled = Modules::has_pooling(self.path)?;
         if weights.contains("lm_head.weight") && !is_pooled {
             return self.answers("lm_head.weight");
         }

@@ -78,6 +78,21 @@ impl Modules {
         }
     }
 
+    /// Whether `dir` has a `modules.json` with a pooling, as an embedding model has. A reranker's lists
+    /// other modules, which are not needed.
+    pub(crate) fn has_pooling(dir: &Path) -> Result<bool> {
+        let path = dir.join("modules.json");
+        if !path.is_file() {
+            return Ok(false);
+        }
+        let fields = Fields::read(&path)?.numbered();
+        let n_modules = fields.value.as_object().map_or(0, serde_json::Map::len);
+        Ok((0..n_modules).any(|idx| {
+            let kind = fields.get(&format!("{idx}.type")).and_then(Value::as_str);
+            kind.is_some_and(|kind| kind.rsplit('.').next() == Some("Pooling"))
+        }))
+    }
+
     /// Refuses a similarity that orders vectors of unit length otherwise than those that the modules
     /// give: vectors are compared by their cosine.
     fn check_similarity(&self, dir: &Path) -> Result<()> {
@@ -135,24 +150,17 @@ fn is_folder_name(path: &str) -> bool {
 /// The pooling of a module's `config.json`.
 fn pooling(path: &Path) -> Result<Pooling> {
     let fields = Fields::read(path)?;
-    let modes: Vec<&str> = match fields.get("pooling_mode") {
-        Some(Value::Array(modes)) => modes.iter().filter_map(Value::as_str).collect(),
-        Some(mode) => vec![mode.as_str().unwrap_or_default()],
-        None => {
-            let is_set = |flag: &str| fields.get(flag).is_some_and(|value| value == true);
-            POOLINGS.iter().filter(|(_, _, flag)| is_set(flag)).map(|(_, mode, _)| *mode).collect()
-        }
-    };
-    let named = |mode: &str| POOLINGS.iter().find(|(_, name, _)| *name == mode);
-    let pooling = match modes.as_slice() {
-        // What sentence-transformers does where no flag is set.
-        [] if fields.get("pooling_mode").is_none() => Pooling::Mean,
-        &[mode] if let Some(&(pooling, ..)) = named(mode) => pooling,
-        modes => {
+    let pooling = match fields.get("pooling_mode") {
+        None => flagged_pooling(&fields)?,
+        Some(mode) => {
+            // One may stand in a list.
+            let mode = match mode {
+                Value::Array(modes) if let [mode] = modes.as_slice() => mode,
+                mode => mode,
+            };
+            let known = POOLINGS.iter().find(|(_, name, _)| mode == name);
             let names = POOLINGS.map(|(_, name, _)| name).join(", ");
-            let (field, expected) = ("pooling_mode".to_owned(), format!("one of {names}"));
-            let (path, got) = (path.to_path_buf(), modes.join(" and "));
-            return Err(crate::Error::Field { path, field, expected, got });
+            known.ok_or_else(|| fields.error("pooling_mode", format!("one of {names}")))?.0
         }
     };
     // The last token is the text's own in any case.
@@ -160,4 +168,19 @@ fn pooling(path: &Path) -> Result<Pooling> {
         fields.expect_if_present("include_prompt", "true", |value| value == true)?;
     }
     Ok(pooling)
+}
+
+/// The pooling whose flag is set: the mean where none is, as in sentence-transformers.
+fn flagged_pooling(fields: &Fields) -> Result<Pooling> {
+    let mut set = None;
+    for (pooling, _, flag) in POOLINGS {
+        match set {
+            _ if !fields.flag(flag, false)? => {}
+            None => set = Some((pooling, flag)),
+            Some((_, other)) => {
+                return Err(fields.error(flag, format!("false beside `{other}`")));
+            }
+        }
+    }
+    Ok(set.map_or(Pooling::Mean, |(pooling, _)| pooling))
 }

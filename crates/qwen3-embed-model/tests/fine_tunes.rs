@@ -345,12 +345,18 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
 fn poolings_that_are_not_known_are_refused_by_name() {
     for (pooling, message) in [
         (json!({"pooling_mode": "median"}), "`pooling_mode`: expected one of lasttoken, cls, "),
-        (json!({"pooling_mode": ["mean", "max"]}), "got mean and max"),
-        (json!({"pooling_mode": 3}), "`pooling_mode`: expected one of"),
-        (json!({"pooling_mode": []}), "`pooling_mode`: expected one of"),
+        (json!({"pooling_mode": ["mean", "max"]}), "weightedmean, max, got [\"mean\",\"max\"]"),
+        (json!({"pooling_mode": ["mean", 7]}), "weightedmean, max, got [\"mean\",7]"),
+        (json!({"pooling_mode": [["mean", "max"]]}), "max, got [[\"mean\",\"max\"]]"),
+        (json!({"pooling_mode": 3}), "weightedmean, max, got 3"),
+        (json!({"pooling_mode": []}), "weightedmean, max, got []"),
         (
             json!({"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": true}),
-            "got mean and max",
+            "`pooling_mode_max_tokens`: expected false beside `pooling_mode_mean_tokens`, got true",
+        ),
+        (
+            json!({"pooling_mode_mean_tokens": "yes"}),
+            "`pooling_mode_mean_tokens`: expected true or false, got \"yes\"",
         ),
         (
             json!({"pooling_mode": "mean", "include_prompt": false}),

@@ -214,6 +214,19 @@ fn an_embedding_model_is_refused() {
     }
     let error = head(tied.path()).unwrap_err();
     assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("modules.json")));
+    // Where what follows the pooling is not known, too. A reranker has no pooling.
+    let modules = tied.path().join("modules.json");
+    let with = |classes: &[&str]| {
+        let list: Vec<_> = classes.iter().map(|class| json!({"path": "", "type": class})).collect();
+        fs::write(&modules, json!(list).to_string()).unwrap();
+        head(tied.path())
+    };
+    let error = with(&["a.Transformer", "a.Pooling", "a.Unknown"]).unwrap_err();
+    assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("modules.json")));
+    assert_eq!(with(&["a.Transformer", "a.LogitScore"]).unwrap(), head(&reranker("tied")).unwrap());
+    fs::write(&modules, "{").unwrap();
+    let error = head(tied.path()).unwrap_err();
+    assert!(matches!(&error, Error::Json { path, .. } if *path == modules), "{error}");
     for (name, refused) in [("gguf-k-quants", true), ("gguf-q8-0", true), ("gguf-float", false)] {
         let path = fixtures().join("models").join(name).join("model.gguf");
         let result = RerankHead::load(&path, 1, 2);
