@@ -129,13 +129,12 @@ impl Config {
     /// each weight and token, and four for each pair of tokens that see one another and each
     /// dimension of the queries.
     pub fn n_operations(&self, n_tokens: usize) -> f64 {
-        let heads = self.heads();
-        let c = self.hidden_size;
-        let attention = c * (heads.qkv_columns() + heads.q_columns());
-        let weights = (attention + 3 * c * self.intermediate_size) as f64;
-        let pairs = n_tokens as f64 * (n_tokens + 1) as f64 / 2.0;
+        // Three counts multiplied are more than 64 bits hold, where the configuration is damaged.
+        let [c, f, qkv, q] = self.widths();
+        let weights = c * (qkv + q) + 3.0 * c * f;
         let tokens = n_tokens as f64;
-        let layer = 2.0 * tokens * weights + 4.0 * pairs * heads.q_columns() as f64;
+        let pairs = tokens * (tokens + 1.0) / 2.0;
+        let layer = 2.0 * tokens * weights + 4.0 * pairs * q;
         layer * self.num_hidden_layers as f64
     }
 
@@ -158,6 +157,13 @@ impl Config {
             _ => return None,
         };
         is_layer.then_some(shape)
+    }
+
+    /// What products read and write: C, F, and the columns of queries with and without keys and values.
+    pub(crate) fn widths(&self) -> [f64; 4] {
+        let heads = self.heads();
+        [self.hidden_size, self.intermediate_size, heads.qkv_columns(), heads.q_columns()]
+            .map(|n| n as f64)
     }
 
     /// The attention's heads.
