@@ -1,8 +1,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use anyhow::{Context, Result, bail, ensure};
-use qwen3_embed::{Embedder, Embeddings, cosine};
+use qwen3_embed::{Embedder, Embeddings, cosine, normalize};
 use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
 use serde::Deserialize;
 
@@ -158,7 +159,10 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
     let name = name(dir);
     let embedder = Embedder::builder(dir).device(device).build()?;
     let tokens = golden.inputs(&embedder).with_context(|| name.clone())?;
-    let ours = embedder.embed_tokens(&tokens)?;
+    drop(embedder);
+    let options = LoadOptions { device, hidden_states: true, ..LoadOptions::default() };
+    let model = Model::load_with(dir, &options)?;
+    let ours = vectors(&model, &tokens)?;
 
     let (mut worst, mut worst_cosine) = (0f64, 1f32);
     for (row, expected) in ours.iter().zip(&golden.embeddings) {
@@ -171,9 +175,9 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
         let difference = max_difference(row, expected)?;
         truth = Some(truth.unwrap_or(0f64).max(difference));
     }
-    let layers = golden.hidden_states.as_ref().map(|h| layer_difference(dir, device, &tokens, h));
+    let layers = golden.hidden_states.as_ref().map(|h| layer_difference(&model, &tokens, h));
     let layers = layers.transpose()?;
-    let change = largest_change(&embedder, &tokens, &ours)?;
+    let change = largest_change(&model, &tokens, &ours)?;
     let (allowed, same) = match device {
         Device::Cpu => (0.0, "bit for bit the same".to_owned()),
         _ => (tolerance, format!("{change:.1e}")),
@@ -205,7 +209,7 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
     let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
-    let model = Model::load_with(dir, &LoadOptions { device, ..options })?;
+    let model = Model::load_with(dir, &LoadOptions { device, hidden_states: true, ..options })?;
     let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
     let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
@@ -223,7 +227,8 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden = Golden::read(golden)?;
     let name = name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
-        let model = Model::load_with(dir, &LoadOptions::multiplying(Precision::Int8, arithmetic))?;
+        let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
+        let model = Model::load_with(dir, &LoadOptions { hidden_states: true, ..options })?;
         let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
         ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);
@@ -282,13 +287,7 @@ impl Golden {
 }
 
 /// The largest difference in any layer, relative to that layer's largest value.
-fn layer_difference(
-    dir: &Path,
-    device: Device,
-    tokens: &[Vec<u32>],
-    expected: &HiddenStates,
-) -> Result<f64> {
-    let model = Model::load(dir, device, Precision::F32)?;
+fn layer_difference(model: &Model, tokens: &[Vec<u32>], expected: &HiddenStates) -> Result<f64> {
     let mut layers: Vec<Vec<f32>> = Vec::new();
     model.forward_traced(&tokens[expected.text..=expected.text], &mut |_, x| {
         layers.push(x.to_vec());
@@ -305,15 +304,22 @@ fn layer_difference(
     Ok(worst)
 }
 
+/// The hidden states of last tokens, which golden files have whatever a model's pooling is, of unit length.
+fn vectors(model: &Model, tokens: &[Vec<u32>]) -> Result<Embeddings> {
+    let (mut values, dim) = (model.forward(tokens)?, model.embedding_size());
+    values.chunks_exact_mut(dim).for_each(normalize);
+    Ok(Embeddings::new(values, dim)?)
+}
+
 /// How far off the vectors of a batch are those of each text alone, and of all of them in the opposite order.
-fn largest_change(embedder: &Embedder, tokens: &[Vec<u32>], batch: &Embeddings) -> Result<f64> {
+fn largest_change(model: &Model, tokens: &[Vec<u32>], batch: &Embeddings) -> Result<f64> {
     let mut reversed = tokens.to_vec();
     reversed.reverse();
-    let reversed = embedder.embed_tokens(&reversed)?;
+    let reversed = vectors(model, &reversed)?;
     let mut largest = 0f64;
     for (i, text) in tokens.iter().enumerate() {
         let expected: Vec<f64> = batch.row(i).iter().map(|&v| v.into()).collect();
-        let alone = embedder.embed_tokens(&[text])?;
+        let alone = vectors(model, slice::from_ref(text))?;
         for row in [alone.row(0), reversed.row(tokens.len() - 1 - i)] {
             largest = largest.max(max_difference(row, &expected)?);
         }

@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Format of standard input and output
     #[arg(long, value_enum, default_value = "jsonl")]
     format: Format,
-    /// Dimensions of the vectors [default: the model's hidden size]
+    /// Dimensions of the vectors [default: those of the model]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
     /// Embed the texts as queries, behind the model's prompt for queries

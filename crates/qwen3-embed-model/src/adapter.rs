@@ -80,6 +80,10 @@ impl Adapter {
             b.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
             updates.insert(key, Arc::new(Update { a, b, rank }));
         }
+        if updates.is_empty() {
+            let name = "base_model.model.layers.*.lora_A.weight".to_owned();
+            return Err(Error::MissingTensor { path, name });
+        }
         Ok(Self { updates })
     }
 
@@ -130,9 +134,11 @@ fn scale(fields: &Fields, module: &str, rank: usize) -> Result<f64> {
     Ok(alpha / if is_stabilised { rank.sqrt() } else { rank })
 }
 
-/// The α that `alpha_pattern` has for a module, by its name or the end of it.
+/// The α that `alpha_pattern` has for a module, by its name or the end of it. PEFT takes the first one in
+/// the file, whose order is lost here: where there are two, they must be the same.
 fn pattern(fields: &Fields, module: &str) -> Result<Option<f64>> {
     let patterns = fields.get("alpha_pattern").and_then(Value::as_object);
+    let mut found: Option<(&str, f64)> = None;
     for (name, alpha) in patterns.into_iter().flatten() {
         let error = |expected: &str| Error::Field {
             path: fields.path.clone(),
@@ -145,10 +151,18 @@ fn pattern(fields: &Fields, module: &str) -> Result<Option<f64>> {
             return Err(error("the name of a module, not a regular expression"));
         }
         let before = module.strip_suffix(name.as_str());
-        if before.is_some_and(|before| before.is_empty() || before.ends_with('.')) {
-            let alpha = alpha.as_f64().filter(|alpha| *alpha > 0.0);
-            return alpha.map(Some).ok_or_else(|| error("a number above 0"));
+        if !before.is_some_and(|before| before.is_empty() || before.ends_with('.')) {
+            continue;
+        }
+        let alpha = alpha.as_f64().filter(|alpha| *alpha > 0.0);
+        let alpha = alpha.ok_or_else(|| error("a number above 0"))?;
+        match found {
+            Some((other, same)) if same != alpha => {
+                let expected = format!("{same}, as `{other}` has it for `{module}`");
+                return Err(error(&expected));
+            }
+            _ => found = Some((name, alpha)),
         }
     }
-    Ok(None)
+    Ok(found.map(|(_, alpha)| alpha))
 }

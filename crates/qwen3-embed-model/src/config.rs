@@ -38,10 +38,10 @@ pub struct Config {
     /// Whether the checkpoint's `lm_head` is its token embedding.
     pub tie_word_embeddings: bool,
     /// Whether a token sees only what comes before it, and itself, as in all published models; some
-    /// fine-tunes say `is_causal: false` or `use_bidirectional_attention: true`.
+    /// fine-tunes say `is_causal: false`.
     pub is_causal: bool,
-    /// How a text's vector is made of its tokens': of the last one, unless a GGUF file's
-    /// `pooling_type` says otherwise.
+    /// How a text's vector is made of its tokens' where no `modules.json` says it: of the last one if
+    /// attention is causal, else the mean of all; in a GGUF file, as `pooling_type` says.
     pub pooling: Pooling,
     /// The class that the checkpoint was saved as, such as `Qwen3ForCausalLM`: the first of its
     /// `architectures`, if it names any.
@@ -52,7 +52,7 @@ impl Config {
     /// Reads and validates the contents of a `config.json`; `path` is named in errors.
     ///
     /// Anything that would change the result and is not supported is an error, never ignored:
-    /// another architecture or activation, scaled RoPE, sliding windows, quantised weights.
+    /// another architecture or code of its own, another activation, scaled RoPE, sliding windows, quantised weights.
     ///
     /// # Errors
     ///
@@ -62,6 +62,7 @@ impl Config {
         fields.expect("model_type", "\"qwen3\"", |v| v == "qwen3")?;
         fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
         fields.refuse_unsupported()?;
+        let is_causal = fields.is_causal()?;
         let config = Self {
             hidden_size: fields.count("hidden_size")?,
             intermediate_size: fields.count("intermediate_size")?,
@@ -75,9 +76,8 @@ impl Config {
             rope_theta: fields.rope_theta()?,
             attention_bias: fields.flag("attention_bias", false)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
-            is_causal: fields.flag("is_causal", true)?
-                && !fields.flag("use_bidirectional_attention", false)?,
-            pooling: Pooling::LastToken,
+            is_causal,
+            pooling: if is_causal { Pooling::LastToken } else { Pooling::Mean },
             architecture: fields.architecture(),
         };
         config.checked(&fields, "num_key_value_heads", "head_dim")
@@ -129,13 +129,12 @@ impl Config {
     /// each weight and token, and four for each pair of tokens that see one another and each
     /// dimension of the queries.
     pub fn n_operations(&self, n_tokens: usize) -> f64 {
-        let heads = self.heads();
-        let c = self.hidden_size;
-        let attention = c * (heads.qkv_columns() + heads.q_columns());
-        let weights = (attention + 3 * c * self.intermediate_size) as f64;
-        let pairs = n_tokens as f64 * (n_tokens + 1) as f64 / 2.0;
+        // Three counts multiplied are more than 64 bits hold, where the configuration is damaged.
+        let [c, f, qkv, q] = self.widths();
+        let weights = c * (qkv + q) + 3.0 * c * f;
         let tokens = n_tokens as f64;
-        let layer = 2.0 * tokens * weights + 4.0 * pairs * heads.q_columns() as f64;
+        let pairs = tokens * (tokens + 1.0) / 2.0;
+        let layer = 2.0 * tokens * weights + 4.0 * pairs * q;
         layer * self.num_hidden_layers as f64
     }
 
@@ -143,7 +142,10 @@ impl Config {
     /// such layer.
     pub(crate) fn linear_shape(&self, name: &str) -> Option<[usize; 2]> {
         let (layer_idx, module) = name.strip_prefix("layers.")?.split_once('.')?;
-        let is_layer = layer_idx.parse::<usize>().is_ok_and(|idx| idx < self.num_hidden_layers);
+        // `00` and `+0` name no layer.
+        let is_layer = layer_idx
+            .parse::<usize>()
+            .is_ok_and(|idx| idx < self.num_hidden_layers && idx.to_string() == layer_idx);
         let heads = self.heads();
         let (c, f, q) = (self.hidden_size, self.intermediate_size, heads.q_columns());
         let shape = match module {
@@ -157,6 +159,13 @@ impl Config {
         is_layer.then_some(shape)
     }
 
+    /// What products read and write: C, F, and the columns of queries with and without keys and values.
+    pub(crate) fn widths(&self) -> [f64; 4] {
+        let heads = self.heads();
+        [self.hidden_size, self.intermediate_size, heads.qkv_columns(), heads.q_columns()]
+            .map(|n| n as f64)
+    }
+
     /// The attention's heads.
     pub(crate) fn heads(&self) -> Heads {
         Heads {
@@ -166,6 +175,10 @@ impl Config {
         }
     }
 }
+
+/// The classes whose decoder this is. Others have code of their own, or heads that are not known.
+const ARCHITECTURES: [&str; 3] =
+    ["Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"];
 
 /// The keys of a GGUF file's metadata that say something of the model. None is the beginning of
 /// another.
@@ -210,6 +223,17 @@ impl Fields {
         Some(self.get("architectures")?.get(0)?.as_str()?.to_owned())
     }
 
+    /// `is_causal`. The other field that says so is one that Qwen3 in transformers does not know: alone it
+    /// leaves attention causal there, against what it says.
+    fn is_causal(&self) -> Result<bool> {
+        let is_causal = self.flag("is_causal", true)?;
+        let field = "use_bidirectional_attention";
+        if is_causal && self.flag(field, false)? {
+            return Err(self.error(field, "false, or `is_causal: false` beside it".into()));
+        }
+        Ok(is_causal)
+    }
+
     /// `rope_theta` at the top level, or in `rope_parameters` as newer exporters write it.
     fn rope_theta(&self) -> Result<f64> {
         if self.get("rope_parameters").is_some() {
@@ -233,6 +257,18 @@ impl Fields {
 
     /// Refuses what would change the result and is not implemented.
     fn refuse_unsupported(&self) -> Result<()> {
+        let expected = format!("none or one of {}", ARCHITECTURES.join(", "));
+        self.expect_if_present("architectures", &expected, |v| {
+            let is_known = |first: &Value| ARCHITECTURES.iter().any(|known| first == known);
+            v.as_array().is_some_and(|classes| classes.first().is_none_or(is_known))
+        })?;
+        self.expect_if_present(
+            "auto_map",
+            "no AutoModel, which is code of the checkpoint's",
+            |v| {
+                v.as_object().is_some_and(|map| !map.keys().any(|key| key.starts_with("AutoModel")))
+            },
+        )?;
         for object in ["rope_parameters", "rope_scaling"] {
             self.expect_if_present(object, "an object or null", Value::is_object)?;
             for key in ["rope_type", "type"] {
@@ -325,19 +361,22 @@ mod tests {
     }
 
     #[test]
-    fn attention_is_causal_unless_either_field_says_otherwise() {
-        for (field, value, is_causal) in [
-            ("is_causal", Value::Null, true),
-            ("is_causal", true.into(), true),
-            ("is_causal", false.into(), false),
-            ("use_bidirectional_attention", false.into(), true),
-            ("use_bidirectional_attention", true.into(), false),
+    fn attention_is_causal_and_the_last_token_pooled_unless_is_causal_is_false() {
+        for (is_causal, is_bidirectional, expected) in [
+            (Value::Null, Value::Null, Pooling::LastToken),
+            (true.into(), false.into(), Pooling::LastToken),
+            (Value::Null, false.into(), Pooling::LastToken),
+            (false.into(), Value::Null, Pooling::Mean),
+            (false.into(), false.into(), Pooling::Mean),
+            (false.into(), true.into(), Pooling::Mean),
         ] {
-            assert_eq!(
-                parse(|v| v[field] = value.clone()).unwrap().is_causal,
-                is_causal,
-                "{field}"
-            );
+            let config = parse(|v| {
+                v["is_causal"] = is_causal;
+                v["use_bidirectional_attention"] = is_bidirectional;
+            });
+            let config = config.unwrap();
+            assert_eq!(config.pooling, expected);
+            assert_eq!(config.is_causal, expected == Pooling::LastToken);
         }
     }
 
@@ -346,6 +385,13 @@ mod tests {
         let cases = [
             ("model_type", serde_json::json!("qwen2")),
             ("model_type", Value::Null),
+            ("architectures", serde_json::json!(["Qwen3BidirectionalEmbedModel"])),
+            ("architectures", serde_json::json!(["JinaForRanking", "Qwen3ForCausalLM"])),
+            ("architectures", serde_json::json!([3])),
+            ("architectures", serde_json::json!("Qwen3Model")),
+            ("auto_map", serde_json::json!({"AutoModel": "modeling.JinaForRanking"})),
+            ("auto_map", serde_json::json!({"AutoModelForSequenceClassification": "a.B"})),
+            ("auto_map", serde_json::json!("modeling.Model")),
             ("hidden_act", serde_json::json!("gelu")),
             ("hidden_size", serde_json::json!(0)),
             ("hidden_size", serde_json::json!(-1)),
@@ -364,6 +410,7 @@ mod tests {
             ("attention_bias", serde_json::json!("yes")),
             ("use_sliding_window", serde_json::json!(true)),
             ("use_bidirectional_attention", serde_json::json!("vision")),
+            ("use_bidirectional_attention", serde_json::json!(true)),
             ("is_causal", serde_json::json!(0)),
             ("layer_types", serde_json::json!(["full_attention", "sliding_attention"])),
             ("quantization_config", serde_json::json!({"quant_method": "awq"})),
@@ -379,6 +426,24 @@ mod tests {
                 other => panic!("{field} = {value}: {other}"),
             }
         }
+    }
+
+    #[test]
+    fn the_three_classes_of_transformers_are_one_decoder() {
+        for architectures in [
+            Value::Null,
+            serde_json::json!([]),
+            serde_json::json!(["Qwen3Model"]),
+            serde_json::json!(["Qwen3ForCausalLM"]),
+            serde_json::json!(["Qwen3ForSequenceClassification"]),
+        ] {
+            parse(|v| v["architectures"] = architectures).unwrap();
+        }
+        parse(|v| v["auto_map"] = serde_json::json!({"AutoTokenizer": [null, "a.B"]})).unwrap();
+        let error = parse(|v| v["architectures"] = serde_json::json!(["A"])).unwrap_err();
+        let expected = "field `architectures`: expected none or one of Qwen3Model, Qwen3ForCausalLM, \
+                        Qwen3ForSequenceClassification, got [\"A\"]";
+        assert!(error.to_string().ends_with(expected), "{error}");
     }
 
     #[test]

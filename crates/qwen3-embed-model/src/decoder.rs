@@ -509,12 +509,17 @@ fn read_modules(path: &Path, options: &LoadOptions) -> Result<Option<Modules>> {
 
 /// The configuration and the weights of a checkpoint's folder or of a GGUF file.
 pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
-    if !path.is_dir() {
-        return Weights::open_gguf(path);
-    }
-    let config_path = path.join("config.json");
-    let config = Config::from_json(&read_file(&config_path)?, &config_path)?;
-    Ok((config, Weights::open(path)?))
+    let (config, weights) = if path.is_dir() {
+        let config_path = path.join("config.json");
+        let config = Config::from_json(&read_file(&config_path)?, &config_path)?;
+        (config, Weights::open(path)?)
+    } else {
+        Weights::open_gguf(path)?
+    };
+    weights.check_names(&config)?;
+    // Tables of this width are made before the layers are read.
+    weights.vector("layers.0.self_attn.q_norm.weight", config.head_dim)?;
+    Ok((config, weights))
 }
 
 /// Computes `n_texts` in batches: `compute` is called with how many texts are done and the tokens that the

@@ -85,8 +85,12 @@ pub enum Error {
         /// The tensor's name.
         name: String,
     },
-    /// The checkpoint holds a bias although its configuration says that there is none.
-    #[error("{} has the tensor `{name}`, but its configuration has no biases", path.display())]
+    /// The checkpoint holds a tensor that would not be read, such as a bias that its configuration does not
+    /// have, or one of a model with code of its own.
+    #[error(
+        "{}: tensor `{name}`: expected only those of a decoder of this configuration and its head",
+        path.display()
+    )]
     UnexpectedTensor {
         /// The file that holds the tensor.
         path: PathBuf,

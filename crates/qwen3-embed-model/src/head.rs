@@ -60,11 +60,6 @@ impl RerankHead {
                 return Err(Error::AnswerOutOfRange { path, id, vocab_size });
             }
         }
-        const BIAS: &str = "score.bias";
-        if weights.contains(BIAS) {
-            let (path, name) = (weights.path_of(BIAS), weights.name_in_file(BIAS));
-            return Err(Error::UnexpectedTensor { path, name });
-        }
         let head = Loader { path, config: &config, weights: &weights, answers: [yes, no] };
         let weight = if path.is_dir() { head.of_checkpoint()? } else { head.of_gguf()? };
         Ok(Self { weight })
@@ -114,7 +109,7 @@ impl Loader<'_> {
         if architecture == Some(CLASSIFIER) || weights.contains("score.weight") {
             return self.label();
         }
-        let is_pooled = Modules::read(self.path).is_ok_and(|modules| modules.is_some());
+        let is_pooled = Modules::has_pooling(self.path)?;
         if weights.contains("lm_head.weight") && !is_pooled {
             return self.answers("lm_head.weight");
         }

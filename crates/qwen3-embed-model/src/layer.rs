@@ -9,7 +9,7 @@ use qwen3_embed_kernels::{Queries, Ragged, ops};
 use crate::calibration::{Calibration, Input};
 use crate::weights::{Matrix, Precision, Weights};
 use crate::workspace::Room;
-use crate::{Config, Error, Result};
+use crate::{Config, Result};
 
 /// One decoder layer. Names are the checkpoint's. `L` is a linear layer: while loading, one that is yet to
 /// be packed.
@@ -216,15 +216,8 @@ impl LayerLoader<'_> {
             modules.iter().map(|&(module, rows)| (self.name(module, "weight"), rows)).collect();
         let matrix = self.weights.matrix(&parts, n_columns)?;
         let mut bias = Vec::new();
-        for &(module, rows) in modules {
-            let name = self.name(module, "bias");
-            if has_bias {
-                bias.extend(self.weights.vector(&name, rows)?);
-            } else if self.weights.contains(&name) {
-                let path = self.weights.path_of(&name);
-                let name = self.weights.name_in_file(&name);
-                return Err(Error::UnexpectedTensor { path, name });
-            }
+        for &(module, rows) in modules.iter().filter(|_| has_bias) {
+            bias.extend(self.weights.vector(&self.name(module, "bias"), rows)?);
         }
         Ok(Projection {
             precision: self.precision,

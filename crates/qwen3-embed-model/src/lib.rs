@@ -31,6 +31,7 @@ mod prefix_cache;
 mod rope;
 mod sharing;
 mod summary;
+mod tensors;
 mod token_embeddings;
 mod vocabulary;
 mod weights;

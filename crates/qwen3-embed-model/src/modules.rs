@@ -19,6 +19,9 @@ pub(crate) struct Modules {
     pub(crate) normalizes: bool,
 }
 
+/// The package whose modules are known, with the dot behind it: others are code of the repository's.
+const PACKAGE: &str = "sentence_transformers.";
+
 /// The names of a pooling, of late and as one flag for each.
 const POOLINGS: [(Pooling, &str, &str); 6] = [
     (Pooling::LastToken, "lasttoken", "pooling_mode_lasttoken"),
@@ -47,7 +50,8 @@ impl Modules {
         for idx in 0..fields.value.as_object().map_or(0, serde_json::Map::len) {
             let field = format!("{idx}.type");
             let kind = fields.get(&field).and_then(Value::as_str).unwrap_or_default();
-            let kind = kind.rsplit('.').next().unwrap_or_default();
+            let kind = kind.strip_prefix(PACKAGE).and_then(|path| path.rsplit('.').next());
+            let kind = kind.unwrap_or_default();
             let allowed: &[&str] = match earlier.as_deref() {
                 None => &["Transformer"],
                 Some("Transformer") => &["Pooling"],
@@ -57,7 +61,7 @@ impl Modules {
             if !allowed.contains(&kind) {
                 let expected = match allowed {
                     [] => "nothing behind Normalize".to_owned(),
-                    allowed => allowed.join(" or "),
+                    allowed => of_package(&allowed.join(" or ")),
                 };
                 return Err(fields.error(&field, expected));
             }
@@ -65,13 +69,28 @@ impl Modules {
             earlier = Some(kind.to_owned());
         }
         match earlier.as_deref() {
-            None => Err(fields.error("0.type", "Transformer".into())),
-            Some("Transformer") => Err(fields.error("1.type", "Pooling".into())),
+            None => Err(fields.error("0.type", of_package("Transformer"))),
+            Some("Transformer") => Err(fields.error("1.type", of_package("Pooling"))),
             Some(_) => {
                 modules.check_similarity(dir)?;
                 Ok(Some(modules))
             }
         }
+    }
+
+    /// Whether `dir` has a `modules.json` with a pooling, as an embedding model has. A reranker's lists
+    /// other modules, which are not needed.
+    pub(crate) fn has_pooling(dir: &Path) -> Result<bool> {
+        let path = dir.join("modules.json");
+        if !path.is_file() {
+            return Ok(false);
+        }
+        let fields = Fields::read(&path)?.numbered();
+        let n_modules = fields.value.as_object().map_or(0, serde_json::Map::len);
+        Ok((0..n_modules).any(|idx| {
+            let kind = fields.get(&format!("{idx}.type")).and_then(Value::as_str);
+            kind.is_some_and(|kind| kind.rsplit('.').next() == Some("Pooling"))
+        }))
     }
 
     /// Refuses a similarity that orders vectors of unit length otherwise than those that the modules
@@ -118,6 +137,11 @@ impl Modules {
     }
 }
 
+/// What is expected of a module.
+fn of_package(kinds: &str) -> String {
+    format!("{kinds} of sentence_transformers")
+}
+
 /// Whether this names a folder inside of another one.
 fn is_folder_name(path: &str) -> bool {
     !path.is_empty() && !path.starts_with('.') && !path.contains(['/', '\\', ':'])
@@ -126,24 +150,17 @@ fn is_folder_name(path: &str) -> bool {
 /// The pooling of a module's `config.json`.
 fn pooling(path: &Path) -> Result<Pooling> {
     let fields = Fields::read(path)?;
-    let modes: Vec<&str> = match fields.get("pooling_mode") {
-        Some(Value::Array(modes)) => modes.iter().filter_map(Value::as_str).collect(),
-        Some(mode) => vec![mode.as_str().unwrap_or_default()],
-        None => {
-            let is_set = |flag: &str| fields.get(flag).is_some_and(|value| value == true);
-            POOLINGS.iter().filter(|(_, _, flag)| is_set(flag)).map(|(_, mode, _)| *mode).collect()
-        }
-    };
-    let named = |mode: &str| POOLINGS.iter().find(|(_, name, _)| *name == mode);
-    let pooling = match modes.as_slice() {
-        // What sentence-transformers does where no flag is set.
-        [] if fields.get("pooling_mode").is_none() => Pooling::Mean,
-        &[mode] if let Some(&(pooling, ..)) = named(mode) => pooling,
-        modes => {
+    let pooling = match fields.get("pooling_mode") {
+        None => flagged_pooling(&fields)?,
+        Some(mode) => {
+            // One may stand in a list.
+            let mode = match mode {
+                Value::Array(modes) if let [mode] = modes.as_slice() => mode,
+                mode => mode,
+            };
+            let known = POOLINGS.iter().find(|(_, name, _)| mode == name);
             let names = POOLINGS.map(|(_, name, _)| name).join(", ");
-            let (field, expected) = ("pooling_mode".to_owned(), format!("one of {names}"));
-            let (path, got) = (path.to_path_buf(), modes.join(" and "));
-            return Err(crate::Error::Field { path, field, expected, got });
+            known.ok_or_else(|| fields.error("pooling_mode", format!("one of {names}")))?.0
         }
     };
     // The last token is the text's own in any case.
@@ -151,4 +168,19 @@ fn pooling(path: &Path) -> Result<Pooling> {
         fields.expect_if_present("include_prompt", "true", |value| value == true)?;
     }
     Ok(pooling)
+}
+
+/// The pooling whose flag is set: the mean where none is, as in sentence-transformers.
+fn flagged_pooling(fields: &Fields) -> Result<Pooling> {
+    let mut set = None;
+    for (pooling, _, flag) in POOLINGS {
+        match set {
+            _ if !fields.flag(flag, false)? => {}
+            None => set = Some((pooling, flag)),
+            Some((_, other)) => {
+                return Err(fields.error(flag, format!("false beside `{other}`")));
+            }
+        }
+    }
+    Ok(set.map_or(Pooling::Mean, |(pooling, _)| pooling))
 }

@@ -63,7 +63,7 @@ pub struct Memory {
 impl Memory {
     /// All of it.
     pub fn total(self) -> u64 {
-        self.weights + self.embeddings + self.workspace
+        self.weights.saturating_add(self.embeddings).saturating_add(self.workspace)
     }
 }
 
@@ -120,41 +120,39 @@ impl Config {
     /// Bytes of the packed weights, without the padding of the last panel. Of the `blocks`, values and bytes, most
     /// are kept in few bits in `Int8`, and counted so.
     fn weight_bytes(&self, precision: Precision, blocks: [u64; 2]) -> u64 {
-        let heads = self.heads();
-        let (c, f) = (self.hidden_size, self.intermediate_size);
-        let attention = c * (heads.qkv_columns() + heads.q_columns());
-        let matrices = (self.num_hidden_layers * (attention + 3 * c * f)) as u64;
-        let vectors = self.num_hidden_layers * (2 * c + 2 * heads.head_dim) + c;
+        let [c, f, qkv, q] = self.widths();
+        let (layers, head_dim) = (self.num_hidden_layers as f64, self.head_dim as f64);
+        let matrices = layers * (c * (qkv + q) + 3.0 * c * f);
+        let vectors = layers * (2.0 * c + 2.0 * head_dim) + c;
         let matrices = match precision {
-            Precision::F32 => matrices * 4,
-            Precision::Bf16 => matrices * 2,
+            Precision::F32 => matrices * 4.0,
+            Precision::Bf16 => matrices * 2.0,
             // A scale of four bytes for every 32, or two numbers of four bytes for every 64.
             Precision::Int8 | Precision::Auto => {
-                let matrices = matrices.saturating_sub(blocks[0]);
-                matrices + matrices / 8 + blocks[1]
+                let [values, bytes] = blocks.map(|n| n as f64);
+                (matrices - values).max(0.0) * 1.125 + bytes
             }
         };
-        matrices + vectors as u64 * 4
+        (matrices + vectors * 4.0) as u64
     }
 
     /// Bytes of the activations of a batch.
     fn workspace_bytes(&self, arithmetic: Arithmetic, n_tokens: usize) -> u64 {
-        let heads = self.heads();
-        let (c, f, q) = (self.hidden_size, self.intermediate_size, heads.q_columns());
-        let kv = heads.qkv_columns() - q;
+        let [c, f, qkv, q] = self.widths();
+        let kv = qkv - q;
         // The residual stream, queries, keys and values.
-        let in_f32 = c + heads.qkv_columns();
+        let in_f32 = c + qkv;
         let in_product_type = c + q + f;
         let per_token = match arithmetic {
             // Packed keys and values are in the type of the products too.
-            Arithmetic::F32 => 4 * (in_f32 + in_product_type + kv),
-            Arithmetic::Bf16 => 4 * in_f32 + 2 * (in_product_type + kv),
+            Arithmetic::F32 => 4.0 * (in_f32 + in_product_type + kv),
+            Arithmetic::Bf16 => 4.0 * in_f32 + 2.0 * (in_product_type + kv),
             // The widest input of a product once more, in fewer bits.
             Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
-                4 * (in_f32 + in_product_type + kv) + 3 * f.max(q)
+                4.0 * (in_f32 + in_product_type + kv) + 3.0 * f.max(q)
             }
         };
-        (n_tokens * per_token) as u64
+        (n_tokens as f64 * per_token) as u64
     }
 }
 
@@ -202,6 +200,28 @@ mod tests {
         let summary = Summary::read(&fixture("gguf-q8-0/model.gguf")).unwrap();
         assert!(summary.stored.contains_key("Q8_0"), "{summary:?}");
         assert_eq!(summary.head, Head::None);
+    }
+
+    #[test]
+    fn numbers_of_a_damaged_configuration_are_large_and_no_nonsense() {
+        let (from, dir) = (fixture("base"), tempfile::tempdir().unwrap());
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+        for field in
+            ["num_attention_heads", "num_key_value_heads", "intermediate_size", "num_hidden_layers"]
+        {
+            config[field] = (1 << 28).into();
+        }
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let weights = std::fs::read(from.join("model.safetensors")).unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), weights).unwrap();
+        let summary = Summary::read(dir.path()).unwrap();
+        assert!(summary.config.n_operations(1) > 1e19);
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let memory = summary.memory(precision, usize::MAX);
+            assert_eq!((memory.weights, memory.workspace), (u64::MAX, u64::MAX), "{precision:?}");
+            assert_eq!(memory.total(), u64::MAX);
+        }
     }
 
     #[test]

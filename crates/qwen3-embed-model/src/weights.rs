@@ -283,9 +283,9 @@ impl Weights {
         }
     }
 
-    /// The file that holds the decoder's tensor `name`, or the checkpoint's folder.
+    /// The file that holds the tensor that it calls `name`, or the checkpoint's folder.
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
-        let entry = self.tensors.get(&self.name_in_file(name));
+        let entry = self.tensors.get(name);
         entry.map_or_else(|| self.path.clone(), |entry| entry.file.path.clone())
     }
 

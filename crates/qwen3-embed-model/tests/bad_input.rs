@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::{Device, Error, Model, Precision};
+use qwen3_embed_model::{Device, Error, Model, Precision, Summary};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -166,6 +166,42 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     assert!(matches!(load_error(dir.path()), Error::MissingTensor { .. }));
 }
 
+/// A projection behind the decoder, say: without it the vectors would be others.
+#[test]
+fn a_tensor_that_would_not_be_read_is_named() {
+    for (model, name, is_refused) in [
+        ("base", "linear.weight", true),
+        ("base", "projector.0.weight", true),
+        ("base", "layers.3.input_layernorm.weight", true),
+        ("base", "layers.00.input_layernorm.weight", true),
+        ("base", "layers.0.self_attn.q_proj.weight_scale", true),
+        ("base", "layers.0.mlp.up_proj.bias", true),
+        ("base", "model.norm.weight", true),
+        ("base", "lm_head.weight", false),
+        ("base", "score.weight", false),
+        ("base", "rotary_emb.inv_freq", false),
+        ("attention-bias", "layers.1.mlp.up_proj.bias", true),
+        ("causal-lm-tied", "norm.weight", true),
+        ("causal-lm-tied", "model.lm_head.weight", true),
+        ("causal-lm-tied", "lm_head.bias", true),
+        ("causal-lm-tied", "lm_head.weight", false),
+        ("causal-lm-tied", "model.layers.1.self_attn.rotary_emb.inv_freq", false),
+    ] {
+        let dir = copy(model);
+        let path = dir.path().join("model.safetensors");
+        edit_tensors(&path, |tensors| {
+            tensors.insert(name.into(), (Dtype::F32, vec![1], vec![0; 4]));
+        });
+        match load(dir.path()) {
+            Ok(_) => assert!(!is_refused, "{model}: {name}"),
+            Err(Error::UnexpectedTensor { path: file, name: named }) => {
+                assert_eq!((is_refused, file, &*named), (true, path, name), "{model}");
+            }
+            Err(other) => panic!("{model}, {name}: {other}"),
+        }
+    }
+}
+
 #[test]
 fn a_configuration_of_other_sizes_is_refused() {
     let fields = [
@@ -187,6 +223,19 @@ fn a_configuration_of_other_sizes_is_refused() {
             "{field} = {value}: {error}"
         );
     }
+    // The widest head that a configuration may have, of whose size no memory is taken.
+    let dir = copy("base");
+    edit_json(&dir.path().join("config.json"), |config| config["head_dim"] = json!(1 << 28));
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        match Model::load(dir.path(), Device::Cpu, precision).unwrap_err() {
+            Error::TensorShape { name, expected, got, .. } => {
+                assert_eq!(name, "layers.0.self_attn.q_norm.weight");
+                assert_eq!((expected, got), (vec![1 << 28], vec![32]), "{precision:?}");
+            }
+            other => panic!("{precision:?}: {other}"),
+        }
+    }
+    assert!(matches!(Summary::read(dir.path()), Err(Error::TensorShape { .. })));
     let dir = copy("base");
     edit_json(&dir.path().join("config.json"), |config| config["model_type"] = json!("bert"));
     let error = load_error(dir.path()).to_string();

@@ -119,6 +119,11 @@ fn an_adapter_that_is_no_plain_lora_of_this_model_is_refused_by_name() {
             "`alpha_pattern..*_proj`: expected the name of a module, not a regular",
         ),
         (json!({"q_proj": -1}), "`alpha_pattern.q_proj`: expected a number above 0, got -1"),
+        (
+            json!({"layers.0.self_attn.q_proj": 3, "q_proj": 5}),
+            "`alpha_pattern.q_proj`: expected 3, as `layers.0.self_attn.q_proj` has it for \
+             `layers.0.self_attn.q_proj`, got 5",
+        ),
     ] {
         let copy = copy("adapters/lora");
         edit(&copy.path().join("adapter_config.json"), |c| c["alpha_pattern"] = pattern.clone());
@@ -126,6 +131,20 @@ fn an_adapter_that_is_no_plain_lora_of_this_model_is_refused_by_name() {
             with_adapter("models/base", copy.path(), Precision::F32).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// Of two patterns for one module PEFT takes the first in the file: here they say the same.
+#[test]
+fn patterns_that_agree_are_one() {
+    let vectors = |pattern: Value| {
+        let copy = copy("adapters/lora");
+        edit(&copy.path().join("adapter_config.json"), |config| config["alpha_pattern"] = pattern);
+        let model = with_adapter("models/base", copy.path(), Precision::F32).unwrap();
+        model.forward(&[[1, 2, 3]]).unwrap()
+    };
+    let one = vectors(json!({"q_proj": 5}));
+    assert!(one == vectors(json!({"self_attn.q_proj": 5, "q_proj": 5.0})));
+    assert!(one != vectors(json!({"q_proj": 6})));
 }
 
 /// Writes an adapter whose tensors, [rows, columns], are zeros.
@@ -170,6 +189,18 @@ fn an_adapters_tensors_belong_to_linear_layers_of_the_model_and_have_their_shape
             vec![("model.layers.0.self_attn.q_proj.lora_A.weight", [4, 64])],
             "expected only `lora_A`",
         ),
+        (
+            vec![
+                ("base_model.model.layers.00.self_attn.q_proj.lora_A.weight", [4, 64]),
+                ("base_model.model.layers.00.self_attn.q_proj.lora_B.weight", [128, 4]),
+            ],
+            "tensor `base_model.model.layers.00.self_attn.q_proj.lora_A.weight`: expected only",
+        ),
+        (
+            vec![("base_model.model.layers.+1.self_attn.q_proj.lora_A.weight", [4, 64])],
+            "tensor `base_model.model.layers.+1.self_attn.q_proj.lora_A.weight`: expected only",
+        ),
+        (vec![], "has no tensor `base_model.model.layers.*.lora_A.weight`"),
     ] {
         let copy = copy("adapters/lora");
         write_tensors(&copy.path().join("adapter_model.safetensors"), &tensors);
@@ -205,6 +236,26 @@ fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
     let options = LoadOptions { hidden_states: true, ..LoadOptions::default() };
     let model = Model::load_with(&dir, &options).unwrap();
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::LastToken, 32));
+}
+
+/// As sentence-transformers has it where there are no modules.
+#[test]
+fn a_bidirectional_model_without_modules_gives_the_mean_of_its_tokens() {
+    let copy = copy("models/bidirectional");
+    let load = |hidden_states| {
+        let options = LoadOptions { hidden_states, ..LoadOptions::default() };
+        Model::load_with(copy.path(), &options).unwrap()
+    };
+    let (plain, last) = (load(false), load(true));
+    assert_eq!((plain.pooling(), last.pooling()), (Pooling::Mean, Pooling::LastToken));
+    let modules = json!([module("", "Transformer"), module("1_Pooling", "Pooling")]);
+    fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
+    fs::create_dir(copy.path().join("1_Pooling")).unwrap();
+    let mean = json!({"pooling_mode": "mean"});
+    fs::write(copy.path().join("1_Pooling/config.json"), mean.to_string()).unwrap();
+    let [plain, mean, last] =
+        [plain, load(false), last].map(|model| model.forward(&[[1, 2, 3]]).unwrap());
+    assert!(plain == mean && plain != last);
 }
 
 /// The model of a copy of a repository with these modules, and this pooling.
@@ -249,15 +300,32 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
     let transformer = || module("", "Transformer");
     let pooling = || module("1_Pooling", "Pooling");
     for (modules, message) in [
-        (json!([]), "`0.type`: expected Transformer, got nothing"),
-        (json!({}), "`0.type`: expected Transformer, got nothing"),
-        (json!([transformer()]), "`1.type`: expected Pooling, got nothing"),
-        (json!([transformer(), module("", "Normalize")]), "`1.type`: expected Pooling, got"),
+        (json!([]), "`0.type`: expected Transformer of sentence_transformers, got nothing"),
+        (json!({}), "`0.type`: expected Transformer of sentence_transformers, got nothing"),
+        (
+            json!([transformer()]),
+            "`1.type`: expected Pooling of sentence_transformers, got nothing",
+        ),
+        (
+            json!([transformer(), module("", "Normalize")]),
+            "`1.type`: expected Pooling of sentence_transformers, got \"sent",
+        ),
+        (
+            json!([{"path": "", "type": "custom_st.Transformer"}, pooling()]),
+            "`0.type`: expected Transformer of sentence_transformers, got \"custom_st.Transformer\"",
+        ),
+        (
+            json!([transformer(), {"path": "1_Pooling", "type": "Pooling"}]),
+            "`1.type`: expected Pooling of sentence_transformers, got \"Pooling\"",
+        ),
         (json!([module("0_Transformer", "Transformer")]), "`0.path`: expected \"\", the"),
-        (json!([module("", "CLIPModel")]), "`0.type`: expected Transformer, got \"sent"),
+        (
+            json!([module("", "CLIPModel")]),
+            "`0.type`: expected Transformer of sentence_transformers, got \"sent",
+        ),
         (
             json!([transformer(), pooling(), module("2_CNN", "CNN")]),
-            "`2.type`: expected Dense or Normalize, got \"sentence_transformers.models.CNN\"",
+            "`2.type`: expected Dense or Normalize of sentence_transformers, got \"sentence_transformers.models.CNN\"",
         ),
         (
             json!([transformer(), pooling(), module("", "Normalize"), module("", "Dense")]),
@@ -277,12 +345,18 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
 fn poolings_that_are_not_known_are_refused_by_name() {
     for (pooling, message) in [
         (json!({"pooling_mode": "median"}), "`pooling_mode`: expected one of lasttoken, cls, "),
-        (json!({"pooling_mode": ["mean", "max"]}), "got mean and max"),
-        (json!({"pooling_mode": 3}), "`pooling_mode`: expected one of"),
-        (json!({"pooling_mode": []}), "`pooling_mode`: expected one of"),
+        (json!({"pooling_mode": ["mean", "max"]}), "weightedmean, max, got [\"mean\",\"max\"]"),
+        (json!({"pooling_mode": ["mean", 7]}), "weightedmean, max, got [\"mean\",7]"),
+        (json!({"pooling_mode": [["mean", "max"]]}), "max, got [[\"mean\",\"max\"]]"),
+        (json!({"pooling_mode": 3}), "weightedmean, max, got 3"),
+        (json!({"pooling_mode": []}), "weightedmean, max, got []"),
         (
             json!({"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": true}),
-            "got mean and max",
+            "`pooling_mode_max_tokens`: expected false beside `pooling_mode_mean_tokens`, got true",
+        ),
+        (
+            json!({"pooling_mode_mean_tokens": "yes"}),
+            "`pooling_mode_mean_tokens`: expected true or false, got \"yes\"",
         ),
         (
             json!({"pooling_mode": "mean", "include_prompt": false}),

@@ -370,7 +370,12 @@ fn tensors_that_lie_are_refused_by_name() {
     let error = place.error(|file| file.tensor("token_embd.weight").dimensions = vec![64]);
     assert_eq!(error, ": tensor `token_embd.weight`: expected shape [64, 32], got [64]");
     let error = place.error(|file| file.add("blk.0.attn_k.bias", &[32]));
-    assert_eq!(error, " has the tensor `blk.0.attn_k.bias`, but its configuration has no biases");
+    let expected = "expected only those of a decoder of this configuration and its head";
+    assert_eq!(error, format!(": tensor `blk.0.attn_k.bias`: {expected}"));
+    for name in ["blk.1.attn_norm.weight", "blk.0.attn_q.scale", "dense_2.weight", "cls.weight"] {
+        let error = place.error(|file| file.add(name, &[32]));
+        assert_eq!(error, format!(": tensor `{name}`: {expected}"));
+    }
     let error = place.error(|file| file.add("blk.0.attn_q.bias", &[32]));
     assert_eq!(error, " has no tensor `blk.0.attn_k.bias`");
 }

@@ -214,6 +214,19 @@ fn an_embedding_model_is_refused() {
     }
     let error = head(tied.path()).unwrap_err();
     assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("modules.json")));
+    // Where what follows the pooling is not known, too. A reranker has no pooling.
+    let modules = tied.path().join("modules.json");
+    let with = |classes: &[&str]| {
+        let list: Vec<_> = classes.iter().map(|class| json!({"path": "", "type": class})).collect();
+        fs::write(&modules, json!(list).to_string()).unwrap();
+        head(tied.path())
+    };
+    let error = with(&["a.Transformer", "a.Pooling", "a.Unknown"]).unwrap_err();
+    assert!(matches!(&error, Error::NoRerankHead { got, .. } if got.contains("modules.json")));
+    assert_eq!(with(&["a.Transformer", "a.LogitScore"]).unwrap(), head(&reranker("tied")).unwrap());
+    fs::write(&modules, "{").unwrap();
+    let error = head(tied.path()).unwrap_err();
+    assert!(matches!(&error, Error::Json { path, .. } if *path == modules), "{error}");
     for (name, refused) in [("gguf-k-quants", true), ("gguf-q8-0", true), ("gguf-float", false)] {
         let path = fixtures().join("models").join(name).join("model.gguf");
         let result = RerankHead::load(&path, 1, 2);
@@ -315,10 +328,15 @@ fn the_labels_of_a_gguf_file_say_which_row_is_which() {
 /// Without a classifier's tensor a GGUF file's own embeddings are the head, as those of older converters.
 #[test]
 fn a_gguf_file_without_a_classifier_has_the_head_of_a_language_model() {
-    let mut file = fs::read(reranker("gguf")).unwrap();
-    let name = b"cls.output.weight";
+    let file = fs::read(reranker("gguf")).unwrap();
+    // It is the last one in the header: a name, two dimensions, a type and an offset.
+    let name = [&17u64.to_le_bytes()[..], b"cls.output.weight"].concat();
     let at = file.windows(name.len()).position(|window| window == name).unwrap();
-    file[at..at + name.len()].copy_from_slice(b"cls_output_weight");
+    let data = (at + name.len() + 4 + 2 * 8 + 4 + 8).next_multiple_of(32);
+    let padding = vec![0; at.next_multiple_of(32) - at];
+    let mut file = [&file[..at], &padding, &file[data..]].concat();
+    // The number of tensors.
+    file[8] -= 1;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     fs::write(&path, file).unwrap();

@@ -45,8 +45,9 @@ impl EmbedderBuilder {
     setters!();
 
     /// Dimensions of the vectors: 32 to the model's hidden size, or 1 to the hidden size for models
-    /// narrower than 1024, which are not published ones. Default: the hidden size. Where a dense layer
-    /// comes behind the model, its width takes the place of the hidden size.
+    /// narrower than 1024, which are not published ones. Default: `truncate_dim` of
+    /// `config_sentence_transformers.json`, or the hidden size if that is less or there is none. Where a
+    /// dense layer comes behind the model, its width takes the place of the hidden size.
     pub fn dimensions(mut self, dimensions: usize) -> Self {
         self.dimensions = Some(dimensions);
         self
@@ -89,7 +90,9 @@ impl EmbedderBuilder {
             engine.tokenizer = engine.tokenizer.as_its_file_says();
         }
         let embedding_size = engine.model.embedding_size();
-        let dimensions = self.dimensions.unwrap_or(embedding_size);
+        let default =
+            repository.truncate_dim.map_or(embedding_size, |n| n.get().min(embedding_size));
+        let dimensions = self.dimensions.unwrap_or(default);
         check_dimensions(dimensions, embedding_size)?;
         Ok(Embedder {
             engine,

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use qwen3_embed_model::Error as ModelError;
@@ -20,6 +21,8 @@ pub(crate) struct Prompts {
 #[derive(Debug, Default)]
 pub(crate) struct Repository {
     pub(crate) prompts: Prompts,
+    /// The most dimensions of a vector, if there are fewer than the model gives.
+    pub(crate) truncate_dim: Option<NonZeroUsize>,
     /// The longest text, in tokens, that the model was tuned for.
     pub(crate) max_seq_length: Option<usize>,
 }
@@ -32,12 +35,13 @@ struct TransformerConfig {
     do_lower_case: bool,
 }
 
-/// `config_sentence_transformers.json`, as far as it is about prompts.
+/// `config_sentence_transformers.json`
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct PromptsConfig {
+struct ModelConfig {
     prompts: BTreeMap<String, Option<String>>,
     default_prompt_name: Option<String>,
+    truncate_dim: Option<NonZeroUsize>,
 }
 
 /// The prompts of queries and of documents, the first that is there.
@@ -65,19 +69,20 @@ impl Repository {
             Err(ModelError::Field { path, field, expected, got: "true".to_owned() })?;
         }
         let max_seq_length = transformer.max_seq_length;
-        Ok(Self { prompts: Prompts::read(dir)?, max_seq_length })
+        let path = dir.join("config_sentence_transformers.json");
+        if !path.is_file() {
+            return Ok(Self { max_seq_length, ..Self::default() });
+        }
+        let config: ModelConfig = read_json(&path)?;
+        let truncate_dim = config.truncate_dim;
+        Ok(Self { prompts: Prompts::of(config)?, truncate_dim, max_seq_length })
     }
 }
 
 impl Prompts {
-    /// Those that `config_sentence_transformers.json` lists, chosen as sentence-transformers does; the
-    /// default ones if there is no such file.
-    fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("config_sentence_transformers.json");
-        if !path.is_file() {
-            return Ok(Self::default());
-        }
-        let PromptsConfig { prompts, default_prompt_name } = read_json(&path)?;
+    /// Those that a repository lists, chosen as sentence-transformers does.
+    fn of(config: ModelConfig) -> Result<Self> {
+        let ModelConfig { prompts, default_prompt_name, .. } = config;
         let by_name: BTreeMap<String, String> =
             prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
         let default = match default_prompt_name {

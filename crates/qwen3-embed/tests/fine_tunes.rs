@@ -85,6 +85,35 @@ fn a_dense_layer_sets_the_dimensions() {
 }
 
 #[test]
+fn a_repository_may_cut_the_dimensions_unless_others_are_asked_for() {
+    let copy = copy("sentence-transformers/mean-dense");
+    let file = copy.path().join("config_sentence_transformers.json");
+    let build = || Embedder::builder(copy.path());
+    let text = ["two or more tokens"];
+    let full = build().build().unwrap().embed_documents(&text).unwrap();
+    for (truncate_dim, expected) in
+        [(json!(8), 8), (json!(24), 24), (json!(25), 24), (json!(4096), 24), (Value::Null, 24)]
+    {
+        edit(&file, |config| config["truncate_dim"] = truncate_dim.clone());
+        let embedder = build().build().unwrap();
+        assert_eq!((embedder.dimensions(), embedder.max_dimensions()), (expected, 24));
+        let cut = full.truncate(expected).unwrap();
+        let ours = embedder.embed_documents(&text).unwrap();
+        assert_eq!(ours.dim(), expected, "{truncate_dim}");
+        for (ours, cut) in ours.as_slice().iter().zip(cut.as_slice()) {
+            assert!((ours - cut).abs() <= 1e-6, "{truncate_dim}: {ours} for {cut}");
+        }
+        assert_eq!(build().dimensions(16).build().unwrap().dimensions(), 16);
+    }
+    for truncate_dim in [json!(0), json!(-1), json!(8.5), json!("8"), json!([8])] {
+        edit(&file, |config| config["truncate_dim"] = truncate_dim.clone());
+        let error = build().build().unwrap_err();
+        let is_named = error.to_string().contains("config_sentence_transformers.json");
+        assert!(is_named, "{truncate_dim}: {error}");
+    }
+}
+
+#[test]
 fn prompts_are_chosen_as_sentence_transformers_does() {
     let prompts = |config: Value| {
         let copy = copy("sentence-transformers/last-token");
@@ -202,8 +231,10 @@ fn an_adapters_folder_may_have_the_repositorys_settings() {
     fs::create_dir(copy.path().join("1_Pooling")).unwrap();
     fs::copy(settings.join("1_Pooling/config.json"), copy.path().join("1_Pooling/config.json"))
         .unwrap();
-    let modules =
-        json!([{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "b.Pooling"}]);
+    let modules = json!([
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]);
     fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
     let pooled = Embedder::builder(copy.path()).build().unwrap();
     let text = ["two or more tokens"];

@@ -1,0 +1,53 @@
+use std::collections::HashSet;
+
+use crate::weights::Weights;
+use crate::{Config, Error, Result};
+
+/// Weights beside those of the layers: the decoder's own, and the heads that may stand behind it.
+const BESIDE_LAYERS: [&str; 4] =
+    ["embed_tokens.weight", "norm.weight", "lm_head.weight", "score.weight"];
+
+/// The modules of a layer that have a bias where `attention_bias` says so.
+const ATTENTION: [&str; 4] =
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+
+/// The other modules of a layer.
+const OTHER_MODULES: [&str; 7] = [
+    "input_layernorm",
+    "self_attn.q_norm",
+    "self_attn.k_norm",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// A buffer that some exporters save, of the decoder or of each layer. It follows from `rope_theta`.
+const ROTARY_FREQUENCIES: &str = "rotary_emb.inv_freq";
+
+impl Weights {
+    /// Refuses a tensor that a decoder of this configuration and its heads do not have: whatever it is
+    /// for, the result would lack it.
+    pub(crate) fn check_names(&self, config: &Config) -> Result<()> {
+        let names = self.names();
+        let mut known: HashSet<String> =
+            BESIDE_LAYERS.iter().map(|name| self.name_in_file(name)).collect();
+        // Where there are more layers than tensors, some are missing, which is found when they are read.
+        for layer_idx in 0..config.num_hidden_layers.min(names.len()) {
+            let in_file = |module: &&str, what: &str| {
+                self.name_in_file(&format!("layers.{layer_idx}.{module}.{what}"))
+            };
+            let biases = ATTENTION.iter().filter(|_| config.attention_bias);
+            known.extend(biases.map(|module| in_file(module, "bias")));
+            let modules = ATTENTION.iter().chain(&OTHER_MODULES);
+            known.extend(modules.map(|module| in_file(module, "weight")));
+        }
+        let is_known = |name: &str| known.contains(name) || name.ends_with(ROTARY_FREQUENCIES);
+        match names.into_iter().find(|name| !is_known(name)) {
+            Some(name) => {
+                Err(Error::UnexpectedTensor { path: self.path_of(name), name: name.to_owned() })
+            }
+            None => Ok(()),
+        }
+    }
+}
