@@ -3,8 +3,9 @@ use std::path::Path;
 
 use crate::decoder::open;
 use crate::gguf::Header;
+use crate::matrix::MappedFile;
 use crate::modules::Modules;
-use crate::weights::{MappedFile, Weights};
+use crate::weights::Weights;
 use crate::{Config, Error, Model, Result};
 
 /// What turns a reranker's hidden states into logits: one row of weights.

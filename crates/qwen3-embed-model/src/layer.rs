@@ -7,7 +7,8 @@ use qwen3_embed_kernels::cpu::{
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::calibration::{Calibration, Input};
-use crate::weights::{Matrix, Precision, Weights};
+use crate::matrix::Matrix;
+use crate::weights::{Precision, Weights};
 use crate::workspace::Room;
 use crate::{Config, Result};
 

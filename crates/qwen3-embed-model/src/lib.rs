@@ -24,6 +24,7 @@ mod fields;
 mod gguf;
 mod head;
 mod layer;
+mod matrix;
 mod modules;
 mod plan;
 mod pooling;

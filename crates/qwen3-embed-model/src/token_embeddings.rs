@@ -2,7 +2,7 @@ use candle_core::{Device, Tensor};
 use qwen3_embed_kernels::ops;
 
 use crate::Result;
-use crate::weights::MappedRows;
+use crate::matrix::MappedRows;
 
 /// The embedding of each token of the vocabulary, [V, C].
 #[derive(Debug)]

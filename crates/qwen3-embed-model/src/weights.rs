@@ -1,22 +1,19 @@
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use half::bf16;
-use memmap2::Mmap;
-#[cfg(unix)]
-use memmap2::UncheckedAdvice;
-use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK, Layout, PackedWeight};
+use candle_core::Device;
+use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK};
 use qwen3_embed_kernels::ops;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::adapter::{Adapter, Update};
-use crate::blocks::{self, MAX_BLOCK, SAFETENSORS_TYPES, StoredType};
+use crate::adapter::Adapter;
+use crate::blocks::{SAFETENSORS_TYPES, StoredType};
 use crate::gguf::{self, Header};
+use crate::matrix::{MappedFile, MappedRows, Matrix, Part, Stored};
 use crate::{Config, Error, Head, Result};
 
 /// How weights are kept and multiplied.
@@ -113,23 +110,6 @@ struct Entry {
     range: Range<usize>,
     stored_type: std::result::Result<StoredType, Dtype>,
     shape: Vec<usize>,
-}
-
-/// One tensor as it lies in its file. Its rows are whole blocks of its type, and the range has the
-/// bytes of all of them.
-#[derive(Debug, Clone)]
-struct Stored {
-    file: Arc<MappedFile>,
-    range: Range<usize>,
-    stored_type: StoredType,
-    shape: Vec<usize>,
-}
-
-/// A file in memory.
-#[derive(Debug)]
-pub(crate) struct MappedFile {
-    path: PathBuf,
-    map: Mmap,
 }
 
 impl Weights {
@@ -245,7 +225,8 @@ impl Weights {
     /// Bytes of the files with tensors.
     pub(crate) fn file_bytes(&self) -> u64 {
         let files = self.tensors.values().map(|entry| &entry.file);
-        let sizes: HashMap<_, _> = files.map(|file| (&file.path, file.map.len() as u64)).collect();
+        let sizes: HashMap<_, _> =
+            files.map(|file| (&file.path, file.bytes().len() as u64)).collect();
         sizes.values().sum()
     }
 
@@ -343,249 +324,6 @@ impl Weights {
     }
 }
 
-/// A weight matrix in its file.
-pub(crate) struct Matrix {
-    /// What lies one below the other.
-    parts: Vec<Part>,
-    n_rows: usize,
-    n_columns: usize,
-}
-
-/// A weight in its file, and what an adapter adds to it.
-struct Part {
-    stored: Stored,
-    update: Option<Arc<Update>>,
-}
-
-impl Matrix {
-    /// The matrix in f32, on a device.
-    pub(crate) fn in_f32(&self, device: &Device, layout: Layout) -> Result<ops::Linear> {
-        let shape = [self.n_rows, self.n_columns];
-        Ok(ops::Linear::in_f32(device, shape, layout, |o, row| self.read_row(o, row))?)
-    }
-
-    /// The matrix in bf16, on a device.
-    pub(crate) fn in_bf16(&self, device: &Device, layout: Layout) -> Result<ops::Linear> {
-        let shape = [self.n_rows, self.n_columns];
-        Ok(ops::Linear::in_bf16(device, shape, layout, |o, row| self.read_row(o, row))?)
-    }
-
-    /// Whether the file has the matrix in 8 bits, with a scale for every 32 values.
-    pub(crate) fn is_q8_0(&self) -> bool {
-        let is_q8_0 = |part: &Part| part.stored.stored_type == StoredType::Q8_0;
-        self.parts.iter().all(|part| is_q8_0(part) && part.update.is_none())
-    }
-
-    /// Packs a matrix that is in 8 bits in the file: as it is.
-    pub(crate) fn pack_q8_0(&self, layout: Layout) -> PackedWeight {
-        PackedWeight::pack_q8(self.n_rows, self.n_columns, layout, |o, values, scales| {
-            if let Some((part, row_idx)) = self.part_of(o) {
-                blocks::read_q8_0(
-                    part.stored.bytes_of(row_idx * values.len(), values.len()),
-                    values,
-                    scales,
-                );
-            }
-        })
-    }
-
-    /// Packs a matrix that is in blocks of few bits in the file: as it is, for activations that are multiplied
-    /// with `columns` if there are any. `None` if the kernels do not multiply with it so.
-    pub(crate) fn pack_blocks(
-        &self,
-        layout: Layout,
-        columns: Option<&[f32]>,
-    ) -> Option<PackedWeight> {
-        if !self.is_blocks() {
-            return None;
-        }
-        let bits = |o| {
-            let bits = self.part_of(o).and_then(|(part, _)| part.stored.stored_type.block_bits());
-            bits.expect("every part is in blocks")
-        };
-        PackedWeight::pack_blocks(self.n_rows, self.n_columns, layout, columns, bits, |o, row| {
-            if let Some((part, row_idx)) = self.part_of(o) {
-                let bytes = part.stored.bytes_of(row_idx * self.n_columns, self.n_columns);
-                blocks::read_block_row(part.stored.stored_type, bytes, row);
-            }
-        })
-    }
-
-    /// Whether all of the matrix is in blocks of few bits.
-    pub(crate) fn is_blocks(&self) -> bool {
-        let is_blocks = |part: &Part| part.stored.stored_type.block_bits().is_some();
-        self.parts.iter().all(|part| is_blocks(part) && part.update.is_none())
-    }
-
-    /// Packs the matrix in 8 bits, for activations in 8 bits, its columns multiplied with `columns` if there
-    /// are any.
-    pub(crate) fn pack_bytes(&self, layout: Layout, columns: Option<&[f32]>) -> PackedWeight {
-        PackedWeight::pack_bytes(self.n_rows, self.n_columns, layout, |o, row| {
-            self.read_scaled_row(o, columns, row);
-        })
-    }
-
-    /// Packs the matrix in 8 bits, its columns multiplied with `columns` if there are any, and those
-    /// of `precise` in twice as many bits.
-    pub(crate) fn pack_int8(
-        &self,
-        layout: Layout,
-        columns: Option<&[f32]>,
-        precise: &[usize],
-    ) -> PackedWeight {
-        PackedWeight::pack_int8(self.n_rows, self.n_columns, layout, precise, |o, row| {
-            self.read_scaled_row(o, columns, row);
-        })
-    }
-
-    /// Lets the system have back the memory that the file's pages take, now that they were packed.
-    pub(crate) fn release(&self) {
-        self.parts.iter().for_each(|part| part.stored.release());
-    }
-
-    fn read_scaled_row(&self, row_idx: usize, columns: Option<&[f32]>, out: &mut [f32]) {
-        self.read_row(row_idx, out);
-        for (weight, column) in out.iter_mut().zip(columns.into_iter().flatten()) {
-            *weight *= column;
-        }
-    }
-
-    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
-        if let Some((part, row_idx)) = self.part_of(row_idx) {
-            part.read_row(row_idx, out);
-        }
-    }
-
-    /// The part that has a row of the matrix, and which of its rows it is.
-    fn part_of(&self, mut row_idx: usize) -> Option<(&Part, usize)> {
-        for part in &self.parts {
-            if row_idx < part.stored.shape[0] {
-                return Some((part, row_idx));
-            }
-            row_idx -= part.stored.shape[0];
-        }
-        None
-    }
-}
-
-impl Part {
-    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
-        let start = row_idx * out.len();
-        let Some(update) = &self.update else {
-            return self.stored.read(start, out);
-        };
-        let mut row = vec![0f32; out.len()];
-        self.stored.read(start, &mut row);
-        update.add_to(row_idx, &mut row);
-        out.iter_mut().zip(row).for_each(|(out, value)| *out = T::from_f32(value));
-    }
-}
-
-/// A matrix whose rows are read from the memory-mapped file when they are asked for.
-#[derive(Debug)]
-pub(crate) struct MappedRows {
-    stored: Stored,
-    n_columns: usize,
-}
-
-impl MappedRows {
-    /// Bytes of all rows.
-    pub(crate) fn n_bytes(&self) -> u64 {
-        self.stored.range.len() as u64
-    }
-
-    /// The rows at `ids` in f32, [ids, columns]. Every id must be below the number of rows.
-    pub(crate) fn gather(&self, ids: &[u32]) -> Vec<f32> {
-        let mut values = vec![0f32; ids.len() * self.n_columns];
-        for (row, id) in values.chunks_exact_mut(self.n_columns).zip(ids) {
-            self.stored.read(*id as usize * self.n_columns, row);
-        }
-        values
-    }
-
-    /// All rows on a device, in bf16 if they are stored so, else in f32.
-    pub(crate) fn to_tensor(&self, device: &Device) -> Result<Tensor> {
-        let tensor = match self.stored.stored_type {
-            StoredType::BF16 => {
-                Tensor::from_vec(self.values::<bf16>(), self.stored.shape.clone(), device)
-            }
-            _ => Tensor::from_vec(self.values::<f32>(), self.stored.shape.clone(), device),
-        };
-        self.stored.release();
-        Ok(tensor?)
-    }
-
-    fn values<T: Element>(&self) -> Vec<T> {
-        let mut values = vec![T::default(); self.stored.shape.iter().product()];
-        self.stored.read(0, &mut values);
-        values
-    }
-}
-
-impl Stored {
-    /// Lets the system have back the memory that the tensor's pages take, now that it was packed.
-    fn release(&self) {
-        #[cfg(unix)]
-        // SAFETY: the map is read-only and backed by its file: what is read again comes from there.
-        // Advice that the system does not take costs memory and nothing else.
-        let _ = unsafe {
-            let (start, length) = (self.range.start, self.range.len());
-            self.file.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length)
-        };
-    }
-
-    /// Converts the values from `start` on into `out`: both are whole rows, and so whole blocks.
-    fn read<T: Element>(&self, start: usize, out: &mut [T]) {
-        T::dequantise(self.stored_type, self.bytes_of(start, out.len()), out);
-    }
-
-    /// The bytes of `n` values from `start` on, whole rows both.
-    fn bytes_of(&self, start: usize, n: usize) -> &[u8] {
-        let (values, size) =
-            (self.stored_type.values_per_block(), self.stored_type.bytes_per_block());
-        &self.file.map[self.range.clone()][start / values * size..][..n / values * size]
-    }
-}
-
-/// A type that weights are kept in.
-trait Element: Copy + Default + Send + Sync {
-    /// The values of whole blocks.
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]);
-
-    fn from_f32(value: f32) -> Self;
-}
-
-impl Element for f32 {
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
-        stored_type.dequantise(bytes, out);
-    }
-
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-}
-
-impl Element for bf16 {
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
-        if stored_type == StoredType::BF16 {
-            let values = bytes.as_chunks().0.iter();
-            return out.iter_mut().zip(values).for_each(|(o, &v)| *o = Self::from_le_bytes(v));
-        }
-        // By way of f32, as many values at a time as stay in the first-level cache.
-        let n_bytes = MAX_BLOCK / stored_type.values_per_block() * stored_type.bytes_per_block();
-        let mut values = [0f32; MAX_BLOCK];
-        for (bytes, out) in bytes.chunks(n_bytes).zip(out.chunks_mut(MAX_BLOCK)) {
-            let values = &mut values[..out.len()];
-            stored_type.dequantise(bytes, values);
-            out.iter_mut().zip(values).for_each(|(o, v)| *o = Self::from_f32(*v));
-        }
-    }
-
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-}
-
 /// A whole file.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
@@ -665,22 +403,4 @@ fn read_header(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> 
         }
     }
     Ok(())
-}
-
-impl MappedFile {
-    /// Maps a whole file.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_path_buf(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read-only. As with every memory-mapped file,
-        // soundness asks that nobody truncates or rewrites it in place while the model lives; the
-        // crate's documentation of `Model::load` says so.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { path: path.to_path_buf(), map })
-    }
-
-    /// What is in the file.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
-    }
 }
