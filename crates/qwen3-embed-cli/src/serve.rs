@@ -26,14 +26,16 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_MODEL_PATH"
     )]
     model_path: Option<String>,
-    /// The reranker, alone or beside an embedding model
+    /// The reranker, alone or beside an embedding model; of an id of the hub, @REVISION behind it names the
+    /// branch, tag or commit
     #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_RERANKER_PATH")]
     reranker_path: Option<String>,
     /// Folder or id of a LoRA adapter that is added to the embedding model
-    #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_ADAPTER")]
+    #[arg(long, value_name = "PATH or ID", requires = "model_path", env = "QWEN3_EMBED_ADAPTER")]
     adapter: Option<String>,
-    /// Branch, tag or commit of the embedding model, if that is an id of the hub
-    #[arg(long, env = "QWEN3_EMBED_REVISION")]
+    /// Branch, tag or commit of the embedding model, if that is an id of the hub; for the reranker see
+    /// --reranker-path
+    #[arg(long, requires = "model_path", env = "QWEN3_EMBED_REVISION")]
     revision: Option<String>,
     /// What clients call the embedding model, or the reranker if that is alone [default: its path or id]
     #[arg(long, value_name = "NAME", env = "QWEN3_EMBED_SERVED_MODEL_NAME")]

@@ -209,11 +209,14 @@ fn a_second_signal_ends_it_at_once_and_a_deadline_is_kept() {
 
 #[test]
 fn what_cannot_be_served_is_said() {
-    let wide = fixture("models/wide");
+    let (wide, tied) = (fixture("models/wide"), fixture("rerankers/tied"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let cases: [(&[&str], &str); 8] = [
-        (&["--port", "0"], "required arguments were not provided"),
+    let needs_model = "not provided:\n  --model-path <PATH or ID>";
+    let cases: [(&[&str], &str); 10] = [
+        (&["--port", "0"], needs_model),
+        (&["--port", "0", "--reranker-path", &tied, "--adapter", "a/b"], needs_model),
+        (&["--port", "0", "--reranker-path", &tied, "--revision", "main"], needs_model),
         (
             &["--model-path", "/no/such/folder", "--port", "0"],
             "there is no model at `/no/such/folder`",
