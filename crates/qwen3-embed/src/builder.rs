@@ -1,5 +1,7 @@
-use qwen3_embed_model::Pooling;
-use qwen3_embed_text::SpecialTokens;
+use std::path::Path;
+
+use qwen3_embed_model::{Head, Pooling, Summary};
+use qwen3_embed_text::{SpecialTokens, Tokenizer};
 
 use crate::engine::{Settings, setters};
 use crate::repository::Repository;
@@ -77,14 +79,20 @@ impl EmbedderBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`], [`Error::Io`], or what [`Hub::download`](crate::Hub::download) says; [`Error::Model`] or [`Error::Text`] if a file is
-    /// missing, damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
+    /// [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`], [`Error::Io`], or what
+    /// [`Hub::download`](crate::Hub::download) says; [`Error::IsReranker`] if its files show that it is one,
+    /// which a causal language model's do not; [`Error::Model`] or [`Error::Text`] if a file is missing,
+    /// damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
         let local = self.settings.open()?;
         let repository = Repository::read(local.settings())?;
         let max_tokens = repository.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS);
-        let (mut engine, ()) = self.settings.load(&local, max_tokens, false, |_, _| Ok(()))?;
+        let refuse_reranker = |_: &Tokenizer, _: &Path| match Summary::read(&local.path)?.head {
+            Head::Score => Err(Error::IsReranker { path: local.path.clone() }),
+            _ => Ok(()),
+        };
+        let (mut engine, ()) = self.settings.load(&local, max_tokens, false, refuse_reranker)?;
         if engine.model.pooling() != Pooling::LastToken {
             engine.tokenizer = engine.tokenizer.as_its_file_says();
         }

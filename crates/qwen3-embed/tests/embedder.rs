@@ -119,6 +119,30 @@ fn settings_out_of_range_are_refused_with_the_range() {
 }
 
 #[test]
+fn a_folder_without_a_configuration_is_its_only_gguf_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let build = || Embedder::builder(dir.path()).build();
+    let error = build().unwrap_err();
+    assert!(matches!(error, Error::NoConfig { snapshot: None, .. }), "{error}");
+    assert!(error.to_string().ends_with(" is not a model's folder: it has no config.json"));
+    // The hub's cache has the files one level down.
+    let snapshot = dir.path().join("snapshots/0123");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir(dir.path().join("refs")).unwrap();
+    fs::write(dir.path().join("refs/main"), "0123").unwrap();
+    fs::write(snapshot.join("config.json"), "{}").unwrap();
+    let error = build().unwrap_err();
+    assert!(error.to_string().ends_with(&format!(", but {} has", snapshot.display())), "{error}");
+    let file = fixture("gguf-q8-0").join("model.gguf");
+    fs::copy(&file, dir.path().join("b.gguf")).unwrap();
+    let ours = build().unwrap().embed_documents(&TEXTS).unwrap();
+    assert_eq!(ours, Embedder::builder(file).build().unwrap().embed_documents(&TEXTS).unwrap());
+    fs::write(dir.path().join("a.GGUF"), "").unwrap();
+    let error = build().unwrap_err();
+    assert!(error.to_string().ends_with(", name one of them: a.GGUF, b.gguf"), "{error}");
+}
+
+#[test]
 fn a_source_that_is_no_model_is_refused_by_name() {
     let error = Embedder::builder("models/of/mine").build().unwrap_err();
     assert!(matches!(&error, Error::NoSuchModel { path } if path.ends_with("models/of/mine")));
