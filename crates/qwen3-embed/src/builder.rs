@@ -32,6 +32,7 @@ pub struct EmbedderBuilder {
     dimensions: Option<usize>,
     overflow: Overflow,
     special_tokens: SpecialTokens,
+    normalize: bool,
 }
 
 impl EmbedderBuilder {
@@ -41,6 +42,7 @@ impl EmbedderBuilder {
             dimensions: None,
             overflow: Overflow::default(),
             special_tokens: SpecialTokens::default(),
+            normalize: true,
         }
     }
 
@@ -75,6 +77,14 @@ impl EmbedderBuilder {
         self
     }
 
+    /// Whether vectors are brought to unit length, after they are cut. Default: they are. What
+    /// [`Embeddings`](crate::Embeddings) computes is the same either way. A [`Service`](crate::Service) goes
+    /// by its own option, [`EmbedOptions::normalize`](crate::EmbedOptions::normalize).
+    pub fn normalize(mut self, normalize: bool) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
     /// Loads the model and its tokenizer.
     ///
     /// # Errors
@@ -105,6 +115,7 @@ impl EmbedderBuilder {
             dimensions,
             overflow: self.overflow,
             special_tokens: self.special_tokens,
+            normalize: self.normalize,
         })
     }
 }

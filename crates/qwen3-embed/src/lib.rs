@@ -71,10 +71,11 @@ pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
 pub use qwen3_embed_model::{
     Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Pooling, Precision,
-    Sharing, SharingCounts,
+    Sharing, SharingCounts, Summary,
 };
 pub use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, Error as TextError, Piece, SpecialTokens, Tokenizer, instruct,
+    DEFAULT_INSTRUCTION, Error as TextError, Piece, RerankTemplate, SpecialTokens, Tokenizer,
+    Vocabulary, instruct,
 };
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
 pub use service::{

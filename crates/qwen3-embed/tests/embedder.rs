@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use qwen3_embed::{
     DEFAULT_INSTRUCTION, Embedder, EmbedderBuilder, Embeddings, Error, ModelError, Overflow,
-    Precision, SpecialTokens, instruct, normalize,
+    Precision, Source, SpecialTokens, Summary, instruct, normalize,
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -97,6 +97,41 @@ fn dimensions_are_cut_first_and_normalised_second() {
             assert!((short - full).abs() <= 1e-6);
         }
     }
+}
+
+#[test]
+fn vectors_are_as_the_model_gives_them_without_normalisation() {
+    let golden: Value =
+        serde_json::from_slice(&fs::read(fixture("base").join("golden.json")).unwrap()).unwrap();
+    let texts = golden["texts"].as_array().unwrap();
+    let texts: Vec<&str> = texts.iter().map_while(Value::as_str).collect();
+    let raw = builder("base").normalize(false).dimensions(7).build().unwrap();
+    let raw = raw.embed_documents(&texts).unwrap();
+    for (row, expected) in raw.iter().zip(golden["embeddings"].as_array().unwrap()) {
+        let expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
+        let norm = expected.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for (got, expected) in row.iter().zip(expected) {
+            assert!((got - expected).abs() <= 1e-5 * norm, "{got} for {expected}");
+        }
+    }
+    let unit = builder("base").dimensions(7).build().unwrap().embed_documents(&texts).unwrap();
+    assert_eq!(raw.truncate(7).unwrap(), unit);
+}
+
+#[test]
+fn a_source_is_text_or_a_path_owned_or_borrowed() {
+    let path = fixture("base");
+    let text = path.to_str().unwrap().to_owned();
+    let infos = [
+        Source::from(&text).info().unwrap(),
+        Source::from(text.as_str()).info().unwrap(),
+        Source::from(text).info().unwrap(),
+        Source::from(&path).info().unwrap(),
+        Source::from(path.as_path()).info().unwrap(),
+        Source::from(path).info().unwrap(),
+    ];
+    let summary: &Summary = &infos[0].summary;
+    assert!(infos.iter().all(|info| info.summary == *summary));
 }
 
 #[test]
@@ -224,6 +259,7 @@ fn any_number_of_threads_gives_the_same_vectors() {
     let expected = embedder("wide").embed_documents(&TEXTS).unwrap();
     for threads in [1, 2, 5] {
         let embedder = builder("wide").threads(threads).build().unwrap();
+        assert_eq!(embedder.threads(), threads);
         assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected, "{threads} threads");
     }
 }

@@ -186,6 +186,7 @@ fn any_budget_number_of_threads_and_sharing_gives_the_same_scores() {
     }
     for threads in [1, 3] {
         let reranker = builder("tied").threads(threads).build().unwrap();
+        assert_eq!(reranker.threads(), threads);
         assert_eq!(scores(&reranker, &DOCUMENTS), expected, "{threads} threads");
     }
     for sharing in [Sharing::Off, Sharing::On { cache_bytes: 0 }] {

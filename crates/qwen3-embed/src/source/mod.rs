@@ -227,6 +227,12 @@ impl From<PathBuf> for Source {
     }
 }
 
+impl From<&PathBuf> for Source {
+    fn from(path: &PathBuf) -> Self {
+        path.clone().into()
+    }
+}
+
 impl From<&Path> for Source {
     fn from(path: &Path) -> Self {
         path.to_path_buf().into()
@@ -236,6 +242,12 @@ impl From<&Path> for Source {
 impl From<&str> for Source {
     fn from(text: &str) -> Self {
         text.to_owned().into()
+    }
+}
+
+impl From<&String> for Source {
+    fn from(text: &String) -> Self {
+        text.clone().into()
     }
 }
 
