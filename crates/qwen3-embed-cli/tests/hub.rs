@@ -252,9 +252,12 @@ fn info_shows_what_a_model_is() {
     let weights = fs::metadata(format!("{fixture}/model.safetensors")).unwrap().len();
     assert_eq!(json["file_bytes"], weights);
     let memory = &json["memory"];
+    let auto = json["auto"].as_str().unwrap();
+    assert!(["bf16", "int8"].contains(&auto), "{auto}");
     assert!(memory["f32"]["weights"].as_u64() > memory["bf16"]["weights"].as_u64());
     assert!(memory["bf16"]["weights"].as_u64() > memory["int8"]["weights"].as_u64());
     let [text, _] = succeeded(&run(&["info", fixture], &environment));
     assert!(text.starts_with("architecture  qwen3\n"), "{text}");
+    assert!(text.ends_with(&format!("\nauto is {auto} on this processor\n")), "{text}");
     assert!(text.contains("\ndimensions    1 to 64\n") && text.contains("\nint8"), "{text}");
 }
