@@ -2,10 +2,10 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Write as _};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use qwen3_embed::{Embedder, Error, Overflow, SpecialTokens, instruct};
+use qwen3_embed::{Embedder, Embeddings, Error, Overflow, SpecialTokens, instruct};
 use serde::{Deserialize, Serialize};
 
-use crate::jsonl::{Format, write_line};
+use crate::jsonl::{Format, line_name, parse_line, write_line};
 use crate::model::ModelArgs;
 
 /// Embed texts: one JSON object in on each line of standard input, one out
@@ -89,18 +89,32 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut output = BufWriter::new(io::stdout().lock());
     let mut first = 0;
     loop {
-        let texts = input.next_batch()?;
-        if texts.is_empty() {
+        let mut lines = input.next_batch()?;
+        if lines.is_empty() {
             return Ok(());
         }
-        let tokens = args.tokenize(&embedder, &texts).map_err(|e| e.shift_text(first))?;
-        let embeddings = embedder.embed_tokens(&tokens).map_err(|e| e.shift_text(first))?;
+        let mut failure = None;
+        let (tokens, embeddings) = loop {
+            let mut error = match args.embed(&embedder, &lines) {
+                Ok(embedded) => break embedded,
+                Err(error) => error,
+            };
+            let text = error.text_mut().map_or(usize::MAX, |text| *text);
+            let Some(line) = lines.get(text) else { return Err(error.into()) };
+            let context = line_name(line.number);
+            failure = Some(anyhow::Error::new(error.shift_text(first)).context(context));
+            // Those before it are written all the same.
+            lines.truncate(text);
+        };
         for (i, embedding) in embeddings.iter().enumerate() {
             let line = Output { index: first + i, embedding, n_tokens: tokens[i].len() };
             write_line(&mut output, &line)?;
         }
         output.flush()?;
-        first += texts.len();
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        first += lines.len();
     }
 }
 
@@ -129,6 +143,17 @@ impl Args {
         builder.build()
     }
 
+    /// The tokens and the vector of each line, in order.
+    fn embed(
+        &self,
+        embedder: &Embedder,
+        lines: &[Line],
+    ) -> Result<(Vec<Vec<u32>>, Embeddings), Error> {
+        let tokens = self.tokenize(embedder, lines)?;
+        let embeddings = embedder.embed_tokens(&tokens)?;
+        Ok((tokens, embeddings))
+    }
+
     /// The tokens of each line, in order.
     fn tokenize(&self, embedder: &Embedder, lines: &[Line]) -> Result<Vec<Vec<u32>>, Error> {
         let prompt = match (&self.instruct, &self.prompt_name) {
@@ -140,14 +165,14 @@ impl Args {
         // Lines of tokens take part as prompts alone, so that an error names the right line.
         let texts: Vec<String> = lines
             .iter()
-            .map(|line| match line {
-                Line::Text(text) => [prompt, text].concat(),
-                Line::Tokens(_) => prompt.to_owned(),
+            .map(|line| match &line.text {
+                Text::String(text) => [prompt, text].concat(),
+                Text::Tokens(_) => prompt.to_owned(),
             })
             .collect();
         let mut tokens = embedder.tokenize(&texts)?;
         for (tokens, line) in tokens.iter_mut().zip(lines) {
-            if let Line::Tokens(given) = line {
+            if let Text::Tokens(given) = &line.text {
                 tokens.clone_from(given);
             }
         }
@@ -156,8 +181,14 @@ impl Args {
 }
 
 /// One line of standard input, checked.
-enum Line {
-    Text(String),
+struct Line {
+    /// Counted from 1.
+    number: usize,
+    text: Text,
+}
+
+enum Text {
+    String(String),
     Tokens(Vec<u32>),
 }
 
@@ -165,39 +196,53 @@ enum Line {
 struct Lines<R> {
     reader: BufReader<R>,
     line_number: usize,
+    /// What was wrong with the line behind the last batch.
+    failure: Option<anyhow::Error>,
 }
 
 impl<R: Read> Lines<R> {
     fn new(reader: R) -> Self {
-        Self { reader: BufReader::with_capacity(READ_BYTES, reader), line_number: 0 }
+        Self { reader: BufReader::with_capacity(READ_BYTES, reader), line_number: 0, failure: None }
     }
 
     /// Waits for a line and takes the whole ones that came with it; nothing at the end of the input.
-    /// A program that writes one line and waits for its embedding gets it.
+    /// A program that writes one line and waits for its embedding gets it. A line that is wrong fails when
+    /// those before it have been taken.
     fn next_batch(&mut self) -> Result<Vec<Line>> {
         let mut batch = Vec::new();
+        if self.failure.is_none() {
+            self.failure = self.fill(&mut batch).err();
+        }
+        match self.failure.take_if(|_| batch.is_empty()) {
+            Some(failure) => Err(failure),
+            None => Ok(batch),
+        }
+    }
+
+    fn fill(&mut self, batch: &mut Vec<Line>) -> Result<()> {
         let mut line = String::new();
         while batch.is_empty() || (batch.len() < MAX_LINES && self.reader.buffer().contains(&b'\n'))
         {
             line.clear();
             self.line_number += 1;
-            let context = || format!("line {} of standard input", self.line_number);
+            let context = || line_name(self.line_number);
             if self.reader.read_line(&mut line).with_context(context)? == 0 {
                 break;
             }
             if !line.trim().is_empty() {
-                batch.push(parse(&line).with_context(context)?);
+                let text = parse(&line).with_context(context)?;
+                batch.push(Line { number: self.line_number, text });
             }
         }
-        Ok(batch)
+        Ok(())
     }
 }
 
-fn parse(line: &str) -> Result<Line> {
-    let input: Input = serde_json::from_str(line)?;
+fn parse(line: &str) -> Result<Text> {
+    let input: Input = parse_line(line)?;
     match (input.text, input.tokens) {
-        (Some(text), None) => Ok(Line::Text(text)),
-        (None, Some(tokens)) => Ok(Line::Tokens(tokens)),
+        (Some(text), None) => Ok(Text::String(text)),
+        (None, Some(tokens)) => Ok(Text::Tokens(tokens)),
         (Some(_), Some(_)) => bail!("expected `text` or `tokens`, got both"),
         (None, None) => bail!("expected `text` or `tokens`, got neither"),
     }

@@ -7,6 +7,7 @@ use qwen3_embed::{Head, Info, Precision};
 use serde::Serialize;
 
 use crate::download;
+use crate::model::precision_name;
 
 /// Show what a model is: its shape, size, prompts, and the memory that it takes
 ///
@@ -42,6 +43,8 @@ struct Report {
     prompts: BTreeMap<String, String>,
     /// Of the files with weights.
     file_bytes: u64,
+    /// The precision that `auto` is for it on this processor.
+    auto: &'static str,
     memory: BTreeMap<&'static str, Memory>,
 }
 
@@ -69,13 +72,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Report {
     fn of(info: Info) -> Self {
-        let precisions =
-            [("f32", Precision::F32), ("bf16", Precision::Bf16), ("int8", Precision::Int8)];
-        let memory = precisions.map(|(name, precision)| {
+        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+        let memory = precisions.map(|precision| {
             let memory = info.memory(precision);
             let (weights, embeddings) = (memory.weights, memory.embeddings);
             let (workspace, total) = (memory.workspace, memory.total());
-            (name, Memory { weights, embeddings, workspace, total })
+            (precision_name(precision), Memory { weights, embeddings, workspace, total })
         });
         let (dimensions, head) = (info.dimensions(), info.head());
         let config = info.summary.config;
@@ -101,6 +103,7 @@ impl Report {
             dimensions,
             prompts: info.prompts,
             file_bytes: info.summary.file_bytes,
+            auto: precision_name(info.summary.auto),
             memory: memory.into(),
         }
     }
@@ -138,6 +141,6 @@ impl Report {
                 [weights, embeddings, workspace, total].map(|&n| HumanBytes(n).to_string());
             writeln!(output, "{name:14}{weights:>12}{embeddings:>14}{workspace:>14}{total:>12}")?;
         }
-        Ok(())
+        writeln!(output, "auto is {} on this processor", self.auto)
     }
 }

@@ -58,6 +58,16 @@ impl ModelArgs {
     }
 }
 
+/// A precision's name on the command line.
+pub(crate) fn precision_name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+        Precision::Int8 => "int8",
+        _ => "auto",
+    }
+}
+
 impl From<PrecisionArg> for Precision {
     fn from(precision: PrecisionArg) -> Self {
         match precision {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use qwen3_embed::{Error, RankOptions, Reranker};
 use serde::{Deserialize, Serialize};
 
-use crate::jsonl::{Format, write_line};
+use crate::jsonl::{Format, line_name, parse_line, write_line};
 use crate::model::ModelArgs;
 
 /// Rank documents by how well they answer a query: one JSON object in on each line of standard input
@@ -102,7 +102,7 @@ impl Documents {
             let context = || line_name(idx + 1);
             let line = line.with_context(context)?;
             if !line.trim().is_empty() {
-                let Input { text } = serde_json::from_str(&line).with_context(context)?;
+                let Input { text } = parse_line(&line).with_context(context)?;
                 documents.texts.push(text);
                 documents.line_numbers.push(idx + 1);
             }
@@ -118,8 +118,4 @@ impl Documents {
             None => error.into(),
         }
     }
-}
-
-fn line_name(line_number: usize) -> String {
-    format!("line {line_number} of standard input")
 }

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use qwen3_embed::{Device, Embedder, Precision, Reranker, ServiceOptions};
+use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use qwen3_embed::{Device, Embedder, Kernels, Precision, Reranker, ServiceOptions, SpecialTokens};
 use qwen3_embed_server::{AppState, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
 use crate::download;
-use crate::model::PrecisionArg;
+use crate::model::{PrecisionArg, precision_name};
 
 /// Serve a model over HTTP, to clients of OpenAI and text-embeddings-inference and to browsers
 #[derive(clap::Args)]
@@ -26,14 +27,16 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_MODEL_PATH"
     )]
     model_path: Option<String>,
-    /// The reranker, alone or beside an embedding model
+    /// The reranker, alone or beside an embedding model; of an id of the hub, @REVISION behind it names the
+    /// branch, tag or commit
     #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_RERANKER_PATH")]
     reranker_path: Option<String>,
     /// Folder or id of a LoRA adapter that is added to the embedding model
-    #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_ADAPTER")]
+    #[arg(long, value_name = "PATH or ID", requires = "model_path", env = "QWEN3_EMBED_ADAPTER")]
     adapter: Option<String>,
-    /// Branch, tag or commit of the embedding model, if that is an id of the hub
-    #[arg(long, env = "QWEN3_EMBED_REVISION")]
+    /// Branch, tag or commit of the embedding model, if that is an id of the hub; for the reranker see
+    /// --reranker-path
+    #[arg(long, requires = "model_path", env = "QWEN3_EMBED_REVISION")]
     revision: Option<String>,
     /// What clients call the embedding model, or the reranker if that is alone [default: its path or id]
     #[arg(long, value_name = "NAME", env = "QWEN3_EMBED_SERVED_MODEL_NAME")]
@@ -60,37 +63,41 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu, env = "QWEN3_EMBED_DEVICE")]
     device: Device,
     /// Threads that compute [default: one for each core]
-    #[arg(long, value_name = "N", env = "QWEN3_EMBED_THREADS")]
+    #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_THREADS")]
     threads: Option<usize>,
     /// Tokens that are computed together [default: 1024, or 8192 on a CUDA device]
-    #[arg(long, value_name = "N", env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
+    #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
     max_batch_tokens: Option<usize>,
     /// Texts that may wait; while so many do, requests are refused with 429
-    #[arg(long, value_name = "N", default_value_t = ServiceOptions::default().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
+    #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServiceOptions::default().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
     max_queued_texts: usize,
     /// Requests that are worked on at once; further ones are refused with 429
-    #[arg(long, value_name = "N", default_value_t = ServerOptions::default().max_concurrent_requests, env = "QWEN3_EMBED_MAX_CONCURRENT_REQUESTS")]
+    #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServerOptions::default().max_concurrent_requests, env = "QWEN3_EMBED_MAX_CONCURRENT_REQUESTS")]
     max_concurrent_requests: usize,
     /// Texts that one request may have
-    #[arg(long, value_name = "N", default_value_t = ServerOptions::default().max_client_batch_size, env = "QWEN3_EMBED_MAX_CLIENT_BATCH_SIZE")]
+    #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServerOptions::default().max_client_batch_size, env = "QWEN3_EMBED_MAX_CLIENT_BATCH_SIZE")]
     max_client_batch_size: usize,
     /// The longest text, or the longest prompt of a reranker, in tokens [default: what the model is made for]
-    #[arg(long, value_name = "N", env = "QWEN3_EMBED_MAX_LENGTH")]
+    #[arg(long, alias = "context-length", value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_LENGTH")]
     max_length: Option<usize>,
     /// Cut longer texts where a request does not say; otherwise they are errors
-    #[arg(long, env = "QWEN3_EMBED_TRUNCATE")]
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_TRUNCATE")]
     truncate: bool,
+    /// Take what spells a special token, such as <|im_end|>, as plain text, as a reranker always does
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PLAIN_TEXT")]
+    plain_text: bool,
     /// Instruction of texts whose request names none; otherwise they are embedded as documents
     #[arg(long, value_name = "TEXT", env = "QWEN3_EMBED_DEFAULT_INSTRUCT")]
     default_instruct: Option<String>,
     /// The largest body of a request, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = ServerOptions::default().payload_limit, env = "QWEN3_EMBED_PAYLOAD_LIMIT")]
+    #[arg(long, value_name = "BYTES", value_parser = count(), default_value_t = ServerOptions::default().payload_limit, env = "QWEN3_EMBED_PAYLOAD_LIMIT")]
     payload_limit: usize,
     /// Origins, divided by commas, whose pages may read the answers; * is any
     #[arg(
         long,
         value_name = "ORIGIN",
         value_delimiter = ',',
+        value_parser = origin,
         env = "QWEN3_EMBED_CORS_ALLOW_ORIGIN"
     )]
     cors_allow_origin: Vec<String>,
@@ -129,6 +136,26 @@ enum LogFormat {
     Json,
 }
 
+/// Reads a number from 1 on.
+fn count() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// Reads an origin, or a `*`, as a browser sends it.
+fn origin(text: &str) -> Result<String, String> {
+    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
+        !scheme.is_empty()
+            && !host.is_empty()
+            && text.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase())
+            && !host.contains(['/', '?', '#', '@'])
+    });
+    if is_origin || ["*", "null"].contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err("expected *, or an origin in lower case without a path, such as https://example.org"
+        .to_owned())
+}
+
 pub(crate) fn run(args: Args) -> Result<()> {
     log(args.log_format);
     if args.trust_remote_code {
@@ -139,15 +166,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let drain_timeout = Duration::try_from_secs_f64(args.drain_timeout);
     let drain_timeout = drain_timeout.context("--drain-timeout")?;
+    let precision = args.precision()?;
     raise_file_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
-    let result = runtime.block_on(serve(args, drain_timeout));
+    let result = runtime.block_on(serve(args, precision, drain_timeout));
     // What is still loading does not keep the process.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(args: Args, drain_timeout: Duration) -> Result<()> {
+async fn serve(args: Args, precision: Precision, drain_timeout: Duration) -> Result<()> {
     let address = (args.host.as_str(), args.port);
     let mut signals = EndSignals::new()?;
     let listener = TcpListener::bind(address).await;
@@ -165,10 +193,11 @@ async fn serve(args: Args, drain_timeout: Duration) -> Result<()> {
     // Probes and clients that come now are told that it is loading.
     writeln!(io::stdout(), "listening on http://{address}")?;
     let start = async {
-        let options = args.service_options();
-        let models = tokio::task::spawn_blocking(move || args.load()).await??;
+        let (options, device) = (args.service_options(), args.device);
+        let models = tokio::task::spawn_blocking(move || args.load(precision)).await??;
+        let described = describe(&models, device);
         state.start(models, options).await?;
-        tracing::info!("ready");
+        tracing::info!("ready: {described}");
         anyhow::Ok(())
     };
     tokio::select! {
@@ -219,8 +248,7 @@ impl Args {
         })
     }
 
-    fn load(&self) -> Result<Models> {
-        let precision = self.precision()?;
+    fn load(&self, precision: Precision) -> Result<Models> {
         let embedder = match &self.model_path {
             Some(path) => {
                 let source = match &self.revision {
@@ -233,6 +261,9 @@ impl Args {
                 let mut builder = Embedder::builder(source.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
                 builder = builder.batch_tokens(self.batch_tokens());
+                if self.plain_text {
+                    builder = builder.special_tokens(SpecialTokens::PlainText);
+                }
                 if let Some(adapter) = &self.adapter {
                     builder = builder.adapter(adapter.as_str());
                 }
@@ -282,6 +313,32 @@ impl Args {
             }
         })
     }
+}
+
+/// What runs, and how.
+fn describe(models: &Models, device: Device) -> String {
+    let place = match device {
+        Device::Cpu => Kernels::best().name.to_owned(),
+        device => device.to_string(),
+    };
+    let embedder = models.embedder.as_ref().map(|(name, model)| {
+        let (dimensions, precision) = (model.dimensions(), precision_name(model.precision()));
+        let (threads, max_tokens) = (model.threads(), model.max_tokens());
+        format!(
+            "{name}, {dimensions} dimensions, {precision} on {place}, {threads} threads, texts of at most \
+             {max_tokens} tokens"
+        )
+    });
+    let reranker = models.reranker.as_ref().map(|(name, model)| {
+        let (precision, threads) = (precision_name(model.precision()), model.threads());
+        let max_tokens = model.max_tokens();
+        format!(
+            "reranker {name}, {precision} on {place}, {threads} threads, prompts of at most {max_tokens} \
+             tokens"
+        )
+    });
+    let described: Vec<String> = embedder.into_iter().chain(reranker).collect();
+    described.join("; ")
 }
 
 fn log(format: LogFormat) {

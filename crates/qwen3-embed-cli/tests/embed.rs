@@ -84,13 +84,24 @@ fn options_reach_the_embedder() {
 
 #[test]
 fn bad_input_fails_and_is_named() {
-    let cases: [(&[&str], &str, &str); 8] = [
-        (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected ident"),
+    let cases: [(&[&str], &str, &str); 11] = [
+        (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected an object"),
+        (&[], "[\"x\", null]\n", "line 1 of standard input: expected an object"),
+        (&[], "\"x\"\n", "line 1 of standard input: expected an object"),
+        (
+            &[],
+            "\n{\"text\": \"a\n",
+            "line 2 of standard input: EOF while parsing a string at column 11",
+        ),
         (&[], "{}\n", "line 1 of standard input: expected `text` or `tokens`, got neither"),
         (&[], "{\"text\": \"a\", \"tokens\": [1]}", "got both"),
         (&[], "\n\n{\"tokens\": [-1]}\n", "line 3 of standard input: invalid value"),
-        (&[], "{\"text\": \"a\"}\n{\"tokens\": []}\n", "error: text 1 has no tokens"),
-        (&[], "{\"tokens\": [9999]}\n", "text 0: token id 9999 at position 0"),
+        (
+            &[],
+            "{\"text\": \"a\"}\n\n\n{\"tokens\": []}\n",
+            "error: line 4 of standard input: text 1 has no tokens",
+        ),
+        (&[], "{\"tokens\": [9999]}\n", "input: text 0: token id 9999 at position 0"),
         (&["--max-tokens", "2"], "{\"text\": \"a\"}\n{\"text\": \"a b c d\"}\n", "text 1 has"),
         (&["--dimensions", "0"], "", "0 dimensions were asked for, there can be 1 to 64"),
     ];
@@ -109,7 +120,20 @@ fn an_error_counts_texts_over_the_whole_input() {
     let input = "{\"tokens\": [1]}\n".repeat(3000) + "{\"tokens\": [9999]}\n";
     let output = run(&[], &input);
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.contains("text 3000: token id 9999"), "{errors}");
+    assert!(errors.contains("line 3001 of standard input: text 3000: token id 9999"), "{errors}");
+}
+
+#[test]
+fn the_lines_before_a_bad_one_are_written() {
+    let bad = ["nonsense", "{\"tokens\": [9999]}", "{\"text\": \"a b c d e f g\"}"];
+    for bad in bad {
+        let good = "{\"text\": \"a\"}\n\n";
+        let input = [good, good, bad, "\n", good, "{\"tokens\": []}\n"].concat();
+        let output = run(&["--max-tokens", "4"], &input);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.starts_with("error: line 5 of standard input: "), "{errors}");
+        assert_eq!(output.stdout.iter().filter(|&&byte| byte == b'\n').count(), 2, "{bad}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod hub_server;
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -74,6 +74,27 @@ fn download_prints_the_folder_and_a_line_for_each_file() {
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(line["embedding"].as_array().unwrap().len(), 64);
     }
+}
+
+#[test]
+fn the_server_takes_a_rerankers_revision_behind_its_id() {
+    let reranker = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/rerankers/tied");
+    let files = ["config.json", "tokenizer.json", "model.safetensors"];
+    let files = files.map(|file| (file.to_owned(), fs::read(reranker.join(file)).unwrap()));
+    let server = Server::start(&[(ID, files.into())]);
+    let home = tempfile::tempdir().unwrap();
+    let environment =
+        [("HF_ENDPOINT", server.url()), ("HF_HUB_CACHE", home.path().to_str().unwrap())];
+    let id = format!("{ID}@{COMMIT}");
+    let arguments = ["serve", "--reranker-path", &id, "--port", "0"];
+    let mut child = command(&arguments, &environment).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let is_ready = lines.map_while(Result::ok).any(|line| line.contains("ready"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(is_ready);
+    let asked = server.requests();
+    assert_eq!(asked[0].path, format!("/api/models/owner/model/revision/{COMMIT}"));
 }
 
 #[test]
@@ -231,9 +252,12 @@ fn info_shows_what_a_model_is() {
     let weights = fs::metadata(format!("{fixture}/model.safetensors")).unwrap().len();
     assert_eq!(json["file_bytes"], weights);
     let memory = &json["memory"];
+    let auto = json["auto"].as_str().unwrap();
+    assert!(["bf16", "int8"].contains(&auto), "{auto}");
     assert!(memory["f32"]["weights"].as_u64() > memory["bf16"]["weights"].as_u64());
     assert!(memory["bf16"]["weights"].as_u64() > memory["int8"]["weights"].as_u64());
     let [text, _] = succeeded(&run(&["info", fixture], &environment));
     assert!(text.starts_with("architecture  qwen3\n"), "{text}");
+    assert!(text.ends_with(&format!("\nauto is {auto} on this processor\n")), "{text}");
     assert!(text.contains("\ndimensions    1 to 64\n") && text.contains("\nint8"), "{text}");
 }

@@ -91,8 +91,10 @@ fn bad_input_fails_and_is_named() {
     // With the space that stands before every document.
     let white_space = json!({"text": " ".repeat(500_001)}).to_string();
     let after_others = format!("{{\"text\": \"a\"}}\n\n\n{white_space}\n");
-    let cases: [(&[&str], &str, &str); 6] = [
-        (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected ident"),
+    let cases: [(&[&str], &str, &str); 8] = [
+        (&[], "[\"x\"]\n", "line 1 of standard input: expected an object"),
+        (&[], "{\"text\": \"a\n", "input: EOF while parsing a string at column 11\n"),
+        (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected an object"),
         (&[], "\n\n{}\n", "line 3 of standard input: missing field `text`"),
         (&[], "{\"text\": 7}\n", "line 1 of standard input: invalid type"),
         (&[], &after_others, "line 4 of standard input: text 1 has 500002 white-space characters"),

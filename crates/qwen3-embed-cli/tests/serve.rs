@@ -122,6 +122,10 @@ fn the_command_line_of_sglang_serves_the_model() {
             "auto",
             "--dtype",
             "float32",
+            "--context-length",
+            "1000",
+            "--threads",
+            "2",
         ],
         &[],
     );
@@ -138,6 +142,10 @@ fn the_command_line_of_sglang_serves_the_model() {
     assert!(status.success(), "{said}");
     assert!(said.contains("--trust-remote-code does nothing"), "{said}");
     assert!(said.contains("--tokenizer-mode does nothing"), "{said}");
+    let ready = said.lines().find_map(|line| Some(line.split_once(" ready: ")?.1)).unwrap();
+    let name = "Qwen/Qwen3-Embedding-4B, 256 dimensions, f32 on ";
+    let rest = ", 2 threads, texts of at most 1000 tokens";
+    assert!(ready.starts_with(name) && ready.ends_with(rest), "{ready}");
 }
 
 #[test]
@@ -150,6 +158,16 @@ fn everything_can_be_set_in_the_environment() {
         ("QWEN3_EMBED_PORT", "0"),
         ("QWEN3_EMBED_API_KEY", "secret"),
         ("QWEN3_EMBED_LOG_FORMAT", "json"),
+        ("QWEN3_EMBED_TRUNCATE", "1"),
+        ("QWEN3_EMBED_PLAIN_TEXT", "yes"),
+        ("QWEN3_EMBED_CORS_ALLOW_ORIGIN", "https://a.org,chrome-extension://b"),
+        // As if they were not there.
+        ("QWEN3_EMBED_ADAPTER", ""),
+        ("QWEN3_EMBED_REVISION", ""),
+        ("QWEN3_EMBED_PRECISION", ""),
+        ("QWEN3_EMBED_DTYPE", ""),
+        ("QWEN3_EMBED_MAX_LENGTH", ""),
+        ("QWEN3_EMBED_DEFAULT_INSTRUCT", ""),
     ];
     let server = Server::start(&[], &environment);
     let (status, body) = server.post("/v1/embeddings", &json!({ "input": "a" }));
@@ -158,6 +176,12 @@ fn everything_can_be_set_in_the_environment() {
         .replace("host: a", "host: a\r\nauthorization: Bearer secret");
     let (status, body) = ask(server.address, &authorized);
     assert_eq!(status, 200, "{body}");
+    let tokenize =
+        post("/tokenize", &json!({ "inputs": "<|im_end|>", "add_special_tokens": false }))
+            .replace("host: a", "host: a\r\nauthorization: Bearer secret");
+    let (_, pieces) = ask(server.address, &tokenize);
+    let pieces: Value = serde_json::from_str(&pieces).unwrap();
+    assert!(pieces[0].as_array().unwrap().len() > 1, "{pieces}");
     server.signal("INT");
     let (status, said) = server.ended();
     assert!(status.success(), "{said}");
@@ -212,25 +236,44 @@ fn what_cannot_be_served_is_said() {
     let wide = fixture("models/wide");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let cases: [(&[&str], &str); 8] = [
-        (&["--port", "0"], "required arguments were not provided"),
+    let cases: [(&[&str], &str); 4] = [
         (
             &["--model-path", "/no/such/folder", "--port", "0"],
             "there is no model at `/no/such/folder`",
         ),
         (&["--model-path", &wide, "--port", &port], "Address already in use"),
         (&["--model-path", &wide, "--port", "0", "--host", "no such host"], "no such host:0"),
-        (
-            &["--model-path", &wide, "--port", "0", "--dtype", "half"],
-            "float16 is no precision here",
-        ),
         (&["--model-path", &wide, "--port", "0", "--revision", "main"], "--revision is for ids"),
-        (&["--model-path", &wide, "--port", "0", "--max-batch-tokens", "0"], "batch_tokens is 0"),
-        (&["--model-path", &wide, "--port", "0", "--drain-timeout=-1"], "--drain-timeout"),
     ];
     for (arguments, expected) in cases {
         let output = command(arguments, &[]).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_setting_that_is_wrong_is_refused_before_anything_is_loaded() {
+    let needs_model = "not provided:\n  --model-path <PATH or ID>";
+    let cases: [(&[&str], &str); 13] = [
+        (&[], needs_model),
+        (&["--reranker-path", "/no/such", "--adapter", "a/b"], needs_model),
+        (&["--reranker-path", "/no/such", "--revision", "main"], needs_model),
+        (&["--model-path", "/no/such", "--dtype", "half"], "float16 is no precision here"),
+        (&["--model-path", "/no/such", "--drain-timeout=-1"], "--drain-timeout"),
+        (&["--model-path", "/no/such", "--max-batch-tokens", "0"], "-tokens <N>': 0 is not in"),
+        (&["--model-path", "/no/such", "--max-queued-texts", "0"], "-texts <N>': 0 is not in"),
+        (&["--model-path", "/no/such", "--max-client-batch-size", "0"], "<N>': 0 is not in"),
+        (&["--model-path", "/no/such", "--cors-allow-origin", "https://a.org/"], "without a path"),
+        (&["--model-path", "/no/such", "--cors-allow-origin", "*,https://a/b"], "without a path"),
+        (&["--model-path", "/no/such", "--cors-allow-origin", "https://ä.org"], "without a path"),
+        (&["--model-path", "/no/such", "--cors-allow-origin", "https://A.org"], "in lower case"),
+        (&["--model-path", "/no/such", "--cors-allow-origin", "a.org"], "expected *, or an origin"),
+    ];
+    for (arguments, expected) in cases {
+        let output = command(&[arguments, &["--port", "0"]].concat(), &[]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
     }
 }

@@ -259,7 +259,10 @@ impl Served {
     /// The reranker, which a request calls `name` if it names a model at all.
     pub(crate) fn reranker(&self, name: Option<&str>) -> Result<&Named<Reranker>, ApiError> {
         self.choose(self.reranker.as_ref(), name, |other| {
-            format!("`{other}` is an embedding model, which does not rank or score")
+            format!(
+                "`{other}` was loaded as an embedding model (`--model-path`), and a reranker is loaded \
+                 with `--reranker-path`"
+            )
         })
     }
 

@@ -1,5 +1,7 @@
-use qwen3_embed_model::Pooling;
-use qwen3_embed_text::SpecialTokens;
+use std::path::Path;
+
+use qwen3_embed_model::{Head, Pooling, Summary};
+use qwen3_embed_text::{SpecialTokens, Tokenizer};
 
 use crate::engine::{Settings, setters};
 use crate::repository::Repository;
@@ -30,6 +32,7 @@ pub struct EmbedderBuilder {
     dimensions: Option<usize>,
     overflow: Overflow,
     special_tokens: SpecialTokens,
+    normalize: bool,
 }
 
 impl EmbedderBuilder {
@@ -39,6 +42,7 @@ impl EmbedderBuilder {
             dimensions: None,
             overflow: Overflow::default(),
             special_tokens: SpecialTokens::default(),
+            normalize: true,
         }
     }
 
@@ -74,18 +78,32 @@ impl EmbedderBuilder {
         self
     }
 
+    /// Whether vectors are brought to unit length, after they are cut. Default: they are. What
+    /// [`Embeddings`](crate::Embeddings) computes is the same either way. A [`Service`](crate::Service) goes
+    /// by its own option, [`EmbedOptions::normalize`](crate::EmbedOptions::normalize).
+    pub fn normalize(mut self, normalize: bool) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
     /// Loads the model and its tokenizer.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`], [`Error::Io`], or what [`Hub::download`](crate::Hub::download) says; [`Error::Model`] or [`Error::Text`] if a file is
-    /// missing, damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
+    /// [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`], [`Error::Io`], or what
+    /// [`Hub::download`](crate::Hub::download) says; [`Error::IsReranker`] if its files show that it is one,
+    /// which a causal language model's do not; [`Error::Model`] or [`Error::Text`] if a file is missing,
+    /// damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
         let local = self.settings.open()?;
         let repository = Repository::read(local.settings())?;
         let max_tokens = repository.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS);
-        let (mut engine, ()) = self.settings.load(&local, max_tokens, false, |_, _| Ok(()))?;
+        let refuse_reranker = |_: &Tokenizer, _: &Path| match Summary::read(&local.path)?.head {
+            Head::Score => Err(Error::IsReranker { path: local.path.clone() }),
+            _ => Ok(()),
+        };
+        let (mut engine, ()) = self.settings.load(&local, max_tokens, false, refuse_reranker)?;
         if engine.model.pooling() != Pooling::LastToken {
             engine.tokenizer = engine.tokenizer.as_its_file_says();
         }
@@ -100,6 +118,7 @@ impl EmbedderBuilder {
             dimensions,
             overflow: self.overflow,
             special_tokens: self.special_tokens,
+            normalize: self.normalize,
         })
     }
 }

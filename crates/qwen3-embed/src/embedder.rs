@@ -12,7 +12,7 @@ use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Prompt, Result, Source
 /// Turns texts into vectors with a Qwen3 embedding model.
 ///
 /// See the [crate's documentation](crate) for an example. Vectors come in the order of the texts,
-/// are of unit length, and on the processor are the same, bit for bit, whatever else is in the call and
+/// are of unit length unless [`EmbedderBuilder::normalize`] says otherwise, and on the processor are the same, bit for bit, whatever else is in the call and
 /// however many threads compute it.
 #[derive(Debug)]
 pub struct Embedder {
@@ -21,6 +21,7 @@ pub struct Embedder {
     pub(crate) dimensions: usize,
     pub(crate) overflow: Overflow,
     pub(crate) special_tokens: SpecialTokens,
+    pub(crate) normalize: bool,
 }
 
 impl Embedder {
@@ -29,8 +30,8 @@ impl Embedder {
     /// id of one on the hub.
     ///
     /// What a sentence-transformers repository says of pooling, dense layers, prompts and the longest text
-    /// is followed, as far as it is known; what is not known is refused. Vectors are of unit length in any
-    /// case. A LoRA adapter is loaded with the model that it belongs to.
+    /// is followed, as far as it is known; what is not known is refused. Vectors are of unit length whatever
+    /// it says. A LoRA adapter is loaded with the model that it belongs to.
     ///
     /// # Examples
     ///
@@ -189,6 +190,11 @@ impl Embedder {
         self.engine.model.pooling()
     }
 
+    /// The threads that a call uses.
+    pub fn threads(&self) -> usize {
+        self.engine.install(rayon::current_num_threads)
+    }
+
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.engine.tokenizer
@@ -301,7 +307,9 @@ impl Embedder {
         let write = |text: usize, hidden: &[f32]| {
             let row = &mut values[text * dim..][..dim];
             row.copy_from_slice(&hidden[..dim]);
-            normalize(row);
+            if self.normalize {
+                normalize(row);
+            }
         };
         self.engine.install(|| self.engine.model.forward_each(texts, write))?;
         Embeddings::new(values, dim)

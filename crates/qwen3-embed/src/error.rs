@@ -48,6 +48,36 @@ pub enum Error {
         /// One of the files.
         file: String,
     },
+    /// A folder has nothing in it that says that it is a model's.
+    #[error(
+        "{} is not a model's folder: it has no config.json{}",
+        dir.display(),
+        snapshot.as_ref().map_or_else(String::new, |dir| format!(", but {} has", dir.display()))
+    )]
+    NoConfig {
+        /// The folder.
+        dir: PathBuf,
+        /// The folder of the newest commit, if `dir` is a repository's part of the hub's cache.
+        snapshot: Option<PathBuf>,
+    },
+    /// A folder has several GGUF files in it, and no model besides.
+    #[error("{} has several GGUF files, name one of them: {}", dir.display(), files.join(", "))]
+    WhichGguf {
+        /// The folder.
+        dir: PathBuf,
+        /// The names of the files.
+        files: Vec<String>,
+    },
+    /// An embedder was to be built of a reranker that says that it is one.
+    #[error(
+        "{} is a reranker, with a classifier's head, and gives no embeddings: use `Reranker`, or on the \
+         command line `rerank`, or `serve --reranker-path`",
+        path.display()
+    )]
+    IsReranker {
+        /// The model's folder or GGUF file.
+        path: PathBuf,
+    },
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Io {

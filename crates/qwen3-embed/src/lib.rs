@@ -22,7 +22,7 @@
 //! # Models
 //!
 //! A [`Source`] is a model's folder, its GGUF file, or its id on the hub, from which it is then downloaded,
-//! once. Downloads are the feature `hub`, which is on by default; without it, nothing touches the network.
+//! once. Without the feature `hub`, nothing touches the network.
 //!
 //! # Queries and documents
 //!
@@ -52,6 +52,33 @@
 //! Where many callers come at once with a few texts each, as in a server, put the model behind a queue:
 //! [`Embedder::into_service`] and [`Reranker::into_service`] give a [`Service`] with `async` methods that
 //! computes the texts of all callers together, in batches, and needs no particular runtime.
+//!
+//! # Precision and memory
+//!
+//! Weights are kept in f32, exact and the largest, unless [`EmbedderBuilder::precision`] says otherwise: see
+//! [`Precision`]. [`Precision::Auto`] chooses between 16 bits and 8 by the processor and the file.
+//! [`Source::info`] says, without loading a model, what it takes in each: [`Info::memory`]. Token embeddings
+//! stay in the memory-mapped file, and [`EmbedderBuilder::batch_tokens`] bounds what a call takes on top.
+//!
+//! # Errors
+//!
+//! Everything that can go wrong is an [`Error`] that names the file, field, text, value and limit. No input
+//! panics. [`Error::text_mut`] tells which text of a call an error is about.
+//!
+//! # Environment
+//!
+//! Nothing but `Hub::from_env`, and rayon for its pool, reads the environment. `Hub::from_env` goes by
+//! `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` and what else the hub's programs have, and is what a builder uses
+//! that is given no `Hub`. A model that was downloaded works offline: if the hub cannot be reached, what is in
+//! the cache is used, and with `HF_HUB_OFFLINE=1`, or with a commit's hash as the revision, the hub is not asked
+//! at all.
+//!
+//! This crate logs nothing, and downloads without a word unless `Hub::on_download` is set.
+//!
+//! # Features
+//!
+//! - `hub`, on by default: downloads.
+//! - `cuda`: [`Device::Cuda`], with weights in f32 or bf16. Building it needs the CUDA toolkit, as the README says.
 #![forbid(unsafe_code)]
 
 mod builder;
@@ -71,10 +98,11 @@ pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
 pub use qwen3_embed_model::{
     Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Pooling, Precision,
-    Sharing, SharingCounts,
+    Sharing, SharingCounts, Summary,
 };
 pub use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, Error as TextError, Piece, SpecialTokens, Tokenizer, instruct,
+    DEFAULT_INSTRUCTION, Error as TextError, Piece, RerankTemplate, SpecialTokens, Tokenizer,
+    Vocabulary, instruct,
 };
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
 pub use service::{

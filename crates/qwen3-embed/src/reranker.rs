@@ -23,7 +23,7 @@ const DEFAULT_MAX_TOKENS: usize = 8192;
 /// Texts are plain text: one that spells a special token, such as `<|im_end|>`, cannot leave its place in
 /// the prompt. From a prompt that is too long the end of its document is cut, and if that is not enough
 /// the end of the query. The prompt itself is
-/// [`RerankTemplate`](qwen3_embed_text::RerankTemplate).
+/// [`RerankTemplate`].
 ///
 /// # Examples
 ///
@@ -192,6 +192,11 @@ impl Reranker {
         self.engine.model.precision()
     }
 
+    /// The threads that a call uses.
+    pub fn threads(&self) -> usize {
+        self.engine.install(rayon::current_num_threads)
+    }
+
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.engine.tokenizer
@@ -262,9 +267,9 @@ impl RerankerBuilder {
 
     /// Loads the model, its head and its tokenizer.
     ///
-    /// An embedding model is refused where its files show that it is one, see
-    /// [`RerankHead::load`](qwen3_embed_model::RerankHead::load); one that looks like a reranker gives
-    /// scores that mean nothing.
+    /// An embedding model is refused where its files show that it is one: by tensors without `model.` before
+    /// their names and without a head, by another class in `architectures`, or by a pooling in `modules.json`
+    /// or in the GGUF file. One that looks like a reranker gives scores that mean nothing.
     ///
     /// # Errors
     ///

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use qwen3_embed::{
     DEFAULT_INSTRUCTION, Embedder, EmbedderBuilder, Embeddings, Error, ModelError, Overflow,
-    Precision, SpecialTokens, instruct, normalize,
+    Precision, Source, SpecialTokens, Summary, instruct, normalize,
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -100,6 +100,41 @@ fn dimensions_are_cut_first_and_normalised_second() {
 }
 
 #[test]
+fn vectors_are_as_the_model_gives_them_without_normalisation() {
+    let golden: Value =
+        serde_json::from_slice(&fs::read(fixture("base").join("golden.json")).unwrap()).unwrap();
+    let texts = golden["texts"].as_array().unwrap();
+    let texts: Vec<&str> = texts.iter().map_while(Value::as_str).collect();
+    let raw = builder("base").normalize(false).dimensions(7).build().unwrap();
+    let raw = raw.embed_documents(&texts).unwrap();
+    for (row, expected) in raw.iter().zip(golden["embeddings"].as_array().unwrap()) {
+        let expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
+        let norm = expected.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for (got, expected) in row.iter().zip(expected) {
+            assert!((got - expected).abs() <= 1e-5 * norm, "{got} for {expected}");
+        }
+    }
+    let unit = builder("base").dimensions(7).build().unwrap().embed_documents(&texts).unwrap();
+    assert_eq!(raw.truncate(7).unwrap(), unit);
+}
+
+#[test]
+fn a_source_is_text_or_a_path_owned_or_borrowed() {
+    let path = fixture("base");
+    let text = path.to_str().unwrap().to_owned();
+    let infos = [
+        Source::from(&text).info().unwrap(),
+        Source::from(text.as_str()).info().unwrap(),
+        Source::from(text).info().unwrap(),
+        Source::from(&path).info().unwrap(),
+        Source::from(path.as_path()).info().unwrap(),
+        Source::from(path).info().unwrap(),
+    ];
+    let summary: &Summary = &infos[0].summary;
+    assert!(infos.iter().all(|info| info.summary == *summary));
+}
+
+#[test]
 fn settings_out_of_range_are_refused_with_the_range() {
     let cases = [
         (builder("base").dimensions(0), "0 dimensions were asked for, there can be 1 to 64"),
@@ -116,6 +151,30 @@ fn settings_out_of_range_are_refused_with_the_range() {
         builder("base").batch_tokens(0).build(),
         Err(Error::Setting { setting: "batch_tokens", got: 0, min: 1, .. })
     ));
+}
+
+#[test]
+fn a_folder_without_a_configuration_is_its_only_gguf_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let build = || Embedder::builder(dir.path()).build();
+    let error = build().unwrap_err();
+    assert!(matches!(error, Error::NoConfig { snapshot: None, .. }), "{error}");
+    assert!(error.to_string().ends_with(" is not a model's folder: it has no config.json"));
+    // The hub's cache has the files one level down.
+    let snapshot = dir.path().join("snapshots/0123");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir(dir.path().join("refs")).unwrap();
+    fs::write(dir.path().join("refs/main"), "0123").unwrap();
+    fs::write(snapshot.join("config.json"), "{}").unwrap();
+    let error = build().unwrap_err();
+    assert!(error.to_string().ends_with(&format!(", but {} has", snapshot.display())), "{error}");
+    let file = fixture("gguf-q8-0").join("model.gguf");
+    fs::copy(&file, dir.path().join("b.gguf")).unwrap();
+    let ours = build().unwrap().embed_documents(&TEXTS).unwrap();
+    assert_eq!(ours, Embedder::builder(file).build().unwrap().embed_documents(&TEXTS).unwrap());
+    fs::write(dir.path().join("a.GGUF"), "").unwrap();
+    let error = build().unwrap_err();
+    assert!(error.to_string().ends_with(", name one of them: a.GGUF, b.gguf"), "{error}");
 }
 
 #[test]
@@ -200,6 +259,7 @@ fn any_number_of_threads_gives_the_same_vectors() {
     let expected = embedder("wide").embed_documents(&TEXTS).unwrap();
     for threads in [1, 2, 5] {
         let embedder = builder("wide").threads(threads).build().unwrap();
+        assert_eq!(embedder.threads(), threads);
         assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected, "{threads} threads");
     }
 }

@@ -734,6 +734,7 @@ fn what_is_there_is_no_id() {
     let dir = tempfile::tempdir().unwrap();
     let local = dir.path().join("owner/model");
     fs::create_dir_all(&local).unwrap();
+    fs::write(local.join("config.json"), "{}").unwrap();
     let hub = world.hub();
     // Both readings of a string: here the folder is there.
     assert_eq!(hub.download(local.to_str().unwrap()).unwrap(), local);

@@ -186,6 +186,7 @@ fn any_budget_number_of_threads_and_sharing_gives_the_same_scores() {
     }
     for threads in [1, 3] {
         let reranker = builder("tied").threads(threads).build().unwrap();
+        assert_eq!(reranker.threads(), threads);
         assert_eq!(scores(&reranker, &DOCUMENTS), expected, "{threads} threads");
     }
     for sharing in [Sharing::Off, Sharing::On { cache_bytes: 0 }] {
@@ -323,13 +324,16 @@ fn a_document_that_cannot_be_tokenized_is_named() {
     assert!(matches!(error, Error::Text(TextError::WhiteSpace { text: 11, .. })), "{error}");
 }
 
-/// A reranker's checkpoint is a decoder like any other: its head is not looked at.
+/// A causal language model may be one that embeds or one that ranks: its files do not say.
 #[test]
-fn the_decoder_of_a_reranker_embeds() {
-    for name in RERANKERS {
-        let folder = folder(name);
-        let path = if name == "gguf" { folder.join("model.gguf") } else { folder };
-        let embedder = Embedder::builder(path).build().unwrap();
+fn the_decoder_of_a_reranker_embeds_unless_its_files_say_what_it_is() {
+    for name in ["classifier", "gguf"] {
+        let error = Embedder::builder(folder(name)).build().unwrap_err();
+        assert!(matches!(error, Error::IsReranker { .. }), "{name}: {error}");
+        assert!(error.to_string().contains("is a reranker"), "{error}");
+    }
+    for name in ["tied", "untied"] {
+        let embedder = Embedder::builder(folder(name)).build().unwrap();
         let embeddings = embedder.embed_documents(&DOCUMENTS).unwrap();
         assert_eq!(embeddings.row(0), embeddings.row(4));
         assert_ne!(embeddings.row(0), embeddings.row(1));

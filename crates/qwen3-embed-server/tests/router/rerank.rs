@@ -429,7 +429,10 @@ async fn an_embedding_model_does_not_rank() {
         (ready().await, "the model for it is `tied`"),
         (&alone, "it is the only model that is loaded"),
     ] {
-        let message = format!("`wide` is an embedding model, which does not rank or score; {rest}");
+        let message = format!(
+            "`wide` was loaded as an embedding model (`--model-path`), and a reranker is loaded with \
+             `--reranker-path`; {rest}"
+        );
         let expected = error("invalid_request_error", "model", "wrong_model", &message);
         for (path, request) in [("/v2/rerank", &rank), ("/score", &score)] {
             let reply = post(state, path, request.clone()).await;

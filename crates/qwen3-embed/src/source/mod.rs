@@ -21,7 +21,8 @@ mod selection;
 #[cfg(feature = "hub")]
 mod transfer;
 
-use std::fs;
+use std::fs::{self, DirEntry};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_model::Error as ModelError;
@@ -39,7 +40,7 @@ use crate::{Error, Result};
 
 /// Where a model is: a folder, a GGUF file, or its id on the hub.
 ///
-/// - A folder has `config.json`, `tokenizer.json` and the weights, as published.
+/// - A folder has `config.json`, `tokenizer.json` and the weights, as published, or nothing but one GGUF file.
 /// - A file whose name ends in `.gguf` holds all of it. A `tokenizer.json` beside it is read in place of
 ///   the vocabulary in the file.
 /// - `owner/name` is a model of the hub, at its newest commit; `owner/name@revision` at a branch, a tag or
@@ -99,8 +100,7 @@ impl Source {
     fn parse(&self) -> Result<Parsed> {
         let path = &self.path;
         if path.is_dir() {
-            refuse_pickle(path)?;
-            return Ok(Parsed::Local(path.clone()));
+            return look_into(path).map(Parsed::Local);
         }
         if is_gguf(path) && path.is_file() {
             return Ok(Parsed::Local(path.clone()));
@@ -162,23 +162,36 @@ fn is_pickle(name: &str) -> bool {
     is_weights && ["bin", "pt", "pth", "ckpt", "pkl"].contains(&extension)
 }
 
-/// Refuses a folder whose weights are there as pickle files only.
-fn refuse_pickle(dir: &Path) -> Result<()> {
+/// The model in a folder: the folder itself, or without a configuration, the only GGUF file in it.
+fn look_into(dir: &Path) -> Result<PathBuf> {
     let io = |source| Error::Io { path: dir.to_path_buf(), source };
-    let mut pickle = None;
-    for entry in fs::read_dir(dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json") {
-            return Ok(());
-        }
-        if is_pickle(&name) {
-            pickle = pickle.max(Some(name));
-        }
+    let name = |entry: io::Result<DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let names: io::Result<Vec<String>> = fs::read_dir(dir).and_then(|all| all.map(name).collect());
+    let names = names.map_err(io)?;
+    let is_safetensors =
+        |name: &String| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    let pickle = names.iter().filter(|name| is_pickle(name)).max();
+    if let (Some(file), false) = (pickle, names.iter().any(is_safetensors)) {
+        return Err(Error::PickleWeights { model: dir.display().to_string(), file: file.clone() });
     }
-    match pickle {
-        Some(file) => Err(Error::PickleWeights { model: dir.display().to_string(), file }),
-        None => Ok(()),
+    if ["config.json", "adapter_config.json"].iter().any(|file| dir.join(file).is_file()) {
+        return Ok(dir.to_path_buf());
     }
+    let mut files: Vec<String> =
+        names.into_iter().filter(|name| is_gguf(Path::new(name))).collect();
+    files.sort_unstable();
+    match &files[..] {
+        [] => Err(Error::NoConfig { dir: dir.to_path_buf(), snapshot: snapshot(dir) }),
+        [file] => Ok(dir.join(file)),
+        _ => Err(Error::WhichGguf { dir: dir.to_path_buf(), files }),
+    }
+}
+
+/// The folder of the newest commit, if `dir` is a repository's part of the hub's cache.
+fn snapshot(dir: &Path) -> Option<PathBuf> {
+    let commit = fs::read_to_string(dir.join("refs/main")).ok()?;
+    let snapshot = dir.join("snapshots").join(commit.trim());
+    snapshot.join("config.json").is_file().then_some(snapshot)
 }
 
 /// Reads the tokenizer from its file: `tokenizer.json`, or else a GGUF file.
@@ -214,6 +227,12 @@ impl From<PathBuf> for Source {
     }
 }
 
+impl From<&PathBuf> for Source {
+    fn from(path: &PathBuf) -> Self {
+        path.clone().into()
+    }
+}
+
 impl From<&Path> for Source {
     fn from(path: &Path) -> Self {
         path.to_path_buf().into()
@@ -223,6 +242,12 @@ impl From<&Path> for Source {
 impl From<&str> for Source {
     fn from(text: &str) -> Self {
         text.to_owned().into()
+    }
+}
+
+impl From<&String> for Source {
+    fn from(text: &String) -> Self {
+        text.clone().into()
     }
 }
 
