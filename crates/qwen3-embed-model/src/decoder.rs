@@ -270,7 +270,8 @@ impl Model {
         Ok(vectors)
     }
 
-    /// [`forward`](Self::forward) for many texts: calls `each` with a text's index and its vector as soon as its batch is computed, in any order.
+    /// [`forward`](Self::forward) for many texts: calls `each` with a text's index and its vector as soon as its
+    /// batch is computed, in any order.
     ///
     /// # Errors
     ///

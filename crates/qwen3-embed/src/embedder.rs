@@ -11,9 +11,9 @@ use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Prompt, Result, Source
 
 /// Turns texts into vectors with a Qwen3 embedding model.
 ///
-/// See the [crate's documentation](crate) for an example. Vectors come in the order of the texts,
-/// are of unit length unless [`EmbedderBuilder::normalize`] says otherwise, and on the processor are the same, bit for bit, whatever else is in the call and
-/// however many threads compute it.
+/// See the [crate's documentation](crate) for an example. Vectors come in the order of the texts, and are of
+/// unit length unless [`EmbedderBuilder::normalize`] says otherwise. On the processor they are the same, bit for
+/// bit, whatever else is in the call and however many threads compute it.
 #[derive(Debug)]
 pub struct Embedder {
     pub(crate) engine: Engine,
