@@ -27,7 +27,9 @@ pub struct ServiceOptions {
     /// use of the machine, fewer let a text wait for less. Default: 1024. What the model computes
     /// together, see [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens), bounds it.
     pub batch_tokens: usize,
-    /// A request is refused while so many texts wait, at least 1. Default: 2048.
+    /// A request is refused while so many texts wait, at least 1. Should be a few times what one request
+    /// usually has: less, and a large one has the small ones refused that come while its texts wait.
+    /// Default: 16384.
     pub max_waiting_texts: usize,
     /// Threads that tokenize, beside those that compute, 1 to 1024. Default: one for each core.
     pub tokenizer_threads: usize,
@@ -53,7 +55,7 @@ impl Default for ServiceOptions {
     fn default() -> Self {
         Self {
             batch_tokens: 1024,
-            max_waiting_texts: 2048,
+            max_waiting_texts: 16384,
             tokenizer_threads: thread::available_parallelism().map_or(1, usize::from).min(1024),
             on_batch: None,
         }

@@ -273,6 +273,7 @@ impl Inner {
 mod tests {
     use std::time::Instant;
 
+    use super::super::ServiceOptions;
     use super::super::request::Row;
     use super::*;
 
@@ -406,6 +407,14 @@ mod tests {
         };
         // One place is free when one text is done.
         assert_eq!(retry_after, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn by_default_a_large_request_leaves_room_for_small_ones() {
+        let queue = Arc::new(Queue::new(ServiceOptions::default().max_waiting_texts));
+        // As many texts as OpenAI lets a request have.
+        let _large = ask(&queue, &[1; 2048]);
+        let _small = ask(&queue, &[1]);
     }
 
     #[test]
