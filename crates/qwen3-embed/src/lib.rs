@@ -74,7 +74,8 @@ pub use qwen3_embed_model::{
     Sharing, SharingCounts,
 };
 pub use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, Error as TextError, Piece, SpecialTokens, Tokenizer, instruct,
+    DEFAULT_INSTRUCTION, Error as TextError, Piece, SpecialTokens, Tokenizer, check_white_space,
+    instruct,
 };
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
 pub use service::{
