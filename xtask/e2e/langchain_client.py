@@ -37,7 +37,8 @@ assert np.array_equal(expected[1], embedder().embed_query(WEATHER[1]))
 assert np.array_equal(expected, embedder(chunk_size=3).embed_documents(WEATHER))
 assert np.array_equal(embed(WEATHER, dimensions=64), embedder(dimensions=64).embed_documents(WEATHER))
 
-# "The weather is great today" in the tokens of OpenAI's cl100k_base.
-foreign = [[791, 9282, 374, 2294, 3432]]
-refused(openai.BadRequestError, "input", ["9282"], lambda: embed(foreign))
+# "The" in the tokens of OpenAI's cl100k_base, which this model has too, and "The weather is great today".
+for foreign in [[[791]], [[791, 9282, 374, 2294, 3432]]]:
+    words = ["input[0]", "end-of-text", "check_embedding_ctx_length=False"]
+    refused(openai.BadRequestError, "input", words, lambda: embed(foreign))
 assert np.array_equal(expected, embed(WEATHER))

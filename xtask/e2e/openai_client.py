@@ -31,6 +31,9 @@ def unit(rows):
 def vectors_are_those_of_transformers():
     """As text and as token ids: ids are taken as they are, the end-of-text token included."""
     for i, (text, tokens) in enumerate(zip(golden["texts"], golden["tokens"])):
+        if text is None:
+            # Ids drawn at random, which the server refuses because they do not end with the end-of-text token.
+            continue
         expected = unit(golden["embeddings"][i])
         inputs = [tokens, [tokens]] + ([text] if text else [])
         for given in inputs:
@@ -96,6 +99,7 @@ def errors_are_exceptions_of_their_kind():
     limit = info["max_input_length"]
     too_long = "a b " * limit
     many = ["a"] * 2049
+    end = golden["tokens"][0][-1]
     for param, words, call in [
         ("dimensions", ["0", str(info["dimensions"])], lambda: create("a", dimensions=0)),
         ("dimensions", ["100000"], lambda: create("a", dimensions=100_000)),
@@ -106,8 +110,9 @@ def errors_are_exceptions_of_their_kind():
         ("input", ["input[2]"], lambda: create([[1], [2], []])),
         ("input", ["input[1]", str(limit), "truncate"], lambda: create(["a", too_long])),
         ("input", ["2048", "2049"], lambda: create(many)),
-        ("input", ["9906"], lambda: create([9906, 1917])),
-        ("input", ["input[1]", "1000000"], lambda: create([[5, 6], [7, 1_000_000]])),
+        ("input", ["9906"], lambda: create([9906, 1917, end])),
+        ("input", ["input[1]", "1000000"], lambda: create([[5, end], [7, 1_000_000, end]])),
+        ("input", ["input[1]", "end-of-text", str(end)], lambda: create([[5, end], [5, 6]])),
         ("input", ["-1"], lambda: create([-1])),
         ("input", [], lambda: create([1.5])),
         ("input", [], lambda: create([None])),

@@ -1,4 +1,4 @@
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -6,8 +6,9 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use tokio::time::timeout;
 
-use crate::AppState;
 use crate::error::ApiError;
+use crate::middleware::Permit;
+use crate::{AppState, ServerOptions};
 
 /// From this size on, in bytes, a body is not parsed on a thread that serves connections: it would keep the
 /// others waiting.
@@ -20,29 +21,37 @@ pub(crate) struct Json<T>(pub(crate) T);
 impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        check_content_type(request.headers())?;
-        let limits = state.options();
-        if declared_length(request.headers()) > limits.payload_limit as u64 {
-            return Err(ApiError::too_large(limits.payload_limit));
-        }
-        let body = Limited::new(request.into_body(), limits.payload_limit).collect();
-        let body = timeout(limits.body_timeout, body).await;
-        let body = body.map_err(|_| ApiError::too_slow(limits.body_timeout))?;
-        let bytes = match body {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => {
-                return Err(ApiError::too_large(limits.payload_limit));
-            }
-            Err(error) => {
-                return Err(ApiError::invalid(format!("the body could not be read: {error}")));
-            }
-        };
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+        let permit = request.extensions().get::<Permit>().cloned();
+        // It is here already, see `arrived`.
+        let bytes = to_bytes(request.into_body(), usize::MAX).await;
+        let bytes = bytes.map_err(|error| ApiError::internal(error.to_string()))?;
         if bytes.len() < LARGE {
             return parse(&bytes).map(Self);
         }
-        let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
-        parsed.map_err(|error| ApiError::internal(error.to_string()))?.map(Self)
+        let parsed = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            parse(&bytes)
+        });
+        parsed.await.map_err(|error| ApiError::internal(error.to_string()))?.map(Self)
+    }
+}
+
+/// The request when the whole of its body is here.
+pub(crate) async fn arrived(request: Request, limits: &ServerOptions) -> Result<Request, ApiError> {
+    check_content_type(request.headers())?;
+    if declared_length(request.headers()) > limits.payload_limit as u64 {
+        return Err(ApiError::too_large(limits.payload_limit));
+    }
+    let (head, body) = request.into_parts();
+    let body = Limited::new(body, limits.payload_limit).collect();
+    let body = timeout(limits.body_timeout, body).await;
+    match body.map_err(|_| ApiError::too_slow(limits.body_timeout))? {
+        Ok(body) => Ok(Request::from_parts(head, Body::from(body.to_bytes()))),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(ApiError::too_large(limits.payload_limit))
+        }
+        Err(error) => Err(ApiError::invalid(format!("the body could not be read: {error}"))),
     }
 }
 

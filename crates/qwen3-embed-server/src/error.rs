@@ -7,6 +7,9 @@ use qwen3_embed::{Error, ModelError, ServiceState, TextError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+/// The code of a service that has died.
+const STOPPED: &str = "stopped";
+
 /// The body of every error, as OpenAI's clients expect it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
@@ -175,7 +178,7 @@ impl ApiError {
     /// 503: a service that is not running.
     pub(crate) fn not_running(state: ServiceState) -> Self {
         let (message, code) = match state {
-            ServiceState::Stopped => ("the engine has stopped; restart the server", "stopped"),
+            ServiceState::Stopped => ("the engine has stopped; restart the server", STOPPED),
             _ => ("the server is about to end", "draining"),
         };
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
@@ -202,7 +205,6 @@ impl ApiError {
                 Self::invalid(message).about("dimensions")
             }
             Error::NoSuchPrompt { .. } => Self::invalid(message).about("prompt_name"),
-            Error::Text(TextError::FrameTooLong { .. }) => Self::invalid(message).about("instruct"),
             Error::TextTooLong { text, .. } => {
                 let mut error = about_text(*text);
                 error.detail.message.push_str("; set \"truncate\": true to cut it");
@@ -221,8 +223,12 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if self.status.is_server_error() {
-            tracing::error!(status = self.status.as_u16(), "{}", self.detail.message);
+        let (status, message) = (self.status.as_u16(), &self.detail.message);
+        if self.status == StatusCode::INTERNAL_SERVER_ERROR || self.detail.code == Some(STOPPED) {
+            tracing::error!(status, "{message}");
+        } else if self.status.is_server_error() {
+            // That a server loads or ends is in the log already.
+            tracing::debug!(status, "{message}");
         }
         let is_unauthorized = self.status == StatusCode::UNAUTHORIZED;
         let mut response = (self.status, Json(ErrorBody { error: *self.detail })).into_response();

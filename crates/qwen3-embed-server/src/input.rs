@@ -17,7 +17,8 @@ pub(crate) enum Input {
     One(String),
     /// Texts.
     Many(Vec<String>),
-    /// The tokens of a text, exactly as they are: the last should be the end-of-text token.
+    /// The tokens of a text, exactly as they are: the last is the end-of-text token, where the model has one
+    /// behind its texts.
     Tokens(Vec<u32>),
     /// The tokens of texts.
     ManyTokens(Vec<Vec<u32>>),
@@ -78,15 +79,6 @@ impl Strings {
         };
         check_count(name, texts.len(), limit)?;
         Ok((texts, field))
-    }
-}
-
-impl From<Strings> for Input {
-    fn from(strings: Strings) -> Self {
-        match strings {
-            Strings::One(text) => Self::One(text),
-            Strings::Many(texts) => Self::Many(texts),
-        }
     }
 }
 

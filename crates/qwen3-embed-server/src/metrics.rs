@@ -59,7 +59,12 @@ impl Metrics {
         let r = &mut registry;
         let (seconds, counts) = (|| seconds_histograms(), || count_histograms());
         Self {
-            requests: counted(r, "requests", "Requests that were answered", Family::default()),
+            requests: counted(
+                r,
+                "requests",
+                "Requests that were answered, or given up by their clients: status 499",
+                Family::default(),
+            ),
             latency: timed(
                 r,
                 "request_duration",

@@ -1,22 +1,30 @@
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use http_body_util::BodyExt;
 use subtle::ConstantTimeEq;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::AppState;
+use crate::body::arrived;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest request id that is taken over from a client, in bytes.
 const MAX_REQUEST_ID: usize = 128;
+
+/// The status, of nginx's making, of requests that were not answered because their clients had gone.
+const CLIENT_GONE: u16 = 499;
 
 /// Paths that are answered without a key.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/health"];
@@ -39,20 +47,38 @@ pub(crate) async fn observe(
         path = request.uri().path(),
     );
     async move {
+        let mut observed = Observed { state, route, began, status: CLIENT_GONE };
         let mut response = next.run(request).await;
-        let (status, latency) = (response.status().as_u16(), began.elapsed());
-        state.metrics().request(&route, status, latency);
-        let latency_ms = latency.as_secs_f64() * 1e3;
-        if PROBES.contains(&route.as_str()) || route == "/metrics" {
-            tracing::debug!(status, latency_ms, "answered");
-        } else {
-            tracing::info!(status, latency_ms, "answered");
-        }
+        observed.status = response.status().as_u16();
         response.headers_mut().insert(REQUEST_ID, id);
         response
     }
     .instrument(span)
     .await
+}
+
+/// What is counted and logged of a request when it is dropped: when there is an answer, or when the client has
+/// gone before.
+struct Observed {
+    state: AppState,
+    route: String,
+    began: Instant,
+    status: u16,
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        let Self { state, route, began, status } = self;
+        let (status, latency) = (*status, began.elapsed());
+        state.metrics().request(route, status, latency);
+        let latency_ms = latency.as_secs_f64() * 1e3;
+        let done = if status == CLIENT_GONE { "given up by the client" } else { "answered" };
+        if PROBES.contains(&route.as_str()) || route == "/metrics" {
+            tracing::debug!(status, latency_ms, "{done}");
+        } else {
+            tracing::info!(status, latency_ms, "{done}");
+        }
+    }
 }
 
 fn request_id(headers: &HeaderMap) -> HeaderValue {
@@ -102,12 +128,34 @@ fn sent_key(headers: &HeaderMap) -> Option<Vec<u8>> {
     }
 }
 
-/// Refuses a request when as many as there may be are worked on.
+/// That one request is worked on. It is shared by all that works for the request.
+pub(crate) type Permit = Arc<OwnedSemaphorePermit>;
+
+/// Refuses a request when as many as there may be are worked on: from the arrival of its whole body until its
+/// answer is written, and until nothing works for it any more if it is given up.
 pub(crate) async fn limit(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let Ok(_permit) = state.permits().try_acquire() else {
+    let overloaded = || {
         let limit = state.options().max_concurrent_requests;
         let message = format!("{limit} requests are being worked on, which is the limit");
-        return ApiError::overloaded(message, Duration::from_secs(1)).into_response();
+        ApiError::overloaded(message, Duration::from_secs(1)).into_response()
     };
-    next.run(request).await
+    if state.permits().available_permits() == 0 {
+        // Without waiting for the body.
+        return overloaded();
+    }
+    let mut request = match arrived(request, state.options()).await {
+        Ok(request) => request,
+        Err(error) => return error.into_response(),
+    };
+    let Ok(permit) = Arc::clone(state.permits()).try_acquire_owned() else { return overloaded() };
+    let permit = Permit::new(permit);
+    request.extensions_mut().insert(Arc::clone(&permit));
+    let response = next.run(request).await;
+    response.map(|body| {
+        // Dropped with the body.
+        Body::new(body.map_err(move |error| {
+            let _permit = &permit;
+            error
+        }))
+    })
 }

@@ -10,8 +10,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 
@@ -19,6 +19,9 @@ use crate::{AppState, app};
 
 /// How long no connection is accepted when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a new connection may be silent when the server ends, without being closed for it.
+const FIRST_BYTES: Duration = Duration::from_millis(50);
 
 /// How connections are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,9 +92,7 @@ pub async fn serve(
         }
     }
     state.announce_end();
-    // Clients that are connected as far as the system is concerned, and may have sent a request.
-    while server.accept(&listener).now_or_never().is_some() {}
-    drop(listener);
+    server.accept_rest(listener);
     tracing::info!("finishing what was accepted");
     let Server { connections, options: ServeOptions { drain_timeout, .. }, .. } = server;
     let finish = async {
@@ -113,24 +114,58 @@ impl Server {
     /// Accepts a connection and has it served.
     async fn accept(&self, listener: &TcpListener) {
         // The semaphore is never closed.
-        let permit = Arc::clone(&self.permits).acquire_owned().await;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => return pause_after(&error).await,
-        };
+        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => self.begin(stream, permit),
+            Err(error) if is_of_one_client(&error) => {}
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    /// Accepts the clients that are connected as far as the system is concerned, and may have sent a request;
+    /// further ones are refused.
+    fn accept_rest(&self, listener: TcpListener) {
+        // The system is asked itself: what tokio has not heard of yet, it says is not there.
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            let accepted = listener.accept().and_then(|(stream, _)| {
+                stream.set_nonblocking(true)?;
+                TcpStream::from_std(stream)
+            });
+            match accepted {
+                Ok(stream) => self.begin(stream, permit),
+                Err(error) if is_of_one_client(&error) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Has a connection served.
+    fn begin(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // A small answer goes out at once. Where the system cannot do that, it goes out a little later.
         let _ = stream.set_nodelay(true);
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(self.options.write_timeout));
+        let ServeOptions { write_timeout, head_timeout, .. } = self.options;
         let service = TowerToHyperService::new(self.router.clone());
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.options.head_timeout)
-            .serve_connection(TokioIo::new(Box::pin(stream)), service);
-        let connection = self.connections.watch(connection);
+        let watcher = self.connections.watcher();
         tokio::spawn(async move {
+            // When the server ends, a connection is closed on which nothing was seen yet. Its first request may
+            // be there, or be on its way: it is looked for before the end is.
+            let _ = timeout(FIRST_BYTES, stream.readable()).await;
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(write_timeout));
+            let mut connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(head_timeout)
+                .serve_connection(TokioIo::new(Box::pin(stream)), service);
+            let ended = match (&mut connection).now_or_never() {
+                Some(ended) => ended,
+                None => watcher.watch(connection).await,
+            };
             // A client that breaks off is no error of ours.
-            if let Err(error) = connection.await {
+            if let Err(error) = ended {
                 tracing::debug!("a connection ended: {error}");
             }
             drop(permit);
@@ -138,12 +173,9 @@ impl Server {
     }
 }
 
-/// An error of the connection concerns its client alone; others, such as too many open files, may pass.
-async fn pause_after(error: &io::Error) {
+/// Whether an error concerns the client alone that would have been connected; others, such as too many open
+/// files, may pass.
+fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
-        return;
-    }
-    tracing::warn!("cannot accept a connection: {error}");
-    sleep(ACCEPT_PAUSE).await;
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

@@ -26,7 +26,8 @@ pub struct ServerOptions {
     pub truncate: bool,
     /// Requests that are worked on at once, 1 or more; further ones are refused. Default: 512.
     pub max_concurrent_requests: usize,
-    /// Texts that one request may have. Default: 2048.
+    /// Texts that one request may have. Should be a few times less than what may wait,
+    /// [`ServiceOptions::max_waiting_texts`]. Default: 2048.
     pub max_client_batch_size: usize,
     /// The largest body, in bytes. Default: 16 MiB.
     pub payload_limit: usize,

@@ -23,6 +23,6 @@ mod vocabulary;
 pub use error::{Error, Result};
 pub use rerank::RerankTemplate;
 pub use template::{DEFAULT_INSTRUCTION, instruct};
-pub use tokenizer::{Piece, SpecialTokens, Tokenizer};
+pub use tokenizer::{Piece, SpecialTokens, Tokenizer, check_white_space};
 pub use truncate::{TruncationSide, truncate};
 pub use vocabulary::Vocabulary;

@@ -142,7 +142,7 @@ impl Tokenizer {
     ///
     /// [`Error::Encode`] or [`Error::WhiteSpace`], naming text 0.
     pub fn pieces(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<Piece>> {
-        check_white_space(0, text)?;
+        check_white_space(text)?;
         let encoding = match special_tokens {
             SpecialTokens::Parse => self.inner.encode_char_offsets(text, false),
             SpecialTokens::PlainText => self.encode_plain(text, OffsetType::Char),
@@ -231,12 +231,12 @@ impl Tokenizer {
     /// The tokens of the text of index `text`, `s`, taken as plain text, and the bytes of it that each of
     /// them stands for. A character that takes several tokens belongs to all of them.
     pub(crate) fn encode_spans(&self, text: usize, s: &str) -> Result<Encoding> {
-        check_white_space(text, s)?;
+        check_white_space_of(text, s)?;
         self.encode_plain(s, OffsetType::Byte).map_err(|source| Error::Encode { text, source })
     }
 
     fn encode_nth(&self, text: usize, s: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
-        check_white_space(text, s)?;
+        check_white_space_of(text, s)?;
         let encoding = match special_tokens {
             SpecialTokens::Parse => self.inner.encode_fast(s, false),
             SpecialTokens::PlainText => self.encode_plain(s, OffsetType::None),
@@ -276,8 +276,17 @@ fn without_panic(
     })
 }
 
-/// Refuses a text whose white space the tokenizer's regex engine cannot follow.
-fn check_white_space(text: usize, s: &str) -> Result<()> {
+/// Refuses a text whose white space the tokenizer's regex engine cannot follow, as tokenizing it does: for
+/// callers that put texts together and want to know which of them it is.
+///
+/// # Errors
+///
+/// [`Error::WhiteSpace`], naming text 0.
+pub fn check_white_space(text: &str) -> Result<()> {
+    check_white_space_of(0, text)
+}
+
+fn check_white_space_of(text: usize, s: &str) -> Result<()> {
     let got = longest_white_space(s);
     if got > MAX_WHITE_SPACE {
         return Err(Error::WhiteSpace { text, got, limit: MAX_WHITE_SPACE });

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, Error, SpecialTokens, Tokenizer, TruncationSide, Vocabulary, instruct,
-    truncate,
+    DEFAULT_INSTRUCTION, Error, SpecialTokens, Tokenizer, TruncationSide, Vocabulary,
+    check_white_space, instruct, truncate,
 };
 use serde_json::{Value, json};
 
@@ -201,12 +201,15 @@ fn white_space_that_the_regex_engine_cannot_follow_is_an_error() {
     let after = encode(&tokenizer, " hello you");
     let text = format!("{}hello you", " ".repeat(500_000));
     assert!(encode(&tokenizer, &text).ends_with(&after));
+    check_white_space(&text).unwrap();
     for white_space in [' ', '\u{3000}'] {
         let text = format!("a{}hello", String::from(white_space).repeat(500_001));
         for mode in [SpecialTokens::Parse, SpecialTokens::PlainText] {
             let error = tokenizer.encode(&text, mode).unwrap_err();
             assert!(matches!(error, Error::WhiteSpace { got: 500_001, .. }), "{error}");
         }
+        let error = check_white_space(&text).unwrap_err();
+        assert!(matches!(error, Error::WhiteSpace { text: 0, got: 500_001, .. }), "{error}");
     }
 }
 

@@ -102,7 +102,7 @@ pub use qwen3_embed_model::{
 };
 pub use qwen3_embed_text::{
     DEFAULT_INSTRUCTION, Error as TextError, Piece, RerankTemplate, SpecialTokens, Tokenizer,
-    Vocabulary, instruct,
+    Vocabulary, check_white_space, instruct,
 };
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
 pub use service::{

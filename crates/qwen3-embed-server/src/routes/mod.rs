@@ -7,7 +7,7 @@ pub(crate) mod probes;
 pub(crate) mod rerank;
 pub(crate) mod tei;
 
-use qwen3_embed::{EmbedOptions, Embedded, Embedder, Overflow, Prompt, Texts};
+use qwen3_embed::{EmbedOptions, Embedded, Embedder, Error, Overflow, Prompt, Texts, Tokenizer};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -64,6 +64,39 @@ pub(crate) fn prompt_named(name: &str) -> Prompt {
     }
 }
 
+/// Refuses tokens without the end-of-text token, whose vector would mean nothing.
+fn check_end_of_text(
+    tokenizer: &Tokenizer,
+    texts: &[Vec<u32>],
+    field: Field,
+) -> Result<(), ApiError> {
+    let end = tokenizer.end_of_text();
+    let lacks_end = |tokens: &Vec<u32>| tokens.last() != Some(&end);
+    match texts.iter().position(lacks_end) {
+        Some(index) if tokenizer.appends_end_of_text() => {
+            let name = field.at(index);
+            let message = format!(
+                "{name} does not end with this model's end-of-text token {end}: are these tokens of another \
+                 tokenizer? In LangChain set check_embedding_ctx_length=False"
+            );
+            Err(ApiError::invalid(message).about(name))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses texts with more white space than can be tokenized, before they are part of longer ones.
+pub(crate) fn check_white_space<'a>(
+    texts: impl IntoIterator<Item = &'a String>,
+    field: Field,
+) -> Result<(), ApiError> {
+    for (index, text) in texts.into_iter().enumerate() {
+        qwen3_embed::check_white_space(text)
+            .map_err(|error| ApiError::from_model(Error::from(error).shift_text(index), field))?;
+    }
+    Ok(())
+}
+
 /// How a request for embeddings has them made.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
@@ -85,6 +118,9 @@ impl Wishes {
         field: Field,
     ) -> Result<Embedded, ApiError> {
         let prompt = self.prompt(state, &texts)?;
+        if let Texts::Tokens(texts) = &texts {
+            check_end_of_text(model.service.model().tokenizer(), texts, field)?;
+        }
         let is_cut = self.truncate.unwrap_or(state.options().truncate);
         let overflow = match (is_cut, self.truncation_side.unwrap_or_default()) {
             (false, _) => Overflow::Error,
@@ -109,7 +145,10 @@ impl Wishes {
                 let message = "`instruct` and `prompt_name` are two ways to say the same: send one";
                 return Err(ApiError::invalid(message).about("instruct"));
             }
-            (Some(instruct), None) => Some(("instruct", Prompt::Instruction(instruct.clone()))),
+            (Some(instruct), None) => {
+                check_white_space([instruct], Field::single("instruct"))?;
+                Some(("instruct", Prompt::Instruction(instruct.clone())))
+            }
             (None, Some(name)) => Some(("prompt_name", prompt_named(name))),
             (None, None) => None,
         };

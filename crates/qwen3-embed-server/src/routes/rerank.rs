@@ -3,14 +3,14 @@ use std::fmt;
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use qwen3_embed::{RankedDocument, Reranker, ScoreOptions, Scored};
+use qwen3_embed::{RankedDocument, Reranker, ScoreOptions, Scored, TextError};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Usage;
+use super::{Usage, check_white_space};
 use crate::AppState;
 use crate::body::Json;
 use crate::error::{ApiError, ErrorBody, Field};
@@ -39,8 +39,9 @@ pub(crate) struct RerankRequest {
     /// The same, in text-embeddings-inference.
     return_text: Option<bool>,
     /// What is asked of a document, in a sentence, best in English.
-    #[serde(alias = "instruction")]
     instruct: Option<String>,
+    /// The same.
+    instruction: Option<String>,
     /// How many tokens of each document are read at most. In any case a prompt that is too long loses the
     /// end of its document.
     #[schema(minimum = 1)]
@@ -115,14 +116,17 @@ pub(crate) struct ScoreRequest {
     /// The name of the model, as `GET /v1/models` lists it.
     model: Option<String>,
     /// A query, or one for each document.
-    #[serde(alias = "queries")]
-    text_1: Strings,
+    text_1: Option<Strings>,
+    /// The same.
+    queries: Option<Strings>,
     /// A document, or several.
-    #[serde(alias = "documents")]
-    text_2: Strings,
+    text_2: Option<Strings>,
+    /// The same.
+    documents: Option<Strings>,
     /// What is asked of a document, in a sentence, best in English.
-    #[serde(alias = "instruction")]
     instruct: Option<String>,
+    /// The same.
+    instruction: Option<String>,
     /// Whether scores are logits instead of probabilities.
     raw_scores: Option<bool>,
 }
@@ -210,16 +214,9 @@ pub(crate) async fn rerank(
     Json(request): Json<RerankRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.served()?.reranker(request.model.as_deref())?;
-    let (name, documents) = match (request.documents, request.texts) {
-        (Some(documents), None) => {
-            ("documents", documents.into_iter().map(Document::into_text).collect())
-        }
-        (None, Some(texts)) => ("texts", texts),
-        _ => {
-            let message = "expected either `documents` or `texts`";
-            return Err(ApiError::invalid(message).about("documents"));
-        }
-    };
+    let documents = request.documents;
+    let documents = documents.map(|all| all.into_iter().map(Document::into_text).collect());
+    let (name, documents) = either(("documents", documents), ("texts", request.texts))?;
     check_count(name, documents.len(), state.options().max_client_batch_size)?;
     for (param, value) in
         [("top_n", request.top_n), ("max_tokens_per_doc", request.max_tokens_per_doc)]
@@ -232,13 +229,11 @@ pub(crate) async fn rerank(
     }
     let is_returned = request.return_documents.or(request.return_text).unwrap_or(false);
     let texts = if is_returned { documents.clone() } else { Vec::new() };
-    let options = ScoreOptions {
-        instruction: request.instruct,
-        max_document_tokens: request.max_tokens_per_doc,
-        ..ScoreOptions::default()
-    };
-    let pairs = (vec![request.query], documents);
-    let scored = score_pairs(&state, model, pairs, options, Field::list(name)).await?;
+    let queries = (vec![request.query], Field::single("query"));
+    let documents = (documents, Field::list(name));
+    let instruct = instruct_of(request.instruct, request.instruction)?;
+    let n_tokens = request.max_tokens_per_doc;
+    let scored = score_pairs(&state, model, queries, documents, instruct, n_tokens).await?;
     let mut ranked = scored.ranked();
     ranked.truncate(request.top_n.unwrap_or(usize::MAX));
     let is_raw = request.raw_scores.unwrap_or(false);
@@ -281,17 +276,19 @@ pub(crate) async fn score(
 ) -> Result<Answer<ScoreResponse>, ApiError> {
     let model = state.served()?.reranker(request.model.as_deref())?;
     let limit = state.options().max_client_batch_size;
-    let (queries, _) = request.text_1.into_texts("text_1", limit)?;
-    let (documents, field) = request.text_2.into_texts("text_2", limit)?;
-    let (n_queries, n_documents) = (queries.len(), documents.len());
+    let (first, queries) = either(("text_1", request.text_1), ("queries", request.queries))?;
+    let (second, documents) = either(("text_2", request.text_2), ("documents", request.documents))?;
+    let (queries, documents) =
+        (queries.into_texts(first, limit)?, documents.into_texts(second, limit)?);
+    let (n_queries, n_documents) = (queries.0.len(), documents.0.len());
     if n_queries != 1 && n_queries != n_documents {
         let message = format!(
-            "text_1 has {n_queries} items and text_2 {n_documents}: expected one in text_1, or as many in both"
+            "{first} has {n_queries} items and {second} {n_documents}: expected one in {first}, or as many in both"
         );
-        return Err(ApiError::invalid(message).about("text_1"));
+        return Err(ApiError::invalid(message).about(first));
     }
-    let options = ScoreOptions { instruction: request.instruct, ..ScoreOptions::default() };
-    let scored = score_pairs(&state, model, (queries, documents), options, field).await?;
+    let instruct = instruct_of(request.instruct, request.instruction)?;
+    let scored = score_pairs(&state, model, queries, documents, instruct, None).await?;
     let is_raw = request.raw_scores.unwrap_or(false);
     let scores = if is_raw { scored.logits.clone() } else { scored.scores() };
     let scores = scores.into_iter().enumerate();
@@ -300,15 +297,52 @@ pub(crate) async fn score(
     Ok(Answer(ScoreResponse { id, object: "list", model: model.name.clone(), data, usage }))
 }
 
+/// The one of two fields that is there, and its name.
+fn either<T>(
+    first: (&'static str, Option<T>),
+    second: (&'static str, Option<T>),
+) -> Result<(&'static str, T), ApiError> {
+    match (first, second) {
+        ((name, Some(value)), (_, None)) | ((_, None), (name, Some(value))) => Ok((name, value)),
+        ((first, _), (second, _)) => {
+            let message = format!("expected either `{first}` or `{second}`");
+            Err(ApiError::invalid(message).about(first))
+        }
+    }
+}
+
+/// The same where there may be neither.
+fn instruct_of(
+    instruct: Option<String>,
+    instruction: Option<String>,
+) -> Result<Option<(&'static str, String)>, ApiError> {
+    if instruct.is_none() && instruction.is_none() {
+        return Ok(None);
+    }
+    either(("instruct", instruct), ("instruction", instruction)).map(Some)
+}
+
+/// Scores queries with documents, which came in these fields, as did the instruction.
 async fn score_pairs(
     state: &AppState,
     model: &Named<Reranker>,
-    (queries, documents): (Vec<String>, Vec<String>),
-    options: ScoreOptions,
-    field: Field,
+    (queries, query_field): (Vec<String>, Field),
+    (documents, field): (Vec<String>, Field),
+    instruct: Option<(&'static str, String)>,
+    max_document_tokens: Option<usize>,
 ) -> Result<Scored, ApiError> {
+    let (name, instruction) = instruct.unzip();
+    let instruct_field = Field::single(name.unwrap_or("instruct"));
+    check_white_space(&instruction, instruct_field)?;
+    check_white_space(&queries, query_field)?;
+    let options = ScoreOptions { instruction, max_document_tokens, ..ScoreOptions::default() };
     let scored = model.service.score(queries, documents, options).await;
-    let scored = scored.map_err(|error| state.explain(error, field))?;
+    let scored = scored.map_err(|error| match error {
+        qwen3_embed::Error::Text(TextError::FrameTooLong { .. }) => {
+            ApiError::invalid(error.to_string()).about(instruct_field.at(0))
+        }
+        error => state.explain(error, field),
+    })?;
     state.metrics().stages("reranker", scored.timings);
     Ok(scored)
 }

@@ -3,14 +3,15 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use axum::Json as Answer;
 use axum::extract::State;
 use axum::response::Response;
+use axum::{Extension, Json as Answer};
 use qwen3_embed::{
     Embedder, Piece, Pooling, Precision, Reranker, SpecialTokens, Texts, Tokenizer, cosine,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::{Side, Wishes, prompt_named};
@@ -18,6 +19,7 @@ use crate::AppState;
 use crate::body::Json;
 use crate::error::{ApiError, ErrorBody, Field};
 use crate::input::{Ids, Input, Strings, check_count, check_not_empty, object, optional_object};
+use crate::middleware::Permit;
 use crate::respond::{self, Rows};
 use crate::state::{Named, Served};
 
@@ -25,7 +27,7 @@ use crate::state::{Named, Served};
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct EmbedRequest {
     /// What is embedded.
-    inputs: Strings,
+    inputs: Input,
     /// Whether a text that is too long is cut. Default: it is an error.
     truncate: Option<bool>,
     /// At which end it is cut. Default: `right`.
@@ -162,7 +164,7 @@ pub(crate) async fn embed(
 ) -> Result<Response, ApiError> {
     let model = state.served()?.embedder(None)?;
     let limit = state.options().max_client_batch_size;
-    let (texts, field) = Input::from(request.inputs).into_texts("inputs", limit)?;
+    let (texts, field) = request.inputs.into_texts("inputs", limit)?;
     let wishes = Wishes {
         prompt_name: request.prompt_name,
         dimensions: request.dimensions,
@@ -229,20 +231,18 @@ pub(crate) async fn similarity(
 )]
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
+    Extension(permit): Extension<Permit>,
     Json(request): Json<TokenizeRequest>,
 ) -> Result<Answer<Vec<Vec<Token>>>, ApiError> {
     let limit = state.options().max_client_batch_size;
     let (texts, field) = request.inputs.into_texts("inputs", limit)?;
-    state.served()?;
-    blocking(move || {
+    let tokenizing = Tokenizing::of(state.served()?)?;
+    let prompt = tokenizing.prompt(request.prompt_name.as_deref())?.into_owned();
+    let adds_end = request.add_special_tokens.unwrap_or(true);
+    for_each(permit, texts, move |index, text| {
         let tokenizing = Tokenizing::of(state.served()?)?;
-        let prompt = tokenizing.prompt(request.prompt_name.as_deref())?;
-        let adds_end = request.add_special_tokens.unwrap_or(true);
-        let tokens = texts.iter().enumerate().map(|(index, text)| {
-            let tokens = tokenizing.tokens(&[&*prompt, text].concat(), adds_end);
-            tokens.map_err(|error| ApiError::from_model(error.shift_text(index), field))
-        });
-        Ok(Answer(tokens.collect::<Result<_, _>>()?))
+        let tokens = tokenizing.tokens(&[&prompt, text.as_str()].concat(), adds_end);
+        tokens.map_err(|error| ApiError::from_model(error.shift_text(index), field))
     })
     .await
 }
@@ -261,6 +261,7 @@ pub(crate) async fn tokenize(
 )]
 pub(crate) async fn decode(
     State(state): State<AppState>,
+    Extension(permit): Extension<Permit>,
     Json(request): Json<DecodeRequest>,
 ) -> Result<Answer<Vec<String>>, ApiError> {
     let (texts, field) = match request.ids {
@@ -269,17 +270,13 @@ pub(crate) async fn decode(
     };
     check_count("ids", texts.len(), state.options().max_client_batch_size)?;
     state.served()?;
-    blocking(move || {
-        let tokenizer = Tokenizing::of(state.served()?)?.tokenizer;
-        let skips_special = request.skip_special_tokens.unwrap_or(true);
-        let texts = texts.iter().enumerate().map(|(index, tokens)| {
-            let text = tokenizer.decode(tokens, skips_special);
-            text.map_err(|error| {
-                let name = field.at(index);
-                ApiError::invalid(format!("{name}: {error}")).about(name)
-            })
-        });
-        Ok(Answer(texts.collect::<Result<_, _>>()?))
+    let skips_special = request.skip_special_tokens.unwrap_or(true);
+    for_each(permit, texts, move |index, tokens| {
+        let text = Tokenizing::of(state.served()?)?.tokenizer.decode(tokens, skips_special);
+        text.map_err(|error| {
+            let name = field.at(index);
+            ApiError::invalid(format!("{name}: {error}")).about(name)
+        })
     })
     .await
 }
@@ -421,10 +418,20 @@ impl<'a> Tokenizing<'a> {
     }
 }
 
-/// Runs `work` on a thread that may take its time.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| ApiError::internal(error.to_string()))?
+/// Works on each item, and its index, on a thread that may take its time, until nobody waits any more.
+async fn for_each<T: Send + 'static, U: Send + 'static>(
+    permit: Permit,
+    items: Vec<T>,
+    work: impl Fn(usize, &T) -> Result<U, ApiError> + Send + 'static,
+) -> Result<Answer<Vec<U>>, ApiError> {
+    let (sender, receiver) = oneshot::channel();
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        let items = items.iter().enumerate().take_while(|_| !sender.is_closed());
+        let done = items.map(|(index, item)| work(index, item)).collect();
+        // The client may have gone.
+        let _ = sender.send(done);
+    });
+    let done: Result<Result<Vec<U>, ApiError>, _> = receiver.await;
+    done.map_err(|error| ApiError::internal(error.to_string()))?.map(Answer)
 }

@@ -1,5 +1,8 @@
 //! `POST /v1/embeddings`: the forms of its input, its options, and what it refuses.
 
+use std::fs;
+use std::path::Path;
+
 use qwen3_embed::{
     EmbedOptions, Embedder, Embeddings, Overflow, ServiceOptions, Texts, instruct, normalize,
 };
@@ -58,9 +61,65 @@ async fn every_form_of_input_gives_the_embedders_own_vectors() {
 
 #[tokio::test]
 async fn token_ids_are_embedded_exactly_as_they_are() {
-    let ids = vec![vec![5, 1000, 7], vec![1000]];
+    let ids = vec![vec![5, 1000, 7, 1000], vec![1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
-    check(ready().await, json!({ "input": ids }), &expected, 4).await;
+    check(ready().await, json!({ "input": ids }), &expected, 5).await;
+}
+
+#[tokio::test]
+async fn token_ids_without_the_end_of_text_are_refused() {
+    let message = |name: &str| {
+        format!(
+            "{name} does not end with this model's end-of-text token 1000: are these tokens of another \
+             tokenizer? In LangChain set check_embedding_ctx_length=False"
+        )
+    };
+    for (path, name) in [(PATH, "input"), ("/embed", "inputs")] {
+        for (ids, name) in [
+            (json!([5, 6]), name.to_owned()),
+            (json!([[5, 6]]), format!("{name}[0]")),
+            (json!([[5, 1000], [5, 1000, 6]]), format!("{name}[1]")),
+        ] {
+            let body = json!({ "input": ids, "inputs": ids }).to_string();
+            check_refused(ready().await, path, &[(&body, &name, &message(&name))]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn token_ids_need_no_end_of_text_where_texts_have_none() {
+    let name = format!("qwen3-embed-server-mean-{}", std::process::id());
+    let folder = std::env::temp_dir().join(name);
+    without_end_of_text(&folder);
+    let builder = || Embedder::builder(&*folder);
+    let models =
+        Models { embedder: Some(("wide".into(), builder().build().unwrap())), reranker: None };
+    let state = started(models, ServerOptions::default()).await;
+    let expected = builder().build().unwrap().embed_tokens(&[vec![5, 6]]).unwrap();
+    check(&state, json!({ "input": [5, 6] }), &expected, 2).await;
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// A model like `wide`, of the mean of its texts' tokens, to which nothing is appended.
+fn without_end_of_text(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    for file in fs::read_dir(wide()).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.is_file() {
+            fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    let path = folder.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["post_processor"] = Value::Null;
+    fs::write(path, tokenizer.to_string()).unwrap();
+    let modules = json!([
+        { "path": "", "type": "sentence_transformers.models.Transformer" },
+        { "path": "pooling", "type": "sentence_transformers.models.Pooling" },
+    ]);
+    fs::write(folder.join("modules.json"), modules.to_string()).unwrap();
+    fs::create_dir_all(folder.join("pooling")).unwrap();
+    let pooling = json!({ "pooling_mode_mean_tokens": true });
+    fs::write(folder.join("pooling/config.json"), pooling.to_string()).unwrap();
 }
 
 #[tokio::test]
@@ -297,7 +356,7 @@ async fn a_request_may_have_as_many_texts_as_the_server_says() {
         assert_eq!((reply.status, reply.json()), (400, invalid("input", message)));
     }
     // The tokens of one text.
-    let ids = vec![vec![1, 2, 3, 4, 5]];
+    let ids = vec![vec![1, 2, 3, 4, 1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
     check(&state, json!({ "input": ids[0] }), &expected, 5).await;
 }

@@ -8,6 +8,7 @@ mod cors;
 mod documents;
 mod embeddings;
 mod limits;
+mod logs;
 mod malformed;
 mod metrics;
 mod paths;

@@ -360,12 +360,12 @@ const WRONG_ITEMS: &[(&str, &str, &str)] = &[
         "input[0][0]: invalid type: floating point `1.8446744073709552e+19`, expected a token id, 0 to 4294967295 at line 1 column 31",
     ),
     (
-        r#"{"input":[5,1026]}"#,
+        r#"{"input":[5,1026,1000]}"#,
         "input",
         "input: token id 1026 at position 1 is not below the vocabulary size 1026",
     ),
     (
-        r#"{"input":[[5],[6,4294967295]]}"#,
+        r#"{"input":[[5,1000],[6,4294967295,1000]]}"#,
         "input[1]",
         "input[1]: token id 4294967295 at position 1 is not below the vocabulary size 1026",
     ),
@@ -407,6 +407,9 @@ async fn a_long_run_of_white_space_is_refused() {
     let body = json!({ "input": ["a", " ".repeat(600_000)], "truncate": true });
     let message = "input[1] has 600000 white-space characters in a row, the limit is 500000";
     check_refused(ready().await, PATH, &[(&body.to_string(), "input[1]", message)]).await;
+    let body = json!({ "input": "a", "instruct": " ".repeat(600_000) });
+    let message = "instruct has 600000 white-space characters in a row, the limit is 500000";
+    check_refused(ready().await, PATH, &[(&body.to_string(), "instruct", message)]).await;
 }
 
 #[tokio::test]

@@ -118,6 +118,18 @@ async fn requests_are_counted_by_route_and_status() {
 }
 
 #[tokio::test]
+async fn a_request_whose_client_has_gone_is_counted() {
+    let state = slow(ServerOptions::default()).await;
+    {
+        let request = json!({ "input": vec![TEXTS[1]; 20] });
+        let mut given_up = pin!(post(&state, "/v1/embeddings", request));
+        begin(&mut given_up).await;
+    }
+    let name = r#"requests_total{route="/v1/embeddings",status="499"}"#;
+    assert_eq!(value(&samples(&state).await, name), 1.0);
+}
+
+#[tokio::test]
 async fn tokens_batches_and_stages_are_counted() {
     let state = started(both(), ServerOptions::default()).await;
     let tokens = |model: &str| format!("tokens_total{{model=\"{model}\"}}");

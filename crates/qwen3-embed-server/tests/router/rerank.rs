@@ -323,7 +323,7 @@ const WRONG_RANKS: &[(&str, &str, &str)] = &[
     (
         r#"{"query":"a","documents":["b"],"instruct":"c","instruction":"d"}"#,
         "instruct",
-        "duplicate field `instruct` at line 1 column 59",
+        "expected either `instruct` or `instruction`",
     ),
 ];
 
@@ -332,6 +332,10 @@ async fn rerank_names_what_is_wrong() {
     let spaces = json!({ "query": "a", "documents": ["b", " ".repeat(600_000)] }).to_string();
     let instruct =
         json!({ "query": "a", "documents": ["b"], "instruct": "a ".repeat(9000) }).to_string();
+    let instruction = instruct.replace("instruct", "instruction");
+    let query = json!({ "query": " ".repeat(600_000), "texts": ["b", "c"] }).to_string();
+    let instruct_spaces =
+        json!({ "query": "a", "texts": ["b"], "instruct": " ".repeat(600_000) }).to_string();
     let cases = [
         (
             spaces.as_str(),
@@ -343,6 +347,21 @@ async fn rerank_names_what_is_wrong() {
             "instruct",
             "the prompt takes 9124 tokens without query and document, the limit is 8192",
         ),
+        (
+            instruction.as_str(),
+            "instruction",
+            "the prompt takes 9124 tokens without query and document, the limit is 8192",
+        ),
+        (
+            query.as_str(),
+            "query",
+            "query has 600000 white-space characters in a row, the limit is 500000",
+        ),
+        (
+            instruct_spaces.as_str(),
+            "instruct",
+            "instruct has 600000 white-space characters in a row, the limit is 500000",
+        ),
     ];
     check_refused(ready().await, "/v1/rerank", WRONG_RANKS).await;
     check_refused(ready().await, "/v1/rerank", &cases).await;
@@ -351,10 +370,12 @@ async fn rerank_names_what_is_wrong() {
 #[tokio::test]
 async fn score_names_what_is_wrong() {
     let spaces = json!({ "text_1": "a", "text_2": " ".repeat(600_000) }).to_string();
+    let queries =
+        json!({ "queries": ["a", " ".repeat(600_000)], "documents": ["b", "c"] }).to_string();
     let cases = [
-        ("{}", "text_1", "missing field `text_1` at line 1 column 2"),
-        (r#"{"text_1":"a"}"#, "text_2", "missing field `text_2` at line 1 column 14"),
-        (r#"{"text_2":"a"}"#, "text_1", "missing field `text_1` at line 1 column 14"),
+        ("{}", "text_1", "expected either `text_1` or `queries`"),
+        (r#"{"text_1":"a"}"#, "text_2", "expected either `text_2` or `documents`"),
+        (r#"{"documents":"a"}"#, "text_1", "expected either `text_1` or `queries`"),
         (r#"{"text_1":"a","text_2":[]}"#, "text_2", "text_2 has 0 items, it must have 1 to 2048"),
         (r#"{"text_1":[],"text_2":"a"}"#, "text_1", "text_1 has 0 items, it must have 1 to 2048"),
         (
@@ -370,7 +391,22 @@ async fn score_names_what_is_wrong() {
         (
             r#"{"text_1":"a","queries":"a","text_2":"b"}"#,
             "text_1",
-            "duplicate field `text_1` at line 1 column 23",
+            "expected either `text_1` or `queries`",
+        ),
+        (
+            r#"{"queries":["a","b"],"documents":"c"}"#,
+            "queries",
+            "queries has 2 items and documents 1: expected one in queries, or as many in both",
+        ),
+        (
+            r#"{"queries":[],"documents":"c"}"#,
+            "queries",
+            "queries has 0 items, it must have 1 to 2048",
+        ),
+        (
+            queries.as_str(),
+            "queries[1]",
+            "queries[1] has 600000 white-space characters in a row, the limit is 500000",
         ),
         (
             r#"{"text_1":"a","text_2":["b",1]}"#,

@@ -22,12 +22,15 @@ async fn embed_answers_with_bare_vectors() {
     let small = Embedder::builder(wide()).dimensions(64).build().unwrap();
     let small = small.embed_documents(&TEXTS).unwrap();
     let queries = embedder.embed_queries(&TEXTS).unwrap();
+    let tokens = embedder.tokenize(&TEXTS).unwrap();
     for (request, expected) in [
         (json!({ "inputs": TEXTS[0] }), &one),
         (json!({ "inputs": [TEXTS[0]], "truncate": null, "prompt_name": null }), &one),
         (json!({ "inputs": TEXTS, "normalize": true, "truncate": false, "x": 1 }), &all),
         (json!({ "inputs": TEXTS, "dimensions": 64 }), &small),
         (json!({ "inputs": TEXTS, "prompt_name": "query" }), &queries),
+        (json!({ "inputs": tokens[0] }), &one),
+        (json!({ "inputs": tokens }), &all),
     ] {
         check_embed(state, request, expected).await;
     }
@@ -67,14 +70,19 @@ async fn embed_names_what_is_wrong() {
         (r#"{"inputs":[]}"#, "inputs", "inputs has 0 items, it must have 1 to 2048"),
         (r#"{"inputs":["a",""]}"#, "inputs[1]", "inputs[1] is empty"),
         (
-            r#"{"inputs":[1]}"#,
-            "inputs[0]",
-            "inputs[0]: invalid type: integer `1`, expected a string at line 1 column 12",
+            r#"{"inputs":["a",1]}"#,
+            "inputs[1]",
+            "inputs[1]: invalid type: integer `1`, expected a string at line 1 column 16",
         ),
         (
             r#"{"inputs":7}"#,
             "inputs",
-            "inputs: invalid type: integer `7`, expected a string or a list of strings at line 1 column 11",
+            "inputs: invalid type: integer `7`, expected a string, a list of strings, a list of token ids, or a list of such lists at line 1 column 11",
+        ),
+        (
+            r#"{"inputs":[[5,1000]],"prompt_name":"query"}"#,
+            "prompt_name",
+            "`prompt_name` stands before texts; tokens are embedded as they are",
         ),
         (
             r#"{"inputs":"a","dimensions":300}"#,

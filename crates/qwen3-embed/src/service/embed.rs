@@ -1,4 +1,8 @@
+use std::mem;
+use std::ops::Range;
+
 use super::request::Row;
+use super::tokenizing::pieces;
 use super::{Compute, Service, ServiceOptions, Timings, start};
 use crate::{Embedder, Embeddings, Overflow, Result};
 
@@ -117,21 +121,25 @@ impl Service<Embedder> {
     /// [`Error::NoSuchPrompt`](crate::Error::NoSuchPrompt) if an option is wrong;
     /// [`Error::TextTooLong`](crate::Error::TextTooLong), [`Error::Text`](crate::Error::Text) or
     /// [`Error::Model`](crate::Error::Model) if a text is, naming its index.
-    pub async fn embed(&self, texts: Texts, options: EmbedOptions) -> Result<Embedded> {
-        let n_texts = texts.len();
+    pub async fn embed(&self, mut texts: Texts, options: EmbedOptions) -> Result<Embedded> {
         let EmbedOptions { prompt, dimensions, overflow, normalize } = options;
         let width = self.model().dimensions_or_default(dimensions)?;
         let prompt = self.model().prompt_text(&prompt)?.into_owned();
-        let prepare = move |embedder: &Embedder| {
-            let mut tokens = match texts {
-                Texts::Strings(texts) => embedder.encode_behind(&prompt, &texts)?,
-                Texts::Tokens(tokens) => tokens,
+        let pieces = match &texts {
+            Texts::Strings(texts) => pieces(texts.iter().map(|text| prompt.len() + text.len())),
+            Texts::Tokens(texts) => pieces(texts.iter().map(Vec::len)),
+        };
+        let encode = move |embedder: &Embedder, piece: Range<usize>| {
+            let mut tokens = match &mut texts {
+                Texts::Strings(texts) => embedder.encode_behind(&prompt, &texts[piece])?,
+                Texts::Tokens(texts) => texts[piece].iter_mut().map(mem::take).collect(),
             };
             embedder.fit(&mut tokens, overflow)?;
             embedder.engine.model.check_tokens(&tokens)?;
             Ok(tokens)
         };
-        let completed = self.run(n_texts, Row { width, normalize }, prepare).await?;
+        let row = Row { width, normalize };
+        let completed = self.run(pieces, row, encode).await?;
         let embeddings = Embeddings::new(completed.values, width)?;
         Ok(Embedded { embeddings, n_tokens: completed.n_tokens, timings: completed.timings })
     }

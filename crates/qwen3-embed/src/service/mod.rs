@@ -4,7 +4,9 @@ mod embed;
 mod queue;
 mod request;
 mod score;
+mod tokenizing;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{fmt, thread};
@@ -15,8 +17,9 @@ pub use self::embed::{EmbedOptions, Embedded, Prompt, Texts};
 pub use self::queue::ServiceState;
 use self::queue::{Job, Queue};
 pub use self::request::Timings;
-use self::request::{Completed, Request, Row};
+use self::request::{Completed, Row};
 pub use self::score::{ScoreOptions, Scored};
+use self::tokenizing::{Threads, Tokenizing};
 use crate::engine::check;
 use crate::{Error, Result};
 
@@ -27,7 +30,9 @@ pub struct ServiceOptions {
     /// use of the machine, fewer let a text wait for less. Default: 1024. What the model computes
     /// together, see [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens), bounds it.
     pub batch_tokens: usize,
-    /// A request is refused while so many texts wait, at least 1. Default: 2048.
+    /// A request is refused while so many texts wait, at least 1. Should be a few times what one request
+    /// usually has: less, and a large one has the small ones refused that come while its texts wait.
+    /// Default: 16384.
     pub max_waiting_texts: usize,
     /// Threads that tokenize, beside those that compute, 1 to 1024. Default: one for each core.
     pub tokenizer_threads: usize,
@@ -53,7 +58,7 @@ impl Default for ServiceOptions {
     fn default() -> Self {
         Self {
             batch_tokens: 1024,
-            max_waiting_texts: 2048,
+            max_waiting_texts: 16384,
             tokenizer_threads: thread::available_parallelism().map_or(1, usize::from).min(1024),
             on_batch: None,
         }
@@ -79,10 +84,11 @@ impl fmt::Debug for ServiceOptions {
 /// - *Batches* are made of the texts that wait, up to [`ServiceOptions::batch_tokens`]. A caller's vectors
 ///   do not depend on what else is in a batch, bit for bit on the processor.
 /// - *Fair*: texts are taken from the request that has had the fewest tokens so far, so that one with
-///   thousands of texts delays one with a single text by no more than a batch.
+///   thousands of texts delays one with a single text by no more than a batch. They become tokens in turns too.
 /// - *Bounded*: while [`ServiceOptions::max_waiting_texts`] wait, requests are refused with
 ///   [`Error::ServiceFull`], which says when to try again. A request that is accepted may have any number.
-/// - *Cancelled* when the future is dropped: texts that are in no batch yet are not computed.
+/// - *Cancelled* when the future is dropped: texts that are in no batch yet are not computed, and those that are
+///   no tokens yet are not tokenized, but for the 64 KiB that are being tokenized.
 ///
 /// # Examples
 ///
@@ -111,7 +117,7 @@ pub struct Service<M> {
 struct Handle<M> {
     model: Arc<M>,
     queue: Arc<Queue>,
-    tokenizing: rayon::ThreadPool,
+    tokenizing: Arc<Threads>,
 }
 
 impl<M> Clone for Service<M> {
@@ -162,35 +168,34 @@ impl<M> Service<M> {
 }
 
 impl<M: Send + Sync + 'static> Service<M> {
-    /// Has a request computed whose `n_texts` texts `prepare` turns into tokens.
+    /// Has a request computed whose texts `encode` turns into tokens, piece by piece.
     async fn run(
         &self,
-        n_texts: usize,
+        pieces: Vec<Range<usize>>,
         row: Row,
-        prepare: impl FnOnce(&M) -> Result<Vec<Vec<u32>>> + Send + 'static,
+        encode: impl FnMut(&M, Range<usize>) -> Result<Vec<Vec<u32>>> + Send + 'static,
     ) -> Result<Completed> {
         let arrived = Instant::now();
-        if n_texts == 0 {
+        let Some(&Range { end: n_texts, .. }) = pieces.last() else {
             return Ok(Completed::default());
-        }
+        };
+        let Handle { model, queue, tokenizing } = &*self.handle;
         // Removes from the queue what is left of the request when this future is dropped.
-        let place = self.handle.queue.admit(n_texts)?;
+        let place = queue.admit(n_texts)?;
         let (caller, completed) = oneshot::channel();
-        let (model, queue) = (Arc::clone(&self.handle.model), Arc::clone(&self.handle.queue));
-        let id = place.id();
-        self.handle.tokenizing.spawn(move || {
-            if caller.is_canceled() {
-                return;
-            }
-            match prepare(&model) {
-                Ok(texts) => queue.fill(id, Request::new(row, &texts, arrived, caller), texts),
-                Err(error) => {
-                    queue.remove(id);
-                    // The caller may have gone.
-                    let _ = caller.send(Err(error));
-                }
-            }
-        });
+        Tokenizing {
+            threads: Arc::clone(tokenizing),
+            model: Arc::clone(model),
+            queue: Arc::clone(queue),
+            id: place.id(),
+            row,
+            arrived,
+            caller,
+            encode,
+            pieces: pieces.into_iter(),
+            tokens: Vec::with_capacity(n_texts),
+        }
+        .go_on();
         completed.await.unwrap_or(Err(Error::ServiceStopped))
     }
 }
@@ -210,12 +215,7 @@ fn start<M: Compute>(model: M, options: ServiceOptions) -> Result<Service<M>> {
     check("batch_tokens", options.batch_tokens, usize::MAX)?;
     check("max_waiting_texts", options.max_waiting_texts, usize::MAX)?;
     check("tokenizer_threads", options.tokenizer_threads, 1024)?;
-    let tokenizing = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.tokenizer_threads)
-        .thread_name(|n| format!("tokenize-{n}"))
-        // Who waits for the tokens gets an error; the program goes on.
-        .panic_handler(|_| {})
-        .build()?;
+    let tokenizing = Arc::new(Threads::new(options.tokenizer_threads)?);
     let (model, queue) = (Arc::new(model), Arc::new(Queue::new(options.max_waiting_texts)));
     let batcher = Batcher { model: Arc::clone(&model), queue: Arc::clone(&queue), options };
     let thread = thread::Builder::new().name("compute".to_owned());
@@ -280,5 +280,108 @@ impl<M: Compute> Batcher<M> {
         if let Err(error) = self.model.compute(&[&job.tokens], write) {
             job.request.fail(job.text, error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::{Mutex, mpsc};
+    use std::task::{Context, Waker};
+
+    use futures_executor::block_on;
+
+    use super::tokenizing::pieces;
+    use super::*;
+
+    /// Gives every text a zero.
+    struct Zeros;
+
+    impl Compute for Zeros {
+        fn compute(
+            &self,
+            texts: &[&[u32]],
+            write: &mut (dyn FnMut(usize, &[f32]) + Send),
+        ) -> Result<()> {
+            (0..texts.len()).for_each(|text| write(text, &[0.0]));
+            Ok(())
+        }
+    }
+
+    const ROW: Row = Row { width: 1, normalize: false };
+
+    /// A service with a single thread that tokenizes.
+    fn service() -> Service<Zeros> {
+        start(Zeros, ServiceOptions { tokenizer_threads: 1, ..ServiceOptions::default() }).unwrap()
+    }
+
+    type Log = Arc<Mutex<Vec<(&'static str, Range<usize>)>>>;
+
+    /// Notes whose texts are tokenized, and waits for leave before the first.
+    fn noting(
+        log: &Log,
+        who: &'static str,
+        leave: mpsc::Receiver<()>,
+    ) -> impl FnMut(&Zeros, Range<usize>) -> Result<Vec<Vec<u32>>> + Send + 'static {
+        let log = Arc::clone(log);
+        move |_, texts| {
+            // Only the first time: then the other end has gone.
+            let _ = leave.recv();
+            log.lock().unwrap().push((who, texts.clone()));
+            Ok(texts.map(|text| vec![text as u32]).collect())
+        }
+    }
+
+    #[test]
+    fn requests_become_tokens_in_turns() {
+        let (service, log, (go, leave)) = (service(), Log::default(), mpsc::channel());
+        let texts = pieces([40_000, 20_000, 10_000, 100_000, 1, 2].into_iter());
+        let mut large = pin!(service.run(texts, ROW, noting(&log, "large", leave)));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(large.as_mut().poll(&mut context).is_pending());
+        let small = noting(&log, "small", mpsc::channel().1);
+        let mut small = pin!(service.run(pieces([1].into_iter()), ROW, small));
+        assert!(small.as_mut().poll(&mut context).is_pending());
+        drop(go);
+        assert_eq!(block_on(small).unwrap().n_tokens, [1]);
+        assert_eq!(block_on(large).unwrap().n_tokens, [1; 6]);
+        let expected =
+            [("large", 0..2), ("small", 0..1), ("large", 2..3), ("large", 3..4), ("large", 4..6)];
+        assert_eq!(*log.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn texts_of_a_caller_who_has_gone_are_not_tokenized() {
+        let (service, log, (go, leave)) = (service(), Log::default(), mpsc::channel());
+        let mut context = Context::from_waker(Waker::noop());
+        {
+            let texts = vec![0..1, 1..2, 2..3];
+            let large = pin!(service.run(texts, ROW, noting(&log, "large", leave)));
+            assert!(large.poll(&mut context).is_pending());
+            // One is begun.
+            go.send(()).unwrap();
+            while log.lock().unwrap().is_empty() {
+                thread::yield_now();
+            }
+        }
+        drop(go);
+        // The second has its turn behind what there would be of the large one's last text.
+        for _ in 0..2 {
+            let small = noting(&log, "small", mpsc::channel().1);
+            block_on(service.run(pieces([1].into_iter()), ROW, small)).unwrap();
+        }
+        // The large one's second text may have begun before it went.
+        let n_large = log.lock().unwrap().iter().filter(|(who, _)| *who == "large").count();
+        assert!((1..=2).contains(&n_large), "{n_large}");
+    }
+
+    #[test]
+    fn an_error_names_the_text_of_the_request() {
+        let encode = |_: &Zeros, texts: Range<usize>| {
+            let error = Error::TextTooLong { text: 0, n_tokens: 1, max_tokens: 0 };
+            if texts.contains(&2) { Err(error) } else { Ok(vec![vec![0]; texts.len()]) }
+        };
+        let error = block_on(service().run(vec![0..2, 2..4], ROW, encode)).unwrap_err();
+        assert!(matches!(error, Error::TextTooLong { text: 2, .. }), "{error:?}");
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Requests are lists of texts. The queue hands out *batches*: as many texts as fit into a budget of tokens,
 //! taken one at a time, each from the request that has had the fewest tokens so far. A request that comes
-//! later begins at what the last one taken from had, so that it neither waits for long ones nor makes up for
-//! the time before it came (start-time fair queueing). A text that does not fit is passed over for others,
-//! and is the first of the next batch, alone if it is longer than the budget.
+//! later begins at the *level*: what a request would have had that had always been there and had its share of
+//! the tokens, which rises by `tokens / requests` with every text that is taken. So it neither waits for long
+//! ones nor makes up for the time before it came, and those that are there are not overtaken for ever by ones
+//! that keep coming (start-time fair queueing). A text that does not fit is passed over for others, and is
+//! the first of the next batch, alone if it is longer than the budget.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -52,8 +54,9 @@ struct Inner {
     /// In the order in which they came.
     entries: Vec<Entry>,
     next_id: u64,
-    /// What the request had from which the last text was taken.
-    n_served: u64,
+    /// Where a request begins that comes now, in tokens. Never below what the request had from which the last
+    /// text was taken.
+    level: f64,
     /// A moving average.
     seconds_per_text: f64,
     /// Who waits for the end.
@@ -69,7 +72,8 @@ struct Entry {
     /// `None` until they are tokenized.
     request: Option<Arc<Request>>,
     texts: VecDeque<(usize, Vec<u32>)>,
-    n_served: u64,
+    /// The level at which it began, and the tokens that it has had since.
+    n_served: f64,
 }
 
 /// A request's place in the queue. What is still there of the request is removed with it.
@@ -100,7 +104,7 @@ impl Queue {
             panics: false,
             entries: Vec::new(),
             next_id: 0,
-            n_served: 0,
+            level: 0.0,
             seconds_per_text: 0.0,
             waiters: Vec::new(),
         };
@@ -133,7 +137,7 @@ impl Queue {
         }
         let id = inner.next_id;
         inner.next_id += 1;
-        let (request, texts, n_served) = (None, VecDeque::new(), 0);
+        let (request, texts, n_served) = (None, VecDeque::new(), 0.0);
         inner.entries.push(Entry { id, n_texts, request, texts, n_served });
         Ok(Place { queue: Arc::clone(self), id })
     }
@@ -141,11 +145,11 @@ impl Queue {
     /// Puts a request's texts into its place, if that is still there.
     pub(super) fn fill(&self, id: u64, request: Request, texts: Vec<Vec<u32>>) {
         let mut inner = self.lock();
-        let n_served = inner.n_served;
+        let level = inner.level;
         if let Some(entry) = inner.entries.iter_mut().find(|entry| entry.id == id) {
             entry.request = Some(Arc::new(request));
             entry.texts = texts.into_iter().enumerate().collect();
-            entry.n_served = n_served;
+            entry.n_served = level;
             drop(inner);
             self.changed.notify_one();
         }
@@ -233,6 +237,7 @@ impl Inner {
     fn take(&mut self, budget: usize) -> Vec<Job> {
         let mut batch = Vec::new();
         let mut left = budget;
+        let mut n_ready = self.entries.iter().filter(|entry| !entry.texts.is_empty()).count();
         while let Some(at) = self.next(if batch.is_empty() { usize::MAX } else { left }) {
             let entry = &mut self.entries[at];
             let (Some((text, tokens)), Some(request)) = (entry.texts.pop_front(), &entry.request)
@@ -240,11 +245,13 @@ impl Inner {
                 break;
             };
             let request = Arc::clone(request);
-            self.n_served = entry.n_served.max(self.n_served);
-            entry.n_served += tokens.len() as u64;
+            let n_tokens = tokens.len() as f64;
+            self.level = entry.n_served.max(self.level) + n_tokens / n_ready as f64;
+            entry.n_served += n_tokens;
             entry.n_texts -= 1;
             if entry.texts.is_empty() {
                 self.entries.remove(at);
+                n_ready -= 1;
             }
             left = left.saturating_sub(tokens.len());
             batch.push(Job { request, text, tokens });
@@ -257,7 +264,8 @@ impl Inner {
         let entries = self.entries.iter().enumerate();
         let fits = |entry: &Entry| entry.texts.front().is_some_and(|text| text.1.len() <= left);
         let ready = entries.filter(|(_, entry)| fits(entry));
-        Some(ready.min_by_key(|(_, entry)| (entry.n_served, entry.id))?.0)
+        // Of equals the first, which came first.
+        Some(ready.min_by(|(_, a), (_, b)| a.n_served.total_cmp(&b.n_served))?.0)
     }
 }
 
@@ -265,6 +273,7 @@ impl Inner {
 mod tests {
     use std::time::Instant;
 
+    use super::super::ServiceOptions;
     use super::super::request::Row;
     use super::*;
 
@@ -327,6 +336,39 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_keep_coming_do_not_overtake_those_with_more_texts_for_ever() {
+        const N_RIVALS: usize = 24;
+        const LENGTH: usize = 300;
+        for n_texts in [2, 20] {
+            let queue = Arc::new(Queue::new(10_000));
+            let mut rivals: Vec<Caller> = (0..N_RIVALS).map(|_| ask(&queue, &[LENGTH])).collect();
+            // As soon as a rival has its row, it comes again.
+            let mut serve = || {
+                let jobs = queue.next_batch(3 * LENGTH).unwrap();
+                for job in &jobs {
+                    job.request.write(job.text, &[0.0], Instant::now());
+                }
+                for rival in &mut rivals {
+                    if !matches!(rival.rows.try_recv(), Ok(None)) {
+                        *rival = ask(&queue, &[LENGTH]);
+                    }
+                }
+                jobs.len()
+            };
+            (0..10).for_each(|_| assert_eq!(serve(), 3));
+            let mut caller = ask(&queue, &vec![LENGTH; n_texts]);
+            let mut n_served = 0;
+            while matches!(caller.rows.try_recv(), Ok(None)) && n_served < 10_000 {
+                n_served += serve();
+            }
+            // One of its texts in a round of all.
+            let round = N_RIVALS + 1;
+            let expected = (n_texts - 1) * round..(n_texts + 1) * round;
+            assert!(expected.contains(&n_served), "{n_texts} texts among {n_served}");
+        }
+    }
+
+    #[test]
     fn a_text_over_the_budget_goes_alone_and_does_not_starve() {
         let queue = Arc::new(Queue::new(10_000));
         let _long = ask(&queue, &[500, 500]);
@@ -365,6 +407,14 @@ mod tests {
         };
         // One place is free when one text is done.
         assert_eq!(retry_after, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn by_default_a_large_request_leaves_room_for_small_ones() {
+        let queue = Arc::new(Queue::new(ServiceOptions::default().max_waiting_texts));
+        // As many texts as OpenAI lets a request have.
+        let _large = ask(&queue, &[1; 2048]);
+        let _small = ask(&queue, &[1]);
     }
 
     #[test]

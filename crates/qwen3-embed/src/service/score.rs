@@ -1,4 +1,7 @@
+use std::ops::Range;
+
 use super::request::Row;
+use super::tokenizing::pieces;
 use super::{Compute, Service, ServiceOptions, Timings, start};
 use crate::engine::check;
 use crate::reranker::{ranked, sigmoid};
@@ -88,14 +91,20 @@ impl Service<Reranker> {
         check("max_tokens", max_tokens, limit)?;
         let max_document_tokens = options.max_document_tokens;
         check("max_document_tokens", max_document_tokens.unwrap_or(1), usize::MAX)?;
-        let prepare = move |reranker: &Reranker| {
-            let documents = reranker.cut(&documents, max_document_tokens)?;
-            let queries = queries.iter().cycle();
-            let pairs: Vec<_> = queries.map(String::as_str).zip(documents).collect();
-            let instruction = options.instruction.as_deref().unwrap_or(DEFAULT_INSTRUCTION);
-            reranker.encode(instruction, &pairs, max_tokens)
+        let instruction = options.instruction.unwrap_or_else(|| DEFAULT_INSTRUCTION.to_owned());
+        let pairs = queries.iter().cycle().zip(&documents);
+        let length = |(query, document): (&String, &String)| {
+            instruction.len() + query.len() + document.len()
         };
-        let completed = self.run(n_pairs, Row { width: 1, normalize: false }, prepare).await?;
+        let pieces = pieces(pairs.map(length));
+        let encode = move |reranker: &Reranker, piece: Range<usize>| {
+            let documents = reranker.cut(&documents[piece.clone()], max_document_tokens)?;
+            let queries = queries.iter().cycle().skip(piece.start % queries.len());
+            let pairs: Vec<_> = queries.map(String::as_str).zip(documents).collect();
+            reranker.encode(&instruction, &pairs, max_tokens)
+        };
+        let row = Row { width: 1, normalize: false };
+        let completed = self.run(pieces, row, encode).await?;
         let (logits, n_tokens) = (completed.values, completed.n_tokens);
         Ok(Scored { logits, n_tokens, timings: completed.timings })
     }
