@@ -8,6 +8,13 @@ use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
 use crate::{fixtures, invariants, parity, root};
 
+/// Other features need another build of what a package depends on, which nobody waits for to run: it is compiled
+/// sooner than it is optimised.
+const QUICKLY: [&str; 2] = [
+    "--config=profile.dev.package.'*'.opt-level=0",
+    "--config=profile.dev.package.qwen3-embed-kernels.opt-level=0",
+];
+
 /// Everything that has to hold besides the tests: format, lints, documentation, the layering of the
 /// crates, the fixtures' hashes, parity, the examples, the server with real clients, and the feature `cuda`,
 /// as far as it goes without a CUDA device.
@@ -19,8 +26,8 @@ pub(crate) fn run() -> Result<()> {
         fixtures::succeed(command.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     step("without the hub", || {
-        let package = ["--package", "qwen3-embed", "--no-default-features"];
-        cargo(&[&["test"], &package[..], &["--test", "without_hub"]].concat())
+        let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
+        cargo(&[&["test"], &package[..], &QUICKLY].concat())
     })?;
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
@@ -55,22 +62,19 @@ pub(crate) fn run() -> Result<()> {
 fn cuda(toolkit: &Toolkit) -> Result<()> {
     const FOLDER: &str = "target/cuda-without-device";
     const FEATURES: &str = "--features=qwen3-embed-kernels/cuda,qwen3-embed-cli/cuda,xtask/cuda";
-    // Nobody waits for these programs: what they depend on is compiled sooner than it is optimised.
-    const QUICKLY: &str = "--config=profile.dev.package.'*'.opt-level=0";
     let command = |args: &[&str]| -> Result<Command> {
         let mut command = cargo_command(args);
         command.env("CARGO_TARGET_DIR", root().join(FOLDER));
         toolkit.set(&mut command, false)?;
         Ok(command)
     };
-    let clippy =
-        ["clippy", "--workspace", "--all-targets", FEATURES, QUICKLY, "--", "-D", "warnings"];
-    fixtures::succeed(&mut command(&clippy)?)?;
+    let clippy = ["clippy", "--workspace", "--all-targets", FEATURES];
+    fixtures::succeed(&mut command(&[&clippy[..], &QUICKLY, &["--", "-D", "warnings"]].concat())?)?;
     // In one build. What needs a device is ignored.
     let packages = ["--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
-    let tests = ["--lib", "--test=cuda", features, QUICKLY, "cuda"];
-    fixtures::succeed(&mut command(&[&["test"], &packages[..], &tests[..]].concat())?)
+    let tests = ["--lib", "--test=cuda", features, "cuda"];
+    fixtures::succeed(&mut command(&[&["test"], &packages[..], &QUICKLY, &tests].concat())?)
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -95,7 +95,10 @@ impl Clients {
 
     /// Runs every script whose name contains `only` against a server of the kind that it is for.
     pub(crate) fn check(&self, only: &str) -> Result<()> {
-        succeed(&mut cargo_command(&["build", "--package=qwen3-embed-cli"]))?;
+        // With the command's tests, as `cargo test --workspace` has built it: what it depends on has other features
+        // without them, and would be compiled again.
+        let command = ["test", "--workspace", "--no-run", "--test=serve"];
+        succeed(&mut cargo_command(&command))?;
         fs::create_dir_all(artefacts())?;
 
         let reranker = root().join("fixtures/rerankers/tied");
