@@ -68,7 +68,8 @@ pub(crate) struct Args {
     /// Tokens that are computed together [default: 1024, or 8192 on a CUDA device]
     #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
     max_batch_tokens: Option<usize>,
-    /// Texts that may wait; while so many do, requests are refused with 429
+    /// Texts that may wait; while so many do, requests are refused with 429. Should be a few times
+    /// --max-client-batch-size, or one large request has the small ones refused
     #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServiceOptions::default().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
     max_queued_texts: usize,
     /// Requests that are worked on at once; further ones are refused with 429
@@ -221,7 +222,13 @@ async fn serve(args: Args, precision: Precision, drain_timeout: Duration) -> Res
 impl Args {
     fn server_options(&self) -> ServerOptions {
         ServerOptions {
-            api_key: self.api_key.clone().filter(|key| !key.is_empty()),
+            // A key from a file may end with its line; no header has white space around what it says.
+            api_key: self
+                .api_key
+                .as_deref()
+                .map(str::trim)
+                .filter(|key| !key.is_empty())
+                .map(Into::into),
             cors_allow_origin: self.cors_allow_origin.clone(),
             default_instruct: self.default_instruct.clone(),
             truncate: self.truncate,

@@ -156,7 +156,8 @@ fn everything_can_be_set_in_the_environment() {
         ("QWEN3_EMBED_MODEL_PATH", wide.as_str()),
         ("QWEN3_EMBED_RERANKER_PATH", reranker.as_str()),
         ("QWEN3_EMBED_PORT", "0"),
-        ("QWEN3_EMBED_API_KEY", "secret"),
+        // As a file has it.
+        ("QWEN3_EMBED_API_KEY", "secret\n"),
         ("QWEN3_EMBED_LOG_FORMAT", "json"),
         ("QWEN3_EMBED_TRUNCATE", "1"),
         ("QWEN3_EMBED_PLAIN_TEXT", "yes"),
