@@ -47,10 +47,9 @@ fn build() -> Option<PathBuf> {
         let mut command = Command::new(compiler);
         // Some systems check that jumps stay on one stack, which those of the emulator do not.
         let command = command.args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE"]);
-        // As on a card, a product and a sum are rounded once where that is at hand.
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("fma") {
-            command.args(["-mfma", "-ffp-contract=fast"]);
+        // As on a card, a product and a sum are rounded once, where this processor can do that.
+        if cfg!(target_arch = "x86_64") {
+            command.args(["-march=native", "-ffp-contract=fast"]);
         }
         match command.arg("-o").arg(&new).arg(source).output() {
             Ok(output) if output.status.success() => {
