@@ -52,8 +52,8 @@ const WORDS: [(&str, &str, &[&str]); 13] = [
     ),
     ("crates/qwen3-embed-model/src", "is_cuda", &[]),
     ("crates/qwen3-embed-kernels/src", "feature_detected", &["dispatch.rs"]),
-    ("crates/qwen3-embed-model/src", "fs::", &["weights.rs"]),
-    ("crates/qwen3-embed-model/src", "unsafe", &["weights.rs"]),
+    ("crates/qwen3-embed-model/src", "fs::", &["file.rs"]),
+    ("crates/qwen3-embed-model/src", "unsafe", &["file.rs"]),
     ("crates/qwen3-embed-text/src", "fs::", &[]),
     ("crates/qwen3-embed/src", "fs::", &["source"]),
     // Only the hub's client sends anything, and the environment is read in one place.

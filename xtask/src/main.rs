@@ -32,6 +32,7 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
+    /// Check everything that has to hold besides the tests
     Ci,
 }
 

@@ -10,6 +10,7 @@ use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 use crate::adapter::Adapter;
 use crate::calibration::Calibration;
 use crate::dense::Dense;
+use crate::file::read_file;
 use crate::layer::{DecoderLayer, LayerLoader};
 use crate::modules::Modules;
 use crate::plan::{self, Given, Kept, Plan};
@@ -17,7 +18,7 @@ use crate::prefix_cache::{Prefix, PrefixCache};
 use crate::rope::RopeTable;
 use crate::sharing::{Sharing, SharingCounts};
 use crate::token_embeddings::TokenEmbeddings;
-use crate::weights::{Precision, Weights, read_file};
+use crate::weights::{Precision, Weights};
 use crate::workspace::{self, Workspace};
 use crate::{Config, Device, Error, Pooling, Result};
 

@@ -2,8 +2,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::decoder::open;
+use crate::file::MappedFile;
 use crate::gguf::Header;
-use crate::matrix::MappedFile;
 use crate::modules::Modules;
 use crate::weights::Weights;
 use crate::{Config, Error, Model, Result};

@@ -21,6 +21,7 @@ mod dense;
 mod device;
 mod error;
 mod fields;
+mod file;
 mod gguf;
 mod head;
 mod layer;

@@ -1,46 +1,17 @@
 //! Matrices as they lie in a memory-mapped file, read row by row in the type that is asked for.
 
-use std::fs::File;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use half::bf16;
-use memmap2::Mmap;
-#[cfg(unix)]
-use memmap2::UncheckedAdvice;
 use qwen3_embed_kernels::cpu::{Layout, PackedWeight};
 use qwen3_embed_kernels::ops;
 
+use crate::Result;
 use crate::adapter::Update;
 use crate::blocks::{self, MAX_BLOCK, StoredType};
-use crate::{Error, Result};
-
-/// A file in memory.
-#[derive(Debug)]
-pub(crate) struct MappedFile {
-    pub(crate) path: PathBuf,
-    map: Mmap,
-}
-
-impl MappedFile {
-    /// Maps a whole file.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_path_buf(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read-only. As with every memory-mapped file,
-        // soundness asks that nobody truncates or rewrites it in place while the model lives; the
-        // crate's documentation of `Model::load` says so.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(Self { path: path.to_path_buf(), map })
-    }
-
-    /// What is in the file.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-}
+use crate::file::MappedFile;
 
 /// One tensor as it lies in its file. Its rows are whole blocks of its type, and the range has the
 /// bytes of all of them.
@@ -234,13 +205,7 @@ impl MappedRows {
 impl Stored {
     /// Lets the system have back the memory that the tensor's pages take, now that it was packed.
     fn release(&self) {
-        #[cfg(unix)]
-        // SAFETY: the map is read-only and backed by its file: what is read again comes from there.
-        // Advice that the system does not take costs memory and nothing else.
-        let _ = unsafe {
-            let (start, length) = (self.range.start, self.range.len());
-            self.file.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length)
-        };
+        self.file.release(&self.range);
     }
 
     /// Converts the values from `start` on into `out`: both are whole rows, and so whole blocks.
@@ -252,7 +217,7 @@ impl Stored {
     fn bytes_of(&self, start: usize, n: usize) -> &[u8] {
         let (values, size) =
             (self.stored_type.values_per_block(), self.stored_type.bytes_per_block());
-        &self.file.map[self.range.clone()][start / values * size..][..n / values * size]
+        &self.file.bytes()[self.range.clone()][start / values * size..][..n / values * size]
     }
 }
 

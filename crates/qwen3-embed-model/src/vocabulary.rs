@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use crate::Result;
+use crate::file::MappedFile;
 use crate::gguf::Header;
-use crate::matrix::MappedFile;
 
 /// The tokenizer's part of a GGUF file, as it is written there: for the crate that knows texts.
 #[derive(Debug, Clone, PartialEq, Eq)]

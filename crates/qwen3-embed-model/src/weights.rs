@@ -1,5 +1,4 @@
 use std::collections::HashMap;
-use std::fs;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +11,9 @@ use serde_json::Value;
 
 use crate::adapter::Adapter;
 use crate::blocks::{SAFETENSORS_TYPES, StoredType};
+use crate::file::{MappedFile, read_file};
 use crate::gguf::{self, Header};
-use crate::matrix::{MappedFile, MappedRows, Matrix, Part, Stored};
+use crate::matrix::{MappedRows, Matrix, Part, Stored};
 use crate::{Config, Error, Head, Result};
 
 /// How weights are kept and multiplied.
@@ -322,11 +322,6 @@ impl Weights {
         let (file, range) = (entry.file.clone(), entry.range.clone());
         Ok(Stored { file, range, stored_type, shape: entry.shape.clone() })
     }
-}
-
-/// A whole file.
-pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
 }
 
 /// Opens every shard that the index names and checks that each holds what the index says.
