@@ -143,9 +143,10 @@ fn normal_dependencies(package: &Value) -> impl Iterator<Item = &str> {
     dependencies.filter(|d| d["kind"].is_null()).filter_map(|d| d["name"].as_str())
 }
 
-/// Lines that are no comments.
+/// Lines that are neither comments nor among the tests, which come last.
 fn code(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+    let lines = text.lines().take_while(|line| !line.starts_with("mod tests {"));
+    lines.filter(|line| !line.trim_start().starts_with("//"))
 }
 
 fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
