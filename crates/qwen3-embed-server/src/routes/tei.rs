@@ -426,9 +426,10 @@ async fn for_each<T: Send + 'static, U: Send + 'static>(
 ) -> Result<Answer<Vec<U>>, ApiError> {
     let (sender, receiver) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
-        let _permit = permit;
         let items = items.iter().enumerate().take_while(|_| !sender.is_closed());
         let done = items.map(|(index, item)| work(index, item)).collect();
+        // Before the answer is there: whoever has it may ask again at once.
+        drop(permit);
         // The client may have gone.
         let _ = sender.send(done);
     });
