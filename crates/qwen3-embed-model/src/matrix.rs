@@ -187,18 +187,12 @@ impl MappedRows {
     pub(crate) fn to_tensor(&self, device: &Device) -> Result<Tensor> {
         let tensor = match self.stored.stored_type {
             StoredType::BF16 => {
-                Tensor::from_vec(self.values::<bf16>(), self.stored.shape.clone(), device)
+                Tensor::from_vec(self.stored.values::<bf16>(), self.stored.shape.clone(), device)
             }
-            _ => Tensor::from_vec(self.values::<f32>(), self.stored.shape.clone(), device),
+            _ => Tensor::from_vec(self.stored.values::<f32>(), self.stored.shape.clone(), device),
         };
         self.stored.release();
         Ok(tensor?)
-    }
-
-    fn values<T: Element>(&self) -> Vec<T> {
-        let mut values = vec![T::default(); self.stored.shape.iter().product()];
-        self.stored.read(0, &mut values);
-        values
     }
 }
 
@@ -208,8 +202,15 @@ impl Stored {
         self.file.release(&self.range);
     }
 
+    /// All values.
+    pub(crate) fn values<T: Element>(&self) -> Vec<T> {
+        let mut values = vec![T::default(); self.shape.iter().product()];
+        self.read(0, &mut values);
+        values
+    }
+
     /// Converts the values from `start` on into `out`: both are whole rows, and so whole blocks.
-    pub(crate) fn read<T: Element>(&self, start: usize, out: &mut [T]) {
+    fn read<T: Element>(&self, start: usize, out: &mut [T]) {
         T::dequantise(self.stored_type, self.bytes_of(start, out.len()), out);
     }
 

@@ -25,9 +25,7 @@ impl TokenEmbeddings {
     pub(crate) fn gather(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
         Ok(match self {
             Self::Mapped(rows) => {
-                let values = rows.gather(ids);
-                let n_columns = values.len() / ids.len().max(1);
-                Tensor::from_vec(values, (ids.len(), n_columns), device)?
+                Tensor::from_vec(rows.gather(ids), (ids.len(), rows.n_columns), device)?
             }
             Self::OnDevice(table) => ops::gather_rows(table, ids)?,
         })

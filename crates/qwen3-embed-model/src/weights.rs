@@ -272,18 +272,12 @@ impl Weights {
 
     /// The decoder's vector `name` in f32, whatever its type in the file.
     pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
-        let stored = self.stored(name, &[length])?;
-        let mut values = vec![0f32; length];
-        stored.read(0, &mut values);
-        Ok(values)
+        Ok(self.stored(name, &[length])?.values())
     }
 
     /// The values of the matrix `name` in f32, whatever its type in the file.
     pub(crate) fn values(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
-        let stored = self.stored(name, &shape)?;
-        let mut values = vec![0f32; shape[0] * shape[1]];
-        stored.read(0, &mut values);
-        Ok(values)
+        Ok(self.stored(name, &shape)?.values())
     }
 
     /// Weight matrices with the same number of columns, one below the other.
