@@ -134,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let workloads = args.workloads(&embedder)?;
     ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
     let is_cpu = args.model.device == Device::Cpu;
-    let core_peak = is_cpu.then(|| Kernels::best().measured_peak(embedder.arithmetic()));
+    let core_peak = is_cpu.then(|| Kernels::current().measured_peak(embedder.arithmetic()));
     let peak = core_peak.map(|peak| peak * threads as f64);
     let machine = core_peak.map_or_else(|| args.model.device.to_string(), machine);
     let mut report = Report { machine, results: Vec::new() };
@@ -220,7 +220,7 @@ impl Args {
         let operations_per_s = computed_share * operations / median;
         Ok(Measurement {
             shape: workload.name.clone(),
-            precision: self.model.precision_name(),
+            precision: embedder.precision().to_string(),
             threads,
             tokens_per_s: n_tokens as f64 / median,
             spread: (seconds[self.runs - 1] - seconds[0]) / median,
@@ -253,7 +253,7 @@ fn machine(core_peak: f64) -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let name = name.map_or(std::env::consts::ARCH, |(_, name)| name);
-    format!("{name}, {}, {:.0} GFLOP/s a core", Kernels::best().name, core_peak / 1e9)
+    format!("{name}, {} kernels, {:.0} GFLOP/s a core", Kernels::current().name, core_peak / 1e9)
 }
 
 /// The high-water mark of this process's resident memory, where the system tells it.

@@ -7,7 +7,6 @@ use qwen3_embed::{Head, Info, Precision};
 use serde::Serialize;
 
 use crate::download;
-use crate::model::precision_name;
 
 /// Show what a model is: its shape, size, prompts, and the memory that it takes
 ///
@@ -43,9 +42,11 @@ struct Report {
     prompts: BTreeMap<String, String>,
     /// Of the files with weights.
     file_bytes: u64,
-    /// The precision that `auto` is for it on this processor.
-    auto: &'static str,
-    memory: BTreeMap<&'static str, Memory>,
+    /// The precision that `auto` is for it on this CPU.
+    auto: String,
+    /// The precision that is used by default.
+    default: String,
+    memory: BTreeMap<String, Memory>,
 }
 
 /// Estimated, with batches of the default size.
@@ -77,7 +78,7 @@ impl Report {
             let memory = info.memory(precision);
             let (weights, embeddings) = (memory.weights, memory.embeddings);
             let (workspace, total) = (memory.workspace, memory.total());
-            (precision_name(precision), Memory { weights, embeddings, workspace, total })
+            (precision.to_string(), Memory { weights, embeddings, workspace, total })
         });
         let (dimensions, head) = (info.dimensions(), info.head());
         let config = info.summary.config;
@@ -103,7 +104,8 @@ impl Report {
             dimensions,
             prompts: info.prompts,
             file_bytes: info.summary.file_bytes,
-            auto: precision_name(info.summary.auto),
+            auto: info.summary.auto.to_string(),
+            default: info.summary.stored_precision.to_string(),
             memory: memory.into(),
         }
     }
@@ -141,6 +143,6 @@ impl Report {
                 [weights, embeddings, workspace, total].map(|&n| HumanBytes(n).to_string());
             writeln!(output, "{name:14}{weights:>12}{embeddings:>14}{workspace:>14}{total:>12}")?;
         }
-        writeln!(output, "auto is {} on this processor", self.auto)
+        writeln!(output, "the default is {}; auto is {} on this CPU", self.default, self.auto)
     }
 }

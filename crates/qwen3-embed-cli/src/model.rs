@@ -14,7 +14,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "PATH or ID")]
     adapter: Option<String>,
     /// How weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_enum, default_value = "stored")]
     precision: PrecisionArg,
     /// Where it runs: cpu, cuda, or cuda:N for the CUDA device of that number
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
@@ -23,10 +23,15 @@ pub(crate) struct ModelArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum PrecisionArg {
+    /// As the checkpoint stores its weights: bf16 (f16 too), f32, or int8 for GGUF files in few bits
+    Stored,
+    /// Exact, four bytes for each weight
     F32,
+    /// Two bytes for each weight
     Bf16,
+    /// About one byte for each weight, or less for GGUF files in few bits
     Int8,
-    /// The fastest that this processor and these weights allow without a loss that matters
+    /// bf16 where the CPU multiplies bf16, unless the weights are stored in fewer bits; otherwise int8
     Auto,
 }
 
@@ -50,27 +55,12 @@ impl ModelArgs {
             None => builder,
         }
     }
-
-    /// The precision's name on the command line.
-    pub(crate) fn precision_name(&self) -> String {
-        let value = self.precision.to_possible_value();
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
-    }
-}
-
-/// A precision's name on the command line.
-pub(crate) fn precision_name(precision: Precision) -> &'static str {
-    match precision {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
-        Precision::Int8 => "int8",
-        _ => "auto",
-    }
 }
 
 impl From<PrecisionArg> for Precision {
     fn from(precision: PrecisionArg) -> Self {
         match precision {
+            PrecisionArg::Stored => Self::Stored,
             PrecisionArg::F32 => Self::F32,
             PrecisionArg::Bf16 => Self::Bf16,
             PrecisionArg::Int8 => Self::Int8,

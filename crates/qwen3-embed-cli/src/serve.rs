@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
 use crate::download;
-use crate::model::{PrecisionArg, precision_name};
+use crate::model::PrecisionArg;
 
 /// Serve a model over HTTP, to clients of OpenAI and text-embeddings-inference and to browsers
 #[derive(clap::Args)]
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "KEY", env = "QWEN3_EMBED_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// How weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "bf16", env = "QWEN3_EMBED_PRECISION")]
+    #[arg(long, value_enum, default_value = "stored", env = "QWEN3_EMBED_PRECISION")]
     precision: PrecisionArg,
     /// The precision by the name that SGLang has for it: auto, bfloat16 or float32
     #[arg(long, value_enum, conflicts_with = "precision", env = "QWEN3_EMBED_DTYPE")]
@@ -313,7 +313,8 @@ impl Args {
     fn precision(&self) -> Result<Precision> {
         Ok(match self.dtype {
             None => self.precision.into(),
-            Some(Dtype::Auto | Dtype::Bfloat16) => Precision::Bf16,
+            Some(Dtype::Auto) => Precision::Stored,
+            Some(Dtype::Bfloat16) => Precision::Bf16,
             Some(Dtype::Float32) => Precision::F32,
             Some(Dtype::Float16) => {
                 bail!("float16 is no precision here: choose bfloat16, which the models are made in")
@@ -325,11 +326,11 @@ impl Args {
 /// What runs, and how.
 fn describe(models: &Models, device: Device) -> String {
     let place = match device {
-        Device::Cpu => Kernels::best().name.to_owned(),
+        Device::Cpu => format!("{} kernels", Kernels::current().name),
         device => device.to_string(),
     };
     let embedder = models.embedder.as_ref().map(|(name, model)| {
-        let (dimensions, precision) = (model.dimensions(), precision_name(model.precision()));
+        let (dimensions, precision) = (model.dimensions(), model.precision());
         let (threads, max_tokens) = (model.threads(), model.max_tokens());
         format!(
             "{name}, {dimensions} dimensions, {precision} on {place}, {threads} threads, texts of at most \
@@ -337,7 +338,7 @@ fn describe(models: &Models, device: Device) -> String {
         )
     });
     let reranker = models.reranker.as_ref().map(|(name, model)| {
-        let (precision, threads) = (precision_name(model.precision()), model.threads());
+        let (precision, threads) = (model.precision(), model.threads());
         let max_tokens = model.max_tokens();
         format!(
             "reranker {name}, {precision} on {place}, {threads} threads, prompts of at most {max_tokens} \

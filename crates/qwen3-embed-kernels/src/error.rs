@@ -1,3 +1,5 @@
+use crate::cpu::UnknownKernels;
+
 /// What can go wrong in a kernel.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,6 +58,9 @@ pub enum Error {
         /// How large it may be.
         limit: usize,
     },
+    /// The environment names a CPU kernel set that does not exist or that this CPU cannot run.
+    #[error(transparent)]
+    UnknownKernels(#[from] UnknownKernels),
     /// A CUDA device was asked for, and this program was built without the feature `cuda`.
     #[error("this program was built without the feature `cuda`: it has only the device `cpu`")]
     NoCuda,

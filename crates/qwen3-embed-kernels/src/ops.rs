@@ -47,12 +47,12 @@ pub fn takes_turns(device: &Device) -> bool {
 
 /// How weights in bf16 are multiplied on a device.
 pub fn bf16_arithmetic(device: &Device) -> Arithmetic {
-    if device.is_cpu() { Kernels::best().bf16_weights } else { Arithmetic::Bf16 }
+    if device.is_cpu() { Kernels::current().bf16_weights } else { Arithmetic::Bf16 }
 }
 
 /// How weights in 8 bits are multiplied on a device; `None` where they are not.
 pub fn int8_arithmetic(device: &Device) -> Option<Arithmetic> {
-    device.is_cpu().then(|| Kernels::best().int8_weights)
+    device.is_cpu().then(|| Kernels::current().int8_weights)
 }
 
 /// The type of queries, keys and values on a device, where products read activations of type `product`.
@@ -106,7 +106,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor) -> Result<(
         return on_cuda::rms_norm(x, weight, eps, out);
     }
     apply("rms_norm", out, [x, weight], |out, [x, weight]| {
-        cpu::rms_norm(Kernels::best(), dense(x), dense(weight), eps as f32, out);
+        cpu::rms_norm(Kernels::current(), dense(x), dense(weight), eps as f32, out);
     })
 }
 
@@ -342,7 +342,7 @@ pub fn qk_norm_rope(
     apply("qk_norm_rope", qkv, [q_norm, k_norm, cos, sin], |qkv, [q_norm, k_norm, cos, sin]| {
         let qkv = qkv.as_f32().expect("`expect_dense` has looked");
         let (norms, tables) = ([dense(q_norm), dense(k_norm)], [dense(cos), dense(sin)]);
-        let kernels = Kernels::best();
+        let kernels = Kernels::current();
         cpu::qk_norm_rope(kernels, qkv, heads, first_query, norms, eps as f32, tables);
     })
 }
@@ -399,7 +399,7 @@ pub fn attention(
     }
     expect_dense("attention", [qkv])?;
     apply("attention", out, [qkv], |out, [qkv]| {
-        let (kernels, scratch) = (Kernels::best(), &mut scratch.attention.borrow_mut());
+        let (kernels, scratch) = (Kernels::current(), &mut scratch.attention.borrow_mut());
         cpu::attention(kernels, dense(qkv), batch, queries, heads, scratch, out);
     })
 }

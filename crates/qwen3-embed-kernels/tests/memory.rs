@@ -63,7 +63,7 @@ fn sixteen_thousand_tokens_need_no_square_matrix() {
         let before = NOW.load(Relaxed);
         PEAK.store(before, Relaxed);
         let out = &mut RowsMut::new(out.as_mut_slice(), [n_tokens, columns], columns);
-        let kernels = Kernels::best();
+        let kernels = Kernels::current();
         attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
         PEAK.load(Relaxed) - before
     };

@@ -18,6 +18,8 @@ use half::{bf16, f16};
 use qwen3_embed_kernels::cpu::{Bits, BlockRow};
 use safetensors::Dtype;
 
+use crate::Precision;
+
 /// A type that weights are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "the names of the format")]
@@ -86,6 +88,15 @@ impl StoredType {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+        }
+    }
+
+    /// The precision that keeps such values: all of them, but for the last bits of f16.
+    pub(crate) fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::F16 | Self::BF16 => Precision::Bf16,
+            _ => Precision::Int8,
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
-use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
+use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 
 use crate::adapter::Adapter;
@@ -122,7 +122,7 @@ impl Model {
             false => read_modules(path, options)?.unwrap_or(Modules::plain(config.pooling)),
         };
         let dense = modules.load_dense(config.hidden_size)?;
-        let precision = precision.for_weights(weights.has_few_bits(), &device);
+        let precision = precision.for_weights(&weights, &device);
         let arithmetic = arithmetic.unwrap_or_else(|| match precision {
             Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
             precision => precision.arithmetic_on(&device),
@@ -461,18 +461,7 @@ impl Model {
 
     /// The type of the activations that products read.
     fn product_type(&self) -> DType {
-        match self.arithmetic {
-            Arithmetic::Bf16 => DType::BF16,
-            // What is brought into fewer bits anyway comes from bf16 where attention is faster in it.
-            Arithmetic::Bytes | Arithmetic::Blocks
-                if Kernels::best().bf16_weights == Arithmetic::Bf16 =>
-            {
-                DType::BF16
-            }
-            Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
-                DType::F32
-            }
-        }
+        workspace::product_type(self.arithmetic)
     }
 
     /// Checks every text's tokens as [`forward`](Self::forward) does, without computing anything.

@@ -1,7 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use qwen3_embed_kernels::ops;
+use qwen3_embed_kernels::cpu::Kernels;
+use qwen3_embed_kernels::{Error as KernelError, ops};
 
 use crate::{Error, Result};
 
@@ -32,10 +33,13 @@ pub enum Device {
 }
 
 impl Device {
-    /// The device as candle knows it.
+    /// The device as candle knows it. The CPU has to have the kernel set that the environment asks for.
     pub(crate) fn open(self) -> Result<candle_core::Device> {
         match self {
-            Self::Cpu => Ok(candle_core::Device::Cpu),
+            Self::Cpu => {
+                Kernels::chosen().map_err(KernelError::from)?;
+                Ok(candle_core::Device::Cpu)
+            }
             Self::Cuda(ordinal) => Ok(ops::open_cuda(ordinal)?),
         }
     }

@@ -276,7 +276,9 @@ impl Projection {
     fn pack(&self, input: &Input) -> Result<ops::Linear> {
         let (matrix, device) = (&self.matrix, &self.device);
         let linear = match self.precision {
-            Precision::F32 | Precision::Auto => matrix.in_f32(device, self.layout)?,
+            Precision::F32 | Precision::Stored | Precision::Auto => {
+                matrix.in_f32(device, self.layout)?
+            }
             Precision::Bf16 => matrix.in_bf16(device, self.layout)?,
             Precision::Int8 => ops::Linear::new(self.pack_whole(input)),
         };
@@ -300,7 +302,7 @@ impl Projection {
             if let Some(weight) = fits.then(|| matrix.pack_blocks(layout, norm)).flatten() {
                 return weight;
             }
-            arithmetic = Kernels::best().int8_weights;
+            arithmetic = Kernels::current().int8_weights;
         }
         if arithmetic == Arithmetic::Bytes && input.fits_bytes(BYTE_GROUP) {
             matrix.pack_bytes(layout, norm)

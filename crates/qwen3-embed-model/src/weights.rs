@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -17,11 +18,17 @@ use crate::matrix::{MappedRows, Matrix, Part, Stored};
 use crate::{Config, Error, Head, Result};
 
 /// How weights are kept and multiplied.
+///
+/// Vectors of different precisions are close to each other but not equal: an index should be searched with
+/// the precision that it was made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Precision {
-    /// Weights and products in f32: exact, four bytes for each weight.
+    /// As the checkpoint stores most of its layers' weights: `Bf16` for bf16 and f16, `F32` for f32, and
+    /// `Int8` for the types of GGUF files that have fewer than 16 bits.
     #[default]
+    Stored,
+    /// Weights and products in f32: exact, four bytes for each weight.
     F32,
     /// Weights in bf16, as the published checkpoints store them: two bytes for each. Where the
     /// processor multiplies bf16, activations are rounded to bf16 for every product and attention,
@@ -50,33 +57,41 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// How this processor multiplies with weights of this precision, where they are stored in 16 bits
-    /// or more.
-    pub fn arithmetic(self) -> Arithmetic {
-        self.for_weights(false, &Device::Cpu).arithmetic_on(&Device::Cpu)
-    }
-
     /// How a device multiplies with weights of this precision, which is what
     /// [`for_weights`](Self::for_weights) has made of another.
     pub(crate) fn arithmetic_on(self, device: &Device) -> Arithmetic {
         match self {
             Self::Bf16 => ops::bf16_arithmetic(device),
             Self::Int8 => ops::int8_arithmetic(device).unwrap_or(Arithmetic::F32),
-            Self::F32 | Self::Auto => Arithmetic::F32,
+            Self::F32 | Self::Stored | Self::Auto => Arithmetic::F32,
         }
     }
 
-    /// The precision itself, if the device has it, or what [`Auto`](Self::Auto) is for weights that are
-    /// stored in fewer than 16 bits or not.
-    pub(crate) fn for_weights(self, few_bits: bool, device: &Device) -> Self {
+    /// The precision itself if the device has it, or what [`Stored`](Self::Stored) or
+    /// [`Auto`](Self::Auto) is for these weights.
+    pub(crate) fn for_weights(self, weights: &Weights, device: &Device) -> Self {
         let has_bf16 = ops::bf16_arithmetic(device) == Arithmetic::Bf16;
         let has_int8 = ops::int8_arithmetic(device).is_some();
         match self {
+            Self::Stored => weights.stored_precision().for_weights(weights, device),
             Self::Int8 | Self::Auto if !has_int8 => Self::Bf16,
-            Self::Auto if has_bf16 && !few_bits => Self::Bf16,
+            Self::Auto if has_bf16 && weights.stored_precision() != Self::Int8 => Self::Bf16,
             Self::Auto => Self::Int8,
             precision => precision,
         }
+    }
+}
+
+impl fmt::Display for Precision {
+    /// `stored`, `f32`, `bf16`, `int8` or `auto`, as on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stored => "stored",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Auto => "auto",
+        })
     }
 }
 
@@ -177,33 +192,44 @@ impl Weights {
         self.tensors.get(&self.name_in_file(name))?.shape.first().copied()
     }
 
-    /// Whether a weight of the first layer is stored in fewer than 16 bits.
-    pub(crate) fn has_few_bits(&self) -> bool {
-        let name = self.name_in_file("layers.0.mlp.down_proj.weight");
-        let stored_type = self.tensors.get(&name).map(|entry| entry.stored_type);
-        stored_type.is_some_and(|stored| stored.is_ok_and(|stored| stored.values_per_block() > 1))
+    /// The matrices of the layers: the type and the number of values of each.
+    fn layer_matrices(&self) -> impl Iterator<Item = (StoredType, u64)> {
+        let prefix = match self.naming {
+            Naming::Checkpoint { prefix } => format!("{prefix}layers."),
+            Naming::Gguf => "blk.".to_owned(),
+        };
+        let of_layers = self
+            .tensors
+            .iter()
+            .filter(move |(name, entry)| name.starts_with(&prefix) && entry.shape.len() == 2);
+        of_layers.filter_map(|(_, entry)| {
+            Some((entry.stored_type.ok()?, entry.shape.iter().map(|&n| n as u64).product()))
+        })
+    }
+
+    /// The precision that keeps what most of the layers' weights are stored in.
+    fn stored_precision(&self) -> Precision {
+        let values_in = |precision| -> u64 {
+            let matrices = self.layer_matrices();
+            matrices.filter(|(stored, _)| stored.precision() == precision).map(|(_, n)| n).sum()
+        };
+        // The more exact one where there are as many of both.
+        let precisions = [Precision::Int8, Precision::Bf16, Precision::F32];
+        precisions.into_iter().max_by_key(|&precision| values_in(precision)).unwrap_or_default()
     }
 
     /// Whether all matrices of the layers are stored in Q8_0, and so need no rounding to 8 bits.
     pub(crate) fn are_q8_0(&self) -> bool {
-        let mut matrices = self
-            .tensors
-            .iter()
-            .filter(|(name, entry)| name.starts_with("blk.") && entry.shape.len() == 2);
         self.adapter.is_none()
-            && matches!(self.naming, Naming::Gguf)
-            && matrices.all(|(_, entry)| entry.stored_type == Ok(StoredType::Q8_0))
+            && self.layer_matrices().all(|(stored, _)| stored == StoredType::Q8_0)
     }
 
     /// The matrices of the layers that are stored in blocks which the kernels multiply with as they are: the
     /// values of all of them, and the bytes that they take when they are packed.
     pub(crate) fn blocks(&self) -> [u64; 2] {
         let mut sizes = [0; 2];
-        for (name, entry) in &self.tensors {
-            let bits = entry.stored_type.ok().and_then(StoredType::block_bits);
-            if let (Naming::Gguf, true, Some(bits)) = (&self.naming, name.starts_with("blk."), bits)
-            {
-                let n_values = entry.shape.iter().map(|&n| n as u64).product::<u64>();
+        for (stored, n_values) in self.layer_matrices() {
+            if let Some(bits) = stored.block_bits() {
                 sizes[0] += n_values;
                 sizes[1] += n_values / BLOCK as u64 * bits.packed_size() as u64;
             }

@@ -1,5 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 use qwen3_embed_kernels::Ragged;
+use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 use qwen3_embed_kernels::ops::{self, Scratch};
 
 use crate::{Config, Result};
@@ -39,6 +40,20 @@ pub(crate) struct Room<'a> {
 /// Columns between one row and the next of what a product reads. Without them rows begin at the same
 /// place of a page, and the twelve of a tile would contend for the same few lines of the cache.
 const GAP: usize = 32;
+
+/// The type of the activations that products read.
+pub(crate) fn product_type(arithmetic: Arithmetic) -> DType {
+    match arithmetic {
+        Arithmetic::Bf16 => DType::BF16,
+        // These products quantize their input in any case: they read bf16 where attention is faster in it.
+        Arithmetic::Bytes | Arithmetic::Blocks
+            if Kernels::current().bf16_weights == Arithmetic::Bf16 =>
+        {
+            DType::BF16
+        }
+        Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => DType::F32,
+    }
+}
 
 /// Bytes that the activations of a token take, about: those of the workspace, gates and ups where they are
 /// not multiplied at once, and the residual stream.

@@ -197,6 +197,6 @@ fn weights_in_q8_0_are_used_as_they_are() {
 fn auto_becomes_what_is_fastest_for_the_weights() {
     let auto = |name| Model::load(&model(name), Device::Cpu, Precision::Auto).unwrap().precision();
     assert_eq!(auto("gguf-q8-0"), Precision::Int8);
-    let has_bf16 = Kernels::best().bf16_weights == Arithmetic::Bf16;
+    let has_bf16 = Kernels::current().bf16_weights == Arithmetic::Bf16;
     assert_eq!(auto("wide"), if has_bf16 { Precision::Bf16 } else { Precision::Int8 });
 }

@@ -1,5 +1,6 @@
-//! The kernel sets, and which of them this processor can run.
+//! The kernel sets, which of them this CPU can run, and which one runs.
 
+use std::env;
 use std::hint::black_box;
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -21,7 +22,7 @@ use super::simd::{Portable, Simd};
 /// table than [`Kernels::available`]. That makes it safe to call the functions in it.
 #[derive(Debug)]
 pub struct Kernels {
-    /// The instruction set's name.
+    /// The instruction set's name, which is also the set's value in [`Kernels::VARIABLE`].
     pub name: &'static str,
     /// How it multiplies fastest where the weights are bf16.
     pub bf16_weights: Arithmetic,
@@ -63,8 +64,39 @@ type QuantiseBlocks = unsafe fn(Values<'_>, Option<&[f32]>, &mut [i8]);
 /// Of a token's heads, with their weight, eps, cosines and sines.
 type QkNormRope = unsafe fn(&mut [f32], &[f32], f32, &[f32], &[f32]);
 
+/// [`Kernels::VARIABLE`] names a kernel set that does not exist or that this CPU cannot run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} is `{got}`, which is not a kernel set of this CPU: expected {}",
+    Kernels::VARIABLE,
+    available.join(", ")
+)]
+pub struct UnknownKernels {
+    /// The variable's value.
+    pub got: String,
+    /// The values that this CPU can run.
+    pub available: Vec<&'static str>,
+}
+
 impl Kernels {
-    /// The sets that this processor can run, the fastest last.
+    /// The environment variable that chooses the kernel set. Without it, or if it is empty, the fastest
+    /// set that the CPU can run is used. Each program reads it once.
+    ///
+    /// | value | instructions | bf16 weights | 8-bit weights |
+    /// |---|---|---|---|
+    /// | `portable` | none in particular | f32 products | 16-bit activations |
+    /// | `avx2` | AVX2, FMA | f32 products | 16-bit activations |
+    /// | `avx2-vnni` | AVX2, FMA, AVX-VNNI | f32 products | 8-bit activations |
+    /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
+    /// | `avx512-vnni` | and AVX-512 VNNI | f32 products | 8-bit activations |
+    /// | `avx512-bf16` | and AVX-512 BF16 | bf16 products | 8-bit activations |
+    /// | `emulate-avx512-bf16` | those of `avx2`, or of `portable` | bf16 products | 8-bit activations |
+    ///
+    /// The last set rounds activations as `avx512-bf16` does, so that the arithmetic of that CPU can be
+    /// tested on any other. It is slow, and is only used if the variable names it.
+    pub const VARIABLE: &str = "QWEN3_EMBED_KERNELS";
+
+    /// The sets whose instructions this CPU has, the fastest last.
     pub fn available() -> &'static [Kernels] {
         static AVAILABLE: LazyLock<Vec<Kernels>> = LazyLock::new(|| {
             let mut sets = vec![portable::table()];
@@ -89,8 +121,61 @@ impl Kernels {
         &AVAILABLE
     }
 
-    /// The fastest set that this processor can run.
-    pub fn best() -> &'static Kernels {
+    /// The set that computes as `avx512-bf16` does, without its instructions.
+    pub fn emulated() -> &'static Kernels {
+        static EMULATED: LazyLock<Kernels> = LazyLock::new(|| {
+            let mut table = portable::table();
+            #[cfg(target_arch = "x86_64")]
+            if Kernels::available().iter().any(|set| set.name == "avx2") {
+                table = avx2::table();
+            }
+            Kernels {
+                name: "emulate-avx512-bf16",
+                bf16_weights: Arithmetic::Bf16,
+                int8_weights: Arithmetic::Bytes,
+                ..table
+            }
+        });
+        &EMULATED
+    }
+
+    /// Every set that this CPU can run, the emulated one included: the values that [`Kernels::VARIABLE`]
+    /// may have.
+    pub fn all() -> impl Iterator<Item = &'static Kernels> {
+        Self::available().iter().chain([Self::emulated()])
+    }
+
+    /// The set that [`Kernels::VARIABLE`] chooses.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownKernels`] if this CPU has no such set.
+    pub fn chosen() -> Result<&'static Kernels, UnknownKernels> {
+        static CHOSEN: LazyLock<Result<&'static Kernels, UnknownKernels>> = LazyLock::new(|| {
+            match env::var_os(Kernels::VARIABLE).filter(|name| !name.is_empty()) {
+                Some(name) => Kernels::named(&name.to_string_lossy()),
+                None => Ok(Kernels::fastest()),
+            }
+        });
+        CHOSEN.clone()
+    }
+
+    /// The set that kernels run with: the [chosen](Self::chosen) one, or the fastest if there is no such
+    /// set, which is an error when a model is loaded.
+    pub fn current() -> &'static Kernels {
+        Self::chosen().unwrap_or_else(|_| Self::fastest())
+    }
+
+    /// The set of this name.
+    fn named(name: &str) -> Result<&'static Kernels, UnknownKernels> {
+        Self::all().find(|set| set.name == name).ok_or_else(|| UnknownKernels {
+            got: name.to_owned(),
+            available: Self::all().map(|set| set.name).collect(),
+        })
+    }
+
+    /// The fastest set that this CPU can run.
+    fn fastest() -> &'static Kernels {
         let available = Self::available();
         &available[available.len() - 1]
     }
@@ -246,7 +331,7 @@ kernel_set!(portable, "portable", Portable, Portable, F32, Int8,);
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
     avx2,
-    "AVX2 and FMA",
+    "avx2",
     Avx2<false>,
     // SAFETY: the functions of this table run only where the features were detected.
     unsafe { Avx2::<false>::new() },
@@ -258,7 +343,7 @@ kernel_set!(
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
     avx2_vnni,
-    "AVX2 and FMA with VNNI",
+    "avx2-vnni",
     Avx2<true>,
     // SAFETY: as above.
     unsafe { Avx2::<true>::new() },
@@ -270,7 +355,7 @@ kernel_set!(
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
     avx512,
-    "AVX-512",
+    "avx512",
     Avx512<false, false>,
     // SAFETY: as above.
     unsafe { Avx512::<false, false>::new() },
@@ -282,7 +367,7 @@ kernel_set!(
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
     avx512_vnni,
-    "AVX-512 with VNNI",
+    "avx512-vnni",
     Avx512<true, false>,
     // SAFETY: as above.
     unsafe { Avx512::<true, false>::new() },
@@ -294,7 +379,7 @@ kernel_set!(
 #[cfg(target_arch = "x86_64")]
 kernel_set!(
     avx512_bf16,
-    "AVX-512 with BF16",
+    "avx512-bf16",
     Avx512<true, true>,
     // SAFETY: as above.
     unsafe { Avx512::<true, true>::new() },
@@ -302,3 +387,34 @@ kernel_set!(
     Bytes,
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")]
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_set_is_found_by_its_name() {
+        for set in Kernels::all() {
+            assert!(std::ptr::eq(Kernels::named(set.name).unwrap(), set));
+        }
+    }
+
+    #[test]
+    fn unknown_set_is_an_error_that_lists_the_sets_of_this_cpu() {
+        let error = Kernels::named("avx1024").unwrap_err();
+        let names: Vec<_> = Kernels::all().map(|set| set.name).collect();
+        let expected = format!(
+            "QWEN3_EMBED_KERNELS is `avx1024`, which is not a kernel set of this CPU: expected {}",
+            names.join(", ")
+        );
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn emulated_set_rounds_as_avx512_bf16_does() {
+        let emulated = Kernels::emulated();
+        assert_eq!(emulated.bf16_weights, Arithmetic::Bf16);
+        assert_eq!(emulated.int8_weights, Arithmetic::Bytes);
+        assert!(Kernels::available().iter().all(|set| set.name != emulated.name));
+    }
+}

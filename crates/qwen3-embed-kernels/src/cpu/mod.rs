@@ -27,7 +27,7 @@ use rayon::prelude::*;
 pub use activations::{Arithmetic, Rows, RowsMut, Values, ValuesMut};
 pub use attention::{AttentionScratch, Heads, KEY_BLOCK, attention};
 pub use blocks::BlockRow;
-pub use dispatch::Kernels;
+pub use dispatch::{Kernels, UnknownKernels};
 pub use linear::Epilogue;
 pub use packed::{Layout, PackedWeight};
 pub use product::{BLOCK, BYTE_GROUP, Bits};

@@ -157,7 +157,7 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut BlockRow) + Sync,
     ) -> Option<Self> {
         assert!(columns.is_none_or(|columns| columns.len() == n_in), "columns are [I = {n_in}]");
-        let kernels = Kernels::best();
+        let kernels = Kernels::current();
         let place = Place::new(n_out, n_in, layout, kernels);
         let columns = columns.map(<[f32]>::to_vec);
         let panels = Panels::Blocks(BlockPanels::pack(place, columns, bits, read_row)?);
@@ -165,7 +165,7 @@ impl PackedWeight {
     }
 
     fn new(n_out: usize, n_in: usize, layout: Layout, pack: impl FnOnce(Place) -> Panels) -> Self {
-        let kernels = Kernels::best();
+        let kernels = Kernels::current();
         let place = Place::new(n_out, n_in, layout, kernels);
         Self { panels: pack(place), place, kernels }
     }
