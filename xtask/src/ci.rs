@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
-use crate::{fixtures, invariants, parity, root};
+use crate::{fixtures, invariants, kernel_sets, parity, root};
 
 /// Other features need another build of what a package depends on, which nobody waits for to run: it is compiled
 /// sooner than it is optimised.
@@ -15,7 +15,8 @@ const QUICKLY: [&str; 2] = [
     "--config=profile.dev.package.qwen3-embed-kernels.opt-level=0",
 ];
 
-/// Everything that has to hold besides the tests: format, lints, documentation, the layering of the
+/// Everything that has to hold besides the tests: format, lints, documentation, the tests that depend on
+/// the CPU with each kernel set, the layering of the
 /// crates, the fixtures' hashes, parity, the examples, the server with real clients, and the feature `cuda`,
 /// as far as it goes without a CUDA device.
 pub(crate) fn run() -> Result<()> {
@@ -25,6 +26,7 @@ pub(crate) fn run() -> Result<()> {
         let mut command = cargo_command(&["doc", "--workspace", "--no-deps"]);
         fixtures::succeed(command.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    step("kernel sets", kernel_sets::test)?;
     step("without the hub", || {
         let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
         cargo(&[&["test"], &package[..], &QUICKLY].concat())

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::cuda_toolkit::Toolkit;
+use crate::executables::executables;
 use crate::fixtures::succeed;
 use crate::root;
 
@@ -112,30 +112,6 @@ fn bundle(out: &Path) -> Result<()> {
     ensure!(n_bytes <= MOST_BYTES, "{} has {n_bytes} bytes", archive.display());
     println!("{}: {} MiB; unpack it and start run.sh", archive.display(), n_bytes >> 20);
     Ok(())
-}
-
-/// A program that cargo has built.
-#[derive(Debug, PartialEq)]
-struct Executable {
-    package: String,
-    name: String,
-    path: PathBuf,
-}
-
-/// The programs that cargo's messages name.
-fn executables(messages: &[u8]) -> Result<Vec<Executable>> {
-    let mut executables = Vec::new();
-    for message in messages.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-        let message: Value = serde_json::from_slice(message)?;
-        let text = |pointer| message.pointer(pointer).and_then(Value::as_str);
-        let parts = (text("/executable"), text("/manifest_path"), text("/target/name"));
-        let (Some(path), Some(manifest), Some(name)) = parts else { continue };
-        // A package's folder has its name.
-        let package = Path::new(manifest).parent().and_then(Path::file_name);
-        let package = package.with_context(|| manifest.to_owned())?.to_string_lossy().into_owned();
-        executables.push(Executable { package, name: name.to_owned(), path: path.into() });
-    }
-    Ok(executables)
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
@@ -304,16 +280,5 @@ mod tests {
                 table.lines().any(|l| l.trim_start().starts_with(first) && l.contains(second));
             assert!(found || table.contains(line), "{line}: {table}");
         }
-    }
-
-    #[test]
-    fn the_programs_are_found_among_cargos_messages() {
-        let messages = br#"{"reason":"compiler-artifact","manifest_path":"/a/b/Cargo.toml","target":{"name":"library"},"executable":null}
-{"reason":"compiler-artifact","manifest_path":"/a/b/Cargo.toml","target":{"name":"test"},"executable":"/c/test"}
-{"reason":"build-finished","success":true}
-"#;
-        let (package, name, path) = ("b".to_owned(), "test".to_owned(), PathBuf::from("/c/test"));
-        assert_eq!(executables(messages).unwrap(), [Executable { package, name, path }]);
-        assert!(executables(b"{").is_err());
     }
 }

@@ -5,9 +5,11 @@
 mod ci;
 mod cuda_toolkit;
 mod e2e;
+mod executables;
 mod fixtures;
 mod gpu_check;
 mod invariants;
+mod kernel_sets;
 mod parity;
 mod random_checkpoint;
 mod rerank_parity;
@@ -32,6 +34,8 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
+    /// Run the tests of kernels, model and facade with each kernel set that this CPU can run
+    KernelSets,
     /// Check everything that has to hold besides the tests
     Ci,
 }
@@ -44,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Task::CudaToolkit(args) => cuda_toolkit::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
         Task::E2e(args) => e2e::run(&args),
+        Task::KernelSets => kernel_sets::test(),
         Task::Ci => ci::run(),
     }
 }

@@ -160,7 +160,12 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
     let embedder = Embedder::builder(dir).device(device).build()?;
     let tokens = golden.inputs(&embedder).with_context(|| name.clone())?;
     drop(embedder);
-    let options = LoadOptions { device, hidden_states: true, ..LoadOptions::default() };
+    let options = LoadOptions {
+        device,
+        precision: Precision::F32,
+        hidden_states: true,
+        ..LoadOptions::default()
+    };
     let model = Model::load_with(dir, &options)?;
     let ours = vectors(&model, &tokens)?;
 
@@ -329,7 +334,7 @@ fn largest_change(model: &Model, tokens: &[Vec<u32>], batch: &Embeddings) -> Res
 
 /// The cosines that the model card of a checkpoint of this size gives.
 fn published(dir: &Path, device: Device) -> Result<()> {
-    let embedder = Embedder::builder(dir).device(device).build()?;
+    let embedder = Embedder::builder(dir).precision(Precision::F32).device(device).build()?;
     let hidden_size = embedder.config().hidden_size;
     let cards = root().join("fixtures/published.json");
     let cards: Vec<Published> = serde_json::from_slice(&fs::read(cards)?)?;

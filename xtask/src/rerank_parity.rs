@@ -2,7 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use qwen3_embed::{Device, RankOptions, Reranker};
+use qwen3_embed::{Device, Precision, RankOptions, Reranker};
 use serde::Deserialize;
 
 use crate::parity;
@@ -58,7 +58,7 @@ pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f6
     let json = fs::read(golden).with_context(|| golden.display().to_string())?;
     let golden: Golden =
         serde_json::from_slice(&json).with_context(|| golden.display().to_string())?;
-    let reranker = Reranker::builder(model).device(device).build()?;
+    let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;
     let mut worst = [0f64; 2];
     for case in &golden.cases {
         let instruction = case.instruction.as_deref();
@@ -78,7 +78,7 @@ pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f6
 
 /// Compares Qwen3-Reranker-0.6B with published scores.
 pub(crate) fn published(model: &Path, device: Device) -> Result<()> {
-    let reranker = Reranker::builder(model).device(device).build()?;
+    let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;
     for (document, expected, tolerance) in PUBLISHED {
         let pair = [(PUBLISHED_QUERY, document)];
         let score = f64::from(reranker.scores_with(PUBLISHED_INSTRUCTION, &pair)?[0]);

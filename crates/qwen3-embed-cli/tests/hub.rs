@@ -258,6 +258,8 @@ fn info_shows_what_a_model_is() {
     assert!(memory["bf16"]["weights"].as_u64() > memory["int8"]["weights"].as_u64());
     let [text, _] = succeeded(&run(&["info", fixture], &environment));
     assert!(text.starts_with("architecture  qwen3\n"), "{text}");
-    assert!(text.ends_with(&format!("\nauto is {auto} on this processor\n")), "{text}");
+    assert_eq!(json["default"], "bf16");
+    let last = format!("\nthe default is bf16; auto is {auto} on this CPU\n");
+    assert!(text.ends_with(&last), "{text}");
     assert!(text.contains("\ndimensions    1 to 64\n") && text.contains("\nint8"), "{text}");
 }

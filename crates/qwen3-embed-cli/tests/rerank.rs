@@ -72,7 +72,8 @@ fn options_reach_the_reranker() {
     let card = "Given a web search query, retrieve relevant passages that answer the query.";
     let (cases, input) = golden(query[1], Some(card));
     assert_eq!(cases.len(), 3);
-    let with = |arguments: &[&str]| lines(&run(&[&query, arguments].concat(), &input));
+    let exact = ["--precision", "f32"];
+    let with = |arguments: &[&str]| lines(&run(&[&query, &exact, arguments].concat(), &input));
     let all = with(&["--instruct", card]);
     for &(index, score) in &all {
         assert!((score - cases[index]["score"].as_f64().unwrap()).abs() <= 1e-5);
@@ -82,7 +83,9 @@ fn options_reach_the_reranker() {
     assert_eq!(with(&["--instruct", card, "--top-n", "0"]), []);
     assert_eq!(with(&["--instruct", card, "--threads", "1", "--batch-tokens", "1"]), all);
     assert_ne!(with(&["--instruct", card, "--max-tokens", "165"]), all);
-    assert_eq!(with(&["--precision", "bf16"]).len(), 3);
+    let by_default = lines(&run(&[&query[..], &["--instruct", card]].concat(), &input));
+    let bf16 = ["--precision", "bf16", "--instruct", card];
+    assert_eq!(by_default, lines(&run(&[&query[..], &bf16].concat(), &input)));
     assert_eq!(lines(&run(&query, "\n\n")), []);
 }
 

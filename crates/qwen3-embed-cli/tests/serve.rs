@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use qwen3_embed::Kernels;
 use serde_json::{Value, json};
 
 fn fixture(name: &str) -> String {
@@ -146,6 +147,7 @@ fn the_command_line_of_sglang_serves_the_model() {
     let name = "Qwen/Qwen3-Embedding-4B, 256 dimensions, f32 on ";
     let rest = ", 2 threads, texts of at most 1000 tokens";
     assert!(ready.starts_with(name) && ready.ends_with(rest), "{ready}");
+    assert!(ready.contains(&format!(" on {} kernels, ", Kernels::current().name)), "{ready}");
 }
 
 #[test]

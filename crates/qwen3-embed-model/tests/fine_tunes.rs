@@ -233,7 +233,8 @@ fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
     let model = Model::load(&dir, Device::Cpu, Precision::F32).unwrap();
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::Mean, 24));
     assert_eq!(model.forward(&[[1, 2]]).unwrap().len(), 24);
-    let options = LoadOptions { hidden_states: true, ..LoadOptions::default() };
+    let options =
+        LoadOptions { precision: Precision::F32, hidden_states: true, ..LoadOptions::default() };
     let model = Model::load_with(&dir, &options).unwrap();
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::LastToken, 32));
 }
@@ -243,7 +244,8 @@ fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
 fn a_bidirectional_model_without_modules_gives_the_mean_of_its_tokens() {
     let copy = copy("models/bidirectional");
     let load = |hidden_states| {
-        let options = LoadOptions { hidden_states, ..LoadOptions::default() };
+        let options =
+            LoadOptions { precision: Precision::F32, hidden_states, ..LoadOptions::default() };
         Model::load_with(copy.path(), &options).unwrap()
     };
     let (plain, last) = (load(false), load(true));

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed::{
-    DEFAULT_INSTRUCTION, Embedder, EmbedderBuilder, Embeddings, Error, ModelError, Overflow,
-    Precision, Source, SpecialTokens, Summary, instruct, normalize,
+    Arithmetic, DEFAULT_INSTRUCTION, Embedder, EmbedderBuilder, Embeddings, Error, ModelError,
+    Overflow, Precision, Source, SpecialTokens, Summary, instruct, normalize,
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -58,7 +58,8 @@ fn texts_give_the_vectors_of_transformers() {
         let texts = golden["texts"].as_array().unwrap();
         let texts: Vec<&str> = texts.iter().map_while(Value::as_str).collect();
         assert!(texts.len() >= 9 && texts.contains(&""));
-        let embeddings = embedder(name).embed_documents(&texts).unwrap();
+        let exact = builder(name).precision(Precision::F32).build().unwrap();
+        let embeddings = exact.embed_documents(&texts).unwrap();
         assert_unit_length(&embeddings);
         for (row, expected) in embeddings.iter().zip(golden["embeddings"].as_array().unwrap()) {
             let mut expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
@@ -105,8 +106,8 @@ fn vectors_are_as_the_model_gives_them_without_normalisation() {
         serde_json::from_slice(&fs::read(fixture("base").join("golden.json")).unwrap()).unwrap();
     let texts = golden["texts"].as_array().unwrap();
     let texts: Vec<&str> = texts.iter().map_while(Value::as_str).collect();
-    let raw = builder("base").normalize(false).dimensions(7).build().unwrap();
-    let raw = raw.embed_documents(&texts).unwrap();
+    let exact = builder("base").precision(Precision::F32).dimensions(7);
+    let raw = exact.clone().normalize(false).build().unwrap().embed_documents(&texts).unwrap();
     for (row, expected) in raw.iter().zip(golden["embeddings"].as_array().unwrap()) {
         let expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
         let norm = expected.iter().map(|v| v * v).sum::<f32>().sqrt();
@@ -114,7 +115,7 @@ fn vectors_are_as_the_model_gives_them_without_normalisation() {
             assert!((got - expected).abs() <= 1e-5 * norm, "{got} for {expected}");
         }
     }
-    let unit = builder("base").dimensions(7).build().unwrap().embed_documents(&texts).unwrap();
+    let unit = exact.build().unwrap().embed_documents(&texts).unwrap();
     assert_eq!(raw.truncate(7).unwrap(), unit);
 }
 
@@ -327,12 +328,41 @@ fn special_tokens_of_a_text_are_parsed_or_not() {
 }
 
 #[test]
-fn bf16_weights_are_those_of_the_checkpoint() {
-    let exact = embedder("wide").embed_documents(&TEXTS).unwrap();
+fn bf16_weights_are_exact_unless_products_are_bf16_too() {
+    let exact = builder("wide").precision(Precision::F32).build().unwrap();
+    let exact = exact.embed_documents(&TEXTS).unwrap();
     let bf16 = builder("wide").precision(Precision::Bf16).build().unwrap();
-    let similarity = bf16.embed_documents(&TEXTS).unwrap().similarity(&exact).unwrap();
+    let vectors = bf16.embed_documents(&TEXTS).unwrap();
+    if bf16.arithmetic() == Arithmetic::F32 {
+        assert_eq!(vectors, exact);
+        return;
+    }
+    // Activations are rounded to 8 bits of mantissa for every product.
+    assert_eq!(bf16.arithmetic(), Arithmetic::Bf16);
+    assert_ne!(vectors, exact);
+    let similarity = vectors.similarity(&exact).unwrap();
     for i in 0..TEXTS.len() {
-        assert!(similarity.get(i, i) > 0.999_999);
+        assert!(similarity.get(i, i) >= 0.9995, "{}", similarity.get(i, i));
+    }
+}
+
+#[test]
+fn default_precision_is_the_one_that_the_checkpoint_is_stored_in() {
+    for (name, stored) in [
+        ("base", Precision::Bf16),
+        ("sharded", Precision::Bf16),
+        ("causal-lm-tied", Precision::F32),
+        ("causal-lm-untied", Precision::Bf16),
+        ("gguf-q8-0/model.gguf", Precision::Int8),
+        ("gguf-k-quants/model.gguf", Precision::Int8),
+        ("gguf-float/model.gguf", Precision::Bf16),
+    ] {
+        assert_eq!(embedder(name).precision(), stored, "{name}");
+        let info = Source::from(fixture(name)).info().unwrap();
+        assert_eq!(info.summary.stored_precision, stored, "{name}");
+        let by_default = embedder(name).embed_documents(&TEXTS).unwrap();
+        let chosen = builder(name).precision(stored).build().unwrap();
+        assert_eq!(by_default, chosen.embed_documents(&TEXTS).unwrap(), "{name}");
     }
 }
 
@@ -384,7 +414,8 @@ const GGUF_FIXTURES: [&str; 3] = ["gguf-k-quants", "gguf-q8-0", "gguf-float"];
 
 /// An embedder from one file, with nothing beside it but its golden vectors.
 fn gguf(name: &str) -> Embedder {
-    Embedder::builder(fixture(name).join("model.gguf")).build().unwrap()
+    let file = fixture(name).join("model.gguf");
+    Embedder::builder(file).precision(Precision::F32).build().unwrap()
 }
 
 #[test]

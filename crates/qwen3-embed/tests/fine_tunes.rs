@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed::{Embedder, Embeddings, Error, Overflow};
+use qwen3_embed::{Embedder, Embeddings, Error, Overflow, Precision};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -63,7 +63,7 @@ fn repositories_give_the_vectors_of_sentence_transformers_behind_every_prompt() 
         let folder = fixture("sentence-transformers").join(name);
         let golden = golden(&folder);
         let (texts, vectors) = (texts(&golden), &golden["vectors"]);
-        let embedder = Embedder::builder(folder).build().unwrap();
+        let embedder = Embedder::builder(folder).precision(Precision::F32).build().unwrap();
         let queries = embedder.embed_queries(&texts).unwrap();
         assert_vectors(&queries, &vectors["query"], &format!("{name}, queries"));
         let documents = embedder.embed_documents(&texts).unwrap();
@@ -190,10 +190,10 @@ fn an_adapter_is_loaded_with_its_base_or_given_to_it() {
     let folder = fixture("adapters/lora");
     let golden = golden(&folder);
     let texts = texts(&golden);
-    let alone = Embedder::builder(folder.as_path()).build().unwrap();
-    let given =
-        Embedder::builder(fixture("models/base")).adapter(folder.as_path()).build().unwrap();
-    for embedder in [alone, given] {
+    let alone = Embedder::builder(folder.as_path());
+    let given = Embedder::builder(fixture("models/base")).adapter(folder.as_path());
+    for builder in [alone, given] {
+        let embedder = builder.precision(Precision::F32).build().unwrap();
         let ours = embedder.embed_documents(&texts).unwrap();
         assert_vectors(&ours, &golden["embeddings"], "adapter");
     }

@@ -53,7 +53,7 @@ fn scores(reranker: &Reranker, documents: &[&str]) -> Vec<f32> {
 #[test]
 fn pairs_give_the_scores_of_transformers() {
     for name in RERANKERS {
-        let reranker = reranker(name);
+        let reranker = builder(name).precision(Precision::F32).build().unwrap();
         let golden = fs::read(folder(name).join("golden.json")).unwrap();
         let golden: Value = serde_json::from_slice(&golden).unwrap();
         for case in golden["cases"].as_array().unwrap() {

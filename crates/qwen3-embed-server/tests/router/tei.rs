@@ -358,7 +358,7 @@ async fn info_says_what_is_served() {
     let golden = json!({
         "model_id": "wide",
         "model_sha": null,
-        "model_dtype": "float32",
+        "model_dtype": "bfloat16",
         "model_type": { "embedding": { "pooling": "last_token" } },
         "max_concurrent_requests": 512,
         "max_input_length": 8192,
