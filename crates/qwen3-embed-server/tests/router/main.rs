@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod coding;
 mod common;
 mod cors;
 mod documents;
