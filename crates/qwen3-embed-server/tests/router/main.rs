@@ -5,6 +5,7 @@
 mod access;
 mod coding;
 mod common;
+mod compatibility;
 mod cors;
 mod documents;
 mod embeddings;
