@@ -4,6 +4,7 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::coding::Coding;
@@ -14,6 +15,9 @@ use crate::{AppState, ServerOptions};
 /// From this size on, in bytes, a body is not parsed on a thread that serves connections: it would keep the
 /// others waiting.
 const LARGE: usize = 32 * 1024;
+
+/// Bodies that are decompressed at once: each may become as large as the payload limit, however small it was.
+static DECOMPRESSING: Semaphore = Semaphore::const_new(4);
 
 /// A request's body, read from JSON. Fields that are not known are ignored.
 #[derive(Debug)]
@@ -33,8 +37,13 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
         if bytes.len() < LARGE && coding == Coding::Identity {
             return parse(&bytes).map(Self);
         }
+        let slot = match coding {
+            Coding::Identity => None,
+            // It is never closed.
+            _ => DECOMPRESSING.acquire().await.ok(),
+        };
         let parsed = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _guards = (permit, slot);
             parse(&coding.decode(bytes, limit)?)
         });
         parsed.await.map_err(|error| ApiError::internal(error.to_string()))?.map(Self)

@@ -41,7 +41,7 @@ impl Coding {
             Self::Zstd => "zstd",
         };
         let mut decoded = Vec::new();
-        let read = self.read(&body, (limit as u64).saturating_add(1), &mut decoded);
+        let read = self.read(&body, limit, &mut decoded);
         if decoded.len() > limit {
             return Err(ApiError::too_large("the decoded body", limit));
         }
@@ -54,13 +54,18 @@ impl Coding {
         Ok(decoded.into())
     }
 
-    /// Decodes at most `n` bytes.
-    fn read(self, body: &[u8], n: u64, decoded: &mut Vec<u8>) -> io::Result<usize> {
+    /// Decodes at most one byte more than `limit`.
+    fn read(self, body: &[u8], limit: usize, decoded: &mut Vec<u8>) -> io::Result<usize> {
+        let n = (limit as u64).saturating_add(1);
         match self {
             Self::Identity => body.take(n).read_to_end(decoded),
             Self::Gzip => MultiGzDecoder::new(body).take(n).read_to_end(decoded),
             Self::Zstd => {
-                zstd::stream::read::Decoder::with_buffer(body)?.take(n).read_to_end(decoded)
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(body)?;
+                // The decoder allocates the window that a frame names. RFC 9659 allows 8 MiB.
+                let window_log = (usize::BITS - limit.leading_zeros()).clamp(23, 27);
+                decoder.window_log_max(window_log)?;
+                decoder.take(n).read_to_end(decoded)
             }
         }
     }

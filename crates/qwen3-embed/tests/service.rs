@@ -125,10 +125,13 @@ fn errors_are_those_of_the_embedder_and_name_the_text() {
     for (overflow, max_tokens) in
         [(Overflow::TruncateRight, 4), (Overflow::TruncateLeft, 1), (Overflow::TruncateRight, 8)]
     {
-        let max_tokens = Some(max_tokens);
-        let cut = EmbedOptions { overflow: Some(overflow), max_tokens, ..plain.clone() };
+        let cut = EmbedOptions {
+            overflow: Some(overflow),
+            max_tokens: Some(max_tokens),
+            ..plain.clone()
+        };
         let embedded = block_on(service.embed(strings(&[long, long]), cut)).unwrap();
-        assert_eq!(embedded.n_tokens, [max_tokens.unwrap(); 2]);
+        assert_eq!(embedded.n_tokens, [max_tokens; 2]);
     }
     let error = embed(strings(&[long]), EmbedOptions { max_tokens: Some(3), ..plain.clone() });
     assert!(matches!(error, Error::TextTooLong { text: 0, max_tokens: 3, .. }), "{error:?}");

@@ -136,6 +136,12 @@ async fn broken_compressed_bodies_are_refused() {
         }
         assert_eq!(send(ready().await, PATH, coding, Vec::new()).await.status, 400);
     }
+    // Its decoder would need a window of 128 MiB.
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.window_log(27).unwrap();
+    encoder.write_all(&body).unwrap();
+    let reply = send(ready().await, PATH, "zstd", encoder.finish().unwrap()).await;
+    assert!(reply.status == 400 && reply.text().contains("memory"), "{}", reply.text());
     // What was compressed is JSON, or is refused as ever.
     let reply = send(ready().await, PATH, "gzip", gzip(b"{\"input\":[\"a\",\"\"]}")).await;
     assert_eq!((reply.status, reply.json()), (400, invalid("input[1]", "input[1] is empty")));
