@@ -22,7 +22,7 @@ const LAYERS: [(&str, &[&str]); 7] = [
 ];
 
 /// Dependencies and the only crates that may have them.
-const OWNERS: [(&str, &[&str]); 9] = [
+const OWNERS: [(&str, &[&str]); 11] = [
     ("candle-core", &["qwen3-embed-kernels", "qwen3-embed-model"]),
     ("tokenizers", &["qwen3-embed-text"]),
     ("memmap2", &["qwen3-embed-model"]),
@@ -31,6 +31,8 @@ const OWNERS: [(&str, &[&str]); 9] = [
     ("ureq", &["qwen3-embed"]),
     ("axum", &["qwen3-embed-server"]),
     ("hyper", &["qwen3-embed-server"]),
+    ("flate2", &["qwen3-embed-server"]),
+    ("zstd", &["qwen3-embed-server"]),
     ("tokio", &["qwen3-embed-server", "qwen3-embed-cli"]),
 ];
 

@@ -1,11 +1,11 @@
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Write as _};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use qwen3_embed::{Embedder, Embeddings, Error, Overflow, SpecialTokens, instruct};
 use serde::{Deserialize, Serialize};
 
-use crate::jsonl::{Format, line_name, parse_line, write_line};
+use crate::jsonl::{Format, InputArgs, line_name, parse_line, write_line};
 use crate::model::ModelArgs;
 
 /// Embed texts: one JSON object in on each line of standard input, one out
@@ -20,6 +20,8 @@ pub(crate) struct Args {
     /// Format of standard input and output
     #[arg(long, value_enum, default_value = "jsonl")]
     format: Format,
+    #[command(flatten)]
+    input: InputArgs,
     /// Dimensions of the vectors [default: those of the model]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
@@ -85,7 +87,7 @@ const READ_BYTES: usize = 1 << 20;
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Format::Jsonl = args.format;
     let embedder = args.build()?;
-    let mut input = Lines::new(io::stdin().lock());
+    let mut input = Lines::new(io::stdin().lock(), args.input);
     let mut output = BufWriter::new(io::stdout().lock());
     let mut first = 0;
     loop {
@@ -195,14 +197,16 @@ enum Text {
 /// Standard input, read in batches of the lines that are there.
 struct Lines<R> {
     reader: BufReader<R>,
+    args: InputArgs,
     line_number: usize,
     /// What was wrong with the line behind the last batch.
     failure: Option<anyhow::Error>,
 }
 
 impl<R: Read> Lines<R> {
-    fn new(reader: R) -> Self {
-        Self { reader: BufReader::with_capacity(READ_BYTES, reader), line_number: 0, failure: None }
+    fn new(reader: R, args: InputArgs) -> Self {
+        let reader = BufReader::with_capacity(READ_BYTES, reader);
+        Self { reader, args, line_number: 0, failure: None }
     }
 
     /// Waits for a line and takes the whole ones that came with it; nothing at the end of the input.
@@ -223,10 +227,10 @@ impl<R: Read> Lines<R> {
         let mut line = String::new();
         while batch.is_empty() || (batch.len() < MAX_LINES && self.reader.buffer().contains(&b'\n'))
         {
-            line.clear();
             self.line_number += 1;
             let context = || line_name(self.line_number);
-            if self.reader.read_line(&mut line).with_context(context)? == 0 {
+            self.args.read_line(&mut self.reader, &mut line).with_context(context)?;
+            if line.is_empty() {
                 break;
             }
             if !line.trim().is_empty() {

@@ -1,6 +1,6 @@
 //! One JSON object on each line.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 
 use anyhow::{Result, anyhow, ensure};
 use clap::ValueEnum;
@@ -12,6 +12,56 @@ use serde::de::DeserializeOwned;
 pub(crate) enum Format {
     /// One JSON object on each line
     Jsonl,
+}
+
+/// How standard input is read.
+#[derive(Clone, Copy, clap::Args)]
+pub(crate) struct InputArgs {
+    /// Put U+FFFD in the place of what is no character instead of failing: half of a surrogate pair, such as
+    /// \ud83d, and bytes that are not UTF-8
+    #[arg(long)]
+    replace_invalid: bool,
+}
+
+impl InputArgs {
+    /// Reads a line, with its end, into `line`. It is empty at the end of the input.
+    pub(crate) fn read_line(self, input: &mut impl BufRead, line: &mut String) -> io::Result<()> {
+        line.clear();
+        if !self.replace_invalid {
+            return input.read_line(line).map(drop);
+        }
+        let mut bytes = Vec::new();
+        input.read_until(b'\n', &mut bytes)?;
+        replace_lone_surrogates(&mut bytes);
+        line.push_str(&String::from_utf8_lossy(&bytes));
+        Ok(())
+    }
+}
+
+/// Makes `\ufffd` of each escape in a JSON text that is half of a surrogate pair.
+fn replace_lone_surrogates(json: &mut [u8]) {
+    let mut at = 0;
+    while at < json.len() {
+        let escaped = escaped_unit(&json[at..]);
+        let next = json.get(at + 6..).and_then(escaped_unit);
+        at += match (escaped, next) {
+            (Some(0xd800..0xdc00), Some(0xdc00..0xe000)) => 12,
+            (Some(0xd800..0xe000), _) => {
+                json[at..at + 6].copy_from_slice(br"\ufffd");
+                6
+            }
+            // What is behind a backslash is not the beginning of another escape.
+            _ if json[at] == b'\\' => 2,
+            _ => 1,
+        };
+    }
+}
+
+/// The UTF-16 unit of the `\u` escape that `json` begins with.
+fn escaped_unit(json: &[u8]) -> Option<u16> {
+    let digits = json.strip_prefix(br"\u")?.get(..4)?;
+    let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
+    u16::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
 }
 
 /// Reads the object on a line.
@@ -34,4 +84,31 @@ pub(crate) fn line_name(line_number: usize) -> String {
 pub(crate) fn write_line(output: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *output, line)?;
     output.write_all(b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lone_surrogates_are_replaced_and_nothing_else() {
+        for (json, expected) in [
+            (r#""cut \ud83d""#, "cut \u{fffd}"),
+            (r#""\ud83d\ud83d\ude00""#, "\u{fffd}\u{1f600}"),
+            (r#""\uDE00\uD83D\u0041""#, "\u{fffd}\u{fffd}A"),
+            (r#""\ud83d\n\uD83d\ude00""#, "\u{fffd}\n\u{1f600}"),
+            (r#""\\ud83d \\\ud83d""#, "\\ud83d \\\u{fffd}"),
+            (r#""\u00e9\ud7ff\ue000""#, "\u{e9}\u{d7ff}\u{e000}"),
+        ] {
+            let mut bytes = json.as_bytes().to_vec();
+            replace_lone_surrogates(&mut bytes);
+            assert_eq!(serde_json::from_slice::<String>(&bytes).unwrap(), expected, "{json}");
+        }
+        // What is no JSON stays as it is.
+        for json in ["", "\\", r"\u", r"\ud8", r"\ud83", r"\u+83d", r"\ud83g", "\\u\u{e9}\u{e9}"] {
+            let mut bytes = json.as_bytes().to_vec();
+            replace_lone_surrogates(&mut bytes);
+            assert_eq!(bytes, json.as_bytes());
+        }
+    }
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use qwen3_embed::{Error, RankOptions, Reranker};
 use serde::{Deserialize, Serialize};
 
-use crate::jsonl::{Format, line_name, parse_line, write_line};
+use crate::jsonl::{Format, InputArgs, line_name, parse_line, write_line};
 use crate::model::ModelArgs;
 
 /// Rank documents by how well they answer a query: one JSON object in on each line of standard input
@@ -31,6 +31,8 @@ pub(crate) struct Args {
     /// Format of standard input and output
     #[arg(long, value_enum, default_value = "jsonl")]
     format: Format,
+    #[command(flatten)]
+    input: InputArgs,
     /// The longest prompt, in tokens: a longer document is cut [default: the model's limit, at most 8192]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
@@ -65,7 +67,7 @@ struct Documents {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Format::Jsonl = args.format;
     let reranker = args.build()?;
-    let documents = Documents::read(io::stdin().lock())?;
+    let documents = Documents::read(io::stdin().lock(), args.input)?;
     let instruction = args.instruct.as_deref();
     let options = RankOptions { instruction, top_n: args.top_n, max_tokens: None };
     let ranked = reranker.rank(&args.query, &documents.texts, options);
@@ -96,15 +98,19 @@ impl Args {
 
 impl Documents {
     /// Reads all lines that are not empty.
-    fn read(input: impl BufRead) -> Result<Self> {
+    fn read(mut input: impl BufRead, args: InputArgs) -> Result<Self> {
         let mut documents = Self { texts: Vec::new(), line_numbers: Vec::new() };
-        for (idx, line) in input.lines().enumerate() {
-            let context = || line_name(idx + 1);
-            let line = line.with_context(context)?;
+        let mut line = String::new();
+        for line_number in 1.. {
+            let context = || line_name(line_number);
+            args.read_line(&mut input, &mut line).with_context(context)?;
+            if line.is_empty() {
+                break;
+            }
             if !line.trim().is_empty() {
                 let Input { text } = parse_line(&line).with_context(context)?;
                 documents.texts.push(text);
-                documents.line_numbers.push(idx + 1);
+                documents.line_numbers.push(line_number);
             }
         }
         Ok(documents)

@@ -90,7 +90,7 @@ pub(crate) struct Args {
     /// Instruction of texts whose request names none; otherwise they are embedded as documents
     #[arg(long, value_name = "TEXT", env = "QWEN3_EMBED_DEFAULT_INSTRUCT")]
     default_instruct: Option<String>,
-    /// The largest body of a request, in bytes
+    /// The largest body of a request, in bytes, after it is decompressed
     #[arg(long, value_name = "BYTES", value_parser = count(), default_value_t = ServerOptions::default().payload_limit, env = "QWEN3_EMBED_PAYLOAD_LIMIT")]
     payload_limit: usize,
     /// Origins, divided by commas, whose pages may read the answers; * is any

@@ -15,10 +15,10 @@ fn command(arguments: &[&str]) -> Command {
     command
 }
 
-fn run(arguments: &[&str], input: &str) -> Output {
+fn run(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut child = command(arguments).spawn().unwrap();
     // The child may have refused its arguments before it read anything.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
@@ -125,7 +125,12 @@ fn an_error_counts_texts_over_the_whole_input() {
 
 #[test]
 fn the_lines_before_a_bad_one_are_written() {
-    let bad = ["nonsense", "{\"tokens\": [9999]}", "{\"text\": \"a b c d e f g\"}"];
+    let bad = [
+        "nonsense",
+        "{\"tokens\": [9999]}",
+        "{\"text\": \"a b c d e f g\"}",
+        "{\"text\": \"b \\ud83d\"}",
+    ];
     for bad in bad {
         let good = "{\"text\": \"a\"}\n\n";
         let input = [good, good, bad, "\n", good, "{\"tokens\": []}\n"].concat();
@@ -133,6 +138,31 @@ fn the_lines_before_a_bad_one_are_written() {
         let errors = String::from_utf8(output.stderr).unwrap();
         assert!(errors.starts_with("error: line 5 of standard input: "), "{errors}");
         assert_eq!(output.stdout.iter().filter(|&&byte| byte == b'\n').count(), 2, "{bad}");
+    }
+}
+
+#[test]
+fn what_is_no_character_fails_unless_it_is_replaced() {
+    let replaced = lines(&run(&[], "{\"text\": \"b \u{fffd}\"}\n")).remove(0);
+    for (bad, message) in [
+        (
+            &b"{\"text\": \"b \\ud83d\"}\n"[..],
+            "line 2 of standard input: unexpected end of hex escape at column 19",
+        ),
+        (
+            b"{\"text\": \"b \xff\"}\n",
+            "line 2 of standard input: stream did not contain valid UTF-8",
+        ),
+    ] {
+        let input = [b"{\"text\": \"a\"}\n", bad, b"{\"text\": \"c\"}\n"].concat();
+        let output = run(&[], &input);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(errors.contains(message), "{errors}");
+        assert_eq!(output.stdout.iter().filter(|&&byte| byte == b'\n').count(), 1);
+        let lines = lines(&run(&["--replace-invalid"], &input));
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[1]["embedding"], replaced["embedding"]);
     }
 }
 

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/rerankers/untied");
 
-fn run(arguments: &[&str], input: &str) -> Output {
+fn run(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
     command.args(["rerank", "--model", MODEL]).args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // The child may have refused its arguments before it read anything.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
@@ -87,6 +87,19 @@ fn options_reach_the_reranker() {
     let bf16 = ["--precision", "bf16", "--instruct", card];
     assert_eq!(by_default, lines(&run(&[&query[..], &bf16].concat(), &input)));
     assert_eq!(lines(&run(&query, "\n\n")), []);
+}
+
+#[test]
+fn what_is_no_character_fails_unless_it_is_replaced() {
+    let query = ["--query", "a"];
+    let replaced = lines(&run(&query, "{\"text\": \"b \u{fffd}\"}\n"));
+    for bad in [&b"{\"text\": \"b \\ud83d\"}\n"[..], b"{\"text\": \"b \xff\"}\n"] {
+        let output = run(&query, bad);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(errors.starts_with("error: line 1 of standard input: "), "{errors}");
+        assert_eq!(lines(&run(&["--query", "a", "--replace-invalid"], bad)), replaced);
+    }
 }
 
 #[test]

@@ -4,8 +4,10 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::coding::Coding;
 use crate::error::ApiError;
 use crate::middleware::Permit;
 use crate::{AppState, ServerOptions};
@@ -14,6 +16,9 @@ use crate::{AppState, ServerOptions};
 /// others waiting.
 const LARGE: usize = 32 * 1024;
 
+/// Bodies that are decompressed at once: each may become as large as the payload limit, however small it was.
+static DECOMPRESSING: Semaphore = Semaphore::const_new(4);
+
 /// A request's body, read from JSON. Fields that are not known are ignored.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
@@ -21,17 +26,25 @@ pub(crate) struct Json<T>(pub(crate) T);
 impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let coding = Coding::of(request.headers())?;
+        let limit = state.options().payload_limit;
         let permit = request.extensions().get::<Permit>().cloned();
         // It is here already, see `arrived`.
         let bytes = to_bytes(request.into_body(), usize::MAX).await;
         let bytes = bytes.map_err(|error| ApiError::internal(error.to_string()))?;
-        if bytes.len() < LARGE {
+        // A compressed body may be large, whatever its length.
+        if bytes.len() < LARGE && coding == Coding::Identity {
             return parse(&bytes).map(Self);
         }
+        let slot = match coding {
+            Coding::Identity => None,
+            // It is never closed.
+            _ => DECOMPRESSING.acquire().await.ok(),
+        };
         let parsed = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            parse(&bytes)
+            let _guards = (permit, slot);
+            parse(&coding.decode(bytes, limit)?)
         });
         parsed.await.map_err(|error| ApiError::internal(error.to_string()))?.map(Self)
     }
@@ -40,8 +53,9 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
 /// The request when the whole of its body is here.
 pub(crate) async fn arrived(request: Request, limits: &ServerOptions) -> Result<Request, ApiError> {
     check_content_type(request.headers())?;
+    Coding::of(request.headers())?;
     if declared_length(request.headers()) > limits.payload_limit as u64 {
-        return Err(ApiError::too_large(limits.payload_limit));
+        return Err(ApiError::too_large("the body", limits.payload_limit));
     }
     let (head, body) = request.into_parts();
     let body = Limited::new(body, limits.payload_limit).collect();
@@ -49,7 +63,7 @@ pub(crate) async fn arrived(request: Request, limits: &ServerOptions) -> Result<
     match body.map_err(|_| ApiError::too_slow(limits.body_timeout))? {
         Ok(body) => Ok(Request::from_parts(head, Body::from(body.to_bytes()))),
         Err(error) if error.is::<LengthLimitError>() => {
-            Err(ApiError::too_large(limits.payload_limit))
+            Err(ApiError::too_large("the body", limits.payload_limit))
         }
         Err(error) => Err(ApiError::invalid(format!("the body could not be read: {error}"))),
     }
@@ -91,24 +105,46 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        let is_syntax = error.inner().classify() != Category::Data;
-        match (is_syntax, path.as_str()) {
-            (true, _) => ApiError::invalid(format!("the body is not JSON: {}", error.inner())),
-            (false, ".") => {
-                let message = error.inner().to_string();
-                let field = named(&message).map(str::to_owned);
-                let error = ApiError::invalid(message);
-                match field {
-                    Some(field) => error.about(field),
-                    None => error,
-                }
-            }
-            (false, _) => ApiError::invalid(format!("{path}: {}", error.inner())).about(path),
-        }
+        // What is wrong with a field's name is at `?`, in the object around it.
+        refusal(path.trim_end_matches(['?', '.']), error.inner())
     })?;
     let rest = deserializer.end();
     rest.map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
     Ok(value)
+}
+
+/// What is said of a body with this error at this place.
+fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
+    let is_syntax = error.classify() != Category::Data;
+    match (is_syntax, path) {
+        (true, "") => ApiError::invalid(format!("the body is not JSON: {error}")),
+        (true, _) => {
+            let message = format!("{path} is not JSON: {error}{}", surrogate_hint(error));
+            ApiError::invalid(message).about(path)
+        }
+        (false, "") => {
+            let message = error.to_string();
+            let field = named(&message).map(str::to_owned);
+            let error = ApiError::invalid(message);
+            match field {
+                Some(field) => error.about(field),
+                None => error,
+            }
+        }
+        (false, _) => ApiError::invalid(format!("{path}: {error}")).about(path),
+    }
+}
+
+/// What serde_json does not say of half of a surrogate pair, which is how a text ends that was cut within an
+/// emoji.
+fn surrogate_hint(error: &serde_json::Error) -> &'static str {
+    let message = error.to_string();
+    let is_half = ["lone leading surrogate", "unexpected end of hex escape"];
+    if is_half.iter().any(|half| message.starts_with(half)) {
+        r"; half of a surrogate pair, such as `\ud83d`, is no character"
+    } else {
+        ""
+    }
 }
 
 /// The field that a message of serde's is about, where it is missing or there twice.

@@ -140,9 +140,9 @@ impl ApiError {
             .with_code("request_timeout")
     }
 
-    /// 413: the body is too large.
-    pub(crate) fn too_large(limit: usize) -> Self {
-        let message = format!("the body has more than {limit} bytes, which is the limit");
+    /// 413: the body, named as in a sentence, is too large.
+    pub(crate) fn too_large(body: &str, limit: usize) -> Self {
+        let message = format!("{body} has more than {limit} bytes, which is the limit");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
             .with_code("payload_too_large")
     }
@@ -150,6 +150,14 @@ impl ApiError {
     /// 415: the body is not declared as JSON.
     pub(crate) fn not_json(got: &str) -> Self {
         let message = format!("expected `Content-Type: application/json`, got {got}");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+            .with_code("unsupported_media_type")
+    }
+
+    /// 415: the body is compressed in a way that is not known.
+    pub(crate) fn unknown_coding(got: &str) -> Self {
+        let message =
+            format!("expected `Content-Encoding: identity`, `gzip` or `zstd`, got `{got}`");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
             .with_code("unsupported_media_type")
     }

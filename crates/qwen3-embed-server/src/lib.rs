@@ -15,6 +15,8 @@
 //! | `GET /docs` | OpenAPI; the document itself is `/openapi.json` |
 //! | `GET /` | the playground |
 //!
+//! Bodies may be compressed with gzip or zstd.
+//!
 //! Every error has the body that OpenAI's clients expect: `{"error": {"message", "type", "param", "code"}}`.
 //!
 //! ```no_run
@@ -34,6 +36,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod coding;
 mod error;
 mod input;
 mod metrics;

@@ -17,19 +17,16 @@ use crate::routes::{embeddings, models, pages, probes, rerank, tei};
 use crate::{AppState, middleware};
 
 /// Routes that are the same as others.
-const ALIASES: [(&str, &str); 4] = [
-    ("/v2/rerank", "/v1/rerank"),
-    ("/rerank", "/v1/rerank"),
-    ("/score", "/v1/score"),
-    ("/health", "/readyz"),
-];
+const ALIASES: [(&str, &str); 3] =
+    [("/rerank", "/v1/rerank"), ("/score", "/v1/score"), ("/health", "/readyz")];
 
 /// What the document says of the whole.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "qwen3-embed",
-        description = "Text embeddings and rerank scores with Qwen3 models."
+        description = "Text embeddings and rerank scores with Qwen3 models. Bodies may be compressed: \
+                       `Content-Encoding` may be `gzip` or `zstd`."
     ),
     paths(models::one),
     // In the order in which the page shows them.
@@ -86,12 +83,12 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
     let limited = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(embeddings::embeddings))
         .routes(routes!(rerank::rerank))
+        .routes(routes!(rerank::rerank_v2))
         .routes(routes!(rerank::score))
         .routes(routes!(tei::embed))
         .routes(routes!(tei::similarity))
         .routes(routes!(tei::tokenize))
         .routes(routes!(tei::decode))
-        .route("/v2/rerank", post(rerank::rerank))
         .route("/rerank", post(rerank::rerank))
         .route("/score", post(rerank::score))
         .route_layer(from_fn_with_state(state.clone(), middleware::limit));

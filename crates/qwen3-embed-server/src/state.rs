@@ -29,7 +29,7 @@ pub struct ServerOptions {
     /// Texts that one request may have. Should be a few times less than what may wait,
     /// [`ServiceOptions::max_waiting_texts`]. Default: 2048.
     pub max_client_batch_size: usize,
-    /// The largest body, in bytes. Default: 16 MiB.
+    /// The largest body, in bytes, after it is decompressed. Default: 16 MiB.
     pub payload_limit: usize,
     /// How long a body may take to arrive. Default: 60 s.
     pub body_timeout: Duration,

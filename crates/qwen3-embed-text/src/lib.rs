@@ -8,12 +8,13 @@
 //! Queries are embedded behind an instruction, see [`instruct`]; documents are embedded bare.
 //!
 //! A reranker reads a query and a document in a frame, see [`RerankTemplate`], without an end-of-text
-//! token.
+//! token. [`QueryFrame`] recognizes texts whose client has put the frame around them already.
 //!
 //! This crate never sees a tensor.
 #![forbid(unsafe_code)]
 
 mod error;
+mod frame;
 mod rerank;
 mod template;
 mod tokenizer;
@@ -21,6 +22,7 @@ mod truncate;
 mod vocabulary;
 
 pub use error::{Error, Result};
+pub use frame::{QueryFrame, unframe_document};
 pub use rerank::RerankTemplate;
 pub use template::{DEFAULT_INSTRUCTION, instruct};
 pub use tokenizer::{Piece, SpecialTokens, Tokenizer, check_white_space};

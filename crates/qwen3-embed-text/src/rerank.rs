@@ -3,18 +3,8 @@ use std::path::Path;
 use rayon::prelude::*;
 use tokenizers::Encoding;
 
+use crate::frame::{PREFIX, SUFFIX, pair_text};
 use crate::{Error, Result, Tokenizer};
-
-/// What comes before the instruction, its special tokens spelled out.
-const PREFIX: &str = concat!(
-    "<|im_start|>system\n",
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. ",
-    "Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n",
-    "<|im_start|>user\n",
-);
-
-/// What comes behind the document: the model has thought nothing, and its next token is the answer.
-const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
 /// The special tokens of the frame.
 const SPECIAL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"];
@@ -180,14 +170,7 @@ impl Pair<'_> {
 
     /// The pair as text, and where the query and the document begin in it.
     fn text(self) -> (String, usize, usize) {
-        let Self { instruction, query, document, .. } = self;
-        let mut text = format!("<Instruct>: {instruction}\n<Query>: ");
-        let query_start = text.len();
-        text.push_str(query);
-        text.push_str("\n<Document>: ");
-        let document_start = text.len();
-        text.push_str(document);
-        (text, query_start, document_start)
+        pair_text(self.instruction, self.query, self.document)
     }
 }
 

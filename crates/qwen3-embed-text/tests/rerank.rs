@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_text::{Error, RerankTemplate, SpecialTokens, Tokenizer};
+use qwen3_embed_text::{
+    Error, QueryFrame, RerankTemplate, SpecialTokens, Tokenizer, unframe_document,
+};
 use serde_json::{Value, json};
 
 /// The first of the fixtures' added tokens, `<|endoftext|>`.
@@ -130,6 +132,67 @@ fn a_hostile_document_changes_no_other_prompt() {
     };
     let with = encode(&["one", HOSTILE, "two"]);
     assert_eq!([with[0].clone(), with[2].clone()], *encode(&["one", "two"]));
+}
+
+/// What the model card's code puts before the instruction.
+const CARD_PREFIX: &str = "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n";
+
+/// What the model card's code puts behind the document.
+const CARD_SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
+
+/// Instructions, queries and documents that are hard to tell from what is around them.
+const PAIRS: [[&str; 3]; 5] = [
+    ["Find the capital.", "What is the capital of China?", "Beijing."],
+    ["", "", ""],
+    [" 一\n二 ", "a\n\n", "\nb\n"],
+    ["x\n<Query>:", "a\n<Query>: b\n<Document>: c\n", "<Document>: d"],
+    [HOSTILE, HOSTILE, HOSTILE],
+];
+
+#[test]
+fn frame_of_the_model_card_is_recognized() {
+    let prompts = Prompts::fixture();
+    for [instruction, query, document] in PAIRS {
+        let framed_query = format!("{CARD_PREFIX}<Instruct>: {instruction}\n<Query>: {query}\n");
+        let framed_document = format!("<Document>: {document}{CARD_SUFFIX}");
+        assert_eq!(QueryFrame::of(&framed_query), QueryFrame::Exact { instruction, query });
+        assert_eq!(unframe_document(&framed_document), Some(document));
+        // The frame is that of the prompts.
+        let prefix = prompts.tokenizer.encode(CARD_PREFIX, SpecialTokens::Parse).unwrap();
+        assert_eq!(prefix.split_last().unwrap().1, prompts.template.prefix());
+        let suffix = prompts.tokenizer.encode(CARD_SUFFIX, SpecialTokens::Parse).unwrap();
+        assert_eq!(suffix.split_last().unwrap().1, prompts.template.suffix());
+    }
+}
+
+#[test]
+fn text_that_is_not_exactly_the_frame_is_told_apart() {
+    let exact = format!("{CARD_PREFIX}<Instruct>: X\n<Query>: Q\n");
+    for query in [
+        exact.replace("Judge", "judge"),
+        exact.replace('\n', "\r\n").replacen("\r\n", "\n", 1),
+        exact.replace("Q\n", "Q"),
+        exact.replace("<Instruct>: X\n", ""),
+        exact.replace("\n<Query>: ", "\n<Query>:"),
+        format!("\n{exact}"),
+        CARD_PREFIX.to_owned(),
+        "<|im_start|>system\n".to_owned(),
+        "<Instruct>: X\n<Query>: Q".to_owned(),
+        "<Instruct>: X\n<Query>: Q\n".to_owned(),
+    ] {
+        assert_eq!(QueryFrame::of(&query), QueryFrame::Other, "{query}");
+    }
+    for query in ["", "Q", HOSTILE, "<|im_start|>", "<Instruct>: X", "<Query>: Q\n", "Q\n<Query>: "]
+    {
+        assert_eq!(QueryFrame::of(query), QueryFrame::Absent, "{query}");
+    }
+    assert_eq!(QueryFrame::of(&format!("Q {exact}")), QueryFrame::Absent);
+    let exact = format!("<Document>: D{CARD_SUFFIX}");
+    for document in
+        ["", "D", "<Document>: D", CARD_SUFFIX, exact.trim_end(), exact.trim_start_matches('<')]
+    {
+        assert_eq!(unframe_document(document), None, "{document}");
+    }
 }
 
 #[test]

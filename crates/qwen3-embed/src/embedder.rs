@@ -111,7 +111,7 @@ impl Embedder {
     /// the overflow policy truncates, the last token is kept.
     pub fn embed_tokens(&self, texts: &[impl AsRef<[u32]>]) -> Result<Embeddings> {
         let mut tokens: Vec<Vec<u32>> = texts.iter().map(|text| text.as_ref().to_vec()).collect();
-        self.fit(&mut tokens, None)?;
+        self.fit(&mut tokens, self.overflow, None)?;
         self.embed_unchecked(&tokens)
     }
 
@@ -238,7 +238,7 @@ impl Embedder {
         texts: &[impl AsRef<str> + Sync],
     ) -> Result<Vec<Vec<u32>>> {
         let mut tokens = self.engine.install(|| self.encode_behind(prompt, texts))?;
-        self.fit(&mut tokens, None)?;
+        self.fit(&mut tokens, self.overflow, None)?;
         Ok(tokens)
     }
 
@@ -279,9 +279,14 @@ impl Embedder {
         Ok(dimensions)
     }
 
-    /// Applies an overflow policy, or else that of this embedder.
-    pub(crate) fn fit(&self, texts: &mut [Vec<u32>], overflow: Option<Overflow>) -> Result<()> {
-        let (max_tokens, overflow) = (self.engine.max_tokens, overflow.unwrap_or(self.overflow));
+    /// Applies an overflow policy at a limit, or else at that of this embedder.
+    pub(crate) fn fit(
+        &self,
+        texts: &mut [Vec<u32>],
+        overflow: Overflow,
+        max_tokens: Option<usize>,
+    ) -> Result<()> {
+        let max_tokens = max_tokens.unwrap_or(self.engine.max_tokens);
         let keeps_last = self.tokenizer().appends_end_of_text();
         for (text, tokens) in texts.iter_mut().enumerate() {
             let n_tokens = tokens.len();

@@ -101,8 +101,8 @@ pub use qwen3_embed_model::{
     Sharing, SharingCounts, Summary,
 };
 pub use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, Error as TextError, Piece, RerankTemplate, SpecialTokens, Tokenizer,
-    Vocabulary, check_white_space, instruct,
+    DEFAULT_INSTRUCTION, Error as TextError, Piece, QueryFrame, RerankTemplate, SpecialTokens,
+    Tokenizer, Vocabulary, check_white_space, instruct, unframe_document,
 };
 pub use reranker::{RankOptions, RankedDocument, Reranker, RerankerBuilder};
 pub use service::{

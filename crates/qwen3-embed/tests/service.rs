@@ -122,6 +122,23 @@ fn errors_are_those_of_the_embedder_and_name_the_text() {
     let cut = EmbedOptions { overflow: Some(Overflow::TruncateRight), ..plain.clone() };
     let embedded = block_on(service.embed(strings(&["a", long]), cut)).unwrap();
     assert_eq!(embedded.n_tokens[1], 8);
+    for (overflow, max_tokens) in
+        [(Overflow::TruncateRight, 4), (Overflow::TruncateLeft, 1), (Overflow::TruncateRight, 8)]
+    {
+        let cut = EmbedOptions {
+            overflow: Some(overflow),
+            max_tokens: Some(max_tokens),
+            ..plain.clone()
+        };
+        let embedded = block_on(service.embed(strings(&[long, long]), cut)).unwrap();
+        assert_eq!(embedded.n_tokens, [max_tokens; 2]);
+    }
+    let error = embed(strings(&[long]), EmbedOptions { max_tokens: Some(3), ..plain.clone() });
+    assert!(matches!(error, Error::TextTooLong { text: 0, max_tokens: 3, .. }), "{error:?}");
+    for got in [0, 9] {
+        let error = embed(strings(&["a"]), EmbedOptions { max_tokens: Some(got), ..plain.clone() });
+        assert!(matches!(error, Error::Setting { min: 1, max: 8, .. }), "{error:?}");
+    }
 
     let error = embed(vec![vec![0], vec![]].into(), plain.clone());
     assert!(matches!(error, Error::Model(ModelError::EmptyText { text: 1 })), "{error:?}");

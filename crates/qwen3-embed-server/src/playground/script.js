@@ -505,7 +505,12 @@ function rerankPanel(section) {
   new Panel(section, () => {
     const asked = query(section);
     const documents = texts.texts();
-    const body = { model: server.info.reranker.id, query: asked, documents: documents.map(({ text }) => text) };
+    const body = {
+      model: server.info.reranker.id,
+      query: asked,
+      documents: documents.map(({ text }) => text),
+      return_documents: false,
+    };
     if (instruct.value !== "") body.instruct = instruct.value;
     const show = ([answer]) => {
       const scores = [];

@@ -10,7 +10,8 @@ use crate::error::{ApiError, ErrorBody};
 use crate::input::Input;
 use crate::respond::{self, Rows};
 
-/// A request for embeddings: OpenAI's fields, and some more that are all optional.
+/// A request for embeddings: OpenAI's fields, and some more that are all optional. Other fields, OpenAI's `user`
+/// among them, are ignored, whatever their type.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct EmbeddingsRequest {
     /// The name of the model, as `GET /v1/models` lists it.
@@ -22,9 +23,6 @@ pub(crate) struct EmbeddingsRequest {
     dimensions: Option<usize>,
     /// How the vectors are written. Default: as numbers.
     encoding_format: Option<EncodingFormat>,
-    /// Who is at the client's other end. It is not used.
-    #[expect(dead_code, reason = "a field of OpenAI's")]
-    user: Option<String>,
     /// An instruction that says what the task is, in a sentence, best in English: for queries.
     instruct: Option<String>,
     /// What stands before the texts: `query`, `document`, or the name of one of the model's prompts.
@@ -34,6 +32,10 @@ pub(crate) struct EmbeddingsRequest {
     truncate: Option<bool>,
     /// At which end it is cut. Default: `right`.
     truncation_side: Option<Side>,
+    /// vLLM's way to have texts cut: to so many tokens, those of an instruction and the end-of-text token
+    /// included, or with -1 to as many as the model reads. The end-of-text token is kept.
+    #[schema(minimum = -1)]
+    truncate_prompt_tokens: Option<i64>,
     /// Whether vectors are brought to unit length. Default: true.
     normalize: Option<bool>,
 }
@@ -114,6 +116,7 @@ pub(crate) async fn embeddings(
         dimensions: request.dimensions,
         truncate: request.truncate,
         truncation_side: request.truncation_side,
+        truncate_prompt_tokens: request.truncate_prompt_tokens,
         normalize: request.normalize,
     };
     let embedded = wishes.embed(&state, model, texts, field).await?;

@@ -3,6 +3,7 @@
 pub(crate) mod embeddings;
 pub(crate) mod models;
 pub(crate) mod pages;
+mod pairs;
 pub(crate) mod probes;
 pub(crate) mod rerank;
 pub(crate) mod tei;
@@ -97,6 +98,18 @@ pub(crate) fn check_white_space<'a>(
     Ok(())
 }
 
+/// How many tokens vLLM's `truncate_prompt_tokens` leaves of a prompt: -1 stands for the model's limit.
+fn tokens_kept(asked: Option<i64>, limit: usize) -> Result<Option<usize>, ApiError> {
+    let Some(asked) = asked else { return Ok(None) };
+    let kept = if asked == -1 { limit } else { usize::try_from(asked).unwrap_or(0) };
+    if (1..=limit).contains(&kept) {
+        return Ok(Some(kept));
+    }
+    let name = "truncate_prompt_tokens";
+    let message = format!("{name} is {asked}, it must be 1 to {limit}, or -1 for {limit}");
+    Err(ApiError::invalid(message).about(name))
+}
+
 /// How a request for embeddings has them made.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
@@ -105,6 +118,7 @@ pub(crate) struct Wishes {
     pub(crate) dimensions: Option<usize>,
     pub(crate) truncate: Option<bool>,
     pub(crate) truncation_side: Option<Side>,
+    pub(crate) truncate_prompt_tokens: Option<i64>,
     pub(crate) normalize: Option<bool>,
 }
 
@@ -121,22 +135,40 @@ impl Wishes {
         if let Texts::Tokens(texts) = &texts {
             check_end_of_text(model.service.model().tokenizer(), texts, field)?;
         }
-        let is_cut = self.truncate.unwrap_or(state.options().truncate);
-        let overflow = match (is_cut, self.truncation_side.unwrap_or_default()) {
-            (false, _) => Overflow::Error,
-            (true, Side::Left) => Overflow::TruncateLeft,
-            (true, Side::Right) => Overflow::TruncateRight,
-        };
+        let (overflow, max_tokens) = self.overflow(state, model)?;
         let options = EmbedOptions {
             prompt,
             dimensions: self.dimensions,
             overflow: Some(overflow),
+            max_tokens,
             normalize: self.normalize.unwrap_or(true),
         };
         let embedded = model.service.embed(texts, options).await;
         let embedded = embedded.map_err(|error| state.explain(error, field))?;
         state.metrics().stages("embedder", embedded.timings);
         Ok(embedded)
+    }
+
+    /// What becomes of a text with more tokens than a limit, if that is not the model's.
+    fn overflow(
+        &self,
+        state: &AppState,
+        model: &Named<Embedder>,
+    ) -> Result<(Overflow, Option<usize>), ApiError> {
+        let limit = model.service.model().max_tokens();
+        let max_tokens = tokens_kept(self.truncate_prompt_tokens, limit)?;
+        if max_tokens.is_some() && self.truncate == Some(false) {
+            let message =
+                "`truncate_prompt_tokens` cuts texts and `truncate` is false: send one of them";
+            return Err(ApiError::invalid(message).about("truncate_prompt_tokens"));
+        }
+        let is_cut = max_tokens.is_some() || self.truncate.unwrap_or(state.options().truncate);
+        let overflow = match (is_cut, self.truncation_side.unwrap_or_default()) {
+            (false, _) => Overflow::Error,
+            (true, Side::Left) => Overflow::TruncateLeft,
+            (true, Side::Right) => Overflow::TruncateRight,
+        };
+        Ok((overflow, max_tokens))
     }
 
     fn prompt(&self, state: &AppState, texts: &Texts) -> Result<Prompt, ApiError> {

@@ -3,19 +3,19 @@ use std::fmt;
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use qwen3_embed::{RankedDocument, Reranker, ScoreOptions, Scored, TextError};
+use qwen3_embed::RankedDocument;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Usage, check_white_space};
+use super::Usage;
+use super::pairs::{Cut, Pairs};
 use crate::AppState;
 use crate::body::Json;
 use crate::error::{ApiError, ErrorBody, Field};
 use crate::input::{Strings, check_count};
-use crate::state::Named;
 
 /// A request for the rank of documents: as Jina, Cohere and vLLM have it with `documents`, as
 /// text-embeddings-inference has it with `texts`.
@@ -23,7 +23,8 @@ use crate::state::Named;
 pub(crate) struct RerankRequest {
     /// The name of the model, as `GET /v1/models` lists it.
     model: Option<String>,
-    /// What is searched for.
+    /// What is searched for. If it begins with the prompt frame of the model card, the frame is taken off the
+    /// query and off every document.
     query: String,
     /// What is ranked, 1 to 2048 unless the server is set up otherwise.
     #[schema(min_items = 1)]
@@ -31,10 +32,12 @@ pub(crate) struct RerankRequest {
     /// The same, answered in the shape of text-embeddings-inference.
     #[schema(min_items = 1)]
     texts: Option<Vec<String>>,
-    /// How many are given back, the best ones. Default: all.
-    #[schema(minimum = 1)]
+    /// How many are given back, the best ones. Default, and with 0: all.
     top_n: Option<usize>,
-    /// Whether the documents are given back too.
+    /// The same, in Voyage's API.
+    top_k: Option<usize>,
+    /// Whether the documents are given back too. Default: they are, but not by `/v2/rerank`, and not if they
+    /// came in `texts`.
     return_documents: Option<bool>,
     /// The same, in text-embeddings-inference.
     return_text: Option<bool>,
@@ -42,10 +45,13 @@ pub(crate) struct RerankRequest {
     instruct: Option<String>,
     /// The same.
     instruction: Option<String>,
-    /// How many tokens of each document are read at most. In any case a prompt that is too long loses the
-    /// end of its document.
-    #[schema(minimum = 1)]
+    /// How many tokens of each document are read at most. Default, and with 0: all. In any case a prompt that
+    /// is too long loses the end of its document.
     max_tokens_per_doc: Option<usize>,
+    /// How many tokens each prompt has at most, from the system message to the answer: a longer one loses the
+    /// end of its document. Default, and with -1: as many as the model reads.
+    #[schema(minimum = -1)]
+    truncate_prompt_tokens: Option<i64>,
     /// Whether scores are logits instead of probabilities.
     raw_scores: Option<bool>,
 }
@@ -115,7 +121,8 @@ pub(crate) enum Ranks {
 pub(crate) struct ScoreRequest {
     /// The name of the model, as `GET /v1/models` lists it.
     model: Option<String>,
-    /// A query, or one for each document.
+    /// A query, or one for each document. If it begins with the prompt frame of the model card, the
+    /// frame is taken off the query and off its documents.
     text_1: Option<Strings>,
     /// The same.
     queries: Option<Strings>,
@@ -127,6 +134,10 @@ pub(crate) struct ScoreRequest {
     instruct: Option<String>,
     /// The same.
     instruction: Option<String>,
+    /// How many tokens each prompt has at most, from the system message to the answer: a longer one loses the
+    /// end of its document. Default, and with -1: as many as the model reads.
+    #[schema(minimum = -1)]
+    truncate_prompt_tokens: Option<i64>,
     /// Whether scores are logits instead of probabilities.
     raw_scores: Option<bool>,
 }
@@ -180,10 +191,13 @@ impl<'de> Visitor<'de> for DocumentVisitor {
     fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Document, A::Error> {
         #[derive(Deserialize)]
         struct Fields {
-            text: String,
+            text: Option<String>,
         }
         let Fields { text } = Fields::deserialize(MapAccessDeserializer::new(fields))?;
-        Ok(Document::Object { text })
+        let missing = || {
+            Error::custom("an object without `text`, expected a string or an object with a `text`")
+        };
+        Ok(Document::Object { text: text.ok_or_else(missing)? })
     }
 }
 
@@ -196,7 +210,8 @@ impl Document {
 }
 
 /// Documents by how well they answer a query, in the shape of Jina, Cohere and vLLM for `documents`, of
-/// text-embeddings-inference for `texts`. `/v2/rerank` and `/rerank` are the same.
+/// text-embeddings-inference for `texts`. `documents` are given back unless `return_documents` is false, as Jina
+/// and vLLM do. `/rerank` is the same.
 #[utoipa::path(
     post,
     path = "/v1/rerank",
@@ -213,29 +228,56 @@ pub(crate) async fn rerank(
     State(state): State<AppState>,
     Json(request): Json<RerankRequest>,
 ) -> Result<Response, ApiError> {
+    answer(&state, request, true).await
+}
+
+/// The same, except that `documents` are given back only if `return_documents` is true, as Cohere does.
+#[utoipa::path(
+    post,
+    path = "/v2/rerank",
+    operation_id = "v2_rerank",
+    tag = "Reranking",
+    request_body = RerankRequest,
+    responses(
+        (status = 200, body = Ranks),
+        (status = "4XX", body = ErrorBody),
+        (status = "5XX", body = ErrorBody),
+    ),
+)]
+pub(crate) async fn rerank_v2(
+    State(state): State<AppState>,
+    Json(request): Json<RerankRequest>,
+) -> Result<Response, ApiError> {
+    answer(&state, request, false).await
+}
+
+/// Ranks documents. `returns` says whether `documents` are given back where the request does not say.
+async fn answer(
+    state: &AppState,
+    request: RerankRequest,
+    returns: bool,
+) -> Result<Response, ApiError> {
     let model = state.served()?.reranker(request.model.as_deref())?;
     let documents = request.documents;
     let documents = documents.map(|all| all.into_iter().map(Document::into_text).collect());
     let (name, documents) = either(("documents", documents), ("texts", request.texts))?;
     check_count(name, documents.len(), state.options().max_client_batch_size)?;
-    for (param, value) in
-        [("top_n", request.top_n), ("max_tokens_per_doc", request.max_tokens_per_doc)]
-    {
-        if value == Some(0) {
-            return Err(
-                ApiError::invalid(format!("{param} is 0, it must be at least 1")).about(param)
-            );
-        }
-    }
-    let is_returned = request.return_documents.or(request.return_text).unwrap_or(false);
+    let top_n = top_n_of(request.top_n, request.top_k)?;
+    let is_returned = request.return_documents.or(request.return_text);
+    let is_returned = is_returned.unwrap_or(returns && name == "documents");
     let texts = if is_returned { documents.clone() } else { Vec::new() };
-    let queries = (vec![request.query], Field::single("query"));
-    let documents = (documents, Field::list(name));
-    let instruct = instruct_of(request.instruct, request.instruction)?;
-    let n_tokens = request.max_tokens_per_doc;
-    let scored = score_pairs(&state, model, queries, documents, instruct, n_tokens).await?;
+    let pairs = Pairs {
+        queries: (vec![request.query], Field::single("query")),
+        documents: (documents, Field::list(name)),
+        instruct: instruct_of(request.instruct, request.instruction)?,
+    };
+    let cut = Cut {
+        truncate_prompt_tokens: request.truncate_prompt_tokens,
+        max_tokens_per_doc: request.max_tokens_per_doc.filter(|&n| n > 0),
+    };
+    let scored = pairs.score(state, model, cut).await?;
     let mut ranked = scored.ranked();
-    ranked.truncate(request.top_n.unwrap_or(usize::MAX));
+    ranked.truncate(top_n.unwrap_or(usize::MAX));
     let is_raw = request.raw_scores.unwrap_or(false);
     let score = |document: &RankedDocument| if is_raw { document.logit } else { document.score };
     if name == "texts" {
@@ -288,7 +330,10 @@ pub(crate) async fn score(
         return Err(ApiError::invalid(message).about(first));
     }
     let instruct = instruct_of(request.instruct, request.instruction)?;
-    let scored = score_pairs(&state, model, queries, documents, instruct, None).await?;
+    let pairs = Pairs { queries, documents, instruct };
+    let truncate_prompt_tokens = request.truncate_prompt_tokens;
+    let scored =
+        pairs.score(&state, model, Cut { truncate_prompt_tokens, ..Cut::default() }).await?;
     let is_raw = request.raw_scores.unwrap_or(false);
     let scores = if is_raw { scored.logits.clone() } else { scored.scores() };
     let scores = scores.into_iter().enumerate();
@@ -302,49 +347,39 @@ fn either<T>(
     first: (&'static str, Option<T>),
     second: (&'static str, Option<T>),
 ) -> Result<(&'static str, T), ApiError> {
+    let got = if first.1.is_some() { "both" } else { "neither" };
     match (first, second) {
         ((name, Some(value)), (_, None)) | ((_, None), (name, Some(value))) => Ok((name, value)),
         ((first, _), (second, _)) => {
-            let message = format!("expected either `{first}` or `{second}`");
+            let message = format!("expected either `{first}` or `{second}`, got {got}");
             Err(ApiError::invalid(message).about(first))
         }
     }
 }
 
-/// The same where there may be neither.
+/// The instruction of a request that may have one in either field.
 fn instruct_of(
     instruct: Option<String>,
     instruction: Option<String>,
-) -> Result<Option<(&'static str, String)>, ApiError> {
+) -> Result<Option<(Field, String)>, ApiError> {
     if instruct.is_none() && instruction.is_none() {
         return Ok(None);
     }
-    either(("instruct", instruct), ("instruction", instruction)).map(Some)
+    let (name, instruct) = either(("instruct", instruct), ("instruction", instruction))?;
+    Ok(Some((Field::single(name), instruct)))
 }
 
-/// Scores queries with documents, which came in these fields, as did the instruction.
-async fn score_pairs(
-    state: &AppState,
-    model: &Named<Reranker>,
-    (queries, query_field): (Vec<String>, Field),
-    (documents, field): (Vec<String>, Field),
-    instruct: Option<(&'static str, String)>,
-    max_document_tokens: Option<usize>,
-) -> Result<Scored, ApiError> {
-    let (name, instruction) = instruct.unzip();
-    let instruct_field = Field::single(name.unwrap_or("instruct"));
-    check_white_space(&instruction, instruct_field)?;
-    check_white_space(&queries, query_field)?;
-    let options = ScoreOptions { instruction, max_document_tokens, ..ScoreOptions::default() };
-    let scored = model.service.score(queries, documents, options).await;
-    let scored = scored.map_err(|error| match error {
-        qwen3_embed::Error::Text(TextError::FrameTooLong { .. }) => {
-            ApiError::invalid(error.to_string()).about(instruct_field.at(0))
+/// How many documents are asked for, in either field. 0 is as good as absent.
+fn top_n_of(top_n: Option<usize>, top_k: Option<usize>) -> Result<Option<usize>, ApiError> {
+    match (top_n.filter(|&n| n > 0), top_k.filter(|&n| n > 0)) {
+        (Some(top_n), Some(top_k)) if top_n != top_k => {
+            let message = format!(
+                "top_n is {top_n} and top_k is {top_k}, which are two names for the same: send one of them"
+            );
+            Err(ApiError::invalid(message).about("top_n"))
         }
-        error => state.explain(error, field),
-    })?;
-    state.metrics().stages("reranker", scored.timings);
-    Ok(scored)
+        (top_n, top_k) => Ok(top_n.or(top_k)),
+    }
 }
 
 fn new_id(kind: &str) -> String {

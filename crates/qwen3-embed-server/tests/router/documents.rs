@@ -148,7 +148,10 @@ async fn the_documents_references_lead_somewhere() {
     // Lists have at least one item, numbers are at least one.
     let request = &document["components"]["schemas"]["RerankRequest"]["properties"];
     assert_eq!(request["documents"]["minItems"], 1);
-    assert_eq!(request["top_n"]["minimum"], 1);
+    for (name, minimum) in [("top_n", 0), ("max_tokens_per_doc", 0), ("truncate_prompt_tokens", -1)]
+    {
+        assert_eq!(request[name]["minimum"], minimum, "{name}");
+    }
     // What is described is what is sent.
     let detail = &document["components"]["schemas"]["ErrorDetail"]["properties"];
     let mut names: Vec<&String> = detail.as_object().unwrap().keys().collect();

@@ -123,6 +123,52 @@ fn without_end_of_text(folder: &Path) {
 }
 
 #[tokio::test]
+async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
+    let builder = || Embedder::builder(wide()).max_tokens(64);
+    let models =
+        Models { embedder: Some(("wide".into(), builder().build().unwrap())), reranker: None };
+    let state = started(models, ServerOptions::default()).await;
+    let long = "one two three four five six seven eight ".repeat(20);
+    let ids = embedder().tokenize(&[&long]).unwrap().remove(0);
+    let name = "truncate_prompt_tokens";
+    for (asked, n_tokens) in [(-1, 64), (64, 64), (4, 4), (1, 1)] {
+        for (side, overflow) in
+            [(Value::Null, Overflow::TruncateRight), (json!("left"), Overflow::TruncateLeft)]
+        {
+            let cut = Embedder::builder(wide()).max_tokens(n_tokens).overflow(overflow);
+            let cut = cut.build().unwrap();
+            let expected = cut.embed_documents(&[&long]).unwrap();
+            for input in [json!(long), json!([long]), json!(ids)] {
+                for truncate in [json!(null), json!(true)] {
+                    let request = json!({
+                        "input": input, name: asked, "truncation_side": side, "truncate": truncate,
+                    });
+                    check(&state, request, &expected, n_tokens).await;
+                }
+            }
+            // The instruction counts too.
+            let expected = cut.embed_queries_with("Find", &[&long]).unwrap();
+            let request = json!({
+                "input": long, name: asked, "truncation_side": side, "instruct": "Find",
+            });
+            check(&state, request, &expected, n_tokens).await;
+        }
+    }
+    // What is shorter stays as it is.
+    check(&state, json!({ "input": "one", name: 64 }), &documents(&["one"]), count(&["one"])).await;
+    let mut cases = Vec::new();
+    for asked in [0_i64, -2, 65, i64::MIN, i64::MAX] {
+        let message = format!("{name} is {asked}, it must be 1 to 64, or -1 for 64");
+        cases.push((json!({ "input": "a", name: asked }), message));
+    }
+    let message = "`truncate_prompt_tokens` cuts texts and `truncate` is false: send one of them";
+    cases.push((json!({ "input": "a", name: 4, "truncate": false }), message.to_owned()));
+    for (request, message) in cases {
+        check_refused(&state, PATH, &[(&request.to_string(), name, &message)]).await;
+    }
+}
+
+#[tokio::test]
 async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
     let (state, input) = (ready().await, TEXTS[0]);
     let (expected, n_tokens) = (documents(&[input]), count(&[input]));
@@ -135,6 +181,9 @@ async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
         json!({ "input": input }),
         json!({ "model": "", "input": input }),
         json!({ "model": "wide", "input": input, "user": "user-1234" }),
+        json!({ "input": input, "user": 42 }),
+        json!({ "input": input, "user": { "id": "u1" }, "extra_body": { "drop_params": true } }),
+        json!({ "input": input, "truncate_prompt_tokens": null }),
         json!({ "input": input, "what": { "is": ["this", null, 1e300] }, "inputs": 3 }),
         nulls,
     ] {

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod coding;
 mod common;
+mod compatibility;
 mod cors;
 mod documents;
 mod embeddings;

@@ -37,11 +37,15 @@ const NOT_AN_OBJECT: &[(&str, &str, &str)] = &[
         "",
         "the body is not JSON: EOF while parsing an object at line 1 column 12",
     ),
-    (r#"{"input":"a"#, "", "the body is not JSON: EOF while parsing a string at line 1 column 11"),
+    (
+        r#"{"input":"a"#,
+        "input",
+        "input is not JSON: EOF while parsing a string at line 1 column 11",
+    ),
     (
         r#"{"input":["a","#,
-        "",
-        "the body is not JSON: EOF while parsing a value at line 1 column 14",
+        "input",
+        "input is not JSON: EOF while parsing a value at line 1 column 14",
     ),
     (r#"{"input":"a"}}"#, "", "the body is not JSON: trailing characters at line 1 column 14"),
     (
@@ -57,32 +61,32 @@ const NOT_AN_OBJECT: &[(&str, &str, &str)] = &[
         "",
         "the body is not JSON: trailing characters at line 1 column 15",
     ),
-    (r#"{"input":NaN}"#, "", "the body is not JSON: expected value at line 1 column 10"),
+    (r#"{"input":NaN}"#, "input", "input is not JSON: expected value at line 1 column 10"),
     (
         r#"{"input":"a","dimensions":1e999}"#,
-        "",
-        "the body is not JSON: number out of range at line 1 column 31",
+        "dimensions",
+        "dimensions is not JSON: number out of range at line 1 column 31",
     ),
     (
         "{\"input\":\"a\nb\"}",
-        "",
-        r"the body is not JSON: control character (\u0000-\u001F) found while parsing a string at line 2 column 0",
+        "input",
+        r"input is not JSON: control character (\u0000-\u001F) found while parsing a string at line 2 column 0",
     ),
-    (r#"{"input":"\x41"}"#, "", "the body is not JSON: invalid escape at line 1 column 12"),
+    (r#"{"input":"\x41"}"#, "input", "input is not JSON: invalid escape at line 1 column 12"),
     (
         r#"{"input":"\ud800"}"#,
-        "",
-        "the body is not JSON: unexpected end of hex escape at line 1 column 17",
+        "input",
+        r"input is not JSON: unexpected end of hex escape at line 1 column 17; half of a surrogate pair, such as `\ud83d`, is no character",
     ),
     (
         r#"{"input":"\udc00 a"}"#,
-        "",
-        "the body is not JSON: lone leading surrogate in hex escape at line 1 column 16",
+        "input",
+        r"input is not JSON: lone leading surrogate in hex escape at line 1 column 16; half of a surrogate pair, such as `\ud83d`, is no character",
     ),
     (
         r#"{"input":["a","\ud83d\u0041"]}"#,
-        "",
-        "the body is not JSON: lone leading surrogate in hex escape at line 1 column 27",
+        "input[1]",
+        r"input[1] is not JSON: lone leading surrogate in hex escape at line 1 column 27; half of a surrogate pair, such as `\ud83d`, is no character",
     ),
 ];
 
@@ -96,21 +100,22 @@ async fn what_is_not_utf_8_is_refused() {
     let cases: [(&[u8], &str); 4] = [
         (
             b"{\"input\":\"\xff\"}",
-            "the body is not JSON: invalid unicode code point at line 1 column 11",
+            "input is not JSON: invalid unicode code point at line 1 column 11",
         ),
         (
             b"{\"input\":\"\xc3\"}",
-            "the body is not JSON: invalid unicode code point at line 1 column 11",
+            "input is not JSON: invalid unicode code point at line 1 column 11",
         ),
         (
             b"{\"input\":\"\xed\xa0\x80\"}",
-            "the body is not JSON: invalid unicode code point at line 1 column 11",
+            "input is not JSON: invalid unicode code point at line 1 column 11",
         ),
         (b"\xff\xfe{\0", r"the body is not a JSON object: it begins with `\xff`"),
     ];
     for (body, message) in cases {
         let reply = call(ready().await, post_request(PATH, body)).await;
-        assert_eq!((reply.status, reply.json()), (400, invalid(None::<&str>, message)));
+        let param = message.starts_with("input").then_some("input");
+        assert_eq!((reply.status, reply.json()), (400, invalid(param, message)));
     }
 }
 
@@ -399,6 +404,22 @@ async fn text_of_any_characters_is_text() {
         let expected = embedder().embed_documents(&[text]).unwrap();
         let embedding = vector(&reply.ok()["data"][0]["embedding"]);
         assert_eq!(bits(&embedding), bits(expected.as_slice()), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn blank_text_is_text_and_empty_text_is_not() {
+    let state = ready().await;
+    for text in [" ", "\n", "\t \r\n", "\u{3000}", "\0"] {
+        let expected = embedder().embed_documents(&[text]).unwrap();
+        let body = post(state, PATH, json!({ "input": ["a", text] })).await.ok();
+        assert_eq!(bits(&vector(&body["data"][1]["embedding"])), bits(expected.as_slice()));
+        let body = post(state, "/embed", json!({ "inputs": text })).await.ok();
+        assert_eq!(bits(&vector(&body[0])), bits(expected.as_slice()));
+    }
+    check_refused(state, PATH, &[(r#"{"input":["a",""]}"#, "input[1]", "input[1] is empty")]).await;
+    for (body, name) in [(r#"{"inputs":[""]}"#, "inputs[0]"), (r#"{"inputs":""}"#, "inputs")] {
+        check_refused(state, "/embed", &[(body, name, &format!("{name} is empty"))]).await;
     }
 }
 

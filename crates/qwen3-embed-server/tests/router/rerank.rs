@@ -53,9 +53,11 @@ fn take_id(body: &mut Value, kind: &str) -> String {
 /// Checks all of an answer in the shape of Jina, Cohere and vLLM.
 async fn check_documents(fields: Value, expected: &[RankedDocument], n_tokens: usize) {
     let is_raw = fields["raw_scores"] == true;
-    let is_returned = fields["return_documents"] == true || fields["return_text"] == true;
+    let asked = ["return_documents", "return_text"].map(|name| fields[name].as_bool());
     let mut ids = Vec::new();
     for path in ["/v1/rerank", "/v2/rerank", "/rerank"] {
+        // By default as Jina and vLLM do, or as Cohere does.
+        let is_returned = asked[0].or(asked[1]).unwrap_or(path != "/v2/rerank");
         let request = asking("documents", fields.clone());
         let mut body = post(ready().await, path, request).await.ok();
         ids.push(take_id(&mut body, "rerank"));
@@ -91,6 +93,18 @@ async fn documents_are_answered_in_the_shape_of_jina_and_cohere() {
     check_documents(json!({ "top_n": 2 }), &two, n_tokens).await;
     check_documents(json!({ "top_n": 5 }), &all, n_tokens).await;
     check_documents(json!({ "top_n": 5_000_000 }), &all, n_tokens).await;
+    check_documents(json!({ "top_n": 0, "max_tokens_per_doc": 0 }), &all, n_tokens).await;
+    for fields in [
+        json!({ "top_k": 2, "truncation": true }),
+        json!({ "top_k": 2, "top_n": 2 }),
+        json!({ "top_k": 2, "top_n": 0 }),
+        json!({ "top_k": 0, "top_n": 2 }),
+        json!({ "top_k": null, "top_n": 2 }),
+    ] {
+        check_documents(fields, &two, n_tokens).await;
+    }
+    check_documents(json!({ "return_documents": null }), &all, n_tokens).await;
+    check_documents(json!({ "return_text": false }), &all, n_tokens).await;
     check_documents(json!({ "return_documents": true, "top_n": 2 }), &two, n_tokens).await;
     check_documents(json!({ "return_documents": false }), &all, n_tokens).await;
     check_documents(json!({ "return_text": true }), &all, n_tokens).await;
@@ -143,6 +157,19 @@ async fn documents_may_be_objects() {
     let request = json!({ "query": QUERY, "documents": mixed, "return_documents": true });
     let body = post(ready().await, "/v1/rerank", request).await.ok();
     assert_eq!(body["results"][0]["document"], json!({ "text": DOCUMENTS[1] }));
+}
+
+#[tokio::test]
+async fn query_and_documents_may_be_empty() {
+    let expected = reranker().scores(&[("", ""), ("", " ")]).unwrap();
+    let body =
+        post(ready().await, "/v1/score", json!({ "text_1": "", "text_2": ["", " "] })).await.ok();
+    let scores = take_scores(&mut body["data"].clone(), "score");
+    assert_eq!(bits(&scores), bits(&expected));
+    let body =
+        post(ready().await, "/v1/rerank", json!({ "query": "", "documents": [""] })).await.ok();
+    let scores = take_scores(&mut body["results"].clone(), "relevance_score");
+    assert_eq!(bits(&scores), bits(&expected[..1]));
 }
 
 #[tokio::test]
@@ -247,11 +274,16 @@ async fn score_takes_an_instruction() {
 const WRONG_RANKS: &[(&str, &str, &str)] = &[
     ("{}", "query", "missing field `query` at line 1 column 2"),
     (r#"{"documents":["a"]}"#, "query", "missing field `query` at line 1 column 19"),
-    (r#"{"query":"a"}"#, "documents", "expected either `documents` or `texts`"),
+    (r#"{"query":"a"}"#, "documents", "expected either `documents` or `texts`, got neither"),
+    (
+        r#"{"query":"a","docs":["b"]}"#,
+        "documents",
+        "expected either `documents` or `texts`, got neither",
+    ),
     (
         r#"{"query":"a","documents":["b"],"texts":["b"]}"#,
         "documents",
-        "expected either `documents` or `texts`",
+        "expected either `documents` or `texts`, got both",
     ),
     (
         r#"{"query":"a","documents":[]}"#,
@@ -277,7 +309,27 @@ const WRONG_RANKS: &[(&str, &str, &str)] = &[
     (
         r#"{"query":"a","documents":["b",{"title":"c"}]}"#,
         "documents[1]",
-        "documents[1]: missing field `text` at line 1 column 43",
+        "documents[1]: an object without `text`, expected a string or an object with a `text` at line 1 column 43",
+    ),
+    (
+        r#"{"query":"a","documents":[{"title":"t","snippet":"s","text":null}]}"#,
+        "documents[0]",
+        "documents[0]: an object without `text`, expected a string or an object with a `text` at line 1 column 65",
+    ),
+    (
+        r#"{"query":"a","documents":["b","\ud83d"]}"#,
+        "documents[1]",
+        r"documents[1] is not JSON: unexpected end of hex escape at line 1 column 38; half of a surrogate pair, such as `\ud83d`, is no character",
+    ),
+    (
+        r#"{"query":"a","documents":[{"text":"\udc00"}]}"#,
+        "documents[0].text",
+        r"documents[0].text is not JSON: lone leading surrogate in hex escape at line 1 column 41; half of a surrogate pair, such as `\ud83d`, is no character",
+    ),
+    (
+        r#"{"query":"a","documents":[{text:"b"}]}"#,
+        "documents[0]",
+        "documents[0] is not JSON: key must be a string at line 1 column 28",
     ),
     (
         r#"{"query":"a","documents":["b",{"text":1}]}"#,
@@ -299,7 +351,11 @@ const WRONG_RANKS: &[(&str, &str, &str)] = &[
         "query",
         "query: invalid type: sequence, expected a string at line 1 column 9",
     ),
-    (r#"{"query":"a","documents":["b"],"top_n":0}"#, "top_n", "top_n is 0, it must be at least 1"),
+    (
+        r#"{"query":"a","documents":["b"],"top_n":1,"top_k":2}"#,
+        "top_n",
+        "top_n is 1 and top_k is 2, which are two names for the same: send one of them",
+    ),
     (
         r#"{"query":"a","documents":["b"],"top_n":-1}"#,
         "top_n",
@@ -311,9 +367,9 @@ const WRONG_RANKS: &[(&str, &str, &str)] = &[
         r#"top_n: invalid type: string "1", expected usize at line 1 column 42"#,
     ),
     (
-        r#"{"query":"a","documents":["b"],"max_tokens_per_doc":0}"#,
+        r#"{"query":"a","documents":["b"],"max_tokens_per_doc":-1}"#,
         "max_tokens_per_doc",
-        "max_tokens_per_doc is 0, it must be at least 1",
+        "max_tokens_per_doc: invalid value: integer `-1`, expected usize at line 1 column 54",
     ),
     (
         r#"{"query":"a","documents":["b"],"return_documents":"yes"}"#,
@@ -323,7 +379,7 @@ const WRONG_RANKS: &[(&str, &str, &str)] = &[
     (
         r#"{"query":"a","documents":["b"],"instruct":"c","instruction":"d"}"#,
         "instruct",
-        "expected either `instruct` or `instruction`",
+        "expected either `instruct` or `instruction`, got both",
     ),
 ];
 
@@ -373,9 +429,9 @@ async fn score_names_what_is_wrong() {
     let queries =
         json!({ "queries": ["a", " ".repeat(600_000)], "documents": ["b", "c"] }).to_string();
     let cases = [
-        ("{}", "text_1", "expected either `text_1` or `queries`"),
-        (r#"{"text_1":"a"}"#, "text_2", "expected either `text_2` or `documents`"),
-        (r#"{"documents":"a"}"#, "text_1", "expected either `text_1` or `queries`"),
+        ("{}", "text_1", "expected either `text_1` or `queries`, got neither"),
+        (r#"{"text_1":"a"}"#, "text_2", "expected either `text_2` or `documents`, got neither"),
+        (r#"{"documents":"a"}"#, "text_1", "expected either `text_1` or `queries`, got neither"),
         (r#"{"text_1":"a","text_2":[]}"#, "text_2", "text_2 has 0 items, it must have 1 to 2048"),
         (r#"{"text_1":[],"text_2":"a"}"#, "text_1", "text_1 has 0 items, it must have 1 to 2048"),
         (
@@ -391,7 +447,7 @@ async fn score_names_what_is_wrong() {
         (
             r#"{"text_1":"a","queries":"a","text_2":"b"}"#,
             "text_1",
-            "expected either `text_1` or `queries`",
+            "expected either `text_1` or `queries`, got both",
         ),
         (
             r#"{"queries":["a","b"],"documents":"c"}"#,

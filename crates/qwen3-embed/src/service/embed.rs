@@ -4,6 +4,7 @@ use std::ops::Range;
 use super::request::Row;
 use super::tokenizing::pieces;
 use super::{Compute, Service, ServiceOptions, Timings, start};
+use crate::engine::check;
 use crate::{Embedder, Embeddings, Overflow, Result};
 
 /// Texts to embed.
@@ -38,6 +39,9 @@ pub struct EmbedOptions {
     pub dimensions: Option<usize>,
     /// What becomes of a text that is too long. Default: as the embedder has it.
     pub overflow: Option<Overflow>,
+    /// The longest text, in tokens, those of its prompt and the end-of-text token included. 1 to the embedder's
+    /// [`max_tokens`](Embedder::max_tokens), which is the default.
+    pub max_tokens: Option<usize>,
     /// Whether vectors are brought to unit length. Default: they are.
     pub normalize: bool,
 }
@@ -82,7 +86,13 @@ impl From<Vec<Vec<u32>>> for Texts {
 
 impl Default for EmbedOptions {
     fn default() -> Self {
-        Self { prompt: Prompt::default(), dimensions: None, overflow: None, normalize: true }
+        Self {
+            prompt: Prompt::default(),
+            dimensions: None,
+            overflow: None,
+            max_tokens: None,
+            normalize: true,
+        }
     }
 }
 
@@ -117,13 +127,16 @@ impl Service<Embedder> {
     /// [`Error::ServiceFull`](crate::Error::ServiceFull),
     /// [`Error::ServiceDraining`](crate::Error::ServiceDraining) or
     /// [`Error::ServiceStopped`](crate::Error::ServiceStopped) if they are not accepted;
-    /// [`Error::Dimensions`](crate::Error::Dimensions) or
+    /// [`Error::Dimensions`](crate::Error::Dimensions), [`Error::Setting`](crate::Error::Setting) or
     /// [`Error::NoSuchPrompt`](crate::Error::NoSuchPrompt) if an option is wrong;
     /// [`Error::TextTooLong`](crate::Error::TextTooLong), [`Error::Text`](crate::Error::Text) or
     /// [`Error::Model`](crate::Error::Model) if a text is, naming its index.
     pub async fn embed(&self, mut texts: Texts, options: EmbedOptions) -> Result<Embedded> {
-        let EmbedOptions { prompt, dimensions, overflow, normalize } = options;
+        let EmbedOptions { prompt, dimensions, overflow, max_tokens, normalize } = options;
         let width = self.model().dimensions_or_default(dimensions)?;
+        let limit = self.model().max_tokens();
+        check("max_tokens", max_tokens.unwrap_or(limit), limit)?;
+        let overflow = overflow.unwrap_or(self.model().overflow);
         let prompt = self.model().prompt_text(&prompt)?.into_owned();
         let pieces = match &texts {
             Texts::Strings(texts) => pieces(texts.iter().map(|text| prompt.len() + text.len())),
@@ -134,7 +147,7 @@ impl Service<Embedder> {
                 Texts::Strings(texts) => embedder.encode_behind(&prompt, &texts[piece])?,
                 Texts::Tokens(texts) => texts[piece].iter_mut().map(mem::take).collect(),
             };
-            embedder.fit(&mut tokens, overflow)?;
+            embedder.fit(&mut tokens, overflow, max_tokens)?;
             embedder.engine.model.check_tokens(&tokens)?;
             Ok(tokens)
         };

@@ -1,0 +1,72 @@
+use std::io::{self, Read};
+
+use axum::body::Bytes;
+use axum::http::{HeaderMap, HeaderValue, header};
+use flate2::read::MultiGzDecoder;
+
+use crate::error::ApiError;
+
+/// How a client has compressed a body, as its `Content-Encoding` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Coding {
+    /// The body is not compressed.
+    Identity,
+    /// The body is gzip, of one member or several.
+    Gzip,
+    /// The body is Zstandard, of one frame or several.
+    Zstd,
+}
+
+impl Coding {
+    /// The coding of the body behind these headers.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let values = headers.get_all(header::CONTENT_ENCODING).iter();
+        let sent = values.map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
+        let sent = String::from_utf8_lossy(&sent);
+        let names = sent.split(',').map(|name| name.trim().to_ascii_lowercase());
+        let mut names = names.filter(|name| !name.is_empty() && name != "identity");
+        match (names.next().as_deref(), names.next()) {
+            (None, _) => Ok(Self::Identity),
+            (Some("gzip" | "x-gzip"), None) => Ok(Self::Gzip),
+            (Some("zstd"), None) => Ok(Self::Zstd),
+            _ => Err(ApiError::unknown_coding(&sent)),
+        }
+    }
+
+    /// The body itself, which may have `limit` bytes. No more than these are ever decoded.
+    pub(crate) fn decode(self, body: Bytes, limit: usize) -> Result<Bytes, ApiError> {
+        let name = match self {
+            Self::Identity => return Ok(body),
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        };
+        let mut decoded = Vec::new();
+        let read = self.read(&body, limit, &mut decoded);
+        if decoded.len() > limit {
+            return Err(ApiError::too_large("the decoded body", limit));
+        }
+        read.map_err(|error| {
+            let message = format!(
+                "the body is not whole, or is not `{name}` as its `Content-Encoding` says: {error}"
+            );
+            ApiError::invalid(message)
+        })?;
+        Ok(decoded.into())
+    }
+
+    /// Decodes at most one byte more than `limit`.
+    fn read(self, body: &[u8], limit: usize, decoded: &mut Vec<u8>) -> io::Result<usize> {
+        let n = (limit as u64).saturating_add(1);
+        match self {
+            Self::Identity => body.take(n).read_to_end(decoded),
+            Self::Gzip => MultiGzDecoder::new(body).take(n).read_to_end(decoded),
+            Self::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(body)?;
+                // The decoder allocates the window that a frame names. RFC 9659 allows 8 MiB.
+                let window_log = (usize::BITS - limit.leading_zeros()).clamp(23, 27);
+                decoder.window_log_max(window_log)?;
+                decoder.take(n).read_to_end(decoded)
+            }
+        }
+    }
+}

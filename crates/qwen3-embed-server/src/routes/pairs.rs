@@ -1,0 +1,137 @@
+//! The pairs of a query and a document that a request has, and how they are scored.
+
+use qwen3_embed::{
+    DEFAULT_INSTRUCTION, QueryFrame, Reranker, ScoreOptions, Scored, TextError, unframe_document,
+};
+
+use super::{check_white_space, tokens_kept};
+use crate::AppState;
+use crate::error::{ApiError, Field};
+use crate::state::Named;
+
+/// Queries and documents, and the fields that they came in.
+#[derive(Debug)]
+pub(super) struct Pairs {
+    /// One, or one for each document.
+    pub(super) queries: (Vec<String>, Field),
+    pub(super) documents: (Vec<String>, Field),
+    pub(super) instruct: Option<(Field, String)>,
+}
+
+/// How much of the pairs is read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cut {
+    /// The tokens of each prompt, as vLLM's `truncate_prompt_tokens` has them.
+    pub(super) truncate_prompt_tokens: Option<i64>,
+    /// The tokens of each document.
+    pub(super) max_tokens_per_doc: Option<usize>,
+}
+
+impl Pairs {
+    /// Scores the pairs.
+    pub(super) async fn score(
+        self,
+        state: &AppState,
+        model: &Named<Reranker>,
+        cut: Cut,
+    ) -> Result<Scored, ApiError> {
+        let Self { queries, documents, instruct } = self.unframed()?;
+        let (instruct_field, instruction) = instruct.unzip();
+        let instruct_field = instruct_field.unwrap_or(Field::single("instruct"));
+        check_white_space(&instruction, instruct_field)?;
+        check_white_space(&queries.0, queries.1)?;
+        let max_tokens =
+            tokens_kept(cut.truncate_prompt_tokens, model.service.model().max_tokens())?;
+        let max_document_tokens = cut.max_tokens_per_doc;
+        let options = ScoreOptions { instruction, max_tokens, max_document_tokens };
+        let scored = model.service.score(queries.0, documents.0, options).await;
+        let scored = scored.map_err(|error| match error {
+            qwen3_embed::Error::Text(TextError::FrameTooLong { .. }) => {
+                let name = match cut.truncate_prompt_tokens {
+                    Some(_) => "truncate_prompt_tokens".to_owned(),
+                    None => instruct_field.at(0),
+                };
+                ApiError::invalid(error.to_string()).about(name)
+            }
+            error => state.explain(error, documents.1),
+        })?;
+        state.metrics().stages("reranker", scored.timings);
+        Ok(scored)
+    }
+
+    /// The pairs without the model's prompt frame: clients that were written for a server that does not add the
+    /// frame put it around the texts of their requests. A text that only resembles the frame is refused, because
+    /// a prompt with two frames has a score that looks right and is wrong.
+    fn unframed(self) -> Result<Self, ApiError> {
+        let Self { queries: (queries, query_field), documents: (documents, field), instruct } =
+            self;
+        let frames: Vec<QueryFrame<'_>> =
+            queries.iter().map(|query| QueryFrame::of(query)).collect();
+        let is_bare = |frame: &QueryFrame<'_>| *frame == QueryFrame::Absent;
+        if frames.iter().all(is_bare) {
+            return Ok(Self {
+                queries: (queries, query_field),
+                documents: (documents, field),
+                instruct,
+            });
+        }
+        if let Some(index) = frames.iter().position(|frame| *frame == QueryFrame::Other) {
+            return Err(not_the_frame(query_field.at(index)));
+        }
+        let instruction = one_instruction(&frames, query_field, instruct)?;
+        let frame_of = |index: usize| frames.get(index).unwrap_or(&frames[0]);
+        let bare = documents.into_iter().enumerate().map(|(index, document)| {
+            if is_bare(frame_of(index)) {
+                return Ok(document);
+            }
+            let bare = unframe_document(&document).map(str::to_owned);
+            bare.ok_or_else(|| not_the_frame(field.at(index)))
+        });
+        let documents = bare.collect::<Result<Vec<String>, ApiError>>()?;
+        let bare = queries.iter().zip(&frames).map(|(query, frame)| match frame {
+            QueryFrame::Exact { query, .. } => (*query).to_owned(),
+            _ => query.clone(),
+        });
+        Ok(Self {
+            queries: (bare.collect(), query_field),
+            documents: (documents, field),
+            instruct: Some(instruction),
+        })
+    }
+}
+
+/// The instruction of all queries, and the field that it comes from. A request has one.
+fn one_instruction(
+    frames: &[QueryFrame<'_>],
+    field: Field,
+    instruct: Option<(Field, String)>,
+) -> Result<(Field, String), ApiError> {
+    let default = instruct.as_ref().map_or(DEFAULT_INSTRUCTION, |(_, instruct)| instruct.as_str());
+    let instructions = frames.iter().map(|frame| match frame {
+        QueryFrame::Exact { instruction, .. } => instruction,
+        _ => default,
+    });
+    let (expected, place) = match &instruct {
+        Some((field, instruct)) => (instruct.as_str(), field.at(0)),
+        None => (instructions.clone().next().unwrap_or(default), field.at(0)),
+    };
+    if let Some(index) = instructions.clone().position(|instruction| instruction != expected) {
+        let name = field.at(index);
+        let message = format!(
+            "{name} has another instruction than {place}: all queries of a request have the same, in \
+             `instruct` or in the model's prompt frame around them"
+        );
+        return Err(ApiError::invalid(message).about(name));
+    }
+    let expected = expected.to_owned();
+    Ok(instruct.unwrap_or((field, expected)))
+}
+
+/// 400: a query that begins with the model's prompt frame, or one of its documents, does not match the frame.
+fn not_the_frame(name: String) -> ApiError {
+    let message = format!(
+        "{name} does not match the model's prompt frame, with which the query begins: this server adds the \
+         frame, so send the query and the documents without it, and the instruction in `instruct`"
+    );
+    ApiError::invalid(message).about(name)
+}
