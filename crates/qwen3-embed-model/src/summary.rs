@@ -5,6 +5,7 @@ use candle_core::Device;
 use qwen3_embed_kernels::cpu::Arithmetic;
 
 use crate::decoder::open;
+use crate::dense::projected_size;
 use crate::fields::Fields;
 use crate::modules::Modules;
 use crate::{Config, Precision, Result};
@@ -86,7 +87,10 @@ impl Summary {
             stored,
             file_bytes: weights.file_bytes(),
             head: weights.head(),
-            embedding_size: embedding_size(path, config.hidden_size)?,
+            embedding_size: embedding_size(
+                path,
+                projected_size(&weights, &config).unwrap_or(config.hidden_size),
+            )?,
             auto: Precision::Auto.for_weights(weights.has_few_bits(), &Device::Cpu),
             blocks: weights.blocks(),
             embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
