@@ -3,6 +3,7 @@ use std::path::Path;
 use qwen3_embed_model::{Head, Pooling, Summary};
 use qwen3_embed_text::{SpecialTokens, Tokenizer};
 
+use crate::cross_encoder::CrossEncoder;
 use crate::engine::{Settings, setters};
 use crate::repository::Repository;
 use crate::{Embedder, Error, Result, Source};
@@ -99,12 +100,18 @@ impl EmbedderBuilder {
         let local = self.settings.open()?;
         let repository = Repository::read(local.settings())?;
         let max_tokens = repository.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS);
-        let refuse_reranker = |_: &Tokenizer, _: &Path| match Summary::read(&local.path)?.head {
-            Head::Score => Err(Error::IsReranker { path: local.path.clone() }),
-            _ => Ok(()),
+        let refuse_reranker = |_: &Tokenizer, _: &Path| {
+            let is_reranker = CrossEncoder::is_in(local.settings())?
+                || Summary::read(&local.path)?.head == Head::Score;
+            match is_reranker {
+                true => Err(Error::IsReranker { path: local.path.clone() }),
+                false => Ok(()),
+            }
         };
         let (mut engine, ()) = self.settings.load(&local, max_tokens, false, refuse_reranker)?;
-        if engine.model.pooling() != Pooling::LastToken {
+        // Published models need an end-of-text token; what sentence-transformers has saved has the tokens of
+        // its own tokenizer, as there.
+        if local.has_modules() || engine.model.pooling() != Pooling::LastToken {
             engine.tokenizer = engine.tokenizer.as_its_file_says();
         }
         let embedding_size = engine.model.embedding_size();

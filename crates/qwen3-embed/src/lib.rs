@@ -82,6 +82,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod cross_encoder;
 mod embedder;
 mod embeddings;
 mod engine;
