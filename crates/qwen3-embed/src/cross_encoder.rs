@@ -73,7 +73,8 @@ impl CrossEncoder {
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>> {
         let modules = modules(dir)?;
         let Some(idx) = modules.iter().position(Module::is_logit_score) else {
-            return match modules.get(1).filter(|module| !module.is_of_package()) {
+            // A pooling is an embedding model's, which has no head.
+            return match modules.get(1).filter(|module| !module.is("Pooling")) {
                 Some(module) => {
                     let expected = "LogitScore of sentence_transformers";
                     Err(field(dir, "modules.json", "1.type", expected, &module.kind))
@@ -99,12 +100,9 @@ impl CrossEncoder {
 }
 
 impl Module {
-    fn is_of_package(&self) -> bool {
-        self.kind.starts_with("sentence_transformers.")
-    }
-
     fn is(&self, kind: &str) -> bool {
-        self.is_of_package() && self.kind.rsplit('.').next() == Some(kind)
+        self.kind.starts_with("sentence_transformers.")
+            && self.kind.rsplit('.').next() == Some(kind)
     }
 
     fn is_logit_score(&self) -> bool {

@@ -275,16 +275,19 @@ fn an_adapter_beside_a_configuration_without_weights_is_an_adapter() {
     let copy = copy("adapters/lora");
     let base = json!(fixture("models/base"));
     edit(&copy.path().join("adapter_config.json"), |c| c["base_model_name_or_path"] = base);
-    let config = fs::read(fixture("models/base/config.json")).unwrap();
-    fs::write(copy.path().join("config.json"), config).unwrap();
+    let add = |file: &str| {
+        let contents = fs::read(fixture("models/base").join(file)).unwrap();
+        fs::write(copy.path().join(file), contents).unwrap();
+    };
+    add("config.json");
     let golden = golden(copy.path());
     let embedder = Embedder::builder(copy.path()).build().unwrap();
     let ours = embedder.embed_documents(&texts(&golden)).unwrap();
     assert_vectors(&ours, &golden["embeddings"], "config.json alone");
     assert!(Source::from(copy.path()).info().is_ok());
     // With weights it is a model, whose adapter was merged into it and is added only if it is given.
-    let weights = fs::read(fixture("models/base/model.safetensors")).unwrap();
-    fs::write(copy.path().join("model.safetensors"), weights).unwrap();
+    add("model.safetensors");
+    add("tokenizer.json");
     let merged = Embedder::builder(copy.path()).build().unwrap();
     let plain = Embedder::builder(fixture("models/base")).build().unwrap();
     let text = ["two or more tokens"];
