@@ -92,6 +92,7 @@ mod reranker;
 mod service;
 mod source;
 mod vector;
+mod warnings;
 
 pub use builder::{EmbedderBuilder, Overflow};
 pub use embedder::Embedder;

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{Source, has_weights, read_json};
 use crate::{Error, Result};
 
-pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// What `adapter_config.json` says of the model that an adapter belongs to.
 #[derive(Deserialize)]

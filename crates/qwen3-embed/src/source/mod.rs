@@ -36,6 +36,8 @@ pub use hub::{Hub, Progress};
 use id::ModelId;
 pub use info::Info;
 
+pub(crate) use adapter::ADAPTER_CONFIG;
+
 use crate::{Error, Result};
 
 /// Where a model is: a folder, a GGUF file, or its id on the hub.
@@ -205,7 +207,7 @@ fn look_into(dir: &Path) -> Result<PathBuf> {
     if let (Some(file), false) = (pickle, names.iter().any(is_safetensors)) {
         return Err(Error::PickleWeights { model: dir.display().to_string(), file: file.clone() });
     }
-    if ["config.json", adapter::ADAPTER_CONFIG].iter().any(|file| dir.join(file).is_file()) {
+    if ["config.json", ADAPTER_CONFIG].iter().any(|file| dir.join(file).is_file()) {
         return Ok(dir.to_path_buf());
     }
     let mut files = Vec::new();

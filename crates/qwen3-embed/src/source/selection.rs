@@ -5,9 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::adapter::ADAPTER_CONFIG;
 use super::id::{ModelId, is_file};
-use super::{is_gguf, is_pickle, read};
+use super::{ADAPTER_CONFIG, is_gguf, is_pickle, read};
 use crate::cross_encoder::CHAT_TEMPLATES;
 
 /// Files that a model's folder may have and that say which others there are.
