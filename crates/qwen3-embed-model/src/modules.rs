@@ -169,13 +169,15 @@ impl Modules {
     }
 }
 
-/// Brings values into whole numbers from −127 to 127: round(127 · tanh x).
+/// Brings values into whole numbers from −127 to 127: round(127 · tanh x). What is not finite stays so, and is
+/// found.
 ///
 /// # Source
 ///
 /// The `FlexibleQuantizer` of pplx-embed-v1 with its default, `int8`.
 pub(crate) fn quantize(vectors: &mut [f32]) {
-    vectors.iter_mut().for_each(|x| *x = (x.tanh() * 127.0).round_ties_even());
+    let finite = vectors.iter_mut().filter(|x| x.is_finite());
+    finite.for_each(|x| *x = (x.tanh() * 127.0).round_ties_even());
 }
 
 /// What is expected of a module.
@@ -224,4 +226,17 @@ fn flagged_pooling(fields: &Fields) -> Result<Pooling> {
         }
     }
     Ok(set.map_or(Pooling::Mean, |(pooling, _)| pooling))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantized_values_are_whole_numbers_and_what_is_not_finite_stays() {
+        let mut values = [0.0, -0.5, 0.01, 9.0, -30.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        quantize(&mut values);
+        assert_eq!(values[..7], [0.0, -59.0, 1.0, 127.0, -127.0, f32::INFINITY, f32::NEG_INFINITY]);
+        assert!(values[7].is_nan());
+    }
 }
