@@ -14,7 +14,7 @@ use crate::download;
 /// downloaded.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder, .gguf file, or an id of the hub
+    /// Folder, GGUF file, or an id of the hub
     #[arg(value_name = "PATH or ID")]
     model: String,
     /// Print one JSON object

@@ -35,7 +35,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match parse().command {
+    let command = parse().command;
+    // The server has a log of its own.
+    if !matches!(command, Command::Serve(_)) {
+        print_warnings();
+    }
+    let result = match command {
         Command::Embed(args) => embed::run(&args),
         Command::Rerank(args) => rerank::run(&args),
         Command::Serve(args) => serve::run(*args),
@@ -53,6 +58,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what the library warns of to standard error.
+fn print_warnings() {
+    let log = tracing_subscriber::fmt().with_env_filter("off,qwen3_embed=warn").with_target(false);
+    log.without_time().with_ansi(false).with_writer(io::stderr).init();
 }
 
 /// The command line. A variable of the environment that is empty is as good as none.

@@ -6,7 +6,7 @@ use crate::download;
 /// Which model, and how it is computed.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files, a .gguf file, or an id
+    /// Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, or an id
     /// of the hub: OWNER/NAME, with @REVISION if need be, or OWNER/NAME:Q8_0 for a GGUF file
     #[arg(long, value_name = "PATH or ID")]
     model: String,

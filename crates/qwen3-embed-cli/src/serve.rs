@@ -18,7 +18,7 @@ use crate::model::PrecisionArg;
 /// Serve a model over HTTP, to clients of OpenAI and text-embeddings-inference and to browsers
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The embedding model: a folder, a .gguf file, or an id of the hub
+    /// The embedding model: a folder, a GGUF file, or an id of the hub
     #[arg(
         long,
         alias = "model",

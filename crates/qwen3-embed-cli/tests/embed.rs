@@ -10,7 +10,10 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
-    command.args(["embed", "--model", MODEL]).args(arguments);
+    command.arg("embed").args(arguments);
+    if !arguments.contains(&"--model") {
+        command.args(["--model", MODEL]);
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -32,6 +35,18 @@ fn lines(output: &Output) -> Vec<Value> {
 
 fn golden() -> Value {
     serde_json::from_slice(&std::fs::read(format!("{MODEL}/golden.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn warnings_go_to_standard_error() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/causal-lm-tied");
+    let output = run(&["--model", model], "{\"text\": \"a\"}\n");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !output.stdout.is_empty(), "{errors}");
+    let expected =
+        "models/causal-lm-tied may be no embedding model: it is a causal language model without";
+    assert!(errors.contains("WARN") && errors.contains(expected), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
 }
 
 #[test]

@@ -106,6 +106,16 @@ fn work(n: usize) -> Value {
 }
 
 #[test]
+fn a_reranker_that_is_to_give_embeddings_is_warned_of_in_the_log() {
+    let model = fixture("rerankers/tied");
+    let server = Server::start(&["--model-path", &model, "--port", "0"], &[]);
+    server.signal("TERM");
+    let (status, log) = server.ended();
+    let expected = "rerankers/tied may be no embedding model: it has `rerank` in its name";
+    assert!(status.success() && log.contains("WARN") && log.contains(expected), "{log}");
+}
+
+#[test]
 fn the_command_line_of_sglang_serves_the_model() {
     let server = Server::start(
         &[

@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use qwen3_embed_kernels::cpu::Heads;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::class::Class;
 use crate::fields::Fields;
 use crate::gguf::Header;
 use crate::{Error, Pooling, Result};
@@ -43,9 +44,14 @@ pub struct Config {
     /// How a text's vector is made of its tokens' where no `modules.json` says it: of the last one if
     /// attention is causal, else the mean of all; in a GGUF file, as `pooling_type` says.
     pub pooling: Pooling,
-    /// The class that the checkpoint was saved as, such as `Qwen3ForCausalLM`: the first of its
-    /// `architectures`, if it names any.
+    /// The class of the checkpoint, such as `Qwen3ForCausalLM`: that of its own code, if that is known, else
+    /// the first of its `architectures`, if it names any.
     pub architecture: Option<String>,
+    /// Whether a linear layer may stand behind the decoder, as in models of the class
+    /// `Qwen3BidirectionalModel`.
+    pub(crate) may_project: bool,
+    /// The width of that layer, if the configuration says it.
+    pub(crate) num_labels: Option<usize>,
 }
 
 impl Config {
@@ -59,10 +65,11 @@ impl Config {
     /// [`Error::Json`], or [`Error::Field`] naming the field, what is understood and what is there.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         let fields = Fields::from_json(json, path)?;
-        fields.expect("model_type", "\"qwen3\"", |v| v == "qwen3")?;
+        let class = Class::read(&fields)?;
         fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
         fields.refuse_unsupported()?;
-        let is_causal = fields.is_causal()?;
+        let is_causal = !class.is_bidirectional && fields.is_causal()?;
+        let has_labels = class.may_project && fields.get("num_labels").is_some();
         let config = Self {
             hidden_size: fields.count("hidden_size")?,
             intermediate_size: fields.count("intermediate_size")?,
@@ -78,7 +85,9 @@ impl Config {
             tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
             is_causal,
             pooling: if is_causal { Pooling::LastToken } else { Pooling::Mean },
-            architecture: fields.architecture(),
+            architecture: class.name,
+            may_project: class.may_project,
+            num_labels: has_labels.then(|| fields.count("num_labels")).transpose()?,
         };
         config.checked(&fields, "num_key_value_heads", "head_dim")
     }
@@ -109,6 +118,8 @@ impl Config {
             is_causal: fields.flag("qwen3.attention.causal", true)?,
             pooling: fields.gguf_pooling()?,
             architecture: None,
+            may_project: false,
+            num_labels: None,
         };
         config.checked(&fields, "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
     }
@@ -176,9 +187,8 @@ impl Config {
     }
 }
 
-/// The classes whose decoder this is. Others have code of their own, or heads that are not known.
-const ARCHITECTURES: [&str; 3] =
-    ["Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"];
+/// The objects that have the settings of the rotary frequencies. The first with fields in it counts.
+const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 /// The keys of a GGUF file's metadata that say something of the model. None is the beginning of
 /// another.
@@ -219,10 +229,6 @@ impl Fields {
         Self { path: header.path().to_path_buf(), value }
     }
 
-    fn architecture(&self) -> Option<String> {
-        Some(self.get("architectures")?.get(0)?.as_str()?.to_owned())
-    }
-
     /// `is_causal`. The other field that says so is one that Qwen3 in transformers does not know: alone it
     /// leaves attention causal there, against what it says.
     fn is_causal(&self) -> Result<bool> {
@@ -234,13 +240,43 @@ impl Fields {
         Ok(is_causal)
     }
 
-    /// `rope_theta` at the top level, or in `rope_parameters` as newer exporters write it.
+    /// The base of the rotary frequencies, from the first of these that there is, as in transformers 5:
+    /// `rope_scaling`, `rope_parameters` unless `rope_scaling` has fields, the top level.
     fn rope_theta(&self) -> Result<f64> {
-        if self.get("rope_parameters").is_some() {
-            self.positive("rope_parameters.rope_theta")
-        } else {
-            self.positive("rope_theta")
+        let has_fields = |object: &&str| {
+            self.get(object).and_then(Value::as_object).is_some_and(|fields| !fields.is_empty())
+        };
+        let object = ROPE_OBJECTS.iter().find(|object| has_fields(object));
+        let inner = object.map(|object| format!("{object}.rope_theta"));
+        match inner.filter(|inner| self.get(inner).is_some()) {
+            Some(inner) => self.positive(&inner),
+            None => self.positive("rope_theta"),
         }
+    }
+
+    /// Refuses rotary frequencies that are scaled.
+    fn refuse_scaled_rope(&self) -> Result<()> {
+        for object in ROPE_OBJECTS {
+            self.expect_if_present(object, "an object or null", Value::is_object)?;
+            for key in ["rope_type", "type"] {
+                let field = format!("{object}.{key}");
+                self.expect_if_present(&field, "\"default\"", |v| v == "default")?;
+            }
+            let has_type =
+                self.get(&format!("{object}.rope_type")).or(self.get(&format!("{object}.type")));
+            // An object for each type of layer, or a factor without the type that says what it is for.
+            let is_plain = |fields: &Map<String, Value>| {
+                let mut fields = fields.iter();
+                fields.all(|(key, value)| {
+                    !value.is_object()
+                        && (has_type.is_some() || value.is_null() || key == "rope_theta")
+                })
+            };
+            self.expect_if_present(object, "null, or an object with a `rope_type`", |value| {
+                value.as_object().is_some_and(is_plain)
+            })?;
+        }
+        Ok(())
     }
 
     /// The pooling of a GGUF file. Without any it is that of the published models, and a reranker's head
@@ -257,34 +293,26 @@ impl Fields {
 
     /// Refuses what would change the result and is not implemented.
     fn refuse_unsupported(&self) -> Result<()> {
-        let expected = format!("none or one of {}", ARCHITECTURES.join(", "));
-        self.expect_if_present("architectures", &expected, |v| {
-            let is_known = |first: &Value| ARCHITECTURES.iter().any(|known| first == known);
-            v.as_array().is_some_and(|classes| classes.first().is_none_or(is_known))
-        })?;
-        self.expect_if_present(
-            "auto_map",
-            "no AutoModel, which is code of the checkpoint's",
-            |v| {
-                v.as_object().is_some_and(|map| !map.keys().any(|key| key.starts_with("AutoModel")))
-            },
-        )?;
-        for object in ["rope_parameters", "rope_scaling"] {
-            self.expect_if_present(object, "an object or null", Value::is_object)?;
-            for key in ["rope_type", "type"] {
-                let field = format!("{object}.{key}");
-                self.expect_if_present(&field, "\"default\"", |v| v == "default")?;
-            }
-        }
-        let scaled = self.get("rope_scaling.rope_type").or(self.get("rope_scaling.type"));
-        if self.get("rope_scaling").is_some() && scaled.is_none() {
-            return Err(self.error("rope_scaling", "null, or an object with a `rope_type`".into()));
-        }
+        self.refuse_mlx()?;
+        self.refuse_scaled_rope()?;
         self.expect_if_present("use_sliding_window", "false", |v| v == false)?;
         self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
             v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
         })?;
         self.expect_if_present("quantization_config", "nothing", |_| false)
+    }
+
+    /// Refuses weights that MLX has quantized. Its converters write `quantization`, and some of them
+    /// `quantization_config` with the same fields as well.
+    fn refuse_mlx(&self) -> Result<()> {
+        for field in ["quantization", "quantization_config"] {
+            let has = |key: &str| self.get(&format!("{field}.{key}")).is_some();
+            if has("group_size") && has("bits") && !has("quant_method") {
+                let (path, found) = (self.path.clone(), format!("field `{field}`"));
+                return Err(Error::QuantizedByMlx { path, found });
+            }
+        }
+        self.expect_if_present("quantization", "nothing", |_| false)
     }
 
     /// The same for the metadata of a GGUF file.
@@ -360,6 +388,121 @@ mod tests {
         assert_eq!(config.unwrap().rope_theta, 5000.0);
     }
 
+    /// transformers 5.23 computes the same of these.
+    #[test]
+    fn the_first_rope_theta_of_the_objects_and_the_top_level_counts() {
+        let json = |text| serde_json::from_str::<Value>(text).unwrap();
+        let (plain, inner) =
+            (r#"{"rope_type": "default"}"#, r#"{"rope_type": "default", "rope_theta": 5000}"#);
+        for (rope_scaling, rope_parameters, expected) in [
+            ("null", plain, 1e6),
+            ("null", "{}", 1e6),
+            ("null", r#"{"rope_theta": null}"#, 1e6),
+            ("null", inner, 5000.0),
+            ("{}", "null", 1e6),
+            ("{}", inner, 5000.0),
+            (inner, "null", 5000.0),
+            (plain, inner, 1e6),
+        ] {
+            let config = parse(|v| {
+                v["rope_scaling"] = json(rope_scaling);
+                v["rope_parameters"] = json(rope_parameters);
+            });
+            assert_eq!(config.unwrap().rope_theta, expected, "{rope_scaling}, {rope_parameters}");
+        }
+    }
+
+    #[test]
+    fn rejects_weights_quantized_by_mlx() {
+        let mlx = serde_json::json!({"group_size": 64, "bits": 4});
+        let both = ["quantization", "quantization_config"];
+        for fields in [&both[..], &both[..1], &both[1..]] {
+            let error = parse(|v| fields.iter().for_each(|&field| v[field] = mlx.clone()));
+            let expected = format!(
+                "dir/config.json: field `{}`: weights that MLX has quantized are not read: use the original \
+                 model, or a GGUF file",
+                fields[0]
+            );
+            assert_eq!(error.unwrap_err().to_string(), expected);
+        }
+    }
+
+    /// Sets `model_type`, `architectures` and `auto_map`.
+    fn of_class(model_type: &str, architecture: &str, auto_model: Option<&str>) -> Result<Config> {
+        parse(|v| {
+            v["model_type"] = model_type.into();
+            v["architectures"] = serde_json::json!([architecture]);
+            v["use_bidirectional_attention"] = true.into();
+            if let Some(auto_model) = auto_model {
+                v["auto_map"] = serde_json::json!({"AutoConfig": "a.B", "AutoModel": auto_model});
+            }
+        })
+    }
+
+    #[test]
+    fn known_classes_of_own_code_are_bidirectional() {
+        const VOYAGE: &str = "modeling_qwen3_bidirectional.Qwen3BidirectionalModel";
+        const PPLX: &str = "modeling.PPLXQwen3Model";
+        let saved_again = format!("owner/name--{PPLX}");
+        for (model_type, architecture, auto_model, class) in [
+            ("qwen3", "Qwen3BidirectionalModel", Some(VOYAGE), "Qwen3BidirectionalModel"),
+            ("qwen3", "Qwen3BidirectionalModel", None, "Qwen3BidirectionalModel"),
+            ("qwen3", "Qwen3ForCausalLM", Some(VOYAGE), "Qwen3BidirectionalModel"),
+            ("bidirectional_pplx_qwen3", "PPLXQwen3Model", Some(PPLX), "PPLXQwen3Model"),
+            ("bidirectional_pplx_qwen3", "PPLXQwen3Model", Some(&*saved_again), "PPLXQwen3Model"),
+            ("bidirectional_pplx_qwen3", "PPLXQwen3Model", None, "PPLXQwen3Model"),
+        ] {
+            let config = of_class(model_type, architecture, auto_model).unwrap();
+            assert!(!config.is_causal && config.pooling == Pooling::Mean);
+            assert_eq!(config.architecture.as_deref(), Some(class));
+        }
+    }
+
+    #[test]
+    fn rejects_own_code_that_is_not_known() {
+        const VOYAGE: &str = "modeling_qwen3_bidirectional.Qwen3BidirectionalModel";
+        for (model_type, architecture, auto_model, expected) in [
+            (
+                "bidirectional_pplx_qwen3",
+                "PPLXQwen3Model",
+                Some("modeling.PPLXQwen3ContextualModel"),
+                "`auto_map`: expected another class than modeling.PPLXQwen3ContextualModel: it embeds the \
+                 chunks of a document together (late chunking)",
+            ),
+            (
+                "qwen3",
+                "Qwen3Model",
+                Some("modeling.Qwen3BidirectionalModel"),
+                "`auto_map`: expected no AutoModel with code of its own other than \
+                 modeling_qwen3_bidirectional.Qwen3BidirectionalModel or modeling.PPLXQwen3Model, got",
+            ),
+            ("bidirectional_pplx_qwen3", "Qwen3Model", None, "`model_type`: expected \"qwen3\""),
+            (
+                "qwen3",
+                "PPLXQwen3Model",
+                None,
+                "`model_type`: expected \"bidirectional_pplx_qwen3\"",
+            ),
+            (
+                "qwen3",
+                "Other",
+                Some(VOYAGE),
+                "`architectures`: expected none or one of Qwen3Model, Qwen3",
+            ),
+        ] {
+            let error = of_class(model_type, architecture, auto_model).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = parse(|v| {
+            v["architectures"] = serde_json::json!(["Qwen3BidirectionalModel"]);
+            v["is_causal"] = true.into();
+        });
+        let expected =
+            "`is_causal`: expected false, as in the code of Qwen3BidirectionalModel, got true";
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
     #[test]
     fn attention_is_causal_and_the_last_token_pooled_unless_is_causal_is_false() {
         for (is_causal, is_bidirectional, expected) in [
@@ -406,14 +549,17 @@ mod tests {
             ("rope_scaling.rope_type", serde_json::json!({"rope_type": "yarn", "factor": 4.0})),
             ("rope_scaling.type", serde_json::json!({"type": "linear", "factor": 2.0})),
             ("rope_parameters.rope_type", serde_json::json!({"rope_theta": 1e6, "rope_type": "x"})),
-            ("rope_parameters.rope_theta", serde_json::json!({"rope_type": "default"})),
+            ("rope_parameters.rope_theta", serde_json::json!({"rope_theta": 0})),
+            ("rope_parameters", serde_json::json!({"factor": 4.0})),
+            ("rope_parameters", serde_json::json!({"full_attention": {"rope_theta": 1e6}})),
             ("attention_bias", serde_json::json!("yes")),
             ("use_sliding_window", serde_json::json!(true)),
             ("use_bidirectional_attention", serde_json::json!("vision")),
             ("use_bidirectional_attention", serde_json::json!(true)),
             ("is_causal", serde_json::json!(0)),
             ("layer_types", serde_json::json!(["full_attention", "sliding_attention"])),
-            ("quantization_config", serde_json::json!({"quant_method": "awq"})),
+            ("quantization_config", serde_json::json!({"quant_method": "awq", "group_size": 128})),
+            ("quantization", serde_json::json!(true)),
         ];
         for (field, value) in cases {
             let top = field.split('.').next().unwrap();

@@ -12,7 +12,7 @@ use crate::calibration::Calibration;
 use crate::dense::Dense;
 use crate::file::read_file;
 use crate::layer::{DecoderLayer, LayerLoader};
-use crate::modules::Modules;
+use crate::modules::{Modules, quantize};
 use crate::plan::{self, Given, Kept, Plan};
 use crate::prefix_cache::{Prefix, PrefixCache};
 use crate::rope::RopeTable;
@@ -40,6 +40,8 @@ pub struct Model {
     pooling: Pooling,
     /// Behind the pooling, one after another.
     dense: Vec<Dense>,
+    /// Whether vectors are brought into whole numbers of 8 bits in the end.
+    quantizes: bool,
     precision: Precision,
     arithmetic: Arithmetic,
     device: candle_core::Device,
@@ -121,7 +123,12 @@ impl Model {
             true => Modules::default(),
             false => read_modules(path, options)?.unwrap_or(Modules::plain(config.pooling)),
         };
-        let dense = modules.load_dense(config.hidden_size)?;
+        modules.check_class(path, &config)?;
+        let projection = match options.hidden_states {
+            true => None,
+            false => Dense::projection(&weights, &config)?,
+        };
+        let dense = modules.load_dense(projection, config.hidden_size)?;
         let precision = precision.for_weights(&weights, &device);
         let arithmetic = arithmetic.unwrap_or_else(|| match precision {
             Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
@@ -153,6 +160,7 @@ impl Model {
             rope,
             pooling: modules.pooling,
             dense,
+            quantizes: modules.quantizes,
             precision,
             arithmetic,
             device,
@@ -431,6 +439,9 @@ impl Model {
         };
         for dense in &self.dense {
             vectors = dense.forward(vectors)?;
+        }
+        if self.quantizes {
+            quantize(&mut vectors);
         }
         Ok(vectors)
     }

@@ -5,9 +5,9 @@ use qwen3_embed_kernels::cpu::{Epilogue, Layout};
 use qwen3_embed_kernels::ops::{Linear, Scratch};
 use serde_json::Value;
 
-use crate::Result;
 use crate::fields::Fields;
-use crate::weights::Weights;
+use crate::weights::{PROJECTION, Weights};
+use crate::{Config, Result};
 
 /// A dense layer behind the pooling: `y = f(x · weightᵀ + bias)`, in f32.
 ///
@@ -34,6 +34,12 @@ const ACTIVATIONS: [(&str, Activation); 3] = [
     ("torch.nn.modules.activation.Tanh", Activation::Tanh),
     ("torch.nn.Tanh", Activation::Tanh),
 ];
+
+/// The width of a projection behind the decoder: `num_labels` of the configuration, or that of the tensor.
+pub(crate) fn projected_size(weights: &Weights, config: &Config) -> Option<usize> {
+    let stored = weights.n_rows(PROJECTION).filter(|_| config.may_project);
+    config.num_labels.or(stored)
+}
 
 impl Dense {
     /// Reads the module in `dir`: `config.json` and `model.safetensors`. Vectors of `n_in` dimensions come
@@ -63,6 +69,16 @@ impl Dense {
             false => linear,
         };
         Ok(Self { linear, n_in, n_out, activation })
+    }
+
+    /// The projection that stands behind the decoder, if it has one: `linear.weight` of shape
+    /// [`num_labels`, C], without bias or activation.
+    pub(crate) fn projection(weights: &Weights, config: &Config) -> Result<Option<Self>> {
+        let Some(n_out) = projected_size(weights, config) else { return Ok(None) };
+        let n_in = config.hidden_size;
+        let matrix = weights.matrix(&[(PROJECTION.to_owned(), n_out)], n_in)?;
+        let linear = matrix.in_f32(&Device::Cpu, Layout::Plain)?;
+        Ok(Some(Self { linear, n_in, n_out, activation: Activation::Identity }))
     }
 
     /// Dimensions of the vectors that come out.

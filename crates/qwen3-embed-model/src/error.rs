@@ -77,6 +77,31 @@ pub enum Error {
         /// The shard that holds it again.
         second: PathBuf,
     },
+    /// The names of the checkpoint's tensors begin with something that is not known, or there is more than
+    /// one decoder.
+    #[error(
+        "{}: expected one tensor `embed_tokens.weight`, behind nothing or behind `model.`, `module.`, \
+         `_orig_mod.`, `base_model.model.` or `language_model.`, got `{}`",
+        path.display(),
+        names.join("`, `")
+    )]
+    TensorPrefix {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// The tensors that hold token embeddings.
+        names: Vec<String>,
+    },
+    /// The checkpoint's weights are quantized in a way that is not read.
+    #[error(
+        "{}: {found}: weights that MLX has quantized are not read: use the original model, or a GGUF file",
+        path.display()
+    )]
+    QuantizedByMlx {
+        /// The file that shows it.
+        path: PathBuf,
+        /// The field or the tensor that shows it.
+        found: String,
+    },
     /// The checkpoint lacks a tensor that its configuration calls for.
     #[error("{} has no tensor `{name}`", path.display())]
     MissingTensor {

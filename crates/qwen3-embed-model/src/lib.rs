@@ -15,6 +15,7 @@
 mod adapter;
 mod blocks;
 mod calibration;
+mod class;
 mod config;
 mod decoder;
 mod dense;
@@ -27,6 +28,7 @@ mod head;
 mod layer;
 mod matrix;
 mod modules;
+mod naming;
 mod plan;
 mod pooling;
 mod prefix_cache;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::dense::Dense;
 use crate::fields::Fields;
-use crate::{Pooling, Result};
+use crate::{Config, Error, Pooling, Result};
 
 /// The modules of a repository.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,10 +17,15 @@ pub(crate) struct Modules {
     pub(crate) dense: Vec<PathBuf>,
     /// Whether vectors are of unit length in the end.
     pub(crate) normalizes: bool,
+    /// Whether [`quantize`] comes last.
+    pub(crate) quantizes: bool,
 }
 
 /// The package whose modules are known, with the dot behind it: others are code of the repository's.
 const PACKAGE: &str = "sentence_transformers.";
+
+/// The one module of a repository's own code that is known, and the class of the models that have it.
+const QUANTIZER: (&str, &str) = ("st_quantize.FlexibleQuantizer", "PPLXQwen3Model");
 
 /// The names of a pooling, of late and as one flag for each.
 const POOLINGS: [(Pooling, &str, &str); 6] = [
@@ -50,17 +55,24 @@ impl Modules {
         for idx in 0..fields.value.as_object().map_or(0, serde_json::Map::len) {
             let field = format!("{idx}.type");
             let kind = fields.get(&field).and_then(Value::as_str).unwrap_or_default();
+            let is_quantizer = kind.rsplit("--").next() == Some(QUANTIZER.0);
+            if is_quantizer && earlier.as_deref() == Some("Pooling") {
+                modules.quantizes = true;
+                earlier = Some(QUANTIZER.0.to_owned());
+                continue;
+            }
             let kind = kind.strip_prefix(PACKAGE).and_then(|path| path.rsplit('.').next());
             let kind = kind.unwrap_or_default();
             let allowed: &[&str] = match earlier.as_deref() {
                 None => &["Transformer"],
                 Some("Transformer") => &["Pooling"],
                 Some("Normalize") => &[],
+                Some(last) if last == QUANTIZER.0 => &[],
                 Some(_) => &["Dense", "Normalize"],
             };
             if !allowed.contains(&kind) {
                 let expected = match allowed {
-                    [] => "nothing behind Normalize".to_owned(),
+                    [] => format!("nothing behind {}", earlier.unwrap_or_default()),
                     allowed => of_package(&allowed.join(" or ")),
                 };
                 return Err(fields.error(&field, expected));
@@ -109,9 +121,29 @@ impl Modules {
         })
     }
 
-    /// Reads the dense layers, which vectors of `n_in` dimensions come into.
-    pub(crate) fn load_dense(&self, mut n_in: usize) -> Result<Vec<Dense>> {
-        let mut layers = Vec::with_capacity(self.dense.len());
+    /// Refuses a module of another model's own code, and a pooling that comes to something else behind a
+    /// projection than before it.
+    pub(crate) fn check_class(&self, dir: &Path, config: &Config) -> Result<()> {
+        let (module, class) = QUANTIZER;
+        let got = config.architecture.as_deref().unwrap_or("nothing").to_owned();
+        let path = dir.join("config.json");
+        if self.quantizes && got != class {
+            let expected = format!("{class}, whose `modules.json` may have {module}");
+            return Err(Error::Field { path, field: "architectures".into(), expected, got });
+        }
+        if config.may_project && self.pooling == Pooling::Max {
+            let expected =
+                "another class than Qwen3BidirectionalModel beside the pooling `max`".into();
+            return Err(Error::Field { path, field: "architectures".into(), expected, got });
+        }
+        Ok(())
+    }
+
+    /// Reads the dense layers, which vectors of `n_in` dimensions come into, and puts a projection of the
+    /// model itself before them.
+    pub(crate) fn load_dense(&self, projection: Option<Dense>, n_in: usize) -> Result<Vec<Dense>> {
+        let mut n_in = projection.as_ref().map_or(n_in, Dense::n_out);
+        let mut layers: Vec<Dense> = projection.into_iter().collect();
         for dir in &self.dense {
             let dense = Dense::load(dir, n_in)?;
             n_in = dense.n_out();
@@ -135,6 +167,17 @@ impl Modules {
         }
         Ok(())
     }
+}
+
+/// Brings values into whole numbers from −127 to 127: round(127 · tanh x). What is not finite stays so, and is
+/// found.
+///
+/// # Source
+///
+/// The `FlexibleQuantizer` of pplx-embed-v1 with its default, `int8`.
+pub(crate) fn quantize(vectors: &mut [f32]) {
+    let finite = vectors.iter_mut().filter(|x| x.is_finite());
+    finite.for_each(|x| *x = (x.tanh() * 127.0).round_ties_even());
 }
 
 /// What is expected of a module.
@@ -183,4 +226,17 @@ fn flagged_pooling(fields: &Fields) -> Result<Pooling> {
         }
     }
     Ok(set.map_or(Pooling::Mean, |(pooling, _)| pooling))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantized_values_are_whole_numbers_and_what_is_not_finite_stays() {
+        let mut values = [0.0, -0.5, 0.01, 9.0, -30.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        quantize(&mut values);
+        assert_eq!(values[..7], [0.0, -59.0, 1.0, 127.0, -127.0, f32::INFINITY, f32::NEG_INFINITY]);
+        assert!(values[7].is_nan());
+    }
 }

@@ -5,6 +5,7 @@ use candle_core::Device;
 use qwen3_embed_kernels::cpu::Arithmetic;
 
 use crate::decoder::open;
+use crate::dense::projected_size;
 use crate::fields::Fields;
 use crate::modules::Modules;
 use crate::{Config, Precision, Result, workspace};
@@ -92,7 +93,10 @@ impl Summary {
             stored,
             file_bytes: weights.file_bytes(),
             head: weights.head(),
-            embedding_size: embedding_size(path, config.hidden_size)?,
+            embedding_size: embedding_size(
+                path,
+                projected_size(&weights, &config).unwrap_or(config.hidden_size),
+            )?,
             stored_precision: Precision::Stored.for_weights(&weights, &Device::Cpu),
             auto: Precision::Auto.for_weights(&weights, &Device::Cpu),
             blocks: weights.blocks(),

@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use crate::weights::Weights;
+use crate::weights::{PROJECTION, Weights};
 use crate::{Config, Error, Result};
 
 /// Weights beside those of the layers: the decoder's own, and the heads that may stand behind it.
@@ -25,6 +25,9 @@ const OTHER_MODULES: [&str; 7] = [
 /// A buffer that some exporters save, of the decoder or of each layer. It follows from `rope_theta`.
 const ROTARY_FREQUENCIES: &str = "rotary_emb.inv_freq";
 
+/// The ends of the names of what MLX puts beside a quantized weight.
+const MLX: [&str; 2] = [".scales", ".biases"];
+
 impl Weights {
     /// Refuses a tensor that a decoder of this configuration and its heads do not have: whatever it is
     /// for, the result would lack it.
@@ -42,12 +45,13 @@ impl Weights {
             let modules = ATTENTION.iter().chain(&OTHER_MODULES);
             known.extend(modules.map(|module| in_file(module, "weight")));
         }
+        known.extend(config.may_project.then(|| self.name_in_file(PROJECTION)));
         let is_known = |name: &str| known.contains(name) || name.ends_with(ROTARY_FREQUENCIES);
-        match names.into_iter().find(|name| !is_known(name)) {
-            Some(name) => {
-                Err(Error::UnexpectedTensor { path: self.path_of(name), name: name.to_owned() })
-            }
-            None => Ok(()),
+        let Some(name) = names.into_iter().find(|name| !is_known(name)) else { return Ok(()) };
+        let path = self.path_of(name);
+        match MLX.iter().any(|suffix| name.ends_with(suffix)) {
+            true => Err(Error::QuantizedByMlx { path, found: format!("tensor `{name}`") }),
+            false => Err(Error::UnexpectedTensor { path, name: name.to_owned() }),
         }
     }
 }

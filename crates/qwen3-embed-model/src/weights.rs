@@ -13,8 +13,9 @@ use serde_json::Value;
 use crate::adapter::Adapter;
 use crate::blocks::{SAFETENSORS_TYPES, StoredType};
 use crate::file::{MappedFile, read_file};
-use crate::gguf::{self, Header};
+use crate::gguf::Header;
 use crate::matrix::{MappedRows, Matrix, Part, Stored};
+use crate::naming::Naming;
 use crate::{Config, Error, Head, Result};
 
 /// How weights are kept and multiplied.
@@ -106,17 +107,8 @@ pub(crate) struct Weights {
     adapter: Option<Adapter>,
 }
 
-/// The heads that a checkpoint may have.
-const HEADS: [&str; 2] = ["lm_head.", "score."];
-
-/// What the file calls the decoder's tensors.
-#[derive(Debug)]
-enum Naming {
-    /// By the checkpoint's names, behind a prefix.
-    Checkpoint { prefix: &'static str },
-    /// By those of llama.cpp.
-    Gguf,
-}
+/// The linear layer that may stand behind the decoder of a model with code of its own.
+pub(crate) const PROJECTION: &str = "linear.weight";
 
 /// One tensor as its file describes it: of a type that is read, or of another one.
 #[derive(Debug)]
@@ -140,19 +132,18 @@ impl Weights {
         } else {
             return Err(Error::NoWeights { dir: dir.to_path_buf() });
         }
-        // Embedding checkpoints name tensors from the decoder's root; causal-LM ones put it at
-        // `model.`.
-        let prefix = if tensors.contains_key("model.embed_tokens.weight") { "model." } else { "" };
-        let naming = Naming::Checkpoint { prefix };
-        Ok(Self { path: dir.to_path_buf(), tensors, naming, adapter: None })
+        let path = dir.to_path_buf();
+        match Naming::of_checkpoint(&tensors) {
+            Ok(naming) => Ok(Self { path, tensors, naming, adapter: None }),
+            Err(names) => Err(Error::TensorPrefix { path, names }),
+        }
     }
 
     /// Opens one safetensors file.
     pub(crate) fn open_file(path: &Path) -> Result<Self> {
         let mut tensors = HashMap::new();
         read_header(path, &mut tensors)?;
-        let naming = Naming::Checkpoint { prefix: "" };
-        Ok(Self { path: path.to_path_buf(), tensors, naming, adapter: None })
+        Ok(Self { path: path.to_path_buf(), tensors, naming: Naming::bare(), adapter: None })
     }
 
     /// Opens a GGUF file, which also holds the configuration.
@@ -194,8 +185,8 @@ impl Weights {
 
     /// The matrices of the layers: the type and the number of values of each.
     fn layer_matrices(&self) -> impl Iterator<Item = (StoredType, u64)> {
-        let prefix = match self.naming {
-            Naming::Checkpoint { prefix } => format!("{prefix}layers."),
+        let prefix = match &self.naming {
+            Naming::Checkpoint { prefix, .. } => format!("{prefix}layers."),
             Naming::Gguf => "blk.".to_owned(),
         };
         let of_layers = self
@@ -263,8 +254,10 @@ impl Weights {
         }
         match self.naming {
             _ if self.contains("lm_head.weight") => Head::LmHead,
-            Naming::Checkpoint { prefix: "" } | Naming::Gguf => Head::None,
-            Naming::Checkpoint { .. } => Head::TiedLmHead,
+            // Its model has `model.` before the decoder's names because of the layer.
+            _ if self.contains(PROJECTION) => Head::None,
+            Naming::Checkpoint { .. } if !self.naming.is_of_decoder_alone() => Head::TiedLmHead,
+            Naming::Checkpoint { .. } | Naming::Gguf => Head::None,
         }
     }
 
@@ -276,18 +269,12 @@ impl Weights {
     /// Whether the tensors are named as those of a decoder by itself, which is how embedding models are
     /// saved: models that put a head on it name it.
     pub(crate) fn are_of_decoder_alone(&self) -> bool {
-        matches!(self.naming, Naming::Checkpoint { prefix: "" })
+        self.naming.is_of_decoder_alone()
     }
 
     /// What the file calls the tensor `name` of the decoder or of a head, which stands beside it.
     pub(crate) fn name_in_file(&self, name: &str) -> String {
-        match self.naming {
-            Naming::Checkpoint { .. } if HEADS.iter().any(|head| name.starts_with(head)) => {
-                name.to_owned()
-            }
-            Naming::Checkpoint { prefix } => format!("{prefix}{name}"),
-            Naming::Gguf => gguf::name_in_file(name),
-        }
+        self.naming.name_in_file(name)
     }
 
     /// The file that holds the tensor that it calls `name`, or the checkpoint's folder.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::{Device, Error, Model, Precision, Summary};
+use qwen3_embed_model::{Device, Error, Head, Model, Precision, Summary};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,6 +16,9 @@ fn copy(name: &str) -> TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
         // Read and written: the copy must be writable even where the fixture is not.
         fs::write(to.path().join(path.file_name().unwrap()), fs::read(&path).unwrap()).unwrap();
     }
@@ -171,6 +174,8 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
 fn a_tensor_that_would_not_be_read_is_named() {
     for (model, name, is_refused) in [
         ("base", "linear.weight", true),
+        ("../sentence-transformers/projected", "linear.bias", true),
+        ("../sentence-transformers/projected", "model.linear.weight", true),
         ("base", "projector.0.weight", true),
         ("base", "layers.3.input_layernorm.weight", true),
         ("base", "layers.00.input_layernorm.weight", true),
@@ -199,6 +204,93 @@ fn a_tensor_that_would_not_be_read_is_named() {
             }
             Err(other) => panic!("{model}, {name}: {other}"),
         }
+    }
+}
+
+/// What stands before all names of the tensors in a copy of a fixture, but for those of the head.
+fn with_prefix(model: &str, prefix: &str) -> TempDir {
+    let dir = copy(model);
+    edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+        *tensors =
+            tensors.drain().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+    });
+    dir
+}
+
+/// Training and compiling wrap a model in modules whose names its tensors then have.
+#[test]
+fn tensors_of_wrapped_models_are_found_behind_the_names_of_the_wrappers() {
+    let tokens = [[1, 2, 3]];
+    let expected = load(copy("base").path()).unwrap().forward(&tokens).unwrap();
+    for (prefix, head) in [
+        ("", Head::None),
+        ("model.", Head::TiedLmHead),
+        ("module.", Head::None),
+        ("_orig_mod.", Head::None),
+        ("base_model.model.", Head::None),
+        ("language_model.model.", Head::TiedLmHead),
+        ("module._orig_mod.model.", Head::TiedLmHead),
+        ("base_model.model.model.", Head::TiedLmHead),
+        ("_orig_mod.module.base_model.model.model.", Head::TiedLmHead),
+    ] {
+        let dir = with_prefix("base", prefix);
+        let model = load(dir.path()).unwrap_or_else(|error| panic!("{prefix}: {error}"));
+        assert_eq!(model.forward(&tokens).unwrap(), expected, "{prefix}");
+        assert_eq!(Summary::read(dir.path()).unwrap().head, head, "{prefix}");
+    }
+    // A head stands beside the decoder, in the same wrapper.
+    for (head, is_known) in [("module.lm_head.weight", true), ("lm_head.weight", false)] {
+        let dir = with_prefix("base", "module.model.");
+        edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+            tensors.insert(head.into(), (Dtype::F32, vec![1], vec![0; 4]));
+        });
+        match Summary::read(dir.path()) {
+            Ok(summary) => assert!(is_known && summary.head == Head::LmHead, "{head}"),
+            Err(Error::UnexpectedTensor { name, .. }) => assert!(!is_known && name == head),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn rejects_tensors_behind_a_prefix_that_is_not_known_and_two_decoders() {
+    for prefix in
+        ["encoder.", "model.encoder.", "text_model.model.", "model.model.", "model.module."]
+    {
+        let dir = with_prefix("base", prefix);
+        let error = load_error(dir.path());
+        let expected = format!(
+            "{}: expected one tensor `embed_tokens.weight`, behind nothing or behind `model.`, `module.`, \
+             `_orig_mod.`, `base_model.model.` or `language_model.`, got `{prefix}embed_tokens.weight`",
+            dir.path().display()
+        );
+        assert_eq!(error.to_string(), expected);
+    }
+    let dir = copy("base");
+    edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+        let copy = tensors["embed_tokens.weight"].clone();
+        tensors.insert("model.embed_tokens.weight".into(), copy);
+    });
+    let error = load_error(dir.path()).to_string();
+    assert!(error.ends_with("got `embed_tokens.weight`, `model.embed_tokens.weight`"), "{error}");
+}
+
+/// Weights are packed in U32, with scales and biases beside them.
+#[test]
+fn rejects_tensors_quantized_by_mlx() {
+    for name in ["layers.0.self_attn.q_proj.scales", "layers.0.self_attn.q_proj.biases"] {
+        let dir = copy("base");
+        let path = dir.path().join("model.safetensors");
+        edit_tensors(&path, |tensors| {
+            tensors.get_mut("layers.0.self_attn.q_proj.weight").unwrap().0 = Dtype::I16;
+            tensors.insert(name.into(), (Dtype::BF16, vec![1], vec![0; 2]));
+        });
+        let expected = format!(
+            "{}: tensor `{name}`: weights that MLX has quantized are not read: use the original model, or a \
+             GGUF file",
+            path.display()
+        );
+        assert_eq!(load_error(dir.path()).to_string(), expected);
     }
 }
 

@@ -320,6 +320,22 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
             json!([transformer(), {"path": "1_Pooling", "type": "Pooling"}]),
             "`1.type`: expected Pooling of sentence_transformers, got \"Pooling\"",
         ),
+        (
+            json!([transformer(), pooling(), {"path": "", "type": "st_quantize.FlexibleQuantizer"}]),
+            "config.json: field `architectures`: expected PPLXQwen3Model, whose `modules.json` may have \
+             st_quantize.FlexibleQuantizer, got Qwen3Model",
+        ),
+        (
+            json!([transformer(), pooling(), {"path": "", "type": "other.FlexibleQuantizer"}]),
+            "`2.type`: expected Dense or Normalize of sentence_transformers, got \"other.Flex",
+        ),
+        (
+            json!([
+                transformer(), pooling(), {"path": "", "type": "st_quantize.FlexibleQuantizer"},
+                module("", "Normalize")
+            ]),
+            "`3.type`: expected nothing behind st_quantize.FlexibleQuantizer, got",
+        ),
         (json!([module("0_Transformer", "Transformer")]), "`0.path`: expected \"\", the"),
         (
             json!([module("", "CLIPModel")]),
@@ -398,6 +414,36 @@ fn a_dense_layer_that_does_not_fit_is_refused() {
     }
     let error = load("3_Dense/config.json", &|config| config["bias"] = json!(true));
     assert!(error.contains("no tensor `linear.bias`"), "{error}");
+}
+
+#[test]
+fn a_projection_has_the_width_of_the_configuration_or_its_own() {
+    let load = |change: &dyn Fn(&mut Value), pooling: &str| {
+        let copy = copy("sentence-transformers/projected");
+        edit(&copy.path().join("config.json"), change);
+        let config = json!({"pooling_mode": pooling});
+        fs::write(copy.path().join("1_Pooling/config.json"), config.to_string()).unwrap();
+        Model::load(copy.path(), Device::Cpu, Precision::F32)
+    };
+    for num_labels in [json!(48), Value::Null] {
+        let model = load(&|config| config["num_labels"] = num_labels.clone(), "mean").unwrap();
+        assert_eq!(model.embedding_size(), 48);
+    }
+    for (num_labels, expected) in [
+        (json!(47), "tensor `linear.weight`: expected shape [47, 32], got [48, 32]"),
+        (json!(0), "field `num_labels`: expected a whole number"),
+        (json!("48"), "field `num_labels`: expected a whole number"),
+    ] {
+        let error = load(&|config| config["num_labels"] = num_labels.clone(), "mean");
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    // The largest value of what is projected is not the projection of the largest value.
+    let error = load(&|_| (), "max").unwrap_err().to_string();
+    assert!(
+        error.contains("expected another class than Qwen3BidirectionalModel beside"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -6,6 +6,9 @@ use tokenizers::Encoding;
 use crate::frame::{PREFIX, SUFFIX, pair_text};
 use crate::{Error, Result, Tokenizer};
 
+/// Stands for an expression of a chat template.
+const EXPRESSION: &str = "\u{0}";
+
 /// The special tokens of the frame.
 const SPECIAL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"];
 
@@ -66,6 +69,14 @@ impl RerankTemplate {
             yes: tokenizer.id("yes").ok_or_else(|| no_token("yes"))?,
             no: tokenizer.id("no").ok_or_else(|| no_token("no"))?,
         })
+    }
+
+    /// Whether a chat template of transformers makes this prompt: whether the text that is left without
+    /// its expressions is that of the prompt. A template with other statements than `set` does not count.
+    pub fn is_made_by(chat_template: &str) -> bool {
+        let hole = EXPRESSION;
+        let pair = format!("<Instruct>: {hole}\n<Query>: {hole}\n<Document>: {hole}");
+        text_of_template(chat_template) == Some([PREFIX, &pair, SUFFIX].concat())
     }
 
     /// The token of the answer that the document meets the requirements.
@@ -172,6 +183,45 @@ impl Pair<'_> {
     fn text(self) -> (String, usize, usize) {
         pair_text(self.instruction, self.query, self.document)
     }
+}
+
+/// The text of a Jinja template, with [`EXPRESSION`] in the place of every expression. Nothing if there are
+/// other statements than `set`.
+///
+/// # Source
+///
+/// The documentation of Jinja, *White Space Control*, with the settings of transformers: the first line feed
+/// behind a statement and the last one of the template go.
+fn text_of_template(template: &str) -> Option<String> {
+    let mut rest = template.strip_suffix('\n').unwrap_or(template);
+    let mut text = String::new();
+    while let Some((before, tag)) = rest.split_once('{').filter(|(_, tag)| !tag.is_empty()) {
+        let (end, replacement) = match tag.as_bytes()[0] {
+            b'{' => ("}}", EXPRESSION),
+            b'%' => ("%}", ""),
+            b'#' => ("#}", ""),
+            _ => {
+                text.push_str(before);
+                text.push('{');
+                rest = tag;
+                continue;
+            }
+        };
+        let (inside, behind) = tag[1..].split_once(end)?;
+        let trimmed = inside.strip_prefix('-').unwrap_or(inside);
+        text.push_str(if trimmed.len() < inside.len() { before.trim_end() } else { before });
+        if end == "%}" && !trimmed.trim_start().starts_with("set ") {
+            return None;
+        }
+        text.push_str(replacement);
+        rest = match inside.ends_with('-') {
+            true => behind.trim_start(),
+            false if end != "}}" => behind.strip_prefix('\n').unwrap_or(behind),
+            false => behind,
+        };
+    }
+    text.push_str(rest);
+    Some(text)
 }
 
 /// `query`, which is not empty and begins at `query_start` of the text with this encoding, without its

@@ -63,6 +63,39 @@ impl Prompts {
 }
 
 #[test]
+fn a_chat_template_of_the_same_prompt_is_known() {
+    let folder = folder("../sentence-transformers/logit-score");
+    let template = fs::read_to_string(folder.join("chat_template.jinja")).unwrap();
+    // The same in other words: comments, statements that set, and white space that they take away.
+    let with_set =
+        template.replacen("<|im_start|>", "{%- set a = 1 -%}\n{# why #}\n<|im_start|>", 1);
+    let (before, _) = template.split_once("{{").unwrap();
+    let other_holes = format!(
+        "{before}{{{{ a }}}}\n<Query>: {{{{b}}}}\n<Document>: {{{{ c }}}}<|im_end|>\n<|im_start|>assistant\n\
+         <think>\n\n</think>\n\n"
+    );
+    for same in [&*template, &*with_set, &format!("{other_holes}\n")] {
+        assert!(RerankTemplate::is_made_by(same), "{same}");
+    }
+    for other in [
+        "",
+        "{",
+        "{{",
+        "{%",
+        "{{ messages }}",
+        // Without the last line feed, which is not a part of the prompt.
+        &*other_holes,
+        &*template.replace("<Query>", "<Question>"),
+        &*template.replace("<Document>: {{", "<Document>: {{-"),
+        &*template.replace("<think>", "{% if think %}<think>{% endif %}"),
+        &*template.replace("<|im_start|>system", "{{ a }}<|im_start|>system"),
+        &*template.replace("</think>\n", "</think>"),
+    ] {
+        assert!(!RerankTemplate::is_made_by(other), "{other}");
+    }
+}
+
+#[test]
 fn prompts_equal_those_of_the_model_cards_code() {
     for name in ["tied", "untied", "classifier"] {
         let prompts = Prompts::new(&json_of(&folder(name).join("tokenizer.json"))).unwrap();

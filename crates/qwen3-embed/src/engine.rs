@@ -7,7 +7,7 @@ use qwen3_embed_model::{Device, LoadOptions, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
 
 use crate::source::{Hub, Local, read_tokenizer};
-use crate::{Error, Result, Source};
+use crate::{Error, Result, Source, warnings};
 
 /// Tokens that are computed together unless something else is asked for.
 pub(crate) const DEFAULT_BATCH_TOKENS: usize = 4096;
@@ -120,6 +120,7 @@ impl Settings {
             }
             local.adapter = Some(second);
         }
+        warnings::of_left_over_adapter(&local);
         Ok(local)
     }
 

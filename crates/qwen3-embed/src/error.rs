@@ -70,7 +70,7 @@ pub enum Error {
     },
     /// An embedder was to be built of a reranker that says that it is one.
     #[error(
-        "{} is a reranker, with a classifier's head, and gives no embeddings: use `Reranker`, or on the \
+        "{} is a reranker and gives no embeddings: use `Reranker`, or on the \
          command line `rerank`, or `serve --reranker-path`",
         path.display()
     )]
@@ -93,6 +93,32 @@ pub enum Error {
         name: String,
         /// The names that there are.
         known: Vec<String>,
+    },
+    /// A file that is no model was given as one.
+    #[error(
+        "{} is a file, and not a GGUF file, which begins with `GGUF`: name the folder that holds a model's \
+         config.json, tokenizer.json and safetensors files, or a GGUF file",
+        path.display()
+    )]
+    NotGguf {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The model that an adapter names as its base cannot be opened: its name may be a folder of the machine
+    /// that the adapter was trained on.
+    #[error(
+        "{}: field `base_model_name_or_path`: the model `{base}` cannot be opened: name the base yourself, \
+         with `--model BASE --adapter {}` or `.adapter(…)`",
+        path.display(),
+        path.parent().unwrap_or(path).display()
+    )]
+    AdapterBase {
+        /// The adapter's `adapter_config.json`.
+        path: PathBuf,
+        /// What it names as its base.
+        base: String,
+        /// Why it cannot be opened.
+        source: Box<Error>,
     },
     /// An adapter was given to an adapter, or belongs to one.
     #[error(

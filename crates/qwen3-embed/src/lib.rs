@@ -82,6 +82,7 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod cross_encoder;
 mod embedder;
 mod embeddings;
 mod engine;
@@ -91,6 +92,7 @@ mod reranker;
 mod service;
 mod source;
 mod vector;
+mod warnings;
 
 pub use builder::{EmbedderBuilder, Overflow};
 pub use embedder::Embedder;

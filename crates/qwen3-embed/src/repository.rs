@@ -71,7 +71,12 @@ impl Repository {
         let max_seq_length = transformer.max_seq_length;
         let path = dir.join("config_sentence_transformers.json");
         if !path.is_file() {
-            return Ok(Self { max_seq_length, ..Self::default() });
+            // sentence-transformers puts nothing before texts then.
+            let prompts = match dir.join("modules.json").is_file() {
+                true => Prompts::of(ModelConfig::default())?,
+                false => Prompts::default(),
+            };
+            return Ok(Self { prompts, max_seq_length, ..Self::default() });
         }
         let config: ModelConfig = read_json(&path)?;
         let truncate_dim = config.truncate_dim;

@@ -5,6 +5,7 @@ use qwen3_embed_model::{Config, Precision, RerankHead, SharingCounts};
 use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate, Tokenizer};
 use rayon::prelude::*;
 
+use crate::cross_encoder::CrossEncoder;
 use crate::engine::{Engine, Settings, check, setters};
 use crate::{Error, Result, Source};
 
@@ -49,6 +50,7 @@ pub struct Reranker {
     engine: Engine,
     template: RerankTemplate,
     head: RerankHead,
+    instruction: String,
 }
 
 /// Settings of a [`Reranker`], see [`Reranker::builder`].
@@ -60,7 +62,8 @@ pub struct RerankerBuilder {
 /// How [`Reranker::rank`] ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RankOptions<'a> {
-    /// What is asked of a document, in a sentence, best in English. Default: [`DEFAULT_INSTRUCTION`].
+    /// What is asked of a document, in a sentence, best in English. Default:
+    /// [`default_instruction`](Reranker::default_instruction).
     pub instruction: Option<&'a str>,
     /// The number of documents that are given back, the best ones. Default: all.
     pub top_n: Option<usize>,
@@ -119,7 +122,7 @@ impl Reranker {
     ) -> Result<Vec<RankedDocument>> {
         let max_tokens = options.max_tokens.unwrap_or(self.max_tokens());
         check("max_tokens", max_tokens, self.max_tokens())?;
-        let instruction = options.instruction.unwrap_or(DEFAULT_INSTRUCTION);
+        let instruction = options.instruction.unwrap_or(&self.instruction);
         let pairs: Vec<_> = documents.iter().map(|document| (query, document.as_ref())).collect();
         let mut ranked =
             ranked(&self.logits_of(&self.prompts(instruction, &pairs, max_tokens)?)?);
@@ -127,15 +130,15 @@ impl Reranker {
         Ok(ranked)
     }
 
-    /// The score, from 0 to 1, of each pair of a query and a document, under the default instruction,
-    /// [`DEFAULT_INSTRUCTION`].
+    /// The score, from 0 to 1, of each pair of a query and a document, under the
+    /// [`default_instruction`](Self::default_instruction).
     ///
     /// # Errors
     ///
     /// [`Error::Text`](crate::Error::Text) if a pair cannot be tokenized;
     /// [`Error::Model`](crate::Error::Model) if a logit is not finite. Errors name the pair's index.
     pub fn scores(&self, pairs: &[(impl AsRef<str>, impl AsRef<str>)]) -> Result<Vec<f32>> {
-        self.scores_with(DEFAULT_INSTRUCTION, pairs)
+        self.scores_with(&self.instruction, pairs)
     }
 
     /// The score of each pair under an instruction that says what is asked of the document, in a
@@ -179,6 +182,13 @@ impl Reranker {
     ) -> Result<Vec<Vec<u32>>> {
         let pairs: Vec<_> = pairs.iter().map(|(q, d)| (q.as_ref(), d.as_ref())).collect();
         self.prompts(instruction, &pairs, self.max_tokens())
+    }
+
+    /// What is asked of a document unless something else is said: the default prompt of
+    /// `config_sentence_transformers.json` in a repository that sentence-transformers has saved, or
+    /// [`DEFAULT_INSTRUCTION`].
+    pub fn default_instruction(&self) -> &str {
+        &self.instruction
     }
 
     /// The longest prompt, in tokens.
@@ -271,6 +281,9 @@ impl RerankerBuilder {
     /// their names and without a head, by another class in `architectures`, or by a pooling in `modules.json`
     /// or in the GGUF file. One that looks like a reranker gives scores that mean nothing.
     ///
+    /// A reranker that sentence-transformers has saved with a module `LogitScore` has its answers, its default
+    /// instruction and its chat template checked: another prompt than that of Qwen3-Reranker is an error.
+    ///
     /// # Errors
     ///
     /// [`Error::NoSuchModel`](crate::Error::NoSuchModel), [`Error::Io`](crate::Error::Io), or what
@@ -281,16 +294,23 @@ impl RerankerBuilder {
     /// [`Error::Setting`](crate::Error::Setting) if a setting is out of range.
     pub fn build(self) -> Result<Reranker> {
         let local = self.settings.open()?;
+        let cross_encoder = CrossEncoder::read(local.settings())?;
         let prepare = |tokenizer: &Tokenizer, tokenizer_path: &Path| {
             let template = RerankTemplate::new(tokenizer, tokenizer_path)?;
-            let head = RerankHead::load(&local.path, template.yes(), template.no())?;
+            let [yes, no] = match &cross_encoder {
+                Some(cross_encoder) => cross_encoder.answers,
+                None => [template.yes(), template.no()],
+            };
+            let head = RerankHead::load(&local.path, yes, no)?;
             Ok((template, head))
         };
         let (engine, (template, head)) =
             self.settings.load(&local, DEFAULT_MAX_TOKENS, true, prepare)?;
         let frame = template.prefix().iter().chain(template.suffix());
         engine.check_vocabulary(frame.max().map_or(0, |&id| id as usize))?;
-        Ok(Reranker { engine, template, head })
+        let instruction = cross_encoder.and_then(|cross_encoder| cross_encoder.instruction);
+        let instruction = instruction.unwrap_or_else(|| DEFAULT_INSTRUCTION.to_owned());
+        Ok(Reranker { engine, template, head, instruction })
     }
 }
 

@@ -178,6 +178,34 @@ fn a_folder_without_a_configuration_is_its_only_gguf_file() {
     assert!(error.to_string().ends_with(", name one of them: a.GGUF, b.gguf"), "{error}");
 }
 
+/// Other programs keep GGUF files by their hashes, and the hub's cache behind links.
+#[test]
+fn a_gguf_file_may_have_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, link) = (dir.path().join("sha256-06507c7b42688469"), dir.path().join("link"));
+    let original = fixture("gguf-q8-0").join("model.gguf");
+    fs::write(&file, fs::read(&original).unwrap()).unwrap();
+    let expected = Embedder::builder(original).build().unwrap().embed_documents(&TEXTS).unwrap();
+    let name = file.to_str().unwrap();
+    for source in [Source::from(name), Source::from(file.as_path()), Source::from(dir.path())] {
+        let embedder = Embedder::builder(source.clone()).build().unwrap();
+        assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected);
+        assert!(source.info().unwrap().summary.stored.contains_key("Q8_0"));
+    }
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let embedder = Embedder::builder(link.as_path()).build().unwrap();
+        assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected);
+        fs::remove_file(&link).unwrap();
+    }
+    // What is shorter than the four letters, and what is no file, is none.
+    fs::write(&link, "GGU").unwrap();
+    assert!(matches!(Embedder::builder(link.as_path()).build(), Err(Error::NotGguf { .. })));
+    fs::create_dir(dir.path().join("folder.gguf")).unwrap();
+    assert!(Embedder::builder(dir.path()).build().is_ok());
+}
+
 #[test]
 fn a_source_that_is_no_model_is_refused_by_name() {
     let error = Embedder::builder("models/of/mine").build().unwrap_err();
@@ -186,7 +214,9 @@ fn a_source_that_is_no_model_is_refused_by_name() {
         assert!(error.to_string().contains(reading), "{error}");
     }
     let file = fixture("base").join("config.json");
-    assert!(matches!(Embedder::builder(file).build(), Err(Error::NoSuchModel { .. })));
+    let error = Embedder::builder(file.as_path()).build().unwrap_err();
+    assert!(matches!(&error, Error::NotGguf { path } if *path == file), "{error}");
+    assert!(error.to_string().contains("is a file, and not a GGUF file, which begins with `GGUF`"));
     let dir = changed("base", "config.json", |_| {});
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let error = Embedder::builder(dir.path()).build().unwrap_err();

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed::{Embedder, Embeddings, Error, Overflow, Precision};
+use qwen3_embed::{Embedder, Embeddings, Error, Head, Overflow, Pooling, Precision, Source};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -156,32 +156,79 @@ fn the_longest_text_is_the_repositorys_unless_another_is_asked_for() {
 }
 
 #[test]
-fn only_the_last_token_needs_an_end_of_text_token() {
-    for (name, appended) in [("mean-dense", 0), ("last-token", 1)] {
+fn models_with_known_code_give_the_vectors_of_its_forward_pass() {
+    for (name, dimensions) in [("projected", 48), ("quantized", 32)] {
+        let folder = fixture("sentence-transformers").join(name);
+        let golden = golden(&folder);
+        let (texts, vectors) = (texts(&golden), &golden["vectors"]);
+        let embedder = Embedder::builder(folder.as_path()).build().unwrap();
+        assert_eq!((embedder.dimensions(), embedder.pooling()), (dimensions, Pooling::Mean));
+        let queries = embedder.embed_queries(&texts).unwrap();
+        assert_vectors(&queries, &vectors["query"], &format!("{name}, queries"));
+        let documents = embedder.embed_documents(&texts).unwrap();
+        assert_vectors(&documents, &vectors["document"], &format!("{name}, documents"));
+        let info = Source::from(folder).info().unwrap();
+        assert_eq!((info.dimensions(), info.head()), ([1, dimensions], Head::None), "{name}");
+    }
+}
+
+#[test]
+fn quantized_vectors_are_whole_numbers_before_they_are_brought_to_unit_length() {
+    let folder = fixture("sentence-transformers/quantized");
+    let golden = golden(&folder);
+    let embedder = Embedder::builder(folder).normalize(false).build().unwrap();
+    let rows = embedder.embed_documents(&texts(&golden)).unwrap();
+    for (row, expected) in rows.iter().zip(golden["vectors"]["document"].as_array().unwrap()) {
+        assert_eq!(json!(row), *expected);
+    }
+}
+
+#[test]
+fn without_prompts_of_its_own_a_repository_has_none() {
+    let copy = copy("sentence-transformers/last-token");
+    fs::remove_file(copy.path().join("config_sentence_transformers.json")).unwrap();
+    let embedder = Embedder::builder(copy.path()).build().unwrap();
+    assert_eq!((embedder.query_prompt(), embedder.prompts().len()), ("", 0));
+}
+
+/// With `modules.json` the tokenizer's file alone says whether one is appended; without, one always is.
+#[test]
+fn an_end_of_text_token_is_appended_as_sentence_transformers_does() {
+    for (name, has_modules, appended) in [
+        ("mean-dense", true, 0),
+        ("last-token", true, 0),
+        ("mean-dense", false, 1),
+        ("last-token", false, 1),
+    ] {
         let copy = copy(&format!("sentence-transformers/{name}"));
+        if !has_modules {
+            fs::remove_file(copy.path().join("modules.json")).unwrap();
+        }
         let tokenize = || {
             let embedder = Embedder::builder(copy.path()).build().unwrap();
             embedder.tokenize(&["a"]).unwrap().remove(0)
         };
         let with = tokenize();
         edit(&copy.path().join("tokenizer.json"), |file| file["post_processor"] = Value::Null);
-        assert_eq!(tokenize(), with[..1 + appended], "{name}");
+        assert_eq!(tokenize(), with[..1 + appended], "{name}, {has_modules}");
     }
 }
 
 #[test]
 fn a_text_that_is_cut_keeps_its_end_of_text_token_and_else_its_beginning() {
-    for (name, kept) in [("mean-dense", 0..3), ("last-token", 0..2)] {
-        let copy = copy(&format!("sentence-transformers/{name}"));
-        edit(&copy.path().join("tokenizer.json"), |file| file["post_processor"] = Value::Null);
+    for (appends, kept) in [(false, 0..3), (true, 0..2)] {
+        let copy = copy("sentence-transformers/last-token");
+        if !appends {
+            edit(&copy.path().join("tokenizer.json"), |file| file["post_processor"] = Value::Null);
+        }
         let builder = Embedder::builder(copy.path()).max_tokens(3);
         let embedder = builder.overflow(Overflow::TruncateRight).build().unwrap();
         let text = "The weather is great today";
         let tokens = embedder.tokenize(&[text]).unwrap().remove(0);
-        let end = (name == "last-token").then(|| *tokens.last().unwrap());
+        let end = appends.then(|| *tokens.last().unwrap());
         let expected: Vec<u32> = tokens[kept].iter().copied().chain(end).collect();
         let got = embedder.embed_documents(&[text]).unwrap();
-        assert_eq!(got, embedder.embed_tokens(&[expected]).unwrap(), "{name}");
+        assert_eq!(got, embedder.embed_tokens(&[expected]).unwrap(), "{appends}");
     }
 }
 
@@ -211,10 +258,42 @@ fn adapters_cannot_be_stacked_and_their_base_must_be_there() {
     assert!(matches!(error, Error::TwoAdapters { .. }), "{error}");
     edit(&file, |config| config["base_model_name_or_path"] = json!("/no/such/model"));
     let error = Embedder::builder(copy.path()).build().unwrap_err();
-    assert!(matches!(error, Error::NoSuchModel { .. }), "{error}");
+    let Error::AdapterBase { path, base, source } = &error else { panic!("{error}") };
+    assert_eq!((path, base.as_str()), (&file, "/no/such/model"));
+    assert!(matches!(**source, Error::NoSuchModel { .. }), "{source}");
+    assert!(error.to_string().contains("adapter_config.json: field `base_model_name_or_path`"));
+    assert!(error.to_string().contains("`--model BASE --adapter "), "{error}");
+    let info = Source::from(copy.path()).info().unwrap_err();
+    assert!(matches!(info, Error::AdapterBase { .. }), "{info}");
     edit(&file, |config| config["base_model_name_or_path"] = Value::Null);
     let error = Embedder::builder(copy.path()).build().unwrap_err();
     assert!(error.to_string().contains("adapter_config.json"), "{error}");
+}
+
+#[test]
+fn an_adapter_beside_a_configuration_without_weights_is_an_adapter() {
+    let copy = copy("adapters/lora");
+    let base = json!(fixture("models/base"));
+    edit(&copy.path().join("adapter_config.json"), |c| c["base_model_name_or_path"] = base);
+    let add = |file: &str| {
+        let contents = fs::read(fixture("models/base").join(file)).unwrap();
+        fs::write(copy.path().join(file), contents).unwrap();
+    };
+    add("config.json");
+    let golden = golden(copy.path());
+    let embedder = Embedder::builder(copy.path()).build().unwrap();
+    let ours = embedder.embed_documents(&texts(&golden)).unwrap();
+    assert_vectors(&ours, &golden["embeddings"], "config.json alone");
+    assert!(Source::from(copy.path()).info().is_ok());
+    // With weights it is a model, whose adapter was merged into it and is added only if it is given.
+    add("model.safetensors");
+    add("tokenizer.json");
+    let merged = Embedder::builder(copy.path()).build().unwrap();
+    let plain = Embedder::builder(fixture("models/base")).build().unwrap();
+    let text = ["two or more tokens"];
+    assert_eq!(merged.embed_documents(&text).unwrap(), plain.embed_documents(&text).unwrap());
+    let given = Embedder::builder(copy.path()).adapter(copy.path()).build().unwrap();
+    assert_eq!(given.embed_documents(&text).unwrap(), embedder.embed_documents(&text).unwrap());
 }
 
 #[test]

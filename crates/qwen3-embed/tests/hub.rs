@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hub_server::{COMMIT, Reply, Request, Server, repository, sha256};
-use qwen3_embed::{Embedder, Error, Hub, HubError, HubProblem};
+use qwen3_embed::{Embedder, Error, Hub, HubError, HubProblem, Reranker};
 
 const ID: &str = "owner/model";
 
@@ -676,6 +676,19 @@ fn an_adapter_is_downloaded_with_what_belongs_to_it() {
         tree(&dir).iter().map(|link| link.split(' ').next().unwrap().to_owned()).collect();
     assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]);
     assert_eq!(world.hub().offline(true).download(ID).unwrap(), dir);
+}
+
+#[test]
+fn a_saved_reranker_is_downloaded_with_its_template() {
+    let world = World::new(repository("../sentence-transformers/logit-score", &[]));
+    let dir = world.hub().download(ID).unwrap();
+    for file in ["chat_template.jinja", "tokenizer_config.json", "1_LogitScore/config.json"] {
+        assert!(dir.join(file).is_file(), "{file}");
+    }
+    let reranker = Reranker::builder(ID).hub(world.hub()).build().unwrap();
+    assert_eq!(reranker.default_instruction(), "Find the document that answers the question");
+    let fresh = World::new(repository("../sentence-transformers/logit-score", &[]));
+    assert!(fresh.hub().info(ID).is_ok());
 }
 
 #[test]

@@ -71,6 +71,151 @@ fn pairs_give_the_scores_of_transformers() {
     }
 }
 
+/// A copy of the reranker that sentence-transformers has saved.
+fn saved() -> tempfile::TempDir {
+    let (from, to) = (folder("../sentence-transformers/logit-score"), tempfile::tempdir().unwrap());
+    fs::create_dir(to.path().join("1_LogitScore")).unwrap();
+    for file in fs::read_dir(&from).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.is_file() {
+            fs::write(to.path().join(file.file_name().unwrap()), fs::read(&file).unwrap()).unwrap();
+        }
+    }
+    let config = fs::read(from.join("1_LogitScore/config.json")).unwrap();
+    fs::write(to.path().join("1_LogitScore/config.json"), config).unwrap();
+    to
+}
+
+fn edit(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    edit(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+#[test]
+fn a_reranker_of_sentence_transformers_gives_its_scores() {
+    let folder = folder("../sentence-transformers/logit-score");
+    let golden = fs::read(folder.join("golden.json")).unwrap();
+    let golden: Value = serde_json::from_slice(&golden).unwrap();
+    let pairs: Vec<[String; 2]> = serde_json::from_value(golden["pairs"].clone()).unwrap();
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|[q, d]| (&**q, &**d)).collect();
+    let reranker = Reranker::builder(folder.as_path()).build().unwrap();
+    assert_eq!(reranker.default_instruction(), "Find the document that answers the question");
+    for (instruction, expected) in golden["scores"].as_object().unwrap() {
+        let logits = reranker.logits_with(instruction, &pairs).unwrap();
+        for (logit, expected) in logits.iter().zip(expected.as_array().unwrap()) {
+            let difference = (f64::from(*logit) - expected.as_f64().unwrap()).abs();
+            assert!(difference <= 1e-5, "{instruction}: {logit} for {expected}");
+        }
+    }
+    let default = reranker.scores_with(reranker.default_instruction(), &pairs).unwrap();
+    assert_eq!(reranker.scores(&pairs).unwrap(), default);
+    assert_ne!(reranker.scores_with(DEFAULT_INSTRUCTION, &pairs).unwrap(), default);
+    let ranked = reranker.rank(pairs[0].0, &[pairs[0].1], RankOptions::default()).unwrap();
+    assert_eq!(ranked[0].score, default[0]);
+    let error = Embedder::builder(folder).build().unwrap_err();
+    assert!(matches!(error, Error::IsReranker { .. }), "{error}");
+}
+
+#[test]
+fn the_answers_and_the_template_of_a_saved_reranker_are_where_it_has_them() {
+    let copy = saved();
+    let build = || Reranker::builder(copy.path()).build();
+    let (pair, expected) =
+        ([("a", "b")], build().unwrap().logits_with("c", &[("a", "b")]).unwrap());
+    let template = fs::read_to_string(copy.path().join("chat_template.jinja")).unwrap();
+    fs::remove_file(copy.path().join("chat_template.jinja")).unwrap();
+    let named = serde_json::json!([{"name": "x", "template": ""}, {"name": "default", "template": template}]);
+    for template in [serde_json::json!(template), named] {
+        edit(&copy.path().join("tokenizer_config.json"), |config| {
+            config["chat_template"] = template
+        });
+        assert_eq!(build().unwrap().logits_with("c", &pair).unwrap(), expected);
+    }
+    edit(&copy.path().join("config_sentence_transformers.json"), |config| {
+        config["default_prompt_name"] = Value::Null;
+        config["activation_fn"] = "torch.nn.modules.activation.Sigmoid".into();
+    });
+    assert_eq!(build().unwrap().default_instruction(), DEFAULT_INSTRUCTION);
+    // Without modules the answers are those of the tokenizer, which are the same here.
+    edit(&copy.path().join("1_LogitScore/config.json"), |config| {
+        let (yes, no) = (config["true_token_id"].clone(), config["false_token_id"].clone());
+        (config["true_token_id"], config["false_token_id"]) = (no, yes);
+    });
+    let negated: Vec<f32> = expected.iter().map(|logit| -logit).collect();
+    assert_eq!(build().unwrap().logits_with("c", &pair).unwrap(), negated);
+}
+
+#[test]
+fn rejects_a_saved_reranker_that_scores_otherwise() {
+    let module = |kind: &str| serde_json::json!({"path": "1_LogitScore", "type": kind});
+    let of_package = |kind: &str| module(&format!("sentence_transformers.{kind}"));
+    let cases: [(&str, &str, Value, &str); 9] = [
+        (
+            "1_LogitScore/config.json",
+            "false_token_id",
+            Value::Null,
+            "`false_token_id`: expected the token",
+        ),
+        ("1_LogitScore/config.json", "true_token_id", 99_999.into(), "token id 99999 is not below"),
+        (
+            "1_LogitScore/config.json",
+            "module_input_name",
+            "x".into(),
+            "`module_input_name`: expected",
+        ),
+        (
+            "modules.json",
+            "1",
+            of_package("TemperatureLogitScore"),
+            "`1.type`: expected LogitScore of sent",
+        ),
+        (
+            "modules.json",
+            "1",
+            module("my.TemperatureLogitScore"),
+            "`1.type`: expected LogitScore of sent",
+        ),
+        (
+            "modules.json",
+            "0",
+            of_package("Router"),
+            "`type`: expected a Transformer and a LogitScore",
+        ),
+        (
+            "config_sentence_transformers.json",
+            "activation_fn",
+            "a.B".into(),
+            "`activation_fn`: expected one",
+        ),
+        (
+            "config_sentence_transformers.json",
+            "default_prompt_name",
+            "x".into(),
+            "`default_prompt_name`",
+        ),
+        (
+            "tokenizer_config.json",
+            "chat_template",
+            "{{ messages }}".into(),
+            "`chat_template`: expected the",
+        ),
+    ];
+    for (file, field, value, expected) in cases {
+        let copy = saved();
+        if field == "chat_template" {
+            fs::remove_file(copy.path().join("chat_template.jinja")).unwrap();
+            let error = Reranker::builder(copy.path()).build().unwrap_err().to_string();
+            assert!(error.contains("`chat_template`: expected the prompt"), "{error}");
+        }
+        edit(&copy.path().join(file), |json| match field.parse::<usize>() {
+            Ok(idx) => json[idx] = value.clone(),
+            Err(_) => json[field] = value.clone(),
+        });
+        let error = Reranker::builder(copy.path()).build().unwrap_err().to_string();
+        assert!(error.contains(expected), "{file}, {field}: {error}");
+    }
+}
+
 #[test]
 fn ways_to_the_same_score() {
     for name in RERANKERS {

@@ -5,12 +5,13 @@ use super::tokenizing::pieces;
 use super::{Compute, Service, ServiceOptions, Timings, start};
 use crate::engine::check;
 use crate::reranker::{ranked, sigmoid};
-use crate::{DEFAULT_INSTRUCTION, Error, RankedDocument, Reranker, Result};
+use crate::{Error, RankedDocument, Reranker, Result};
 
 /// How [`Service::score`] scores.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ScoreOptions {
-    /// What is asked of a document, in a sentence, best in English. Default: [`DEFAULT_INSTRUCTION`].
+    /// What is asked of a document, in a sentence, best in English. Default:
+    /// [`Reranker::default_instruction`].
     pub instruction: Option<String>,
     /// The longest prompt, in tokens: a document that makes it longer is cut. 1 to the reranker's
     /// [`max_tokens`](Reranker::max_tokens), which is the default.
@@ -91,7 +92,8 @@ impl Service<Reranker> {
         check("max_tokens", max_tokens, limit)?;
         let max_document_tokens = options.max_document_tokens;
         check("max_document_tokens", max_document_tokens.unwrap_or(1), usize::MAX)?;
-        let instruction = options.instruction.unwrap_or_else(|| DEFAULT_INSTRUCTION.to_owned());
+        let instruction =
+            options.instruction.unwrap_or_else(|| self.model().default_instruction().to_owned());
         let pairs = queries.iter().cycle().zip(&documents);
         let length = |(query, document): (&String, &String)| {
             instruction.len() + query.len() + document.len()

@@ -29,12 +29,15 @@ impl Hub {
     pub fn info(&self, source: impl Into<Source>) -> Result<Info> {
         match self.look_at(&source.into())? {
             Looked::Model(info) => Ok(*info),
-            Looked::Adapter { base, dir } => match self.look_at(&base)? {
-                Looked::Model(info) => Ok(*info),
-                Looked::Adapter { dir: first, .. } => {
-                    Err(Error::TwoAdapters { first, second: dir })
+            Looked::Adapter { base, dir } => {
+                let looked = self.look_at(&base.source);
+                match base.named(looked)? {
+                    Looked::Model(info) => Ok(*info),
+                    Looked::Adapter { dir: first, .. } => {
+                        Err(Error::TwoAdapters { first, second: dir })
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -66,7 +69,7 @@ impl Hub {
 /// What was looked at.
 enum Looked {
     Model(Box<Info>),
-    Adapter { base: Source, dir: PathBuf },
+    Adapter { base: adapter::Base, dir: PathBuf },
 }
 
 impl Looked {
@@ -95,8 +98,9 @@ impl Fetch<'_> {
         let first = selection::first().into_iter().filter(|file| file != "tokenizer.json");
         let first: Vec<_> = first.collect();
         self.get(client, listing, first.clone())?;
-        let (weights, configs): (Vec<_>, Vec<_>) =
-            selection::rest(&snapshot)?.into_iter().partition(|file| !file.ends_with(".json"));
+        let (weights, configs): (Vec<_>, Vec<_>) = selection::rest(&snapshot)?
+            .into_iter()
+            .partition(|file| file.ends_with(".safetensors"));
         self.get(client, listing, configs.clone())?;
         for file in first.iter().chain(&configs).filter(|file| snapshot.join(file).is_file()) {
             let path = dir.path().join(file);

@@ -21,8 +21,8 @@ mod selection;
 #[cfg(feature = "hub")]
 mod transfer;
 
-use std::fs::{self, DirEntry};
-use std::io;
+use std::fs::{self, DirEntry, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_model::Error as ModelError;
@@ -36,12 +36,14 @@ pub use hub::{Hub, Progress};
 use id::ModelId;
 pub use info::Info;
 
+pub(crate) use adapter::ADAPTER_CONFIG;
+
 use crate::{Error, Result};
 
 /// Where a model is: a folder, a GGUF file, or its id on the hub.
 ///
 /// - A folder has `config.json`, `tokenizer.json` and the weights, as published, or nothing but one GGUF file.
-/// - A file whose name ends in `.gguf` holds all of it. A `tokenizer.json` beside it is read in place of
+/// - A GGUF file, whatever its name, holds all of it. A `tokenizer.json` beside it is read in place of
 ///   the vocabulary in the file.
 /// - `owner/name` is a model of the hub, at its newest commit; `owner/name@revision` at a branch, a tag or
 ///   a commit. `owner/name:Q8_0`, with or without `@revision`, is the GGUF file of that repository whose
@@ -70,7 +72,8 @@ impl Source {
         let Some(base) = adapter::base(&path)? else {
             return Ok(Local { path, adapter: None });
         };
-        let base = base.open_alone(hub)?;
+        let opened = base.source.open_alone(hub);
+        let base = base.named(opened)?;
         match adapter::base(&base)? {
             None => Ok(Local { path: base, adapter: Some(path) }),
             Some(_) => Err(Error::TwoAdapters { first: base, second: path }),
@@ -102,8 +105,12 @@ impl Source {
         if path.is_dir() {
             return look_into(path).map(Parsed::Local);
         }
-        if is_gguf(path) && path.is_file() {
-            return Ok(Parsed::Local(path.clone()));
+        if path.is_file() {
+            // One that is called so and is not is named by what is wrong in it.
+            return match is_gguf(path) || begins_as_gguf(path)? {
+                true => Ok(Parsed::Local(path.clone())),
+                false => Err(Error::NotGguf { path: path.clone() }),
+            };
         }
         let id = path.to_str().filter(|_| self.is_text && !path.exists()).and_then(ModelId::parse);
         id.map(Parsed::Id).ok_or_else(|| Error::NoSuchModel { path: path.clone() })
@@ -141,6 +148,12 @@ impl Local {
 }
 
 impl Local {
+    /// Whether there is a `modules.json` of sentence-transformers.
+    pub(crate) fn has_modules(&self) -> bool {
+        let mut dirs = self.adapter.iter().chain([&self.path]);
+        dirs.any(|dir| dir.join("modules.json").is_file())
+    }
+
     /// The folder that says how the model is used: an adapter's, if it says so.
     pub(crate) fn settings(&self) -> &Path {
         let says = |dir: &&PathBuf| SETTINGS.iter().any(|file| dir.join(file).is_file());
@@ -154,6 +167,26 @@ const SETTINGS: [&str; 2] = ["modules.json", "config_sentence_transformers.json"
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
+
+/// Whether a file begins as a GGUF file does: other programs keep them without the end of the name.
+fn begins_as_gguf(path: &Path) -> Result<bool> {
+    let mut magic = [0; 4];
+    let begin = |mut file: File| match file.read_exact(&mut magic) {
+        Ok(()) => Ok(magic == *b"GGUF"),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    };
+    let begun = File::open(path).and_then(begin);
+    begun.map_err(|source| Error::Io { path: path.to_path_buf(), source })
+}
+
+/// Whether a folder has a model's weights in it.
+fn has_weights(dir: &Path) -> bool {
+    MODEL_WEIGHTS.iter().any(|file| dir.join(file).is_file())
+}
+
+/// The files of a model's weights, of which there is one.
+const MODEL_WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 
 /// Whether a file of this name holds weights that pickle wrote.
 fn is_pickle(name: &str) -> bool {
@@ -174,11 +207,16 @@ fn look_into(dir: &Path) -> Result<PathBuf> {
     if let (Some(file), false) = (pickle, names.iter().any(is_safetensors)) {
         return Err(Error::PickleWeights { model: dir.display().to_string(), file: file.clone() });
     }
-    if ["config.json", "adapter_config.json"].iter().any(|file| dir.join(file).is_file()) {
+    if ["config.json", ADAPTER_CONFIG].iter().any(|file| dir.join(file).is_file()) {
         return Ok(dir.to_path_buf());
     }
-    let mut files: Vec<String> =
-        names.into_iter().filter(|name| is_gguf(Path::new(name))).collect();
+    let mut files = Vec::new();
+    for name in names {
+        let path = dir.join(&name);
+        if path.is_file() && (is_gguf(&path) || begins_as_gguf(&path)?) {
+            files.push(name);
+        }
+    }
     files.sort_unstable();
     match &files[..] {
         [] => Err(Error::NoConfig { dir: dir.to_path_buf(), snapshot: snapshot(dir) }),
@@ -217,7 +255,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// A whole file.
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
 }
 

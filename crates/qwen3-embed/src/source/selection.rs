@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::id::{ModelId, is_file};
-use super::{is_gguf, is_pickle, read};
+use super::{ADAPTER_CONFIG, is_gguf, is_pickle, read};
+use crate::cross_encoder::CHAT_TEMPLATES;
 
 /// Files that a model's folder may have and that say which others there are.
 const FIRST: [&str; 7] = [
@@ -21,7 +22,6 @@ const FIRST: [&str; 7] = [
 
 const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
-const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER: &str = "adapter_model.safetensors";
 
 /// The files that may be there and that say which others there are.
@@ -49,6 +49,9 @@ pub(super) fn rest(dir: &Path) -> crate::Result<Vec<String>> {
         // The decoder's own module has no folder.
         if let Some(path) = module["path"].as_str().filter(|path| is_file(path)) {
             files.extend(["config.json", WEIGHTS].map(|file| format!("{path}/{file}")));
+        }
+        if module["type"].as_str().is_some_and(|kind| kind.ends_with(".LogitScore")) {
+            files.extend(CHAT_TEMPLATES.map(str::to_owned));
         }
     }
     Ok(files)
