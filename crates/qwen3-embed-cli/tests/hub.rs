@@ -6,9 +6,12 @@
 mod hub_server;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use hub_server::{COMMIT, Reply, Server, repository};
@@ -172,6 +175,204 @@ fn the_environment_can_forbid_the_network() {
             server.requests();
         }
     }
+}
+
+#[test]
+fn cached_model_embeds_with_a_warning_whatever_the_hub_answers() {
+    let (server, home) = (server(), tempfile::tempdir().unwrap());
+    let environment =
+        [("HF_ENDPOINT", server.url()), ("HF_HUB_CACHE", home.path().to_str().unwrap())];
+    let embed = || succeeded(&embed(command(&["embed", "--model", ID], &environment)));
+    let [expected, _] = embed();
+    assert_eq!(embed(), [expected.clone(), String::new()]);
+    for status in [401, 403, 404, 200] {
+        server.change(move |_, reply| {
+            *reply = Reply { body: b"<html>".to_vec(), ..Reply::status(status) };
+        });
+        let [vectors, err] = embed();
+        assert_eq!(vectors, expected, "{status}");
+        assert!(err.contains("WARN") && err.contains(&format!("status {status}")), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+/// A model that another program has put into the cache, and another user, who may write nothing there.
+#[cfg(unix)]
+#[test]
+fn cache_that_cannot_be_written_is_read() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::CommandExt;
+
+    let (server, home) = (server(), tempfile::tempdir().unwrap());
+    let cache = home.path().join("hub");
+    let of_cache = ("HF_HUB_CACHE", cache.to_str().unwrap());
+    let environment = [("HF_ENDPOINT", server.url()), of_cache];
+    let [folder, _] = succeeded(&run(&["download", ID], &environment));
+    // Other programs note nothing of files that there are not.
+    fs::remove_dir_all(cache.join("models--owner--model/.no_exist")).unwrap();
+    fs::remove_dir_all(cache.join(".locks")).unwrap();
+    // Where another user reaches it. Root may write anywhere, and so becomes nobody.
+    let program = home.path().join("qwen3-embed");
+    fs::copy(env!("CARGO_BIN_EXE_qwen3-embed"), &program).unwrap();
+    let is_root = fs::metadata(home.path()).unwrap().uid() == 0;
+    let set_modes = |modes: [u32; 2]| {
+        for path in below(home.path()) {
+            let mode = modes[usize::from(path.is_dir() || path == program)];
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    set_modes([0o444, 0o555]);
+    let before = below(home.path());
+    let pinned = format!("{ID}@{COMMIT}");
+    let down = [("HF_ENDPOINT", "http://127.0.0.1:9"), of_cache];
+    let offline = [environment[0], of_cache, ("HF_HUB_OFFLINE", "1")];
+    for (environment, n_warnings) in [(&environment[..], 0), (&down, 1), (&offline, 0)] {
+        for arguments in [
+            &["embed", "--model", ID][..],
+            &["embed", "--model", &pinned],
+            &["download", ID],
+            &["info", ID],
+        ] {
+            let mut command = Command::new(&program);
+            command.args(arguments).env_clear().envs(environment.iter().copied());
+            command.current_dir("/").stdin(Stdio::piped());
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            if is_root {
+                command.uid(65534).gid(65534);
+            }
+            let [out, err] = succeeded(&embed(command));
+            assert!(arguments[0] != "download" || out == folder, "{out}");
+            assert_eq!(err.lines().count(), n_warnings, "{environment:?}, {arguments:?}: {err}");
+        }
+    }
+    assert_eq!(below(home.path()), before);
+    // A newer commit, for which there is no room.
+    server.change(|request, reply| {
+        if request.path.starts_with("/api/") {
+            let body = String::from_utf8_lossy(&reply.body).replace(COMMIT, &"f".repeat(40));
+            reply.body = body.into();
+        } else {
+            *reply = Reply { body: b"{}".to_vec(), ..Reply::status(200) }.with("ETag", "new");
+        }
+    });
+    if is_root {
+        let mut command = Command::new(&program);
+        command.args(["download", ID]).env_clear().envs(environment.iter().copied());
+        let output = command.current_dir("/").uid(65534).gid(65534).output().unwrap();
+        let [out, err] = succeeded(&output);
+        assert_eq!(out, folder);
+        assert!(err.contains("cannot use ") && err.contains("Permission denied"), "{err}");
+    }
+    assert_eq!(below(home.path()), before);
+    set_modes([0o644, 0o755]);
+}
+
+/// A folder, and all that is in it.
+#[cfg(unix)]
+fn below(path: &Path) -> Vec<PathBuf> {
+    let is_dir = path.is_dir() && !path.is_symlink();
+    let mut entries: Vec<_> = match is_dir {
+        true => path.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect(),
+        false => Vec::new(),
+    };
+    entries.sort();
+    let below = entries.iter().flat_map(|entry| below(entry));
+    [path.to_path_buf()].into_iter().chain(below).collect()
+}
+
+/// Runs a command with a line of text for `embed` on its standard input.
+fn embed(mut command: Command) -> Output {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    // A command that reads nothing may have ended.
+    let _ = child.stdin.take().unwrap().write_all(b"{\"text\": \"a\"}\n");
+    child.wait_with_output().unwrap()
+}
+
+/// The variables that desktop programs for proxies set together.
+#[test]
+fn proxy_of_the_scheme_comes_before_all_proxy() {
+    let (server, home) = (server(), tempfile::tempdir().unwrap());
+    let environment = [
+        ("HF_HUB_CACHE", home.path().to_str().unwrap()),
+        ("HF_ENDPOINT", "http://hub.invalid"),
+        ("no_proxy", "localhost,127.0.0.1"),
+        ("http_proxy", server.url()),
+        ("https_proxy", server.url()),
+        ("all_proxy", "socks5://127.0.0.1:9"),
+    ];
+    let error = failed(&run(&["download", ID], &environment));
+    assert!(error.contains(&format!("`http_proxy={}`", server.url())), "{error}");
+    let [request] = server.requests().try_into().unwrap();
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("CONNECT", "hub.invalid:80"));
+    // Hosts that need no proxy are reached, whatever it is.
+    let direct = environment.map(|(name, value)| match name {
+        "HF_ENDPOINT" => (name, server.url()),
+        "http_proxy" => (name, "nonsense://127.0.0.1"),
+        _ => (name, value),
+    });
+    succeeded(&run(&["download", ID], &direct));
+}
+
+#[test]
+fn socks_proxy_is_used_or_named_by_the_error() {
+    let (server, home) = (server(), tempfile::tempdir().unwrap());
+    let (socks, hosts) = socks_proxy(server.url().strip_prefix("http://").unwrap());
+    let run = |all_proxy: &str, folder: &str| {
+        let cache = home.path().join(folder);
+        let environment = [
+            ("HF_HUB_CACHE", cache.to_str().unwrap()),
+            ("HF_ENDPOINT", "http://hub.invalid"),
+            // Where large files are.
+            ("no_proxy", "127.0.0.1"),
+            ("all_proxy", all_proxy),
+        ];
+        run(&["download", ID], &environment)
+    };
+    succeeded(&run(&format!("socks5h://{socks}"), "a"));
+    let hosts = hosts.lock().unwrap().clone();
+    assert!(!hosts.is_empty() && hosts.iter().all(|host| host == "hub.invalid"), "{hosts:?}");
+    for (all_proxy, expected) in [
+        ("socks5h://user:secret@127.0.0.1:9", "the proxy of `all_proxy=socks5h://127.0.0.1:9`"),
+        ("socks9://127.0.0.1:1080", "`all_proxy` is `socks9://127.0.0.1:1080`, which is no proxy"),
+    ] {
+        let error = failed(&run(all_proxy, "b"));
+        assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+    }
+}
+
+/// A SOCKS5 proxy that leads to `address`, whatever host is asked for, and the hosts that were.
+fn socks_proxy(address: &str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (own, hosts, address) =
+        (listener.local_addr().unwrap(), Arc::<Mutex<Vec<String>>>::default(), address.to_owned());
+    let asked = hosts.clone();
+    thread::spawn(move || {
+        for mut client in listener.incoming().map(Result::unwrap) {
+            let bytes = |mut client: &TcpStream, n: usize| {
+                let mut bytes = vec![0; n];
+                client.read_exact(&mut bytes).unwrap();
+                bytes
+            };
+            let n_methods = bytes(&client, 2)[1];
+            bytes(&client, n_methods.into());
+            client.write_all(&[5, 0]).unwrap();
+            // The version, to connect, a zero, the kind of address, and the length of a name.
+            let head = bytes(&client, 5);
+            assert_eq!(head[..4], [5, 1, 0, 3]);
+            let host = bytes(&client, usize::from(head[4]) + 2);
+            let host = &host[..host.len() - 2];
+            asked.lock().unwrap().push(String::from_utf8(host.to_vec()).unwrap());
+            client.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+            let mut server = TcpStream::connect(&address).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut server, &mut client);
+                client.shutdown(Shutdown::Both)
+            });
+        }
+    });
+    (own, hosts)
 }
 
 #[test]

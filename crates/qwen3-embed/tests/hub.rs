@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod hub_server;
+mod log;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hub_server::{COMMIT, Reply, Request, Server, repository, sha256};
+use log::warnings;
 use qwen3_embed::{Embedder, Error, Hub, HubError, HubProblem, Reranker};
 
 const ID: &str = "owner/model";
@@ -403,24 +405,24 @@ fn what_the_hub_refuses_is_said_in_its_own_terms() {
     for status in [401, 403] {
         let page = format!("{}/{ID}", world.server.url());
         let problem = refused(status, &gated);
-        assert!(matches!(&problem, HubProblem::Gated { page: p } if *p == page), "{problem}");
+        assert!(matches!(&problem, HubProblem::Gated { page: p, .. } if *p == page), "{problem}");
         assert!(problem.to_string().contains("HF_TOKEN"));
     }
     let invalid = [("X-Error-Message", "Invalid credentials in Authorization header")];
-    assert!(matches!(refused(401, &invalid), HubProblem::BadToken));
-    assert!(matches!(refused(401, &[]), HubProblem::NoSuchModel));
-    assert!(matches!(refused(404, &[]), HubProblem::NoSuchModel));
+    assert!(matches!(refused(401, &invalid), HubProblem::BadToken { .. }));
+    assert!(matches!(refused(401, &[]), HubProblem::NoSuchModel { status: 401, .. }));
+    assert!(matches!(refused(404, &[]), HubProblem::NoSuchModel { status: 404, .. }));
     let forbidden = [("X-Error-Message", "Token is too old")];
     match refused(403, &forbidden) {
-        HubProblem::Forbidden { message } => assert_eq!(message, "Token is too old"),
+        HubProblem::Forbidden { status: 403, message } => assert_eq!(message, "Token is too old"),
         other => panic!("{other:?}"),
     }
     assert!(matches!(refused(418, &[]), HubProblem::Status { status: 418, .. }));
     // Asked once: asking again would not help.
     world.server.requests();
-    assert!(matches!(world.problem("owner/other"), HubProblem::NoSuchModel));
+    assert!(matches!(world.problem("owner/other"), HubProblem::NoSuchModel { .. }));
     match world.problem("owner/model@v9") {
-        HubProblem::NoSuchRevision { revision } => assert_eq!(revision, "v9"),
+        HubProblem::NoSuchRevision { revision, .. } => assert_eq!(revision, "v9"),
         other => panic!("{other:?}"),
     }
     assert_eq!(world.server.requests().len(), 2);
@@ -495,9 +497,135 @@ fn without_a_network_the_cache_is_used() {
     }
     assert!(offline.download("owner/model@v1").is_err());
     assert_eq!(world.server.requests().len(), 0);
-    // A hub that is there and refuses is another matter.
-    world.server.change(|_, reply| *reply = Reply::status(404));
-    assert!(matches!(world.problem(ID), HubProblem::NoSuchModel));
+}
+
+/// What a hub answers that does not give the model out any more, or that is not the hub, and what the warning says.
+fn refusals() -> [(Reply, &'static [&'static str]); 6] {
+    let refused = |status, message: &str| Reply::status(status).with("X-Error-Message", message);
+    let portal = Reply { body: b"<html>log in".to_vec(), ..Reply::status(200) };
+    [
+        (
+            refused(401, "Invalid credentials in Authorization header"),
+            &["status 401: Invalid credentials in Authorization header", "HF_TOKEN"],
+        ),
+        (
+            refused(403, "Access is restricted").with("X-Error-Code", "GatedRepo"),
+            &["status 403: Access is restricted"],
+        ),
+        (refused(403, "Token is too old"), &["status 403: Token is too old"]),
+        (Reply::status(404), &["status 404: Not Found"]),
+        (
+            refused(404, "Invalid rev id").with("X-Error-Code", "RevisionNotFound"),
+            &["status 404: Invalid rev id"],
+        ),
+        (
+            portal.with("Content-Type", "text/html; charset=utf-8"),
+            &["status 200 OK, content type `text/html; charset=utf-8`", "HF_ENDPOINT"],
+        ),
+    ]
+}
+
+#[test]
+fn cached_model_is_used_with_a_warning_whatever_the_hub_answers() {
+    for (answer, expected) in refusals() {
+        let world = World::base();
+        let refuse = || {
+            let answer = answer.clone();
+            world.server.change(move |_, reply| *reply = answer.clone());
+        };
+        refuse();
+        // With nothing in the cache, all of these are errors.
+        let error = world.hub().download(ID).unwrap_err().to_string();
+        assert!(expected.iter().all(|words| error.contains(words)), "{error}");
+        world.server.behave();
+        let dir = world.hub().download(ID).unwrap();
+        let info = world.hub().info(ID).unwrap();
+        let before = tree(&world.repo());
+        refuse();
+        world.server.requests();
+        let mut log = warnings(|| assert_eq!(world.hub().download(ID).unwrap(), dir));
+        log += &warnings(|| assert_eq!(world.hub().info(ID).unwrap(), info));
+        assert_eq!(log.lines().count(), 2, "{log}");
+        for line in log.lines() {
+            let used = format!("{} is used", dir.display());
+            assert!(line.contains("WARN") && line.contains(&used) && line.contains(ID), "{line}");
+            assert!(expected.iter().all(|words| line.contains(words)), "{line}");
+        }
+        // Nobody who has the model waits for further attempts.
+        assert_eq!(world.server.requests().len(), 2);
+        assert_eq!(tree(&world.repo()), before);
+        // A pinned model needs no request, and gives no warning.
+        assert_eq!(warnings(|| drop(world.hub().download(world.pinned()).unwrap())), "");
+    }
+}
+
+#[test]
+fn update_that_fails_leaves_the_cached_commit_in_use_with_a_warning() {
+    const NEWER: &str = "fedcba9876543210fedcba9876543210fedcba98";
+    let world = World::base();
+    let dir = world.hub().download(ID).unwrap();
+    world.server.change(|request, reply| {
+        if request.path.starts_with("/api/") {
+            let body = String::from_utf8(reply.body.clone()).unwrap();
+            reply.body = body.replace(COMMIT, NEWER).into();
+        } else {
+            *reply = Reply::status(403).with("X-Error-Message", "Token is too old");
+        }
+    });
+    let log = warnings(|| assert_eq!(world.hub().download(ID).unwrap(), dir));
+    assert!(log.contains("status 403: Token is too old") && log.contains(NEWER), "{log}");
+    let log = warnings(|| drop(world.hub().info(ID).unwrap()));
+    assert!(log.contains("status 403: Token is too old"), "{log}");
+    assert_eq!(fs::read_to_string(world.repo().join("refs/main")).unwrap(), COMMIT);
+    // What is missing is an error.
+    fs::remove_file(dir.join("tokenizer.json")).unwrap();
+    assert!(matches!(world.problem(ID), HubProblem::Forbidden { .. }));
+}
+
+/// A mirror that sends every request for a file to another host, and says nothing of the file, or only its hash.
+#[test]
+fn mirror_that_redirects_to_another_host_is_followed_without_the_token() {
+    let other_etag = "f".repeat(64);
+    for (is_whole_hub, linked_etag) in [(false, None), (true, None), (true, Some(other_etag))] {
+        let (world, other) = (World::base(), World::base());
+        let (url, etag) = (other.server.url().to_owned(), linked_etag.clone());
+        world.server.change(move |request, reply| {
+            if !request.path.starts_with("/api/") {
+                *reply = Reply::status(308).with("Location", format!("{url}{}", request.path));
+                let etag = etag.iter().filter(|_| request.path.ends_with("tokenizer.json"));
+                reply.headers.extend(etag.map(|etag| ("X-Linked-ETag", format!("\"{etag}\""))));
+            }
+        });
+        if !is_whole_hub {
+            let files = other.server.repos()[ID].clone();
+            other.server.change(move |request, reply| {
+                let file = &files[request.path.rsplit('/').next().unwrap()];
+                let etag = format!("\"{}\"", sha256(file));
+                *reply = Reply { body: file.clone(), ..Reply::status(200) }.with("ETag", etag);
+            });
+        }
+        let hub = world.hub().token("hf_secret");
+        let info = hub.info(ID).unwrap();
+        // The hash that comes first is believed: here it is that of another file.
+        if let Some(expected) = linked_etag {
+            let error = hub_error(hub.download(ID));
+            let is_other = |e: &String| *e == expected;
+            assert!(
+                matches!(&error.problem, HubProblem::Checksum { expected: e, .. } if is_other(e))
+            );
+            assert_eq!(error.file.as_deref(), Some("tokenizer.json"));
+            continue;
+        }
+        let dir = hub.download(ID).unwrap();
+        for (file, contents) in world.server.repos()[ID].iter() {
+            assert_eq!(fs::read(dir.join(file)).unwrap(), *contents, "{file}");
+        }
+        assert_eq!(info, hub.info(dir).unwrap());
+        let (asked, there) = (world.server.requests(), other.server.requests());
+        assert!(asked.iter().all(|r| r.header("authorization") == Some("Bearer hf_secret")));
+        assert!(there.iter().any(|request| request.method == "HEAD"));
+        assert!(there.iter().all(|request| request.header("authorization").is_none()));
+    }
 }
 
 /// transformers leaves out what it does not need, and does not look for it.

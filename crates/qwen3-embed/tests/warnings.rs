@@ -1,11 +1,12 @@
 //! Warnings about models that load and are probably not what is wanted.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+mod log;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use log::warnings;
 use qwen3_embed::{Embedder, Reranker};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -24,31 +25,6 @@ fn copy(name: &str, others: &[&str]) -> TempDir {
         }
     }
     to
-}
-
-/// What is logged goes to a buffer.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The warnings of what is done.
-fn warnings(act: impl FnOnce()) -> String {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
-    tracing::subscriber::with_default(subscriber.finish(), act);
-    let bytes = log.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
 }
 
 fn of_embedder(source: impl AsRef<Path>) -> String {

@@ -1,7 +1,7 @@
 //! Requests to the hub: redirects, what a status means, and which failures pass.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -11,8 +11,9 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::cache::is_commit;
-use super::error::{Failure, HubProblem, unusable};
+use super::error::{Failure, HubProblem, broken, unusable};
 use super::hub::Hub;
+use super::proxy::Setting;
 
 /// What is escaped in one part of a URL's path.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -52,12 +53,14 @@ pub(super) struct Metadata {
     pub(super) is_sha256: bool,
 }
 
-/// Redirects that a request follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Follow {
-    /// Those to the same host: what the hub says of a file stands in its own answer.
-    Hub,
-    All,
+/// What responses on the way to a file say of it: on each host of a redirect, there may be more.
+#[derive(Debug, Default)]
+struct Found {
+    /// The first `X-Linked-ETag`. It comes before an `ETag`, which may be that of another form of the file.
+    linked_etag: Option<String>,
+    /// The last `ETag`.
+    etag: Option<String>,
+    size: Option<u64>,
 }
 
 impl<'a> Client<'a> {
@@ -67,7 +70,8 @@ impl<'a> Client<'a> {
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(concat!("qwen3-embed/", env!("CARGO_PKG_VERSION")))
-            .proxy(hub.proxy.clone())
+            // Each request has its own.
+            .proxy(None)
             .timeout_resolve(timeout)
             .timeout_connect(timeout)
             .timeout_recv_response(timeout)
@@ -100,13 +104,15 @@ impl<'a> Client<'a> {
             rfilename: String,
         }
         let url = self.listing_url(repo, revision);
-        let answer = self.send("GET", &url, None, Follow::All)?;
+        let answer = self.send("GET", &url, None, |_, _| false)?;
         let answer = self.checked(answer, repo, revision)?;
+        let (status, content_type) = (answer.status(), header(answer.headers(), "content-type"));
+        let described = format!("status {status}, content type `{}`", content_type.unwrap_or(""));
         let mut json = Vec::new();
         let mut body = answer.into_body().into_reader().take(MAX_LISTING);
-        body.read_to_end(&mut json).map_err(passing)?;
+        body.read_to_end(&mut json).map_err(broken)?;
         let json: Json = serde_json::from_slice(&json)
-            .map_err(|error| unusable(format!("the list of files does not parse: {error}")))?;
+            .map_err(|error| unusable(format!("{described}, no list of files: {error}")))?;
         if !is_commit(&json.sha) {
             return Err(unusable(format!("`{}` is no commit", json.sha)));
         }
@@ -121,26 +127,19 @@ impl<'a> Client<'a> {
         commit: &str,
         file: &str,
     ) -> Result<Metadata, Failure> {
-        let answer = self.send("HEAD", &self.file_url(repo, commit, file), None, Follow::Hub)?;
-        let is_elsewhere = answer.status().is_redirection();
-        let answer = if is_elsewhere { answer } else { self.checked(answer, repo, commit)? };
-        let headers = answer.headers();
-        let linked = header(headers, "x-linked-etag");
-        let etag = linked
-            .or(header(headers, "etag"))
-            .map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
-        // It becomes the name of a file.
-        let is_name = |etag: &String| {
-            !etag.is_empty()
-                && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
-        };
-        let etag = etag.filter(is_name).ok_or_else(|| unusable("a file without an ETag"))?;
-        let length = header(headers, "content-length").filter(|_| !is_elsewhere);
-        let size = header(headers, "x-linked-size").or(length);
-        let size = size.and_then(|size| size.parse().ok());
-        let size = size.ok_or_else(|| unusable("a file without a size"))?;
-        let is_hash = etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
-        Ok(Metadata { is_sha256: linked.is_some() && is_hash, etag, size })
+        let mut found = Found::default();
+        let url = self.file_url(repo, commit, file);
+        let mut is_known = false;
+        let answer = self.send("HEAD", &url, None, |answer, leaves_origin| {
+            found.look_at(answer);
+            // Hosts of large files need not answer `HEAD`: a hub that has said all of it is the last that is asked.
+            is_known = leaves_origin && found.is_enough();
+            is_known
+        })?;
+        if !is_known {
+            self.checked(answer, repo, commit)?;
+        }
+        found.metadata()
     }
 
     /// The contents of a file at a commit, from byte `start` on. The first byte that comes, which is 0
@@ -154,7 +153,7 @@ impl<'a> Client<'a> {
     ) -> Result<(u64, impl Read + use<>), Failure> {
         let range = (start > 0).then(|| format!("bytes={start}-"));
         let url = self.file_url(repo, commit, file);
-        let answer = self.send("GET", &url, range.as_deref(), Follow::All)?;
+        let answer = self.send("GET", &url, range.as_deref(), |_, _| false)?;
         if answer.status() == 416 && start > 0 {
             return self.contents(repo, commit, file, 0);
         }
@@ -180,10 +179,10 @@ impl<'a> Client<'a> {
     ) -> Result<Vec<u8>, Failure> {
         let range = format!("bytes=0-{}", n.max(1) - 1);
         let url = self.file_url(repo, commit, file);
-        let answer = self.send("GET", &url, Some(&range), Follow::All)?;
+        let answer = self.send("GET", &url, Some(&range), |_, _| false)?;
         let answer = self.checked(answer, repo, commit)?;
         let mut bytes = Vec::new();
-        answer.into_body().into_reader().take(n).read_to_end(&mut bytes).map_err(passing)?;
+        answer.into_body().into_reader().take(n).read_to_end(&mut bytes).map_err(broken)?;
         Ok(bytes)
     }
 
@@ -199,13 +198,16 @@ impl<'a> Client<'a> {
         format!("{}/{repo}/resolve/{commit}/{file}", self.hub.endpoint)
     }
 
-    /// Sends a request on its way, and after redirects. The token goes to the hub and to nobody else.
+    /// Sends a request, and again after each redirect. The token goes to the hub and to no other host.
+    ///
+    /// `is_enough` sees every response, and whether it is a redirect to another origin than the hub's. A redirect of
+    /// which it says that it is enough is not followed.
     fn send(
         &self,
         method: &str,
         url: &str,
         range: Option<&str>,
-        follow: Follow,
+        mut is_enough: impl FnMut(&Response<Body>, bool) -> bool,
     ) -> Result<Response<Body>, Failure> {
         let home = origin(url).ok_or_else(|| unusable(format!("`{url}` is no URL")))?;
         let mut url = url.to_owned();
@@ -222,14 +224,18 @@ impl<'a> Client<'a> {
             if let Some(token) = self.hub.token.as_ref().filter(|_| at_home) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            let answer = request.call().map_err(classified)?;
-            let Some(location) = header(answer.headers(), "location") else { return Ok(answer) };
-            if !answer.status().is_redirection() {
+            let setting = self.hub.proxies.of(&url);
+            let proxy = setting.map(Setting::proxy).transpose().map_err(Failure::Final)?;
+            let request = request.config().proxy(proxy.cloned()).build();
+            let answer = request.call();
+            let answer = answer.map_err(|error| classified(error, setting))?;
+            let location = header(answer.headers(), "location");
+            let Some(location) = location.filter(|_| answer.status().is_redirection()) else {
+                is_enough(&answer, false);
                 return Ok(answer);
-            }
+            };
             let next = joined(&url, location);
-            let next_origin = origin(&next);
-            if follow == Follow::Hub && next_origin.as_ref() != Some(&home) {
+            if is_enough(&answer, origin(&next).as_ref() != Some(&home)) {
                 return Ok(answer);
             }
             if url.starts_with("https:") && !next.starts_with("https:") {
@@ -256,15 +262,18 @@ impl<'a> Client<'a> {
         let message = header(headers, "x-error-message").unwrap_or(reason).to_owned();
         let problem = match (status, header(headers, "x-error-code")) {
             (_, Some("GatedRepo")) => {
-                HubProblem::Gated { page: format!("{}/{repo}", self.hub.endpoint) }
+                let page = format!("{}/{repo}", self.hub.endpoint);
+                HubProblem::Gated { page, status, message }
             }
             (_, Some("RevisionNotFound")) => {
-                HubProblem::NoSuchRevision { revision: revision.to_owned() }
+                HubProblem::NoSuchRevision { revision: revision.to_owned(), status, message }
             }
             (_, Some("EntryNotFound")) => HubProblem::NoSuchFile,
-            (401, _) if message.contains("Invalid credentials") => HubProblem::BadToken,
-            (401 | 404, _) => HubProblem::NoSuchModel,
-            (403, _) => HubProblem::Forbidden { message },
+            (401, _) if message.contains("Invalid credentials") => {
+                HubProblem::BadToken { status, message }
+            }
+            (401 | 404, _) => HubProblem::NoSuchModel { status, message },
+            (403, _) => HubProblem::Forbidden { status, message },
             (408 | 429 | 500 | 502 | 503 | 504, _) => {
                 let seconds = header(headers, "retry-after").and_then(|wait| wait.parse().ok());
                 let wait = seconds.map(|s| Duration::from_secs(s).min(MAX_WAIT));
@@ -276,8 +285,43 @@ impl<'a> Client<'a> {
     }
 }
 
-/// What it means that a request was not answered.
-fn classified(error: ureq::Error) -> Failure {
+impl Found {
+    fn look_at(&mut self, answer: &Response<Body>) {
+        let headers = answer.headers();
+        let etag = |name| {
+            let etag = header(headers, name)?;
+            Some(etag.trim_start_matches("W/").trim_matches('"').to_owned())
+        };
+        self.linked_etag = self.linked_etag.take().or_else(|| etag("x-linked-etag"));
+        self.etag = etag("etag").or(self.etag.take());
+        // The length of a redirect's body says nothing of the file.
+        let length = header(headers, "content-length").filter(|_| answer.status().is_success());
+        let size = header(headers, "x-linked-size").or(length);
+        self.size = self.size.or_else(|| size?.parse().ok());
+    }
+
+    fn is_enough(&self) -> bool {
+        self.size.is_some() && (self.linked_etag.is_some() || self.etag.is_some())
+    }
+
+    fn metadata(self) -> Result<Metadata, Failure> {
+        // It becomes the name of a file.
+        let is_name = |etag: &String| {
+            !etag.is_empty()
+                && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        };
+        let is_linked = self.linked_etag.is_some();
+        let etag = self.linked_etag.or(self.etag).filter(is_name);
+        let etag = etag.ok_or_else(|| unusable("a file without an ETag"))?;
+        let size = self.size.ok_or_else(|| unusable("a file without a size"))?;
+        let is_hash = etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
+        Ok(Metadata { is_sha256: is_linked && is_hash, etag, size })
+    }
+}
+
+/// What it means that a request, through the proxy of `setting` if there is one, was not answered.
+fn classified(error: ureq::Error, setting: Option<&Setting>) -> Failure {
+    let proxy = setting.map(Setting::described);
     match error {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
             unusable("an address or a token with characters that cannot be sent")
@@ -288,15 +332,13 @@ fn classified(error: ureq::Error) -> Failure {
         | ureq::Error::ConnectProxyFailed(_)
         | ureq::Error::Tls(_)
         | ureq::Error::Rustls(_) => {
-            Failure::Final(HubProblem::Unreachable { source: Box::new(error) })
+            Failure::Final(HubProblem::Unreachable { proxy, source: Box::new(error) })
         }
-        error => passing(error.into_io()),
+        error => {
+            let source = Box::new(error.into_io());
+            Failure::Passing(HubProblem::Unreachable { proxy, source }, None)
+        }
     }
-}
-
-/// A connection that failed, but need not the next time.
-fn passing(error: io::Error) -> Failure {
-    Failure::Passing(HubProblem::Unreachable { source: Box::new(error) }, None)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

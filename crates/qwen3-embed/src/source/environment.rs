@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::hub::Hub;
+use super::proxy::Proxies;
 
 impl Hub {
     /// The hub as the environment has it, like for the hub's own programs:
@@ -17,8 +18,15 @@ impl Hub {
     /// | `HF_TOKEN` | the token for private and restricted models | the file `HF_TOKEN_PATH`, or `token` in `HF_HOME` |
     /// | `HF_ENDPOINT` | the address of the hub | `https://huggingface.co` |
     /// | `HF_HUB_OFFLINE` | `1`: no network, only the cache | `TRANSFORMERS_OFFLINE` |
-    /// | `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY` | the proxy | none |
+    /// | `HTTPS_PROXY`, `HTTP_PROXY` | the proxy of URLs of this scheme | `ALL_PROXY` |
+    /// | `NO_PROXY` | hosts that are reached without a proxy | none |
     /// | `SSL_CERT_FILE` | a PEM file of the certificate authorities to trust | Mozilla's |
+    ///
+    /// The names of proxies may be in lower case, which comes first. A proxy is an HTTP, HTTPS or SOCKS proxy:
+    /// `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`. A value that is none of these is
+    /// an error of requests that would need it. `HTTP_PROXY` in upper case is ignored where `REQUEST_METHOD` is set,
+    /// because it may then come from a client of a CGI server. Hosts in `NO_PROXY` are divided by commas: names, which
+    /// stand for the hosts below them too, addresses, networks such as `10.0.0.0/8`, or `*`.
     pub fn from_env() -> Self {
         let home = path("HF_HOME").unwrap_or_else(|| {
             let caches = path("XDG_CACHE_HOME").unwrap_or_else(|| in_home(Path::new("~/.cache")));
@@ -39,7 +47,7 @@ impl Hub {
             ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
         };
         hub = hub.offline(offline.is_some_and(is_true));
-        hub.proxy = ureq::Proxy::try_from_env();
+        hub.proxies = Proxies::read(value);
         hub.certificates = path("SSL_CERT_FILE");
         hub
     }

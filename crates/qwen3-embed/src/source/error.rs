@@ -2,6 +2,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
+use crate::Error;
+
 /// A model of the hub could not be had: which one, what of it, and why.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -29,41 +31,83 @@ pub enum HubProblem {
         /// The cache.
         cache: PathBuf,
     },
-    /// The hub cannot be reached, and the model is not in the cache.
-    #[error("cannot reach the hub: check the network, HF_ENDPOINT and the proxy's settings")]
+    /// The hub cannot be reached.
+    #[error(
+        "cannot reach the hub{}: check the network, HF_ENDPOINT and the proxy's settings",
+        proxy.as_ref().map_or_else(String::new, |proxy| format!(" through the proxy of `{proxy}`"))
+    )]
     Unreachable {
+        /// The variable that names the proxy and its value, if there is one.
+        proxy: Option<String>,
         /// What the connection failed of.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A variable of the environment names a proxy that cannot be used.
+    #[error(
+        "`{variable}` is `{value}`, which is no proxy: expected http://, https://, socks4://, socks4a://, \
+         socks5:// or socks5h://, and a host"
+    )]
+    Proxy {
+        /// The variable.
+        variable: String,
+        /// Its value, without a user's name and password.
+        value: String,
+    },
     /// The hub does not know the model, or hides that it does. (Status 401 or 404.)
     #[error(
-        "neither is there such a folder on this machine, nor does the hub show a model of this name: \
-         check the spelling, and if it is a private one, set HF_TOKEN to a token that may read it"
+        "neither is there such a folder on this machine, nor does the hub show a model of this name \
+         (status {status}: {message}): check the spelling, and if it is a private one, set HF_TOKEN to a \
+         token that may read it"
     )]
-    NoSuchModel,
+    NoSuchModel {
+        /// The status.
+        status: u16,
+        /// What the hub said.
+        message: String,
+    },
     /// The token is not valid. (Status 401.)
-    #[error("the hub does not accept the token: check HF_TOKEN, or make a new one in your account")]
-    BadToken,
+    #[error(
+        "the hub does not accept the token (status {status}: {message}): check HF_TOKEN, or make a new one \
+         in your account"
+    )]
+    BadToken {
+        /// The status.
+        status: u16,
+        /// What the hub said.
+        message: String,
+    },
     /// The model is given only to those who have accepted its terms. (Status 401 or 403.)
     #[error(
-        "access to this model is restricted: accept its terms on {page} and set HF_TOKEN to a token \
-         of that account"
+        "access to this model is restricted (status {status}: {message}): accept its terms on {page} and \
+         set HF_TOKEN to a token of that account"
     )]
     Gated {
         /// The model's page.
         page: String,
+        /// The status.
+        status: u16,
+        /// What the hub said.
+        message: String,
     },
     /// The token does not permit it. (Status 403.)
-    #[error("access is forbidden: check what the token in HF_TOKEN may read ({message})")]
+    #[error(
+        "access is forbidden (status {status}: {message}): check what the token in HF_TOKEN may read"
+    )]
     Forbidden {
+        /// The status.
+        status: u16,
         /// What the hub said.
         message: String,
     },
     /// The repository has no such branch, tag or commit. (Status 404.)
-    #[error("the model has no revision `{revision}`")]
+    #[error("the model has no revision `{revision}` (status {status}: {message})")]
     NoSuchRevision {
         /// The revision that was asked for.
         revision: String,
+        /// The status.
+        status: u16,
+        /// What the hub said.
+        message: String,
     },
     /// The repository has no such file. (Status 404, or it is not in the listing.)
     #[error("the model's repository has no such file")]
@@ -145,13 +189,6 @@ pub enum HubProblem {
     Stopped,
 }
 
-impl HubProblem {
-    /// Whether it may be gone after a while: then what is in the cache will do.
-    pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Cut { .. } | Self::Status { .. })
-    }
-}
-
 impl fmt::Display for HubError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, file, url, problem } = self;
@@ -172,6 +209,13 @@ impl std::error::Error for HubError {
     }
 }
 
+impl Error {
+    /// Whether an id means several files of its repository.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Hub(error) if matches!(error.problem, HubProblem::WhichGguf { .. }))
+    }
+}
+
 /// Why one request gave nothing.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -187,6 +231,12 @@ impl Failure {
             Self::Passing(problem, _) | Self::Final(problem) => problem,
         }
     }
+}
+
+/// A connection that broke in the middle of a response: it need not the next time.
+pub(super) fn broken(error: io::Error) -> Failure {
+    let source = Box::new(error);
+    Failure::Passing(HubProblem::Unreachable { proxy: None, source }, None)
 }
 
 /// The answer is not one of the hub.

@@ -47,23 +47,25 @@ impl Hub {
             Parsed::Id(id) => id,
         };
         let fetch = Fetch { hub: self, id: &id, cache: RepoCache::new(&self.cache, &id.repo) };
-        let known =
-            id.commit().filter(|commit| matches!(fetch.cached(commit), Ok(Cached::Whole(_))));
-        if self.offline || known.is_some() {
-            return Looked::at(fetch.model()?);
-        }
-        let client = fetch.client()?;
-        let listing = match fetch.listing(&client, self.attempts) {
-            Err(Error::Hub(error)) if error.problem.is_passing() => {
-                return Looked::at(fetch.model()?);
-            }
-            listing => listing?,
-        };
-        match fetch.cached(&listing.commit)? {
-            Cached::Whole(path) | Cached::Enough(path) => Looked::at(path),
-            Cached::Lacks(_) => fetch.headers(&client, &listing),
+        let newest = fetch.newest(
+            |path| Ok(Newest::There(path)),
+            |client, listing| match fetch.cached(&listing.commit)? {
+                Cached::Whole(path) | Cached::Enough(path) => Ok(Newest::There(path)),
+                Cached::Lacks(_) => fetch.headers(client, listing).map(Newest::Looked),
+            },
+        );
+        match newest? {
+            Newest::There(path) => Looked::at(path),
+            Newest::Looked(looked) => Ok(looked),
         }
     }
+}
+
+/// The newest commit.
+enum Newest {
+    /// It is in the cache, and is still to be looked at.
+    There(PathBuf),
+    Looked(Looked),
 }
 
 /// What was looked at.

@@ -11,9 +11,10 @@ use super::cache::RepoCache;
 use super::client::{Client, Listing};
 use super::error::{HubError, HubProblem};
 use super::id::ModelId;
+use super::proxy::Proxies;
 use super::selection::{self, Refused};
 use super::transfer::{Transfer, retried};
-use crate::{Error, Result};
+use crate::{Error, Result, warnings};
 
 /// The hub that models are downloaded from, the cache that they are downloaded to, and how.
 ///
@@ -21,8 +22,9 @@ use crate::{Error, Result};
 /// for all. Only the files that a model needs are downloaded, several at once. A file becomes visible
 /// when it is whole and has the size and, where the hub tells one, the SHA-256 that the hub announced. A
 /// download that broke goes on where it ended. When all of a model is in the cache and the id names a
-/// commit, there is no request at all; otherwise there is one, for the newest commit, and what is in the
-/// cache is used if the hub cannot be reached.
+/// commit, there is no request at all; otherwise there is one, for the newest commit. If the newest commit cannot
+/// be had, because the network is down, the token is not valid, the model is gone or the cache cannot be written, a
+/// model that is in the cache is used, and a warning (an event of `tracing`) says why.
 ///
 /// # Examples
 ///
@@ -45,7 +47,7 @@ pub struct Hub {
     pub(super) attempts: u32,
     pub(super) retry_wait: Duration,
     pub(super) timeout: Duration,
-    pub(super) proxy: Option<ureq::Proxy>,
+    pub(super) proxies: Proxies,
     pub(super) certificates: Option<PathBuf>,
     on_download: Option<Arc<Callback>>,
 }
@@ -78,7 +80,7 @@ impl Hub {
             attempts: 5,
             retry_wait: Duration::from_millis(500),
             timeout: Duration::from_secs(30),
-            proxy: None,
+            proxies: Proxies::default(),
             certificates: None,
             on_download: None,
         }
@@ -164,7 +166,7 @@ pub(super) struct Fetch<'a> {
     pub(super) cache: RepoCache,
 }
 
-/// What the cache has of a model.
+/// What the cache has of a commit.
 pub(super) enum Cached {
     /// All that there is.
     Whole(PathBuf),
@@ -177,36 +179,54 @@ pub(super) enum Cached {
 impl Fetch<'_> {
     /// The model's folder or GGUF file.
     pub(super) fn model(&self) -> Result<PathBuf> {
+        self.newest(|path| Ok(path), |client, listing| self.download(client, listing))
+    }
+
+    /// What `get` makes of the newest commit; or what `read` makes of the commit in the cache, if no request is
+    /// needed or allowed, or the newest commit cannot be had.
+    pub(super) fn newest<T>(
+        &self,
+        read: impl FnOnce(PathBuf) -> Result<T>,
+        get: impl FnOnce(&Client<'_>, &Listing) -> Result<T>,
+    ) -> Result<T> {
         let revision = self.id.revision();
         let pinned = self.id.commit();
         let known = pinned.map(str::to_owned).or_else(|| self.cache.commit_of(revision));
         let cached = known.as_ref().map(|commit| self.cached(commit)).transpose()?;
-        let fallback = match cached {
-            Some(Cached::Whole(path)) if pinned.is_some() => return Ok(path),
+        let usable = match cached {
+            Some(Cached::Whole(path)) if pinned.is_some() => return read(path),
             Some(Cached::Whole(path) | Cached::Enough(path)) => Ok(path),
             Some(Cached::Lacks(file)) => Err(Some(file)),
             None => Err(None),
         };
         if self.hub.offline {
             let cache = self.hub.cache.clone();
-            return fallback.map_err(|file| self.error(file, None, HubProblem::Offline { cache }));
+            let offline = |file| self.error(file, None, HubProblem::Offline { cache });
+            return usable.map_err(offline).and_then(read);
         }
-        let client = self.client()?;
         // With something to fall back on, nobody waits for a network that is not there.
-        let attempts = if fallback.is_ok() { 1 } else { self.hub.attempts };
-        match (self.listing(&client, attempts), fallback) {
-            (Ok(listing), _) => self.download(&client, &listing),
-            (Err(Error::Hub(error)), Ok(path)) if error.problem.is_passing() => Ok(path),
-            (Err(error), _) => Err(error),
+        let attempts = if usable.is_ok() { 1 } else { self.hub.attempts };
+        let asked = || {
+            let client = self.client()?;
+            let listing = self.listing(&client, attempts)?;
+            get(&client, &listing)
+        };
+        match (asked(), usable) {
+            // An id that means several files is no less ambiguous for one of them that is in the cache.
+            (Err(error), Ok(path)) if !error.is_ambiguous() => {
+                warnings::of_cached_model(&path, &error);
+                read(path)
+            }
+            (asked, _) => asked,
         }
     }
 
-    pub(super) fn client(&self) -> Result<Client<'_>> {
+    fn client(&self) -> Result<Client<'_>> {
         Client::new(self.hub).map_err(|problem| self.error(None, None, problem))
     }
 
     /// The commit that the model's revision is now, and its files, some of which make a model.
-    pub(super) fn listing(&self, client: &Client<'_>, attempts: u32) -> Result<Listing> {
+    fn listing(&self, client: &Client<'_>, attempts: u32) -> Result<Listing> {
         let (repo, revision) = (&self.id.repo, self.id.revision());
         let listing = retried(self.hub, attempts, || client.listing(repo, revision));
         let url = || Some(client.listing_url(repo, revision));

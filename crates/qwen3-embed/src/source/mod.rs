@@ -17,6 +17,8 @@ mod hub;
 mod id;
 mod info;
 #[cfg(feature = "hub")]
+mod proxy;
+#[cfg(feature = "hub")]
 mod selection;
 #[cfg(feature = "hub")]
 mod transfer;

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache::{RepoCache, create_parent};
 use super::client::{Client, Metadata};
-use super::error::{Failure, HubProblem};
+use super::error::{Failure, HubProblem, broken};
 use super::hub::Hub;
 
 type Result<T> = std::result::Result<T, HubProblem>;
@@ -113,7 +113,7 @@ impl Transfer<'_> {
                 Failure::Passing(_, wait) if attempt <= self.hub.attempts => {
                     thread::sleep(wait.unwrap_or_else(|| wait_before(self.hub, attempt)));
                 }
-                Failure::Passing(HubProblem::Unreachable { source }, _) => {
+                Failure::Passing(HubProblem::Unreachable { source, .. }, _) => {
                     let Incomplete { done, total, .. } = *incomplete;
                     return Err(HubProblem::Cut { done, total, source });
                 }
@@ -138,7 +138,7 @@ impl Transfer<'_> {
         incomplete.done = first;
         let mut chunk = vec![0; CHUNK];
         while !self.stop.load(Relaxed) {
-            let n = body.read(&mut chunk).map_err(cut)?;
+            let n = body.read(&mut chunk).map_err(broken)?;
             match incomplete.done + n as u64 {
                 got if got > total => {
                     return Err(Failure::Final(HubProblem::Size { expected: total, got }));
@@ -261,9 +261,4 @@ pub(super) fn retried<T>(
 fn wait_before(hub: &Hub, attempt: u32) -> Duration {
     let doubled = 2u32.saturating_pow(attempt.saturating_sub(2));
     hub.retry_wait.saturating_mul(doubled).min(MAX_WAIT)
-}
-
-/// A connection that broke in the middle of an answer.
-fn cut(error: io::Error) -> Failure {
-    Failure::Passing(HubProblem::Unreachable { source: Box::new(error) }, None)
 }
