@@ -4,6 +4,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use utoipa::OpenApi;
@@ -13,11 +14,12 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::error::ApiError;
-use crate::routes::{embeddings, models, pages, probes, rerank, tei};
+use crate::routes::{embeddings, models, pages, probes, rerank, root, tei};
 use crate::{AppState, middleware};
 
 /// Routes that are the same as others.
-const ALIASES: [(&str, &str); 4] = [
+const ALIASES: [(&str, &str); 5] = [
+    ("/embeddings", "/v1/embeddings"),
     ("/v2/rerank", "/v1/rerank"),
     ("/rerank", "/v1/rerank"),
     ("/score", "/v1/score"),
@@ -73,7 +75,10 @@ pub fn app(state: AppState) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    router.layer(from_fn_with_state(state.clone(), middleware::observe)).with_state(state)
+    let router = router.layer(from_fn_with_state(state.clone(), middleware::observe));
+    // A router's layers see a request after its route is found, and the slash has to be gone before that.
+    let router = router.with_state(state).map_request(middleware::without_last_slash);
+    Router::new().fallback_service(router)
 }
 
 /// What the server answers, as OpenAPI describes it.
@@ -87,10 +92,12 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(embeddings::embeddings))
         .routes(routes!(rerank::rerank))
         .routes(routes!(rerank::score))
+        .routes(routes!(root::root))
         .routes(routes!(tei::embed))
         .routes(routes!(tei::similarity))
         .routes(routes!(tei::tokenize))
         .routes(routes!(tei::decode))
+        .route("/embeddings", post(embeddings::embeddings))
         .route("/v2/rerank", post(rerank::rerank))
         .route("/rerank", post(rerank::rerank))
         .route("/score", post(rerank::score))
@@ -165,7 +172,6 @@ mod tests {
     use axum::body::Body;
     use http_body_util::BodyExt;
     use serde_json::{Value, json};
-    use tower::ServiceExt;
 
     use super::*;
 

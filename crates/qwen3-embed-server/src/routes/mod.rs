@@ -5,6 +5,7 @@ pub(crate) mod models;
 pub(crate) mod pages;
 pub(crate) mod probes;
 pub(crate) mod rerank;
+pub(crate) mod root;
 pub(crate) mod tei;
 
 use qwen3_embed::{EmbedOptions, Embedded, Embedder, Error, Overflow, Prompt, Texts, Tokenizer};

@@ -11,6 +11,7 @@ mod limits;
 mod logs;
 mod malformed;
 mod metrics;
+mod names;
 mod paths;
 mod probes;
 mod rerank;
