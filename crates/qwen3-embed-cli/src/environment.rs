@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::OsStr;
 
-use clap::Command;
+use clap::{Args, Command};
 
 /// What the value of `NAME_PORT` begins with if the variable is one of those that Kubernetes sets for a service
 /// called `name`, or Docker for a linked container: for a service `qwen3-embed`,
@@ -15,8 +15,9 @@ pub(crate) fn counts_as_unset(name: &OsStr) -> bool {
     env::var_os(name).is_some_and(|value| value.is_empty() || is_service_link(name, &value))
 }
 
-/// The variables of a command's arguments, with their values, that are the addresses of services.
-pub(crate) fn ignored(command: &Command) -> Vec<(String, String)> {
+/// The variables of these arguments, with their values, that are the addresses of services.
+pub(crate) fn ignored<A: Args>() -> Vec<(String, String)> {
+    let command = A::augment_args(Command::default());
     let names = command.get_arguments().filter_map(|arg| arg.get_env());
     let links = names.filter_map(|name| {
         let value = env::var_os(name).filter(|value| is_service_link(name, value))?;

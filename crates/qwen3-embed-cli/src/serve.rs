@@ -7,8 +7,8 @@ use std::process;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
-use clap::{Command, ValueEnum};
 use qwen3_embed::{Device, Embedder, Kernels, Precision, Reranker, ServiceOptions, SpecialTokens};
 use qwen3_embed_server::{AppState, ModelNames, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
@@ -43,11 +43,13 @@ pub(crate) struct Args {
     /// --reranker-path
     #[arg(long, requires = "model_path", env = "QWEN3_EMBED_REVISION")]
     revision: Option<String>,
-    /// Names of the embedding model, or of the reranker if that is alone: the flag is repeated, or commas are
-    /// between them. Responses have the first one, /v1/models lists all [default: the path or id]
+    /// Names of the embedding model, or of the reranker if that is alone: several are given by repeating the
+    /// flag, or with spaces or commas between them. Responses have the first one, /v1/models lists all
+    /// [default: the path or id]
     #[arg(
         long,
         value_name = "NAME",
+        num_args = 1..,
         value_delimiter = ',',
         value_parser = model_name,
         env = "QWEN3_EMBED_SERVED_MODEL_NAME"
@@ -57,13 +59,14 @@ pub(crate) struct Args {
     #[arg(
         long,
         value_name = "NAME",
+        num_args = 1..,
         value_delimiter = ',',
         value_parser = model_name,
         env = "QWEN3_EMBED_SERVED_RERANKER_NAME"
     )]
     served_reranker_name: Vec<String>,
-    /// Refuse requests with 404 that name a model by another name than these; otherwise the model of the kind
-    /// that a route needs answers them
+    /// Refuse requests for a model of any other name with 404; otherwise the model of the kind that the route
+    /// needs answers them
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_STRICT_MODEL_NAMES")]
     strict_model_names: bool,
     /// Address to listen at; 0.0.0.0 is every one of this machine
@@ -75,7 +78,7 @@ pub(crate) struct Args {
     /// Key that clients have to send, except to /livez, /readyz and /health; for /metrics see --public-metrics
     #[arg(long, value_name = "KEY", env = "QWEN3_EMBED_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Answer /metrics without the key, as SGLang does
+    /// Answer /metrics without the key; otherwise a scraper has to send the key
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PUBLIC_METRICS")]
     public_metrics: bool,
     /// How weights are kept and multiplied
@@ -133,8 +136,8 @@ pub(crate) struct Args {
     /// Seconds that requests have to finish when the server is told to end
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30", env = "QWEN3_EMBED_DRAIN_TIMEOUT")]
     drain_timeout: Duration,
-    /// Seconds that a connection is kept open without a request: more than load balancers keep it, which is 60
-    /// for many and 600 for those of Google Cloud
+    /// Seconds that a connection is kept open without a request. It has to be longer than load balancers keep
+    /// connections: 60 s for most, 600 s for those of Google Cloud
     #[arg(long, value_name = "SECONDS", value_parser = some_seconds, default_value = "120", env = "QWEN3_EMBED_KEEP_ALIVE_TIMEOUT")]
     keep_alive_timeout: Duration,
     /// Does nothing: for command lines that were written for SGLang
@@ -168,9 +171,7 @@ enum LogFormat {
 
 pub(crate) fn run(args: Args) -> Result<()> {
     log(args.log_format);
-    for (variable, value) in
-        environment::ignored(&<Args as clap::Args>::augment_args(Command::new("serve")))
-    {
+    for (variable, value) in environment::ignored::<Args>() {
         tracing::warn!(
             "{variable}={value} is ignored: it is the address of a Kubernetes service, not a port"
         );
