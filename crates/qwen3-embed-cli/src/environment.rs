@@ -28,8 +28,8 @@ pub(crate) fn ignored<A: Args>() -> Vec<(String, String)> {
 
 /// Whether Kubernetes or Docker may have set the variable, to the address of a service.
 fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
-    let begins = |link: &&str| value.as_encoded_bytes().starts_with(link.as_bytes());
-    name.as_encoded_bytes().ends_with(b"_PORT") && SERVICE_LINKS.iter().any(|link| begins(&link))
+    let (name, value) = (name.as_encoded_bytes(), value.as_encoded_bytes());
+    name.ends_with(b"_PORT") && SERVICE_LINKS.iter().any(|link| value.starts_with(link.as_bytes()))
 }
 
 #[cfg(test)]

@@ -181,57 +181,43 @@ fn a_model_of_the_hubs_cache_is_served_under_its_id_and_answers_to_its_name() {
     assert_eq!(body["data"].as_array().unwrap().len(), 2);
 }
 
-/// The ids that `/v1/models` lists, and the status of a request for a name that none has.
-fn served_names(arguments: &[&str], environment: &[(&str, &str)]) -> (Value, u16) {
+/// Checks the ids that `/v1/models` lists, and the status of a request for a name that no model has.
+fn check_names(arguments: &[&str], environment: &[(&str, &str)], ids: Value, status: u16) {
     let server = Server::start(&[arguments, &["--port", "0"]].concat(), environment);
     let list: Value = serde_json::from_str(&server.get("/v1/models").1).unwrap();
-    let ids = list["data"].as_array().unwrap().iter().map(|model| model["id"].clone());
+    let listed = list["data"].as_array().unwrap().iter().map(|model| model["id"].clone());
+    assert_eq!(listed.collect::<Value>(), ids, "{arguments:?} {environment:?}");
     let path = if arguments.contains(&"--model-path") { "/v1/embeddings" } else { "/v1/score" };
     let request = json!({ "model": "other", "input": "a", "text_1": "a", "text_2": "b" });
-    (ids.collect(), server.post(path, &request).0)
+    assert_eq!(server.post(path, &request).0, status, "{arguments:?} {environment:?}");
 }
 
 #[test]
 fn models_have_the_names_that_they_are_given() {
     let (wide, tied) = (fixture("models/wide"), fixture("rerankers/tied"));
-    let embedder = ["--model-path", &wide];
-    let reranker = ["--reranker-path", &tied];
-    let both = [embedder, reranker].concat();
+    let embedder = |names: &[&'static str]| [&["--model-path", wide.as_str()], names].concat();
+    let reranker = |names: &[&'static str]| [&["--reranker-path", tied.as_str()], names].concat();
     let model_names = "QWEN3_EMBED_SERVED_MODEL_NAME";
     let reranker_names = "QWEN3_EMBED_SERVED_RERANKER_NAME";
     let strict = "--strict-model-names";
-    let cases: [(&[&str], &[&str], &[(&str, &str)], Value, u16); 8] = [
-        (&embedder, &[], &[], json!([wide]), 200),
-        (
-            &embedder,
-            &["--served-model-name", "A", "--served-model-name", "B/C", strict],
-            &[],
-            json!(["A", "B/C"]),
-            404,
-        ),
-        (&embedder, &["--served-model-name", "A", "B", "A"], &[], json!(["A", "B"]), 200),
-        (&embedder, &["--served-model-name", "A, B,C"], &[], json!(["A", "B", "C"]), 200),
-        (
-            &embedder,
-            &[],
-            &[(model_names, "A,B"), ("QWEN3_EMBED_STRICT_MODEL_NAMES", "true")],
-            json!(["A", "B"]),
-            404,
-        ),
-        (&reranker, &["--served-model-name", "A", "B"], &[], json!(["A", "B"]), 200),
-        (&reranker, &[], &[(reranker_names, "A,B"), (model_names, "C")], json!(["A", "B"]), 200),
-        (
-            &both,
-            &["--served-reranker-name", "C", "D", "--served-model-name", "A"],
-            &[(model_names, "B")],
-            json!(["A", "C", "D"]),
-            200,
-        ),
-    ];
-    for (models, names, environment, ids, status) in cases {
-        let arguments = [models, names].concat();
-        assert_eq!(served_names(&arguments, environment), (ids, status), "{names:?}");
-    }
+
+    check_names(&embedder(&[]), &[], json!([wide]), 200);
+    let twice = ["--served-model-name", "A", "--served-model-name", "B/C", strict];
+    check_names(&embedder(&twice), &[], json!(["A", "B/C"]), 404);
+    let spaces = embedder(&["--served-model-name", "A", "B", "A"]);
+    check_names(&spaces, &[], json!(["A", "B"]), 200);
+    let commas = embedder(&["--served-model-name", "A, B,C"]);
+    check_names(&commas, &[], json!(["A", "B", "C"]), 200);
+    let environment = [(model_names, "A,B"), ("QWEN3_EMBED_STRICT_MODEL_NAMES", "true")];
+    check_names(&embedder(&[]), &environment, json!(["A", "B"]), 404);
+
+    let alone = reranker(&["--served-model-name", "A", "B"]);
+    check_names(&alone, &[], json!(["A", "B"]), 200);
+    let environment = [(reranker_names, "A,B"), (model_names, "C")];
+    check_names(&reranker(&[]), &environment, json!(["A", "B"]), 200);
+    let both = ["--served-reranker-name", "C", "D", "--served-model-name", "A"];
+    let both = [embedder(&both), reranker(&[])].concat();
+    check_names(&both, &[(model_names, "B")], json!(["A", "C", "D"]), 200);
 }
 
 /// Where the server says that it listens, or cannot.
