@@ -53,7 +53,7 @@ mod tests {
         }
     }
 
-    /// For every port of a service `NAME` there are also `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`,
+    /// For a service `NAME` there are also `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`,
     /// `NAME_SERVICE_PORT_WEB` and `NAME_PORT_30000_TCP`, with `_PROTO`, `_PORT` and `_ADDR` behind it.
     #[test]
     fn only_the_port_can_be_set_for_a_service() {

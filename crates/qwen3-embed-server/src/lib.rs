@@ -16,7 +16,8 @@
 //! | `GET /docs` | OpenAPI; the document itself is `/openapi.json` |
 //! | `GET /` | the playground |
 //!
-//! A slash at the end of a path is ignored. Every error has the body that OpenAI's clients expect: `{"error": {"message", "type", "param", "code"}}`.
+//! A slash at the end of a path is ignored. Every error has the body that OpenAI's clients expect:
+//! `{"error": {"message", "type", "param", "code"}}`.
 //!
 //! ```no_run
 //! use qwen3_embed::{Embedder, ServiceOptions};

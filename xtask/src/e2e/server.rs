@@ -23,12 +23,15 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    /// A small model under a published name, on a free port, with further arguments.
+    /// A small model under a published name, on a free port, with further arguments. It is served in f32, because
+    /// scripts compare its vectors with those of transformers: in bf16 they differ on CPUs that multiply in bf16.
     pub(super) fn small_model(arguments: &[&str]) -> Result<Self> {
         let model = root().join("fixtures/models/wide");
         let model = model.to_str().context("the workspace's path is not Unicode")?;
-        let first = ["--port", "0", "--served-model-name", MODEL, "--model-path", model];
-        let arguments = first.iter().chain(arguments).map(|&argument| argument.to_owned());
+        let first = ["--port", "0", "--precision", "f32"];
+        let named = ["--served-model-name", MODEL, "--model-path", model];
+        let arguments =
+            first.iter().chain(&named).chain(arguments).map(|&argument| argument.to_owned());
         Ok(Self { arguments: arguments.collect(), environment: Vec::new() })
     }
 }
