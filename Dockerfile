@@ -13,7 +13,9 @@ COPY --from=build /usr/local/bin/qwen3-embed /usr/local/bin/
 ENV HF_HOME=/models QWEN3_EMBED_HOST=0.0.0.0
 VOLUME /models
 EXPOSE 30000
-# bash knows enough of the network. While a model is downloaded and loaded, the server is not ready.
+# bash can open connections. While a model is downloaded and loaded, the server is not ready. Another port is set by
+# QWEN3_EMBED_PORT and not by `--port`, because the check reads it too. Kubernetes sets this variable to a URL if a
+# service is called qwen3-embed: server and check ignore it then.
 HEALTHCHECK --start-period=30m CMD ["bash", "-c", \
-    "exec 3<>/dev/tcp/127.0.0.1/${QWEN3_EMBED_PORT:-30000} && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3 && read -r line <&3 && [[ $line == *' 200 '* ]]"]
+    "port=${QWEN3_EMBED_PORT:-30000}; [[ $port == *://* ]] && port=30000; exec 3<>/dev/tcp/127.0.0.1/$port && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3 && read -r line <&3 && [[ $line == *' 200 '* ]]"]
 ENTRYPOINT ["qwen3-embed", "serve"]

@@ -1,28 +1,34 @@
-"""Four sentences, a request for each, and the matrix of their cosines: what a first program with the
-openai package does, which knows of this server no more than its address."""
+"""Four sentences in one request, and the matrix of their cosines: what a first program with the openai package
+does. Its server was started with `--model-path Qwen/Qwen3-Embedding-4B`, and it calls the model by the name
+behind the slash."""
+
+import json
 
 import numpy as np
-from openai import OpenAI
+import openai
 from sklearn.metrics.pairwise import cosine_similarity
 
-from expect import ADDRESS, MODEL, WEATHER
+from expect import ADDRESS, FIXTURES, WEATHER
 
-client = OpenAI(api_key="EMPTY", base_url=f"{ADDRESS}/v1")
+client = openai.OpenAI(base_url=f"{ADDRESS}/v1", api_key="None")
 
-embeddings = []
-for text in WEATHER:
-    response = client.embeddings.create(model=MODEL, input=text)
-    embeddings.append(np.array(response.data[0].embedding))
-matrix = cosine_similarity(np.array(embeddings))
+response = client.embeddings.create(model="Qwen3-Embedding-4B", input=WEATHER)
+embeddings = [item.embedding for item in response.data]
+matrix = cosine_similarity(embeddings)
 print(np.array_str(matrix, precision=4, suppress_small=True))
 
+assert response.model == "Qwen/Qwen3-Embedding-4B", response.model
+assert [model.id for model in client.models.list()] == ["Qwen/Qwen3-Embedding-4B"]
+assert [item.index for item in response.data] == [0, 1, 2, 3]
 assert matrix.shape == (4, 4), matrix.shape
 assert np.allclose(np.diag(matrix), 1, rtol=0, atol=1e-12), np.diag(matrix)
 assert np.allclose(matrix, matrix.T, rtol=0, atol=1e-12), matrix
-others = matrix[~np.eye(4, dtype=bool)]
-assert (others < 1 - 1e-3).all(), "different sentences, the same vector"
+# The small model's own vectors, computed by transformers.
+golden = json.loads((FIXTURES / "models/wide/golden.json").read_text())
+assert golden["texts"][:4] == WEATHER
+assert np.allclose(matrix, cosine_similarity(golden["embeddings"][:4]), rtol=0, atol=1e-2), matrix
 
 # A text's vector does not depend on the batch that it is in, bit for bit.
-batch = client.embeddings.create(model=MODEL, input=WEATHER)
-assert [item.index for item in batch.data] == [0, 1, 2, 3]
-assert np.array_equal(embeddings, [item.embedding for item in batch.data])
+for text, expected in zip(WEATHER, embeddings):
+    (alone,) = client.embeddings.create(model="Qwen3-Embedding-4B", input=text).data
+    assert alone.embedding == expected, text

@@ -39,5 +39,5 @@ async function refused(kind, status, param, call) {
 
 await refused(OpenAI.BadRequestError, 400, "dimensions", () => create("a", { dimensions: 0 }));
 await refused(OpenAI.BadRequestError, 400, "input", () => create(["a", ""]));
-await refused(OpenAI.NotFoundError, 404, "model", () => client.embeddings.create({ model: "gpt", input: "a" }));
+await refused(OpenAI.NotFoundError, 404, "model", () => client.models.retrieve("gpt"));
 await refused(OpenAI.NotFoundError, 404, "", () => client.get("/nowhere"));

@@ -94,6 +94,13 @@ def models_are_listed():
     assert client.models.retrieve(MODEL).id == MODEL
 
 
+def other_names_are_answered_by_the_model():
+    for name in ["text-embedding-3-small", MODEL.split("/")[1], f"openai/{MODEL}"]:
+        answer = client.embeddings.create(model=name, input=WEATHER)
+        assert answer.model == MODEL, answer.model
+        assert np.array_equal(np.float32([item.embedding for item in answer.data]), embed(WEATHER))
+
+
 def errors_are_exceptions_of_their_kind():
     bad = openai.BadRequestError
     limit = info["max_input_length"]
@@ -122,8 +129,6 @@ def errors_are_exceptions_of_their_kind():
         ("instruct", [], lambda: create("a", extra_body={"instruct": 5})),
     ]:
         refused(bad, param, words, call)
-    other = lambda: client.embeddings.create(model="text-embedding-3-small", input="a")
-    refused(openai.NotFoundError, "model", ["text-embedding-3-small", MODEL], other)
     refused(openai.NotFoundError, "model", ["nobody/nothing"], lambda: client.models.retrieve("nobody/nothing"))
     refused(openai.NotFoundError, None, ["/v1/poems"], lambda: client.post("/poems", cast_to=str))
     method = refused(openai.APIStatusError, None, ["GET"], lambda: client.get("/embeddings", cast_to=str))
@@ -146,5 +151,6 @@ fewer_dimensions_are_the_first_ones_at_unit_length()
 instructions_go_before_texts()
 other_fields_are_taken()
 models_are_listed()
+other_names_are_answered_by_the_model()
 errors_are_exceptions_of_their_kind()
 asyncio.run(many_at_once_get_their_own())

@@ -3,6 +3,7 @@
 //! The scripts in `xtask/e2e` are given a server's address and fail with a message when an answer is not
 //! what their client, or they themselves, expect. What they need is installed under `target/`, once.
 
+mod article;
 mod server;
 
 use std::env;
@@ -17,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::ci::cargo_command;
 use crate::fixtures::succeed;
 use crate::root;
-use server::Server;
+use server::{Server, Setup};
 
 /// Drive `qwen3-embed serve` with openai for Python and Node, LangChain, plain HTTP, and the playground in
 /// Chromium
@@ -103,12 +104,13 @@ impl Clients {
 
         let reranker = root().join("fixtures/rerankers/tied");
         let reranker = reranker.to_str().context("the workspace's path is no Unicode")?;
-        let kinds: [(&str, &[&str], &[&str]); 4] = [
+        let reranker = ["--reranker-path", reranker, "--served-reranker-name", RERANKER];
+        let kinds: [(&str, Setup, &[&str]); 5] = [
+            ("article", article::setup()?, &["openai_article.py"]),
             (
                 "both-models",
-                &["--reranker-path", reranker, "--served-reranker-name", RERANKER],
+                Setup::small_model(&reranker)?,
                 &[
-                    "openai_article.py",
                     "openai_client.py",
                     "langchain_client.py",
                     "plain_http.py",
@@ -116,18 +118,26 @@ impl Clients {
                     "playground.mjs",
                 ],
             ),
-            ("api-key", &["--api-key", API_KEY], &["api_key.py", "api_key.mjs"]),
-            ("one-request", &["--max-concurrent-requests", "1"], &["overload.py"]),
-            ("one-text", &["--max-queued-texts", "1"], &["overload.py"]),
+            (
+                "api-key",
+                Setup::small_model(&["--api-key", API_KEY])?,
+                &["api_key.py", "api_key.mjs"],
+            ),
+            (
+                "one-request",
+                Setup::small_model(&["--max-concurrent-requests", "1"])?,
+                &["overload.py"],
+            ),
+            ("one-text", Setup::small_model(&["--max-queued-texts", "1"])?, &["overload.py"]),
         ];
         let mut n_run = 0;
-        for (name, arguments, scripts) in kinds {
+        for (name, setup, scripts) in kinds {
             let wanted = |script: &&&str| script.contains(only) && self.can_run(script);
             let scripts: Vec<&&str> = scripts.iter().filter(wanted).collect();
             if scripts.is_empty() {
                 continue;
             }
-            let server = Server::start(name, arguments)?;
+            let server = Server::start(name, &setup)?;
             for script in &scripts {
                 self.run_script(script, &server)?;
             }

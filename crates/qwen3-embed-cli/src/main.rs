@@ -4,14 +4,15 @@
 mod bench;
 mod download;
 mod embed;
+mod environment;
 mod info;
 mod jsonl;
 mod model;
 mod rerank;
 mod serve;
 
+use std::io;
 use std::process::ExitCode;
-use std::{env, ffi::OsStr, io};
 
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -66,11 +67,10 @@ fn print_warnings() {
     log.without_time().with_ansi(false).with_writer(io::stderr).init();
 }
 
-/// The command line. A variable of the environment that is empty is as good as none.
+/// The command line, and for the server the environment.
 fn parse() -> Cli {
-    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
     let command = Cli::command().mut_subcommand("serve", |serve| {
-        serve.mut_args(|arg| match arg.get_env().is_some_and(is_empty) {
+        serve.mut_args(|arg| match arg.get_env().is_some_and(environment::counts_as_unset) {
             true => arg.env(Resettable::Reset),
             false => arg,
         })

@@ -1,3 +1,6 @@
+mod signals;
+mod values;
+
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process;
@@ -5,15 +8,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use clap::builder::BoolishValueParser;
 use qwen3_embed::{Device, Embedder, Kernels, Precision, Reranker, ServiceOptions, SpecialTokens};
-use qwen3_embed_server::{AppState, Models, ServeOptions, ServerOptions};
+use qwen3_embed_server::{AppState, ModelNames, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
-use crate::download;
 use crate::model::PrecisionArg;
+use crate::{download, environment};
+use signals::EndSignals;
+use values::{count, model_name, origin, seconds, some_seconds};
 
 /// Serve a model over HTTP, to clients of OpenAI and text-embeddings-inference and to browsers
 #[derive(clap::Args)]
@@ -38,21 +43,44 @@ pub(crate) struct Args {
     /// --reranker-path
     #[arg(long, requires = "model_path", env = "QWEN3_EMBED_REVISION")]
     revision: Option<String>,
-    /// What clients call the embedding model, or the reranker if that is alone [default: its path or id]
-    #[arg(long, value_name = "NAME", env = "QWEN3_EMBED_SERVED_MODEL_NAME")]
-    served_model_name: Option<String>,
-    /// What clients call the reranker [default: its path or id]
-    #[arg(long, value_name = "NAME", env = "QWEN3_EMBED_SERVED_RERANKER_NAME")]
-    served_reranker_name: Option<String>,
+    /// Names of the embedding model, or of the reranker if that is alone: several are given by repeating the
+    /// flag, or with spaces or commas between them. Responses have the first one, /v1/models lists all
+    /// [default: the path or id]
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 1..,
+        value_delimiter = ',',
+        value_parser = model_name,
+        env = "QWEN3_EMBED_SERVED_MODEL_NAME"
+    )]
+    served_model_name: Vec<String>,
+    /// Names of the reranker, given likewise [default: its path or id]
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 1..,
+        value_delimiter = ',',
+        value_parser = model_name,
+        env = "QWEN3_EMBED_SERVED_RERANKER_NAME"
+    )]
+    served_reranker_name: Vec<String>,
+    /// Refuse requests for a model of any other name with 404; otherwise the model of the kind that the route
+    /// needs answers them
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_STRICT_MODEL_NAMES")]
+    strict_model_names: bool,
     /// Address to listen at; 0.0.0.0 is every one of this machine
     #[arg(long, default_value = "127.0.0.1", env = "QWEN3_EMBED_HOST")]
     host: String,
     /// Port to listen at; 0 is any that is free
     #[arg(long, default_value_t = 30000, env = "QWEN3_EMBED_PORT")]
     port: u16,
-    /// Key that clients have to send
+    /// Key that clients have to send, except to /livez, /readyz and /health; for /metrics see --public-metrics
     #[arg(long, value_name = "KEY", env = "QWEN3_EMBED_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
+    /// Answer /metrics without the key; otherwise a scraper has to send the key
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PUBLIC_METRICS")]
+    public_metrics: bool,
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value = "stored", env = "QWEN3_EMBED_PRECISION")]
     precision: PrecisionArg,
@@ -106,8 +134,12 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "text", env = "QWEN3_EMBED_LOG_FORMAT")]
     log_format: LogFormat,
     /// Seconds that requests have to finish when the server is told to end
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0, env = "QWEN3_EMBED_DRAIN_TIMEOUT")]
-    drain_timeout: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30", env = "QWEN3_EMBED_DRAIN_TIMEOUT")]
+    drain_timeout: Duration,
+    /// Seconds that a connection is kept open without a request. It has to be longer than load balancers keep
+    /// connections: 60 s for most, 600 s for those of Google Cloud
+    #[arg(long, value_name = "SECONDS", value_parser = some_seconds, default_value = "120", env = "QWEN3_EMBED_KEEP_ALIVE_TIMEOUT")]
+    keep_alive_timeout: Duration,
     /// Does nothing: for command lines that were written for SGLang
     #[arg(long)]
     is_embedding: bool,
@@ -137,46 +169,29 @@ enum LogFormat {
     Json,
 }
 
-/// Reads a number from 1 on.
-fn count() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..)
-}
-
-/// Reads an origin, or a `*`, as a browser sends it.
-fn origin(text: &str) -> Result<String, String> {
-    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
-        !scheme.is_empty()
-            && !host.is_empty()
-            && text.bytes().all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase())
-            && !host.contains(['/', '?', '#', '@'])
-    });
-    if is_origin || ["*", "null"].contains(&text) {
-        return Ok(text.to_owned());
-    }
-    Err("expected *, or an origin in lower case without a path, such as https://example.org"
-        .to_owned())
-}
-
 pub(crate) fn run(args: Args) -> Result<()> {
     log(args.log_format);
+    for (variable, value) in environment::ignored::<Args>() {
+        tracing::warn!(
+            "{variable}={value} is ignored: it is the address of a Kubernetes service, not a port"
+        );
+    }
     if args.trust_remote_code {
         tracing::warn!("--trust-remote-code does nothing: no code of a repository is ever run");
     }
     if args.tokenizer_mode.is_some() {
         tracing::warn!("--tokenizer-mode does nothing: there is one tokenizer, and it is fast");
     }
-    let drain_timeout = Duration::try_from_secs_f64(args.drain_timeout);
-    let drain_timeout = drain_timeout.context("--drain-timeout")?;
     let precision = args.precision()?;
     raise_file_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
-    let result = runtime.block_on(serve(args, precision, drain_timeout));
+    let result = runtime.block_on(serve(args, precision));
     // What is still loading does not keep the process.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(args: Args, precision: Precision, drain_timeout: Duration) -> Result<()> {
+async fn serve(args: Args, precision: Precision) -> Result<()> {
     let address = (args.host.as_str(), args.port);
     let mut signals = EndSignals::new()?;
     let listener = TcpListener::bind(address).await;
@@ -188,7 +203,8 @@ async fn serve(args: Args, precision: Precision, drain_timeout: Duration) -> Res
         // A sender that is dropped says the same.
         let _ = stopped.await;
     };
-    let options = ServeOptions { drain_timeout, ..ServeOptions::default() };
+    let Args { drain_timeout, keep_alive_timeout, .. } = args;
+    let options = ServeOptions { drain_timeout, keep_alive_timeout, ..ServeOptions::default() };
     let server = qwen3_embed_server::serve(listener, state.clone(), options, shutdown);
     let server = tokio::spawn(server);
     // Probes and clients that come now are told that it is loading.
@@ -229,6 +245,8 @@ impl Args {
                 .map(str::trim)
                 .filter(|key| !key.is_empty())
                 .map(Into::into),
+            public_metrics: self.public_metrics,
+            strict_model_names: self.strict_model_names,
             cors_allow_origin: self.cors_allow_origin.clone(),
             default_instruct: self.default_instruct.clone(),
             truncate: self.truncate,
@@ -281,8 +299,7 @@ impl Args {
                     builder = builder.threads(threads);
                 }
                 tracing::info!("loading {path}");
-                let name = self.served_model_name.as_ref().unwrap_or(path).clone();
-                Some((name, builder.build()?))
+                Some((names(&self.served_model_name, path), builder.build()?))
             }
             None => None,
         };
@@ -298,14 +315,16 @@ impl Args {
                     builder = builder.threads(threads);
                 }
                 tracing::info!("loading {path}");
-                let name = self.served_reranker_name.as_ref();
-                let of_both = self.served_model_name.as_ref().filter(|_| embedder.is_none());
-                Some((name.or(of_both).unwrap_or(path).clone(), builder.build()?))
+                let of_this = !self.served_reranker_name.is_empty() || embedder.is_some();
+                let given =
+                    if of_this { &self.served_reranker_name } else { &self.served_model_name };
+                Some((names(given, path), builder.build()?))
             }
             None => None,
         };
         if let (Some((embedder, _)), Some((reranker, _))) = (&embedder, &reranker) {
-            ensure!(embedder != reranker, "both models would be called {embedder}");
+            let shared = embedder.all().find(|name| reranker.has(name));
+            ensure!(shared.is_none(), "both models would be called {}", shared.unwrap_or_default());
         }
         Ok(Models { embedder, reranker })
     }
@@ -323,26 +342,36 @@ impl Args {
     }
 }
 
+/// The names that a model was given, or else its path or id.
+fn names(given: &[String], path: &str) -> ModelNames {
+    match given {
+        [served, others @ ..] => ModelNames::new(served).with_others(others.to_vec()),
+        [] => path.into(),
+    }
+}
+
 /// What runs, and how.
 fn describe(models: &Models, device: Device) -> String {
     let place = match device {
         Device::Cpu => format!("{} kernels", Kernels::current().name),
         device => device.to_string(),
     };
-    let embedder = models.embedder.as_ref().map(|(name, model)| {
+    let embedder = models.embedder.as_ref().map(|(names, model)| {
         let (dimensions, precision) = (model.dimensions(), model.precision());
         let (threads, max_tokens) = (model.threads(), model.max_tokens());
         format!(
-            "{name}, {dimensions} dimensions, {precision} on {place}, {threads} threads, texts of at most \
-             {max_tokens} tokens"
+            "{}, {dimensions} dimensions, {precision} on {place}, {threads} threads, texts of at most \
+             {max_tokens} tokens",
+            names.served()
         )
     });
-    let reranker = models.reranker.as_ref().map(|(name, model)| {
+    let reranker = models.reranker.as_ref().map(|(names, model)| {
         let (precision, threads) = (model.precision(), model.threads());
         let max_tokens = model.max_tokens();
         format!(
-            "reranker {name}, {precision} on {place}, {threads} threads, prompts of at most {max_tokens} \
-             tokens"
+            "reranker {}, {precision} on {place}, {threads} threads, prompts of at most {max_tokens} \
+             tokens",
+            names.served()
         )
     });
     let described: Vec<String> = embedder.into_iter().chain(reranker).collect();
@@ -362,46 +391,5 @@ fn log(format: LogFormat) {
 fn raise_file_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!("cannot raise the limit of open files: {error}");
-    }
-}
-
-/// What tells the process to end: SIGTERM and SIGINT.
-#[cfg(unix)]
-struct EndSignals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl EndSignals {
-    fn new() -> Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (terminate, interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// What tells the process to end: Ctrl-C.
-#[cfg(not(unix))]
-struct EndSignals;
-
-#[cfg(not(unix))]
-impl EndSignals {
-    fn new() -> Result<Self> {
-        Ok(Self)
-    }
-
-    async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending().await
-        }
     }
 }

@@ -97,6 +97,14 @@ fn options_reach_the_embedder() {
     assert_eq!(one(&["--precision", "bf16"])["n_tokens"], bare["n_tokens"]);
 }
 
+/// The server refuses empty strings; the command embeds the end-of-text token alone.
+#[test]
+fn an_empty_text_is_embedded() {
+    let lines = lines(&run(&[], "{\"text\": \"\"}\n{\"text\": \"a\"}\n{\"text\": \" \"}\n"));
+    let n_tokens: Vec<u64> = lines.iter().map(|line| line["n_tokens"].as_u64().unwrap()).collect();
+    assert_eq!(n_tokens, [1, 2, 2]);
+}
+
 #[test]
 fn bad_input_fails_and_is_named() {
     let cases: [(&[&str], &str, &str); 11] = [

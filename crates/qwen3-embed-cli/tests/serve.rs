@@ -2,9 +2,10 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -160,6 +161,135 @@ fn the_command_line_of_sglang_serves_the_model() {
     assert!(ready.contains(&format!(" on {} kernels, ", Kernels::current().name)), "{ready}");
 }
 
+/// Fills a cache of the hub, as its own programs lay it out, with a model of this id.
+fn fill_cache(cache: &Path, id: &str, model: &str) {
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repository = cache.join(format!("models--{}", id.replace('/', "--")));
+    let snapshot = repository.join("snapshots").join(commit);
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::write(repository.join("refs/main"), commit).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new(&fixture(model)).join(file), snapshot.join(file)).unwrap();
+    }
+}
+
+/// The model's id on the command line, the name behind its slash in requests.
+#[test]
+fn a_model_of_the_hubs_cache_is_served_under_its_id_and_answers_to_its_name() {
+    let cache = tempfile::tempdir().unwrap();
+    fill_cache(cache.path(), "Qwen/Qwen3-Embedding-4B", "models/wide");
+    let environment = [("HF_HUB_CACHE", cache.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "1")];
+    let arguments = ["--model-path", "Qwen/Qwen3-Embedding-4B", "--is-embedding"];
+    let server = Server::start(
+        &[&arguments[..], &["--host", "0.0.0.0", "--port", "0"]].concat(),
+        &environment,
+    );
+    let request = json!({ "model": "Qwen3-Embedding-4B", "input": ["a", "b"] });
+    let (status, body) = server.post("/v1/embeddings", &request);
+    assert_eq!(status, 200, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["model"], "Qwen/Qwen3-Embedding-4B");
+    assert_eq!(body["data"].as_array().unwrap().len(), 2);
+}
+
+/// Checks the ids that `/v1/models` lists, and the status of a request for a name that no model has.
+fn check_names(arguments: &[&str], environment: &[(&str, &str)], ids: Value, status: u16) {
+    let server = Server::start(&[arguments, &["--port", "0"]].concat(), environment);
+    let list: Value = serde_json::from_str(&server.get("/v1/models").1).unwrap();
+    let listed = list["data"].as_array().unwrap().iter().map(|model| model["id"].clone());
+    assert_eq!(listed.collect::<Value>(), ids, "{arguments:?} {environment:?}");
+    let path = if arguments.contains(&"--model-path") { "/v1/embeddings" } else { "/v1/score" };
+    let request = json!({ "model": "other", "input": "a", "text_1": "a", "text_2": "b" });
+    assert_eq!(server.post(path, &request).0, status, "{arguments:?} {environment:?}");
+}
+
+#[test]
+fn models_have_the_names_that_they_are_given() {
+    let (wide, tied) = (fixture("models/wide"), fixture("rerankers/tied"));
+    let embedder = |names: &[&'static str]| [&["--model-path", wide.as_str()], names].concat();
+    let reranker = |names: &[&'static str]| [&["--reranker-path", tied.as_str()], names].concat();
+    let model_names = "QWEN3_EMBED_SERVED_MODEL_NAME";
+    let reranker_names = "QWEN3_EMBED_SERVED_RERANKER_NAME";
+    let strict = "--strict-model-names";
+
+    check_names(&embedder(&[]), &[], json!([wide]), 200);
+    let twice = ["--served-model-name", "A", "--served-model-name", "B/C", strict];
+    check_names(&embedder(&twice), &[], json!(["A", "B/C"]), 404);
+    let spaces = embedder(&["--served-model-name", "A", "B", "A"]);
+    check_names(&spaces, &[], json!(["A", "B"]), 200);
+    let commas = embedder(&["--served-model-name", "A, B,C"]);
+    check_names(&commas, &[], json!(["A", "B", "C"]), 200);
+    let environment = [(model_names, "A,B"), ("QWEN3_EMBED_STRICT_MODEL_NAMES", "true")];
+    check_names(&embedder(&[]), &environment, json!(["A", "B"]), 404);
+
+    let alone = reranker(&["--served-model-name", "A", "B"]);
+    check_names(&alone, &[], json!(["A", "B"]), 200);
+    let environment = [(reranker_names, "A,B"), (model_names, "C")];
+    check_names(&reranker(&[]), &environment, json!(["A", "B"]), 200);
+    let both = ["--served-reranker-name", "C", "D", "--served-model-name", "A"];
+    let both = [embedder(&both), reranker(&[])].concat();
+    check_names(&both, &[(model_names, "B")], json!(["A", "C", "D"]), 200);
+}
+
+/// Where the server says that it listens, or cannot.
+fn port_of(environment: &[(&str, &str)]) -> (String, String) {
+    // It listens before it loads, and ends when it cannot load.
+    let output = command(&["--model-path", "/no/such"], environment).output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    let listening = out.trim().strip_prefix("listening on http://127.0.0.1:");
+    let taken = || err.split_once("error: 127.0.0.1:").map(|(_, rest)| rest.split(':').next());
+    let port = listening.or_else(|| taken().flatten());
+    (port.unwrap_or_default().to_owned(), err)
+}
+
+#[test]
+fn the_address_of_a_kubernetes_service_is_not_read_as_a_port() {
+    for (protocol, format) in [("tcp", "text"), ("udp", "json"), ("sctp", "text")] {
+        let address = format!("{protocol}://10.96.0.7:8123");
+        let environment = [
+            ("QWEN3_EMBED_PORT", address.as_str()),
+            ("QWEN3_EMBED_SERVICE_HOST", "10.96.0.7"),
+            ("QWEN3_EMBED_SERVICE_PORT", "8123"),
+            ("QWEN3_EMBED_PORT_8123_TCP", address.as_str()),
+            ("QWEN3_EMBED_LOG_FORMAT", format),
+        ];
+        let (port, said) = port_of(&environment);
+        assert_eq!(port, "30000", "{said}");
+        let warning = format!("QWEN3_EMBED_PORT={address} is ignored");
+        assert_eq!(said.matches(&warning).count(), 1, "{said}");
+    }
+    let (port, said) = port_of(&[("QWEN3_EMBED_PORT", "8123")]);
+    assert!(port == "8123" && !said.contains("ignored"), "{said}");
+    for wrong in ["x", "http://10.96.0.7:8123", "70000"] {
+        let (port, said) = port_of(&[("QWEN3_EMBED_PORT", wrong)]);
+        assert!(port.is_empty() && said.contains("invalid value"), "{said}");
+    }
+}
+
+#[test]
+fn the_health_check_of_the_dockerfile_asks_at_the_servers_port() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let file = fs::read_to_string(root.join("Dockerfile")).unwrap().replace("\\\n", "");
+    let check = file.lines().find(|line| line.starts_with("HEALTHCHECK")).unwrap();
+    let check: Vec<String> = serde_json::from_str(&check[check.find('[').unwrap()..]).unwrap();
+    let server = Server::start(&["--model-path", &fixture("models/wide"), "--port", "0"], &[]);
+    let port = server.address.port().to_string();
+    let is_healthy = |default: &str, variable: Option<&str>| {
+        let script = check[2].replace("30000", default);
+        let mut bash = Command::new(&check[0]);
+        bash.args([&check[1], &script]).env_remove("QWEN3_EMBED_PORT").stderr(Stdio::null());
+        bash.envs(variable.map(|value| ("QWEN3_EMBED_PORT", value)));
+        bash.status().unwrap().success()
+    };
+    assert_eq!(check[2].matches("30000").count(), 2);
+    for variable in [None, Some(""), Some("tcp://10.96.0.7:1"), Some("udp://10.96.0.7:1")] {
+        assert!(is_healthy(&port, variable), "{variable:?}");
+    }
+    assert!(is_healthy("1", Some(&port)));
+    assert!(!is_healthy(&port, Some("1")) && !is_healthy("1", None));
+}
+
 #[test]
 fn everything_can_be_set_in_the_environment() {
     let wide = fixture("models/wide");
@@ -174,6 +304,8 @@ fn everything_can_be_set_in_the_environment() {
         ("QWEN3_EMBED_TRUNCATE", "1"),
         ("QWEN3_EMBED_PLAIN_TEXT", "yes"),
         ("QWEN3_EMBED_CORS_ALLOW_ORIGIN", "https://a.org,chrome-extension://b"),
+        ("QWEN3_EMBED_PUBLIC_METRICS", "1"),
+        ("QWEN3_EMBED_KEEP_ALIVE_TIMEOUT", "620"),
         // As if they were not there.
         ("QWEN3_EMBED_ADAPTER", ""),
         ("QWEN3_EMBED_REVISION", ""),
@@ -185,6 +317,7 @@ fn everything_can_be_set_in_the_environment() {
     let server = Server::start(&[], &environment);
     let (status, body) = server.post("/v1/embeddings", &json!({ "input": "a" }));
     assert_eq!(status, 401, "{body}");
+    assert_eq!(server.get("/metrics").0, 200);
     let authorized = post("/v1/rerank", &json!({ "query": "a", "documents": ["b"] }))
         .replace("host: a", "host: a\r\nauthorization: Bearer secret");
     let (status, body) = ask(server.address, &authorized);
@@ -249,7 +382,25 @@ fn what_cannot_be_served_is_said() {
     let wide = fixture("models/wide");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let cases: [(&[&str], &str); 4] = [
+    let tied = fixture("rerankers/tied");
+    let cases: [(&[&str], &str); 5] = [
+        (
+            &[
+                "--model-path",
+                &wide,
+                "--served-model-name",
+                "a",
+                "b",
+                "--reranker-path",
+                &tied,
+                "--served-reranker-name",
+                "c",
+                "b",
+                "--port",
+                "0",
+            ],
+            "both models would be called b",
+        ),
         (
             &["--model-path", "/no/such/folder", "--port", "0"],
             "there is no model at `/no/such/folder`",
@@ -268,12 +419,18 @@ fn what_cannot_be_served_is_said() {
 #[test]
 fn a_setting_that_is_wrong_is_refused_before_anything_is_loaded() {
     let needs_model = "not provided:\n  --model-path <PATH or ID>";
-    let cases: [(&[&str], &str); 13] = [
+    let cases: [(&[&str], &str); 19] = [
         (&[], needs_model),
         (&["--reranker-path", "/no/such", "--adapter", "a/b"], needs_model),
         (&["--reranker-path", "/no/such", "--revision", "main"], needs_model),
         (&["--model-path", "/no/such", "--dtype", "half"], "float16 is no precision here"),
         (&["--model-path", "/no/such", "--drain-timeout=-1"], "--drain-timeout"),
+        (&["--model-path", "/no/such", "--drain-timeout=x"], "expected a number, got `x`"),
+        (&["--model-path", "/no/such", "--keep-alive-timeout=-1"], "--keep-alive-timeout"),
+        (&["--model-path", "/no/such", "--keep-alive-timeout=nan"], "--keep-alive-timeout"),
+        (&["--model-path", "/no/such", "--keep-alive-timeout=0"], "it must be more than 0"),
+        (&["--model-path", "/no/such", "--served-model-name", ""], "a name is empty"),
+        (&["--model-path", "/no/such", "--served-model-name", "a,,b"], "a name is empty"),
         (&["--model-path", "/no/such", "--max-batch-tokens", "0"], "-tokens <N>': 0 is not in"),
         (&["--model-path", "/no/such", "--max-queued-texts", "0"], "-texts <N>': 0 is not in"),
         (&["--model-path", "/no/such", "--max-client-batch-size", "0"], "<N>': 0 is not in"),

@@ -67,7 +67,8 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
         });
         let read_row = |_, row: &mut [f32]| row.copy_from_slice(&weight);
         let int8 = PackedWeight::pack_int8(n_out, n_in, layout, &[], read_row).repacked(kernels);
-        let bytes = PackedWeight::pack_bytes(n_out, n_in, layout, read_row).repacked(kernels);
+        let bytes =
+            PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row).repacked(kernels);
         let blocks = [Bits::Four, Bits::Five, Bits::Six].map(|bits| {
             let read_row = |_, row: &mut BlockRow| row.values.fill(1);
             PackedWeight::pack_blocks(n_out, n_in, layout, None, |_| bits, read_row)

@@ -8,7 +8,7 @@
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut, Values,
+    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut, Values, rotate,
 };
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -40,7 +40,7 @@ impl Kind {
         let read_row = |o: usize, row: &mut [f32]| row.copy_from_slice(&weight[o * n_in..][..n_in]);
         match self {
             Self::Int8 => PackedWeight::pack_int8(n_out, n_in, layout, &[], read_row),
-            Self::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, read_row),
+            Self::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row),
         }
     }
 
@@ -227,6 +227,31 @@ fn random_weights_are_within_what_rounding_them_costs() {
                 let what = format!("{}, precise, {rows} × {n_in} × {n_out}", kernels.name);
                 assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
             }
+        }
+    }
+}
+
+/// Rotating operands in the kernels gives, bit for bit, what the kernels give for operands that are rotated before;
+/// and the product is that of the operands, within what rounding rotated ones costs.
+#[test]
+fn rotated_operands_have_the_same_product() {
+    for [rows, n_in, n_out] in [[1, 256, 5], [7, 512, 33], [13, 1024, 40]] {
+        let (x, weight) = (random(1, rows * n_in), random(2, n_out * n_in));
+        let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
+        let [mut rotated_x, mut rotated_weight] = [x.clone(), weight.clone()];
+        rotate(&mut rotated_x);
+        rotate(&mut rotated_weight);
+        let bounds = bounds(Kind::Bytes, &rotated_x, &rotated_weight, n_in, &[]);
+        let within = PackedWeight::pack_bytes(n_out, n_in, Layout::Plain, true, |o, row| {
+            row.copy_from_slice(&weight[o * n_in..][..n_in]);
+        });
+        let before = Kind::Bytes.pack(&rotated_weight, n_in, Layout::Plain);
+        for kernels in Kernels::available() {
+            let what = format!("{}, {rows} × {n_in} × {n_out}", kernels.name);
+            let got = multiply(&within.repacked(kernels), &x, None);
+            assert_eq!(got, multiply(&before.repacked(kernels), &rotated_x, None), "{what}");
+            // Rotating rounds five times.
+            assert_close(&got, &expected, |i| bounds[i] * (1.0 + gamma(10)), &what);
         }
     }
 }

@@ -83,7 +83,7 @@ fn linear(n_out: usize, n_in: usize, layout: cpu::Layout, arithmetic: Arithmetic
     let fill = |_, row: &mut [f32]| row.fill(0.01);
     ops::Linear::new(match arithmetic {
         Arithmetic::Int8 => PackedWeight::pack_int8(n_out, n_in, layout, &[1], fill),
-        Arithmetic::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, fill),
+        Arithmetic::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, true, fill),
         Arithmetic::Blocks => {
             let read_row = |_, row: &mut BlockRow| row.values.fill(1);
             PackedWeight::pack_blocks(n_out, n_in, layout, None, |_| Bits::Four, read_row).unwrap()

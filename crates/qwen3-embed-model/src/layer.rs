@@ -6,7 +6,7 @@ use qwen3_embed_kernels::cpu::{
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
-use crate::calibration::{Calibration, Input};
+use crate::calibration::{Calibration, Fitting, Input};
 use crate::matrix::Matrix;
 use crate::weights::{Precision, Weights};
 use crate::workspace::Room;
@@ -304,8 +304,9 @@ impl Projection {
             }
             arithmetic = Kernels::current().int8_weights;
         }
-        if arithmetic == Arithmetic::Bytes && input.fits_bytes(BYTE_GROUP) {
-            matrix.pack_bytes(layout, norm)
+        let bytes = (arithmetic == Arithmetic::Bytes).then(|| input.fitting_bytes(BYTE_GROUP));
+        if let Some(fitting) = bytes.flatten() {
+            matrix.pack_bytes(layout, norm, fitting == Fitting::Rotated)
         } else if matrix.is_q8_0() {
             matrix.pack_q8_0(layout)
         } else {

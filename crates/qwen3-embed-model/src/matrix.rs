@@ -98,9 +98,14 @@ impl Matrix {
     }
 
     /// Packs the matrix in 8 bits, for activations in 8 bits, its columns multiplied with `columns` if there
-    /// are any.
-    pub(crate) fn pack_bytes(&self, layout: Layout, columns: Option<&[f32]>) -> PackedWeight {
-        PackedWeight::pack_bytes(self.n_rows, self.n_columns, layout, |o, row| {
+    /// are any, and rotated or not.
+    pub(crate) fn pack_bytes(
+        &self,
+        layout: Layout,
+        columns: Option<&[f32]>,
+        is_rotated: bool,
+    ) -> PackedWeight {
+        PackedWeight::pack_bytes(self.n_rows, self.n_columns, layout, is_rotated, |o, row| {
             self.read_scaled_row(o, columns, row);
         })
     }

@@ -43,9 +43,9 @@ pub enum Precision {
     /// features with the largest activations, which a few tokens that pass the layers while they are
     /// loaded show, then have weights of twice as many bits.
     ///
-    /// Where the processor multiplies bytes (VNNI), the same tokens show which products lose little with
-    /// activations in 8 bits. Those have weights, in Q8_0 too, and activations in 8 bits with a scale for
-    /// every 64, twice as fast. Where it multiplies bf16 as well, attention is in bf16.
+    /// Where the CPU multiplies bytes (VNNI), the same tokens show which products lose little with
+    /// activations in 8 bits, as they are or rotated. Those have weights, in Q8_0 too, and activations in 8 bits
+    /// with a scale for every 64, twice as fast. Where it multiplies bf16 as well, attention is in bf16.
     ///
     /// The weights of a GGUF file in Q4_K, Q5_K and Q6_K are used as they are, in their few bits, where the same
     /// tokens show that little is lost with activations in 8 bits and a scale for every 256.

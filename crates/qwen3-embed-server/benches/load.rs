@@ -101,7 +101,7 @@ fn saturation(runtime: &Runtime, load: &Arc<Load>, seconds: Duration) -> Result<
 impl Load {
     async fn start(embedder: Embedder, words: usize) -> Result<Self, Error> {
         let state = AppState::new(ServerOptions::default());
-        let models = Models { embedder: Some(("model".to_owned(), embedder)), reranker: None };
+        let models = Models { embedder: Some(("model".into(), embedder)), reranker: None };
         let options = ServiceOptions { max_waiting_texts: MAX_WAITING, ..Default::default() };
         state.start(models, options).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -10,6 +10,9 @@ use utoipa::ToSchema;
 /// The code of a service that has died.
 const STOPPED: &str = "stopped";
 
+/// What can be done about a text that is too long: by the client, and by who starts the server.
+const CUT_IT: &str = "; set \"truncate\": true to cut it, or start the server with `--truncate` to cut all such texts";
+
 /// The body of every error, as OpenAI's clients expect it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
@@ -215,7 +218,7 @@ impl ApiError {
             Error::NoSuchPrompt { .. } => Self::invalid(message).about("prompt_name"),
             Error::TextTooLong { text, .. } => {
                 let mut error = about_text(*text);
-                error.detail.message.push_str("; set \"truncate\": true to cut it");
+                error.detail.message.push_str(CUT_IT);
                 error
             }
             Error::Text(TextError::Encode { text, .. } | TextError::WhiteSpace { text, .. })

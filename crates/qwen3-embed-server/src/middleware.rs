@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -28,6 +28,29 @@ const CLIENT_GONE: u16 = 499;
 
 /// Paths that are answered without a key.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/health"];
+
+/// The path of the metrics, which is answered without a key if the server is set up so.
+const METRICS: &str = "/metrics";
+
+/// The path of the documentation's page. `/docs` redirects to it, and its links are relative to it.
+const DOCS_PAGE: &str = "/docs/";
+
+/// Removes a slash at the end of the path, so that `/v1/embeddings/` is routed as `/v1/embeddings`.
+pub(crate) fn without_last_slash(mut request: Request) -> Request {
+    let uri = request.uri();
+    let shorter = uri.path().strip_suffix('/').filter(|path| !path.is_empty());
+    let Some(path) = shorter.filter(|_| uri.path() != DOCS_PAGE) else { return request };
+    let path_and_query = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = path_and_query.parse().ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
 
 /// Gives a request its id, which is the client's own if it sent one, and a span; counts and logs it.
 pub(crate) async fn observe(
@@ -73,7 +96,7 @@ impl Drop for Observed {
         state.metrics().request(route, status, latency);
         let latency_ms = latency.as_secs_f64() * 1e3;
         let done = if status == CLIENT_GONE { "given up by the client" } else { "answered" };
-        if PROBES.contains(&route.as_str()) || route == "/metrics" {
+        if PROBES.contains(&route.as_str()) || route == METRICS {
             tracing::debug!(status, latency_ms, "{done}");
         } else {
             tracing::info!(status, latency_ms, "{done}");
@@ -98,7 +121,8 @@ pub(crate) async fn authorize(
     next: Next,
 ) -> Response {
     let Some(key) = &state.options().api_key else { return next.run(request).await };
-    if PROBES.contains(&request.uri().path()) {
+    let path = request.uri().path();
+    if PROBES.contains(&path) || (state.options().public_metrics && path == METRICS) {
         return next.run(request).await;
     }
     let Some(sent) = sent_key(request.headers()) else {

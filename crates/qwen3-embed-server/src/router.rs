@@ -4,6 +4,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use utoipa::OpenApi;
@@ -13,12 +14,16 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::error::ApiError;
-use crate::routes::{embeddings, models, pages, probes, rerank, tei};
+use crate::routes::{embeddings, models, pages, probes, rerank, root, tei};
 use crate::{AppState, middleware};
 
 /// Routes that are the same as others.
-const ALIASES: [(&str, &str); 3] =
-    [("/rerank", "/v1/rerank"), ("/score", "/v1/score"), ("/health", "/readyz")];
+const ALIASES: [(&str, &str); 4] = [
+    ("/embeddings", "/v1/embeddings"),
+    ("/rerank", "/v1/rerank"),
+    ("/score", "/v1/score"),
+    ("/health", "/readyz"),
+];
 
 /// What the document says of the whole.
 #[derive(OpenApi)]
@@ -70,7 +75,10 @@ pub fn app(state: AppState) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    router.layer(from_fn_with_state(state.clone(), middleware::observe)).with_state(state)
+    let router = router.layer(from_fn_with_state(state.clone(), middleware::observe));
+    // A router's layers see a request after its route is found, and the slash has to be gone before that.
+    let router = router.with_state(state).map_request(middleware::without_last_slash);
+    Router::new().fallback_service(router)
 }
 
 /// What the server answers, as OpenAPI describes it.
@@ -85,10 +93,12 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(rerank::rerank))
         .routes(routes!(rerank::rerank_v2))
         .routes(routes!(rerank::score))
+        .routes(routes!(root::root))
         .routes(routes!(tei::embed))
         .routes(routes!(tei::similarity))
         .routes(routes!(tei::tokenize))
         .routes(routes!(tei::decode))
+        .route("/embeddings", post(embeddings::embeddings))
         .route("/rerank", post(rerank::rerank))
         .route("/score", post(rerank::score))
         .route_layer(from_fn_with_state(state.clone(), middleware::limit));
@@ -162,7 +172,6 @@ mod tests {
     use axum::body::Body;
     use http_body_util::BodyExt;
     use serde_json::{Value, json};
-    use tower::ServiceExt;
 
     use super::*;
 

@@ -23,14 +23,20 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a new connection may be silent when the server ends, without being closed for it.
 const FIRST_BYTES: Duration = Duration::from_millis(50);
 
+/// The longest time for which a connection is kept open without a request: hyper adds this time to the
+/// current one, and the sum of a clock and an arbitrary duration may overflow.
+const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How connections are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeOptions {
     /// How long requests have to finish when the server is told to end. Default: 30 s.
     pub drain_timeout: Duration,
-    /// How long the head of a request may take to arrive, and how long a connection may be without a
-    /// request. Default: 60 s.
-    pub head_timeout: Duration,
+    /// How long a connection is kept open without a request, and how long the head of a request may take to
+    /// arrive. It has to be longer than the time for which clients and load balancers keep idle connections:
+    /// otherwise they send requests on connections that the server is closing. Many keep them for 60 s, some
+    /// for 90 s, and Google Cloud's load balancers for 600 s. At most a year. Default: 120 s.
+    pub keep_alive_timeout: Duration,
     /// How long a client may take to read the next piece of an answer. Default: 60 s.
     pub write_timeout: Duration,
     /// Connections that are open at once; further ones wait to be accepted. Default: 8192.
@@ -41,7 +47,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             drain_timeout: Duration::from_secs(30),
-            head_timeout: Duration::from_secs(60),
+            keep_alive_timeout: Duration::from_secs(120),
             write_timeout: Duration::from_secs(60),
             max_connections: 8192,
         }
@@ -147,7 +153,8 @@ impl Server {
     fn begin(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // A small answer goes out at once. Where the system cannot do that, it goes out a little later.
         let _ = stream.set_nodelay(true);
-        let ServeOptions { write_timeout, head_timeout, .. } = self.options;
+        let ServeOptions { write_timeout, keep_alive_timeout, .. } = self.options;
+        let keep_alive_timeout = keep_alive_timeout.min(LONGEST_KEEP_ALIVE);
         let service = TowerToHyperService::new(self.router.clone());
         let watcher = self.connections.watcher();
         tokio::spawn(async move {
@@ -158,7 +165,7 @@ impl Server {
             stream.set_write_timeout(Some(write_timeout));
             let mut connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(head_timeout)
+                .header_read_timeout(keep_alive_timeout)
                 .serve_connection(TokioIo::new(Box::pin(stream)), service);
             let ended = match (&mut connection).now_or_never() {
                 Some(ended) => ended,

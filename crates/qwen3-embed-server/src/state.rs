@@ -10,13 +10,20 @@ use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, Field};
 use crate::metrics::Metrics;
+use crate::names::ModelNames;
 
 /// Within which limits requests are answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
     /// The key that clients have to send, as `Authorization: Bearer KEY` or as the password of
-    /// `Authorization: Basic`; only `/livez`, `/readyz` and `/health` are answered without. Default: none.
+    /// `Authorization: Basic`; only `/livez`, `/readyz` and `/health` are answered without, and `/metrics` if
+    /// [`ServerOptions::public_metrics`] says so. Default: none.
     pub api_key: Option<String>,
+    /// Whether `/metrics` is answered without the key. Default: it is not.
+    pub public_metrics: bool,
+    /// Whether a request that names a model by a name that no model has is refused with 404. Default: the
+    /// model of the kind that the route needs answers such a request, under its own name.
+    pub strict_model_names: bool,
     /// Origins whose pages may read the answers in a browser; `*` is any. Default: none but the server's own.
     pub cors_allow_origin: Vec<String>,
     /// The instruction that stands before texts whose request names none and no prompt. Default: none,
@@ -39,6 +46,8 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             api_key: None,
+            public_metrics: false,
+            strict_model_names: false,
             cors_allow_origin: Vec::new(),
             default_instruct: None,
             truncate: false,
@@ -50,13 +59,13 @@ impl Default for ServerOptions {
     }
 }
 
-/// The models that a server has, each with the name that clients call it by.
+/// The models that a server has, each with the names that clients call it by.
 #[derive(Debug, Default)]
 pub struct Models {
     /// Answers requests for embeddings.
-    pub embedder: Option<(String, Embedder)>,
+    pub embedder: Option<(ModelNames, Embedder)>,
     /// Answers requests for ranks and scores.
-    pub reranker: Option<(String, Reranker)>,
+    pub reranker: Option<(ModelNames, Reranker)>,
 }
 
 /// What the server's routes share. A clone shares it too.
@@ -84,13 +93,23 @@ pub(crate) struct Served {
     pub(crate) options: ServiceOptions,
     /// When they were loaded, in seconds since 1970.
     pub(crate) created: u64,
+    /// See [`ServerOptions::strict_model_names`].
+    strict_names: bool,
 }
 
-/// A model behind its queue, and its name.
+/// A model behind its queue, and its names.
 #[derive(Debug)]
 pub(crate) struct Named<M> {
+    /// The name in responses.
     pub(crate) name: String,
+    names: ModelNames,
     pub(crate) service: Service<M>,
+}
+
+impl<M> Named<M> {
+    fn new(names: ModelNames, service: Service<M>) -> Self {
+        Self { name: names.served().to_owned(), names, service }
+    }
 }
 
 /// Whether requests are answered.
@@ -133,27 +152,29 @@ impl AppState {
             ..options.clone()
         };
         let embedder = match models.embedder {
-            Some((name, embedder)) => {
+            Some((names, embedder)) => {
                 let service = embedder.into_service(of_kind("embedder"))?;
                 let text = Texts::Strings(vec!["warm".to_owned()]);
                 service.embed(text, EmbedOptions::default()).await?;
-                Some(Named { name, service })
+                Some(Named::new(names, service))
             }
             None => None,
         };
         let reranker = match models.reranker {
-            Some((name, reranker)) => {
+            Some((names, reranker)) => {
                 let service = reranker.into_service(of_kind("reranker"))?;
                 let [query, document] = ["warm", "up"].map(|text| vec![text.to_owned()]);
                 service.score(query, document, ScoreOptions::default()).await?;
-                Some(Named { name, service })
+                Some(Named::new(names, service))
             }
             None => None,
         };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let created = now.map_or(0, |since| since.as_secs());
         // Whoever comes second has loaded in vain.
-        let _ = self.inner.served.set(Served { embedder, reranker, options, created });
+        let strict_names = self.options().strict_model_names;
+        let served = Served { embedder, reranker, options, created, strict_names };
+        let _ = self.inner.served.set(served);
         Ok(())
     }
 
@@ -243,21 +264,26 @@ impl Served {
         embedder.into_iter().chain(reranker)
     }
 
-    /// The names of the models.
+    /// Every name of every model, the embedder's first.
     pub(crate) fn names(&self) -> Vec<&str> {
-        let embedder = self.embedder.as_ref().map(|model| model.name.as_str());
-        let reranker = self.reranker.as_ref().map(|model| model.name.as_str());
-        embedder.into_iter().chain(reranker).collect()
+        let embedder = self.embedder.iter().flat_map(|model| model.names.all());
+        let reranker = self.reranker.iter().flat_map(|model| model.names.all());
+        embedder.chain(reranker).collect()
     }
 
-    /// The embedder, which a request calls `name` if it names a model at all.
+    /// Whether only a reranker is served.
+    pub(crate) fn only_ranks(&self) -> bool {
+        self.embedder.is_none() && self.reranker.is_some()
+    }
+
+    /// The embedder, for a request that names a model so, if it names one at all.
     pub(crate) fn embedder(&self, name: Option<&str>) -> Result<&Named<Embedder>, ApiError> {
         self.choose(self.embedder.as_ref(), name, |other| {
             format!("`{other}` is a reranker, which gives no embeddings")
         })
     }
 
-    /// The reranker, which a request calls `name` if it names a model at all.
+    /// The reranker, for a request that names a model so, if it names one at all.
     pub(crate) fn reranker(&self, name: Option<&str>) -> Result<&Named<Reranker>, ApiError> {
         self.choose(self.reranker.as_ref(), name, |other| {
             format!(
@@ -267,6 +293,8 @@ impl Served {
         })
     }
 
+    /// The model of one kind, unless the name is that of a model of the other kind, or of no model where
+    /// such names are refused.
     fn choose<'a, M>(
         &self,
         model: Option<&'a Named<M>>,
@@ -275,17 +303,25 @@ impl Served {
     ) -> Result<&'a Named<M>, ApiError> {
         let names = self.names();
         let name = name.filter(|name| !name.is_empty());
+        let known = name.filter(|name| names.contains(name));
         match (model, name) {
-            (_, Some(name)) if !names.contains(&name) => Err(ApiError::no_such_model(name, &names)),
-            (Some(model), Some(name)) if model.name != name => {
-                let message = format!("{}; the model for it is `{}`", is_other(name), model.name);
-                Err(ApiError::wrong_model(message))
+            (_, Some(name)) if known.is_none() && self.strict_names => {
+                Err(ApiError::no_such_model(name, &names))
             }
-            (Some(model), _) => Ok(model),
-            (None, _) => Err(ApiError::wrong_model(format!(
-                "{}; it is the only model that is loaded",
-                is_other(names.first().unwrap_or(&""))
-            ))),
+            (Some(model), _) => match known.filter(|name| !model.names.has(name)) {
+                None => Ok(model),
+                Some(other) => {
+                    let message =
+                        format!("{}; the model for it is `{}`", is_other(other), model.name);
+                    Err(ApiError::wrong_model(message))
+                }
+            },
+            (None, _) => Err(ApiError::wrong_model(match known.or(names.first().copied()) {
+                Some(other) => {
+                    format!("{}; it is the only model that is loaded", is_other(other))
+                }
+                None => "no model is loaded".to_owned(),
+            })),
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qwen3_embed::{Embedder, ServiceOptions};
 use qwen3_embed_server::{
@@ -30,7 +30,7 @@ async fn start(options: ServeOptions, service: ServiceOptions) -> Server {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/wide");
     let embedder = Embedder::builder(folder).build().unwrap();
     let state = AppState::new(ServerOptions::default());
-    let models = Models { embedder: Some(("wide".to_owned(), embedder)), reranker: None };
+    let models = Models { embedder: Some(("wide".into(), embedder)), reranker: None };
     state.start(models, service).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -194,7 +194,8 @@ async fn texts_of_a_client_that_vanishes_are_not_computed() {
 
 #[tokio::test]
 async fn a_thousand_silent_clients_keep_nobody_waiting_and_are_cut_off() {
-    let options = ServeOptions { head_timeout: Duration::from_secs(3), ..ServeOptions::default() };
+    let options =
+        ServeOptions { keep_alive_timeout: Duration::from_secs(3), ..ServeOptions::default() };
     // Two file descriptors for each, both ends being here.
     rlimit::increase_nofile_limit(4096).unwrap();
     let server = start(options, ServiceOptions::default()).await;
@@ -229,4 +230,40 @@ async fn a_client_that_does_not_read_is_cut_off() {
     let read = timeout(LONG, reading.read_to_end(&mut answers)).await.unwrap();
     // What was under way arrives, and then nothing: 20 answers have 2.7 MB each.
     assert!(read.is_err() || answers.len() < 20 * 2_700_000, "{} bytes", answers.len());
+}
+
+/// Sends a request on a connection that is kept, and reads the answer.
+async fn ask_livez(stream: &mut TcpStream) {
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = [0; 1024];
+    let n = timeout(LONG, stream.read(&mut answer)).await.unwrap().unwrap();
+    assert!(answer[..n].starts_with(b"HTTP/1.1 200 OK") && answer[..n].ends_with(b"ok"));
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_as_long_as_the_server_says() {
+    let keep_alive_timeout = Duration::from_secs(2);
+    let options = ServeOptions { keep_alive_timeout, ..ServeOptions::default() };
+    let server = start(options, ServiceOptions::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    ask_livez(&mut stream).await;
+    // The time begins anew with each request.
+    for _ in 0..2 {
+        sleep(Duration::from_millis(1200)).await;
+        ask_livez(&mut stream).await;
+    }
+    let idle = Instant::now();
+    assert_eq!(closed(stream).await, "");
+    assert!(idle.elapsed() >= keep_alive_timeout - Duration::from_millis(100));
+}
+
+/// Load balancers keep idle connections for 60 s, Go's clients for 90 s: a server that closes them sooner loses
+/// requests.
+#[tokio::test]
+async fn by_default_idle_connections_outlive_those_of_load_balancers() {
+    assert!(ServeOptions::default().keep_alive_timeout > Duration::from_secs(90));
+    // A time that no clock reaches is no panic.
+    let options = ServeOptions { keep_alive_timeout: Duration::MAX, ..ServeOptions::default() };
+    let server = start(options, ServiceOptions::default()).await;
+    ask_livez(&mut TcpStream::connect(server.address).await.unwrap()).await;
 }

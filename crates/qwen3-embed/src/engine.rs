@@ -52,7 +52,8 @@ macro_rules! setters {
             self
         }
 
-        /// How weights are kept and multiplied. Default: [`Precision::F32`](crate::Precision::F32).
+        /// How weights are kept and multiplied. Default:
+        /// [`Precision::Stored`](crate::Precision::Stored), the precision of the checkpoint.
         pub fn precision(mut self, precision: $crate::Precision) -> Self {
             self.settings.precision = precision;
             self

@@ -55,8 +55,9 @@
 //!
 //! # Precision and memory
 //!
-//! Weights are kept in f32, exact and the largest, unless [`EmbedderBuilder::precision`] says otherwise: see
-//! [`Precision`]. [`Precision::Auto`] chooses between 16 bits and 8 by the processor and the file.
+//! Weights are kept in the precision that the checkpoint is stored in, bf16 for the published ones, unless
+//! [`EmbedderBuilder::precision`] says otherwise: see [`Precision`]. [`Precision::Auto`] chooses between 16 bits and
+//! 8 by the CPU and the file.
 //! [`Source::info`] says, without loading a model, what it takes in each: [`Info::memory`]. Token embeddings
 //! stay in the memory-mapped file, and [`EmbedderBuilder::batch_tokens`] bounds what a call takes on top.
 //!
@@ -67,7 +68,7 @@
 //!
 //! # Environment
 //!
-//! Nothing but `Hub::from_env`, and rayon for its pool, reads the environment. `Hub::from_env` goes by
+//! Nothing but `Hub::from_env`, [`Kernels::VARIABLE`], and rayon for its pool, reads the environment. `Hub::from_env` goes by
 //! `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` and what else the hub's programs have, and is what a builder uses
 //! that is given no `Hub`. A model that was downloaded works offline: if the hub cannot be reached, what is in
 //! the cache is used, and with `HF_HUB_OFFLINE=1`, or with a commit's hash as the revision, the hub is not asked

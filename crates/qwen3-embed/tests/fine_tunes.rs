@@ -281,7 +281,7 @@ fn an_adapter_beside_a_configuration_without_weights_is_an_adapter() {
     };
     add("config.json");
     let golden = golden(copy.path());
-    let embedder = Embedder::builder(copy.path()).build().unwrap();
+    let embedder = Embedder::builder(copy.path()).precision(Precision::F32).build().unwrap();
     let ours = embedder.embed_documents(&texts(&golden)).unwrap();
     assert_vectors(&ours, &golden["embeddings"], "config.json alone");
     assert!(Source::from(copy.path()).info().is_ok());
@@ -292,7 +292,8 @@ fn an_adapter_beside_a_configuration_without_weights_is_an_adapter() {
     let plain = Embedder::builder(fixture("models/base")).build().unwrap();
     let text = ["two or more tokens"];
     assert_eq!(merged.embed_documents(&text).unwrap(), plain.embed_documents(&text).unwrap());
-    let given = Embedder::builder(copy.path()).adapter(copy.path()).build().unwrap();
+    let given = Embedder::builder(copy.path()).adapter(copy.path()).precision(Precision::F32);
+    let given = given.build().unwrap();
     assert_eq!(given.embed_documents(&text).unwrap(), embedder.embed_documents(&text).unwrap());
 }
 

@@ -15,6 +15,27 @@ use crate::root;
 /// How long a tiny model may take to load, and a server without work to end.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How a server is started.
+pub(super) struct Setup {
+    pub(super) arguments: Vec<String>,
+    /// Variables beside those of this process.
+    pub(super) environment: Vec<(&'static str, String)>,
+}
+
+impl Setup {
+    /// A small model under a published name, on a free port, with further arguments. It is served in f32, because
+    /// scripts compare its vectors with those of transformers: in bf16 they differ on CPUs that multiply in bf16.
+    pub(super) fn small_model(arguments: &[&str]) -> Result<Self> {
+        let model = root().join("fixtures/models/wide");
+        let model = model.to_str().context("the workspace's path is not Unicode")?;
+        let first = ["--port", "0", "--precision", "f32"];
+        let named = ["--served-model-name", MODEL, "--model-path", model];
+        let arguments =
+            first.iter().chain(&named).chain(arguments).map(|&argument| argument.to_owned());
+        Ok(Self { arguments: arguments.collect(), environment: Vec::new() })
+    }
+}
+
 /// A running `qwen3-embed serve`, killed if it is dropped before its [`Server::end`].
 pub(super) struct Server {
     name: String,
@@ -24,13 +45,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts the program with a small model on a free port, and waits until it is ready. Its log is a file
-    /// of this name.
-    pub(super) fn start(name: &str, arguments: &[&str]) -> Result<Self> {
+    /// Starts the program and waits until it is ready. Its log is a file of this name.
+    pub(super) fn start(name: &str, setup: &Setup) -> Result<Self> {
         let program = root().join("target/debug/qwen3-embed");
         let mut command = Command::new(&program);
-        command.args(["serve", "--port", "0", "--served-model-name", MODEL, "--model-path"]);
-        command.arg(root().join("fixtures/models/wide")).args(arguments);
+        command.arg("serve").args(&setup.arguments).envs(setup.environment.iter().cloned());
         let log = File::create(log(name))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().with_context(|| program.display().to_string())?;
@@ -44,7 +63,8 @@ impl Server {
             let log = fs::read_to_string(server.log()).unwrap_or_default();
             format!("server {name} says {line:?} instead of where it listens\n{log}")
         })?;
-        server.address = address.to_owned();
+        // Every address of this machine is no address to connect to.
+        server.address = address.replace("//0.0.0.0:", "//127.0.0.1:");
         server.wait_until_ready()?;
         Ok(server)
     }

@@ -55,8 +55,8 @@ type RmsNorm = unsafe fn(&[f32], &[f32], f32, &RowsMut<'_>, usize);
 /// Of a row, with the places of what is written twice, into a row of an output; returns the scale.
 type QuantiseInt8 = unsafe fn(Values<'_>, &[usize], &mut [i16]) -> f32;
 
-/// Of a row into a row of an output.
-type QuantiseBytes = unsafe fn(Values<'_>, &mut [i8]);
+/// Of a row, which is rotated before or not, into a row of an output.
+type QuantiseBytes = unsafe fn(Values<'_>, bool, &mut [i8]);
 
 /// Of a row, with what its values are multiplied with before, into a row of an output.
 type QuantiseBlocks = unsafe fn(Values<'_>, Option<&[f32]>, &mut [i8]);
@@ -271,8 +271,8 @@ macro_rules! kernel_set {
             }
 
             $(#[$feature])?
-            unsafe fn quantise_bytes(x: Values<'_>, out: &mut [i8]) {
-                quantised::quantise_bytes($new, x, out);
+            unsafe fn quantise_bytes(x: Values<'_>, is_rotated: bool, out: &mut [i8]) {
+                quantised::quantise_bytes($new, x, is_rotated, out);
             }
 
             $(#[$feature])?

@@ -115,7 +115,7 @@ impl PackedWeight {
                     (Values::Int16 { values: x, .. }, Panels::Int8 { groups: panels, .. }) => {
                         (kernels.linear_int8)(&Call { x, panels, task });
                     }
-                    (Values::Bytes(x), Panels::Bytes(panels)) => {
+                    (Values::Bytes(x), Panels::Bytes { groups: panels, .. }) => {
                         (kernels.linear_bytes)(&Call { x, panels, task });
                     }
                     (Values::Blocks(x), Panels::Blocks(panels)) => {

@@ -18,6 +18,7 @@ mod linear;
 mod packed;
 mod product;
 mod quantised;
+mod rotation;
 mod rows;
 mod simd;
 mod vector;
@@ -32,6 +33,7 @@ pub use linear::Epilogue;
 pub use packed::{Layout, PackedWeight};
 pub use product::{BLOCK, BYTE_GROUP, Bits};
 pub use quantised::Quantised;
+pub use rotation::{ROTATION, rotate};
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current
 /// pool.

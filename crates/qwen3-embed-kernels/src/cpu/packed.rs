@@ -10,6 +10,7 @@ use super::activations::Arithmetic;
 use super::aligned::Aligned;
 use super::blocks::{BlockPanels, BlockRow};
 use super::product::{BYTE_GROUP, Bits, Element, Weight8, group_size};
+use super::rotation::{ROTATION, rotate};
 
 /// How the rows of a weight go into panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +43,11 @@ pub(super) enum Panels {
         groups: Aligned<i8>,
         precise: Vec<usize>,
     },
-    /// In groups as well, for activations in 8 bits.
-    Bytes(Aligned<u8>),
+    /// In groups as well, for activations in 8 bits, which are rotated before or not, as the weights are.
+    Bytes {
+        groups: Aligned<u8>,
+        is_rotated: bool,
+    },
     /// In blocks of few bits, for activations in 8 bits.
     Blocks(BlockPanels),
 }
@@ -103,18 +107,34 @@ impl PackedWeight {
 
     /// Packs a weight [O, I] that is kept in 8 bits, for activations in 8 bits, in parallel on rayon's
     /// current pool. `read_row(o, row)` writes all `I` values of the weight's row `o`. Each group of
-    /// [`BYTE_GROUP`](super::BYTE_GROUP) of them gets a scale and values from −127 to 127.
+    /// [`BYTE_GROUP`](super::BYTE_GROUP) of them gets a scale and values from −127 to 127. If `is_rotated`, weights and
+    /// activations are [rotated](super::rotate) before they are rounded.
     ///
     /// # Panics
     ///
-    /// If O is odd with [`Layout::SwiGlu`].
+    /// If O is odd with [`Layout::SwiGlu`], or if I is not whole blocks of [`ROTATION`](super::ROTATION) values that are
+    /// to be rotated.
     pub fn pack_bytes(
         n_out: usize,
         n_in: usize,
         layout: Layout,
+        is_rotated: bool,
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        Self::new(n_out, n_in, layout, |place| Panels::Bytes(pack_rounded(place, &[], read_row)))
+        assert!(
+            !is_rotated || n_in.is_multiple_of(ROTATION),
+            "I = {n_in} is rotated in whole blocks of {ROTATION}"
+        );
+        let read = |o: usize, row: &mut [f32]| {
+            read_row(o, row);
+            if is_rotated {
+                rotate(row);
+            }
+        };
+        Self::new(n_out, n_in, layout, |place| Panels::Bytes {
+            groups: pack_rounded(place, &[], read),
+            is_rotated,
+        })
     }
 
     /// Packs a weight [O, I] that is there in 8 bits already, with a scale for every 32 values, in
@@ -186,7 +206,9 @@ impl PackedWeight {
                 groups: repack_groups(groups, from, place, precise.len()),
                 precise: precise.clone(),
             },
-            Panels::Bytes(groups) => Panels::Bytes(repack_groups(groups, from, place, 0)),
+            &Panels::Bytes { ref groups, is_rotated } => {
+                Panels::Bytes { groups: repack_groups(groups, from, place, 0), is_rotated }
+            }
             Panels::Blocks(panels) => {
                 Panels::Blocks(panels.repacked(from, place).expect("panels in the same bits"))
             }
@@ -201,14 +223,14 @@ impl PackedWeight {
             (Panels::F32(_), Arithmetic::F32)
                 | (Panels::Bf16(_), Arithmetic::F32 | Arithmetic::Bf16)
                 | (Panels::Int8 { .. }, Arithmetic::Int8)
-                | (Panels::Bytes(_), Arithmetic::Bytes)
+                | (Panels::Bytes { .. }, Arithmetic::Bytes)
                 | (Panels::Blocks(_), Arithmetic::Blocks)
         )
     }
 
     /// Whether it multiplies with what [`Quantised`](super::Quantised) makes of activations.
     pub fn is_quantised(&self) -> bool {
-        matches!(self.panels, Panels::Int8 { .. } | Panels::Bytes(_) | Panels::Blocks(_))
+        matches!(self.panels, Panels::Int8 { .. } | Panels::Bytes { .. } | Panels::Blocks(_))
     }
 
     /// Values of `k` that a panel has, and the elements that it takes; of panels of blocks, which know their
@@ -222,7 +244,7 @@ impl PackedWeight {
                 let n_k = padded::<i8>(n_in, precise.len());
                 [n_k, self.place.group_panel_size::<i8>(n_k)]
             }
-            Panels::Bytes(_) => {
+            Panels::Bytes { .. } => {
                 let n_k = padded::<u8>(n_in, 0);
                 [n_k, self.place.group_panel_size::<u8>(n_k)]
             }
@@ -236,7 +258,7 @@ impl PackedWeight {
             Panels::F32(panels) => size_of_val(&panels[..]),
             Panels::Bf16(panels) => size_of_val(&panels[..]),
             Panels::Int8 { groups, .. } => groups.len(),
-            Panels::Bytes(groups) => groups.len(),
+            Panels::Bytes { groups, .. } => groups.len(),
             Panels::Blocks(panels) => panels.n_bytes(),
         }
     }

@@ -13,6 +13,7 @@ use super::product::{
     BLOCK, BLOCK_ROW, BYTE_GROUP, Float, GROUP, ROW_GROUP, Whole, block_row_size, byte_row_size,
     finish_block, finish_group,
 };
+use super::rotation::{ROTATION, rotated};
 use super::simd::Simd;
 use super::vector::{load_part, store_part, store_whole_part};
 
@@ -57,13 +58,13 @@ impl Quantised {
                 });
                 (Values::Int16 { values: &self.values, scales: &self.scales }, stride)
             }
-            Panels::Bytes(_) => {
+            &Panels::Bytes { is_rotated, .. } => {
                 let row_size = byte_row_size(n_k);
                 let stride = row_size + GAP;
                 let rows = rows_of(&mut self.bytes, x.n_rows, stride).enumerate();
                 rows.with_min_len(MIN_ROWS).for_each(|(i, out)| {
                     // SAFETY: as above.
-                    unsafe { (kernels.quantise_bytes)(row(i), &mut out[..row_size]) };
+                    unsafe { (kernels.quantise_bytes)(row(i), is_rotated, &mut out[..row_size]) };
                 });
                 (Values::Bytes(&self.bytes), stride)
             }
@@ -118,13 +119,24 @@ pub(super) fn quantise_int8<S: Simd>(
     scale
 }
 
-/// Writes a row in groups, each as multiples of the scale behind it.
+/// Writes a row in groups, each as multiples of the scale behind it, of the row itself or of what it is rotated.
 #[inline(always)]
-pub(super) fn quantise_bytes<S: Simd>(s: S, x: Values<'_>, out: &mut [i8]) {
-    match x {
-        Values::F32(x) => byte_groups(s, x, out),
-        Values::Bf16(x) => byte_groups(s, x, out),
+pub(super) fn quantise_bytes<S: Simd>(s: S, x: Values<'_>, is_rotated: bool, out: &mut [i8]) {
+    match (x, is_rotated) {
+        (Values::F32(x), false) => byte_groups(s, x, out),
+        (Values::Bf16(x), false) => byte_groups(s, x, out),
+        (Values::F32(x), true) => rotated_byte_groups(s, x, out),
+        (Values::Bf16(x), true) => rotated_byte_groups(s, x, out),
         _ => unreachable!("a row of f32 or bf16"),
+    }
+}
+
+/// [`byte_groups`] of a row that is whole blocks of [`ROTATION`], rotated.
+#[inline(always)]
+fn rotated_byte_groups<S: Simd, T: Float>(s: S, x: &[T], out: &mut [i8]) {
+    let blocks = out.chunks_exact_mut(byte_row_size(ROTATION));
+    for (x, out) in x.chunks_exact(ROTATION).zip(blocks) {
+        byte_groups(s, &rotated(s, x), out);
     }
 }
 

@@ -95,6 +95,7 @@ pub(crate) enum Vector {
 #[utoipa::path(
     post,
     path = "/v1/embeddings",
+    operation_id = "v1_embeddings",
     tag = "OpenAI",
     request_body = EmbeddingsRequest,
     responses(

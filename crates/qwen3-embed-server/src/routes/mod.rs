@@ -6,6 +6,7 @@ pub(crate) mod pages;
 mod pairs;
 pub(crate) mod probes;
 pub(crate) mod rerank;
+pub(crate) mod root;
 pub(crate) mod tei;
 
 use qwen3_embed::{EmbedOptions, Embedded, Embedder, Error, Overflow, Prompt, Texts, Tokenizer};

@@ -67,9 +67,10 @@ pub(crate) async fn one(
     let Path(id) = id.map_err(not_utf8)?;
     let served = state.served()?;
     let names = served.names();
-    if names.contains(&id.as_str()) {
-        Ok(Json(Model::new(&id, served.created)))
-    } else {
-        Err(ApiError::no_such_model(&id, &names))
+    // A slash at the end of the path was removed, and may have been the name's.
+    let with_slash = format!("{id}/");
+    match [id.as_str(), &with_slash].into_iter().find(|name| names.contains(name)) {
+        Some(name) => Ok(Json(Model::new(name, served.created))),
+        None => Err(ApiError::no_such_model(&id, &names)),
     }
 }

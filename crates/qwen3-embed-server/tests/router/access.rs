@@ -39,7 +39,7 @@ const WRONG: &str = "the key is wrong";
 #[tokio::test]
 async fn every_path_but_the_probes_needs_the_key() {
     let state = guarded().await;
-    for path in ["/livez", "/readyz", "/health"] {
+    for path in ["/livez", "/readyz", "/health", "/livez/", "/health/?verbose"] {
         assert_eq!(get(&state, path).await.status, 200);
         // A wrong one does not matter.
         let reply = call(&state, with(request("GET", path), b"Bearer x")).await;
@@ -54,14 +54,17 @@ async fn every_path_but_the_probes_needs_the_key() {
         ("GET", "/docs/swagger-ui.css", 200),
         ("GET", "/openapi.json", 200),
         ("GET", "/metrics", 200),
+        ("GET", "/metrics/", 200),
         ("GET", "/info", 200),
         ("GET", "/v1/models", 200),
         ("GET", "/v1/models/wide", 200),
         ("GET", "/nothing", 404),
-        ("GET", "/livez/", 404),
         ("GET", "//livez", 404),
         ("GET", "/%6civez", 404),
+        ("POST", "/", 415),
+        ("POST", "/embeddings", 415),
         ("POST", "/v1/embeddings", 415),
+        ("POST", "/v1/embeddings/", 415),
         ("POST", "/v1/rerank", 415),
         ("POST", "/v2/rerank", 415),
         ("POST", "/rerank", 415),
@@ -76,6 +79,24 @@ async fn every_path_but_the_probes_needs_the_key() {
         check_refused(&call(&state, request(method, path)).await, MISSING);
         let right = with(request(method, path), format!("Bearer {KEY}").as_bytes());
         assert_eq!(call(&state, right).await.status, status, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_can_be_public() {
+    let options = ServerOptions {
+        api_key: Some(KEY.to_owned()),
+        public_metrics: true,
+        ..ServerOptions::default()
+    };
+    let state = started(embedder_alone(), options).await;
+    for path in ["/metrics", "/metrics/", "/metrics?x"] {
+        let reply = get(&state, path).await;
+        assert!(reply.status == 200 && reply.text().contains("# TYPE "), "{path}");
+    }
+    assert_eq!(call(&state, request("POST", "/metrics")).await.status, 405);
+    for path in ["/info", "/v1/models", "/openapi.json", "/metrics/x", "//metrics", "/Metrics"] {
+        check_refused(&get(&state, path).await, MISSING);
     }
 }
 

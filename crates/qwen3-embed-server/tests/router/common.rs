@@ -54,13 +54,13 @@ pub(crate) fn both() -> Models {
 /// The embedding model, called `wide`.
 pub(crate) fn embedder_alone() -> Models {
     let embedder = Embedder::builder(wide()).build().unwrap();
-    Models { embedder: Some(("wide".to_owned(), embedder)), reranker: None }
+    Models { embedder: Some(("wide".into(), embedder)), reranker: None }
 }
 
 /// The reranker, called `tied`.
 pub(crate) fn reranker_alone() -> Models {
     let reranker = Reranker::builder(tied()).build().unwrap();
-    Models { embedder: None, reranker: Some(("tied".to_owned(), reranker)) }
+    Models { embedder: None, reranker: Some(("tied".into(), reranker)) }
 }
 
 /// A server with these models.
@@ -167,6 +167,9 @@ pub(crate) async fn get(state: &AppState, path: &str) -> Reply {
 pub(crate) async fn post(state: &AppState, path: &str, body: Value) -> Reply {
     call(state, post_request(path, body.to_string())).await
 }
+
+/// How the message about a text that is too long ends.
+pub(crate) const CUT_IT: &str = "; set \"truncate\": true to cut it, or start the server with `--truncate` to cut all such texts";
 
 /// The body of an error about the request.
 pub(crate) fn invalid(param: impl Into<Value>, message: &str) -> Value {

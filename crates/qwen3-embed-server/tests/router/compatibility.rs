@@ -231,7 +231,7 @@ async fn text_that_only_resembles_the_prompt_frame_is_refused() {
 async fn prompts_are_cut_as_vllm_asks_and_never_their_frame() {
     let builder = || Reranker::builder(tied()).max_tokens(200);
     let models =
-        Models { embedder: None, reranker: Some(("r".to_owned(), builder().build().unwrap())) };
+        Models { embedder: None, reranker: Some(("r".into(), builder().build().unwrap())) };
     let state = started(models, ServerOptions::default()).await;
     let long = "many words ".repeat(300);
     for (asked, n_tokens) in [(-1, 200), (200, 200), (160, 160)] {

@@ -96,8 +96,10 @@ async fn the_document_names_every_route() {
     let named: Vec<(&str, &str)> =
         operations.keys().map(|(path, method)| (path.as_str(), method.as_str())).collect();
     let expected = [
+        ("/", "post"),
         ("/decode", "post"),
         ("/embed", "post"),
+        ("/embeddings", "post"),
         ("/health", "get"),
         ("/info", "get"),
         ("/livez", "get"),

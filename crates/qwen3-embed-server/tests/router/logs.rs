@@ -94,7 +94,9 @@ async fn that_a_server_loads_or_ends_is_no_error() {
 async fn that_the_engine_has_died_is_an_error() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
-    let mut waiting = pin!(post(&state, "/v1/embeddings", json!({ "input": "a" })));
+    // A text in each batch: many of them are left when the engine is told to panic.
+    let request = json!({ "input": vec![TEXTS[1]; 2000] });
+    let mut waiting = pin!(post(&state, "/v1/embeddings", request));
     begin(&mut waiting).await;
     state.embedder().unwrap().panic();
     waiting.await;

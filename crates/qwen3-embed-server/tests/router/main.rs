@@ -13,6 +13,7 @@ mod limits;
 mod logs;
 mod malformed;
 mod metrics;
+mod names;
 mod paths;
 mod probes;
 mod rerank;

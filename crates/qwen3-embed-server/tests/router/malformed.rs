@@ -438,11 +438,53 @@ async fn a_text_longer_than_the_model_reads_is_refused() {
     let limit = embedder().max_tokens();
     let text = "a ".repeat(limit);
     let n_tokens = embedder().count_tokens(&[&text]).unwrap()[0];
-    let message = format!(
-        "input has {n_tokens} tokens, the limit is {limit}; set \"truncate\": true to cut it"
-    );
+    let message = format!("input has {n_tokens} tokens, the limit is {limit}{CUT_IT}");
     let body = json!({ "input": text }).to_string();
     check_refused(ready().await, PATH, &[(&body, "input", &message)]).await;
+}
+
+/// Routes that embed refuse empty strings, also among others, and take white space as text. Routes that rank, score
+/// and tokenize take empty strings.
+#[tokio::test]
+async fn empty_strings_are_refused_where_they_would_be_embedded() {
+    let state = ready().await;
+    for (path, name, request) in [
+        (PATH, "input", json!({ "input": "" })),
+        (PATH, "input[1]", json!({ "input": ["a", ""] })),
+        (PATH, "input[0]", json!({ "input": ["", " "], "instruct": "b" })),
+        (PATH, "input", json!({ "input": "", "prompt_name": "query" })),
+        (PATH, "input[1]", json!({ "input": [[5, 1000], []] })),
+        ("/embeddings", "input[1]", json!({ "input": ["a", ""] })),
+        ("/embed", "inputs", json!({ "inputs": "" })),
+        ("/embed", "inputs[0]", json!({ "inputs": [""] })),
+        ("/", "inputs[2]", json!({ "inputs": ["a", "b", ""] })),
+        (
+            "/similarity",
+            "inputs.source_sentence",
+            json!({ "inputs": { "source_sentence": "", "sentences": ["a"] } }),
+        ),
+        (
+            "/similarity",
+            "inputs.sentences[1]",
+            json!({ "inputs": { "source_sentence": "a", "sentences": ["b", ""] } }),
+        ),
+    ] {
+        let message = format!("{name} is empty");
+        check_refused(state, path, &[(&request.to_string(), name, &message)]).await;
+    }
+    for (path, request) in [
+        (PATH, json!({ "input": [" ", "\n", "\t", "\u{3000}"] })),
+        ("/embed", json!({ "inputs": " " })),
+        ("/similarity", json!({ "inputs": { "source_sentence": " ", "sentences": ["\n"] } })),
+        ("/v1/rerank", json!({ "query": "", "documents": ["", "a"] })),
+        ("/v1/rerank", json!({ "query": "a", "documents": [{ "text": "" }] })),
+        ("/rerank", json!({ "query": "a", "texts": [""] })),
+        ("/v1/score", json!({ "text_1": "", "text_2": ["", "a"] })),
+        ("/tokenize", json!({ "inputs": ["", "a"] })),
+    ] {
+        let reply = post(state, path, request).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+    }
 }
 
 async fn check_content_type(value: Option<&[u8]>, expected: Option<&str>) {

@@ -91,7 +91,8 @@ async fn requests_are_counted_by_route_and_status() {
         post(&state, "/v1/embeddings", embeddings.clone()).await.ok();
     }
     post(&state, "/v1/embeddings", json!({})).await;
-    post(&state, "/v1/embeddings", json!({ "model": "x", "input": "a" })).await;
+    // A slash at the end makes no route of its own.
+    post(&state, "/v1/embeddings/", json!({ "model": "tied", "input": "a" })).await;
     get(&state, "/v1/embeddings").await;
     get(&state, "/v1/models/wide").await;
     get(&state, "/v1/models/a/b").await;
@@ -101,8 +102,7 @@ async fn requests_are_counted_by_route_and_status() {
     let samples = samples(&state).await;
     for (route, status, expected) in [
         ("/v1/embeddings", 200, 3.0),
-        ("/v1/embeddings", 400, 1.0),
-        ("/v1/embeddings", 404, 1.0),
+        ("/v1/embeddings", 400, 2.0),
         ("/v1/embeddings", 405, 1.0),
         ("/v1/models/{*id}", 200, 1.0),
         ("/v1/models/{*id}", 404, 1.0),

@@ -1,14 +1,16 @@
 //! Paths, methods, names of models in paths, and request ids.
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::Request;
-use qwen3_embed_server::{Models, ServerOptions};
+use qwen3_embed_server::{Models, ServerOptions, app};
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
 use crate::common::*;
 
 /// The routes that answer GET, and those that answer POST.
-pub(crate) const GETS: [&str; 13] = [
+pub(crate) const GETS: [&str; 12] = [
     "/v1/models",
     "/v1/models/wide",
     "/info",
@@ -19,11 +21,11 @@ pub(crate) const GETS: [&str; 13] = [
     "/openapi.json",
     "/docs/",
     "/docs/index.css",
-    "/",
     "/playground/style.css",
     "/playground/script.js",
 ];
-pub(crate) const POSTS: [&str; 10] = [
+pub(crate) const POSTS: [&str; 11] = [
+    "/embeddings",
     "/v1/embeddings",
     "/v1/rerank",
     "/v2/rerank",
@@ -43,9 +45,14 @@ async fn a_path_that_is_not_there() {
         ("GET", "/nothing"),
         ("POST", "/v1/chat/completions"),
         ("GET", "/v1"),
-        ("GET", "/v1/"),
-        ("GET", "/v1/models/"),
-        ("POST", "/v1/embeddings/"),
+        ("POST", "/v1/embeddings//"),
+        // Routes of text-embeddings-inference that are not served.
+        ("GET", "/ping"),
+        ("POST", "/invocations"),
+        ("POST", "/embed_all"),
+        ("POST", "/embed_sparse"),
+        ("POST", "/predict"),
+        ("GET", "/api-doc/openapi.json"),
         ("POST", "/V1/embeddings"),
         ("POST", "//v1/embeddings"),
         ("POST", "/v1//embeddings"),
@@ -62,7 +69,8 @@ async fn a_path_that_is_not_there() {
         ("PATCH", "/nothing"),
     ] {
         let reply = call(state, request(method, path)).await;
-        let message = format!("there is no `{method} {path}`; `GET /docs` lists what there is");
+        let named = path.strip_suffix('/').unwrap_or(path);
+        let message = format!("there is no `{method} {named}`; `GET /docs` lists what there is");
         let expected = error("invalid_request_error", Value::Null, "not_found", &message);
         if (method, path) == ("DELETE", "/") {
             assert_eq!(reply.status, 405);
@@ -92,6 +100,53 @@ async fn a_method_that_is_not_there() {
             check(method, path, "POST").await;
         }
         assert_eq!(call(state, request("HEAD", path)).await.status, 405);
+    }
+    // The page, and what clients of text-embeddings-inference send to the bare address.
+    for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
+        check(method, "/", "POST,GET,HEAD").await;
+    }
+}
+
+#[tokio::test]
+async fn a_slash_at_the_end_of_a_path_is_ignored() {
+    let state = ready().await;
+    let same = |reply: Reply| (reply.status, reply.header("content-type").to_owned(), reply.body);
+    for path in GETS.into_iter().filter(|path| !["/docs/", "/metrics"].contains(path)) {
+        let expected = same(get(state, path).await);
+        assert_eq!(same(get(state, &format!("{path}/")).await), expected, "{path}");
+        assert_eq!(same(get(state, &format!("{path}/?x=/")).await), expected, "{path}");
+    }
+    assert_eq!(get(state, "/metrics/").await.status, 200);
+    for path in POSTS {
+        let expected = same(post(state, path, json!({ "input": 7 })).await);
+        assert_eq!(expected.0, 400, "{path}");
+        assert_eq!(same(post(state, &format!("{path}/"), json!({ "input": 7 })).await), expected);
+    }
+    let request = json!({ "input": "a" });
+    let expected = post(state, "/v1/embeddings", request.clone()).await.ok();
+    assert_eq!(post(state, "/v1/embeddings/", request.clone()).await.ok(), expected);
+    assert_eq!(post(state, "/embeddings", request.clone()).await.ok(), expected);
+    assert_eq!(post(state, "/embeddings/", request).await.ok(), expected);
+    // Without a loop: `/docs` redirects to `/docs/`.
+    let docs = get(state, "/docs").await;
+    assert_eq!((docs.status, docs.header("location")), (303, "/docs/"));
+    assert_eq!(get(state, "/docs/").await.status, 200);
+    // As a proxy is asked.
+    assert_eq!(get(state, "http://elsewhere.example/livez/").await.text(), "ok");
+}
+
+/// A program that has routes of its own beside the server's.
+#[tokio::test]
+async fn the_router_can_be_nested() {
+    let router = Router::new().nest("/models", app(ready().await.clone()));
+    for path in ["/models/livez", "/models/livez/"] {
+        let response = router.clone().oneshot(request("GET", path)).await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+    }
+    for (path, status) in [("/models/v1/embeddings/", 200), ("/v1/embeddings", 404)] {
+        let request = post_request(path, r#"{"input":"a"}"#);
+        let response = router.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status, "{path}");
     }
 }
 
@@ -144,7 +199,8 @@ async fn models_are_listed_and_found_by_name() {
         ("gpt-4", "gpt-4"),
         ("a/b", "a/b"),
         ("a%2Fb/c/d", "a/b/c/d"),
-        ("wide/", "wide/"),
+        ("gpt-4/", "gpt-4"),
+        ("wide//", "wide/"),
         ("%E5%A4%A9%20%22", "天 \""),
     ] {
         let reply = get(state, &format!("/v1/models/{path}")).await;
@@ -161,9 +217,9 @@ async fn models_are_listed_and_found_by_name() {
 /// The name is a model's path or id, unless the server is told another.
 #[tokio::test]
 async fn names_with_slashes_are_found_encoded_or_not() {
-    for name in ["Qwen/Qwen3-Embedding-0.6B", "/data/models/wide", "a b/c?d"] {
+    for name in ["Qwen/Qwen3-Embedding-0.6B", "/data/models/wide", "./wide/", "a b/c?d"] {
         let mut models = embedder_alone();
-        models.embedder.as_mut().unwrap().0 = name.to_owned();
+        models.embedder.as_mut().unwrap().0 = name.into();
         let state = started(models, ServerOptions::default()).await;
         let encode = |text: &str| text.replace(' ', "%20").replace('?', "%3F");
         for path in [encode(name), encode(name).replace('/', "%2F")] {

@@ -59,8 +59,30 @@ async fn embed_cuts_at_either_end() {
         check_embed(&state, request, &expected).await;
     }
     let body = json!({ "inputs": ["a", TEXTS[1]] }).to_string();
-    let message = r#"inputs[1] has 19 tokens, the limit is 8; set "truncate": true to cut it"#;
-    check_refused(&state, "/embed", &[(&body, "inputs[1]", message)]).await;
+    let message = format!("inputs[1] has 19 tokens, the limit is 8{CUT_IT}");
+    check_refused(&state, "/embed", &[(&body, "inputs[1]", &message)]).await;
+}
+
+/// Clients that are given the bare address send to `/`.
+#[tokio::test]
+async fn post_to_the_root_is_embed_or_rerank() {
+    let state = ready().await;
+    let request = json!({ "inputs": TEXTS, "normalize": false, "dimensions": 32 });
+    let embedded = post(state, "/embed", request.clone()).await.ok();
+    assert_eq!(post(state, "/", request).await.ok(), embedded);
+    let alone = started(embedder_alone(), ServerOptions::default()).await;
+    check_refused(&alone, "/", &[(r#"{"inputs":["a",""]}"#, "inputs[1]", "inputs[1] is empty")])
+        .await;
+
+    let alone = started(reranker_alone(), ServerOptions::default()).await;
+    let request = json!({ "query": "a", "texts": ["b", "c"], "return_text": true });
+    let ranked = post(&alone, "/rerank", request.clone()).await.ok();
+    assert_eq!(ranked.as_array().unwrap().len(), 2);
+    assert_eq!(post(&alone, "/", request).await.ok(), ranked);
+
+    let loading = AppState::new(ServerOptions::default());
+    assert_eq!(post(&loading, "/", json!({ "inputs": "a" })).await.status, 503);
+    assert!(get(&loading, "/").await.text().starts_with("<!doctype html>"));
 }
 
 #[tokio::test]
@@ -123,11 +145,7 @@ async fn similarity_names_what_is_wrong() {
     let long = "a ".repeat(embedder().max_tokens());
     let n_tokens = embedder().count_tokens(&[&long]).unwrap()[0];
     let limit = embedder().max_tokens();
-    let said = |name: &str| {
-        format!(
-            "{name} has {n_tokens} tokens, the limit is {limit}; set \"truncate\": true to cut it"
-        )
-    };
+    let said = |name: &str| format!("{name} has {n_tokens} tokens, the limit is {limit}{CUT_IT}");
     let (source, sentence) = ("inputs.source_sentence", "inputs.sentences[1]");
     let (of_source, of_sentence) = (said(source), said(sentence));
     let long_source =

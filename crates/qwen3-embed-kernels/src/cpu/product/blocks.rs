@@ -126,6 +126,7 @@ impl<S: Simd, const QUADS: usize, const CENTRED: bool> Product for Blocks<S, QUA
     type Left = i8;
     type Right = u8;
     const STEP: usize = 4;
+    const ROWS: usize = S::WHOLE_ROWS;
 
     #[inline(always)]
     fn simd(self) -> S {

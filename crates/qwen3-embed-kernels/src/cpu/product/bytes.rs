@@ -46,6 +46,7 @@ impl<S: Simd> Product for Bytes<S> {
     type Left = i8;
     type Right = u8;
     const STEP: usize = 4;
+    const ROWS: usize = S::WHOLE_ROWS;
 
     #[inline(always)]
     fn simd(self) -> S {

@@ -85,6 +85,7 @@ impl<S: Simd> Product for Int8<S> {
     type Left = i16;
     type Right = i8;
     const STEP: usize = 2;
+    const ROWS: usize = S::WHOLE_ROWS;
 
     #[inline(always)]
     fn simd(self) -> S {

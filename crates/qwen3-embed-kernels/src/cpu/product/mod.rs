@@ -41,6 +41,8 @@ pub(super) trait Product: Copy {
     type Right: Element;
     /// Values of `k` in a step, which fetches a line of what comes behind the panel.
     const STEP: usize;
+    /// The most rows of a tile.
+    const ROWS: usize = Self::S::ROWS;
 
     fn simd(self) -> Self::S;
 
@@ -258,7 +260,7 @@ pub(super) unsafe fn tiles_before<P: Product>(
 ) {
     let Operands { rows, stride, n_rows, panel, n_k } = *operands;
     let s = p.simd();
-    let n_tiles = n_rows.div_ceil(P::S::ROWS).max(1);
+    let n_tiles = n_rows.div_ceil(P::ROWS).max(1);
     let steps = n_k.div_ceil(P::STEP).max(1);
     let ahead_step = behind.size.div_ceil(n_tiles * steps);
     let mut ahead = behind.start;
@@ -266,7 +268,7 @@ pub(super) unsafe fn tiles_before<P: Product>(
     let mut sums = [[s.splat(0.0); 2]; MAX_ROWS];
     let mut row = 0;
     while row < n_rows {
-        let n = tile_rows::<P::S>(n_rows - row);
+        let n = tile_rows(n_rows - row, P::ROWS);
         let first = rows.wrapping_add(row * stride);
         // SAFETY: the caller's promise, for the rows from `row` on.
         unsafe {
@@ -285,8 +287,8 @@ pub(super) unsafe fn tiles_before<P: Product>(
 /// Rows of the next tile when `n_rows` are left: as even a share as whole tiles allow, because a
 /// tile of few rows keeps the processor waiting for its sums.
 #[inline(always)]
-fn tile_rows<S: Simd>(n_rows: usize) -> usize {
-    n_rows.div_ceil(n_rows.div_ceil(S::ROWS))
+fn tile_rows(n_rows: usize, most: usize) -> usize {
+    n_rows.div_ceil(n_rows.div_ceil(most))
 }
 
 /// A few rows and a panel.
@@ -320,7 +322,7 @@ impl<L, R> Tile<L, R> {
     }
 }
 
-/// The sums of a tile of `n_rows` rows, at most `S::ROWS`.
+/// The sums of a tile of `n_rows` rows, at most `P::ROWS`.
 ///
 /// # Safety
 ///
@@ -332,12 +334,12 @@ unsafe fn tile_sums<P: Product>(
     tile: &Tile<P::Left, P::Right>,
     out: &mut [[V<P>; 2]; MAX_ROWS],
 ) {
-    const { assert!(P::S::ROWS <= MAX_ROWS) };
+    const { assert!(P::ROWS <= MAX_ROWS) };
     /// Computes the sums for the number of rows, and is compiled for no more than a tile can have.
     macro_rules! of_rows {
         ($($n:literal)*) => {
             match n_rows {
-                $($n if const { $n <= P::S::ROWS } => {
+                $($n if const { $n <= P::ROWS } => {
                     // SAFETY: the caller's promise, for as many rows as there are.
                     let sums = unsafe { p.sums::<$n>(tile) };
                     out[..$n].copy_from_slice(&sums);

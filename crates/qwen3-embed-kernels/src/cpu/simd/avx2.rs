@@ -27,6 +27,8 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type I = __m256i;
     const LANES: usize = 8;
     const ROWS: usize = 6;
+    // The sums in f32 are in memory, but for the end of a group.
+    const WHOLE_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

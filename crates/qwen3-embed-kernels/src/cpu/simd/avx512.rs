@@ -28,6 +28,7 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type I = __m512i;
     const LANES: usize = 16;
     const ROWS: usize = 12;
+    const WHOLE_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

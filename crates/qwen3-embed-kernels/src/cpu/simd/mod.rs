@@ -30,6 +30,8 @@ pub(super) unsafe trait Simd: Copy + Send + Sync {
     const LANES: usize;
     /// Rows of a product whose sums, two registers each, fit in the registers together.
     const ROWS: usize;
+    /// Rows of a product that has sums in whole numbers beside those in f32, two registers of each.
+    const WHOLE_ROWS: usize;
 
     fn splat(self, x: f32) -> Self::V;
     /// # Safety

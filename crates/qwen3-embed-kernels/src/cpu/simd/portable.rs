@@ -24,6 +24,7 @@ unsafe impl Simd for Portable {
     type I = [i32; 8];
     const LANES: usize = 8;
     const ROWS: usize = 2;
+    const WHOLE_ROWS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

@@ -1,0 +1,47 @@
+//! A published way to serve a model with SGLang and call it with the openai package, with this server in
+//! SGLang's place.
+
+use std::fs;
+use std::net::TcpListener;
+
+use anyhow::{Context, Result};
+
+use super::artefacts;
+use super::server::Setup;
+use crate::root;
+
+/// The model's id, of which the cache holds a small model.
+const ID: &str = "Qwen/Qwen3-Embedding-4B";
+
+/// The port of the published command.
+const PORT: u16 = 30000;
+
+/// A commit's hash.
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// The flags of `python -m sglang.launch_server`, and an environment in which the id is found without a network.
+pub(super) fn setup() -> Result<Setup> {
+    let cache = artefacts().join("hub");
+    let repository = cache.join(format!("models--{}", ID.replace('/', "--")));
+    let snapshot = repository.join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot)?;
+    fs::create_dir_all(repository.join("refs"))?;
+    fs::write(repository.join("refs/main"), COMMIT)?;
+    let model = root().join("fixtures/models/wide");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(model.join(file), snapshot.join(file)).with_context(|| file.to_owned())?;
+    }
+    let port = free_port()?.to_string();
+    let command =
+        ["--model-path", ID, "--is-embedding", "--host", "0.0.0.0", "--port", port.as_str()];
+    let environment =
+        [("HF_HUB_CACHE", cache.display().to_string()), ("HF_HUB_OFFLINE", "1".into())];
+    Ok(Setup { arguments: command.map(str::to_owned).to_vec(), environment: environment.to_vec() })
+}
+
+/// The published port, or another one if that is taken.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(("0.0.0.0", PORT));
+    let listener = listener.or_else(|_| TcpListener::bind(("0.0.0.0", 0)))?;
+    Ok(listener.local_addr()?.port())
+}
