@@ -38,6 +38,8 @@ struct Report {
     head_dim: usize,
     vocabulary: usize,
     context: usize,
+    /// The longest text, unless another limit is set.
+    max_tokens: usize,
     dimensions: [usize; 2],
     prompts: BTreeMap<String, String>,
     /// Of the files with weights.
@@ -56,6 +58,8 @@ struct Memory {
     embeddings: u64,
     workspace: u64,
     total: u64,
+    /// With a text of `max_tokens`, or a batch if that is larger.
+    total_longest_text: u64,
 }
 
 /// Runs `qwen3-embed info`.
@@ -78,9 +82,11 @@ impl Report {
             let memory = info.memory(precision);
             let (weights, embeddings) = (memory.weights, memory.embeddings);
             let (workspace, total) = (memory.workspace, memory.total());
-            (precision.to_string(), Memory { weights, embeddings, workspace, total })
+            let total_longest_text = info.longest_text_memory(precision).total();
+            let memory = Memory { weights, embeddings, workspace, total, total_longest_text };
+            (precision.to_string(), memory)
         });
-        let (dimensions, head) = (info.dimensions(), info.head());
+        let (dimensions, head, max_tokens) = (info.dimensions(), info.head(), info.max_tokens);
         let config = info.summary.config;
         Self {
             architecture: "qwen3",
@@ -101,6 +107,7 @@ impl Report {
             head_dim: config.head_dim,
             vocabulary: config.vocab_size,
             context: config.max_position_embeddings,
+            max_tokens,
             dimensions,
             prompts: info.prompts,
             file_bytes: info.summary.file_bytes,
@@ -123,6 +130,7 @@ impl Report {
             ("hidden size", self.hidden_size.to_string()),
             ("dimensions", format!("{fewest} to {most}")),
             ("context", format!("{} tokens", self.context)),
+            ("longest text", format!("{} tokens, unless another limit is set", self.max_tokens)),
             ("vocabulary", format!("{} tokens", self.vocabulary)),
         ];
         for (name, value) in rows {
@@ -134,14 +142,18 @@ impl Report {
         writeln!(output, "\nmemory, estimated")?;
         writeln!(
             output,
-            "{:14}{:>12}{:>14}{:>14}{:>12}",
-            "", "weights", "embeddings", "a batch", "together"
+            "{:14}{:>12}{:>14}{:>14}{:>12}{:>19}",
+            "", "weights", "embeddings", "a batch", "together", "with longest text"
         )?;
         for (name, memory) in &self.memory {
-            let Memory { weights, embeddings, workspace, total } = memory;
-            let [weights, embeddings, workspace, total] =
-                [weights, embeddings, workspace, total].map(|&n| HumanBytes(n).to_string());
-            writeln!(output, "{name:14}{weights:>12}{embeddings:>14}{workspace:>14}{total:>12}")?;
+            let Memory { weights, embeddings, workspace, total, total_longest_text } = memory;
+            let [weights, embeddings, workspace, total, longest] =
+                [weights, embeddings, workspace, total, total_longest_text]
+                    .map(|&n| HumanBytes(n).to_string());
+            writeln!(
+                output,
+                "{name:14}{weights:>12}{embeddings:>14}{workspace:>14}{total:>12}{longest:>19}"
+            )?;
         }
         writeln!(output, "the default is {}; auto is {} on this CPU", self.default, self.auto)
     }

@@ -16,6 +16,9 @@ pub(crate) struct ModelArgs {
     /// How weights are kept and multiplied
     #[arg(long, value_enum, default_value = "stored")]
     precision: PrecisionArg,
+    /// Copy the token embeddings into memory: texts never wait for the disk when memory is short
+    #[arg(long)]
+    preload: bool,
     /// Where it runs: cpu, cuda, or cuda:N for the CUDA device of that number
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     pub(crate) device: Device,
@@ -40,6 +43,7 @@ impl ModelArgs {
     pub(crate) fn builder(&self) -> EmbedderBuilder {
         let builder = Embedder::builder(self.model.as_str()).hub(download::hub());
         let builder = builder.precision(self.precision.into()).device(self.device);
+        let builder = builder.preload(self.preload);
         match &self.adapter {
             Some(adapter) => builder.adapter(adapter.as_str()),
             None => builder,
@@ -50,6 +54,7 @@ impl ModelArgs {
     pub(crate) fn reranker(&self) -> RerankerBuilder {
         let builder = Reranker::builder(self.model.as_str()).hub(download::hub());
         let builder = builder.precision(self.precision.into()).device(self.device);
+        let builder = builder.preload(self.preload);
         match &self.adapter {
             Some(adapter) => builder.adapter(adapter.as_str()),
             None => builder,

@@ -90,7 +90,11 @@ pub(crate) struct Args {
     /// Where it runs: cpu, cuda, or cuda:N for the CUDA device of that number
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu, env = "QWEN3_EMBED_DEVICE")]
     device: Device,
-    /// Threads that compute [default: one for each core]
+    /// Copy the token embeddings into memory, so that no text waits for the disk when memory is short
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PRELOAD")]
+    preload: bool,
+    /// Threads that compute, and at most as many that tokenize [default: one for each core, or as many as the CPU
+    /// quota of the container allows]
     #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_THREADS")]
     threads: Option<usize>,
     /// Tokens that are computed together [default: 1024, or 8192 on a CUDA device]
@@ -258,10 +262,14 @@ impl Args {
     }
 
     fn service_options(&self) -> ServiceOptions {
+        let default = ServiceOptions::default();
         ServiceOptions {
             batch_tokens: self.batch_tokens(),
             max_waiting_texts: self.max_queued_texts,
-            ..ServiceOptions::default()
+            tokenizer_threads: self
+                .threads
+                .map_or(default.tokenizer_threads, |n| n.min(default.tokenizer_threads)),
+            ..default
         }
     }
 
@@ -285,7 +293,7 @@ impl Args {
                 };
                 let mut builder = Embedder::builder(source.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.batch_tokens());
+                builder = builder.batch_tokens(self.batch_tokens()).preload(self.preload);
                 if self.plain_text {
                     builder = builder.special_tokens(SpecialTokens::PlainText);
                 }
@@ -307,7 +315,7 @@ impl Args {
             Some(path) => {
                 let mut builder = Reranker::builder(path.as_str()).hub(download::hub());
                 builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.batch_tokens());
+                builder = builder.batch_tokens(self.batch_tokens()).preload(self.preload);
                 if let Some(max_length) = self.max_length {
                     builder = builder.max_tokens(max_length);
                 }

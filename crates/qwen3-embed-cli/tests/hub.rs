@@ -463,4 +463,13 @@ fn info_shows_what_a_model_is() {
     let last = format!("\nthe default is bf16; auto is {auto} on this CPU\n");
     assert!(text.ends_with(&last), "{text}");
     assert!(text.contains("\ndimensions    1 to 64\n") && text.contains("\nint8"), "{text}");
+    let longest = "\nlongest text  8192 tokens, unless another limit is set\n";
+    assert!(text.contains(longest) && text.contains("with longest text\n"), "{text}");
+    assert_eq!(json["max_tokens"], 8192);
+    for precision in ["f32", "bf16", "int8"] {
+        // The longest text has twice the tokens of a batch.
+        let memory = |field: &str| json["memory"][precision][field].as_u64().unwrap();
+        let expected = memory("total") + memory("workspace");
+        assert_eq!(memory("total_longest_text"), expected, "{precision}");
+    }
 }

@@ -338,6 +338,24 @@ fn everything_can_be_set_in_the_environment() {
     assert!(!said.contains("secret"));
 }
 
+/// Pools of as many threads as there are cores would take memory for nothing.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_are_as_many_as_were_asked_for() {
+    let model = fixture("models/base");
+    let server = Server::start(&["--model-path", &model, "--port", "0", "--threads", "1"], &[]);
+    let body = json!({ "input": ["a", "b"] });
+    assert_eq!(server.post("/v1/embeddings", &body).0, 200);
+    let threads = fs::read_dir(format!("/proc/{}/task", server.child.id())).unwrap();
+    let mut names: Vec<_> = threads
+        .map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap())
+        .filter(|name| !name.starts_with("tokio"))
+        .map(|name| name.trim().to_owned())
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["compute", "model-0", "qwen3-embed", "tokenize-0"]);
+}
+
 #[test]
 fn a_request_that_was_accepted_is_answered_after_sigterm() {
     let arguments = ["--model-path", &fixture("models/wide"), "--port", "0"];

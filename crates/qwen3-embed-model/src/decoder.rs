@@ -69,6 +69,9 @@ pub struct LoadOptions {
     /// The folder of a LoRA adapter, as PEFT writes it, that is added to the weights. A `modules.json` in
     /// it comes before the model's.
     pub adapter: Option<PathBuf>,
+    /// Whether the CPU has a copy of the token embeddings in memory, in place of the pages of their file: see
+    /// [`Model::load`].
+    pub preload: bool,
     /// Whether vectors are hidden states of last tokens, whatever `modules.json` makes of them.
     pub hidden_states: bool,
     /// How products are computed, be it fast on this processor or not, so that tests see the arithmetic of
@@ -97,7 +100,9 @@ impl Model {
     ///
     /// The files are memory-mapped. Token embeddings are read from the map as they are needed, so
     /// the files must not be truncated or rewritten in place while the model lives; replacing them
-    /// by renaming, as package managers and git do, is safe.
+    /// by renaming, as package managers and git do, is safe. When memory is short, the system drops pages of the map
+    /// and reads them again from disk. With [`preload`](LoadOptions::preload), token embeddings are copied into
+    /// memory, and no file is needed once the model is loaded.
     ///
     /// # Errors
     ///
@@ -135,8 +140,11 @@ impl Model {
             precision => precision.arithmetic_on(&device),
         });
         let shape = [config.vocab_size, config.hidden_size];
-        let embed_tokens =
-            TokenEmbeddings::new(weights.rows("embed_tokens.weight", shape)?, &device)?;
+        let embed_tokens = TokenEmbeddings::new(
+            weights.rows("embed_tokens.weight", shape)?,
+            &device,
+            options.preload,
+        )?;
         let norm = weights.vector("norm.weight", config.hidden_size)?;
         let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
         let rope =

@@ -166,7 +166,7 @@ impl Part {
     }
 }
 
-/// A matrix whose rows are read from the memory-mapped file when they are asked for.
+/// A matrix whose rows are read from the memory-mapped file, or from a copy, when they are asked for.
 #[derive(Debug)]
 pub(crate) struct MappedRows {
     pub(crate) stored: Stored,
@@ -177,6 +177,16 @@ impl MappedRows {
     /// Bytes of all rows.
     pub(crate) fn n_bytes(&self) -> u64 {
         self.stored.range.len() as u64
+    }
+
+    /// The same rows from a copy in memory, with no need of the file.
+    pub(crate) fn copied(self) -> Result<Self> {
+        let Stored { file, range, stored_type, shape } = self.stored;
+        let copy = file.copy_of(&range)?;
+        file.release(&range);
+        let range = 0..range.len();
+        let stored = Stored { file: Arc::new(copy), range, stored_type, shape };
+        Ok(Self { stored, n_columns: self.n_columns })
     }
 
     /// The rows at `ids` in f32, [ids, columns]. Every id must be below the number of rows.

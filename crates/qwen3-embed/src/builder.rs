@@ -100,7 +100,7 @@ impl EmbedderBuilder {
     pub fn build(self) -> Result<Embedder> {
         let local = self.settings.open()?;
         let repository = Repository::read(local.settings())?;
-        let max_tokens = repository.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS);
+        let max_tokens = default_max_tokens(&repository);
         let refuse_reranker = |_: &Tokenizer, _: &Path| {
             let head = Summary::read(&local.path)?.head;
             if head == Head::Score || CrossEncoder::is_in(local.settings())? {
@@ -130,6 +130,11 @@ impl EmbedderBuilder {
             normalize: self.normalize,
         })
     }
+}
+
+/// The longest text, in tokens, if the model has as many positions.
+pub(crate) fn default_max_tokens(repository: &Repository) -> usize {
+    repository.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS)
 }
 
 /// The fewest dimensions of a vector of a model that gives so many.

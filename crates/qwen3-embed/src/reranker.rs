@@ -10,7 +10,7 @@ use crate::engine::{Engine, Settings, check, setters};
 use crate::{Error, Result, Source};
 
 /// The longest prompt, in tokens, unless something else is asked for: that of the model card.
-const DEFAULT_MAX_TOKENS: usize = 8192;
+pub(crate) const DEFAULT_MAX_TOKENS: usize = 8192;
 
 /// Says how well documents answer a query, with a Qwen3 reranker.
 ///

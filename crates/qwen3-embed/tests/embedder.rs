@@ -51,6 +51,31 @@ fn assert_unit_length(embeddings: &Embeddings) {
 }
 
 #[test]
+fn preloaded_token_embeddings_give_the_same_vectors_without_the_file() {
+    for (name, file) in [("base", "model.safetensors"), ("gguf-q8-0", "model.gguf")] {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let dir = tempfile::tempdir().unwrap();
+            for file in ["config.json", "tokenizer.json", file] {
+                // A GGUF file needs no other.
+                if let Ok(contents) = fs::read(fixture(name).join(file)) {
+                    fs::write(dir.path().join(file), contents).unwrap();
+                }
+            }
+            let builder = || Embedder::builder(dir.path()).precision(precision);
+            let expected = builder().build().unwrap().embed_documents(&TEXTS).unwrap();
+            let preloaded = builder().preload(true).build().unwrap();
+            #[cfg(target_os = "linux")]
+            {
+                let maps = fs::read_to_string("/proc/self/maps").unwrap();
+                assert!(!maps.contains(dir.path().to_str().unwrap()), "{maps}");
+            }
+            fs::File::create(dir.path().join(file)).unwrap();
+            assert_eq!(preloaded.embed_documents(&TEXTS).unwrap(), expected, "{name}");
+        }
+    }
+}
+
+#[test]
 fn texts_give_the_vectors_of_transformers() {
     for name in ["base", "causal-lm-untied", "wide"] {
         let golden: Value =

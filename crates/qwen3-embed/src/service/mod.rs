@@ -34,7 +34,8 @@ pub struct ServiceOptions {
     /// usually has: less, and a large one has the small ones refused that come while its texts wait.
     /// Default: 16384.
     pub max_waiting_texts: usize,
-    /// Threads that tokenize, beside those that compute, 1 to 1024. Default: one for each core.
+    /// Threads that tokenize, beside those that compute, 1 to 1024. Default: one for each core, or as many as the
+    /// CPU quota of the container allows.
     pub tokenizer_threads: usize,
     /// Called behind every batch.
     pub on_batch: Option<OnBatch>,

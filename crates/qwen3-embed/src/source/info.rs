@@ -5,9 +5,10 @@ use qwen3_embed_model::{Head, Memory, Precision, Summary};
 
 use super::Source;
 use crate::Result;
-use crate::builder::min_dimensions;
+use crate::builder::{self, min_dimensions};
 use crate::engine::DEFAULT_BATCH_TOKENS;
 use crate::repository::Repository;
+use crate::reranker;
 
 /// What a model is, without loading it: see [`Source::info`].
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,9 @@ pub struct Info {
     pub summary: Summary,
     /// The prompts of `config_sentence_transformers.json` by their names.
     pub prompts: BTreeMap<String, String>,
+    /// The longest text, in tokens, unless a builder sets another limit: that of an embedder, or of a reranker if the
+    /// model has a classifier's head.
+    pub max_tokens: usize,
 }
 
 impl Source {
@@ -40,8 +44,14 @@ impl Info {
     /// Looks at a model on this machine.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let summary = Summary::read(path)?;
-        let prompts = Repository::read(path)?.prompts.by_name().clone();
-        Ok(Self { summary, prompts })
+        let repository = Repository::read(path)?;
+        let prompts = repository.prompts.by_name().clone();
+        let max_tokens = match summary.head {
+            Head::Score => reranker::DEFAULT_MAX_TOKENS,
+            _ => builder::default_max_tokens(&repository),
+        };
+        let max_tokens = max_tokens.min(summary.config.max_position_embeddings);
+        Ok(Self { summary, prompts, max_tokens })
     }
 
     /// The fewest and the most dimensions of a vector.
@@ -51,9 +61,16 @@ impl Info {
     }
 
     /// The memory that the model takes in a precision, with batches of the default size. The cache of
-    /// what texts have in common, the tokenizer and the program itself come on top.
+    /// what texts have in common, the tokenizer and the program itself come on top. Texts that are longer than a
+    /// batch take more: see [`longest_text_memory`](Self::longest_text_memory).
     pub fn memory(&self, precision: Precision) -> Memory {
         self.summary.memory(precision, DEFAULT_BATCH_TOKENS)
+    }
+
+    /// The memory that the model takes in a precision when it computes a text of [`max_tokens`](Self::max_tokens), or
+    /// a batch if that is larger.
+    pub fn longest_text_memory(&self, precision: Precision) -> Memory {
+        self.summary.memory(precision, DEFAULT_BATCH_TOKENS.max(self.max_tokens))
     }
 
     /// What is behind the decoder.
