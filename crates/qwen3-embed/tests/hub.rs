@@ -582,6 +582,24 @@ fn update_that_fails_leaves_the_cached_commit_in_use_with_a_warning() {
     assert!(matches!(world.problem(ID), HubProblem::Forbidden { .. }));
 }
 
+/// Without it, vectors would be others than those of the model.
+#[test]
+fn file_that_the_cached_commit_is_known_to_lack_is_an_error() {
+    let world = World::new(repository("base", &[("modules.json", "[]")]));
+    world.hub().download(ID).unwrap();
+    fs::remove_file(world.snapshot().join("modules.json")).unwrap();
+    world.server.change(|request, reply| {
+        if !request.path.starts_with("/api/") {
+            *reply = Reply::status(403);
+        }
+    });
+    for id in [ID.to_owned(), world.pinned()] {
+        let error = hub_error(world.hub().download(id));
+        assert!(matches!(error.problem, HubProblem::Forbidden { .. }), "{error}");
+        assert_eq!(error.file.as_deref(), Some("modules.json"));
+    }
+}
+
 /// A mirror that sends every request for a file to another host, and says nothing of the file, or only its hash.
 #[test]
 fn mirror_that_redirects_to_another_host_is_followed_without_the_token() {

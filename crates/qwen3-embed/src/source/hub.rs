@@ -179,7 +179,7 @@ pub(super) enum Cached {
 impl Fetch<'_> {
     /// The model's folder or GGUF file.
     pub(super) fn model(&self) -> Result<PathBuf> {
-        self.newest(|path| Ok(path), |client, listing| self.download(client, listing))
+        self.newest(Ok, |client, listing| self.download(client, listing))
     }
 
     /// What `get` makes of the newest commit; or what `read` makes of the commit in the cache, if no request is
@@ -206,14 +206,17 @@ impl Fetch<'_> {
         }
         // With something to fall back on, nobody waits for a network that is not there.
         let attempts = if usable.is_ok() { 1 } else { self.hub.attempts };
-        let asked = || {
+        let mut listed = None;
+        let ask = || {
             let client = self.client()?;
             let listing = self.listing(&client, attempts)?;
+            listed = Some(listing.commit.clone());
             get(&client, &listing)
         };
-        match (asked(), usable) {
-            // An id that means several files is no less ambiguous for one of them that is in the cache.
-            (Err(error), Ok(path)) if !error.is_ambiguous() => {
+        match (ask(), usable) {
+            // If the newest commit is the one in the cache, the error is about a file that the cache lacks. An id that
+            // means several files is no less ambiguous for one of them that is in the cache.
+            (Err(error), Ok(path)) if listed != known && !error.is_ambiguous() => {
                 warnings::of_cached_model(&path, &error);
                 read(path)
             }
