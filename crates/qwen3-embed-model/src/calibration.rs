@@ -261,7 +261,7 @@ mod tests {
             |n: usize| (0..n as u32).map(|i| normal(2 * i) * normal(2 * i + 1)).collect::<Vec<_>>();
         let input = |columns: usize| Input { x: products(8 * columns), n_columns: columns };
         let lost = loss(&input(1024).x, 1024, BYTE_GROUP, &[]);
-        assert!((8e-5..1.3e-4).contains(&lost), "{lost:e}");
+        assert!(lost > MOST_LOSS, "{lost:e}");
         let lost = loss(&input(1024).rotated().x, 1024, BYTE_GROUP, &[]);
         assert!(lost < 4e-5, "{lost:e}");
         assert_eq!(input(1024).fitting_bytes(BYTE_GROUP), Some(Fitting::Rotated));
