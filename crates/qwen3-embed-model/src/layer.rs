@@ -1,4 +1,5 @@
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
+use std::rc::Rc;
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::{
@@ -137,6 +138,9 @@ struct Projection {
     /// The weight of the norm before it, if that is to become part of the product.
     norm: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
+    /// Whether the residual stream of this layer has outliers, which its norms' products find out before the products
+    /// behind them are packed.
+    has_outliers: Rc<Cell<bool>>,
     /// Once it is packed.
     linear: OnceCell<ops::Linear>,
 }
@@ -151,12 +155,16 @@ impl LayerLoader<'_> {
         let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
         let gate_up = [("mlp.gate_proj", f), ("mlp.up_proj", f)];
         let bias = self.config.attention_bias;
+        let has_outliers = Rc::default();
         let mut projections = [
             self.projection(&qkv, c, bias, Layout::Plain)?,
             self.projection(&[("self_attn.o_proj", c)], q, bias, Layout::Plain)?,
             self.projection(&gate_up, c, false, Layout::SwiGlu)?,
             self.projection(&[("mlp.down_proj", c)], f, false, Layout::Plain)?,
         ];
+        for projection in &mut projections {
+            projection.has_outliers = Rc::clone(&has_outliers);
+        }
         let input_layernorm = self.norm("input_layernorm", c, &mut projections[0])?;
         let post_attention_layernorm =
             self.norm("post_attention_layernorm", c, &mut projections[2])?;
@@ -228,6 +236,7 @@ impl LayerLoader<'_> {
             layout,
             norm: None,
             bias: has_bias.then_some(bias),
+            has_outliers: Rc::default(),
             linear: OnceCell::new(),
         })
     }
@@ -304,13 +313,17 @@ impl Projection {
             }
             arithmetic = Kernels::current().int8_weights;
         }
+        let outliers = input.outliers();
+        self.has_outliers.set(self.has_outliers.get() || !outliers.is_empty());
         let bytes = (arithmetic == Arithmetic::Bytes).then(|| input.fitting_bytes(BYTE_GROUP));
-        if let Some(fitting) = bytes.flatten() {
-            matrix.pack_bytes(layout, norm, fitting == Fitting::Rotated)
-        } else if matrix.is_q8_0() {
-            matrix.pack_q8_0(layout)
-        } else {
-            matrix.pack_int8(layout, norm, &input.outliers())
+        match bytes.flatten() {
+            Some(Fitting::Plain) => matrix.pack_bytes(layout, norm, false),
+            // Where a few channels hold most of the residual stream, what is added to them must be more exact.
+            Some(Fitting::Rotated) if !self.has_outliers.get() => {
+                matrix.pack_bytes(layout, norm, true)
+            }
+            _ if matrix.is_q8_0() => matrix.pack_q8_0(layout),
+            _ => matrix.pack_int8(layout, norm, &outliers),
         }
     }
 }
