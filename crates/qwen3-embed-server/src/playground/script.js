@@ -509,7 +509,6 @@ function rerankPanel(section) {
       model: server.info.reranker.id,
       query: asked,
       documents: documents.map(({ text }) => text),
-      return_documents: false,
     };
     if (instruct.value !== "") body.instruct = instruct.value;
     const show = ([answer]) => {
