@@ -211,7 +211,10 @@ impl Kernels {
 /// Intel's have AMX for it, and AVX-512 BF16 at less than half of the rate of f32 (5th generation Xeon: 77 and 177).
 #[cfg(target_arch = "x86_64")]
 fn has_fast_bf16() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0);
+    // Newer versions of Rust than the oldest that is supported call it safe.
+    #[allow(unused_unsafe)]
+    // SAFETY: every CPU of this architecture has the instruction.
+    let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
 }
 
