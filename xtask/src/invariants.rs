@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::root;
+use crate::{circles, root};
 
 /// Each crate and the crates of this workspace that it may depend on.
 const LAYERS: [(&str, &[&str]); 7] = [
@@ -97,7 +97,22 @@ pub(crate) fn check() -> Result<()> {
         let text = fs::read_to_string(root().join(file)).with_context(|| file.to_owned())?;
         ensure!(text.contains("#![forbid(unsafe_code)]"), "{file} does not forbid unsafe code");
     }
+    check_circles()?;
     println!("the layers hold");
+    Ok(())
+}
+
+/// Checks that no files of a crate depend on each other in a circle.
+fn check_circles() -> Result<()> {
+    let mut problems = Vec::new();
+    for (name, _) in LAYERS {
+        let folder = if name == "xtask" { "xtask".into() } else { format!("crates/{name}") };
+        let src = root().join(folder).join("src");
+        let (library, binary) = (src.join("lib.rs"), src.join("main.rs"));
+        let root = if library.is_file() { library } else { binary };
+        problems.extend(circles::check(&root).err().map(|error| format!("{error:#}")));
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
 

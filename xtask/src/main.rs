@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
 mod ci;
+mod circles;
 mod cuda_toolkit;
 mod e2e;
 mod executables;
@@ -36,6 +37,8 @@ enum Task {
     E2e(e2e::Args),
     /// Run the tests of kernels, model and facade with each kernel set that this CPU can run
     KernelSets,
+    /// Check the rules of ARCHITECTURE.md: layers, owners of dependencies, no circles between files
+    Invariants,
     /// Check everything that has to hold besides the tests
     Ci,
 }
@@ -49,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         Task::GpuCheck(args) => gpu_check::run(&args),
         Task::E2e(args) => e2e::run(&args),
         Task::KernelSets => kernel_sets::test(),
+        Task::Invariants => invariants::check(),
         Task::Ci => ci::run(),
     }
 }
