@@ -12,43 +12,20 @@
 //! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
 //! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
 
-mod adapter;
-mod blocks;
-mod calibration;
-mod class;
-mod config;
-mod decoder;
-mod dense;
+mod batching;
+mod checkpoint;
 mod device;
 mod error;
-mod fields;
-mod file;
-mod gguf;
-mod head;
-mod layer;
-mod matrix;
-mod modules;
-mod naming;
-mod plan;
-mod pooling;
-mod prefix_cache;
-mod rope;
-mod sharing;
-mod summary;
-mod tensors;
-mod token_embeddings;
-mod vocabulary;
-mod weights;
-mod workspace;
+mod forward;
 
-pub use config::Config;
-pub use decoder::{LoadOptions, Model, Trace};
+pub use batching::sharing::{Sharing, SharingCounts};
+pub use checkpoint::config::Config;
+pub use checkpoint::summary::{Head, Memory, Summary};
+pub use checkpoint::vocabulary::Vocabulary;
+pub use checkpoint::weights::Precision;
 pub use device::Device;
 pub use error::{Error, Result};
-pub use head::RerankHead;
-pub use pooling::Pooling;
+pub use forward::decoder::{LoadOptions, Model, Trace};
+pub use forward::head::RerankHead;
+pub use forward::pooling::Pooling;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
-pub use sharing::{Sharing, SharingCounts};
-pub use summary::{Head, Memory, Summary};
-pub use vocabulary::Vocabulary;
-pub use weights::Precision;

@@ -9,9 +9,9 @@ use qwen3_embed_kernels::cpu::{Layout, PackedWeight};
 use qwen3_embed_kernels::ops;
 
 use crate::Result;
-use crate::adapter::Update;
-use crate::blocks::{self, MAX_BLOCK, StoredType};
-use crate::file::MappedFile;
+use crate::checkpoint::adapter::Update;
+use crate::checkpoint::file::MappedFile;
+use crate::checkpoint::stored_type::{self as blocks, MAX_BLOCK, StoredType};
 
 /// One tensor as it lies in its file. Its rows are whole blocks of its type, and the range has the
 /// bytes of all of them.

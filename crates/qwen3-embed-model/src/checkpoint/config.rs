@@ -3,9 +3,9 @@ use std::path::Path;
 use qwen3_embed_kernels::cpu::Heads;
 use serde_json::{Map, Value};
 
-use crate::class::Class;
-use crate::fields::Fields;
-use crate::gguf::Header;
+use crate::checkpoint::class::Class;
+use crate::checkpoint::fields::Fields;
+use crate::checkpoint::gguf::Header;
 use crate::{Error, Pooling, Result};
 
 /// A Qwen3 model's hyper-parameters, validated.

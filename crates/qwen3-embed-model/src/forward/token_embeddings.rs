@@ -2,7 +2,7 @@ use candle_core::{Device, Tensor};
 use qwen3_embed_kernels::ops;
 
 use crate::Result;
-use crate::matrix::MappedRows;
+use crate::checkpoint::matrix::MappedRows;
 
 /// The embedding of each token of the vocabulary, [V, C].
 #[derive(Debug)]
@@ -39,7 +39,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::decoder::open;
+    use crate::forward::decoder::open;
 
     /// In every type that a file may have: what lies in memory or on a device loses nothing.
     #[test]

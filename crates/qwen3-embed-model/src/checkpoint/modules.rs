@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::dense::Dense;
-use crate::fields::Fields;
+use crate::checkpoint::fields::Fields;
+use crate::forward::dense::Dense;
 use crate::{Config, Error, Pooling, Result};
 
 /// The modules of a repository.

@@ -10,12 +10,12 @@ use qwen3_embed_kernels::ops;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::adapter::Adapter;
-use crate::blocks::{SAFETENSORS_TYPES, StoredType};
-use crate::file::{MappedFile, read_file};
-use crate::gguf::Header;
-use crate::matrix::{MappedRows, Matrix, Part, Stored};
-use crate::naming::Naming;
+use crate::checkpoint::adapter::Adapter;
+use crate::checkpoint::file::{MappedFile, read_file};
+use crate::checkpoint::gguf::Header;
+use crate::checkpoint::matrix::{MappedRows, Matrix, Part, Stored};
+use crate::checkpoint::naming::Naming;
+use crate::checkpoint::stored_type::{SAFETENSORS_TYPES, StoredType};
 use crate::{Config, Error, Head, Result};
 
 /// How weights are kept and multiplied.

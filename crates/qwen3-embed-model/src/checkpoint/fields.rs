@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::file::read_file;
+use crate::checkpoint::file::read_file;
 use crate::{Error, Result};
 
 /// A JSON object whose fields are read one by one, so that each error names its field.

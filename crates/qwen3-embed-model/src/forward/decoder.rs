@@ -7,19 +7,19 @@ use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 
-use crate::adapter::Adapter;
-use crate::calibration::Calibration;
-use crate::dense::Dense;
-use crate::file::read_file;
-use crate::layer::{DecoderLayer, LayerLoader};
-use crate::modules::{Modules, quantize};
-use crate::plan::{self, Given, Kept, Plan};
-use crate::prefix_cache::{Prefix, PrefixCache};
-use crate::rope::RopeTable;
-use crate::sharing::{Sharing, SharingCounts};
-use crate::token_embeddings::TokenEmbeddings;
-use crate::weights::{Precision, Weights};
-use crate::workspace::{self, Workspace};
+use crate::batching::plan::{self, Given, Kept, Plan};
+use crate::batching::prefix_cache::{Prefix, PrefixCache};
+use crate::batching::sharing::{Sharing, SharingCounts};
+use crate::checkpoint::adapter::Adapter;
+use crate::checkpoint::file::read_file;
+use crate::checkpoint::modules::{Modules, quantize};
+use crate::checkpoint::weights::{Precision, Weights};
+use crate::forward::calibration::Calibration;
+use crate::forward::dense::Dense;
+use crate::forward::layer::{DecoderLayer, LayerLoader};
+use crate::forward::rope::RopeTable;
+use crate::forward::token_embeddings::TokenEmbeddings;
+use crate::forward::workspace::{self, Workspace};
 use crate::{Config, Device, Error, Pooling, Result};
 
 /// A Qwen3 decoder and what makes a vector of what it computes.

@@ -21,7 +21,7 @@ use qwen3_embed_kernels::cpu::KEY_BLOCK;
 use qwen3_embed_kernels::{Ragged, Segment, SegmentKind};
 
 use crate::Result;
-use crate::prefix_cache::{Known, Prefix, common};
+use crate::batching::prefix_cache::{Known, Prefix, common};
 
 /// The fewest tokens that are a segment because texts share them.
 const LEAST_SHARED: usize = 4;

@@ -1,11 +1,11 @@
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use crate::decoder::open;
-use crate::file::MappedFile;
-use crate::gguf::Header;
-use crate::modules::Modules;
-use crate::weights::Weights;
+use crate::checkpoint::file::MappedFile;
+use crate::checkpoint::gguf::Header;
+use crate::checkpoint::modules::Modules;
+use crate::checkpoint::weights::Weights;
+use crate::forward::decoder::open;
 use crate::{Config, Error, Model, Result};
 
 /// What turns a reranker's hidden states into logits: one row of weights.

@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use crate::Result;
-use crate::file::MappedFile;
-use crate::gguf::Header;
+use crate::checkpoint::file::MappedFile;
+use crate::checkpoint::gguf::Header;
 
 /// The tokenizer's part of a GGUF file, as it is written there: for the crate that knows texts.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use qwen3_embed_kernels::cpu::{Epilogue, Layout};
 use qwen3_embed_kernels::ops::{Linear, Scratch};
 use serde_json::Value;
 
-use crate::fields::Fields;
-use crate::weights::{PROJECTION, Weights};
+use crate::checkpoint::fields::Fields;
+use crate::checkpoint::weights::{PROJECTION, Weights};
 use crate::{Config, Result};
 
 /// A dense layer behind the pooling: `y = f(x · weightᵀ + bias)`, in f32.

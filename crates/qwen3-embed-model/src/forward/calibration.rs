@@ -9,10 +9,10 @@ use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::cpu::{ROTATION, rotate};
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
-use crate::layer::{DecoderLayer, Product};
-use crate::rope::RopeTable;
-use crate::token_embeddings::TokenEmbeddings;
-use crate::workspace::Workspace;
+use crate::forward::layer::{DecoderLayer, Product};
+use crate::forward::rope::RopeTable;
+use crate::forward::token_embeddings::TokenEmbeddings;
+use crate::forward::workspace::Workspace;
 use crate::{Config, Result};
 
 /// Tokens that pass the layers.

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::Result;
-use crate::fields::Fields;
+use crate::checkpoint::fields::Fields;
 
 /// The class of a checkpoint.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -7,10 +7,10 @@ use qwen3_embed_kernels::cpu::{
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
-use crate::calibration::{Calibration, Fitting, Input};
-use crate::matrix::Matrix;
-use crate::weights::{Precision, Weights};
-use crate::workspace::Room;
+use crate::checkpoint::matrix::Matrix;
+use crate::checkpoint::weights::{Precision, Weights};
+use crate::forward::calibration::{Calibration, Fitting, Input};
+use crate::forward::workspace::Room;
 use crate::{Config, Result};
 
 /// One decoder layer. Names are the checkpoint's. `L` is a linear layer: while loading, one that is yet to

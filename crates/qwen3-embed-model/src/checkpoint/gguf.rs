@@ -18,7 +18,7 @@ use std::path::Path;
 
 use serde_json::{Number, Value as Json};
 
-use crate::blocks::{GGUF_TYPES, StoredType};
+use crate::checkpoint::stored_type::{GGUF_TYPES, StoredType};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 4] = b"GGUF";

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::gguf;
+use crate::checkpoint::gguf;
 
 /// What the file calls the decoder's tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]

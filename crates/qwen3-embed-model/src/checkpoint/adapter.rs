@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::fields::Fields;
-use crate::weights::Weights;
+use crate::checkpoint::fields::Fields;
+use crate::checkpoint::weights::Weights;
 use crate::{Config, Error, Result};
 
 /// An adapter's updates, by the names of the weights.

@@ -1,6 +1,6 @@
 use std::collections::HashSet;
 
-use crate::weights::{PROJECTION, Weights};
+use crate::checkpoint::weights::{PROJECTION, Weights};
 use crate::{Config, Error, Result};
 
 /// Weights beside those of the layers: the decoder's own, and the heads that may stand behind it.

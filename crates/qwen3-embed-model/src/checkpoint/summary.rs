@@ -4,11 +4,12 @@ use std::path::Path;
 use candle_core::Device;
 use qwen3_embed_kernels::cpu::Arithmetic;
 
-use crate::decoder::open;
-use crate::dense::projected_size;
-use crate::fields::Fields;
-use crate::modules::Modules;
-use crate::{Config, Precision, Result, workspace};
+use crate::checkpoint::fields::Fields;
+use crate::checkpoint::modules::Modules;
+use crate::forward::decoder::open;
+use crate::forward::dense::projected_size;
+use crate::forward::workspace;
+use crate::{Config, Precision, Result};
 
 /// What a checkpoint is, read from its configuration and the headers of its files: no weight is read.
 #[derive(Debug, Clone, PartialEq)]
