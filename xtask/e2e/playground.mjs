@@ -182,7 +182,7 @@ async function errors() {
   await page.keyboard.insertText("a");
   await page.fill("#similarity input[type=number]", "32");
   await submit(page, "similarity", ".error p");
-  assert.match(await page.locator("#similarity .error p").textContent(), /does not answer/);
+  assert.match(await page.locator("#similarity .error p").textContent(), /does not respond/);
   assert.deepEqual(faults.filter((fault) => !fault.includes("ERR_CONNECTION_REFUSED")), []);
 }
 

@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_are_found_in_their_declarations() {
+    fn finds_functions_in_declarations() {
         let declarations = "\
 pub fn helper() {}
 mod loaded {

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_programs_among_the_messages_of_cargo() {
+    fn finds_executables_in_cargo_messages() {
         let messages = br#"{"reason":"compiler-artifact","manifest_path":"/a/b/Cargo.toml","target":{"name":"library"},"executable":null}
 {"reason":"compiler-artifact","manifest_path":"/a/b/Cargo.toml","target":{"name":"test"},"profile":{"test":true},"executable":"/c/test"}
 {"reason":"build-finished","success":true}

@@ -85,7 +85,7 @@ pub(crate) fn succeed(command: &mut Command) -> Result<()> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn fixtures_have_their_hashes() {
+    fn fixtures_match_their_hashes() {
         super::check().unwrap();
     }
 }

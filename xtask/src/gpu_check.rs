@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_check_has_passed_or_failed_or_was_not_run() {
+    fn reports_passed_failed_and_missing_checks() {
         let (device, date) = Default::default();
         let mut report = Report { device, date, checks: Vec::new() };
         report.run("a", Command::new("sh").args(["-c", "echo fine"])).unwrap();

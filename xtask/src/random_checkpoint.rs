@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_random_checkpoint_embeds_and_the_seed_decides() {
+    fn random_checkpoint_embeds_and_depends_on_seed() {
         let dir = tempfile::tempdir().unwrap();
         let args = |out: &Path, seed| Args {
             size: Size::Tiny,

@@ -1,12 +1,13 @@
-//! Load on a server on the loopback: what serving costs, how long requests take, and what too many of them do.
+//! A load test of the server on the loopback interface: the overhead of serving, latencies, and behavior under
+//! overload.
 //!
 //! ```text
 //! cargo bench --package qwen3-embed-server --bench load -- --model FOLDER [--precision bf16] [--words 8] [--seconds 20]
 //! ```
 //!
-//! Server, model and clients are in one process and share its cores. Texts are of random words, eight of them
-//! unless something else is asked for, so that they have next to nothing in common. Rounds alternate between
-//! what is compared, and ratios are taken within a round.
+//! Server, model and clients run in one process and share its cores. Texts consist of random words, eight of them by
+//! default, so they have almost no common prefixes. Rounds alternate between the variants that are compared, and
+//! ratios are computed within a round.
 
 #![expect(clippy::print_stdout, reason = "it reports to the terminal")]
 
@@ -34,16 +35,16 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const CLIENTS: usize = 32;
 const ROUNDS: usize = 3;
 
-/// Texts that wait at most, so that an overload shows within seconds.
+/// Maximum number of waiting texts, so that an overload shows within seconds.
 const MAX_WAITING: usize = 64;
 
 struct Load {
     state: AppState,
     url: String,
     client: Client<HttpConnector, Full<Bytes>>,
-    /// Words of a text.
+    /// Number of words of a text.
     words: usize,
-    /// Makes every text another one.
+    /// Counts texts, so that every text is different.
     next_text: AtomicUsize,
 }
 
@@ -76,8 +77,8 @@ fn main() -> Result<(), Error> {
     runtime.block_on(large_answer(&load))
 }
 
-/// Texts per second: of the engine alone with as many texts in a call as there are clients, of the clients one
-/// after the other, and of all of them at once.
+/// Texts per second: of the engine alone, with as many texts per call as there are clients; of the clients one after
+/// another; and of all clients at the same time.
 fn saturation(runtime: &Runtime, load: &Arc<Load>, seconds: Duration) -> Result<f64, Error> {
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
@@ -119,7 +120,7 @@ impl Load {
     fn text(&self) -> String {
         let mut seed = self.next_text.fetch_add(1, Ordering::Relaxed) as u64;
         let words = (0..self.words).map(|_| {
-            // The finaliser of splitmix64.
+            // The finalizer of splitmix64.
             seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -128,7 +129,7 @@ impl Load {
         words.collect::<Vec<_>>().join(" ")
     }
 
-    /// The engine's own throughput.
+    /// Throughput of the engine without the server.
     fn direct(&self, seconds: Duration) -> Result<f64, Error> {
         let embedder = self.state.embedder().ok_or("no embedder")?.model();
         let (began, mut n) = (Instant::now(), 0);
@@ -139,7 +140,8 @@ impl Load {
         Ok(n as f64 / began.elapsed().as_secs_f64())
     }
 
-    /// The status of a request for these texts, and how long it took to its first byte and from there to its last.
+    /// The status of a request for these texts, the time until its first byte, and the time from there to its last
+    /// byte.
     async fn ask(
         &self,
         input: serde_json::Value,
@@ -158,7 +160,7 @@ impl Load {
     }
 }
 
-/// Texts per second of clients that each send a text when they have the vector of the last one.
+/// Texts per second of clients that each send the next text when they have received a vector.
 async fn closed_loop(load: &Arc<Load>, clients: usize, seconds: Duration) -> Result<f64, Error> {
     let began = Instant::now();
     let mut tasks = JoinSet::new();
@@ -183,7 +185,7 @@ async fn closed_loop(load: &Arc<Load>, clients: usize, seconds: Duration) -> Res
     Ok(f64::from(n) / began.elapsed().as_secs_f64())
 }
 
-/// Requests of one text that come at this rate whatever becomes of the earlier ones.
+/// Requests with one text each that arrive at this rate, whatever happens to earlier ones.
 async fn open_loop(
     load: &Arc<Load>,
     rate: f64,
@@ -194,7 +196,7 @@ async fn open_loop(
     let n = (rate * seconds.as_secs_f64()).ceil() as usize;
     let mut tasks = JoinSet::new();
     for i in 0..n {
-        // Evenly spaced but for a part that is as good as random.
+        // Evenly spaced except for a pseudorandom part.
         let jitter = (i * 7919 % 1000) as f64 / 1000.0;
         sleep_until(began + Duration::from_secs_f64((i as f64 + jitter) / rate)).await;
         let load = Arc::clone(load);
@@ -226,7 +228,7 @@ async fn open_loop(
     Ok(())
 }
 
-/// 2,048 vectors in base64: equal texts are computed once, so that writing is what takes the time.
+/// 2,048 vectors in base64. The texts are equal and computed once, so most of the time is spent on writing.
 async fn large_answer(load: &Load) -> Result<(), Error> {
     let texts = vec![load.text(); 2048];
     let mut writes = Vec::new();
@@ -251,7 +253,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Of values in order.
+/// Percentiles of sorted values.
 fn quantile(values: &[f64], q: f64) -> f64 {
     let at = (values.len() as f64 * q) as usize;
     values.get(at.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)

@@ -7,53 +7,58 @@ use serde_json::error::Category;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::coding::Coding;
+use crate::content_encoding::ContentEncoding;
 use crate::error::ApiError;
-use crate::middleware::Permit;
-use crate::{AppState, ServerOptions};
+use crate::state::{AppState, Permit, ServerOptions};
 
-/// From this size on, in bytes, a body is not parsed on a thread that serves connections: it would keep the
-/// others waiting.
+/// Bodies of this size in bytes, or larger, are parsed on a blocking thread, because parsing them would delay the
+/// other connections of an async thread.
 const LARGE: usize = 32 * 1024;
 
-/// Bodies that are decompressed at once: each may become as large as the payload limit, however small it was.
+/// Limits how many bodies are decompressed at the same time: each may grow to the payload limit, however small
+/// its compressed form is.
 static DECOMPRESSING: Semaphore = Semaphore::const_new(4);
 
-/// A request's body, read from JSON. Fields that are not known are ignored.
+/// Extractor for a request body in JSON. Unknown fields are ignored.
+///
+/// [`axum::Json`] is not used because its errors do not have the shape of [`ApiError`].
 #[derive(Debug)]
-pub(crate) struct Json<T>(pub(crate) T);
+pub(crate) struct JsonBody<T>(pub(crate) T);
 
-impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for Json<T> {
+impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let coding = Coding::of(request.headers())?;
+        let encoding = ContentEncoding::of(request.headers())?;
         let limit = state.options().payload_limit;
         let permit = request.extensions().get::<Permit>().cloned();
-        // It is here already, see `arrived`.
+        // `read_body` has read the whole body already.
         let bytes = to_bytes(request.into_body(), usize::MAX).await;
         let bytes = bytes.map_err(|error| ApiError::internal(error.to_string()))?;
-        // A compressed body may be large, whatever its length.
-        if bytes.len() < LARGE && coding == Coding::Identity {
+        // A short compressed body may become a large one.
+        if bytes.len() < LARGE && encoding == ContentEncoding::Identity {
             return parse(&bytes).map(Self);
         }
-        let slot = match coding {
-            Coding::Identity => None,
-            // It is never closed.
+        let slot = match encoding {
+            ContentEncoding::Identity => None,
+            // The semaphore is never closed, so this is always `Some`.
             _ => DECOMPRESSING.acquire().await.ok(),
         };
         let parsed = tokio::task::spawn_blocking(move || {
             let _guards = (permit, slot);
-            parse(&coding.decode(bytes, limit)?)
+            parse(&encoding.decode(bytes, limit)?)
         });
         parsed.await.map_err(|error| ApiError::internal(error.to_string()))?.map(Self)
     }
 }
 
-/// The request when the whole of its body is here.
-pub(crate) async fn arrived(request: Request, limits: &ServerOptions) -> Result<Request, ApiError> {
+/// Reads the whole body of a request into memory, within the limits of size and time, and checks its headers.
+pub(crate) async fn read_body(
+    request: Request,
+    limits: &ServerOptions,
+) -> Result<Request, ApiError> {
     check_content_type(request.headers())?;
-    Coding::of(request.headers())?;
+    ContentEncoding::of(request.headers())?;
     if declared_length(request.headers()) > limits.payload_limit as u64 {
         return Err(ApiError::too_large("the body", limits.payload_limit));
     }
@@ -69,7 +74,7 @@ pub(crate) async fn arrived(request: Request, limits: &ServerOptions) -> Result<
     }
 }
 
-/// What the client says that the body's length is.
+/// The value of the `Content-Length` header; 0 if it is absent.
 fn declared_length(headers: &HeaderMap) -> u64 {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     length.and_then(|length| length.parse().ok()).unwrap_or(0)
@@ -89,7 +94,7 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
-    // Serde would take a list of a struct's fields for the struct.
+    // Checked here because serde also accepts a JSON array of the fields' values for a struct.
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => {}
         Some(&first) => {
@@ -105,26 +110,26 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        // What is wrong with a field's name is at `?`, in the object around it.
-        refusal(path.trim_end_matches(['?', '.']), error.inner())
+        // serde_path_to_error writes `?` for a field whose name is wrong.
+        json_error(path.trim_end_matches(['?', '.']), error.inner())
     })?;
     let rest = deserializer.end();
-    rest.map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
+    rest.map_err(|error| ApiError::invalid(format!("the body is not valid JSON: {error}")))?;
     Ok(value)
 }
 
-/// What is said of a body with this error at this place.
-fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
+/// The response to a body in which serde_json found `error` at `path`.
+fn json_error(path: &str, error: &serde_json::Error) -> ApiError {
     let is_syntax = error.classify() != Category::Data;
     match (is_syntax, path) {
-        (true, "") => ApiError::invalid(format!("the body is not JSON: {error}")),
+        (true, "") => ApiError::invalid(format!("the body is not valid JSON: {error}")),
         (true, _) => {
-            let message = format!("{path} is not JSON: {error}{}", surrogate_hint(error));
+            let message = format!("{path} is not valid JSON: {error}{}", surrogate_hint(error));
             ApiError::invalid(message).about(path)
         }
         (false, "") => {
             let message = error.to_string();
-            let field = named(&message).map(str::to_owned);
+            let field = field_in(&message).map(str::to_owned);
             let error = ApiError::invalid(message);
             match field {
                 Some(field) => error.about(field),
@@ -135,20 +140,20 @@ fn refusal(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// What serde_json does not say of half of a surrogate pair, which is how a text ends that was cut within an
-/// emoji.
+/// An explanation that serde_json does not give for half of a surrogate pair. Texts that were cut inside an emoji
+/// end with one.
 fn surrogate_hint(error: &serde_json::Error) -> &'static str {
     let message = error.to_string();
     let is_half = ["lone leading surrogate", "unexpected end of hex escape"];
     if is_half.iter().any(|half| message.starts_with(half)) {
-        r"; half of a surrogate pair, such as `\ud83d`, is no character"
+        r"; half of a surrogate pair, such as `\ud83d`, is not a character"
     } else {
         ""
     }
 }
 
-/// The field that a message of serde's is about, where it is missing or there twice.
-fn named(message: &str) -> Option<&str> {
+/// The field that serde's message about a missing or a duplicate field names.
+fn field_in(message: &str) -> Option<&str> {
     let rest = message.strip_prefix("missing field `");
     let rest = rest.or_else(|| message.strip_prefix("duplicate field `"))?;
     Some(rest.split_once('`')?.0)

@@ -7,33 +7,33 @@ use qwen3_embed::{Error, ModelError, ServiceState, TextError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// The code of a service that has died.
+/// The error code for a model whose worker thread has panicked.
 const STOPPED: &str = "stopped";
 
-/// What can be done about a text that is too long: by the client, and by who starts the server.
+/// Advice for the client, and for the operator of the server, when a text is too long.
 const CUT_IT: &str = "; set \"truncate\": true to cut it, or start the server with `--truncate` to cut all such texts";
 
-/// The body of every error, as OpenAI's clients expect it.
+/// The body of every error, in the shape of OpenAI's API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
     error: ErrorDetail,
 }
 
-/// What went wrong.
+/// Details of an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 struct ErrorDetail {
-    /// What is wrong, with the field, the index and the value.
+    /// A message for people. It names the field, the index and the value.
     message: String,
     /// The kind of error, such as `invalid_request_error`.
     #[serde(rename = "type")]
     kind: &'static str,
-    /// The field of the request that is wrong.
+    /// The field of the request that caused the error.
     param: Option<String>,
-    /// What a program can act on, such as `model_not_found`.
+    /// A code for programs, such as `model_not_found`.
     code: Option<&'static str>,
 }
 
-/// An error that a client sees. Its response has the shape that OpenAI's clients expect.
+/// An error response. Its body has the shape of OpenAI's API.
 #[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     status: StatusCode,
@@ -41,12 +41,12 @@ pub(crate) struct ApiError {
     retry_after: Option<Duration>,
 }
 
-/// The field that a request's texts are in.
+/// The request field that contains the texts, for error messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Field {
     name: &'static str,
     is_list: bool,
-    /// The field of the text behind the list, if there is one.
+    /// One more text after the list: its index, and the name of its own field.
     last: Option<(usize, &'static str)>,
 }
 
@@ -61,12 +61,12 @@ impl Field {
         Self { name, is_list: false, last: None }
     }
 
-    /// The same, with a text from the field `name` behind the `n` of the list.
+    /// Adds one more text after the `n` texts of the list, which comes from the field `name`.
     pub(crate) const fn with_last(self, n: usize, name: &'static str) -> Self {
         Self { last: Some((n, name)), ..self }
     }
 
-    /// One of its texts, as a message names it.
+    /// The name of the text at `index`, for example `input[3]`.
     pub(crate) fn at(self, index: usize) -> String {
         if let Some((at, name)) = self.last
             && index == at
@@ -93,23 +93,23 @@ impl ApiError {
         self
     }
 
-    /// The same error, about this field.
+    /// Sets the field that caused the error.
     pub(crate) fn about(mut self, param: impl Into<String>) -> Self {
         self.detail.param = Some(param.into());
         self
     }
 
-    /// 400: the request is wrong.
+    /// 400: the request is invalid.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    /// 400: the request is for another kind of model than the one that it reaches.
+    /// 400: the request names a model of the wrong kind.
     pub(crate) fn wrong_model(message: impl Into<String>) -> Self {
         Self::invalid(message).about("model").with_code("wrong_model")
     }
 
-    /// 401: the key is missing or wrong.
+    /// 401: the API key is missing or wrong.
     pub(crate) fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
             .with_code("invalid_api_key")
@@ -117,7 +117,7 @@ impl ApiError {
 
     /// 404: there is no such model.
     pub(crate) fn no_such_model(name: &str, served: &[&str]) -> Self {
-        let message = format!("the model `{name}` does not exist, served are: {served:?}");
+        let message = format!("the model `{name}` does not exist; this server has {served:?}");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
             .about("model")
             .with_code("model_not_found")
@@ -125,27 +125,27 @@ impl ApiError {
 
     /// 404: there is no such path.
     pub(crate) fn no_such_path(method: &str, path: &str) -> Self {
-        let message = format!("there is no `{method} {path}`; `GET /docs` lists what there is");
+        let message = format!("there is no route `{method} {path}`; `GET /docs` lists all routes");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message).with_code("not_found")
     }
 
-    /// 405: the path has no such method.
+    /// 405: the path does not support the method.
     pub(crate) fn method_not_allowed(method: &str, path: &str) -> Self {
-        let message = format!("`{path}` has no method {method}");
+        let message = format!("`{path}` does not support the method {method}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
             .with_code("method_not_allowed")
     }
 
-    /// 408: the body did not come in time.
+    /// 408: the body did not arrive in time.
     pub(crate) fn too_slow(limit: Duration) -> Self {
         let message = format!("the body did not arrive within {} s", limit.as_secs());
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", message)
             .with_code("request_timeout")
     }
 
-    /// 413: the body, named as in a sentence, is too large.
+    /// 413: the body is too large. `body` is the subject of the message, such as "the body".
     pub(crate) fn too_large(body: &str, limit: usize) -> Self {
-        let message = format!("{body} has more than {limit} bytes, which is the limit");
+        let message = format!("{body} is larger than the limit of {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
             .with_code("payload_too_large")
     }
@@ -157,51 +157,51 @@ impl ApiError {
             .with_code("unsupported_media_type")
     }
 
-    /// 415: the body is compressed in a way that is not known.
-    pub(crate) fn unknown_coding(got: &str) -> Self {
+    /// 415: the compression of the body is not supported.
+    pub(crate) fn unsupported_encoding(got: &str) -> Self {
         let message =
             format!("expected `Content-Encoding: identity`, `gzip` or `zstd`, got `{got}`");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
             .with_code("unsupported_media_type")
     }
 
-    /// 429: too many requests at once.
+    /// 429: too many requests or texts at the same time.
     pub(crate) fn overloaded(message: impl Into<String>, retry_after: Duration) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             .with_code("overloaded")
             .after(retry_after)
     }
 
-    /// 500: a bug of ours.
+    /// 500: a bug in the server.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
             .with_code("internal_error")
     }
 
-    /// 503: the server is loading.
+    /// 503: the models are still being loaded.
     pub(crate) fn loading() -> Self {
-        let message = "the model is being loaded";
+        let message = "the model is still being loaded";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             .with_code("loading")
             .after(Duration::from_secs(1))
     }
 
-    /// 503: a service that is not running.
+    /// 503: the service of a model is not running.
     pub(crate) fn not_running(state: ServiceState) -> Self {
         let (message, code) = match state {
-            ServiceState::Stopped => ("the engine has stopped; restart the server", STOPPED),
-            _ => ("the server is about to end", "draining"),
+            ServiceState::Stopped => ("the model has crashed; restart the server", STOPPED),
+            _ => ("the server is shutting down", "draining"),
         };
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
             .with_code(code)
             .after(Duration::from_secs(1))
     }
 
-    /// What the model said about the texts of `field`.
+    /// The response to an error of the model about the texts in `field`.
     pub(crate) fn from_model(mut error: Error, field: Field) -> Self {
         let message = chain(&error);
         let index = error.text_mut().map(|index| *index);
-        // Messages about a text begin with it.
+        // Messages about a text begin with `text INDEX`, which the name of the request's field replaces.
         let said = index.and_then(|index| message.strip_prefix(&format!("text {index}")));
         let about_text = |index: usize| {
             let name = field.at(index);
@@ -212,7 +212,7 @@ impl ApiError {
             Error::ServiceDraining => Self::not_running(ServiceState::Draining),
             Error::ServiceStopped => Self::not_running(ServiceState::Stopped),
             Error::Dimensions { got, min, max } => {
-                let message = format!("dimensions is {got}, it must be {min} to {max}");
+                let message = format!("dimensions is {got}; expected {min} to {max}");
                 Self::invalid(message).about("dimensions")
             }
             Error::NoSuchPrompt { .. } => Self::invalid(message).about("prompt_name"),
@@ -238,20 +238,20 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::INTERNAL_SERVER_ERROR || self.detail.code == Some(STOPPED) {
             tracing::error!(status, "{message}");
         } else if self.status.is_server_error() {
-            // That a server loads or ends is in the log already.
+            // Loading and shutting down are in the log already.
             tracing::debug!(status, "{message}");
         }
         let is_unauthorized = self.status == StatusCode::UNAUTHORIZED;
         let mut response = (self.status, Json(ErrorBody { error: *self.detail })).into_response();
         let headers = response.headers_mut();
         if let Some(delay) = self.retry_after {
-            // Whole seconds, and at least one, but not so many that a client gives up.
+            // Whole seconds, at least 1, and at most 60 so that clients do try again.
             let seconds = delay.as_secs_f64().ceil().clamp(1.0, 60.0) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if is_unauthorized {
-            // With Basic, a browser asks for the key as a password and shows the page then.
-            // Chromium reads one challenge from a line.
+            // With `Basic`, a browser asks its user for the key, as a password, and then shows the page. Each challenge
+            // has its own header, because Chromium reads only one challenge from a header.
             for challenge in ["Bearer", "Basic realm=\"qwen3-embed\", charset=\"UTF-8\""] {
                 headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
             }
@@ -260,7 +260,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// An error's message and those of its causes.
+/// The message of an error followed by the messages of its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut source = error.source();

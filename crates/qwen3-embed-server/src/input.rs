@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::error::{ApiError, Field};
 
-/// Texts, as text or as the tokens of the model's tokenizer.
+/// One or more texts, as strings or as token ids of the model's tokenizer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Input {
@@ -17,14 +17,14 @@ pub(crate) enum Input {
     One(String),
     /// Texts.
     Many(Vec<String>),
-    /// The tokens of a text, exactly as they are: the last is the end-of-text token, where the model has one
-    /// behind its texts.
+    /// The token ids of one text, which are used unchanged. The last one must be the end-of-text token if the model
+    /// appends one to its texts.
     Tokens(Vec<u32>),
-    /// The tokens of texts.
+    /// The token ids of several texts.
     ManyTokens(Vec<Vec<u32>>),
 }
 
-/// One text or several.
+/// One or more texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Strings {
@@ -34,18 +34,18 @@ pub(crate) enum Strings {
     Many(Vec<String>),
 }
 
-/// The tokens of a text, or of several.
+/// The token ids of one or more texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Ids {
-    /// The tokens of a text.
+    /// The token ids of one text.
     One(Vec<u32>),
-    /// The tokens of texts.
+    /// The token ids of several texts.
     Many(Vec<Vec<u32>>),
 }
 
 impl Input {
-    /// The texts, of which there may be 1 to `limit`, none empty.
+    /// Returns the texts after checking that there are 1 to `limit` of them and that none is empty.
     pub(crate) fn into_texts(
         self,
         name: &'static str,
@@ -67,7 +67,7 @@ impl Input {
 }
 
 impl Strings {
-    /// The texts, of which there may be 1 to `limit`.
+    /// Returns the texts after checking that there are 1 to `limit` of them.
     pub(crate) fn into_texts(
         self,
         name: &'static str,
@@ -87,12 +87,11 @@ pub(crate) fn check_count(name: &str, got: usize, limit: usize) -> Result<(), Ap
     if (1..=limit).contains(&got) {
         Ok(())
     } else {
-        Err(ApiError::invalid(format!("{name} has {got} items, it must have 1 to {limit}"))
-            .about(name))
+        Err(ApiError::invalid(format!("{name} has {got} items; expected 1 to {limit}")).about(name))
     }
 }
 
-/// Checks that none of the texts of a field is empty.
+/// Checks that no text of a field is empty.
 pub(crate) fn check_not_empty<T>(
     texts: &[T],
     is_empty: impl Fn(&T) -> bool,
@@ -146,14 +145,15 @@ impl<'de> Visitor<'de> for IdsVisitor {
     }
 }
 
-/// Reads a struct from an object alone: Serde would take a list of its fields too.
+/// Deserializes a struct from a JSON object only. The derived implementation would also accept an array of the values
+/// of its fields.
 pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     deserializer.deserialize_any(ObjectVisitor(PhantomData))
 }
 
-/// The same for one that may be missing or null.
+/// [`object`] for a field that may be missing or null.
 pub(crate) fn optional_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -223,7 +223,7 @@ impl<'de> Visitor<'de> for InputVisitor {
         Ok(Input::One(text))
     }
 
-    /// What the first item is, the others have to be.
+    /// All items must be of the kind of the first one.
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
         match items.next_element()? {
             None => Ok(Input::Many(Vec::new())),
@@ -240,7 +240,7 @@ impl<'de> Visitor<'de> for InputVisitor {
     }
 }
 
-/// The first item and those behind it.
+/// Collects `first` and the remaining items.
 fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     first: T,
     mut items: A,
@@ -252,7 +252,7 @@ fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     Ok(all)
 }
 
-/// An item of a list.
+/// The first item of a list, whose kind decides about the others.
 enum Item {
     Text(String),
     Token(u32),
@@ -295,7 +295,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 }
 
-/// A token's id.
+/// A token id.
 struct TokenId(u32);
 
 impl<'de> Deserialize<'de> for TokenId {
@@ -319,7 +319,7 @@ impl Visitor<'_> for TokenIdVisitor {
     }
 }
 
-/// The token ids of a text.
+/// The token ids of one text.
 struct TokenIds(Vec<u32>);
 
 impl<'de> Deserialize<'de> for TokenIds {

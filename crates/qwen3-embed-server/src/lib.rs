@@ -1,24 +1,17 @@
-//! The HTTP server as a library: [`app`] is a router that a program serves with [`serve`], nests in its own,
-//! or calls without a socket in tests.
+//! An HTTP server for Qwen3 embedding and reranking models, as a library.
 //!
-//! Its clients are those that exist: OpenAI's, those of Cohere's and Jina's rerank, and those of
-//! text-embeddings-inference.
+//! [`app`] returns a router. A program serves it with [`serve`] or nests it in its own router, and tests call it without
+//! a socket. [`AppState`] holds the models and the settings.
 //!
-//! | route | answer |
-//! |---|---|
-//! | `POST /v1/embeddings`, `/embeddings` | embeddings, in OpenAI's shape |
-//! | `GET /v1/models`, `/v1/models/{id}` | the models that are served |
-//! | `POST /v1/rerank`, `/v2/rerank`, `/rerank` | documents by rank |
-//! | `POST /v1/score`, `/score` | scores of pairs |
-//! | `POST /embed`, `/similarity`, `/tokenize`, `/decode`, `GET /info` | as text-embeddings-inference |
-//! | `POST /` | the same as `/embed`, or as `/rerank` where only a reranker is served |
-//! | `GET /livez`, `/readyz`, `/health`, `/metrics` | operations |
-//! | `GET /docs` | OpenAPI; the document itself is `/openapi.json` |
-//! | `GET /` | the playground |
+//! The routes are those of OpenAI's embeddings API, of the rerank APIs of Cohere, Jina and vLLM, and of
+//! text-embeddings-inference. `GET /docs` lists all routes, from the OpenAPI document at `/openapi.json`, which
+//! [`openapi`] returns too. Request bodies are JSON, optionally compressed with gzip or zstd. A slash at the end of a
+//! path is ignored.
 //!
-//! Bodies may be compressed with gzip or zstd. A slash at the end of a path is ignored.
+//! The body of every error is the one that OpenAI's clients expect:
+//! `{"error": {"message", "type", "param", "code"}}`.
 //!
-//! Every error has the body that OpenAI's clients expect: `{"error": {"message", "type", "param", "code"}}`.
+//! # Examples
 //!
 //! ```no_run
 //! use qwen3_embed::{Embedder, ServiceOptions};
@@ -37,7 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
-mod coding;
+mod content_encoding;
 mod error;
 mod input;
 mod metrics;

@@ -12,11 +12,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
 use qwen3_embed::{OnBatch, SharingCounts, Timings};
 
-use crate::state::Served;
-
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// What `GET /metrics` tells.
+/// The metrics that `GET /metrics` returns.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -47,10 +45,19 @@ struct RouteLabels {
     route: String,
 }
 
-/// Which of the two models.
+/// `embedder` or `reranker`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabels {
     model: &'static str,
+}
+
+/// The current state of a model's queue and prefix cache, which is read when metrics are requested.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ModelState {
+    /// `embedder` or `reranker`.
+    pub(crate) model: &'static str,
+    pub(crate) n_waiting: usize,
+    pub(crate) counts: SharingCounts,
 }
 
 impl Metrics {
@@ -62,67 +69,77 @@ impl Metrics {
             requests: counted(
                 r,
                 "requests",
-                "Requests that were answered, or given up by their clients: status 499",
+                "Requests; the status is 499 if the client disconnected before the response",
                 Family::default(),
             ),
             latency: timed(
                 r,
                 "request_duration",
-                "From a request's head to its answer's head",
+                "Time from the head of a request to the head of its response",
                 Family::new_with_constructor(seconds_histogram),
             ),
             tokenize: timed(
                 r,
                 "tokenize_duration",
-                "From a request's arrival until its texts were tokens",
+                "Time from the arrival of a request until its texts were tokenized",
                 seconds(),
             ),
-            queue: timed(r, "queue_duration", "From then until its first batch began", seconds()),
+            queue: timed(
+                r,
+                "queue_duration",
+                "Time from then until the first batch with its texts began",
+                seconds(),
+            ),
             compute: timed(
                 r,
                 "compute_duration",
-                "From then until its last batch ended",
+                "Time from then until the last batch with its texts ended",
                 seconds(),
             ),
             batch_texts: counted(r, "batch_texts", "Texts in a batch", counts()),
             batch_tokens: counted(r, "batch_tokens", "Tokens in a batch", counts()),
-            batch_compute: timed(r, "batch_duration", "How long a batch took", seconds()),
+            batch_compute: timed(r, "batch_duration", "Compute time of a batch", seconds()),
             tokens: counted(
                 r,
                 "tokens",
-                "Tokens of the texts that were computed",
+                "Tokens of all embedded and scored texts",
                 Family::default(),
             ),
             waiting_texts: counted(
                 r,
                 "waiting_texts",
-                "Texts that wait to be computed",
+                "Texts waiting in the queue",
                 Family::default(),
             ),
             computed_tokens: counted(
                 r,
                 "computed_tokens",
-                "Tokens that were computed: those that texts share are computed once",
+                "Tokens that went through the model; tokens that texts share count once",
                 Family::default(),
             ),
             cache_hits: counted(
                 r,
                 "prefix_cache_hits",
-                "Times that the beginning of texts was found in the prefix cache",
+                "Prefixes of texts that were found in the prefix cache",
                 Family::default(),
             ),
             cache_tokens: counted(
                 r,
                 "prefix_cache_tokens",
-                "Tokens that were not computed because they were found there",
+                "Tokens that were not computed because the prefix cache had them",
                 Family::default(),
             ),
-            cache_bytes: counted(r, "prefix_cache_bytes", "Bytes that it takes", Family::default()),
+            cache_bytes: counted(
+                r,
+                "prefix_cache_bytes",
+                "Bytes in the prefix cache",
+                Family::default(),
+            ),
             registry,
         }
     }
 
-    /// Notes a request.
+    /// Counts a request.
     pub(crate) fn request(&self, route: &str, status: u16, latency: Duration) {
         let route = route.to_owned();
         self.latency
@@ -131,7 +148,7 @@ impl Metrics {
         self.requests.get_or_create(&RequestLabels { route, status }).inc();
     }
 
-    /// Notes how long the stages of a request took.
+    /// Records the durations of the stages of a request.
     pub(crate) fn stages(&self, model: &'static str, timings: Timings) {
         let labels = ModelLabels { model };
         let stages = [&self.tokenize, &self.queue, &self.compute];
@@ -142,7 +159,7 @@ impl Metrics {
         }
     }
 
-    /// Notes every batch of a model.
+    /// A callback that records every batch of a model.
     pub(crate) fn on_batch(&self, model: &'static str) -> OnBatch {
         let labels = ModelLabels { model };
         let n_texts = self.batch_texts.get_or_create_owned(&labels);
@@ -157,25 +174,21 @@ impl Metrics {
         })
     }
 
-    /// The text of the metrics, in the format of OpenMetrics.
-    pub(crate) fn text(&self, served: Option<&Served>) -> Result<String, fmt::Error> {
-        let embedder = served.and_then(|served| served.embedder.as_ref()).map(|model| {
-            let service = &model.service;
-            ("embedder", service.waiting_texts(), service.model().sharing_counts())
-        });
-        let reranker = served.and_then(|served| served.reranker.as_ref()).map(|model| {
-            let service = &model.service;
-            ("reranker", service.waiting_texts(), service.model().sharing_counts())
-        });
-        for (model, n_waiting, counts) in embedder.into_iter().chain(reranker) {
-            self.set(&ModelLabels { model }, n_waiting, counts);
+    /// All metrics in the OpenMetrics text format.
+    pub(crate) fn text(
+        &self,
+        models: impl IntoIterator<Item = ModelState>,
+    ) -> Result<String, fmt::Error> {
+        for state in models {
+            self.set(state);
         }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
 
-    fn set(&self, labels: &ModelLabels, n_waiting: usize, counts: SharingCounts) {
+    fn set(&self, ModelState { model, n_waiting, counts }: ModelState) {
+        let labels = &ModelLabels { model };
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.waiting_texts.get_or_create(labels).set(gauge(n_waiting as u64));
         self.cache_bytes.get_or_create(labels).set(gauge(counts.cache_bytes));
@@ -185,7 +198,7 @@ impl Metrics {
             (&self.cache_tokens, counts.cache_tokens),
         ];
         for (counter, total) in totals {
-            // Of two that are asked at once, the later total stays.
+            // If two requests for metrics run at the same time, the larger total stays.
             counter.get_or_create(labels).inner().fetch_max(total, Ordering::Relaxed);
         }
     }
@@ -209,7 +222,7 @@ fn count_histograms() -> Histograms<ModelLabels> {
     Family::new_with_constructor(|| Histogram::new(exponential_buckets(1.0, 2.0, 16)))
 }
 
-/// From a tenth of a millisecond to almost two minutes.
+/// Buckets from 0.1 ms to almost two minutes.
 fn seconds_histogram() -> Histogram {
     Histogram::new(iter::successors(Some(1e-4), |bound| Some(bound * 2.0)).take(21))
 }

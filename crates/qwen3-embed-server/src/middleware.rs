@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -10,33 +9,34 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http_body_util::BodyExt;
 use subtle::ConstantTimeEq;
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::AppState;
-use crate::body::arrived;
+use crate::body::read_body;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest request id that is taken over from a client, in bytes.
+/// The longest request id that is accepted from a client, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
-/// The status, of nginx's making, of requests that were not answered because their clients had gone.
-const CLIENT_GONE: u16 = 499;
+/// The status in metrics and logs of a request whose client disconnected before the response. nginx uses it too.
+const CLIENT_DISCONNECTED: u16 = 499;
 
-/// Paths that are answered without a key.
+/// Paths that need no API key.
 const PROBES: [&str; 3] = ["/livez", "/readyz", "/health"];
 
-/// The path of the metrics, which is answered without a key if the server is set up so.
+/// The path of the metrics, which needs no API key with [`ServerOptions::public_metrics`].
+///
+/// [`ServerOptions::public_metrics`]: crate::ServerOptions::public_metrics
 const METRICS: &str = "/metrics";
 
-/// The path of the documentation's page. `/docs` redirects to it, and its links are relative to it.
+/// The path of the documentation page. `/docs` redirects to it, and its links are relative to it.
 const DOCS_PAGE: &str = "/docs/";
 
-/// Removes a slash at the end of the path, so that `/v1/embeddings/` is routed as `/v1/embeddings`.
-pub(crate) fn without_last_slash(mut request: Request) -> Request {
+/// Removes a slash at the end of the path, so that `/v1/embeddings/` is routed like `/v1/embeddings`.
+pub(crate) fn remove_trailing_slash(mut request: Request) -> Request {
     let uri = request.uri();
     let shorter = uri.path().strip_suffix('/').filter(|path| !path.is_empty());
     let Some(path) = shorter.filter(|_| uri.path() != DOCS_PAGE) else { return request };
@@ -52,7 +52,7 @@ pub(crate) fn without_last_slash(mut request: Request) -> Request {
     request
 }
 
-/// Gives a request its id, which is the client's own if it sent one, and a span; counts and logs it.
+/// Assigns a request id (the client's, if it sent one), opens a tracing span, and counts and logs the request.
 pub(crate) async fn observe(
     State(state): State<AppState>,
     mut request: Request,
@@ -70,7 +70,7 @@ pub(crate) async fn observe(
         path = request.uri().path(),
     );
     async move {
-        let mut observed = Observed { state, route, began, status: CLIENT_GONE };
+        let mut observed = Observed { state, route, began, status: CLIENT_DISCONNECTED };
         let mut response = next.run(request).await;
         observed.status = response.status().as_u16();
         response.headers_mut().insert(REQUEST_ID, id);
@@ -80,8 +80,8 @@ pub(crate) async fn observe(
     .await
 }
 
-/// What is counted and logged of a request when it is dropped: when there is an answer, or when the client has
-/// gone before.
+/// Counts and logs a request when it is dropped, which also happens when the client disconnects before the
+/// response.
 struct Observed {
     state: AppState,
     route: String,
@@ -95,7 +95,7 @@ impl Drop for Observed {
         let (status, latency) = (*status, began.elapsed());
         state.metrics().request(route, status, latency);
         let latency_ms = latency.as_secs_f64() * 1e3;
-        let done = if status == CLIENT_GONE { "given up by the client" } else { "answered" };
+        let done = if status == CLIENT_DISCONNECTED { "client disconnected" } else { "answered" };
         if PROBES.contains(&route.as_str()) || route == METRICS {
             tracing::debug!(status, latency_ms, "{done}");
         } else {
@@ -114,7 +114,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     }
 }
 
-/// Refuses requests without the key, if there is one.
+/// Refuses requests without the API key, if the server has one.
 pub(crate) async fn authorize(
     State(state): State<AppState>,
     request: Request,
@@ -126,17 +126,18 @@ pub(crate) async fn authorize(
         return next.run(request).await;
     }
     let Some(sent) = sent_key(request.headers()) else {
-        let message = "this server needs a key: send `Authorization: Bearer KEY`";
+        let message = "this server requires an API key: send `Authorization: Bearer KEY`";
         return ApiError::unauthorized(message).into_response();
     };
     if bool::from(sent.ct_eq(key.as_bytes())) {
         next.run(request).await
     } else {
-        ApiError::unauthorized("the key is wrong").into_response()
+        ApiError::unauthorized("the API key is wrong").into_response()
     }
 }
 
-/// The key as a bearer token, or as the password that a browser has asked for.
+/// The key in the header `Authorization`: a bearer token, or the password of basic authentication, for which a
+/// browser asks its user.
 fn sent_key(headers: &HeaderMap) -> Option<Vec<u8>> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let at = value.iter().position(|&byte| byte == b' ')?;
@@ -152,31 +153,33 @@ fn sent_key(headers: &HeaderMap) -> Option<Vec<u8>> {
     }
 }
 
-/// That one request is worked on. It is shared by all that works for the request.
-pub(crate) type Permit = Arc<OwnedSemaphorePermit>;
-
-/// Refuses a request when as many as there may be are worked on: from the arrival of its whole body until its
-/// answer is written, and until nothing works for it any more if it is given up.
+/// Refuses a request if `max_concurrent_requests` others are being processed.
+///
+/// A request counts from the arrival of its whole body until its response is written. If the client disconnects, the
+/// request counts until all work for it has ended: each piece of work holds a clone of the [`Permit`].
+///
+/// [`Permit`]: crate::state::Permit
 pub(crate) async fn limit(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let overloaded = || {
         let limit = state.options().max_concurrent_requests;
-        let message = format!("{limit} requests are being worked on, which is the limit");
+        let message = format!(
+            "the server is processing {limit} requests, which is its limit; try again later"
+        );
         ApiError::overloaded(message, Duration::from_secs(1)).into_response()
     };
-    if state.permits().available_permits() == 0 {
-        // Without waiting for the body.
+    if state.is_at_limit() {
+        // Refused before the body is read.
         return overloaded();
     }
-    let mut request = match arrived(request, state.options()).await {
+    let mut request = match read_body(request, state.options()).await {
         Ok(request) => request,
         Err(error) => return error.into_response(),
     };
-    let Ok(permit) = Arc::clone(state.permits()).try_acquire_owned() else { return overloaded() };
-    let permit = Permit::new(permit);
-    request.extensions_mut().insert(Arc::clone(&permit));
+    let Some(permit) = state.try_permit() else { return overloaded() };
+    request.extensions_mut().insert(permit.clone());
     let response = next.run(request).await;
     response.map(|body| {
-        // Dropped with the body.
+        // The permit is dropped together with the response body.
         Body::new(body.map_err(move |error| {
             let _permit = &permit;
             error

@@ -1,4 +1,4 @@
-/// The names that clients call a model by: the one in responses, and others that mean the same model.
+/// The names of a model: the served name, which is in responses, and aliases, which requests may use too.
 ///
 /// # Examples
 ///
@@ -16,12 +16,12 @@ pub struct ModelNames {
 }
 
 impl ModelNames {
-    /// One name.
+    /// Names with a served name and no alias.
     pub fn new(served: impl Into<String>) -> Self {
         Self { served: served.into(), others: Vec::new() }
     }
 
-    /// The same names and these. A name that is there already is not added again.
+    /// Adds aliases. A name that exists already is not added again.
     pub fn with_others(mut self, others: impl IntoIterator<Item = String>) -> Self {
         for other in others {
             if !self.has(&other) {
@@ -36,12 +36,12 @@ impl ModelNames {
         &self.served
     }
 
-    /// Every name, the one in responses first.
+    /// All names, the served name first.
     pub fn all(&self) -> impl Iterator<Item = &str> {
         [&self.served].into_iter().chain(&self.others).map(String::as_str)
     }
 
-    /// Whether this is one of the names.
+    /// Whether `name` is one of the names.
     pub fn has(&self, name: &str) -> bool {
         self.all().any(|own| own == name)
     }

@@ -1,4 +1,5 @@
-//! Vectors as JSON, written piece by piece while the client reads: there is no second copy of a large answer.
+//! Responses with vectors. The JSON is written piece by piece while the client reads, so a large response is never in
+//! memory as a whole.
 
 use std::io::Write;
 use std::{convert, mem};
@@ -12,28 +13,28 @@ use futures_util::stream;
 use qwen3_embed::Embeddings;
 use serde::Serialize;
 
-/// Bytes that are written at a time. So much is encoded in less than a millisecond, which does not keep other
-/// connections waiting.
+/// Size in bytes of the pieces. A piece is encoded in less than a millisecond, so that other connections of the thread
+/// are not delayed.
 const PIECE: usize = 64 * 1024;
 
-/// How vectors are written.
+/// The JSON form of vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rows {
-    /// OpenAI's objects, with the values as numbers.
+    /// OpenAI's objects with lists of numbers.
     Floats,
-    /// OpenAI's objects, with the values as the base64 of their bytes in little-endian order.
+    /// OpenAI's objects with base64 of little-endian f32 bytes.
     Base64,
-    /// Bare lists of numbers.
+    /// Lists of numbers without objects around them.
     Bare,
 }
 
-/// A JSON answer that consists of `head`, the vectors with commas between them, and `tail`.
+/// A JSON response that consists of `head`, the vectors with commas between them, and `tail`.
 pub(crate) fn json(head: &str, embeddings: Embeddings, rows: Rows, tail: String) -> Response {
     let mut pieces = Pieces { embeddings, rows, next: 0, buffer: head.into(), tail: Some(tail) };
     let content_type = [(header::CONTENT_TYPE, "application/json")];
     let first = pieces.next().unwrap_or_default();
     if pieces.tail.is_none() {
-        // All of it: its length is known.
+        // The response is complete, so its length is known.
         return (content_type, first).into_response();
     }
     let rest = [first].into_iter().chain(pieces);
@@ -46,7 +47,7 @@ struct Pieces {
     rows: Rows,
     next: usize,
     buffer: Vec<u8>,
-    /// `None` when it is written, and with it everything.
+    /// `None` once it is written, which is the end of the response.
     tail: Option<String>,
 }
 
@@ -75,7 +76,7 @@ impl Pieces {
         if index > 0 {
             buffer.push(b',');
         }
-        // Writing to memory does not fail, and neither does writing numbers as JSON.
+        // Writing to memory and serializing numbers cannot fail.
         if self.rows != Rows::Bare {
             let _ = write!(buffer, r#"{{"object":"embedding","index":{index},"embedding":"#);
         }
@@ -103,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    /// The length that an answer is announced with, and the answer.
+    /// The declared length of a response, and its JSON.
     fn written(n: usize, dim: usize, rows: Rows) -> (Option<u64>, Value) {
         let values = (0..n * dim).map(|i| (i as f32).sin() * 1e-3).collect();
         let embeddings = Embeddings::new(values, dim).unwrap();
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_arrives_bit_for_bit_in_every_form_and_size() {
+    fn writes_every_value_bit_for_bit() {
         for (n, dim) in [(0, 4), (1, 1), (3, 1024), (100, 1024), (700, 33)] {
             let expected = |i: usize| (i as f32).sin() * 1e-3;
             for rows in [Rows::Floats, Rows::Base64, Rows::Bare] {
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_answer_has_a_length_and_a_long_one_comes_in_pieces() {
+    fn short_response_has_length_and_long_response_is_streamed() {
         assert!(written(1, 1024, Rows::Base64).0.is_some());
         assert!(written(1000, 1024, Rows::Base64).0.is_none());
     }

@@ -17,7 +17,7 @@ use crate::error::ApiError;
 use crate::routes::{embeddings, models, pages, probes, rerank, root, tei};
 use crate::{AppState, middleware};
 
-/// Routes that are the same as others.
+/// Aliases: each path is documented as a copy of the second one.
 const ALIASES: [(&str, &str); 4] = [
     ("/embeddings", "/v1/embeddings"),
     ("/rerank", "/v1/rerank"),
@@ -25,7 +25,7 @@ const ALIASES: [(&str, &str); 4] = [
     ("/health", "/readyz"),
 ];
 
-/// What the document says of the whole.
+/// The parts of the OpenAPI document that do not belong to a route.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -34,7 +34,7 @@ const ALIASES: [(&str, &str); 4] = [
                        `Content-Encoding` may be `gzip` or `zstd`."
     ),
     paths(models::one),
-    // In the order in which the page shows them.
+    // The page shows the tags in this order.
     tags(
         (name = "OpenAI"),
         (name = "Reranking"),
@@ -44,7 +44,7 @@ const ALIASES: [(&str, &str); 4] = [
 )]
 struct ApiDoc;
 
-/// The server's routes.
+/// The router with all routes and middleware of the server.
 ///
 /// # Examples
 ///
@@ -56,7 +56,7 @@ struct ApiDoc;
 /// ```
 pub fn app(state: AppState) -> Router {
     let (routes, document) = documented(&state).split_for_parts();
-    // The validator is a server on the internet, which would be shown the document.
+    // The validator is a public server, to which the page would send the document.
     let settings = Config::default().validator_url("none");
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(settings);
     let docs = Router::from(docs).layer(from_fn(docs_file));
@@ -71,22 +71,25 @@ pub fn app(state: AppState) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(state.clone(), middleware::authorize));
+    // The last layer runs first. CORS comes before the API key, because a browser's preflight request has no key.
     let router = match cors(&state.options().cors_allow_origin) {
         Some(cors) => router.layer(cors),
         None => router,
     };
     let router = router.layer(from_fn_with_state(state.clone(), middleware::observe));
-    // A router's layers see a request after its route is found, and the slash has to be gone before that.
-    let router = router.with_state(state).map_request(middleware::without_last_slash);
+    // Layers of a router run after routing, but the slash must be removed before. So the router becomes a service
+    // inside another router.
+    let router = router.with_state(state).map_request(middleware::remove_trailing_slash);
     Router::new().fallback_service(router)
 }
 
-/// What the server answers, as OpenAPI describes it.
+/// The OpenAPI document of the server's routes.
 pub fn openapi() -> Document {
     documented(&AppState::new(Default::default())).to_openapi()
 }
 
-/// The routes that clients use, with their description.
+/// The routes of the API with their OpenAPI descriptions. `limited` ones count against
+/// [`max_concurrent_requests`](crate::ServerOptions::max_concurrent_requests).
 fn documented(state: &AppState) -> OpenApiRouter<AppState> {
     let limited = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(embeddings::embeddings))
@@ -104,7 +107,7 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
         .route_layer(from_fn_with_state(state.clone(), middleware::limit));
     let mut router = limited
         .routes(routes!(models::list))
-        // A name may have slashes that the client has not encoded, which OpenAPI cannot say.
+        // A model name may contain slashes that are not percent-encoded. OpenAPI cannot describe such a path.
         .route("/v1/models/{*id}", get(models::one))
         .routes(routes!(tei::info))
         .routes(routes!(probes::livez))
@@ -117,12 +120,12 @@ fn documented(state: &AppState) -> OpenApiRouter<AppState> {
     router
 }
 
-/// Adds to the document that `path` is the same as `of`.
+/// Adds `path` to the document as a copy of the path `of`.
 fn describe_alias(document: &mut Document, path: &str, of: &str) {
     let paths = &mut document.paths.paths;
     let Some(mut item) = paths.get(of).cloned() else { return };
     for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
-        // Every operation has an id of its own.
+        // The id of an operation must be unique.
         operation.operation_id = Some(path.trim_start_matches('/').replace('/', "_"));
     }
     paths.insert(path.to_owned(), item);
@@ -135,16 +138,17 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
-        // One that cannot be a header's value is no browser's.
+        // An origin that is not a valid header value cannot be sent by a browser.
         AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
     let exposed = ["x-request-id", "retry-after"].map(HeaderName::from_static);
     let layer = CorsLayer::new().allow_origin(allowed).expose_headers(exposed);
-    // Clients add headers of their own, and browsers do not count `Authorization` among any headers.
+    // The requested headers are mirrored: clients add their own headers, and for browsers `*` does not include
+    // `Authorization`.
     Some(layer.allow_methods(Any).allow_headers(AllowHeaders::mirror_request()))
 }
 
-/// A file of the documentation: its own answer when there is none has another shape.
+/// Replaces the errors of the documentation's file handler by [`ApiError`].
 async fn docs_file(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = next.run(request).await;
@@ -163,7 +167,7 @@ async fn method_not_allowed(request: Request) -> ApiError {
 }
 
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
-    // The panic itself is on standard error.
+    // The panic hook has already written the panic message to standard error.
     ApiError::internal("the server has a bug: it panicked").into_response()
 }
 
@@ -176,11 +180,11 @@ mod tests {
     use super::*;
 
     async fn panics() -> &'static str {
-        panic!("the cause is for the log alone")
+        panic!("this message must not be in the response")
     }
 
     #[test]
-    fn a_panic_is_answered_like_any_error() {
+    fn panic_becomes_error_response() {
         let router = Router::new().route("/", get(panics));
         let router = router.layer(CatchPanicLayer::custom(panicked));
         let body = futures_executor::block_on(async {

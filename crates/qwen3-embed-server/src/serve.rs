@@ -17,29 +17,29 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::{AppState, app};
 
-/// How long no connection is accepted when the system has no file descriptor left.
+/// Pause after a failed `accept`, for example when the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a new connection may be silent when the server ends, without being closed for it.
+/// How long a new connection may send nothing during shutdown before it is closed.
 const FIRST_BYTES: Duration = Duration::from_millis(50);
 
-/// The longest time for which a connection is kept open without a request: hyper adds this time to the
-/// current one, and the sum of a clock and an arbitrary duration may overflow.
+/// Upper bound of [`ServeOptions::keep_alive_timeout`]. hyper adds the timeout to the current time, which would
+/// overflow with an arbitrary duration.
 const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// How connections are served.
+/// Settings of [`serve`]: timeouts and the number of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeOptions {
-    /// How long requests have to finish when the server is told to end. Default: 30 s.
+    /// Time limit for finishing accepted requests after shutdown was requested. Default: 30 s.
     pub drain_timeout: Duration,
-    /// How long a connection is kept open without a request, and how long the head of a request may take to
-    /// arrive. It has to be longer than the time for which clients and load balancers keep idle connections:
-    /// otherwise they send requests on connections that the server is closing. Many keep them for 60 s, some
-    /// for 90 s, and Google Cloud's load balancers for 600 s. At most a year. Default: 120 s.
+    /// How long an idle connection stays open, and how long the head of a request may take to arrive. It should be
+    /// longer than clients and load balancers keep idle connections; otherwise they send requests on connections that
+    /// the server is closing. Many keep them for 60 s, some for 90 s, and Google Cloud's load balancers for 600 s. At
+    /// most a year. Default: 120 s.
     pub keep_alive_timeout: Duration,
-    /// How long a client may take to read the next piece of an answer. Default: 60 s.
+    /// How long a write of the response may wait for the client to read. Default: 60 s.
     pub write_timeout: Duration,
-    /// Connections that are open at once; further ones wait to be accepted. Default: 8192.
+    /// Connections that are open at the same time. Further ones wait until they are accepted. Default: 8192.
     pub max_connections: usize,
 }
 
@@ -54,10 +54,10 @@ impl Default for ServeOptions {
     }
 }
 
-/// Requests were not finished in time.
+/// Error of [`serve`]: requests were not finished within [`ServeOptions::drain_timeout`].
 #[derive(Debug)]
 pub struct Unfinished {
-    /// The time that there was.
+    /// The drain timeout.
     pub deadline: Duration,
 }
 
@@ -69,13 +69,14 @@ impl fmt::Display for Unfinished {
 
 impl std::error::Error for Unfinished {}
 
-/// Answers requests until `shutdown` is ready. From then on `/readyz` says that the end is near, no connection
-/// is accepted, requests that have begun are answered, and what is queued is computed, all within
-/// [`ServeOptions::drain_timeout`].
+/// Serves requests until `shutdown` completes, and then shuts down gracefully.
+///
+/// During shutdown, `/readyz` returns 503, new connections are refused, and requests that have begun are finished, all
+/// within [`ServeOptions::drain_timeout`].
 ///
 /// # Errors
 ///
-/// [`Unfinished`] if the time was not enough.
+/// [`Unfinished`] if requests were not finished in time.
 pub async fn serve(
     listener: TcpListener,
     state: AppState,
@@ -97,12 +98,13 @@ pub async fn serve(
             () = server.accept(&listener) => {}
         }
     }
-    state.announce_end();
+    state.announce_shutdown();
     server.accept_rest(listener);
-    tracing::info!("finishing what was accepted");
+    tracing::info!("shutting down: finishing accepted requests");
     let Server { connections, options: ServeOptions { drain_timeout, .. }, .. } = server;
     let finish = async {
-        // First the requests that have begun: their texts may not be queued yet.
+        // Connections finish before the queues are drained: a request whose body is still being read has nothing in
+        // a queue yet.
         connections.shutdown().await;
         state.drain().await;
     };
@@ -117,7 +119,7 @@ struct Server {
 }
 
 impl Server {
-    /// Accepts a connection and has it served.
+    /// Accepts one connection and serves it in a task.
     async fn accept(&self, listener: &TcpListener) {
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
@@ -131,10 +133,10 @@ impl Server {
         }
     }
 
-    /// Accepts the clients that are connected as far as the system is concerned, and may have sent a request;
-    /// further ones are refused.
+    /// Accepts the connections that are in the listener's backlog, and closes the listener. The system has established
+    /// these connections already, so their clients may have sent requests.
     fn accept_rest(&self, listener: TcpListener) {
-        // The system is asked itself: what tokio has not heard of yet, it says is not there.
+        // The standard library's listener is used, because tokio's reports nothing until its reactor has run.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             let accepted = listener.accept().and_then(|(stream, _)| {
@@ -149,17 +151,17 @@ impl Server {
         }
     }
 
-    /// Has a connection served.
+    /// Serves a connection in a task.
     fn begin(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        // A small answer goes out at once. Where the system cannot do that, it goes out a little later.
+        // Sends small responses without delay. If the system does not support this, they are sent a little later.
         let _ = stream.set_nodelay(true);
         let ServeOptions { write_timeout, keep_alive_timeout, .. } = self.options;
         let keep_alive_timeout = keep_alive_timeout.min(LONGEST_KEEP_ALIVE);
         let service = TowerToHyperService::new(self.router.clone());
         let watcher = self.connections.watcher();
         tokio::spawn(async move {
-            // When the server ends, a connection is closed on which nothing was seen yet. Its first request may
-            // be there, or be on its way: it is looked for before the end is.
+            // On shutdown, hyper closes connections that have received nothing. A first request that is already
+            // there, or just arriving, is waited for, so that it is not lost.
             let _ = timeout(FIRST_BYTES, stream.readable()).await;
             let mut stream = TimeoutStream::new(stream);
             stream.set_write_timeout(Some(write_timeout));
@@ -171,7 +173,7 @@ impl Server {
                 Some(ended) => ended,
                 None => watcher.watch(connection).await,
             };
-            // A client that breaks off is no error of ours.
+            // Clients may disconnect at any time, so this is not logged as an error.
             if let Err(error) = ended {
                 tracing::debug!("a connection ended: {error}");
             }
@@ -180,8 +182,8 @@ impl Server {
     }
 }
 
-/// Whether an error concerns the client alone that would have been connected; others, such as too many open
-/// files, may pass.
+/// Whether an error of `accept` concerns one client only. Others, such as too many open files, affect every client
+/// until they are resolved.
 fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)

@@ -6,39 +6,39 @@ use qwen3_embed::{
     EmbedOptions, Embedder, Error, Reranker, ScoreOptions, Service, ServiceOptions, ServiceState,
     Texts,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{ApiError, Field};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ModelState};
 use crate::names::ModelNames;
 
-/// Within which limits requests are answered.
+/// Settings of the server that apply to all requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
-    /// The key that clients have to send, as `Authorization: Bearer KEY` or as the password of
-    /// `Authorization: Basic`; only `/livez`, `/readyz` and `/health` are answered without, and `/metrics` if
-    /// [`ServerOptions::public_metrics`] says so. Default: none.
+    /// API key that clients must send, as `Authorization: Bearer KEY` or as the password of
+    /// `Authorization: Basic`. `/livez`, `/readyz` and `/health` need no key, nor does `/metrics` with
+    /// [`ServerOptions::public_metrics`]. Default: none.
     pub api_key: Option<String>,
-    /// Whether `/metrics` is answered without the key. Default: it is not.
+    /// Whether `/metrics` needs no API key. Default: `false`.
     pub public_metrics: bool,
-    /// Whether a request that names a model by a name that no model has is refused with 404. Default: the
-    /// model of the kind that the route needs answers such a request, under its own name.
+    /// Whether a request with an unknown model name is refused with 404. Default: `false`, so the model of the kind
+    /// that the route needs is used, and the response has its served name.
     pub strict_model_names: bool,
-    /// Origins whose pages may read the answers in a browser; `*` is any. Default: none but the server's own.
+    /// Origins whose web pages may use the server (CORS); `*` allows any. Default: none.
     pub cors_allow_origin: Vec<String>,
-    /// The instruction that stands before texts whose request names none and no prompt. Default: none,
-    /// so that such texts are embedded as documents.
+    /// Instruction for texts of requests with neither an instruction nor a prompt. Default: none, so such texts are
+    /// embedded as documents.
     pub default_instruct: Option<String>,
-    /// Whether a text that is too long is cut where its request does not say. Default: it is an error.
+    /// Whether a text that is too long is cut if its request does not say. Default: `false`, so it is an error.
     pub truncate: bool,
-    /// Requests that are worked on at once, 1 or more; further ones are refused. Default: 512.
+    /// Requests that are processed at the same time, at least 1. Further requests are refused with 429. Default: 512.
     pub max_concurrent_requests: usize,
-    /// Texts that one request may have. Should be a few times less than what may wait,
-    /// [`ServiceOptions::max_waiting_texts`]. Default: 2048.
+    /// Texts in one request. This should be several times smaller than [`ServiceOptions::max_waiting_texts`].
+    /// Default: 2048.
     pub max_client_batch_size: usize,
-    /// The largest body, in bytes, after it is decompressed. Default: 16 MiB.
+    /// Largest request body in bytes, after decompression. Default: 16 MiB.
     pub payload_limit: usize,
-    /// How long a body may take to arrive. Default: 60 s.
+    /// Time limit for receiving a request body. Default: 60 s.
     pub body_timeout: Duration,
 }
 
@@ -59,18 +59,25 @@ impl Default for ServerOptions {
     }
 }
 
-/// The models that a server has, each with the names that clients call it by.
+/// The models of a server and their names: an embedder, a reranker, or both.
 #[derive(Debug, Default)]
 pub struct Models {
-    /// Answers requests for embeddings.
+    /// The model for embeddings.
     pub embedder: Option<(ModelNames, Embedder)>,
-    /// Answers requests for ranks and scores.
+    /// The model for ranks and scores.
     pub reranker: Option<(ModelNames, Reranker)>,
 }
 
-/// What the server's routes share. A clone shares it too.
+/// Allows one request to be processed. Each piece of work for the request holds a clone; when the last clone is
+/// dropped, another request may begin.
+#[derive(Debug, Clone)]
+pub(crate) struct Permit {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// State that all routes share. Clones share the same state.
 ///
-/// A state begins without models: the router answers already, and says that it is loading.
+/// A new state has no models: until [`AppState::start`], routes that need a model return 503.
 #[derive(Debug, Clone)]
 pub struct AppState {
     inner: Arc<Inner>,
@@ -85,48 +92,48 @@ struct Inner {
     is_draining: AtomicBool,
 }
 
-/// The models behind their queues.
+/// The models that are loaded, each behind a queue.
 #[derive(Debug)]
 pub(crate) struct Served {
-    pub(crate) embedder: Option<Named<Embedder>>,
-    pub(crate) reranker: Option<Named<Reranker>>,
+    pub(crate) embedder: Option<ServedModel<Embedder>>,
+    pub(crate) reranker: Option<ServedModel<Reranker>>,
     pub(crate) options: ServiceOptions,
-    /// When they were loaded, in seconds since 1970.
+    /// When the models were loaded, in seconds since 1970.
     pub(crate) created: u64,
     /// See [`ServerOptions::strict_model_names`].
     strict_names: bool,
 }
 
-/// A model behind its queue, and its names.
+/// A model behind a queue, and its names.
 #[derive(Debug)]
-pub(crate) struct Named<M> {
+pub(crate) struct ServedModel<M> {
     /// The name in responses.
     pub(crate) name: String,
     names: ModelNames,
     pub(crate) service: Service<M>,
 }
 
-impl<M> Named<M> {
+impl<M> ServedModel<M> {
     fn new(names: ModelNames, service: Service<M>) -> Self {
         Self { name: names.served().to_owned(), names, service }
     }
 }
 
-/// Whether requests are answered.
+/// Whether the server can process requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
-    /// The models are not there yet.
+    /// Models are still being loaded.
     Loading,
-    /// They are.
+    /// Requests are processed.
     Ready,
-    /// The server is about to end.
+    /// The server is shutting down. Requests that were accepted are finished.
     Draining,
-    /// A thread that computes has died.
+    /// A model's worker thread has panicked.
     Dead,
 }
 
 impl AppState {
-    /// The state of a server that has no model yet.
+    /// Creates a state without models.
     pub fn new(options: ServerOptions) -> Self {
         let permits = options.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS);
         let inner = Inner {
@@ -139,13 +146,15 @@ impl AppState {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Puts models behind their queues, has each compute one short text, and answers requests from then on.
-    /// What is called behind a batch is the server's own and takes the place of
-    /// [`ServiceOptions::on_batch`]. A state that has models already keeps those.
+    /// Starts a queue for each model and processes requests from then on. Each model computes one short text first,
+    /// to check that it works.
+    ///
+    /// [`ServiceOptions::on_batch`] is ignored: the server uses this callback for its metrics. A second call is
+    /// ignored; the state keeps its first models.
     ///
     /// # Errors
     ///
-    /// Those of [`Embedder::into_service`], [`Service::embed`] and [`Service::score`].
+    /// The errors of [`Embedder::into_service`], [`Service::embed`] and [`Service::score`].
     pub async fn start(&self, models: Models, options: ServiceOptions) -> qwen3_embed::Result<()> {
         let of_kind = |kind| ServiceOptions {
             on_batch: Some(self.inner.metrics.on_batch(kind)),
@@ -156,7 +165,7 @@ impl AppState {
                 let service = embedder.into_service(of_kind("embedder"))?;
                 let text = Texts::Strings(vec!["warm".to_owned()]);
                 service.embed(text, EmbedOptions::default()).await?;
-                Some(Named::new(names, service))
+                Some(ServedModel::new(names, service))
             }
             None => None,
         };
@@ -165,20 +174,20 @@ impl AppState {
                 let service = reranker.into_service(of_kind("reranker"))?;
                 let [query, document] = ["warm", "up"].map(|text| vec![text.to_owned()]);
                 service.score(query, document, ScoreOptions::default()).await?;
-                Some(Named::new(names, service))
+                Some(ServedModel::new(names, service))
             }
             None => None,
         };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let created = now.map_or(0, |since| since.as_secs());
-        // Whoever comes second has loaded in vain.
         let strict_names = self.options().strict_model_names;
         let served = Served { embedder, reranker, options, created, strict_names };
+        // Fails only if models exist already; a second call is ignored.
         let _ = self.inner.served.set(served);
         Ok(())
     }
 
-    /// Whether requests are answered, and if not, why.
+    /// Whether requests are processed, and if not, why.
     pub fn readiness(&self) -> Readiness {
         let Some(served) = self.inner.served.get() else { return Readiness::Loading };
         if served.states().any(|state| state == ServiceState::Stopped) && !self.is_draining() {
@@ -191,16 +200,16 @@ impl AppState {
         }
     }
 
-    /// Says from now on that the server is about to end. Requests are still answered.
-    pub fn announce_end(&self) {
+    /// Makes [`AppState::readiness`] return [`Readiness::Draining`] from now on. Requests are still processed.
+    pub fn announce_shutdown(&self) {
         self.inner.is_draining.store(true, Ordering::Relaxed);
     }
 
-    /// Accepts no more texts, and waits until those that were accepted are computed.
+    /// Refuses new requests, and waits until the texts in the queues are computed.
     pub async fn drain(&self) {
-        self.announce_end();
+        self.announce_shutdown();
         let Some(served) = self.inner.served.get() else { return };
-        // Both begin to drain before one is waited for.
+        // Both queues start to drain before either is awaited.
         let embedder = served.embedder.as_ref().map(|model| model.service.drain());
         let reranker = served.reranker.as_ref().map(|model| model.service.drain());
         if let Some(drained) = embedder {
@@ -211,12 +220,12 @@ impl AppState {
         }
     }
 
-    /// The queue in front of the embedder, once there is one.
+    /// The queue of the embedder; `None` until it is loaded, or if there is none.
     pub fn embedder(&self) -> Option<&Service<Embedder>> {
         Some(&self.inner.served.get()?.embedder.as_ref()?.service)
     }
 
-    /// The queue in front of the reranker, once there is one.
+    /// The queue of the reranker; `None` until it is loaded, or if there is none.
     pub fn reranker(&self) -> Option<&Service<Reranker>> {
         Some(&self.inner.served.get()?.reranker.as_ref()?.service)
     }
@@ -229,8 +238,15 @@ impl AppState {
         &self.inner.metrics
     }
 
-    pub(crate) fn permits(&self) -> &Arc<Semaphore> {
-        &self.inner.permits
+    /// Whether [`AppState::try_permit`] would return `None`.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.inner.permits.available_permits() == 0
+    }
+
+    /// A permit to process one request; `None` if `max_concurrent_requests` are being processed.
+    pub(crate) fn try_permit(&self) -> Option<Permit> {
+        let permit = Arc::clone(&self.inner.permits).try_acquire_owned().ok()?;
+        Some(Permit { _permit: Arc::new(permit) })
     }
 
     pub(crate) fn served_if_loaded(&self) -> Option<&Served> {
@@ -241,10 +257,10 @@ impl AppState {
         self.inner.served.get().ok_or_else(ApiError::loading)
     }
 
-    /// What a client is told of an error about the texts of `field`.
-    pub(crate) fn explain(&self, error: Error, field: Field) -> ApiError {
+    /// The response to an error of the model about the texts in `field`.
+    pub(crate) fn api_error(&self, error: Error, field: Field) -> ApiError {
         match error {
-            // It was drained, and has not died.
+            // The service has stopped because it was drained, not because it died.
             Error::ServiceStopped if self.is_draining() => {
                 ApiError::not_running(ServiceState::Draining)
             }
@@ -264,43 +280,58 @@ impl Served {
         embedder.into_iter().chain(reranker)
     }
 
-    /// Every name of every model, the embedder's first.
+    /// The current state of each model, for metrics.
+    pub(crate) fn model_states(&self) -> impl Iterator<Item = ModelState> {
+        let embedder = self.embedder.as_ref().map(|model| ModelState {
+            model: "embedder",
+            n_waiting: model.service.waiting_texts(),
+            counts: model.service.model().sharing_counts(),
+        });
+        let reranker = self.reranker.as_ref().map(|model| ModelState {
+            model: "reranker",
+            n_waiting: model.service.waiting_texts(),
+            counts: model.service.model().sharing_counts(),
+        });
+        embedder.into_iter().chain(reranker)
+    }
+
+    /// All names of all models, those of the embedder first.
     pub(crate) fn names(&self) -> Vec<&str> {
         let embedder = self.embedder.iter().flat_map(|model| model.names.all());
         let reranker = self.reranker.iter().flat_map(|model| model.names.all());
         embedder.chain(reranker).collect()
     }
 
-    /// Whether only a reranker is served.
-    pub(crate) fn only_ranks(&self) -> bool {
+    /// Whether a reranker is served and no embedder.
+    pub(crate) fn serves_only_reranker(&self) -> bool {
         self.embedder.is_none() && self.reranker.is_some()
     }
 
-    /// The embedder, for a request that names a model so, if it names one at all.
-    pub(crate) fn embedder(&self, name: Option<&str>) -> Result<&Named<Embedder>, ApiError> {
+    /// The embedder, for a request that names the model `name`.
+    pub(crate) fn embedder(&self, name: Option<&str>) -> Result<&ServedModel<Embedder>, ApiError> {
         self.choose(self.embedder.as_ref(), name, |other| {
-            format!("`{other}` is a reranker, which gives no embeddings")
+            format!("`{other}` is a reranker and computes no embeddings")
         })
     }
 
-    /// The reranker, for a request that names a model so, if it names one at all.
-    pub(crate) fn reranker(&self, name: Option<&str>) -> Result<&Named<Reranker>, ApiError> {
+    /// The reranker, for a request that names the model `name`.
+    pub(crate) fn reranker(&self, name: Option<&str>) -> Result<&ServedModel<Reranker>, ApiError> {
         self.choose(self.reranker.as_ref(), name, |other| {
             format!(
-                "`{other}` was loaded as an embedding model (`--model-path`), and a reranker is loaded \
-                 with `--reranker-path`"
+                "`{other}` is an embedding model, loaded with `--model-path`; a reranker is loaded with \
+                 `--reranker-path`"
             )
         })
     }
 
-    /// The model of one kind, unless the name is that of a model of the other kind, or of no model where
-    /// such names are refused.
+    /// Returns `model`, unless `name` is the name of the other kind of model, or is unknown and names are strict.
+    /// `describe_other` says what kind of model the other one is.
     fn choose<'a, M>(
         &self,
-        model: Option<&'a Named<M>>,
+        model: Option<&'a ServedModel<M>>,
         name: Option<&str>,
-        is_other: impl Fn(&str) -> String,
-    ) -> Result<&'a Named<M>, ApiError> {
+        describe_other: impl Fn(&str) -> String,
+    ) -> Result<&'a ServedModel<M>, ApiError> {
         let names = self.names();
         let name = name.filter(|name| !name.is_empty());
         let known = name.filter(|name| names.contains(name));
@@ -312,13 +343,13 @@ impl Served {
                 None => Ok(model),
                 Some(other) => {
                     let message =
-                        format!("{}; the model for it is `{}`", is_other(other), model.name);
+                        format!("{}; use the model `{}`", describe_other(other), model.name);
                     Err(ApiError::wrong_model(message))
                 }
             },
             (None, _) => Err(ApiError::wrong_model(match known.or(names.first().copied()) {
                 Some(other) => {
-                    format!("{}; it is the only model that is loaded", is_other(other))
+                    format!("{}; it is the only model that is loaded", describe_other(other))
                 }
                 None => "no model is loaded".to_owned(),
             })),

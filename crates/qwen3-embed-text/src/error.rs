@@ -1,104 +1,104 @@
 use std::path::PathBuf;
 
-/// What can go wrong between a text and its tokens.
+/// Errors of loading a tokenizer, of tokenizing and of decoding.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file is no `tokenizer.json`, or a vocabulary is not one of byte-pair encoding.
+    /// The file is not a valid `tokenizer.json`, or a vocabulary is not valid for byte-pair encoding.
     #[error("{} is not a tokenizer", path.display())]
     Tokenizer {
-        /// The file.
+        /// The tokenizer file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error of the tokenizers crate.
         source: tokenizers::Error,
     },
-    /// A vocabulary is not that of a Qwen3 model, or its parts do not fit one another.
+    /// The vocabulary of a GGUF file is not that of a Qwen3 model, or its parts contradict each other.
     #[error("{}: {what}: expected {expected}, got {got}", path.display())]
     Vocabulary {
-        /// The file that the vocabulary comes from.
+        /// The file that contains the vocabulary.
         path: PathBuf,
-        /// What is wrong.
+        /// The part of the vocabulary that is wrong.
         what: String,
-        /// What is understood.
+        /// The supported value.
         expected: String,
-        /// What is there.
+        /// The value in the file.
         got: String,
     },
-    /// The tokenizer's post-processor adds something else than one token behind the text, so that
-    /// it is not one of a model that pools the last token.
+    /// The post-processor of the tokenizer does more than append one token to a text, so the tokenizer does not belong to
+    /// a Qwen3 embedding model.
     #[error(
-        "{}: the post-processor turns the tokens {bare:?} into {processed:?}; expected them \
-         unchanged or with one token behind them",
+        "{}: the post-processor turns the tokens {bare:?} into {processed:?}; expected the same \
+         tokens, with at most one token appended",
         path.display()
     )]
     PostProcessor {
-        /// The tokenizer's file.
+        /// The tokenizer file.
         path: PathBuf,
-        /// A text's own tokens.
+        /// Tokens of a text before the post-processor.
         bare: Vec<u32>,
-        /// The same text's tokens after the post-processor.
+        /// Tokens of the same text after the post-processor.
         processed: Vec<u32>,
     },
-    /// Neither the post-processor nor the vocabulary has an end-of-text token.
+    /// The post-processor appends no token, and the vocabulary has no end-of-text token.
     #[error("{} has no end-of-text token: expected `{expected}`", path.display())]
     NoEndOfText {
-        /// The tokenizer's file.
+        /// The tokenizer file.
         path: PathBuf,
-        /// The token that was looked for.
+        /// The missing token.
         expected: &'static str,
     },
-    /// The tokenizer lacks a token that a reranker's prompt or its answer is made of.
+    /// The tokenizer lacks a token of the reranker's prompt, or one of the tokens `yes` and `no`.
     #[error("{} has no token `{token}`, which a reranker needs", path.display())]
-    NoToken {
-        /// The tokenizer's file.
+    MissingToken {
+        /// The tokenizer file.
         path: PathBuf,
-        /// The token that was looked for.
+        /// The missing token.
         token: &'static str,
     },
-    /// A limit leaves no room for a reranker's prompt, of which only document and query may be cut.
+    /// The limit is too small for a reranker's prompt, even without query and document.
     #[error(
         "the prompt takes {n_tokens} tokens without query and document, the limit is {max_tokens}"
     )]
     FrameTooLong {
-        /// Tokens of the prompt, its instruction included.
+        /// Number of tokens of the prompt, including the instruction.
         n_tokens: usize,
         /// The limit.
         max_tokens: usize,
     },
-    /// A token that should be turned into text is not in the vocabulary.
+    /// A token id that should be decoded is not in the vocabulary.
     #[error("token id {id} at position {position} is not in the vocabulary")]
-    NoSuchToken {
-        /// Its position.
+    UnknownTokenId {
+        /// Position of the token id.
         position: usize,
         /// The token id.
         id: u32,
     },
-    /// Tokens could not be turned into text.
-    #[error("the tokens could not be decoded")]
+    /// Token ids could not be decoded.
+    #[error("the token ids could not be decoded")]
     Decode {
-        /// What the tokenizer said.
+        /// The error of the tokenizers crate.
         source: tokenizers::Error,
     },
     /// A text could not be tokenized.
     #[error("text {text} could not be tokenized")]
     Encode {
-        /// Index of the text in the call.
+        /// Index of the text in the caller's list.
         text: usize,
-        /// What the tokenizer said.
+        /// The error of the tokenizers crate.
         source: tokenizers::Error,
     },
-    /// A text has a longer run of white space than the tokenizer's regex engine can follow; it would
-    /// silently give other tokens from there on.
+    /// A text has more white space in a row than the regex engine of the tokenizer supports. The engine would silently
+    /// tokenize the rest of the text differently.
     #[error("text {text} has {got} white-space characters in a row, the limit is {limit}")]
     WhiteSpace {
-        /// Index of the text in the call.
+        /// Index of the text in the caller's list.
         text: usize,
-        /// Length of the longest run, in characters.
+        /// Length of the longest run of white space, in characters.
         got: usize,
-        /// The longest run that is tokenized.
+        /// The longest run that is supported, in characters.
         limit: usize,
     },
 }
 
-/// A result whose error is this crate's.
+/// A result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

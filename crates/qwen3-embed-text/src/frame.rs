@@ -1,7 +1,7 @@
-//! The text of the Qwen3 rerankers' prompt around query and document: what is put around a pair, and how it is
-//! recognized in texts whose client has put it there already.
+//! The text of the rerankers' prompt around a query and a document (the *frame*): building it, and recognizing it in texts
+//! that already contain it.
 
-/// What comes before the instruction, its special tokens spelled out.
+/// The frame before the instruction, with special tokens spelled out.
 pub(crate) const PREFIX: &str = concat!(
     "<|im_start|>system\n",
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. ",
@@ -9,14 +9,15 @@ pub(crate) const PREFIX: &str = concat!(
     "<|im_start|>user\n",
 );
 
-/// What comes behind the document: the model has thought nothing, and its next token is the answer.
+/// The frame after the document. It ends with an empty `<think>` block, so that the next token of the model is `yes` or
+/// `no`.
 pub(crate) const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
 const INSTRUCT: &str = "<Instruct>: ";
 const QUERY: &str = "\n<Query>: ";
 const DOCUMENT: &str = "<Document>: ";
 
-/// The text between [`PREFIX`] and [`SUFFIX`], and where the query and the document begin in it.
+/// The text between [`PREFIX`] and [`SUFFIX`], and the byte offsets of the query and of the document in this text.
 pub(crate) fn pair_text(instruction: &str, query: &str, document: &str) -> (String, usize, usize) {
     let mut text = [INSTRUCT, instruction, QUERY].concat();
     let query_start = text.len();
@@ -28,26 +29,25 @@ pub(crate) fn pair_text(instruction: &str, query: &str, document: &str) -> (Stri
     (text, query_start, document_start)
 }
 
-/// Whether a query has the frame of [`RerankTemplate`](crate::RerankTemplate) around it, which a client puts
-/// there that was written for a server without the template.
+/// Whether a query already contains the prompt of [`RerankTemplate`](crate::RerankTemplate). Clients that were written for
+/// servers without the template send such queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryFrame<'a> {
-    /// The query has no frame.
+    /// The query does not begin with the prompt.
     Absent,
-    /// The query has the frame up to the document, exactly as the template writes it.
+    /// The query begins with the prompt up to the document, exactly as the template writes it.
     Exact {
-        /// The instruction in the frame.
+        /// The instruction in the prompt.
         instruction: &'a str,
-        /// The query in the frame.
+        /// The query in the prompt.
         query: &'a str,
     },
-    /// The query begins like the frame, and goes on in another way: another system message, for instance, or
-    /// no system message.
+    /// The query begins like the prompt but differs from it, for example in the system message.
     Other,
 }
 
 impl<'a> QueryFrame<'a> {
-    /// Looks for the frame at the beginning of a query.
+    /// Looks for the prompt at the beginning of a query.
     ///
     /// # Examples
     ///
@@ -70,8 +70,8 @@ impl<'a> QueryFrame<'a> {
     }
 }
 
-/// The document in the part of the frame that belongs behind [`QueryFrame::Exact`], or nothing if `text` is not
-/// exactly that.
+/// Removes the part of the prompt that follows [`QueryFrame::Exact`] from around a document. Returns `None` if `text` is not
+/// exactly this part of the prompt.
 ///
 /// # Examples
 ///

@@ -1,16 +1,15 @@
-//! Strings in, token ids out: the tokenizer, the templates and truncation of the Qwen3 embedding models
-//! and rerankers.
+//! Tokenizer, prompts and truncation for Qwen3 embedding models and rerankers: strings in, token ids out.
 //!
-//! An input of an embedding model is its text's tokens followed by exactly one end-of-text token:
-//! the model's answer is the hidden state at that token. [`Tokenizer::encode`] appends it whether or
-//! not `tokenizer.json` says so, and [`truncate`] keeps it.
+//! The input of an embedding model is the tokens of a text followed by one end-of-text token. Last-token pooling uses the
+//! hidden state at this token as the vector. [`Tokenizer::encode`] appends the token even if `tokenizer.json` does not
+//! ask for it, and [`truncate`] keeps it.
 //!
-//! Queries are embedded behind an instruction, see [`instruct`]; documents are embedded bare.
+//! Queries are embedded with an instruction, see [`instruct`]. Documents are embedded without one.
 //!
-//! A reranker reads a query and a document in a frame, see [`RerankTemplate`], without an end-of-text
-//! token. [`QueryFrame`] recognizes texts whose client has put the frame around them already.
+//! A reranker reads a query and a document inside a prompt, see [`RerankTemplate`]. The prompt has no end-of-text token.
+//! [`QueryFrame`] recognizes queries that already contain the prompt.
 //!
-//! This crate never sees a tensor.
+//! This crate does not depend on candle and never sees a tensor.
 #![forbid(unsafe_code)]
 
 mod error;

@@ -6,13 +6,13 @@ use tokenizers::Encoding;
 use crate::frame::{PREFIX, SUFFIX, pair_text};
 use crate::{Error, Result, Tokenizer};
 
-/// Stands for an expression of a chat template.
+/// Placeholder for an expression of a chat template.
 const EXPRESSION: &str = "\u{0}";
 
-/// The special tokens of the frame.
+/// The special tokens of the prompt.
 const SPECIAL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"];
 
-/// The prompt of the Qwen3 rerankers, in the tokens of their tokenizer.
+/// The prompt of the Qwen3 rerankers, as token ids.
 ///
 /// ```text
 /// <|im_start|>system
@@ -29,18 +29,17 @@ const SPECIAL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 ///
 /// ```
 ///
-/// (The sentence that begins with `Judge` is one line.) No end-of-text token is appended. What stands
-/// before `<Instruct>` and behind the document is put around a pair as token ids, and the pair itself is
-/// plain text: no instruction, query or document can make a special token, or reach what is around it.
+/// (The sentence that begins with `Judge` is one line.) No end-of-text token is appended. The parts before `<Instruct>` and
+/// after the document are token ids that are looked up once. The pair between them is tokenized as plain text, so no
+/// instruction, query or document can contain a special token or change the text around it.
 ///
-/// A prompt that is too long loses tokens at the end of its document. If the document is gone and it is
-/// still too long, the query is cut at its end. The rest is never cut.
+/// A prompt that is too long loses tokens at the end of its document. If the document is gone and the prompt is still too
+/// long, the query is cut at its end. The rest is never cut.
 ///
 /// # Source
 ///
-/// The model card of Qwen3-Reranker, `format_instruction` and `process_inputs`. The tokens are the same
-/// but for texts that spell special tokens, which are parsed there, and for limits that the document
-/// alone cannot meet, where the frame is cut there.
+/// The model card of Qwen3-Reranker, `format_instruction` and `process_inputs`. There are two differences: that code parses
+/// special tokens in texts, and it cuts the template if cutting the document is not enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RerankTemplate {
     prefix: Vec<u32>,
@@ -50,62 +49,64 @@ pub struct RerankTemplate {
 }
 
 impl RerankTemplate {
-    /// The prompt in the tokens of `tokenizer`, whose file `path` is named in errors.
+    /// Looks up the tokens of the prompt. `path` is for error messages only.
     ///
     /// # Errors
     ///
-    /// [`Error::NoToken`] if the tokenizer lacks one of the special tokens, `yes` or `no`.
+    /// [`Error::MissingToken`] if the tokenizer lacks one of the special tokens, `yes` or `no`.
     pub fn new(tokenizer: &Tokenizer, path: &Path) -> Result<Self> {
-        let no_token = |token| Error::NoToken { path: path.to_path_buf(), token };
+        let missing = |token| Error::MissingToken { path: path.to_path_buf(), token };
         for token in SPECIAL {
-            let id = tokenizer.id(token).ok_or_else(|| no_token(token))?;
+            let id = tokenizer.id(token).ok_or_else(|| missing(token))?;
             if tokenizer.encode_special(token)? != [id] {
-                return Err(no_token(token));
+                return Err(missing(token));
             }
         }
         Ok(Self {
             prefix: tokenizer.encode_special(PREFIX)?,
             suffix: tokenizer.encode_special(SUFFIX)?,
-            yes: tokenizer.id("yes").ok_or_else(|| no_token("yes"))?,
-            no: tokenizer.id("no").ok_or_else(|| no_token("no"))?,
+            yes: tokenizer.id("yes").ok_or_else(|| missing("yes"))?,
+            no: tokenizer.id("no").ok_or_else(|| missing("no"))?,
         })
     }
 
-    /// Whether a chat template of transformers makes this prompt: whether the text that is left without
-    /// its expressions is that of the prompt. A template with other statements than `set` does not count.
-    pub fn is_made_by(chat_template: &str) -> bool {
+    /// Whether a chat template of transformers produces this prompt.
+    ///
+    /// The text of the template outside of its expressions must be the text of the prompt. Templates with statements other
+    /// than `set` do not match.
+    pub fn matches_chat_template(chat_template: &str) -> bool {
         let hole = EXPRESSION;
         let pair = format!("<Instruct>: {hole}\n<Query>: {hole}\n<Document>: {hole}");
         text_of_template(chat_template) == Some([PREFIX, &pair, SUFFIX].concat())
     }
 
-    /// The token of the answer that the document meets the requirements.
+    /// The id of the token `yes`: the document meets the requirements.
     pub fn yes(&self) -> u32 {
         self.yes
     }
 
-    /// The token of the answer that it does not.
+    /// The id of the token `no`: the document does not meet the requirements.
     pub fn no(&self) -> u32 {
         self.no
     }
 
-    /// The tokens that every prompt begins with, up to `<Instruct>`.
+    /// The tokens at the start of every prompt, before `<Instruct>`.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
     }
 
-    /// The tokens that every prompt ends with, from behind the document on.
+    /// The tokens at the end of every prompt, after the document.
     pub fn suffix(&self) -> &[u32] {
         &self.suffix
     }
 
-    /// The prompt of each pair of a query and a document, of at most `max_tokens`, in parallel on
+    /// Builds the prompt of each pair of a query and a document, with at most `max_tokens` tokens. Runs in parallel on
     /// rayon's current pool.
     ///
     /// # Errors
     ///
     /// [`Error::Encode`] or [`Error::WhiteSpace`] with the index of a pair that could not be tokenized;
-    /// [`Error::FrameTooLong`] if the prompt is over the limit without query and document.
+    /// [`Error::FrameTooLong`] if the prompt exceeds the limit even without query and document.
     pub fn encode_batch(
         &self,
         tokenizer: &Tokenizer,
@@ -128,24 +129,26 @@ impl RerankTemplate {
     }
 }
 
-/// What stands in the frame.
+/// The texts of one prompt.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
-    /// Its index in the call.
+    /// Index of the pair in the caller's list.
     idx: usize,
     instruction: &'a str,
     query: &'a str,
     document: &'a str,
 }
 
-/// Tokens within a limit, or how many there are at least.
+/// The result of fitting a pair into a limit.
 enum Fitted {
+    /// The tokens of the pair, cut if necessary.
     Tokens(Vec<u32>),
+    /// The number of tokens of the pair without query and document, which exceeds the limit.
     Needs(usize),
 }
 
 impl Pair<'_> {
-    /// The pair in at most `room` tokens.
+    /// Tokenizes the pair and cuts it to `room` tokens.
     fn tokens(self, tokenizer: &Tokenizer, room: usize) -> Result<Fitted> {
         let (text, _, document_start) = self.text();
         let encoding = tokenizer.encode_spans(self.idx, &text)?;
@@ -153,7 +156,7 @@ impl Pair<'_> {
         if ids.len() <= room {
             return Ok(Fitted::Tokens(ids.to_vec()));
         }
-        // A token of the document may begin with the space in front of it.
+        // The first token of the document may begin with the space before the document.
         let before = encoding.get_offsets().iter().take_while(|span| span.1 <= document_start);
         if before.count() < room {
             return Ok(Fitted::Tokens(ids[..room].to_vec()));
@@ -161,8 +164,8 @@ impl Pair<'_> {
         self.tokens_of_query(tokenizer, room)
     }
 
-    /// The same without its document, and with as much of its query as there is room for: cut where a
-    /// token begins, and tokenized anew, because what stands behind it may merge with its new end.
+    /// Tokenizes the pair without its document, and cuts its query until it fits. The query is cut where a token begins and
+    /// is then tokenized again, because its new end may merge with the text after it.
     fn tokens_of_query(mut self, tokenizer: &Tokenizer, room: usize) -> Result<Fitted> {
         self.document = "";
         loop {
@@ -179,19 +182,19 @@ impl Pair<'_> {
         }
     }
 
-    /// The pair as text, and where the query and the document begin in it.
+    /// The pair as text, and the byte offsets of the query and of the document.
     fn text(self) -> (String, usize, usize) {
         pair_text(self.instruction, self.query, self.document)
     }
 }
 
-/// The text of a Jinja template, with [`EXPRESSION`] in the place of every expression. Nothing if there are
-/// other statements than `set`.
+/// The text of a Jinja template, with [`EXPRESSION`] in place of every expression. Returns `None` for templates with
+/// statements other than `set`.
 ///
 /// # Source
 ///
-/// The documentation of Jinja, *White Space Control*, with the settings of transformers: the first line feed
-/// behind a statement and the last one of the template go.
+/// The documentation of Jinja, *White Space Control*, with the settings of transformers, which remove the first line feed
+/// after a statement and the last line feed of the template.
 fn text_of_template(template: &str) -> Option<String> {
     let mut rest = template.strip_suffix('\n').unwrap_or(template);
     let mut text = String::new();
@@ -224,15 +227,14 @@ fn text_of_template(template: &str) -> Option<String> {
     Some(text)
 }
 
-/// `query`, which is not empty and begins at `query_start` of the text with this encoding, without its
-/// last `n` tokens.
+/// Removes the last `n` tokens of a query, which begins at the byte `query_start` of the encoded text and is not empty.
 fn without_last<'a>(query: &'a str, query_start: usize, encoding: &Encoding, n: usize) -> &'a str {
     let range = query_start..query_start + query.len();
     let starts = encoding.get_offsets().iter().map(|span| span.0);
     let starts: Vec<usize> = starts.filter(|start| range.contains(start)).collect();
     let kept = starts.len().saturating_sub(n);
     let end = starts.get(kept).map_or(0, |start| start - query_start);
-    // Tokens of a part of a character begin where it begins.
+    // If the token begins inside a character, the whole character is removed.
     let end = (0..=end).rev().find(|&at| query.is_char_boundary(at));
     &query[..end.unwrap_or(0)]
 }

@@ -1,10 +1,10 @@
-/// The task of a query that comes with no other: the one that the models were trained on most.
+/// The default instruction for queries: the task that the models were mainly trained for.
 pub const DEFAULT_INSTRUCTION: &str =
     "Given a web search query, retrieve relevant passages that answer the query";
 
-/// A query behind its instruction, as the models were trained: there is no space after `Query:`.
+/// Puts an instruction before a query, in the format that the models were trained with. There is no space after `Query:`.
 ///
-/// Instructions are best written in English, whatever the query's language.
+/// Instructions work best in English, whatever the language of the query.
 ///
 /// # Examples
 ///

@@ -8,39 +8,39 @@ use tokenizers::{
 
 use crate::{Error, Result, Vocabulary};
 
-/// The token that ends every input of a Qwen3 embedding model.
+/// The token at the end of every input of a Qwen3 embedding model.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// The longest run of white space, in characters, that is given to the tokenizer: half of what its
-/// regex engine can hold on its stack.
+/// The longest run of white space, in characters, that is passed to the tokenizer. The stack of its regex engine overflows
+/// at twice this length.
 const MAX_WHITE_SPACE: usize = 500_000;
 
-/// What becomes of a text that spells a special token, such as `<|im_end|>` or `<think>`.
+/// How text that spells a special token, such as `<|im_end|>` or `<think>`, is tokenized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SpecialTokens {
-    /// It is parsed as that token, as transformers does by default.
+    /// As the special token. This is the default in transformers too.
     #[default]
     Parse,
-    /// It is text like any other: nothing that a text contains can become a special token.
+    /// As plain text, so that no text can contain a special token.
     PlainText,
 }
 
-/// A token, and what it stands for.
+/// A token and the part of the text that it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// The token's id.
+    /// The token id.
     pub id: u32,
-    /// Whether it is a special token, such as `<|endoftext|>`.
+    /// Whether the token is special, such as `<|endoftext|>`.
     pub special: bool,
-    /// The characters that it stands for. One that several tokens make up belongs to all of them.
+    /// The part of the text. A character that consists of several tokens belongs to each of them.
     pub text: String,
-    /// Where they begin in the text, in characters.
+    /// Start of the part, in characters.
     pub start: usize,
-    /// Where they end, in characters.
+    /// End of the part, in characters.
     pub end: usize,
 }
 
-/// A model's tokenizer, from its `tokenizer.json` or from the vocabulary of a GGUF file.
+/// The tokenizer of a model, from its `tokenizer.json` or from the vocabulary of a GGUF file.
 ///
 /// # Examples
 ///
@@ -59,30 +59,32 @@ pub struct Piece {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     end_of_text: u32,
-    /// Whether the post-processor appends it.
+    /// Whether the post-processor of the file appends the end-of-text token.
     file_appends: bool,
+    /// Whether [`Tokenizer::encode`] appends the end-of-text token.
     appends: bool,
 }
 
 impl Tokenizer {
-    /// Reads the contents of a `tokenizer.json`; `path` is named in errors. What the file says of
-    /// truncation and padding is not used.
+    /// Parses the contents of a `tokenizer.json`. `path` is for error messages only. The truncation and padding settings of
+    /// the file are ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] if it does not parse; [`Error::PostProcessor`] or
-    /// [`Error::NoEndOfText`] if it is not the tokenizer of such a model.
+    /// [`Error::Tokenizer`] if the file cannot be parsed; [`Error::PostProcessor`] or [`Error::NoEndOfText`] if it is not
+    /// the tokenizer of a Qwen3 embedding model or reranker.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         without_panic(path, || Self::parse(json, path))
     }
 
-    /// Builds the tokenizer of a vocabulary; `path` is named in errors. It gives the tokens of the
-    /// `tokenizer.json` of the same vocabulary, and appends `<|endoftext|>` whatever else the
-    /// vocabulary's file says.
+    /// Builds the tokenizer of a GGUF file. `path` is for error messages only.
+    ///
+    /// The tokenizer gives the same tokens as the `tokenizer.json` of the same vocabulary. It appends `<|endoftext|>`,
+    /// whatever the GGUF file says about its end-of-text token.
     ///
     /// # Errors
     ///
-    /// [`Error::Vocabulary`] or [`Error::Tokenizer`] if it is not a vocabulary of a Qwen3 model,
+    /// [`Error::Vocabulary`] or [`Error::Tokenizer`] if the vocabulary is not that of a Qwen3 model,
     /// [`Error::NoEndOfText`] if it lacks `<|endoftext|>`.
     pub fn from_vocabulary(vocabulary: &Vocabulary<'_>, path: &Path) -> Result<Self> {
         without_panic(path, || {
@@ -100,33 +102,33 @@ impl Tokenizer {
         Ok(Self { inner, end_of_text, file_appends, appends: true })
     }
 
-    /// The same tokenizer, but for the end-of-text token, which is appended only where the post-processor of
-    /// `tokenizer.json` does: for models that do not need it, because they do not pool the last token.
-    pub fn as_its_file_says(self) -> Self {
+    /// Makes the tokenizer append the end-of-text token only if the post-processor of `tokenizer.json` appends it.
+    ///
+    /// Only last-token pooling needs the token. Models with another pooling use the setting of their file.
+    pub fn follow_file_for_end_of_text(self) -> Self {
         Self { appends: self.file_appends, ..self }
     }
 
-    /// Whether every text's tokens end with the end-of-text token.
+    /// Whether [`Tokenizer::encode`] appends the end-of-text token.
     pub fn appends_end_of_text(&self) -> bool {
         self.appends
     }
 
-    /// The tokens of `text`, followed by one end-of-text token, unless
-    /// [`as_its_file_says`](Self::as_its_file_says) leaves it away.
+    /// Tokenizes a text and appends one end-of-text token, unless
+    /// [`follow_file_for_end_of_text`](Self::follow_file_for_end_of_text) has turned this off.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] or [`Error::WhiteSpace`], naming text 0.
+    /// [`Error::Encode`] or [`Error::WhiteSpace`], with the index 0.
     pub fn encode(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
         self.encode_nth(0, text, special_tokens)
     }
 
-    /// [`encode`](Self::encode) for many texts, in parallel on rayon's current pool.
+    /// Tokenizes many texts like [`encode`](Self::encode), in parallel on rayon's current pool.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] or [`Error::WhiteSpace`] with the index of a text that could not be
-    /// tokenized.
+    /// [`Error::Encode`] or [`Error::WhiteSpace`] with the index of a text that could not be tokenized.
     pub fn encode_batch(
         &self,
         texts: &[impl AsRef<str> + Sync],
@@ -136,11 +138,11 @@ impl Tokenizer {
         texts.map(|(i, text)| self.encode_nth(i, text.as_ref(), special_tokens)).collect()
     }
 
-    /// The tokens of `text` as [`encode`](Self::encode) gives them, and what each of them stands for.
+    /// Tokenizes a text like [`encode`](Self::encode), and returns the part of the text that each token stands for.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] or [`Error::WhiteSpace`], naming text 0.
+    /// [`Error::Encode`] or [`Error::WhiteSpace`], with the index 0.
     pub fn pieces(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<Piece>> {
         check_white_space(text)?;
         let encoding = match special_tokens {
@@ -148,7 +150,7 @@ impl Tokenizer {
             SpecialTokens::PlainText => self.encode_plain(text, OffsetType::Char),
         };
         let encoding = encoding.map_err(|source| Error::Encode { text: 0, source })?;
-        // Where each character begins, in bytes, and where the last ends.
+        // The byte offset of each character, and of the end of the text.
         let starts = text.char_indices().map(|(at, _)| at);
         let starts: Vec<usize> = starts.chain([text.len()]).collect();
         let tokens = encoding.get_ids().iter().zip(encoding.get_tokens());
@@ -169,50 +171,50 @@ impl Tokenizer {
         Ok(pieces)
     }
 
-    /// The text that `tokens` stand for, without special tokens if `skips_special`. Bytes that are no whole
-    /// character become U+FFFD.
+    /// Turns token ids into text, without special tokens if `skip_special` is true. Bytes that are not a whole character
+    /// become U+FFFD.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchToken`] if one is not in the vocabulary; [`Error::Decode`] if the tokenizer refuses
-    /// them.
-    pub fn decode(&self, tokens: &[u32], skips_special: bool) -> Result<String> {
+    /// [`Error::UnknownTokenId`] if an id is not in the vocabulary; [`Error::Decode`] if the tokenizer cannot decode the
+    /// ids.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
         let is_unknown = |&id: &u32| self.inner.id_to_token(id).is_none();
         if let Some(position) = tokens.iter().position(is_unknown) {
-            return Err(Error::NoSuchToken { position, id: tokens[position] });
+            return Err(Error::UnknownTokenId { position, id: tokens[position] });
         }
-        self.inner.decode(tokens, skips_special).map_err(|source| Error::Decode { source })
+        self.inner.decode(tokens, skip_special).map_err(|source| Error::Decode { source })
     }
 
-    /// The beginning of `text`, taken as plain text, that has at most `max_tokens` tokens. It ends where a
-    /// token and a character end.
+    /// The longest beginning of `text` with at most `max_tokens` tokens. Special tokens in the text count as plain text, and
+    /// no character is split.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] or [`Error::WhiteSpace`], naming text 0.
+    /// [`Error::Encode`] or [`Error::WhiteSpace`], with the index 0.
     pub fn cut<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str> {
         let encoding = self.encode_spans(0, text)?;
         let spans = encoding.get_offsets();
         if spans.len() <= max_tokens {
             return Ok(text);
         }
-        // A character that several tokens make up ends where the first token does that is left out.
+        // The first token that is left out may begin inside a character; then the whole character is left out.
         let end = spans[max_tokens].0;
         let end = (0..=end).rev().find(|&at| text.is_char_boundary(at));
         Ok(&text[..end.unwrap_or(0)])
     }
 
-    /// The id of the token that ends every input.
+    /// The id of the end-of-text token.
     pub fn end_of_text(&self) -> u32 {
         self.end_of_text
     }
 
-    /// Number of tokens that texts are made of, without the added (special) ones.
+    /// Number of tokens in the vocabulary without the added tokens, which include the special ones.
     pub fn base_vocab_size(&self) -> usize {
         self.inner.get_vocab_size(false)
     }
 
-    /// The id of a token, special or not, that is written so.
+    /// The id of a token, special or not, by its spelling.
     pub(crate) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
@@ -221,15 +223,15 @@ impl Tokenizer {
         self.inner.get_added_vocabulary().is_special_token(token)
     }
 
-    /// The tokens of `text` alone, special tokens parsed.
+    /// Tokenizes a text with special tokens, without an end-of-text token.
     pub(crate) fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false);
         let encoding = encoding.map_err(|source| Error::Encode { text: 0, source })?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The tokens of the text of index `text`, `s`, taken as plain text, and the bytes of it that each of
-    /// them stands for. A character that takes several tokens belongs to all of them.
+    /// Tokenizes `s` as plain text, with the byte range of each token. A character that takes several tokens belongs to all
+    /// of them. `text` is the index for errors.
     pub(crate) fn encode_spans(&self, text: usize, s: &str) -> Result<Encoding> {
         check_white_space_of(text, s)?;
         self.encode_plain(s, OffsetType::Byte).map_err(|source| Error::Encode { text, source })
@@ -249,7 +251,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The pipeline without the step that looks for added tokens.
+    /// The steps of the tokenizers crate without the one that looks for added tokens.
     fn encode_plain(&self, text: &str, offsets: OffsetType) -> tokenizers::Result<Encoding> {
         let mut normalized = NormalizedString::from(text);
         if let Some(normalizer) = self.inner.get_normalizer() {
@@ -264,8 +266,8 @@ impl Tokenizer {
     }
 }
 
-/// Turns a panic into an error: the tokenizers crate panics on some damaged files, on a template that
-/// names a token which it does not define, for instance.
+/// Turns a panic into an error. The tokenizers crate panics on some damaged files, for example if a template names a token
+/// that it does not define.
 fn without_panic(
     path: &Path,
     load: impl FnOnce() -> Result<Tokenizer> + UnwindSafe,
@@ -276,12 +278,13 @@ fn without_panic(
     })
 }
 
-/// Refuses a text whose white space the tokenizer's regex engine cannot follow, as tokenizing it does: for
-/// callers that put texts together and want to know which of them it is.
+/// Checks that a text does not have more white space in a row than the tokenizer supports.
+///
+/// Tokenizing checks this too. Callers that join texts use this function to find out which of them is the reason.
 ///
 /// # Errors
 ///
-/// [`Error::WhiteSpace`], naming text 0.
+/// [`Error::WhiteSpace`], with the index 0.
 pub fn check_white_space(text: &str) -> Result<()> {
     check_white_space_of(0, text)
 }
@@ -294,7 +297,7 @@ fn check_white_space_of(text: usize, s: &str) -> Result<()> {
     Ok(())
 }
 
-/// Length of the longest run of white space, in characters; 0 for texts too short to matter.
+/// Length of the longest run of white space, in characters. Returns 0 for texts that are shorter than the limit.
 fn longest_white_space(text: &str) -> usize {
     if text.len() <= MAX_WHITE_SPACE {
         return 0;
@@ -302,10 +305,10 @@ fn longest_white_space(text: &str) -> usize {
     text.split(|c: char| !c.is_whitespace()).map(|run| run.chars().count()).max().unwrap_or(0)
 }
 
-/// The token that the post-processor appends, or the vocabulary's `<|endoftext|>` if it adds none, and
-/// whether it does.
+/// The end-of-text token, and whether the post-processor appends it. If the post-processor appends no token, the
+/// end-of-text token is `<|endoftext|>`.
 ///
-/// The tokenizer's own `eos_token` is not asked: some repositories set it to `<|im_end|>`.
+/// `eos_token` is not used, because some repositories set it to `<|im_end|>`.
 fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, bool)> {
     let encode = |add_special_tokens| match tokenizer.encode_fast("a", add_special_tokens) {
         Ok(encoding) => Ok(encoding.get_ids().to_vec()),

@@ -1,16 +1,16 @@
-/// The side on which a text that is too long loses tokens.
+/// The side on which a text that is too long is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TruncationSide {
-    /// The beginning is cut and the end kept.
+    /// Cuts the beginning and keeps the end.
     Left,
-    /// The end is cut and the beginning kept.
+    /// Cuts the end and keeps the beginning.
     Right,
 }
 
-/// Cuts `tokens` to at most `max_tokens`, keeping the last one: the end-of-text token that
-/// [`Tokenizer::encode`](crate::Tokenizer::encode) appended.
+/// Cuts `tokens` to at most `max_tokens`. The last token is always kept, because it is the end-of-text token that
+/// [`Tokenizer::encode`](crate::Tokenizer::encode) has appended.
 ///
-/// A limit of 0 is taken as 1, because an input without its end-of-text token has no embedding.
+/// A limit of 0 works like 1, because the vector is the hidden state at the end-of-text token.
 ///
 /// # Examples
 ///

@@ -9,22 +9,21 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::{Error, Result};
 
-/// A vocabulary and how it is used, as GGUF files have them: what [`Tokenizer::from_vocabulary`] needs
-/// of a tokenizer that has no `tokenizer.json`.
+/// The vocabulary of a GGUF file, from which [`Tokenizer::from_vocabulary`] builds a tokenizer without a
+/// `tokenizer.json`.
 ///
 /// [`Tokenizer::from_vocabulary`]: crate::Tokenizer::from_vocabulary
 #[derive(Debug, Clone, Copy)]
 pub struct Vocabulary<'a> {
-    /// The kind of tokenizer: `gpt2`, which is byte-level BPE.
+    /// The kind of tokenizer. Only `gpt2` (byte-level BPE) is supported.
     pub model: &'a str,
-    /// How a text is split first: `qwen2`, which is also what converters write for Qwen3.
+    /// The name of the rule that splits a text before BPE. Only `qwen2` is supported; converters also write it for Qwen3.
     pub pre_tokenizer: &'a str,
-    /// The tokens, in the order of their ids; bytes are written as byte-level BPE does.
+    /// The tokens in the order of their ids, with bytes in the notation of byte-level BPE.
     pub tokens: &'a [String],
-    /// For each token what it is: 1 to 6 stand for normal, unknown, control, user-defined, unused and
-    /// byte.
+    /// The type of each token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
     pub token_types: &'a [i32],
-    /// Pairs of tokens with a space between them, the first to be merged first.
+    /// The merges of BPE in the order of their priority, each as two tokens with a space between them.
     pub merges: &'a [String],
 }
 
@@ -32,14 +31,14 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
-/// How Qwen2 and Qwen3 split a text before byte-pair encoding.
+/// The regular expression with which Qwen2 and Qwen3 split a text before BPE.
 const SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
 impl Vocabulary<'_> {
-    /// The tokenizer that a `tokenizer.json` of this vocabulary would give.
+    /// Builds the tokenizer that the `tokenizer.json` of this vocabulary describes.
     pub(crate) fn tokenizer(&self, path: &Path) -> Result<tokenizers::Tokenizer> {
         let damaged = |source| Error::Tokenizer { path: path.to_path_buf(), source };
         self.check(path)?;
@@ -68,7 +67,7 @@ impl Vocabulary<'_> {
         Ok(tokenizer)
     }
 
-    /// Checks all that can be checked without looking a token up.
+    /// Checks the fields and that no token occurs twice.
     fn check(&self, path: &Path) -> Result<()> {
         let (model, pre_tokenizer) = (self.model.to_owned(), self.pre_tokenizer.to_owned());
         if model != "gpt2" {
@@ -90,14 +89,14 @@ impl Vocabulary<'_> {
         sorted.sort_unstable();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => {
-                Err(vocabulary(path, format!("token `{}`", pair[0]), "it once", "it twice"))
+                Err(vocabulary(path, format!("token `{}`", pair[0]), "one entry", "two entries"))
             }
             None => Ok(()),
         }
     }
 
-    /// The ids of the tokens that byte-pair encoding makes, and those of the added ones with whether
-    /// they are special. Unused ones are neither.
+    /// Splits the tokens into those of BPE and the added ones. An added token is special if its flag is `true`. Unused
+    /// tokens are in neither list.
     fn split_added(&self) -> (Vocab, Vec<(usize, bool)>) {
         let (mut vocab, mut added) = (Vocab::default(), Vec::new());
         for (id, (token, kind)) in self.tokens.iter().zip(self.token_types).enumerate() {
@@ -107,15 +106,15 @@ impl Vocabulary<'_> {
                 _ => drop(vocab.insert(token.clone(), id as u32)),
             }
         }
-        // The tokenizers crate numbers added tokens from the size of the vocabulary on. Where they
-        // have other ids, it takes those that the vocabulary says.
+        // The tokenizers crate numbers added tokens from the size of the vocabulary on, unless the vocabulary contains
+        // them. So they are put into the vocabulary if they have other ids.
         if !added.iter().map(|(id, _)| *id).eq((vocab.len()..).take(added.len())) {
             vocab.extend(added.iter().map(|&(id, _)| (self.tokens[id].clone(), id as u32)));
         }
         (vocab, added)
     }
 
-    /// Every byte must have a token, or texts would silently lose those that have none.
+    /// Checks that every byte has a token. Otherwise texts would silently lose bytes.
     fn check_bytes(&self, vocab: &Vocab, path: &Path) -> Result<()> {
         let alphabet = ByteLevel::alphabet();
         match alphabet.iter().filter(|byte| !vocab.contains_key(&byte.to_string())).count() {

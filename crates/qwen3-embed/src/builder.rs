@@ -113,7 +113,7 @@ impl EmbedderBuilder {
         // Published models need an end-of-text token; what sentence-transformers has saved has the tokens of
         // its own tokenizer, as there.
         if local.has_modules() || engine.model.pooling() != Pooling::LastToken {
-            engine.tokenizer = engine.tokenizer.as_its_file_says();
+            engine.tokenizer = engine.tokenizer.follow_file_for_end_of_text();
         }
         warnings::of_lost_template(&engine);
         let embedding_size = engine.model.embedding_size();

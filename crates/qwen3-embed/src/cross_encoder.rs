@@ -165,7 +165,7 @@ fn check_template(dir: &Path, its_instruction: bool) -> Result<()> {
     let Some(template) = template else {
         return Err(field(dir, file, "chat_template", "the prompt of Qwen3-Reranker", "nothing"));
     };
-    if !RerankTemplate::is_made_by(&template) {
+    if !RerankTemplate::matches_chat_template(&template) {
         let expected = "the prompt of Qwen3-Reranker, with expressions and `set` alone";
         return Err(field(dir, file, "chat_template", expected, &format!("{template:?}")));
     }

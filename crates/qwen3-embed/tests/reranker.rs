@@ -425,7 +425,7 @@ fn what_is_no_reranker_is_refused() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
     // The embedding models' tokenizer has no token for yes.
     let error = Reranker::builder(models.join("base")).build().unwrap_err();
-    assert!(matches!(error, Error::Text(TextError::NoToken { token: "yes", .. })), "{error}");
+    assert!(matches!(error, Error::Text(TextError::MissingToken { token: "yes", .. })), "{error}");
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
         fs::copy(models.join("base").join(file), dir.path().join(file)).unwrap();

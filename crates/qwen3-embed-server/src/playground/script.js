@@ -1,9 +1,9 @@
-// The playground: three forms, each of which turns into requests to this server's public routes and shows
-// what comes back. Texts reach the document as text nodes only, never as markup.
+// The playground: three forms. Each sends requests to this server's public routes and shows the responses. Texts are put
+// into the page as text nodes only, never as markup.
 
-/** Texts beyond these are embedded but not drawn: a browser takes long over a million cells. */
+/** Texts beyond this number are embedded but not drawn, because browsers are slow with a million cells. */
 const MATRIX_LIMIT = 100;
-/** Ink turns over where a cell is this far along from `--heat-low` to `--heat-high`. */
+/** The text color of a cell changes at this position between `--heat-low` and `--heat-high`. */
 const INK_TURNS_AT = 0.605;
 const POLL_MS = 1000, SLIDER_PAUSE_MS = 150;
 
@@ -11,7 +11,7 @@ const POLL_MS = 1000, SLIDER_PAUSE_MS = 150;
 
 const $ = (selector, within = document) => within.querySelector(selector);
 
-/** An element with attributes and children; strings become text nodes. */
+/** Creates an element with attributes and children; strings become text nodes. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -21,13 +21,13 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Whether a key belongs to an input method, which some browsers say by its code alone. */
+/** Whether a key event belongs to an input method. Some browsers show this in the key code only. */
 const composing = (event) => event.isComposing || event.keyCode === 229;
 const template = (name) => $(`#${name}-template`).content.cloneNode(true);
 
 // ---- Requests ----
 
-/** What a server that refuses says, word for word. */
+/** An error response of the server, with its exact message. */
 class Refusal extends Error {
   constructor(status, statusText, body) {
     const error = parsed(body)?.error;
@@ -40,10 +40,10 @@ class Refusal extends Error {
   }
 }
 
-/** An error about a field that the server need not be asked about. */
+/** An error about a field, found before a request is sent. */
 const missing = (message, field) => Object.assign(new Error(message), { field });
 
-/** A route's address: beside this page's, and without what `user:password@` may stand in its own. */
+/** The URL of a route beside this page, without `user:password@` of the page's own URL. */
 const url = (path) => new URL(path, location.origin + location.pathname).href;
 
 function parsed(json) {
@@ -67,13 +67,13 @@ function post({ path, body }, signal) {
   return fetched(path, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
-/** The request for the embeddings of texts, in base64: a third of the bytes of decimal numbers. */
+/** The request for embeddings in base64, which takes a third of the bytes of decimal numbers. */
 const embeddingRequest = (input, options) => ({
   path: "v1/embeddings",
   body: { model: server.info.embedder.id, input, ...options, encoding_format: "base64" },
 });
 
-/** The vectors of an answer, in the texts' order, as units in double precision. */
+/** The vectors of a response in the order of the texts, normalized in double precision. */
 function units({ data }) {
   const rows = [];
   for (const { index, embedding } of data) {
@@ -91,7 +91,7 @@ function dot(a, b) {
   return sum;
 }
 
-// ---- The same request elsewhere ----
+// ---- The request as a curl command or a Python program ----
 
 const SNIPPETS = {
   curl(requests, key) {
@@ -113,7 +113,7 @@ const SNIPPETS = {
   },
 };
 
-/** JSON without `true`, `false` and `null` is Python too. */
+/** Python source of a value: JSON without `true`, `false` and `null` is also Python. */
 const python = (value, depth = 1) => JSON.stringify(value, null, 4).replaceAll("\n", `\n${"    ".repeat(depth)}`);
 
 function openaiCall(name, { encoding_format: chosenByTheClient, instruct, prompt_name, ...body }) {
@@ -123,7 +123,7 @@ function openaiCall(name, { encoding_format: chosenByTheClient, instruct, prompt
   return `${name} = client.embeddings.create(\n${passed})\n`;
 }
 
-/** No package that a client of `v1/embeddings` has speaks of ranking. */
+/** A rerank request in Python without a package, because the openai package has no reranking. */
 function urllibCall({ path, body }, os) {
   const authorization = os && `, "authorization": "Bearer " + os.environ["API_KEY"]`;
   return `import json\n${os}import urllib.request\n
@@ -162,7 +162,7 @@ class TextList {
 
   get boxes() { return [...this.list.querySelectorAll("textarea")]; }
 
-  /** Adds an empty box, behind another or at the end. */
+  /** Adds an empty box after another one, or at the end. */
   add(after = null) {
     const box = this.insert(after, "");
     this.number();
@@ -179,7 +179,7 @@ class TextList {
     return box;
   }
 
-  /** Removes a box; the focus goes to one beside it. */
+  /** Removes a box and moves the focus to a neighbor. */
   remove(item, towards = "nextElementSibling") {
     const neighbour = item[towards] ?? item.previousElementSibling ?? item.nextElementSibling;
     item.remove();
@@ -187,7 +187,7 @@ class TextList {
     (neighbour ? $("textarea", neighbour) : this.add()).focus();
   }
 
-  /** Names each box by its place, or by its language while it holds an example that has one. */
+  /** Labels each box with its number, or with the language of the example that it holds. */
   number() {
     this.boxes.forEach((box, i) => {
       const example = box.value === box.example?.textContent ? box.example : null;
@@ -232,7 +232,7 @@ class TextList {
   }
 }
 
-/** A choice among the model's prompts, no prompt, and the user's own words. */
+/** A choice between the model's prompts, no prompt, and the user's own instruction. */
 class Instruction {
   constructor(place) {
     place.append(template("instruction"));
@@ -246,7 +246,7 @@ class Instruction {
       const selected = name === place.dataset.default ? "" : null;
       this.select.append(element("option", { value: `prompt ${name}`, selected }, `The model’s prompt “${name}”`));
     }
-    this.select.append(element("option", { value: "custom" }, "My own words …"));
+    this.select.append(element("option", { value: "custom" }, "My own instruction …"));
     this.select.addEventListener("change", () => {
       this.describe();
       if (!this.custom.hidden) $("textarea", this.custom).focus();
@@ -254,7 +254,7 @@ class Instruction {
     this.describe();
   }
 
-  /** The chosen prompt's name, or nothing. */
+  /** The name of the chosen prompt, or null. */
   name() {
     return this.select.value.startsWith("prompt ") ? this.select.value.slice("prompt ".length) : null;
   }
@@ -262,11 +262,11 @@ class Instruction {
   describe() {
     this.custom.hidden = this.select.value !== "custom";
     const name = this.name();
-    // Line breaks in a prompt are part of it.
+    // Line breaks are shown, because they are part of the prompt.
     this.prompt.textContent = name === null ? "" : this.prompts[name].replaceAll("\n", "⏎\n") || "(an empty prompt)";
   }
 
-  /** The fields of a request. */
+  /** The fields of the request for the chosen prompt. */
   options() {
     if (this.select.value === "none") return {};
     const name = this.name();
@@ -277,7 +277,7 @@ class Instruction {
   }
 }
 
-/** A slider and a number that move together. */
+/** A slider and a number field with the same value. */
 class Dimensions {
   constructor(place, changed) {
     place.append(template("dimensions"));
@@ -301,7 +301,7 @@ class Dimensions {
     }
   }
 
-  /** The fields of a request: none for all dimensions. Whether a number will do, the server says. */
+  /** The fields of the request: none for all dimensions. The server checks the number. */
   options() {
     clearTimeout(this.pause);
     if (this.number.value === "") throw missing("Choose how many dimensions.", this.number);
@@ -312,8 +312,8 @@ class Dimensions {
 
 // ---- Results ----
 
-/** A form, what it asks, and the answer. `prepare` reads the form into requests and a way to
- * turn their answers into a summary and nodes. */
+/** A form with its result. `prepare` turns the form into requests, and returns a function that turns the
+ * responses into a summary and nodes. */
 class Panel {
   constructor(section, prepare) {
     this.section = section;
@@ -337,7 +337,7 @@ class Panel {
     $(".copy", section).addEventListener("click", ({ target }) => this.copy(target));
   }
 
-  /** Asks the server, giving up on what is still under way. */
+  /** Sends the requests, and aborts the ones in progress. */
   async run() {
     this.controller?.abort();
     const controller = new AbortController();
@@ -355,15 +355,15 @@ class Panel {
       const tokens = answers.reduce((sum, { usage }) => sum + usage.total_tokens, 0);
       this.show([summary, plural(tokens, "token"), elapsed].join(" · "), nodes);
     } catch (error) {
-      // The request that replaced this one has the word.
+      // A newer request has replaced this one and shows its own result.
       if (this.controller === controller) this.complain(error, since(start));
     } finally {
-      // What is left of the requests beside one that failed.
+      // Stops the other requests if one has failed.
       controller.abort();
     }
   }
 
-  /** Shows an answer, or that one is being waited for: then the last one stays, dimmed. */
+  /** Shows a result, or that a request is in progress; the last result stays, dimmed. */
   show(status, nodes) {
     this.results.setAttribute("aria-busy", nodes === null);
     $(".error", this.results).replaceChildren();
@@ -374,7 +374,7 @@ class Panel {
   complain(error, elapsed) {
     const refused = error instanceof Refusal;
     this.show(refused ? `Refused · ${elapsed}` : "", []);
-    const message = refused || error.field ? error.message : `The server does not answer: ${error.message}`;
+    const message = refused || error.field ? error.message : `The server does not respond: ${error.message}`;
     $(".error", this.results).append(element("p", {}, message));
     if (refused) $(".error", this.results).append(element("p", {}, error.detail.join(" · ")));
     error.field?.focus();
@@ -395,7 +395,7 @@ class Panel {
   async copy(button) {
     const code = $("code", this.section);
     getSelection().selectAllChildren(code);
-    // Over plain HTTP from another machine only the old way is there.
+    // Over plain HTTP from another machine, browsers have no clipboard API, only the old command.
     navigator.clipboard ? await navigator.clipboard.writeText(code.textContent) : document.execCommand("copy");
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1500);
@@ -406,7 +406,7 @@ const since = (start) => `${Math.ceil(performance.now() - start)} ms`;
 
 const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 
-/** The cosines of every two texts, as a table in colours. */
+/** The cosine similarity of each pair of texts, as a colored table. */
 function matrix(texts, rows) {
   const shown = texts.slice(0, MATRIX_LIMIT);
   const cosines = shown.map((_, i) => shown.map((_, j) => dot(rows[i], rows[j])));
@@ -420,14 +420,14 @@ function matrix(texts, rows) {
     for (const value of cosines[i]) row.append(element("td", {}, decimal(value)));
     body.append(row);
   });
-  const caption = element("caption", {}, "Cosine similarity of every two texts");
+  const caption = element("caption", {}, "Cosine similarity of each pair of texts");
   const table = element("table", {}, caption, element("thead", {}, head), body);
   const size = shown.length > 8 ? "matrix many" : "matrix";
   const box = element("div", { class: size, tabindex: 0, role: "region", "aria-label": "Similarity matrix" }, table);
   const legend = template("legend").firstElementChild;
   const fit = $("input", legend);
   const colour = () => {
-    // A span of at least a twentieth, so that texts that are all alike do not look different.
+    // The colors span at least 0.05, so that nearly equal similarities do not look different.
     const low = Math.min(fit.checked ? Math.floor(lowest * 20) / 20 : Math.min(lowest, 0), 0.95);
     $(".low", legend).textContent = low.toFixed(2).replace("-", "−");
     [...body.querySelectorAll("td")].forEach((cell, k) => {
@@ -443,7 +443,7 @@ function matrix(texts, rows) {
   return [box, legend, element("p", { class: "hint" }, rest)];
 }
 
-/** Three decimals, with a true minus. */
+/** Formats a number with three decimals and a true minus sign. */
 const decimal = (value) => (Math.abs(value) < 0.0005 ? 0 : value).toFixed(3).replace("-", "−");
 
 /** Documents with scores, best first, as bars from zero. */
@@ -532,7 +532,7 @@ function query(section) {
 
 const server = {};
 
-/** Whether a request without the browser's credentials is refused: only then do snippets speak of a key. */
+/** Whether requests need an API key: only then do the snippets contain one. */
 function wantsKey() {
   server.key ??= fetch(url("v1/models"), { credentials: "omit" }).then(({ status }) => status === 401, () => false);
   return server.key;
@@ -540,7 +540,7 @@ function wantsKey() {
 
 const PANELS = { similarity: similarityPanel, search: searchPanel, rerank: rerankPanel };
 
-/** Waits for the server to be ready, saying what it says, and then for what it is. */
+/** Waits until the server is ready, shows its messages, and then loads its information. */
 async function ready() {
   const waiting = $("#waiting");
   for (;;) {
@@ -552,7 +552,7 @@ async function ready() {
       return;
     } catch (error) {
       const said = error instanceof Refusal ? ["Loading …", error.message] : ["Waiting for the server …", ""];
-      // A status that is written again is read out again.
+      // Writing the status again would make screen readers repeat it.
       for (const line of waiting.querySelectorAll("p")) {
         const text = said.shift();
         if (line.textContent !== text) line.textContent = text;
@@ -570,7 +570,7 @@ function facts({ embedder, reranker, version }) {
   $("#version").textContent = `qwen3-embed ${version}`;
 }
 
-/** Shows the tabs of what is loaded. Arrow keys move among them, as screen readers announce. */
+/** Shows a tab for each loaded model. Arrow keys move between tabs, as screen readers announce. */
 function tabs() {
   const list = $("#tabs");
   const all = [...list.children].filter((tab) => server.info[tab.dataset.needs]);

@@ -3,50 +3,50 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Side, Usage, Wishes};
+use super::{EmbedParameters, Side, Usage};
 use crate::AppState;
-use crate::body::Json;
+use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::input::Input;
 use crate::respond::{self, Rows};
 
-/// A request for embeddings: OpenAI's fields, and some more that are all optional. Other fields, OpenAI's `user`
-/// among them, are ignored, whatever their type.
+/// Request for embeddings: OpenAI's fields and optional extensions. Other fields, such as OpenAI's `user`, are ignored
+/// and may have any type.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct EmbeddingsRequest {
-    /// The name of the model, as `GET /v1/models` lists it.
+    /// Name of the model, as in `GET /v1/models`.
     model: Option<String>,
-    /// What is embedded: 1 to 2048 texts, unless the server is set up otherwise, none of them empty.
+    /// Texts to embed: 1 to 2048 by default, none of them empty.
     input: Input,
-    /// How many dimensions the vectors have: 32 to the model's hidden size, which is the default.
+    /// Number of dimensions of the vectors, from 32 to the model's hidden size. Default: the hidden size.
     #[schema(minimum = 1)]
     dimensions: Option<usize>,
-    /// How the vectors are written. Default: as numbers.
+    /// Format of the vectors. Default: `float`.
     encoding_format: Option<EncodingFormat>,
-    /// An instruction that says what the task is, in a sentence, best in English: for queries.
+    /// Instruction for queries: one sentence, preferably in English, that describes the task.
     instruct: Option<String>,
-    /// What stands before the texts: `query`, `document`, or the name of one of the model's prompts.
-    /// Default: `document`.
+    /// Name of the prompt that is put before the texts: `query`, `document`, or another prompt of the model. Default:
+    /// `document`.
     prompt_name: Option<String>,
-    /// Whether a text that is too long is cut. Default: it is an error.
+    /// Whether a text that is too long is cut. Default: `false`, so it is an error.
     truncate: Option<bool>,
-    /// At which end it is cut. Default: `right`.
+    /// The side on which texts are cut. Default: `right`.
     truncation_side: Option<Side>,
-    /// vLLM's way to have texts cut: to so many tokens, those of an instruction and the end-of-text token
-    /// included, or with -1 to as many as the model reads. The end-of-text token is kept.
+    /// vLLM's field for cutting texts. Maximum number of tokens, including the instruction and the end-of-text token; -1
+    /// stands for the model's limit. The end-of-text token is kept.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
-    /// Whether vectors are brought to unit length. Default: true.
+    /// Whether vectors are normalized to unit length. Default: `true`.
     normalize: Option<bool>,
 }
 
-/// How vectors are written.
+/// Format of vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub(crate) enum EncodingFormat {
-    /// As lists of numbers.
+    /// Lists of numbers.
     Float,
-    /// As the base64 of their bytes: f32 in little-endian order.
+    /// Base64 of f32 values in little-endian byte order.
     Base64,
 }
 
@@ -62,7 +62,7 @@ impl TryFrom<String> for EncodingFormat {
     }
 }
 
-/// Embeddings, in the order of the texts.
+/// Embeddings in the order of the texts.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct EmbeddingsResponse {
     #[schema(example = "list")]
@@ -72,26 +72,26 @@ pub(crate) struct EmbeddingsResponse {
     usage: Usage,
 }
 
-/// The embedding of a text.
+/// The embedding of one text.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Embedding {
     #[schema(example = "embedding")]
     object: &'static str,
-    /// Which of the texts.
+    /// Index of the text in the request.
     index: usize,
     embedding: Vector,
 }
 
-/// A vector, in the form that was asked for.
+/// A vector in the requested format.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "it is written piece by piece")]
+#[expect(dead_code, reason = "only describes the response, which is written piece by piece")]
 pub(crate) enum Vector {
     Float(Vec<f32>),
     Base64(String),
 }
 
-/// Embeddings of texts, in the shape of OpenAI.
+/// Embeds texts, as OpenAI's API.
 #[utoipa::path(
     post,
     path = "/v1/embeddings",
@@ -106,12 +106,12 @@ pub(crate) enum Vector {
 )]
 pub(crate) async fn embeddings(
     State(state): State<AppState>,
-    Json(request): Json<EmbeddingsRequest>,
+    JsonBody(request): JsonBody<EmbeddingsRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.served()?.embedder(request.model.as_deref())?;
     let limit = state.options().max_client_batch_size;
     let (texts, field) = request.input.into_texts("input", limit)?;
-    let wishes = Wishes {
+    let parameters = EmbedParameters {
         instruct: request.instruct,
         prompt_name: request.prompt_name,
         dimensions: request.dimensions,
@@ -120,14 +120,14 @@ pub(crate) async fn embeddings(
         truncate_prompt_tokens: request.truncate_prompt_tokens,
         normalize: request.normalize,
     };
-    let embedded = wishes.embed(&state, model, texts, field).await?;
+    let embedded = parameters.embed(&state, model, texts, field).await?;
     let rows = match request.encoding_format {
         Some(EncodingFormat::Base64) => Rows::Base64,
         _ => Rows::Floats,
     };
     let usage = Usage::new(&embedded.n_tokens);
     let rest = serde_json::json!({ "model": model.name, "usage": usage }).to_string();
-    // Behind the list come the other fields.
+    // The other fields follow the list of vectors.
     let tail = format!("],{}", &rest[1..]);
     Ok(respond::json(r#"{"object":"list","data":["#, embedded.embeddings, rows, tail))
 }

@@ -1,4 +1,4 @@
-//! What each path answers.
+//! The handlers of the routes, and what several of them share.
 
 pub(crate) mod embeddings;
 pub(crate) mod models;
@@ -15,15 +15,15 @@ use utoipa::ToSchema;
 
 use crate::AppState;
 use crate::error::{ApiError, Field};
-use crate::state::Named;
+use crate::state::ServedModel;
 
-/// The end at which a text that is too long loses tokens.
+/// The side on which a text that is too long is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub(crate) enum Side {
-    /// The beginning is cut, an instruction with it.
+    /// Cuts the beginning, including an instruction.
     Left,
-    /// The end is cut.
+    /// Cuts the end.
     #[default]
     Right,
 }
@@ -33,7 +33,7 @@ impl TryFrom<String> for Side {
 
     fn try_from(name: String) -> Result<Self, String> {
         match name.as_str() {
-            // With a capital in text-embeddings-inference.
+            // text-embeddings-inference writes these names with a capital letter.
             "left" | "Left" => Ok(Self::Left),
             "right" | "Right" => Ok(Self::Right),
             _ => Err(format!("expected `left` or `right`, got `{name}`")),
@@ -41,12 +41,12 @@ impl TryFrom<String> for Side {
     }
 }
 
-/// The tokens of a request.
+/// Token counts of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Usage {
-    /// Tokens that the model read, those of instructions and the end-of-text tokens included.
+    /// Tokens of the request's texts, including instructions and end-of-text tokens.
     prompt_tokens: usize,
-    /// The same: nothing is generated.
+    /// The same as `prompt_tokens`, because no tokens are generated.
     total_tokens: usize,
 }
 
@@ -57,7 +57,7 @@ impl Usage {
     }
 }
 
-/// The prompt that a request calls so. Every model has one for queries and one for documents.
+/// The prompt with this name. `query` and `document` exist for every model.
 pub(crate) fn prompt_named(name: &str) -> Prompt {
     match name {
         "query" => Prompt::Query,
@@ -66,7 +66,7 @@ pub(crate) fn prompt_named(name: &str) -> Prompt {
     }
 }
 
-/// Refuses tokens without the end-of-text token, whose vector would mean nothing.
+/// Refuses token ids that do not end with the end-of-text token, because their vectors would be meaningless.
 fn check_end_of_text(
     tokenizer: &Tokenizer,
     texts: &[Vec<u32>],
@@ -78,8 +78,8 @@ fn check_end_of_text(
         Some(index) if tokenizer.appends_end_of_text() => {
             let name = field.at(index);
             let message = format!(
-                "{name} does not end with this model's end-of-text token {end}: are these tokens of another \
-                 tokenizer? In LangChain set check_embedding_ctx_length=False"
+                "{name} does not end with this model's end-of-text token {end}, so its token ids may come from \
+                 another tokenizer; in LangChain, set check_embedding_ctx_length=False"
             );
             Err(ApiError::invalid(message).about(name))
         }
@@ -87,7 +87,8 @@ fn check_end_of_text(
     }
 }
 
-/// Refuses texts with more white space than can be tokenized, before they are part of longer ones.
+/// Refuses texts with more white space than the tokenizer supports. Used for texts that become part of a longer text, so
+/// that the error names the right field.
 pub(crate) fn check_white_space<'a>(
     texts: impl IntoIterator<Item = &'a String>,
     field: Field,
@@ -99,21 +100,21 @@ pub(crate) fn check_white_space<'a>(
     Ok(())
 }
 
-/// How many tokens vLLM's `truncate_prompt_tokens` leaves of a prompt: -1 stands for the model's limit.
-fn tokens_kept(asked: Option<i64>, limit: usize) -> Result<Option<usize>, ApiError> {
-    let Some(asked) = asked else { return Ok(None) };
-    let kept = if asked == -1 { limit } else { usize::try_from(asked).unwrap_or(0) };
+/// The number of tokens that vLLM's field `truncate_prompt_tokens` asks for; -1 stands for the model's limit.
+fn tokens_kept(requested: Option<i64>, limit: usize) -> Result<Option<usize>, ApiError> {
+    let Some(requested) = requested else { return Ok(None) };
+    let kept = if requested == -1 { limit } else { usize::try_from(requested).unwrap_or(0) };
     if (1..=limit).contains(&kept) {
         return Ok(Some(kept));
     }
     let name = "truncate_prompt_tokens";
-    let message = format!("{name} is {asked}, it must be 1 to {limit}, or -1 for {limit}");
+    let message = format!("{name} is {requested}; expected 1 to {limit}, or -1 for {limit}");
     Err(ApiError::invalid(message).about(name))
 }
 
-/// How a request for embeddings has them made.
+/// The optional fields of all requests that embed texts.
 #[derive(Debug, Default)]
-pub(crate) struct Wishes {
+pub(crate) struct EmbedParameters {
     pub(crate) instruct: Option<String>,
     pub(crate) prompt_name: Option<String>,
     pub(crate) dimensions: Option<usize>,
@@ -123,12 +124,12 @@ pub(crate) struct Wishes {
     pub(crate) normalize: Option<bool>,
 }
 
-impl Wishes {
-    /// Embeds texts, which came in `field`.
+impl EmbedParameters {
+    /// Embeds texts that were in the field `field`.
     pub(crate) async fn embed(
         self,
         state: &AppState,
-        model: &Named<Embedder>,
+        model: &ServedModel<Embedder>,
         texts: Texts,
         field: Field,
     ) -> Result<Embedded, ApiError> {
@@ -145,22 +146,21 @@ impl Wishes {
             normalize: self.normalize.unwrap_or(true),
         };
         let embedded = model.service.embed(texts, options).await;
-        let embedded = embedded.map_err(|error| state.explain(error, field))?;
+        let embedded = embedded.map_err(|error| state.api_error(error, field))?;
         state.metrics().stages("embedder", embedded.timings);
         Ok(embedded)
     }
 
-    /// What becomes of a text with more tokens than a limit, if that is not the model's.
+    /// The overflow policy, and the token limit if it is not the model's.
     fn overflow(
         &self,
         state: &AppState,
-        model: &Named<Embedder>,
+        model: &ServedModel<Embedder>,
     ) -> Result<(Overflow, Option<usize>), ApiError> {
         let limit = model.service.model().max_tokens();
         let max_tokens = tokens_kept(self.truncate_prompt_tokens, limit)?;
         if max_tokens.is_some() && self.truncate == Some(false) {
-            let message =
-                "`truncate_prompt_tokens` cuts texts and `truncate` is false: send one of them";
+            let message = "`truncate_prompt_tokens` cuts texts, but `truncate` is false: send only one of them";
             return Err(ApiError::invalid(message).about("truncate_prompt_tokens"));
         }
         let is_cut = max_tokens.is_some() || self.truncate.unwrap_or(state.options().truncate);
@@ -173,9 +173,10 @@ impl Wishes {
     }
 
     fn prompt(&self, state: &AppState, texts: &Texts) -> Result<Prompt, ApiError> {
-        let asked = match (&self.instruct, &self.prompt_name) {
+        let requested = match (&self.instruct, &self.prompt_name) {
             (Some(_), Some(_)) => {
-                let message = "`instruct` and `prompt_name` are two ways to say the same: send one";
+                let message =
+                    "`instruct` and `prompt_name` both set the prompt: send only one of them";
                 return Err(ApiError::invalid(message).about("instruct"));
             }
             (Some(instruct), None) => {
@@ -185,10 +186,10 @@ impl Wishes {
             (None, Some(name)) => Some(("prompt_name", prompt_named(name))),
             (None, None) => None,
         };
-        match (asked, texts) {
+        match (requested, texts) {
             (Some((param, _)), Texts::Tokens(_)) => {
                 let message =
-                    format!("`{param}` stands before texts; tokens are embedded as they are");
+                    format!("`{param}` needs texts: token ids are embedded without a prompt");
                 Err(ApiError::invalid(message).about(param))
             }
             (Some((_, prompt)), Texts::Strings(_)) => Ok(prompt),

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use crate::AppState;
 use crate::error::{ApiError, ErrorBody};
 
-/// The models that are served.
+/// List of the models of the server.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ModelList {
     #[schema(example = "list")]
@@ -15,14 +15,14 @@ pub(crate) struct ModelList {
     data: Vec<Model>,
 }
 
-/// A model.
+/// A model of the server, under one of its names.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Model {
-    /// Its name.
+    /// Name of the model.
     id: String,
     #[schema(example = "model")]
     object: &'static str,
-    /// When it was loaded, in seconds since 1970.
+    /// Time at which the model was loaded, in seconds since 1970.
     created: u64,
     owned_by: &'static str,
 }
@@ -33,7 +33,7 @@ impl Model {
     }
 }
 
-/// The models that are served.
+/// Lists the models of the server, under all their names.
 #[utoipa::path(
     get,
     path = "/v1/models",
@@ -46,12 +46,12 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<ModelList
     Ok(Json(ModelList { object: "list", data }))
 }
 
-/// One of the models.
+/// Returns one model.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",
     tag = "OpenAI",
-    params(("id" = String, Path, description = "The model's name")),
+    params(("id" = String, Path, description = "Name of the model")),
     responses(
         (status = 200, body = Model),
         (status = 400, body = ErrorBody),
@@ -63,11 +63,11 @@ pub(crate) async fn one(
     State(state): State<AppState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
-    let not_utf8 = |_| ApiError::invalid("the name of the model is not UTF-8").about("model");
+    let not_utf8 = |_| ApiError::invalid("the model name is not valid UTF-8").about("model");
     let Path(id) = id.map_err(not_utf8)?;
     let served = state.served()?;
     let names = served.names();
-    // A slash at the end of the path was removed, and may have been the name's.
+    // The slash at the end of the path, which was removed, may have been part of the name.
     let with_slash = format!("{id}/");
     match [id.as_str(), &with_slash].into_iter().find(|name| names.contains(name)) {
         Some(name) => Ok(Json(Model::new(name, served.created))),

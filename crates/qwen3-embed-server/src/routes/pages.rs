@@ -5,22 +5,22 @@ const INDEX: &str = include_str!("../playground/index.html");
 const STYLE: &str = include_str!("../playground/style.css");
 const SCRIPT: &str = include_str!("../playground/script.js");
 
-/// The playground.
+/// The page of the playground.
 pub(crate) async fn index() -> Response {
     file("text/html; charset=utf-8", INDEX)
 }
 
-/// Its style.
+/// The style sheet of the playground.
 pub(crate) async fn style() -> Response {
     file("text/css; charset=utf-8", STYLE)
 }
 
-/// Its program.
+/// The script of the playground.
 pub(crate) async fn script() -> Response {
     file("text/javascript; charset=utf-8", SCRIPT)
 }
 
-/// A file of the playground: nothing in it may come from elsewhere, or go there.
+/// A file of the playground. Its content security policy allows no other servers.
 fn file(content_type: &'static str, content: &'static str) -> Response {
     let headers = [
         (header::CONTENT_TYPE, content_type),
@@ -30,7 +30,7 @@ fn file(content_type: &'static str, content: &'static str) -> Response {
         ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        // A new version of the server brings a new page.
+        // Browsers ask again each time, because a new version of the server has a new page.
         (header::CACHE_CONTROL, "no-cache"),
     ];
     let headers: HeaderMap =

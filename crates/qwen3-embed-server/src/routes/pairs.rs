@@ -1,4 +1,4 @@
-//! The pairs of a query and a document that a request has, and how they are scored.
+//! Scoring the pairs of a query and a document of a request.
 
 use qwen3_embed::{
     DEFAULT_INSTRUCTION, QueryFrame, Reranker, ScoreOptions, Scored, TextError, unframe_document,
@@ -7,23 +7,23 @@ use qwen3_embed::{
 use super::{check_white_space, tokens_kept};
 use crate::AppState;
 use crate::error::{ApiError, Field};
-use crate::state::Named;
+use crate::state::ServedModel;
 
-/// Queries and documents, and the fields that they came in.
+/// Queries and documents of a request, with the fields that contain them.
 #[derive(Debug)]
 pub(super) struct Pairs {
-    /// One, or one for each document.
+    /// One query, or one for each document.
     pub(super) queries: (Vec<String>, Field),
     pub(super) documents: (Vec<String>, Field),
     pub(super) instruct: Option<(Field, String)>,
 }
 
-/// How much of the pairs is read.
+/// Limits on the length of prompts.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Cut {
-    /// The tokens of each prompt, as vLLM's `truncate_prompt_tokens` has them.
+pub(super) struct PromptLimits {
+    /// Maximum number of tokens of each prompt, as in vLLM; -1 stands for the model's limit.
     pub(super) truncate_prompt_tokens: Option<i64>,
-    /// The tokens of each document.
+    /// Maximum number of tokens of each document.
     pub(super) max_tokens_per_doc: Option<usize>,
 }
 
@@ -32,8 +32,8 @@ impl Pairs {
     pub(super) async fn score(
         self,
         state: &AppState,
-        model: &Named<Reranker>,
-        cut: Cut,
+        model: &ServedModel<Reranker>,
+        limits: PromptLimits,
     ) -> Result<Scored, ApiError> {
         let Self { queries, documents, instruct } = self.unframed()?;
         let (instruct_field, instruction) = instruct.unzip();
@@ -41,27 +41,28 @@ impl Pairs {
         check_white_space(&instruction, instruct_field)?;
         check_white_space(&queries.0, queries.1)?;
         let max_tokens =
-            tokens_kept(cut.truncate_prompt_tokens, model.service.model().max_tokens())?;
-        let max_document_tokens = cut.max_tokens_per_doc;
+            tokens_kept(limits.truncate_prompt_tokens, model.service.model().max_tokens())?;
+        let max_document_tokens = limits.max_tokens_per_doc;
         let options = ScoreOptions { instruction, max_tokens, max_document_tokens };
         let scored = model.service.score(queries.0, documents.0, options).await;
         let scored = scored.map_err(|error| match error {
             qwen3_embed::Error::Text(TextError::FrameTooLong { .. }) => {
-                let name = match cut.truncate_prompt_tokens {
+                let name = match limits.truncate_prompt_tokens {
                     Some(_) => "truncate_prompt_tokens".to_owned(),
                     None => instruct_field.at(0),
                 };
                 ApiError::invalid(error.to_string()).about(name)
             }
-            error => state.explain(error, documents.1),
+            error => state.api_error(error, documents.1),
         })?;
         state.metrics().stages("reranker", scored.timings);
         Ok(scored)
     }
 
-    /// The pairs without the model's prompt frame: clients that were written for a server that does not add the
-    /// frame put it around the texts of their requests. A text that only resembles the frame is refused, because
-    /// a prompt with two frames has a score that looks right and is wrong.
+    /// Removes the model's prompt from texts that have it already.
+    ///
+    /// Clients that were written for servers without the prompt send it as part of their texts. A text that only
+    /// resembles the prompt is refused, because the score of a prompt inside a prompt looks right and is wrong.
     fn unframed(self) -> Result<Self, ApiError> {
         let Self { queries: (queries, query_field), documents: (documents, field), instruct } =
             self;
@@ -100,7 +101,7 @@ impl Pairs {
     }
 }
 
-/// The instruction of all queries, and the field that it comes from. A request has one.
+/// The instruction that all queries of a request have in common, and the field that it comes from.
 fn one_instruction(
     frames: &[QueryFrame<'_>],
     field: Field,
@@ -118,8 +119,8 @@ fn one_instruction(
     if let Some(index) = instructions.clone().position(|instruction| instruction != expected) {
         let name = field.at(index);
         let message = format!(
-            "{name} has another instruction than {place}: all queries of a request have the same, in \
-             `instruct` or in the model's prompt frame around them"
+            "{name} has another instruction than {place}: all queries of a request need the same instruction, in \
+             `instruct` or in the prompt around the query"
         );
         return Err(ApiError::invalid(message).about(name));
     }
@@ -127,11 +128,11 @@ fn one_instruction(
     Ok(instruct.unwrap_or((field, expected)))
 }
 
-/// 400: a query that begins with the model's prompt frame, or one of its documents, does not match the frame.
+/// 400: a query begins with the model's prompt, but the query or one of its documents does not match the prompt.
 fn not_the_frame(name: String) -> ApiError {
     let message = format!(
-        "{name} does not match the model's prompt frame, with which the query begins: this server adds the \
-         frame, so send the query and the documents without it, and the instruction in `instruct`"
+        "{name} does not match the model's prompt, with which the query begins: this server adds the prompt, so \
+         send the query and the documents without it, and the instruction in `instruct`"
     );
     ApiError::invalid(message).about(name)
 }

@@ -4,16 +4,17 @@ use axum::response::{IntoResponse, Response};
 use qwen3_embed::ServiceState;
 
 use crate::error::{ApiError, ErrorBody};
-use crate::{AppState, Readiness};
+use crate::state::{AppState, Readiness, Served};
 
-/// 200 while the process runs.
+/// Returns 200 while the process runs.
 #[utoipa::path(get, path = "/livez", tag = "Operations", responses((status = 200)))]
 pub(crate) async fn livez() -> &'static str {
     "ok"
 }
 
-/// 200 when requests are answered: not while the models are loaded, while the server is about to end, or when
-/// a thread that computes has died. `/health` is the same.
+/// Returns 200 if requests can be processed.
+///
+/// Returns 503 while models are being loaded, during shutdown, and if a model has crashed. `/health` is the same.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -29,7 +30,7 @@ pub(crate) async fn readyz(State(state): State<AppState>) -> Result<&'static str
     }
 }
 
-/// What the server has done and how long it took, in the format of OpenMetrics, for Prometheus.
+/// Returns metrics for Prometheus, in the OpenMetrics format.
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -37,7 +38,8 @@ pub(crate) async fn readyz(State(state): State<AppState>) -> Result<&'static str
     responses((status = 200, body = String, content_type = "application/openmetrics-text")),
 )]
 pub(crate) async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {
-    let text = state.metrics().text(state.served_if_loaded());
+    let models = state.served_if_loaded().into_iter().flat_map(Served::model_states);
+    let text = state.metrics().text(models);
     let text = text.map_err(|error| ApiError::internal(error.to_string()))?;
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], text).into_response())

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use axum::Json as Answer;
+use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use qwen3_embed::RankedDocument;
@@ -11,141 +11,141 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Usage;
-use super::pairs::{Cut, Pairs};
+use super::pairs::{Pairs, PromptLimits};
 use crate::AppState;
-use crate::body::Json;
+use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody, Field};
 use crate::input::{Strings, check_count};
 
-/// A request for the rank of documents: as Jina, Cohere and vLLM have it with `documents`, as
-/// text-embeddings-inference has it with `texts`.
+/// Request to rank documents. With `documents` it is a request of Jina's, Cohere's and vLLM's APIs, with `texts` one of
+/// text-embeddings-inference.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct RerankRequest {
-    /// The name of the model, as `GET /v1/models` lists it.
+    /// Name of the model, as in `GET /v1/models`.
     model: Option<String>,
-    /// What is searched for. If it begins with the prompt frame of the model card, the frame is taken off the
-    /// query and off every document.
+    /// The query. If it begins with the prompt of the model card, the prompt is removed from the query and from every
+    /// document.
     query: String,
-    /// What is ranked, 1 to 2048 unless the server is set up otherwise.
+    /// Documents to rank: 1 to 2048 by default.
     #[schema(min_items = 1)]
     documents: Option<Vec<Document>>,
-    /// The same, answered in the shape of text-embeddings-inference.
+    /// Documents to rank; the response has the shape of text-embeddings-inference.
     #[schema(min_items = 1)]
     texts: Option<Vec<String>>,
-    /// How many are given back, the best ones. Default, and with 0: all.
+    /// Number of documents to return, the best ones. Default: all; 0 also stands for all.
     top_n: Option<usize>,
-    /// The same, in Voyage's API.
+    /// Another name for `top_n`, from Voyage's API.
     top_k: Option<usize>,
-    /// Whether the documents are given back too. Default: they are, but not by `/v2/rerank`, and not if they
-    /// came in `texts`.
+    /// Whether the response contains the documents. Default: `true` for `documents`, except for `/v2/rerank`; `false` for
+    /// `texts`.
     return_documents: Option<bool>,
-    /// The same, in text-embeddings-inference.
+    /// Another name for `return_documents`, from text-embeddings-inference.
     return_text: Option<bool>,
-    /// What is asked of a document, in a sentence, best in English.
+    /// Instruction: one sentence, preferably in English, that says what a relevant document is.
     instruct: Option<String>,
-    /// The same.
+    /// Another name for `instruct`.
     instruction: Option<String>,
-    /// How many tokens of each document are read at most. Default, and with 0: all. In any case a prompt that
-    /// is too long loses the end of its document.
+    /// Maximum number of tokens of each document; the rest of a document is cut. Default: no limit; 0 also stands for no
+    /// limit. A prompt that is longer than the model's limit always loses the end of its document.
     max_tokens_per_doc: Option<usize>,
-    /// How many tokens each prompt has at most, from the system message to the answer: a longer one loses the
-    /// end of its document. Default, and with -1: as many as the model reads.
+    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of its
+    /// document. Default: the model's limit; -1 also stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
-    /// Whether scores are logits instead of probabilities.
+    /// Whether scores are logits instead of probabilities. Default: `false`.
     raw_scores: Option<bool>,
 }
 
-/// A document: its text, or an object with it.
+/// A document, as a string or as an object with the field `text`.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Document {
-    /// Its text.
+    /// The text of the document.
     Text(String),
-    /// An object with it.
+    /// An object with the text of the document.
     Object {
-        /// Its text.
+        /// The text of the document.
         text: String,
     },
 }
 
-/// Documents by rank, the best one first.
+/// Ranked documents, best first.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RerankResponse {
-    /// The id of the answer.
+    /// Id of the response.
     id: String,
     model: String,
     usage: Usage,
     results: Vec<RankResult>,
 }
 
-/// The rank of a document.
+/// The rank of one document.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RankResult {
-    /// Which of the documents.
+    /// Index of the document in the request.
     index: usize,
-    /// How well it answers the query, from 0 to 1.
+    /// Probability, from 0 to 1, that the document answers the query.
     relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<RankedText>,
 }
 
-/// A document that is given back.
+/// A document in a response.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RankedText {
     text: String,
 }
 
-/// The rank of a text, in the shape of text-embeddings-inference.
+/// The rank of one text, in the shape of text-embeddings-inference.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Rank {
-    /// Which of the texts.
+    /// Index of the text in the request.
     index: usize,
-    /// How well it answers the query, from 0 to 1.
+    /// Probability, from 0 to 1, that the text answers the query.
     score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
 }
 
-/// Either shape.
+/// The response: the first shape for `documents`, the second one for `texts`.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "each is written by itself")]
+#[expect(dead_code, reason = "only describes the responses, which are written separately")]
 pub(crate) enum Ranks {
     Documents(RerankResponse),
     Texts(Vec<Rank>),
 }
 
-/// A request for the scores of pairs.
+/// Request for the scores of pairs.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct ScoreRequest {
-    /// The name of the model, as `GET /v1/models` lists it.
+    /// Name of the model, as in `GET /v1/models`.
     model: Option<String>,
-    /// A query, or one for each document. If it begins with the prompt frame of the model card, the
-    /// frame is taken off the query and off its documents.
+    /// One query, or one for each document. If a query begins with the prompt of the model card, the prompt is removed
+    /// from the query and from its documents.
     text_1: Option<Strings>,
-    /// The same.
+    /// Another name for `text_1`.
     queries: Option<Strings>,
-    /// A document, or several.
+    /// One or more documents.
     text_2: Option<Strings>,
-    /// The same.
+    /// Another name for `text_2`.
     documents: Option<Strings>,
-    /// What is asked of a document, in a sentence, best in English.
+    /// Instruction: one sentence, preferably in English, that says what a relevant document is.
     instruct: Option<String>,
-    /// The same.
+    /// Another name for `instruct`.
     instruction: Option<String>,
-    /// How many tokens each prompt has at most, from the system message to the answer: a longer one loses the
-    /// end of its document. Default, and with -1: as many as the model reads.
+    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of its
+    /// document. Default: the model's limit; -1 also stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
-    /// Whether scores are logits instead of probabilities.
+    /// Whether scores are logits instead of probabilities. Default: `false`.
     raw_scores: Option<bool>,
 }
 
-/// The scores of pairs, in order.
+/// Scores in the order of the pairs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ScoreResponse {
-    /// The id of the answer.
+    /// Id of the response.
     id: String,
     #[schema(example = "list")]
     object: &'static str,
@@ -154,14 +154,14 @@ pub(crate) struct ScoreResponse {
     usage: Usage,
 }
 
-/// The score of a pair.
+/// The score of one pair.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PairScore {
-    /// Which of the pairs.
+    /// Index of the pair.
     index: usize,
     #[schema(example = "score")]
     object: &'static str,
-    /// How well the document answers the query, from 0 to 1.
+    /// Probability, from 0 to 1, that the document answers the query.
     score: f32,
 }
 
@@ -209,9 +209,11 @@ impl Document {
     }
 }
 
-/// Documents by how well they answer a query, in the shape of Jina, Cohere and vLLM for `documents`, of
-/// text-embeddings-inference for `texts`. `documents` are given back unless `return_documents` is false, as Jina
-/// and vLLM do. `/rerank` is the same.
+/// Ranks documents by how well they answer a query.
+///
+/// The response has the shape of Jina's, Cohere's and vLLM's APIs for `documents`, and that of text-embeddings-inference
+/// for `texts`. It contains the documents unless `return_documents` is false, as in Jina's and vLLM's APIs. `/rerank` is
+/// the same.
 #[utoipa::path(
     post,
     path = "/v1/rerank",
@@ -226,12 +228,13 @@ impl Document {
 )]
 pub(crate) async fn rerank(
     State(state): State<AppState>,
-    Json(request): Json<RerankRequest>,
+    JsonBody(request): JsonBody<RerankRequest>,
 ) -> Result<Response, ApiError> {
-    answer(&state, request, true).await
+    respond(&state, request, true).await
 }
 
-/// The same, except that `documents` are given back only if `return_documents` is true, as Cohere does.
+/// The same as `/v1/rerank`, except that the response contains the documents only if `return_documents` is true, as in
+/// Cohere's API.
 #[utoipa::path(
     post,
     path = "/v2/rerank",
@@ -246,36 +249,36 @@ pub(crate) async fn rerank(
 )]
 pub(crate) async fn rerank_v2(
     State(state): State<AppState>,
-    Json(request): Json<RerankRequest>,
+    JsonBody(request): JsonBody<RerankRequest>,
 ) -> Result<Response, ApiError> {
-    answer(&state, request, false).await
+    respond(&state, request, false).await
 }
 
-/// Ranks documents. `returns` says whether `documents` are given back where the request does not say.
-async fn answer(
+/// Ranks documents. `returns_documents` is the default of the field `return_documents`.
+async fn respond(
     state: &AppState,
     request: RerankRequest,
-    returns: bool,
+    returns_documents: bool,
 ) -> Result<Response, ApiError> {
     let model = state.served()?.reranker(request.model.as_deref())?;
     let documents = request.documents;
     let documents = documents.map(|all| all.into_iter().map(Document::into_text).collect());
-    let (name, documents) = either(("documents", documents), ("texts", request.texts))?;
+    let (name, documents) = exactly_one(("documents", documents), ("texts", request.texts))?;
     check_count(name, documents.len(), state.options().max_client_batch_size)?;
     let top_n = top_n_of(request.top_n, request.top_k)?;
     let is_returned = request.return_documents.or(request.return_text);
-    let is_returned = is_returned.unwrap_or(returns && name == "documents");
+    let is_returned = is_returned.unwrap_or(returns_documents && name == "documents");
     let texts = if is_returned { documents.clone() } else { Vec::new() };
     let pairs = Pairs {
         queries: (vec![request.query], Field::single("query")),
         documents: (documents, Field::list(name)),
         instruct: instruct_of(request.instruct, request.instruction)?,
     };
-    let cut = Cut {
+    let limits = PromptLimits {
         truncate_prompt_tokens: request.truncate_prompt_tokens,
         max_tokens_per_doc: request.max_tokens_per_doc.filter(|&n| n > 0),
     };
-    let scored = pairs.score(state, model, cut).await?;
+    let scored = pairs.score(state, model, limits).await?;
     let mut ranked = scored.ranked();
     ranked.truncate(top_n.unwrap_or(usize::MAX));
     let is_raw = request.raw_scores.unwrap_or(false);
@@ -286,7 +289,7 @@ async fn answer(
             score: score(document),
             text: texts.get(document.index).cloned(),
         });
-        return Ok(Answer(ranks.collect::<Vec<_>>()).into_response());
+        return Ok(Json(ranks.collect::<Vec<_>>()).into_response());
     }
     let results = ranked.iter().map(|document| RankResult {
         index: document.index,
@@ -295,11 +298,12 @@ async fn answer(
     });
     let (id, usage) = (new_id("rerank"), Usage::new(&scored.n_tokens));
     let (model, results) = (model.name.clone(), results.collect());
-    Ok(Answer(RerankResponse { id, model, usage, results }).into_response())
+    Ok(Json(RerankResponse { id, model, usage, results }).into_response())
 }
 
-/// The scores of pairs: of one query with each document, or of queries and documents at the same places.
-/// `/score` is the same.
+/// Scores pairs of a query and a document.
+///
+/// One query is paired with every document, or each query with the document at the same index. `/score` is the same.
 #[utoipa::path(
     post,
     path = "/v1/score",
@@ -314,36 +318,39 @@ async fn answer(
 )]
 pub(crate) async fn score(
     State(state): State<AppState>,
-    Json(request): Json<ScoreRequest>,
-) -> Result<Answer<ScoreResponse>, ApiError> {
+    JsonBody(request): JsonBody<ScoreRequest>,
+) -> Result<Json<ScoreResponse>, ApiError> {
     let model = state.served()?.reranker(request.model.as_deref())?;
     let limit = state.options().max_client_batch_size;
-    let (first, queries) = either(("text_1", request.text_1), ("queries", request.queries))?;
-    let (second, documents) = either(("text_2", request.text_2), ("documents", request.documents))?;
+    let (first, queries) = exactly_one(("text_1", request.text_1), ("queries", request.queries))?;
+    let (second, documents) =
+        exactly_one(("text_2", request.text_2), ("documents", request.documents))?;
     let (queries, documents) =
         (queries.into_texts(first, limit)?, documents.into_texts(second, limit)?);
     let (n_queries, n_documents) = (queries.0.len(), documents.0.len());
     if n_queries != 1 && n_queries != n_documents {
         let message = format!(
-            "{first} has {n_queries} items and {second} {n_documents}: expected one in {first}, or as many in both"
+            "{first} has {n_queries} items and {second} has {n_documents}; expected one item in {first}, or the same \
+             number in both"
         );
         return Err(ApiError::invalid(message).about(first));
     }
     let instruct = instruct_of(request.instruct, request.instruction)?;
     let pairs = Pairs { queries, documents, instruct };
     let truncate_prompt_tokens = request.truncate_prompt_tokens;
-    let scored =
-        pairs.score(&state, model, Cut { truncate_prompt_tokens, ..Cut::default() }).await?;
+    let scored = pairs
+        .score(&state, model, PromptLimits { truncate_prompt_tokens, ..PromptLimits::default() })
+        .await?;
     let is_raw = request.raw_scores.unwrap_or(false);
     let scores = if is_raw { scored.logits.clone() } else { scored.scores() };
     let scores = scores.into_iter().enumerate();
     let data = scores.map(|(index, score)| PairScore { index, object: "score", score }).collect();
     let (id, usage) = (new_id("score"), Usage::new(&scored.n_tokens));
-    Ok(Answer(ScoreResponse { id, object: "list", model: model.name.clone(), data, usage }))
+    Ok(Json(ScoreResponse { id, object: "list", model: model.name.clone(), data, usage }))
 }
 
-/// The one of two fields that is there, and its name.
-fn either<T>(
+/// The value and the name of the one field that is present. It is an error if both or neither are.
+fn exactly_one<T>(
     first: (&'static str, Option<T>),
     second: (&'static str, Option<T>),
 ) -> Result<(&'static str, T), ApiError> {
@@ -357,7 +364,7 @@ fn either<T>(
     }
 }
 
-/// The instruction of a request that may have one in either field.
+/// The instruction of a request, which has two names for this field.
 fn instruct_of(
     instruct: Option<String>,
     instruction: Option<String>,
@@ -365,16 +372,16 @@ fn instruct_of(
     if instruct.is_none() && instruction.is_none() {
         return Ok(None);
     }
-    let (name, instruct) = either(("instruct", instruct), ("instruction", instruction))?;
+    let (name, instruct) = exactly_one(("instruct", instruct), ("instruction", instruction))?;
     Ok(Some((Field::single(name), instruct)))
 }
 
-/// How many documents are asked for, in either field. 0 is as good as absent.
+/// The number of documents to return, which has two names. 0 counts as not set.
 fn top_n_of(top_n: Option<usize>, top_k: Option<usize>) -> Result<Option<usize>, ApiError> {
     match (top_n.filter(|&n| n > 0), top_k.filter(|&n| n > 0)) {
         (Some(top_n), Some(top_k)) if top_n != top_k => {
             let message = format!(
-                "top_n is {top_n} and top_k is {top_k}, which are two names for the same: send one of them"
+                "top_n is {top_n} and top_k is {top_k}, which are two names of one field: send only one of them"
             );
             Err(ApiError::invalid(message).about("top_n"))
         }

@@ -7,9 +7,9 @@ use super::tei::{EmbedRequest, embed};
 use crate::AppState;
 use crate::error::ErrorBody;
 
-/// The same as `/embed`, or as `/rerank` where only a reranker is served.
+/// The same as `/embed`, or as `/rerank` if only a reranker is served.
 ///
-/// Clients of text-embeddings-inference that are given no more than the server's address send requests here.
+/// Clients of text-embeddings-inference send requests here if they are configured with the server's address only.
 #[utoipa::path(
     post,
     path = "/",
@@ -22,8 +22,8 @@ use crate::error::ErrorBody;
     ),
 )]
 pub(crate) async fn root(State(state): State<AppState>, request: Request) -> Response {
-    // While models are being loaded, both answer that they are.
-    if state.served_if_loaded().is_some_and(|served| served.only_ranks()) {
+    // While models are being loaded, both handlers return the same error.
+    if state.served_if_loaded().is_some_and(|served| served.serves_only_reranker()) {
         rerank.call(request, state).await
     } else {
         embed.call(request, state).await

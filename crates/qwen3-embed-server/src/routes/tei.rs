@@ -1,11 +1,11 @@
-//! The routes of text-embeddings-inference.
+//! The routes of the API of text-embeddings-inference.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::extract::State;
 use axum::response::Response;
-use axum::{Extension, Json as Answer};
+use axum::{Extension, Json};
 use qwen3_embed::{
     Embedder, Piece, Pooling, Precision, Reranker, SpecialTokens, Texts, Tokenizer, cosine,
 };
@@ -14,34 +14,35 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-use super::{Side, Wishes, prompt_named};
+use super::{EmbedParameters, Side, prompt_named};
 use crate::AppState;
-use crate::body::Json;
+use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody, Field};
 use crate::input::{Ids, Input, Strings, check_count, check_not_empty, object, optional_object};
-use crate::middleware::Permit;
-use crate::respond::{self, Rows};
-use crate::state::{Named, Served};
 
-/// A request for bare vectors.
+use crate::respond::{self, Rows};
+use crate::state::{Permit, Served, ServedModel};
+
+/// Request for embeddings.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct EmbedRequest {
-    /// What is embedded.
+    /// Texts to embed.
     inputs: Input,
-    /// Whether a text that is too long is cut. Default: it is an error.
+    /// Whether a text that is too long is cut. Default: `false`, so it is an error.
     truncate: Option<bool>,
-    /// At which end it is cut. Default: `right`.
+    /// The side on which texts are cut. Default: `right`.
     truncation_direction: Option<Side>,
-    /// What stands before the texts: `query`, `document`, or the name of one of the model's prompts.
+    /// Name of the prompt that is put before the texts: `query`, `document`, or another prompt of the model. Default:
+    /// `document`.
     prompt_name: Option<String>,
-    /// Whether vectors are brought to unit length. Default: true.
+    /// Whether vectors are normalized to unit length. Default: `true`.
     normalize: Option<bool>,
-    /// How many dimensions the vectors have. Default: the model's hidden size.
+    /// Number of dimensions of the vectors. Default: the model's hidden size.
     #[schema(minimum = 1)]
     dimensions: Option<usize>,
 }
 
-/// A request for the similarity of a text to others.
+/// Request for the similarity of one text to others.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct SimilarityRequest {
     #[serde(deserialize_with = "object")]
@@ -50,63 +51,63 @@ pub(crate) struct SimilarityRequest {
     parameters: Option<SimilarityParameters>,
 }
 
-/// A text and others.
+/// The texts to compare.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct SimilarityInputs {
-    /// The text that the others are compared with.
+    /// The text that is compared with each of `sentences`.
     #[schema(min_length = 1)]
     source_sentence: String,
-    /// The others.
+    /// The texts that `source_sentence` is compared with.
     #[schema(min_items = 1)]
     sentences: Vec<String>,
 }
 
-/// How they are embedded.
+/// Parameters of the embeddings of a similarity request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct SimilarityParameters {
-    /// Whether a text that is too long is cut. Default: it is an error.
+    /// Whether a text that is too long is cut. Default: `false`, so it is an error.
     truncate: Option<bool>,
-    /// At which end it is cut. Default: `right`.
+    /// The side on which texts are cut. Default: `right`.
     truncation_direction: Option<Side>,
-    /// What stands before the texts.
+    /// Name of the prompt that is put before the texts. Default: `document`.
     prompt_name: Option<String>,
 }
 
-/// A request for tokens.
+/// Request to tokenize texts.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct TokenizeRequest {
-    /// What is tokenized.
+    /// Texts to tokenize.
     inputs: Strings,
-    /// Whether the end-of-text token is appended. Default: true.
+    /// Whether the end-of-text token is appended. Default: `true`.
     add_special_tokens: Option<bool>,
-    /// What stands before the texts.
+    /// Name of the prompt that is put before the texts. Default: none.
     prompt_name: Option<String>,
 }
 
-/// A token.
+/// A token of a text.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Token {
     id: u32,
-    /// The characters that it stands for.
+    /// The part of the text that the token stands for.
     text: String,
     special: bool,
-    /// Where they begin in the text, in characters; `null` for special tokens.
+    /// Start of the part, in characters; `null` for special tokens.
     start: Option<usize>,
-    /// Where they end.
+    /// End of the part, in characters; `null` for special tokens.
     stop: Option<usize>,
 }
 
-/// A request for the text of tokens.
+/// Request to turn token ids into text.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct DecodeRequest {
-    /// The tokens of a text, or of several.
+    /// Token ids of one or more texts.
     ids: Ids,
-    /// Whether special tokens are left out. Default: true.
+    /// Whether special tokens are left out. Default: `true`.
     skip_special_tokens: Option<bool>,
 }
 
-/// What is served, in the shape of text-embeddings-inference, and in `embedder` and `reranker` what else
-/// there is to know.
+/// Information about the models, with the fields of text-embeddings-inference, and with more details in `embedder` and
+/// `reranker`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Info {
     model_id: String,
@@ -128,7 +129,7 @@ pub(crate) struct Info {
     reranker: Option<RerankerInfo>,
 }
 
-/// The embedding model.
+/// Information about the embedding model.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct EmbedderInfo {
     id: String,
@@ -139,14 +140,14 @@ pub(crate) struct EmbedderInfo {
     default_instruct: Option<String>,
 }
 
-/// The reranker.
+/// Information about the reranker.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RerankerInfo {
     id: String,
     max_input_length: usize,
 }
 
-/// Bare vectors.
+/// Embeds texts and returns a list of vectors.
 #[utoipa::path(
     post,
     path = "/embed",
@@ -160,24 +161,24 @@ pub(crate) struct RerankerInfo {
 )]
 pub(crate) async fn embed(
     State(state): State<AppState>,
-    Json(request): Json<EmbedRequest>,
+    JsonBody(request): JsonBody<EmbedRequest>,
 ) -> Result<Response, ApiError> {
     let model = state.served()?.embedder(None)?;
     let limit = state.options().max_client_batch_size;
     let (texts, field) = request.inputs.into_texts("inputs", limit)?;
-    let wishes = Wishes {
+    let parameters = EmbedParameters {
         prompt_name: request.prompt_name,
         dimensions: request.dimensions,
         truncate: request.truncate,
         truncation_side: request.truncation_direction,
         normalize: request.normalize,
-        ..Wishes::default()
+        ..EmbedParameters::default()
     };
-    let embedded = wishes.embed(&state, model, texts, field).await?;
+    let embedded = parameters.embed(&state, model, texts, field).await?;
     Ok(respond::json("[", embedded.embeddings, Rows::Bare, "]".to_owned()))
 }
 
-/// The cosine similarity of a text to each of others.
+/// Returns the cosine similarity of one text to each of the others.
 #[utoipa::path(
     post,
     path = "/similarity",
@@ -191,33 +192,33 @@ pub(crate) async fn embed(
 )]
 pub(crate) async fn similarity(
     State(state): State<AppState>,
-    Json(request): Json<SimilarityRequest>,
-) -> Result<Answer<Vec<f32>>, ApiError> {
+    JsonBody(request): JsonBody<SimilarityRequest>,
+) -> Result<Json<Vec<f32>>, ApiError> {
     let model = state.served()?.embedder(None)?;
     let SimilarityInputs { source_sentence, sentences } = request.inputs;
     let name = "inputs.sentences";
     check_count(name, sentences.len(), state.options().max_client_batch_size)?;
-    let parameters = request.parameters.unwrap_or_default();
-    let wishes = Wishes {
-        prompt_name: parameters.prompt_name,
-        truncate: parameters.truncate,
-        truncation_side: parameters.truncation_direction,
-        ..Wishes::default()
+    let requested = request.parameters.unwrap_or_default();
+    let parameters = EmbedParameters {
+        prompt_name: requested.prompt_name,
+        truncate: requested.truncate,
+        truncation_side: requested.truncation_direction,
+        ..EmbedParameters::default()
     };
-    // The source comes last, so that the others keep their index in messages.
+    // The source sentence comes last, so that error messages have the indices of the request.
     let source = sentences.len();
     let field = Field::list(name).with_last(source, "inputs.source_sentence");
     let texts: Vec<String> = sentences.into_iter().chain([source_sentence]).collect();
     check_not_empty(&texts, String::is_empty, field)?;
-    let embedded = wishes.embed(&state, model, Texts::Strings(texts), field).await?;
+    let embedded = parameters.embed(&state, model, Texts::Strings(texts), field).await?;
     let embeddings = embedded.embeddings;
     let similarity = |index| cosine(embeddings.row(source), embeddings.row(index));
     let similarities: Result<Vec<f32>, _> = (0..source).map(similarity).collect();
     let similarities = similarities.map_err(|error| ApiError::internal(error.to_string()))?;
-    Ok(Answer(similarities))
+    Ok(Json(similarities))
 }
 
-/// The tokens of texts.
+/// Tokenizes texts.
 #[utoipa::path(
     post,
     path = "/tokenize",
@@ -232,22 +233,22 @@ pub(crate) async fn similarity(
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
     Extension(permit): Extension<Permit>,
-    Json(request): Json<TokenizeRequest>,
-) -> Result<Answer<Vec<Vec<Token>>>, ApiError> {
+    JsonBody(request): JsonBody<TokenizeRequest>,
+) -> Result<Json<Vec<Vec<Token>>>, ApiError> {
     let limit = state.options().max_client_batch_size;
     let (texts, field) = request.inputs.into_texts("inputs", limit)?;
-    let tokenizing = Tokenizing::of(state.served()?)?;
-    let prompt = tokenizing.prompt(request.prompt_name.as_deref())?.into_owned();
+    let codec = TextCodec::of(state.served()?)?;
+    let prompt = codec.prompt(request.prompt_name.as_deref())?.into_owned();
     let adds_end = request.add_special_tokens.unwrap_or(true);
     for_each(permit, texts, move |index, text| {
-        let tokenizing = Tokenizing::of(state.served()?)?;
-        let tokens = tokenizing.tokens(&[&prompt, text.as_str()].concat(), adds_end);
+        let codec = TextCodec::of(state.served()?)?;
+        let tokens = codec.tokens(&[&prompt, text.as_str()].concat(), adds_end);
         tokens.map_err(|error| ApiError::from_model(error.shift_text(index), field))
     })
     .await
 }
 
-/// The texts of tokens.
+/// Turns token ids into texts.
 #[utoipa::path(
     post,
     path = "/decode",
@@ -262,17 +263,17 @@ pub(crate) async fn tokenize(
 pub(crate) async fn decode(
     State(state): State<AppState>,
     Extension(permit): Extension<Permit>,
-    Json(request): Json<DecodeRequest>,
-) -> Result<Answer<Vec<String>>, ApiError> {
+    JsonBody(request): JsonBody<DecodeRequest>,
+) -> Result<Json<Vec<String>>, ApiError> {
     let (texts, field) = match request.ids {
         Ids::One(tokens) => (vec![tokens], Field::single("ids")),
         Ids::Many(texts) => (texts, Field::list("ids")),
     };
     check_count("ids", texts.len(), state.options().max_client_batch_size)?;
     state.served()?;
-    let skips_special = request.skip_special_tokens.unwrap_or(true);
+    let skip_special = request.skip_special_tokens.unwrap_or(true);
     for_each(permit, texts, move |index, tokens| {
-        let text = Tokenizing::of(state.served()?)?.tokenizer.decode(tokens, skips_special);
+        let text = TextCodec::of(state.served()?)?.tokenizer.decode(tokens, skip_special);
         text.map_err(|error| {
             let name = field.at(index);
             ApiError::invalid(format!("{name}: {error}")).about(name)
@@ -281,14 +282,14 @@ pub(crate) async fn decode(
     .await
 }
 
-/// What is served.
+/// Returns information about the models and the server.
 #[utoipa::path(
     get,
     path = "/info",
     tag = "text-embeddings-inference",
     responses((status = 200, body = Info), (status = 503, body = ErrorBody)),
 )]
-pub(crate) async fn info(State(state): State<AppState>) -> Result<Answer<Info>, ApiError> {
+pub(crate) async fn info(State(state): State<AppState>) -> Result<Json<Info>, ApiError> {
     let (served, options) = (state.served()?, state.options());
     let embedder = served.embedder.as_ref();
     let reranker = served.reranker.as_ref();
@@ -304,7 +305,7 @@ pub(crate) async fn info(State(state): State<AppState>) -> Result<Answer<Info>, 
             (model.precision(), model.max_tokens(), json!({ "reranker": labels }))
         }
     };
-    Ok(Answer(Info {
+    Ok(Json(Info {
         model_id: served.names().first().copied().unwrap_or_default().to_owned(),
         model_sha: None,
         model_dtype: precision_name(precision),
@@ -325,7 +326,7 @@ pub(crate) async fn info(State(state): State<AppState>) -> Result<Answer<Info>, 
 }
 
 impl EmbedderInfo {
-    fn new(model: &Named<Embedder>, default_instruct: Option<String>) -> Self {
+    fn new(model: &ServedModel<Embedder>, default_instruct: Option<String>) -> Self {
         let embedder = model.service.model();
         Self {
             id: model.name.clone(),
@@ -339,7 +340,7 @@ impl EmbedderInfo {
 }
 
 impl RerankerInfo {
-    fn new(model: &Named<Reranker>) -> Self {
+    fn new(model: &ServedModel<Reranker>) -> Self {
         let max_input_length = model.service.model().max_tokens();
         Self { id: model.name.clone(), max_input_length }
     }
@@ -353,7 +354,7 @@ impl From<Piece> for Token {
     }
 }
 
-/// As text-embeddings-inference calls it, where it knows it.
+/// The name of a pooling in text-embeddings-inference, or in sentence-transformers if the former does not support it.
 fn pooling_name(pooling: Pooling) -> &'static str {
     match pooling {
         Pooling::LastToken => "last_token",
@@ -375,15 +376,15 @@ fn precision_name(precision: Precision) -> &'static str {
     }
 }
 
-/// What tokenizes for the model, for the embedder if there are two.
+/// The tokenizer of the embedder, or of the reranker if there is no embedder.
 #[derive(Clone, Copy)]
-struct Tokenizing<'a> {
+struct TextCodec<'a> {
     tokenizer: &'a Tokenizer,
     special_tokens: SpecialTokens,
     embedder: Option<&'a Embedder>,
 }
 
-impl<'a> Tokenizing<'a> {
+impl<'a> TextCodec<'a> {
     fn of(served: &'a Served) -> Result<Self, ApiError> {
         if let Some(model) = &served.embedder {
             let embedder = model.service.model();
@@ -395,7 +396,7 @@ impl<'a> Tokenizing<'a> {
         Ok(Self { tokenizer: reranker.tokenizer(), special_tokens, embedder: None })
     }
 
-    /// What stands before texts under the prompt of this name.
+    /// The text of the prompt with this name.
     fn prompt(self, name: Option<&str>) -> Result<Cow<'a, str>, ApiError> {
         match (name, self.embedder) {
             (None, _) => Ok("".into()),
@@ -403,12 +404,12 @@ impl<'a> Tokenizing<'a> {
                 .prompt_text(&prompt_named(name))
                 .map_err(|error| ApiError::from_model(error, Field::single("prompt_name"))),
             (Some(_), None) => {
-                Err(ApiError::invalid("a reranker has no prompts").about("prompt_name"))
+                Err(ApiError::invalid("a reranker has no named prompts").about("prompt_name"))
             }
         }
     }
 
-    /// The tokens of a text.
+    /// Tokenizes a text.
     fn tokens(self, text: &str, adds_end: bool) -> Result<Vec<Token>, qwen3_embed::Error> {
         let mut pieces = self.tokenizer.pieces(text, self.special_tokens)?;
         if !adds_end {
@@ -418,21 +419,22 @@ impl<'a> Tokenizing<'a> {
     }
 }
 
-/// Works on each item, and its index, on a thread that may take its time, until nobody waits any more.
+/// Runs `work` for each item and its index on a blocking thread. It stops early if the client disconnects.
 async fn for_each<T: Send + 'static, U: Send + 'static>(
     permit: Permit,
     items: Vec<T>,
     work: impl Fn(usize, &T) -> Result<U, ApiError> + Send + 'static,
-) -> Result<Answer<Vec<U>>, ApiError> {
+) -> Result<Json<Vec<U>>, ApiError> {
     let (sender, receiver) = oneshot::channel();
     tokio::task::spawn_blocking(move || {
         let items = items.iter().enumerate().take_while(|_| !sender.is_closed());
         let done = items.map(|(index, item)| work(index, item)).collect();
-        // Before the answer is there: whoever has it may ask again at once.
+        // The permit is dropped before the result is sent, so that a client that gets the response can send the next
+        // request immediately.
         drop(permit);
-        // The client may have gone.
+        // Fails if the client has disconnected.
         let _ = sender.send(done);
     });
     let done: Result<Result<Vec<U>, ApiError>, _> = receiver.await;
-    done.map_err(|error| ApiError::internal(error.to_string()))?.map(Answer)
+    done.map_err(|error| ApiError::internal(error.to_string()))?.map(Json)
 }

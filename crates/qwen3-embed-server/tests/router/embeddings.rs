@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: the forms of its input, its options, and what it refuses.
+//! `POST /v1/embeddings`: forms of its input, options and errors.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::common::*;
 
 const PATH: &str = "/v1/embeddings";
 
-/// Sends a request and checks all of its answer: vectors bit for bit.
+/// Sends a request and compares the whole response, with vectors bit for bit.
 async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens: usize) {
     let is_base64 = request["encoding_format"] == "base64";
     let reply = post(state, PATH, request.clone()).await;
@@ -41,7 +41,7 @@ fn documents(texts: &[&str]) -> Embeddings {
 }
 
 #[tokio::test]
-async fn every_form_of_input_gives_the_embedders_own_vectors() {
+async fn every_input_form_gives_embedder_vectors() {
     let state = ready().await;
     let (text, all) = (TEXTS[1], documents(&TEXTS));
     let (one, tokens) = (documents(&[text]), embedder().tokenize(&TEXTS).unwrap());
@@ -60,18 +60,18 @@ async fn every_form_of_input_gives_the_embedders_own_vectors() {
 }
 
 #[tokio::test]
-async fn token_ids_are_embedded_exactly_as_they_are() {
+async fn token_ids_are_embedded_unchanged() {
     let ids = vec![vec![5, 1000, 7, 1000], vec![1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
     check(ready().await, json!({ "input": ids }), &expected, 5).await;
 }
 
 #[tokio::test]
-async fn token_ids_without_the_end_of_text_are_refused() {
+async fn rejects_token_ids_without_end_of_text() {
     let message = |name: &str| {
         format!(
-            "{name} does not end with this model's end-of-text token 1000: are these tokens of another \
-             tokenizer? In LangChain set check_embedding_ctx_length=False"
+            "{name} does not end with this model's end-of-text token 1000, so its token ids may come from \
+             another tokenizer; in LangChain, set check_embedding_ctx_length=False"
         )
     };
     for (path, name) in [(PATH, "input"), ("/embed", "inputs")] {
@@ -87,7 +87,7 @@ async fn token_ids_without_the_end_of_text_are_refused() {
 }
 
 #[tokio::test]
-async fn token_ids_need_no_end_of_text_where_texts_have_none() {
+async fn accepts_token_ids_without_end_of_text_if_model_appends_none() {
     let name = format!("qwen3-embed-server-mean-{}", std::process::id());
     let folder = std::env::temp_dir().join(name);
     without_end_of_text(&folder);
@@ -100,7 +100,7 @@ async fn token_ids_need_no_end_of_text_where_texts_have_none() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// A model like `wide`, of the mean of its texts' tokens, to which nothing is appended.
+/// A model like `wide` with mean pooling, to whose texts no end-of-text token is appended.
 fn without_end_of_text(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     for file in fs::read_dir(wide()).unwrap().map(|entry| entry.unwrap().path()) {
@@ -123,7 +123,7 @@ fn without_end_of_text(folder: &Path) {
 }
 
 #[tokio::test]
-async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
+async fn truncate_prompt_tokens_cuts_texts() {
     let builder = || Embedder::builder(wide()).max_tokens(64);
     let models =
         Models { embedder: Some(("wide".into(), builder().build().unwrap())), reranker: None };
@@ -146,7 +146,7 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
                     check(&state, request, &expected, n_tokens).await;
                 }
             }
-            // The instruction counts too.
+            // The tokens of the instruction count too.
             let expected = cut.embed_queries_with("Find", &[&long]).unwrap();
             let request = json!({
                 "input": long, name: asked, "truncation_side": side, "instruct": "Find",
@@ -154,14 +154,15 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
             check(&state, request, &expected, n_tokens).await;
         }
     }
-    // What is shorter stays as it is.
+    // Shorter texts are not cut.
     check(&state, json!({ "input": "one", name: 64 }), &documents(&["one"]), count(&["one"])).await;
     let mut cases = Vec::new();
     for asked in [0_i64, -2, 65, i64::MIN, i64::MAX] {
-        let message = format!("{name} is {asked}, it must be 1 to 64, or -1 for 64");
+        let message = format!("{name} is {asked}; expected 1 to 64, or -1 for 64");
         cases.push((json!({ "input": "a", name: asked }), message));
     }
-    let message = "`truncate_prompt_tokens` cuts texts and `truncate` is false: send one of them";
+    let message =
+        "`truncate_prompt_tokens` cuts texts, but `truncate` is false: send only one of them";
     cases.push((json!({ "input": "a", name: 4, "truncate": false }), message.to_owned()));
     for (request, message) in cases {
         check_refused(&state, PATH, &[(&request.to_string(), name, &message)]).await;
@@ -169,7 +170,7 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
 }
 
 #[tokio::test]
-async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
+async fn null_unknown_and_unused_fields_are_ignored() {
     let (state, input) = (ready().await, TEXTS[0]);
     let (expected, n_tokens) = (documents(&[input]), count(&[input]));
     let nulls = json!({
@@ -192,7 +193,7 @@ async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
 }
 
 #[tokio::test]
-async fn dimensions_are_those_that_are_asked_for() {
+async fn returns_requested_dimensions() {
     let (state, input) = (ready().await, TEXTS[0]);
     let n_tokens = count(&[input]);
     for dimensions in [1, 32, 33, 255, 256] {
@@ -209,7 +210,7 @@ async fn dimensions_are_those_that_are_asked_for() {
 }
 
 #[tokio::test]
-async fn an_instruction_or_a_prompt_stands_before_the_texts() {
+async fn instruct_and_prompt_name_set_prompt() {
     let (state, input) = (ready().await, ["capital of China", "weather"]);
     let task = "Given a question, find its answer";
     let behind = |prompt: &str| {
@@ -227,7 +228,7 @@ async fn an_instruction_or_a_prompt_stands_before_the_texts() {
 }
 
 #[tokio::test]
-async fn a_server_may_have_an_instruction_of_its_own() {
+async fn default_instruct_applies_to_requests_without_prompt() {
     let task = "Find similar sentences";
     let options =
         ServerOptions { default_instruct: Some(task.to_owned()), ..ServerOptions::default() };
@@ -240,14 +241,14 @@ async fn a_server_may_have_an_instruction_of_its_own() {
     let plain = documents(&[input]);
     let document = json!({ "input": input, "prompt_name": "document" });
     check(&state, document, &plain, count(&[input])).await;
-    // Nothing stands before tokens.
+    // No prompt is put before token ids.
     check(&state, json!({ "input": tokens }), &plain, count(&[input])).await;
     let reply = post(&state, "/embed", json!({ "inputs": input })).await;
     assert_eq!(bits(&vector(&reply.ok()[0])), bits(instructed.as_slice()));
 }
 
 #[tokio::test]
-async fn without_normalisation_the_lengths_stay() {
+async fn normalize_false_keeps_vector_length() {
     let (state, expected) = (ready().await, documents(&TEXTS));
     let reply = post(state, PATH, json!({ "input": TEXTS, "normalize": false })).await;
     for (index, item) in reply.ok()["data"].as_array().unwrap().iter().enumerate() {
@@ -262,7 +263,7 @@ async fn without_normalisation_the_lengths_stay() {
 }
 
 #[tokio::test]
-async fn many_texts_are_answered_in_their_order() {
+async fn keeps_order_of_many_texts() {
     let texts: Vec<String> =
         (0..300).map(|i| "word ".repeat(i * 7 % 13) + &i.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -273,7 +274,7 @@ async fn many_texts_are_answered_in_their_order() {
     }
 }
 
-/// A server whose texts may have 8 tokens.
+/// A server with a limit of 8 tokens per text.
 async fn short(options: ServerOptions) -> AppState {
     let embedder = Embedder::builder(wide()).max_tokens(8).build().unwrap();
     let models = Models { embedder: Some(("wide".into(), embedder)), reranker: None };
@@ -286,7 +287,7 @@ fn cut(overflow: Overflow, text: &str) -> Embeddings {
 }
 
 #[tokio::test]
-async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
+async fn truncate_cuts_long_texts() {
     let input = TEXTS[1];
     let (right, left) = (cut(Overflow::TruncateRight, input), cut(Overflow::TruncateLeft, input));
     assert_ne!(right, left);
@@ -308,7 +309,7 @@ async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
             assert_eq!((reply.status, reply.json()), (400, too_long.clone()));
         }
     }
-    // Tokens too: the last stays.
+    // Token ids are cut too and keep the last one.
     let tokens = embedder().tokenize(&[input]).unwrap();
     check(&state, json!({ "input": tokens, "truncate": true }), &right, 8).await;
     let reply = post(&state, PATH, json!({ "input": tokens[0] })).await;
@@ -323,18 +324,14 @@ async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn options_that_cannot_be_are_refused() {
+async fn rejects_invalid_options() {
     let cases = [
-        (
-            r#"{"input":"a","dimensions":257}"#,
-            "dimensions",
-            "dimensions is 257, it must be 1 to 256",
-        ),
-        (r#"{"input":"a","dimensions":0}"#, "dimensions", "dimensions is 0, it must be 1 to 256"),
+        (r#"{"input":"a","dimensions":257}"#, "dimensions", "dimensions is 257; expected 1 to 256"),
+        (r#"{"input":"a","dimensions":0}"#, "dimensions", "dimensions is 0; expected 1 to 256"),
         (
             r#"{"input":"a","dimensions":18446744073709551615}"#,
             "dimensions",
-            "dimensions is 18446744073709551615, it must be 1 to 256",
+            "dimensions is 18446744073709551615; expected 1 to 256",
         ),
         (
             r#"{"input":"a","prompt_name":"question"}"#,
@@ -344,47 +341,47 @@ async fn options_that_cannot_be_are_refused() {
         (
             r#"{"input":"a","instruct":"b","prompt_name":"query"}"#,
             "instruct",
-            "`instruct` and `prompt_name` are two ways to say the same: send one",
+            "`instruct` and `prompt_name` both set the prompt: send only one of them",
         ),
         (
             r#"{"input":[5,6],"instruct":"b"}"#,
             "instruct",
-            "`instruct` stands before texts; tokens are embedded as they are",
+            "`instruct` needs texts: token ids are embedded without a prompt",
         ),
         (
             r#"{"input":[[5,6]],"prompt_name":"query"}"#,
             "prompt_name",
-            "`prompt_name` stands before texts; tokens are embedded as they are",
+            "`prompt_name` needs texts: token ids are embedded without a prompt",
         ),
     ];
     check_refused(ready().await, PATH, &cases).await;
 }
 
 #[tokio::test]
-async fn a_request_may_have_as_many_texts_as_the_server_says() {
+async fn limits_texts_per_request() {
     let options = ServerOptions { max_client_batch_size: 3, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let three = ["a", "b", "c"];
     check(&state, json!({ "input": three }), &documents(&three), count(&three)).await;
-    let message = "input has 4 items, it must have 1 to 3";
+    let message = "input has 4 items; expected 1 to 3";
     for input in [json!(["a", "b", "c", "d"]), json!([[1], [2], [3], [4]])] {
         let reply = post(&state, PATH, json!({ "input": input })).await;
         assert_eq!((reply.status, reply.json()), (400, invalid("input", message)));
     }
-    // The tokens of one text.
+    // The token ids of one text count as one text.
     let ids = vec![vec![1, 2, 3, 4, 1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
     check(&state, json!({ "input": ids[0] }), &expected, 5).await;
 }
 
 #[tokio::test]
-async fn a_request_may_have_more_texts_than_may_wait() {
+async fn accepts_request_larger_than_queue() {
     let state = AppState::new(ServerOptions::default());
     let options = ServiceOptions { max_waiting_texts: 1, batch_tokens: 8, ..Default::default() };
     state.start(embedder_alone(), options).await.unwrap();
     let request = json!({ "input": TEXTS });
     check(&state, request, &documents(&TEXTS), count(&TEXTS)).await;
-    // The program itself may ask as well as its clients.
+    // The program that runs the server may use its queue too.
     let service = state.embedder().unwrap();
     let texts = Texts::Strings(vec![TEXTS[0].to_owned()]);
     let embedded = service.embed(texts, EmbedOptions::default()).await.unwrap();

@@ -1,4 +1,4 @@
-//! What is logged of requests, and how loudly.
+//! Log messages of requests, and their levels.
 
 use std::fmt;
 use std::pin::pin;
@@ -16,7 +16,7 @@ use crate::limits::{begin, slow};
 /// Levels, messages and statuses.
 type Lines = Arc<Mutex<Vec<(Level, String, u64)>>>;
 
-/// Keeps what is logged on this thread.
+/// Collects the log messages of this thread.
 struct Log(Lines);
 
 impl Subscriber for Log {
@@ -74,39 +74,39 @@ fn line(level: Level, message: &str, status: u64) -> (Level, String, u64) {
 }
 
 #[tokio::test]
-async fn that_a_server_loads_or_ends_is_no_error() {
+async fn loading_and_draining_are_not_logged_as_errors() {
     let (lines, _guard) = log();
     let state = AppState::new(ServerOptions::default());
     get(&state, "/readyz").await;
     state.start(embedder_alone(), Default::default()).await.unwrap();
-    state.announce_end();
+    state.announce_shutdown();
     get(&state, "/readyz").await;
     let expected = [
-        line(Level::DEBUG, "the model is being loaded", 503),
+        line(Level::DEBUG, "the model is still being loaded", 503),
         line(Level::DEBUG, "answered", 503),
-        line(Level::DEBUG, "the server is about to end", 503),
+        line(Level::DEBUG, "the server is shutting down", 503),
         line(Level::DEBUG, "answered", 503),
     ];
     assert_eq!(*lines.lock().unwrap(), expected);
 }
 
 #[tokio::test]
-async fn that_the_engine_has_died_is_an_error() {
+async fn worker_panic_is_logged_as_error() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
-    // A text in each batch: many of them are left when the engine is told to panic.
+    // Each batch has one text, so many texts are waiting when the worker is told to panic.
     let request = json!({ "input": vec![TEXTS[1]; 2000] });
     let mut waiting = pin!(post(&state, "/v1/embeddings", request));
     begin(&mut waiting).await;
     state.embedder().unwrap().panic();
     waiting.await;
     get(&state, "/readyz").await;
-    let stopped = line(Level::ERROR, "the engine has stopped; restart the server", 503);
+    let stopped = line(Level::ERROR, "the model has crashed; restart the server", 503);
     assert!(lines.lock().unwrap().contains(&stopped), "{lines:?}");
 }
 
 #[tokio::test]
-async fn a_request_whose_client_has_gone_is_logged() {
+async fn logs_request_of_disconnected_client() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
     {
@@ -116,6 +116,6 @@ async fn a_request_whose_client_has_gone_is_logged() {
     }
     post(&state, "/v1/embeddings", json!({ "input": "a" })).await.ok();
     let expected =
-        [line(Level::INFO, "given up by the client", 499), line(Level::INFO, "answered", 200)];
+        [line(Level::INFO, "client disconnected", 499), line(Level::INFO, "answered", 200)];
     assert_eq!(*lines.lock().unwrap(), expected);
 }

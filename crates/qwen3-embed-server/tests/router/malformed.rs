@@ -1,4 +1,4 @@
-//! Bodies that are wrong: what is said of each, literally.
+//! Invalid request bodies and the exact error messages.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::common::*;
 
 const PATH: &str = "/v1/embeddings";
 
-/// Bodies, and what is said of them.
+/// Bodies, the field that the error names, and its message.
 const NOT_AN_OBJECT: &[(&str, &str, &str)] = &[
     ("", "", "the body is empty: expected a JSON object"),
     (" \t\r\n ", "", "the body is empty: expected a JSON object"),
@@ -30,85 +30,89 @@ const NOT_AN_OBJECT: &[(&str, &str, &str)] = &[
     ),
     ("input=text&model=wide", "", "the body is not a JSON object: it begins with `i`"),
     ("\u{feff}{\"input\":\"a\"}", "", r"the body is not a JSON object: it begins with `\xef`"),
-    ("{", "", "the body is not JSON: EOF while parsing an object at line 1 column 1"),
+    ("{", "", "the body is not valid JSON: EOF while parsing an object at line 1 column 1"),
     ("{}{", "input", "missing field `input` at line 1 column 2"),
     (
         r#"{"input":"a""#,
         "",
-        "the body is not JSON: EOF while parsing an object at line 1 column 12",
+        "the body is not valid JSON: EOF while parsing an object at line 1 column 12",
     ),
     (
         r#"{"input":"a"#,
         "input",
-        "input is not JSON: EOF while parsing a string at line 1 column 11",
+        "input is not valid JSON: EOF while parsing a string at line 1 column 11",
     ),
     (
         r#"{"input":["a","#,
         "input",
-        "input is not JSON: EOF while parsing a value at line 1 column 14",
+        "input is not valid JSON: EOF while parsing a value at line 1 column 14",
     ),
-    (r#"{"input":"a"}}"#, "", "the body is not JSON: trailing characters at line 1 column 14"),
+    (
+        r#"{"input":"a"}}"#,
+        "",
+        "the body is not valid JSON: trailing characters at line 1 column 14",
+    ),
     (
         r#"{"input":"a"}{"input":"b"}"#,
         "",
-        "the body is not JSON: trailing characters at line 1 column 14",
+        "the body is not valid JSON: trailing characters at line 1 column 14",
     ),
-    (r#"{"input":"a",}"#, "", "the body is not JSON: trailing comma at line 1 column 14"),
-    (r#"{'input':'a'}"#, "", "the body is not JSON: key must be a string at line 1 column 2"),
-    (r#"{input:"a"}"#, "", "the body is not JSON: key must be a string at line 1 column 2"),
+    (r#"{"input":"a",}"#, "", "the body is not valid JSON: trailing comma at line 1 column 14"),
+    (r#"{'input':'a'}"#, "", "the body is not valid JSON: key must be a string at line 1 column 2"),
+    (r#"{input:"a"}"#, "", "the body is not valid JSON: key must be a string at line 1 column 2"),
     (
         r#"{"input":"a"} // text"#,
         "",
-        "the body is not JSON: trailing characters at line 1 column 15",
+        "the body is not valid JSON: trailing characters at line 1 column 15",
     ),
-    (r#"{"input":NaN}"#, "input", "input is not JSON: expected value at line 1 column 10"),
+    (r#"{"input":NaN}"#, "input", "input is not valid JSON: expected value at line 1 column 10"),
     (
         r#"{"input":"a","dimensions":1e999}"#,
         "dimensions",
-        "dimensions is not JSON: number out of range at line 1 column 31",
+        "dimensions is not valid JSON: number out of range at line 1 column 31",
     ),
     (
         "{\"input\":\"a\nb\"}",
         "input",
-        r"input is not JSON: control character (\u0000-\u001F) found while parsing a string at line 2 column 0",
+        r"input is not valid JSON: control character (\u0000-\u001F) found while parsing a string at line 2 column 0",
     ),
-    (r#"{"input":"\x41"}"#, "input", "input is not JSON: invalid escape at line 1 column 12"),
+    (r#"{"input":"\x41"}"#, "input", "input is not valid JSON: invalid escape at line 1 column 12"),
     (
         r#"{"input":"\ud800"}"#,
         "input",
-        r"input is not JSON: unexpected end of hex escape at line 1 column 17; half of a surrogate pair, such as `\ud83d`, is no character",
+        r"input is not valid JSON: unexpected end of hex escape at line 1 column 17; half of a surrogate pair, such as `\ud83d`, is not a character",
     ),
     (
         r#"{"input":"\udc00 a"}"#,
         "input",
-        r"input is not JSON: lone leading surrogate in hex escape at line 1 column 16; half of a surrogate pair, such as `\ud83d`, is no character",
+        r"input is not valid JSON: lone leading surrogate in hex escape at line 1 column 16; half of a surrogate pair, such as `\ud83d`, is not a character",
     ),
     (
         r#"{"input":["a","\ud83d\u0041"]}"#,
         "input[1]",
-        r"input[1] is not JSON: lone leading surrogate in hex escape at line 1 column 27; half of a surrogate pair, such as `\ud83d`, is no character",
+        r"input[1] is not valid JSON: lone leading surrogate in hex escape at line 1 column 27; half of a surrogate pair, such as `\ud83d`, is not a character",
     ),
 ];
 
 #[tokio::test]
-async fn what_is_not_a_json_object_is_refused() {
+async fn rejects_body_that_is_not_a_json_object() {
     check_refused(ready().await, PATH, NOT_AN_OBJECT).await;
 }
 
 #[tokio::test]
-async fn what_is_not_utf_8_is_refused() {
+async fn rejects_invalid_utf8() {
     let cases: [(&[u8], &str); 4] = [
         (
             b"{\"input\":\"\xff\"}",
-            "input is not JSON: invalid unicode code point at line 1 column 11",
+            "input is not valid JSON: invalid unicode code point at line 1 column 11",
         ),
         (
             b"{\"input\":\"\xc3\"}",
-            "input is not JSON: invalid unicode code point at line 1 column 11",
+            "input is not valid JSON: invalid unicode code point at line 1 column 11",
         ),
         (
             b"{\"input\":\"\xed\xa0\x80\"}",
-            "input is not JSON: invalid unicode code point at line 1 column 11",
+            "input is not valid JSON: invalid unicode code point at line 1 column 11",
         ),
         (b"\xff\xfe{\0", r"the body is not a JSON object: it begins with `\xff`"),
     ];
@@ -119,7 +123,7 @@ async fn what_is_not_utf_8_is_refused() {
     }
 }
 
-/// Bodies, the field that is named, and what is said of it.
+/// Bodies, the field that the error names, and its message.
 const WRONG_FIELDS: &[(&str, &str, &str)] = &[
     ("{}", "input", "missing field `input` at line 1 column 2"),
     (r#"{"model":"wide"}"#, "input", "missing field `input` at line 1 column 16"),
@@ -248,13 +252,13 @@ const WRONG_FIELDS: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn fields_of_the_wrong_type_are_named() {
+async fn names_fields_of_wrong_type() {
     check_refused(ready().await, PATH, WRONG_FIELDS).await;
 }
 
-/// Bodies, the item that is named, and what is said of it.
+/// Bodies, the item that the error names, and its message.
 const WRONG_ITEMS: &[(&str, &str, &str)] = &[
-    (r#"{"input":[]}"#, "input", "input has 0 items, it must have 1 to 2048"),
+    (r#"{"input":[]}"#, "input", "input has 0 items; expected 1 to 2048"),
     (r#"{"input":""}"#, "input", "input is empty"),
     (r#"{"input":["a",""]}"#, "input[1]", "input[1] is empty"),
     (r#"{"input":[[]]}"#, "input[0]", "input[0] is empty"),
@@ -377,7 +381,7 @@ const WRONG_ITEMS: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn items_that_are_wrong_are_named_with_their_index() {
+async fn names_index_of_invalid_items() {
     let deep = format!(r#"{{"input":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let cases = [(
         deep.as_str(),
@@ -389,7 +393,7 @@ async fn items_that_are_wrong_are_named_with_their_index() {
 }
 
 #[tokio::test]
-async fn text_of_any_characters_is_text() {
+async fn accepts_any_unicode_text() {
     let state = ready().await;
     let deep = format!(r#"{{"input":"a","x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     for (body, text) in [
@@ -408,7 +412,7 @@ async fn text_of_any_characters_is_text() {
 }
 
 #[tokio::test]
-async fn blank_text_is_text_and_empty_text_is_not() {
+async fn accepts_white_space_and_rejects_empty_text() {
     let state = ready().await;
     for text in [" ", "\n", "\t \r\n", "\u{3000}", "\0"] {
         let expected = embedder().embed_documents(&[text]).unwrap();
@@ -424,7 +428,7 @@ async fn blank_text_is_text_and_empty_text_is_not() {
 }
 
 #[tokio::test]
-async fn a_long_run_of_white_space_is_refused() {
+async fn rejects_long_run_of_white_space() {
     let body = json!({ "input": ["a", " ".repeat(600_000)], "truncate": true });
     let message = "input[1] has 600000 white-space characters in a row, the limit is 500000";
     check_refused(ready().await, PATH, &[(&body.to_string(), "input[1]", message)]).await;
@@ -434,7 +438,7 @@ async fn a_long_run_of_white_space_is_refused() {
 }
 
 #[tokio::test]
-async fn a_text_longer_than_the_model_reads_is_refused() {
+async fn rejects_text_over_token_limit() {
     let limit = embedder().max_tokens();
     let text = "a ".repeat(limit);
     let n_tokens = embedder().count_tokens(&[&text]).unwrap()[0];
@@ -443,10 +447,10 @@ async fn a_text_longer_than_the_model_reads_is_refused() {
     check_refused(ready().await, PATH, &[(&body, "input", &message)]).await;
 }
 
-/// Routes that embed refuse empty strings, also among others, and take white space as text. Routes that rank, score
-/// and tokenize take empty strings.
+/// Routes that embed reject empty strings, also in lists, and accept white space. Routes that rank, score and
+/// tokenize accept empty strings.
 #[tokio::test]
-async fn empty_strings_are_refused_where_they_would_be_embedded() {
+async fn rejects_empty_strings_to_embed() {
     let state = ready().await;
     for (path, name, request) in [
         (PATH, "input", json!({ "input": "" })),
@@ -505,7 +509,7 @@ async fn check_content_type(value: Option<&[u8]>, expected: Option<&str>) {
 }
 
 #[tokio::test]
-async fn a_body_has_to_be_declared_as_json() {
+async fn rejects_other_content_types() {
     for value in [
         "application/json",
         "application/json; charset=utf-8",
@@ -524,21 +528,21 @@ async fn a_body_has_to_be_declared_as_json() {
     }
 }
 
-/// A body without a length, which comes in pieces of 100 bytes.
+/// A body without a declared length, in chunks of 100 bytes.
 fn in_pieces(body: &str) -> Body {
     let pieces: Vec<Bytes> = body.as_bytes().chunks(100).map(Bytes::copy_from_slice).collect();
     Body::from_stream(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
 }
 
 #[tokio::test]
-async fn a_body_may_have_as_many_bytes_as_the_server_says() {
+async fn limits_body_size() {
     let options = ServerOptions { payload_limit: 1000, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let sized = |n: usize| {
         let frame = r#"{"input":""}"#.len();
         json!({ "input": "a".repeat(n - frame) }).to_string()
     };
-    let message = "the body has more than 1000 bytes, which is the limit";
+    let message = "the body is larger than the limit of 1000 bytes";
     let too_large = error("invalid_request_error", None::<&str>, "payload_too_large", message);
     for (n, status) in [(999, 200), (1000, 200), (1001, 413), (100_000, 413)] {
         let body = sized(n);
@@ -551,7 +555,7 @@ async fn a_body_may_have_as_many_bytes_as_the_server_says() {
             assert!(status == 200 || reply.json() == too_large, "{}", reply.text());
         }
     }
-    // What is declared as too large is refused before it comes.
+    // A body that is declared as too large is rejected before it arrives.
     let mut request =
         post_request(PATH, Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()));
     request.headers_mut().insert(header::CONTENT_LENGTH, 1001.into());
@@ -560,7 +564,7 @@ async fn a_body_may_have_as_many_bytes_as_the_server_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_is_given_up() {
+async fn times_out_stalled_body() {
     let options =
         ServerOptions { body_timeout: Duration::from_secs(7), ..ServerOptions::default() };
     let state = qwen3_embed_server::AppState::new(options);
@@ -575,7 +579,7 @@ async fn a_body_that_stalls_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_refused() {
+async fn rejects_interrupted_body() {
     let pieces = [Ok(Bytes::from_static(b"{\"input\":")), Err(std::io::Error::other("reset"))];
     let body = Body::from_stream(stream::iter(pieces));
     let reply = call(ready().await, post_request(PATH, body)).await;
@@ -583,9 +587,9 @@ async fn a_body_that_breaks_off_is_refused() {
     assert_eq!((reply.status, reply.json()), (400, expected));
 }
 
-/// From 32 KiB on a body is parsed on another thread.
+/// Bodies of 32 KiB or more are parsed on another thread.
 #[tokio::test]
-async fn a_large_body_is_parsed_alike() {
+async fn parses_large_body() {
     let state = ready().await;
     let padding = "x".repeat(100_000);
     let body = json!({ "input": "a", "padding": padding, }).to_string();

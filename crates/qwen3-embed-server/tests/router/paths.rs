@@ -1,4 +1,4 @@
-//! Paths, methods, names of models in paths, and request ids.
+//! Paths, methods, model names in paths, and request ids.
 
 use axum::Router;
 use axum::body::Body;
@@ -9,7 +9,7 @@ use tower::ServiceExt;
 
 use crate::common::*;
 
-/// The routes that answer GET, and those that answer POST.
+/// The routes for GET and the routes for POST.
 pub(crate) const GETS: [&str; 12] = [
     "/v1/models",
     "/v1/models/wide",
@@ -39,14 +39,14 @@ pub(crate) const POSTS: [&str; 11] = [
 ];
 
 #[tokio::test]
-async fn a_path_that_is_not_there() {
+async fn unknown_path_returns_404() {
     let state = ready().await;
     for (method, path) in [
         ("GET", "/nothing"),
         ("POST", "/v1/chat/completions"),
         ("GET", "/v1"),
         ("POST", "/v1/embeddings//"),
-        // Routes of text-embeddings-inference that are not served.
+        // Routes of text-embeddings-inference that this server does not have.
         ("GET", "/ping"),
         ("POST", "/invocations"),
         ("POST", "/embed_all"),
@@ -70,7 +70,7 @@ async fn a_path_that_is_not_there() {
     ] {
         let reply = call(state, request(method, path)).await;
         let named = path.strip_suffix('/').unwrap_or(path);
-        let message = format!("there is no `{method} {named}`; `GET /docs` lists what there is");
+        let message = format!("there is no route `{method} {named}`; `GET /docs` lists all routes");
         let expected = error("invalid_request_error", Value::Null, "not_found", &message);
         if (method, path) == ("DELETE", "/") {
             assert_eq!(reply.status, 405);
@@ -81,11 +81,11 @@ async fn a_path_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_method_that_is_not_there() {
+async fn unsupported_method_returns_405() {
     let state = ready().await;
     let check = async |method: &str, path: &str, allowed: &str| {
         let reply = call(state, request(method, path)).await;
-        let message = format!("`{path}` has no method {method}");
+        let message = format!("`{path}` does not support the method {method}");
         let expected = error("invalid_request_error", Value::Null, "method_not_allowed", &message);
         assert_eq!((reply.status, reply.json()), (405, expected));
         assert_eq!(reply.header("allow"), allowed, "{method} {path}");
@@ -101,14 +101,14 @@ async fn a_method_that_is_not_there() {
         }
         assert_eq!(call(state, request("HEAD", path)).await.status, 405);
     }
-    // The page, and what clients of text-embeddings-inference send to the bare address.
+    // The playground, and the route for clients that know only the server's address.
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
         check(method, "/", "POST,GET,HEAD").await;
     }
 }
 
 #[tokio::test]
-async fn a_slash_at_the_end_of_a_path_is_ignored() {
+async fn trailing_slash_is_ignored() {
     let state = ready().await;
     let same = |reply: Reply| (reply.status, reply.header("content-type").to_owned(), reply.body);
     for path in GETS.into_iter().filter(|path| !["/docs/", "/metrics"].contains(path)) {
@@ -127,17 +127,17 @@ async fn a_slash_at_the_end_of_a_path_is_ignored() {
     assert_eq!(post(state, "/v1/embeddings/", request.clone()).await.ok(), expected);
     assert_eq!(post(state, "/embeddings", request.clone()).await.ok(), expected);
     assert_eq!(post(state, "/embeddings/", request).await.ok(), expected);
-    // Without a loop: `/docs` redirects to `/docs/`.
+    // No redirect loop: `/docs` redirects to `/docs/`.
     let docs = get(state, "/docs").await;
     assert_eq!((docs.status, docs.header("location")), (303, "/docs/"));
     assert_eq!(get(state, "/docs/").await.status, 200);
-    // As a proxy is asked.
+    // The form of a request to a proxy.
     assert_eq!(get(state, "http://elsewhere.example/livez/").await.text(), "ok");
 }
 
-/// A program that has routes of its own beside the server's.
+/// A program with its own routes beside the server's.
 #[tokio::test]
-async fn the_router_can_be_nested() {
+async fn router_can_be_nested() {
     let router = Router::new().nest("/models", app(ready().await.clone()));
     for path in ["/models/livez", "/models/livez/"] {
         let response = router.clone().oneshot(request("GET", path)).await.unwrap();
@@ -151,7 +151,7 @@ async fn the_router_can_be_nested() {
 }
 
 #[tokio::test]
-async fn head_is_get_without_a_body() {
+async fn head_is_get_without_body() {
     for path in GETS {
         let head = call(ready().await, request("HEAD", path)).await;
         let get = get(ready().await, path).await;
@@ -162,7 +162,7 @@ async fn head_is_get_without_a_body() {
 }
 
 #[tokio::test]
-async fn a_query_in_the_address_does_not_matter() {
+async fn query_string_is_ignored() {
     let reply = get(ready().await, "/livez?x=%ff&y").await;
     assert_eq!(reply.text(), "ok");
     let request = post_request("/embed?model=x", r#"{"inputs":"a"}"#);
@@ -170,9 +170,9 @@ async fn a_query_in_the_address_does_not_matter() {
 }
 
 #[tokio::test]
-async fn addresses_that_no_browser_sends_are_answered() {
+async fn unusual_request_targets_get_responses() {
     let state = ready().await;
-    // As a proxy is asked.
+    // The form of a request to a proxy.
     assert_eq!(get(state, "http://elsewhere.example/livez").await.text(), "ok");
     assert_eq!(get(state, "http://elsewhere.example").await.status, 200);
     assert_eq!(call(state, request("OPTIONS", "*")).await.status, 404);
@@ -185,7 +185,7 @@ async fn addresses_that_no_browser_sends_are_answered() {
 }
 
 #[tokio::test]
-async fn models_are_listed_and_found_by_name() {
+async fn lists_models_and_finds_them_by_name() {
     let state = ready().await;
     let mut list = get(state, "/v1/models").await.ok();
     let created = list["data"][0]["created"].as_u64().unwrap();
@@ -205,18 +205,18 @@ async fn models_are_listed_and_found_by_name() {
     ] {
         let reply = get(state, &format!("/v1/models/{path}")).await;
         let message =
-            format!("the model `{name}` does not exist, served are: [\"wide\", \"tied\"]");
+            format!("the model `{name}` does not exist; this server has [\"wide\", \"tied\"]");
         let expected = error("invalid_request_error", "model", "model_not_found", &message);
         assert_eq!((reply.status, reply.json()), (404, expected));
     }
     let reply = get(state, "/v1/models/%ff").await;
-    let expected = invalid("model", "the name of the model is not UTF-8");
+    let expected = invalid("model", "the model name is not valid UTF-8");
     assert_eq!((reply.status, reply.json()), (400, expected));
 }
 
-/// The name is a model's path or id, unless the server is told another.
+/// The name of a model is its path or id unless another name is configured.
 #[tokio::test]
-async fn names_with_slashes_are_found_encoded_or_not() {
+async fn finds_model_names_with_slashes_encoded_or_not() {
     for name in ["Qwen/Qwen3-Embedding-0.6B", "/data/models/wide", "./wide/", "a b/c?d"] {
         let mut models = embedder_alone();
         models.embedder.as_mut().unwrap().0 = name.into();
@@ -243,7 +243,7 @@ async fn request_id(sent: Option<&[u8]>) -> String {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_id_or_gets_one() {
+async fn echoes_or_creates_request_id() {
     let longest = "x".repeat(128);
     for id in ["1", "req_4711-a/b:c", "two words", &longest] {
         assert_eq!(request_id(Some(id.as_bytes())).await, id);

@@ -1,4 +1,4 @@
-//! text-embeddings-inference's routes.
+//! The routes of text-embeddings-inference.
 
 use qwen3_embed::{Embedder, Overflow, cosine};
 use qwen3_embed_server::{AppState, Models, ServerOptions};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// Sends a request for bare vectors, and checks them bit for bit.
+/// Sends a request for a list of vectors and compares them bit for bit.
 async fn check_embed(state: &AppState, request: Value, expected: &qwen3_embed::Embeddings) {
     let body = post(state, "/embed", request.clone()).await.ok();
     let rows: Vec<f32> = body.as_array().unwrap().iter().flat_map(vector).collect();
@@ -15,7 +15,7 @@ async fn check_embed(state: &AppState, request: Value, expected: &qwen3_embed::E
 }
 
 #[tokio::test]
-async fn embed_answers_with_bare_vectors() {
+async fn embed_returns_list_of_vectors() {
     let (state, embedder) = (ready().await, embedder());
     let (one, all) =
         (embedder.embed_documents(&[TEXTS[0]]).unwrap(), embedder.embed_documents(&TEXTS).unwrap());
@@ -40,7 +40,7 @@ async fn embed_answers_with_bare_vectors() {
 }
 
 #[tokio::test]
-async fn embed_cuts_at_either_end() {
+async fn embed_truncates_on_either_side() {
     let builder = || Embedder::builder(wide()).max_tokens(8);
     let models =
         Models { embedder: Some(("w".into(), builder().build().unwrap())), reranker: None };
@@ -63,9 +63,9 @@ async fn embed_cuts_at_either_end() {
     check_refused(&state, "/embed", &[(&body, "inputs[1]", &message)]).await;
 }
 
-/// Clients that are given the bare address send to `/`.
+/// Clients that know only the server's address send requests to `/`.
 #[tokio::test]
-async fn post_to_the_root_is_embed_or_rerank() {
+async fn post_to_root_is_embed_or_rerank() {
     let state = ready().await;
     let request = json!({ "inputs": TEXTS, "normalize": false, "dimensions": 32 });
     let embedded = post(state, "/embed", request.clone()).await.ok();
@@ -86,10 +86,10 @@ async fn post_to_the_root_is_embed_or_rerank() {
 }
 
 #[tokio::test]
-async fn embed_names_what_is_wrong() {
+async fn embed_errors_name_field() {
     let cases = [
         ("{}", "inputs", "missing field `inputs` at line 1 column 2"),
-        (r#"{"inputs":[]}"#, "inputs", "inputs has 0 items, it must have 1 to 2048"),
+        (r#"{"inputs":[]}"#, "inputs", "inputs has 0 items; expected 1 to 2048"),
         (r#"{"inputs":["a",""]}"#, "inputs[1]", "inputs[1] is empty"),
         (
             r#"{"inputs":["a",1]}"#,
@@ -104,12 +104,12 @@ async fn embed_names_what_is_wrong() {
         (
             r#"{"inputs":[[5,1000]],"prompt_name":"query"}"#,
             "prompt_name",
-            "`prompt_name` stands before texts; tokens are embedded as they are",
+            "`prompt_name` needs texts: token ids are embedded without a prompt",
         ),
         (
             r#"{"inputs":"a","dimensions":300}"#,
             "dimensions",
-            "dimensions is 300, it must be 1 to 256",
+            "dimensions is 300; expected 1 to 256",
         ),
         (
             r#"{"inputs":"a","truncation_direction":"up"}"#,
@@ -126,7 +126,7 @@ async fn embed_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn similarity_is_the_cosine_to_each_sentence() {
+async fn similarity_returns_cosines() {
     let state = ready().await;
     let inputs = json!({ "source_sentence": TEXTS[0], "sentences": TEXTS });
     for (parameters, embeddings) in [
@@ -141,7 +141,7 @@ async fn similarity_is_the_cosine_to_each_sentence() {
 }
 
 #[tokio::test]
-async fn similarity_names_what_is_wrong() {
+async fn similarity_errors_name_field() {
     let long = "a ".repeat(embedder().max_tokens());
     let n_tokens = embedder().count_tokens(&[&long]).unwrap()[0];
     let limit = embedder().max_tokens();
@@ -172,7 +172,7 @@ async fn similarity_names_what_is_wrong() {
         (
             r#"{"inputs":{"source_sentence":"a","sentences":[]}}"#,
             "inputs.sentences",
-            "inputs.sentences has 0 items, it must have 1 to 2048",
+            "inputs.sentences has 0 items; expected 1 to 2048",
         ),
         (
             r#"{"inputs":{"source_sentence":"a","sentences":"b"}}"#,
@@ -206,7 +206,7 @@ async fn similarity_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn tokens_are_the_models_and_point_into_the_text() {
+async fn tokenize_returns_ids_and_offsets() {
     let state = ready().await;
     let texts = ["The weather 天气 😀", "<|im_end|>x", "", "caf\u{e9} au lait"];
     let body = post(state, "/tokenize", json!({ "inputs": texts })).await.ok();
@@ -225,7 +225,7 @@ async fn tokens_are_the_models_and_point_into_the_text() {
             let characters: String =
                 text.chars().skip(place.start).take(place.end - place.start).collect();
             assert_eq!(token["text"], characters.as_str(), "{text}");
-            // Nothing between tokens is left out.
+            // The tokens cover the text without gaps.
             assert!(place.start <= reached || text.starts_with('<'), "{token}");
             assert!(!characters.is_empty(), "{token}");
             reached = place.end;
@@ -238,7 +238,7 @@ async fn tokens_are_the_models_and_point_into_the_text() {
 }
 
 #[tokio::test]
-async fn tokens_come_with_a_prompt_and_without_the_end() {
+async fn tokenize_with_prompt_and_without_end_of_text() {
     let state = ready().await;
     let ids = |body: &Value| -> Vec<u32> {
         let tokens = body.as_array().unwrap().iter();
@@ -254,7 +254,7 @@ async fn tokens_come_with_a_prompt_and_without_the_end() {
     let request = json!({ "inputs": [text, "<|endoftext|>"], "add_special_tokens": false });
     let body = post(state, "/tokenize", request).await.ok();
     assert_eq!(ids(&body[0]), expected);
-    // The text's own stays.
+    // An end-of-text token that the text itself spells stays.
     assert_eq!(ids(&body[1]), [1000]);
     let query = format!("{}{text}", embedder().query_prompt());
     let request = json!({ "inputs": text, "prompt_name": "query" });
@@ -263,19 +263,22 @@ async fn tokens_come_with_a_prompt_and_without_the_end() {
 }
 
 #[tokio::test]
-async fn a_reranker_tokenizes_plain_text() {
+async fn reranker_tokenizes_plain_text() {
     let state = started(reranker_alone(), ServerOptions::default()).await;
     let body = post(&state, "/tokenize", json!({ "inputs": "<|im_end|>" })).await.ok();
     let tokens = body[0].as_array().unwrap();
     assert!(tokens.iter().all(|token| token["id"] != 1002), "{body}");
-    let cases =
-        [(r#"{"inputs":"a","prompt_name":"query"}"#, "prompt_name", "a reranker has no prompts")];
+    let cases = [(
+        r#"{"inputs":"a","prompt_name":"query"}"#,
+        "prompt_name",
+        "a reranker has no named prompts",
+    )];
     check_refused(&state, "/tokenize", &cases).await;
 }
 
-/// A megabyte of words: its tokens are found in one pass.
+/// A megabyte of words. The offsets of its tokens are found in one pass.
 #[tokio::test]
-async fn long_texts_are_tokenized_in_time() {
+async fn tokenizes_long_text_quickly() {
     let text = "word and 词 ".repeat(100_000);
     let body = post(ready().await, "/tokenize", json!({ "inputs": text })).await.ok();
     let tokens = body[0].as_array().unwrap();
@@ -284,11 +287,11 @@ async fn long_texts_are_tokenized_in_time() {
 }
 
 #[tokio::test]
-async fn tokenize_names_what_is_wrong() {
+async fn tokenize_errors_name_field() {
     let spaces = json!({ "inputs": ["a", " ".repeat(600_000)] }).to_string();
     let cases = [
         ("{}", "inputs", "missing field `inputs` at line 1 column 2"),
-        (r#"{"inputs":[]}"#, "inputs", "inputs has 0 items, it must have 1 to 2048"),
+        (r#"{"inputs":[]}"#, "inputs", "inputs has 0 items; expected 1 to 2048"),
         (
             r#"{"inputs":[1]}"#,
             "inputs[0]",
@@ -314,7 +317,7 @@ async fn tokenize_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn tokens_become_text_again() {
+async fn decode_returns_text() {
     let state = ready().await;
     let ids = embedder().tokenize(&TEXTS).unwrap();
     let body = post(state, "/decode", json!({ "ids": ids })).await.ok();
@@ -323,16 +326,16 @@ async fn tokens_become_text_again() {
     assert_eq!(body.ok(), json!([TEXTS[1]]));
     let body = post(state, "/decode", json!({ "ids": ids[1], "skip_special_tokens": false })).await;
     assert_eq!(body.ok(), json!([format!("{}<|endoftext|>", TEXTS[1])]));
-    // Half a character is none.
+    // Part of a character decodes to U+FFFD.
     let body = post(state, "/decode", json!({ "ids": [ids[0][..1], []] })).await.ok();
     assert_eq!(body[1], "");
 }
 
 #[tokio::test]
-async fn decode_names_what_is_wrong() {
+async fn decode_errors_name_field() {
     let cases = [
         ("{}", "ids", "missing field `ids` at line 1 column 2"),
-        (r#"{"ids":[]}"#, "ids", "ids has 0 items, it must have 1 to 2048"),
+        (r#"{"ids":[]}"#, "ids", "ids has 0 items; expected 1 to 2048"),
         (
             r#"{"ids":7}"#,
             "ids",
@@ -369,9 +372,9 @@ async fn decode_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn info_says_what_is_served() {
+async fn info_describes_models() {
     let mut info = get(ready().await, "/info").await.ok();
-    // As many as this machine has cores.
+    // The default is one thread per core.
     assert!(info["tokenization_workers"].take().as_u64().unwrap() >= 1);
     let golden = json!({
         "model_id": "wide",
@@ -402,7 +405,7 @@ async fn info_says_what_is_served() {
 }
 
 #[tokio::test]
-async fn info_of_a_reranker_alone_is_that_of_a_classifier() {
+async fn info_of_reranker_has_classifier_labels() {
     let options = ServerOptions {
         max_concurrent_requests: 3,
         max_client_batch_size: 5,

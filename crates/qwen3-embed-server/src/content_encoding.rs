@@ -6,19 +6,19 @@ use flate2::read::MultiGzDecoder;
 
 use crate::error::ApiError;
 
-/// How a client has compressed a body, as its `Content-Encoding` says.
+/// The compression of a request body, from the header `Content-Encoding`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Coding {
+pub(crate) enum ContentEncoding {
     /// The body is not compressed.
     Identity,
-    /// The body is gzip, of one member or several.
+    /// gzip, with one or more members.
     Gzip,
-    /// The body is Zstandard, of one frame or several.
+    /// Zstandard, with one or more frames.
     Zstd,
 }
 
-impl Coding {
-    /// The coding of the body behind these headers.
+impl ContentEncoding {
+    /// Reads the headers of a request.
     pub(crate) fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
         let values = headers.get_all(header::CONTENT_ENCODING).iter();
         let sent = values.map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b", "[..]);
@@ -29,11 +29,12 @@ impl Coding {
             (None, _) => Ok(Self::Identity),
             (Some("gzip" | "x-gzip"), None) => Ok(Self::Gzip),
             (Some("zstd"), None) => Ok(Self::Zstd),
-            _ => Err(ApiError::unknown_coding(&sent)),
+            _ => Err(ApiError::unsupported_encoding(&sent)),
         }
     }
 
-    /// The body itself, which may have `limit` bytes. No more than these are ever decoded.
+    /// Decompresses a body of at most `limit` bytes. It stops one byte after the limit, so a small body cannot fill
+    /// the memory.
     pub(crate) fn decode(self, body: Bytes, limit: usize) -> Result<Bytes, ApiError> {
         let name = match self {
             Self::Identity => return Ok(body),
@@ -43,18 +44,18 @@ impl Coding {
         let mut decoded = Vec::new();
         let read = self.read(&body, limit, &mut decoded);
         if decoded.len() > limit {
-            return Err(ApiError::too_large("the decoded body", limit));
+            return Err(ApiError::too_large("the decompressed body", limit));
         }
         read.map_err(|error| {
             let message = format!(
-                "the body is not whole, or is not `{name}` as its `Content-Encoding` says: {error}"
+                "the body is incomplete or is not valid `{name}`, which its `Content-Encoding` names: {error}"
             );
             ApiError::invalid(message)
         })?;
         Ok(decoded.into())
     }
 
-    /// Decodes at most one byte more than `limit`.
+    /// Decompresses at most one byte more than `limit`.
     fn read(self, body: &[u8], limit: usize, decoded: &mut Vec<u8>) -> io::Result<usize> {
         let n = (limit as u64).saturating_add(1);
         match self {
@@ -62,7 +63,7 @@ impl Coding {
             Self::Gzip => MultiGzDecoder::new(body).take(n).read_to_end(decoded),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(body)?;
-                // The decoder allocates the window that a frame names. RFC 9659 allows 8 MiB.
+                // The decoder allocates a window of the size that a frame asks for. RFC 9659 allows 8 MiB.
                 let window_log = (usize::BITS - limit.leading_zeros()).clamp(23, 27);
                 decoder.window_log_max(window_log)?;
                 decoder.take(n).read_to_end(decoded)
