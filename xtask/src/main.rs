@@ -10,6 +10,7 @@ mod fixtures;
 mod gpu_check;
 mod invariants;
 mod kernel_sets;
+mod oracle_parity;
 mod parity;
 mod random_checkpoint;
 mod rerank_parity;

@@ -70,7 +70,6 @@ fn random_models_match_the_oracle() {
             let ours: Vec<_> = rows.chunks_exact(checkpoint.hidden_size).map(unit).collect();
             assert_eq!(ours.len(), texts.len());
             let error = max_error(&ours);
-            println!("seed {seed}: {:.2}", error / tolerance * FACTOR);
             assert!(error <= tolerance, "seed {seed}: {error:e} > {tolerance:e}, {checkpoint:?}");
         }
     }
@@ -98,7 +97,6 @@ fn random_rerankers_match_the_oracle() {
         let head = RerankHead::load(dir.path(), yes, no).unwrap();
         let ours = head.logits(&load(dir.path()), &prompts).unwrap();
         let error = max_difference(&ours, &truth);
-        println!("seed {seed}: {:.2}", error / tolerance * FACTOR);
         assert!(error <= tolerance, "seed {seed}: {error:e} > {tolerance:e}, {checkpoint:?}");
     }
 }

@@ -306,6 +306,22 @@ fn yes() -> bool {
     true
 }
 
+/// The ids of the tokens `yes` and `no` in the vocabulary of a folder's `tokenizer.json`.
+///
+/// # Errors
+///
+/// If the file cannot be read or lacks one of them.
+pub fn answers(folder: &Path) -> Result<[u32; 2]> {
+    let path = folder.join("tokenizer.json");
+    let tokenizer = read_json(&path)?;
+    let id = |answer: &str| -> Result<u32> {
+        let id = tokenizer["model"]["vocab"][answer].as_u64();
+        let id = id.with_context(|| format!("{}: no token `{answer}`", path.display()))?;
+        Ok(u32::try_from(id)?)
+    };
+    Ok([id("yes")?, id("no")?])
+}
+
 /// All tensors of a checkpoint, in the types that they are stored in.
 fn read_tensors(folder: &Path) -> Result<HashMap<String, Tensor>> {
     let index = folder.join("model.safetensors.index.json");

@@ -4,7 +4,7 @@
 use approx::assert_abs_diff_eq;
 use qwen3_embed_testing::fixtures;
 use qwen3_embed_testing::golden::{self, Scores, Vectors};
-use qwen3_embed_testing::oracle::Oracle;
+use qwen3_embed_testing::oracle::{self, Oracle};
 use qwen3_embed_testing::vectors::{max_difference, unit};
 
 /// Golden files have ten digits.
@@ -40,8 +40,7 @@ fn oracle_in_f64_gives_the_golden_vectors() {
 fn oracle_in_f64_gives_the_golden_logits() {
     for name in ["tied", "untied", "classifier"] {
         let folder = fixtures::reranker(name);
-        let vocabulary = &fixtures::read_json(&folder.join("tokenizer.json"))["model"]["vocab"];
-        let answers = ["yes", "no"].map(|answer| vocabulary[answer].as_u64().unwrap() as u32);
+        let answers = oracle::answers(&folder).unwrap();
         let golden: Scores = golden::read(&folder.join("golden.json")).unwrap();
         let oracle = Oracle::load_f64(&folder).unwrap();
         for case in golden.cases {
