@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::root;
+use crate::{root, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
 const LAYERS: [(&str, &[&str]); 8] = [
@@ -102,6 +102,7 @@ pub(crate) fn check() -> Result<()> {
         let text = fs::read_to_string(root().join(file)).with_context(|| file.to_owned())?;
         ensure!(text.contains("#![forbid(unsafe_code)]"), "{file} does not forbid unsafe code");
     }
+    test_names::check()?;
     println!("the layers hold");
     Ok(())
 }
@@ -157,7 +158,7 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
     lines.filter(|line| !line.trim_start().starts_with("//"))
 }
 
-fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();

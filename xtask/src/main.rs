@@ -14,6 +14,7 @@ mod oracle_parity;
 mod parity;
 mod random_checkpoint;
 mod rerank_parity;
+mod test_names;
 
 use std::path::PathBuf;
 
