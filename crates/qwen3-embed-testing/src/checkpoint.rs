@@ -11,7 +11,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fixtures::{Tensor, write_tensors};
+use crate::fixtures::{Tensor, Tensors, write_tensors};
 
 /// The description of a checkpoint with random weights. Fields that `config.json` has too have the names from there.
 #[derive(Debug, Clone, PartialEq)]
@@ -187,11 +187,11 @@ impl RandomCheckpoint {
     }
 
     /// Writes `model.safetensors`, or shards with their index.
-    fn write_shards(&self, dir: &Path, tensors: BTreeMap<String, Tensor>) {
+    fn write_shards(&self, dir: &Path, tensors: Tensors) {
         if self.n_shards == 1 {
             return write_tensors(&dir.join("model.safetensors"), &tensors);
         }
-        let mut shards = vec![BTreeMap::new(); self.n_shards];
+        let mut shards = vec![Tensors::new(); self.n_shards];
         let mut weight_map = BTreeMap::new();
         for (i, (name, tensor)) in tensors.into_iter().enumerate() {
             let shard = i % self.n_shards;

@@ -84,21 +84,29 @@ pub struct Tensor {
     pub data: Vec<u8>,
 }
 
-/// Changes the tensors of a safetensors file.
-pub fn edit_tensors(path: &Path, edit: impl FnOnce(&mut BTreeMap<String, Tensor>)) {
+/// The tensors of a safetensors file by their names.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// The tensors of a safetensors file.
+pub fn read_tensors(path: &Path) -> Tensors {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tensors = file.iter().map(|(name, view)| {
         let (dtype, shape, data) = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
         (name.to_owned(), Tensor { dtype, shape, data })
     });
-    let mut tensors = tensors.collect();
+    tensors.collect()
+}
+
+/// Changes the tensors of a safetensors file.
+pub fn edit_tensors(path: &Path, edit: impl FnOnce(&mut Tensors)) {
+    let mut tensors = read_tensors(path);
     edit(&mut tensors);
     write_tensors(path, &tensors);
 }
 
 /// Writes a safetensors file.
-pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+pub fn write_tensors(path: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, tensor)| {
         (name, TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data).unwrap())
     });
