@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+pub use safetensors::Dtype;
+use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::Value;
 use tempfile::TempDir;
 
