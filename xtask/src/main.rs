@@ -11,9 +11,11 @@ mod fixtures;
 mod gpu_check;
 mod invariants;
 mod kernel_sets;
+mod oracle_parity;
 mod parity;
 mod random_checkpoint;
 mod rerank_parity;
+mod test_names;
 
 use std::path::PathBuf;
 

@@ -3,18 +3,22 @@ use std::path::{Path, PathBuf};
 use std::slice;
 
 use anyhow::{Context, Result, bail, ensure};
-use qwen3_embed::{Embedder, Embeddings, cosine, normalize};
+use clap::ValueEnum;
+use qwen3_embed::{Embedder, Embeddings, normalize};
 use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
+use qwen3_embed_testing::golden::{self, HiddenStates, Vectors};
+use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, mean, unit};
 use serde::Deserialize;
 
-use crate::{rerank_parity, root};
+use crate::{oracle_parity, rerank_parity, root};
 
 /// Compare this project's vectors with transformers'
 ///
 /// Without arguments: every fixture. With --model: that checkpoint, against the golden files given,
 /// which `fixtures/reference.py DIR FILE` writes, or else against the figures of the model cards,
 /// which only the published weights can meet. All in f32, or with --bf16 in bf16. With --reranker: the
-/// scores of that reranker, against golden files of `fixtures/rerank.py DIR FILE` or published scores. On a
+/// scores of that reranker, against golden files of `fixtures/rerank.py DIR FILE` or published scores. With --oracle,
+/// any of these checkpoints against another forward pass, on built-in texts and without Python. On a
 /// CUDA device a text's vector may differ with the batch, within the tolerance.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,6 +34,10 @@ pub(crate) struct Args {
     /// A golden file of that checkpoint: repeat the option for more
     #[arg(long, value_name = "FILE", requires = "checkpoint")]
     golden: Vec<PathBuf>,
+    /// Compare with a forward pass that runs here instead of with golden files. The checkpoints must be folders with
+    /// safetensors files
+    #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["golden", "bf16", "int8"])]
+    oracle: Option<OracleName>,
     /// Largest difference of a component of a unit vector, or of a score
     #[arg(long, value_name = "X", default_value_t = 1e-5)]
     tolerance: f64,
@@ -44,28 +52,10 @@ pub(crate) struct Args {
     int8: bool,
 }
 
-/// Vectors that another implementation computed.
-#[derive(Deserialize)]
-struct Golden {
-    source: String,
-    /// Null where the input is bare tokens.
-    texts: Vec<Option<String>>,
-    /// The tokens of every input; absent in files that only have texts.
-    tokens: Option<Vec<Vec<u32>>>,
-    /// Last-token hidden states after the final norm.
-    embeddings: Vec<Vec<f64>>,
-    /// The same in f64 and of unit length.
-    unit_f64: Option<Vec<Vec<f64>>>,
-    hidden_states: Option<HiddenStates>,
-    /// 1 − cosine between transformers' bf16 and its f32, for each input.
-    transformers_bf16_errors: Option<Vec<f64>>,
-}
-
-/// The residual stream of one input before and after every layer; after the last one, normed.
-#[derive(Deserialize)]
-struct HiddenStates {
-    text: usize,
-    layers: Vec<Vec<Vec<f64>>>,
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OracleName {
+    /// The layers of candle-nn, in f32 on the CPU
+    Candle,
 }
 
 /// The model card's cosines of its two queries and two documents.
@@ -90,6 +80,15 @@ const DOCUMENTS: [&str; 2] = [
 
 /// Runs `cargo xtask parity`.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let folder = args.fixtures.clone().unwrap_or_else(|| root().join("fixtures"));
+    if let Some(OracleName::Candle) = args.oracle {
+        let (device, tolerance) = (args.device, args.tolerance);
+        return match (&args.model, &args.reranker) {
+            (Some(dir), _) => oracle_parity::compare_model(dir, device, tolerance),
+            (_, Some(dir)) => oracle_parity::compare_reranker(dir, device, tolerance),
+            _ => oracle_parity::fixtures(&folder, device, tolerance),
+        };
+    }
     if let Some(dir) = &args.reranker {
         if args.golden.is_empty() {
             return rerank_parity::published(dir, args.device);
@@ -98,7 +97,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             |golden: &PathBuf| rerank_parity::compare(dir, golden, args.device, args.tolerance);
         return args.golden.iter().try_for_each(compare);
     }
-    let folder = args.fixtures.clone().unwrap_or_else(|| root().join("fixtures"));
     let pairs = match &args.model {
         None => fixture_files(&folder)?,
         Some(dir) if args.golden.is_empty() => return published(dir, args.device),
@@ -118,11 +116,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Every fixture against its golden file, on the processor.
+/// Compares every fixture with its golden file and with candle-nn, on the CPU.
 pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
     let folder = root().join("fixtures");
     compare_all(&fixture_files(&folder)?, Device::Cpu, tolerance)?;
-    rerank_parity::fixtures(&folder, Device::Cpu, tolerance)
+    rerank_parity::fixtures(&folder, Device::Cpu, tolerance)?;
+    oracle_parity::fixtures(&folder, Device::Cpu, tolerance)
 }
 
 fn compare_all(pairs: &[(PathBuf, PathBuf)], device: Device, tolerance: f64) -> Result<()> {
@@ -155,10 +154,10 @@ fn heading() {
 
 /// Compares a checkpoint with a golden file, prints a line, and fails beyond the tolerance.
 fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
-    let golden = Golden::read(golden)?;
+    let golden: Vectors = golden::read(golden)?;
     let name = name(dir);
     let embedder = Embedder::builder(dir).device(device).build()?;
-    let tokens = golden.inputs(&embedder).with_context(|| name.clone())?;
+    let tokens = inputs(&golden, &embedder).with_context(|| name.clone())?;
     drop(embedder);
     let options = LoadOptions {
         device,
@@ -169,15 +168,14 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
     let model = Model::load_with(dir, &options)?;
     let ours = vectors(&model, &tokens)?;
 
-    let (mut worst, mut worst_cosine) = (0f64, 1f32);
+    let (mut worst, mut worst_cosine) = (0f64, 1f64);
     for (row, expected) in ours.iter().zip(&golden.embeddings) {
-        worst = worst.max(max_difference(row, &unit(expected))?);
-        let expected: Vec<f32> = expected.iter().map(|&v| v as f32).collect();
-        worst_cosine = worst_cosine.min(cosine(row, &expected)?);
+        worst = worst.max(max_difference(row, &unit(expected)));
+        worst_cosine = worst_cosine.min(cosine(row, expected));
     }
     let mut truth = None;
     for (row, expected) in ours.iter().zip(golden.unit_f64.iter().flatten()) {
-        let difference = max_difference(row, expected)?;
+        let difference = max_difference(row, expected);
         truth = Some(truth.unwrap_or(0f64).max(difference));
     }
     let layers = golden.hidden_states.as_ref().map(|h| layer_difference(&model, &tokens, h));
@@ -209,13 +207,13 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
 /// Compares bf16 products with transformers' in f32, prints a line, and fails if they are off by more
 /// than twice what transformers' bf16 is, or more than a cosine of 0.9995 allows.
 fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
-    let golden = Golden::read(golden)?;
+    let golden: Vectors = golden::read(golden)?;
     let name = name(dir);
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
     let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
     let model = Model::load_with(dir, &LoadOptions { device, hidden_states: true, ..options })?;
-    let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
+    let (mean, worst) = mean_and_worst(&errors(&golden, &model)?);
     let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
         "{name:<18} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}; \
@@ -229,12 +227,12 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
 /// Compares int8 products, from activations in 16 bits and where they fit in 8, with transformers' in f32, on
 /// any processor, prints lines, and fails below a cosine of 0.998.
 fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
-    let golden = Golden::read(golden)?;
+    let golden: Vectors = golden::read(golden)?;
     let name = name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
         let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
         let model = Model::load_with(dir, &LoadOptions { hidden_states: true, ..options })?;
-        let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
+        let (mean, worst) = mean_and_worst(&errors(&golden, &model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
         ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);
     }
@@ -242,8 +240,7 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
 }
 
 fn mean_and_worst(errors: &[f64]) -> (f64, f64) {
-    let worst = errors.iter().fold(0f64, |worst, &error| worst.max(error));
-    (errors.iter().sum::<f64>() / errors.len() as f64, worst)
+    (mean(errors), max_abs(errors))
 }
 
 /// What a checkpoint is called: as its folder, a GGUF file among the fixtures too.
@@ -253,42 +250,31 @@ pub(crate) fn name(checkpoint: &Path) -> String {
     named.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
 }
 
-impl Golden {
-    fn read(path: &Path) -> Result<Self> {
-        let json = fs::read(path).with_context(|| path.display().to_string())?;
-        serde_json::from_slice(&json).with_context(|| path.display().to_string())
-    }
+/// 1 − cosine between the golden vectors and a model's, for every input.
+fn errors(golden: &Vectors, model: &Model) -> Result<Vec<f64>> {
+    let tokens = golden.tokens.as_deref().context("a golden file with tokens")?;
+    let rows = model.forward(tokens)?;
+    let rows = rows.chunks_exact(model.config().hidden_size);
+    Ok(rows.zip(&golden.embeddings).map(|(row, expected)| 1.0 - cosine(row, expected)).collect())
+}
 
-    /// 1 − cosine between its vectors and a model's, for every input.
-    fn errors(&self, model: &Model) -> Result<Vec<f64>> {
-        let tokens = self.tokens.as_deref().context("a golden file with tokens")?;
-        let rows = model.forward(tokens)?;
-        let rows = rows.chunks_exact(model.config().hidden_size);
-        let errors = rows.zip(&self.embeddings).map(|(row, expected)| {
-            let row: Vec<f64> = row.iter().map(|&v| v.into()).collect();
-            1.0 - unit(&row).into_iter().zip(unit(expected)).map(|(a, b)| a * b).sum::<f64>()
-        });
-        Ok(errors.collect())
-    }
-
-    /// The tokens of every input; where the file has texts, tokenized here and compared.
-    fn inputs(&self, embedder: &Embedder) -> Result<Vec<Vec<u32>>> {
-        let mut inputs = Vec::with_capacity(self.texts.len());
-        for (i, text) in self.texts.iter().enumerate() {
-            let given = self.tokens.as_ref().map(|tokens| tokens[i].clone());
-            let ours = match text {
-                Some(text) => embedder.tokenize(&[text])?.pop(),
-                None => given.clone(),
-            };
-            let ours = ours.with_context(|| format!("input {i} has neither text nor tokens"))?;
-            if let Some(given) = given {
-                ensure!(ours == given, "text {i}: tokens {ours:?}, expected {given:?}");
-            }
-            inputs.push(ours);
+/// The tokens of every input. Texts are tokenized here, and the tokens compared with those of the golden file.
+fn inputs(golden: &Vectors, embedder: &Embedder) -> Result<Vec<Vec<u32>>> {
+    let mut inputs = Vec::with_capacity(golden.texts.len());
+    for (i, text) in golden.texts.iter().enumerate() {
+        let given = golden.tokens.as_ref().map(|tokens| tokens[i].clone());
+        let ours = match text {
+            Some(text) => embedder.tokenize(&[text])?.pop(),
+            None => given.clone(),
+        };
+        let ours = ours.with_context(|| format!("input {i} has neither text nor tokens"))?;
+        if let Some(given) = given {
+            ensure!(ours == given, "text {i}: tokens {ours:?}, expected {given:?}");
         }
-        ensure!(inputs.len() == self.embeddings.len(), "as many inputs as embeddings");
-        Ok(inputs)
+        inputs.push(ours);
     }
+    ensure!(inputs.len() == golden.embeddings.len(), "as many inputs as embeddings");
+    Ok(inputs)
 }
 
 /// The largest difference in any layer, relative to that layer's largest value.
@@ -303,8 +289,7 @@ fn layer_difference(model: &Model, tokens: &[Vec<u32>], expected: &HiddenStates)
     // embedding.
     for (ours, expected) in layers.iter().zip(&expected.layers).take(layers.len() - 1) {
         let expected: Vec<f64> = expected.iter().flatten().copied().collect();
-        let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
-        worst = worst.max(max_difference(ours, &expected)? / largest);
+        worst = worst.max(max_difference(ours, &expected) / max_abs(&expected));
     }
     Ok(worst)
 }
@@ -323,10 +308,9 @@ fn largest_change(model: &Model, tokens: &[Vec<u32>], batch: &Embeddings) -> Res
     let reversed = vectors(model, &reversed)?;
     let mut largest = 0f64;
     for (i, text) in tokens.iter().enumerate() {
-        let expected: Vec<f64> = batch.row(i).iter().map(|&v| v.into()).collect();
         let alone = vectors(model, slice::from_ref(text))?;
         for row in [alone.row(0), reversed.row(tokens.len() - 1 - i)] {
-            largest = largest.max(max_difference(row, &expected)?);
+            largest = largest.max(max_difference(row, batch.row(i)));
         }
     }
     Ok(largest)
@@ -353,14 +337,4 @@ fn published(dir: &Path, device: Device) -> Result<()> {
     }
     ensure!(worst <= card.tolerance, "off by {worst}, allowed are {}", card.tolerance);
     Ok(())
-}
-
-fn unit(row: &[f64]) -> Vec<f64> {
-    let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-    row.iter().map(|v| v / norm).collect()
-}
-
-fn max_difference(ours: &[f32], expected: &[f64]) -> Result<f64> {
-    ensure!(ours.len() == expected.len(), "{} values, expected {}", ours.len(), expected.len());
-    Ok(ours.iter().zip(expected).map(|(&a, b)| (f64::from(a) - b).abs()).fold(0.0, f64::max))
 }

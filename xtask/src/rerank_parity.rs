@@ -1,28 +1,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use qwen3_embed::{Device, Precision, RankOptions, Reranker};
-use serde::Deserialize;
+use qwen3_embed_testing::golden::{self, Scores};
 
 use crate::parity;
-
-/// Scores that another implementation computed.
-#[derive(Deserialize)]
-struct Golden {
-    source: String,
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    instruction: Option<String>,
-    query: String,
-    document: String,
-    max_tokens: usize,
-    logit: f64,
-    score: f64,
-}
 
 /// The scores of Qwen3-Reranker-0.6B that were published for one query, and how far off they may be: the
 /// precision in which they were computed is not known.
@@ -55,9 +38,7 @@ pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Resul
 /// Compares a reranker with a golden file of `fixtures/rerank.py`, prints a line, and fails if a score is
 /// off by more than the tolerance.
 pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
-    let json = fs::read(golden).with_context(|| golden.display().to_string())?;
-    let golden: Golden =
-        serde_json::from_slice(&json).with_context(|| golden.display().to_string())?;
+    let golden: Scores = golden::read(golden)?;
     let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;
     let mut worst = [0f64; 2];
     for case in &golden.cases {

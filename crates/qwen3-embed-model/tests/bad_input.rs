@@ -1,28 +1,18 @@
-//! Damaged checkpoints: each gives an error that names the file and what is wrong in it.
+//! Damaged checkpoints. Each gives an error that names the file and the problem.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qwen3_embed_model::{Device, Error, Head, Model, Precision, Summary};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::{Value, json};
+use qwen3_embed_testing::fixtures::{self, Tensor, edit_json, edit_tensors};
+use safetensors::tensor::Dtype;
+use serde_json::json;
 use tempfile::TempDir;
 
-/// A copy of a fixture that a test may damage.
+/// A copy of a model that a test may damage.
 fn copy(name: &str) -> TempDir {
-    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    let to = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            continue;
-        }
-        // Read and written: the copy must be writable even where the fixture is not.
-        fs::write(to.path().join(path.file_name().unwrap()), fs::read(&path).unwrap()).unwrap();
-    }
-    to
+    fixtures::copy(&format!("models/{name}"))
 }
 
 fn load(dir: &Path) -> Result<Model, Error> {
@@ -35,38 +25,21 @@ fn load_error(dir: &Path) -> Error {
     error
 }
 
-fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
-    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    edit(&mut value);
-    fs::write(path, value.to_string()).unwrap();
-}
-
-/// A tensor of a file: type, shape and bytes.
-type Tensor = (Dtype, Vec<usize>, Vec<u8>);
-
-fn edit_tensors(path: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) {
-    let bytes = fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: HashMap<String, Tensor> = file
-        .iter()
-        .map(|(name, t)| (name.to_owned(), (t.dtype(), t.shape().to_vec(), t.data().to_vec())))
-        .collect();
-    edit(&mut tensors);
-    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
-        (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap())
-    });
-    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+/// A tensor with one element.
+fn scalar(dtype: Dtype) -> Tensor {
+    let n_bytes = if dtype == Dtype::BF16 { 2 } else { 4 };
+    Tensor { dtype, shape: vec![1], data: vec![0; n_bytes] }
 }
 
 #[test]
-fn an_intact_copy_loads() {
+fn loads_intact_copies() {
     for name in ["base", "sharded", "causal-lm-untied"] {
         load(copy(name).path()).unwrap();
     }
 }
 
 #[test]
-fn missing_files_are_named() {
+fn missing_file_is_named() {
     let dir = copy("base");
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert!(matches!(load_error(dir.path()), Error::NoWeights { .. }));
@@ -80,7 +53,7 @@ fn missing_files_are_named() {
 }
 
 #[test]
-fn a_file_cut_anywhere_is_refused() {
+fn rejects_truncated_safetensors_file() {
     let dir = copy("causal-lm-tied");
     let path = dir.path().join("model.safetensors");
     let whole = fs::read(&path).unwrap();
@@ -88,15 +61,15 @@ fn a_file_cut_anywhere_is_refused() {
         fs::write(&path, &whole[..length]).unwrap();
         let error = load_error(dir.path());
         let named = matches!(&error, Error::Safetensors { path: p, .. } if *p == path);
-        // An empty file cannot be mapped on every system.
+        // Some systems cannot map an empty file.
         assert!(named || (length == 0 && matches!(error, Error::Io { .. })), "{length}: {error}");
     }
     fs::write(&path, [whole.as_slice(), &[0]].concat()).unwrap();
-    assert!(matches!(load_error(dir.path()), Error::Safetensors { .. }), "a byte too many");
+    assert!(matches!(load_error(dir.path()), Error::Safetensors { .. }), "one byte too many");
 }
 
 #[test]
-fn a_corrupt_header_never_panics() {
+fn corrupt_safetensors_header_never_panics() {
     let dir = copy("causal-lm-tied");
     let path = dir.path().join("model.safetensors");
     let whole = fs::read(&path).unwrap();
@@ -107,7 +80,7 @@ fn a_corrupt_header_never_panics() {
             let mut bytes = whole.clone();
             bytes[at] ^= flip;
             fs::write(&path, &bytes).unwrap();
-            // A changed name of a tensor that is not used is no damage.
+            // Some flips only change the name of a tensor that is not used.
             refused += usize::from(load(dir.path()).is_err());
         }
     }
@@ -115,7 +88,7 @@ fn a_corrupt_header_never_panics() {
 }
 
 #[test]
-fn lengths_that_lie_are_refused_without_an_allocation() {
+fn rejects_wrong_header_length_without_allocating_it() {
     let dir = copy("causal-lm-tied");
     let path = dir.path().join("model.safetensors");
     let whole = fs::read(&path).unwrap();
@@ -128,7 +101,7 @@ fn lengths_that_lie_are_refused_without_an_allocation() {
 }
 
 #[test]
-fn tensors_that_do_not_fit_the_configuration_are_named() {
+fn rejects_tensors_that_do_not_fit_the_configuration() {
     const Q_PROJ: &str = "layers.1.self_attn.q_proj.weight";
     let dir = copy("base");
     let path = dir.path().join("model.safetensors");
@@ -139,7 +112,7 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     assert!(matches!(&error, Error::MissingTensor { name, .. } if name == Q_PROJ), "{error}");
 
     fs::write(&path, &whole).unwrap();
-    edit_tensors(&path, |tensors| tensors.get_mut(Q_PROJ).unwrap().1.reverse());
+    edit_tensors(&path, |tensors| tensors.get_mut(Q_PROJ).unwrap().shape.reverse());
     match load_error(dir.path()) {
         Error::TensorShape { name, expected, got, path: named } => {
             assert_eq!((name.as_str(), named), (Q_PROJ, path.clone()));
@@ -149,7 +122,7 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     }
 
     fs::write(&path, &whole).unwrap();
-    edit_tensors(&path, |tensors| tensors.get_mut(Q_PROJ).unwrap().0 = Dtype::I16);
+    edit_tensors(&path, |tensors| tensors.get_mut(Q_PROJ).unwrap().dtype = Dtype::I16);
     let error = load_error(dir.path());
     assert_eq!(
         error.to_string(),
@@ -158,7 +131,7 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
 
     fs::write(&path, &whole).unwrap();
     edit_tensors(&path, |tensors| {
-        tensors.insert("layers.0.self_attn.o_proj.bias".into(), (Dtype::F32, vec![1], vec![0; 4]));
+        tensors.insert("layers.0.self_attn.o_proj.bias".into(), scalar(Dtype::F32));
     });
     assert!(matches!(load_error(dir.path()), Error::UnexpectedTensor { .. }));
 
@@ -169,9 +142,9 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     assert!(matches!(load_error(dir.path()), Error::MissingTensor { .. }));
 }
 
-/// A projection behind the decoder, say: without it the vectors would be others.
+/// Ignoring such a tensor, for example a projection after the decoder, would give other vectors.
 #[test]
-fn a_tensor_that_would_not_be_read_is_named() {
+fn rejects_tensor_that_would_be_ignored() {
     for (model, name, is_refused) in [
         ("base", "linear.weight", true),
         ("../sentence-transformers/projected", "linear.bias", true),
@@ -195,7 +168,7 @@ fn a_tensor_that_would_not_be_read_is_named() {
         let dir = copy(model);
         let path = dir.path().join("model.safetensors");
         edit_tensors(&path, |tensors| {
-            tensors.insert(name.into(), (Dtype::F32, vec![1], vec![0; 4]));
+            tensors.insert(name.into(), scalar(Dtype::F32));
         });
         match load(dir.path()) {
             Ok(_) => assert!(!is_refused, "{model}: {name}"),
@@ -207,19 +180,21 @@ fn a_tensor_that_would_not_be_read_is_named() {
     }
 }
 
-/// What stands before all names of the tensors in a copy of a fixture, but for those of the head.
+/// A copy of a model whose tensors have a prefix before their names.
 fn with_prefix(model: &str, prefix: &str) -> TempDir {
     let dir = copy(model);
     edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
-        *tensors =
-            tensors.drain().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+        *tensors = std::mem::take(tensors)
+            .into_iter()
+            .map(|(name, tensor)| (format!("{prefix}{name}"), tensor))
+            .collect();
     });
     dir
 }
 
-/// Training and compiling wrap a model in modules whose names its tensors then have.
+/// Training and compiling wrap a model in modules, whose names become prefixes of the tensors' names.
 #[test]
-fn tensors_of_wrapped_models_are_found_behind_the_names_of_the_wrappers() {
+fn finds_tensors_behind_prefixes_of_wrappers() {
     let tokens = [[1, 2, 3]];
     let expected = load(copy("base").path()).unwrap().forward(&tokens).unwrap();
     for (prefix, head) in [
@@ -238,11 +213,11 @@ fn tensors_of_wrapped_models_are_found_behind_the_names_of_the_wrappers() {
         assert_eq!(model.forward(&tokens).unwrap(), expected, "{prefix}");
         assert_eq!(Summary::read(dir.path()).unwrap().head, head, "{prefix}");
     }
-    // A head stands beside the decoder, in the same wrapper.
+    // The head and the decoder are in the same wrapper.
     for (head, is_known) in [("module.lm_head.weight", true), ("lm_head.weight", false)] {
         let dir = with_prefix("base", "module.model.");
         edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
-            tensors.insert(head.into(), (Dtype::F32, vec![1], vec![0; 4]));
+            tensors.insert(head.into(), scalar(Dtype::F32));
         });
         match Summary::read(dir.path()) {
             Ok(summary) => assert!(is_known && summary.head == Head::LmHead, "{head}"),
@@ -253,7 +228,7 @@ fn tensors_of_wrapped_models_are_found_behind_the_names_of_the_wrappers() {
 }
 
 #[test]
-fn rejects_tensors_behind_a_prefix_that_is_not_known_and_two_decoders() {
+fn rejects_unknown_prefix_and_two_decoders() {
     for prefix in
         ["encoder.", "model.encoder.", "text_model.model.", "model.model.", "model.module."]
     {
@@ -275,15 +250,15 @@ fn rejects_tensors_behind_a_prefix_that_is_not_known_and_two_decoders() {
     assert!(error.ends_with("got `embed_tokens.weight`, `model.embed_tokens.weight`"), "{error}");
 }
 
-/// Weights are packed in U32, with scales and biases beside them.
+/// MLX packs weights into U32 and adds tensors of scales and biases.
 #[test]
 fn rejects_tensors_quantized_by_mlx() {
     for name in ["layers.0.self_attn.q_proj.scales", "layers.0.self_attn.q_proj.biases"] {
         let dir = copy("base");
         let path = dir.path().join("model.safetensors");
         edit_tensors(&path, |tensors| {
-            tensors.get_mut("layers.0.self_attn.q_proj.weight").unwrap().0 = Dtype::I16;
-            tensors.insert(name.into(), (Dtype::BF16, vec![1], vec![0; 2]));
+            tensors.get_mut("layers.0.self_attn.q_proj.weight").unwrap().dtype = Dtype::I16;
+            tensors.insert(name.into(), scalar(Dtype::BF16));
         });
         let expected = format!(
             "{}: tensor `{name}`: weights that MLX has quantized are not read: use the original model, or a \
@@ -295,7 +270,7 @@ fn rejects_tensors_quantized_by_mlx() {
 }
 
 #[test]
-fn a_configuration_of_other_sizes_is_refused() {
+fn rejects_configuration_with_other_sizes() {
     let fields = [
         ("hidden_size", 128),
         ("intermediate_size", 80),
@@ -315,7 +290,7 @@ fn a_configuration_of_other_sizes_is_refused() {
             "{field} = {value}: {error}"
         );
     }
-    // The widest head that a configuration may have, of whose size no memory is taken.
+    // The largest `head_dim` that a configuration may have. It is refused without an allocation of that size.
     let dir = copy("base");
     edit_json(&dir.path().join("config.json"), |config| config["head_dim"] = json!(1 << 28));
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
@@ -335,7 +310,7 @@ fn a_configuration_of_other_sizes_is_refused() {
 }
 
 #[test]
-fn an_index_that_lies_is_refused() {
+fn rejects_wrong_index_of_shards() {
     let cases = [
         (json!(null), "weight_map"),
         (json!({}), "weight_map"),
@@ -371,7 +346,7 @@ fn an_index_that_lies_is_refused() {
 }
 
 #[test]
-fn a_tensor_in_two_shards_is_refused() {
+fn rejects_tensor_in_two_shards() {
     let dir = copy("sharded");
     let mut norm = None;
     edit_tensors(&dir.path().join("model-00003-of-00003.safetensors"), |tensors| {
@@ -388,12 +363,12 @@ fn a_tensor_in_two_shards_is_refused() {
 }
 
 #[test]
-fn weights_that_are_not_finite_give_no_vector() {
+fn non_finite_weights_give_an_error() {
     for value in [f32::NAN, f32::INFINITY, f32::MAX] {
         let dir = copy("causal-lm-tied");
         edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
-            let (_, _, bytes) = tensors.get_mut("model.layers.0.mlp.down_proj.weight").unwrap();
-            for weight in bytes.as_chunks_mut::<4>().0 {
+            let weight = tensors.get_mut("model.layers.0.mlp.down_proj.weight").unwrap();
+            for weight in weight.data.as_chunks_mut::<4>().0 {
                 *weight = value.to_le_bytes();
             }
         });

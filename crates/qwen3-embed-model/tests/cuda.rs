@@ -1,40 +1,30 @@
-//! The decoder on a CUDA device, against the same on the processor, which `parity.rs` compares with
-//! transformers; `cargo xtask parity --device cuda` does so for the device.
+//! The model on a CUDA device against the model on the CPU, which `parity.rs` compares with transformers. `cargo xtask
+//! parity --device cuda` compares the model on a device with transformers.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
-use std::{env, slice, thread};
+use std::{slice, thread};
 
 use qwen3_embed_model::{Device, Model, Precision, Sharing};
+use qwen3_embed_testing::fixtures;
+use qwen3_embed_testing::vectors::{cosine, max_difference, unit};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-/// The fixtures of the repository, or where a machine without it has them.
 fn load(name: &str, device: Device, precision: Precision) -> Model {
-    let fixtures = env::var_os("QWEN3_EMBED_FIXTURES").map(PathBuf::from);
-    let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
-    let folder = fixtures.unwrap_or_else(|| repository.into()).join("models").join(name);
-    let gguf = folder.join("model.gguf");
-    Model::load(if gguf.is_file() { &gguf } else { &folder }, device, precision).unwrap()
+    Model::load(&fixtures::model(name), device, precision).unwrap()
 }
 
-/// Vectors of unit length.
+/// The vector of each text, of unit length.
 fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<f64>> {
     let hidden = model.forward(texts).unwrap();
-    let rows = hidden.chunks_exact(model.config().hidden_size).map(|row| {
-        let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        row.iter().map(|&v| f64::from(v) / norm).collect()
-    });
-    rows.collect()
+    hidden.chunks_exact(model.config().hidden_size).map(unit).collect()
 }
 
 #[track_caller]
 fn assert_close(what: &str, got: &[Vec<f64>], expected: &[Vec<f64>], precision: Precision) {
     assert_eq!(got.len(), expected.len());
     for (text, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let pairs = || got.iter().zip(expected);
-        let difference = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        let cosine: f64 = pairs().map(|(a, b)| a * b).sum();
-        // The bars that the processor's kernels meet too.
+        let (difference, cosine) = (max_difference(got, expected), cosine(got, expected));
+        // The same tolerances as for the CPU's kernels.
         let is_close = match precision {
             Precision::F32 => difference <= 1e-5,
             _ => cosine >= 0.9995,
@@ -43,7 +33,7 @@ fn assert_close(what: &str, got: &[Vec<f64>], expected: &[Vec<f64>], precision: 
     }
 }
 
-/// Texts that grow from one another: each begins with any part of an earlier one.
+/// Random texts. Each begins with a part of an earlier text.
 fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
     let mut texts: Vec<Vec<u32>> = vec![vec![7]];
     while texts.len() < n {
@@ -58,16 +48,15 @@ fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn a_cuda_device_that_is_not_there_is_an_error_that_says_so() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
-    let model = Model::load(folder.as_ref(), Device::Cuda(1_000_000), Precision::F32);
+fn missing_cuda_device_is_an_error_that_names_it() {
+    let model = Model::load(&fixtures::model("base"), Device::Cuda(1_000_000), Precision::F32);
     let error = model.err().unwrap();
     assert!(error.to_string().contains("cannot use CUDA device 1000000"), "{error}");
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn any_forest_in_any_state_of_the_cache_gives_the_vectors_of_the_processor() {
+fn vectors_match_those_of_the_cpu_with_any_sharing() {
     let mut rng = SmallRng::seed_from_u64(1);
     for name in ["base", "wide", "attention-bias", "bidirectional", "gguf-q8-0"] {
         let cpu = load(name, Device::Cpu, Precision::F32);
@@ -97,7 +86,7 @@ fn any_forest_in_any_state_of_the_cache_gives_the_vectors_of_the_processor() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn threads_may_share_a_model() {
+fn threads_share_a_model() {
     let texts = random_texts(&mut SmallRng::seed_from_u64(2), 12);
     let expected = rows(&load("base", Device::Cpu, Precision::F32), &texts);
     let model = load("base", Device::Cuda(0), Precision::F32);
@@ -116,7 +105,7 @@ fn threads_may_share_a_model() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn weights_in_8_bits_are_multiplied_in_bf16() {
+fn int8_weights_are_multiplied_in_bf16() {
     for precision in [Precision::Int8, Precision::Auto, Precision::Bf16] {
         let model = load("gguf-q8-0", Device::Cuda(0), precision);
         assert_eq!(model.precision(), Precision::Bf16);

@@ -1,70 +1,30 @@
-//! Adapters, poolings and dense layers: against PEFT and sentence-transformers, and damaged ones.
+//! Adapters against PEFT, and the errors of adapters, poolings and dense layers that are damaged or not supported.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qwen3_embed_model::{Device, Error, LoadOptions, Model, Pooling, Precision};
+use qwen3_embed_testing::fixtures::{self, Tensor, copy, edit_json as edit, write_tensors};
+use qwen3_embed_testing::golden::{self, Vectors};
+use qwen3_embed_testing::vectors::{cosine, max_difference, unit};
+use safetensors::Dtype;
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
-
-/// A copy of a fixture's folder that a test may damage.
-fn copy(name: &str) -> TempDir {
-    fn copy_folder(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let (from, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
-            match from.is_dir() {
-                true => copy_folder(&from, &to.join(name)),
-                false => fs::write(to.join(name), fs::read(&from).unwrap()).unwrap(),
-            }
-        }
-    }
-    let to = tempfile::tempdir().unwrap();
-    copy_folder(&fixture(name), to.path());
-    to
-}
-
-fn edit(path: &Path, edit: impl FnOnce(&mut Value)) {
-    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    edit(&mut value);
-    fs::write(path, value.to_string()).unwrap();
-}
-
-fn numbers(row: &Value) -> Vec<f64> {
-    row.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
-}
-
-fn unit(row: impl IntoIterator<Item = f64>) -> Vec<f64> {
-    let row: Vec<f64> = row.into_iter().collect();
-    let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
-    row.into_iter().map(|v| v / norm).collect()
-}
 
 fn with_adapter(base: &str, adapter: &Path, precision: Precision) -> Result<Model, Error> {
     let adapter = Some(adapter.to_path_buf());
     let options = LoadOptions { precision, adapter, ..LoadOptions::default() };
-    Model::load_with(&fixture(base), &options)
+    Model::load_with(&fixtures::path(base), &options)
 }
 
 #[test]
-fn a_merged_adapter_gives_the_vectors_of_peft() {
-    let adapter = fixture("adapters/lora");
-    let golden: Value =
-        serde_json::from_slice(&fs::read(adapter.join("golden.json")).unwrap()).unwrap();
-    let tokens: Vec<Vec<u32>> = golden["tokens"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|text| numbers(text).iter().map(|&id| id as u32).collect())
-        .collect();
-    let plain = Model::load(&fixture("models/base"), Device::Cpu, Precision::F32).unwrap();
+fn merged_adapter_gives_the_vectors_of_peft() {
+    let adapter = fixtures::path("adapters/lora");
+    let golden: Vectors = golden::read(&adapter.join("golden.json")).unwrap();
+    let (tokens, truth) = (golden.tokens.unwrap(), golden.unit_f64.unwrap());
+    let plain = Model::load(&fixtures::path("models/base"), Device::Cpu, Precision::F32).unwrap();
     let plain = plain.forward(&tokens).unwrap();
-    // Merged weights are f32, so that keeping them in fewer bits rounds them.
+    // Merged weights are f32, so fewer bits round them.
     for (precision, tolerance, least_cosine) in [
         (Precision::F32, 1e-5, 1.0 - 1e-9),
         (Precision::Bf16, 1.0, 0.9995),
@@ -74,21 +34,18 @@ fn a_merged_adapter_gives_the_vectors_of_peft() {
         let rows = model.forward(&tokens).unwrap();
         let width = model.embedding_size();
         for (i, row) in rows.chunks_exact(width).enumerate() {
-            let row = unit(row.iter().map(|&v| v.into()));
-            let expected = numbers(&golden["unit_f64"][i]);
-            let largest = row.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            let cosine: f64 = row.iter().zip(&expected).map(|(a, b)| a * b).sum();
+            let largest = max_difference(&unit(row), &truth[i]);
+            let similarity = cosine(row, &truth[i]);
             assert!(largest <= tolerance, "{precision:?}, text {i}: {largest:e}");
-            assert!(cosine >= least_cosine, "{precision:?}, text {i}: {cosine}");
-            let plain = unit(plain[i * width..][..width].iter().map(|&v| v.into()));
-            let unchanged: f64 = plain.iter().zip(&expected).map(|(a, b)| a * b).sum();
+            assert!(similarity >= least_cosine, "{precision:?}, text {i}: {similarity}");
+            let unchanged = cosine(&plain[i * width..][..width], &truth[i]);
             assert!(unchanged < 0.99, "the adapter changes nothing in text {i}: {unchanged}");
         }
     }
 }
 
 #[test]
-fn an_adapter_that_is_no_plain_lora_of_this_model_is_refused_by_name() {
+fn rejects_adapter_that_is_not_plain_lora_and_names_the_field() {
     for (field, value, expected) in [
         ("peft_type", json!("IA3"), "expected \"LORA\", got \"IA3\""),
         ("peft_type", Value::Null, "expected \"LORA\", got nothing"),
@@ -133,9 +90,9 @@ fn an_adapter_that_is_no_plain_lora_of_this_model_is_refused_by_name() {
     }
 }
 
-/// Of two patterns for one module PEFT takes the first in the file: here they say the same.
+/// PEFT uses the first of two patterns for one module. Here the order must not matter, because both have the same value.
 #[test]
-fn patterns_that_agree_are_one() {
+fn accepts_alpha_patterns_that_agree() {
     let vectors = |pattern: Value| {
         let copy = copy("adapters/lora");
         edit(&copy.path().join("adapter_config.json"), |config| config["alpha_pattern"] = pattern);
@@ -148,26 +105,16 @@ fn patterns_that_agree_are_one() {
 }
 
 /// Writes an adapter whose tensors, [rows, columns], are zeros.
-fn write_tensors(path: &Path, tensors: &[(&str, [usize; 2])]) {
-    let header: serde_json::Map<String, Value> = tensors
-        .iter()
-        .scan(0, |end, &(name, [rows, columns])| {
-            let start = *end;
-            *end += rows * columns * 4;
-            let info =
-                json!({"dtype": "F32", "shape": [rows, columns], "data_offsets": [start, *end]});
-            Some((name.to_owned(), info))
-        })
-        .collect();
-    let header = Value::from(header).to_string();
-    let n_bytes: usize = tensors.iter().map(|(_, [rows, columns])| rows * columns * 4).sum();
-    let bytes =
-        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; n_bytes]].concat();
-    fs::write(path, bytes).unwrap();
+fn write_zeros(path: &Path, tensors: &[(&str, [usize; 2])]) {
+    let zeros = |&(name, [rows, columns]): &(&str, [usize; 2])| {
+        let (shape, data) = (vec![rows, columns], vec![0; 4 * rows * columns]);
+        (name.to_owned(), Tensor { dtype: Dtype::F32, shape, data })
+    };
+    write_tensors(path, &tensors.iter().map(zeros).collect());
 }
 
 #[test]
-fn an_adapters_tensors_belong_to_linear_layers_of_the_model_and_have_their_shape() {
+fn rejects_adapter_tensors_that_do_not_fit_the_linear_layers() {
     let (a, b) = (
         "base_model.model.layers.0.self_attn.q_proj.lora_A.weight",
         "base_model.model.layers.0.self_attn.q_proj.lora_B.weight",
@@ -203,22 +150,22 @@ fn an_adapters_tensors_belong_to_linear_layers_of_the_model_and_have_their_shape
         (vec![], "has no tensor `base_model.model.layers.*.lora_A.weight`"),
     ] {
         let copy = copy("adapters/lora");
-        write_tensors(&copy.path().join("adapter_model.safetensors"), &tensors);
+        write_zeros(&copy.path().join("adapter_model.safetensors"), &tensors);
         let error = with_adapter("models/base", copy.path(), Precision::F32).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}, expected {expected}");
     }
-    // The names of a causal-LM checkpoint, and a rank of 0, which adds nothing.
+    // The tensors have the names of a causal language model's adapter. Zeros change nothing.
     let copy = copy("adapters/lora");
     let prefix = "base_model.model.model.layers.2.mlp.up_proj";
     let [a, b] = ["A", "B"].map(|which| format!("{prefix}.lora_{which}.weight"));
-    write_tensors(&copy.path().join("adapter_model.safetensors"), &[(&a, [2, 64]), (&b, [160, 2])]);
+    write_zeros(&copy.path().join("adapter_model.safetensors"), &[(&a, [2, 64]), (&b, [160, 2])]);
     let model = with_adapter("models/base", copy.path(), Precision::F32).unwrap();
-    let plain = Model::load(&fixture("models/base"), Device::Cpu, Precision::F32).unwrap();
+    let plain = Model::load(&fixtures::path("models/base"), Device::Cpu, Precision::F32).unwrap();
     assert!(model.forward(&[[1, 2, 3]]).unwrap() == plain.forward(&[[1, 2, 3]]).unwrap());
 }
 
 #[test]
-fn an_adapter_that_is_not_there_is_named() {
+fn missing_adapter_file_is_named() {
     let copy = copy("adapters/lora");
     let load = || with_adapter("models/base", copy.path(), Precision::F32).unwrap_err().to_string();
     fs::remove_file(copy.path().join("adapter_model.safetensors")).unwrap();
@@ -228,8 +175,8 @@ fn an_adapter_that_is_not_there_is_named() {
 }
 
 #[test]
-fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
-    let dir = fixture("sentence-transformers/mean-dense");
+fn modules_are_applied_unless_hidden_states_are_requested() {
+    let dir = fixtures::path("sentence-transformers/mean-dense");
     let model = Model::load(&dir, Device::Cpu, Precision::F32).unwrap();
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::Mean, 24));
     assert_eq!(model.forward(&[[1, 2]]).unwrap().len(), 24);
@@ -239,9 +186,9 @@ fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::LastToken, 32));
 }
 
-/// As sentence-transformers has it where there are no modules.
+/// Mean pooling is the default of sentence-transformers for a repository without `modules.json`.
 #[test]
-fn a_bidirectional_model_without_modules_gives_the_mean_of_its_tokens() {
+fn bidirectional_model_without_modules_uses_mean_pooling() {
     let copy = copy("models/bidirectional");
     let load = |hidden_states| {
         let options =
@@ -260,7 +207,7 @@ fn a_bidirectional_model_without_modules_gives_the_mean_of_its_tokens() {
     assert!(plain == mean && plain != last);
 }
 
-/// The model of a copy of a repository with these modules, and this pooling.
+/// Loads a copy of a repository with other modules and another pooling.
 fn with_modules(modules: &Value, pooling: &Value) -> Result<Model, Error> {
     let copy = copy("sentence-transformers/mean-dense");
     fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
@@ -278,7 +225,7 @@ fn with_pooling(pooling: &Value) -> Result<Pooling, Error> {
 }
 
 #[test]
-fn poolings_have_an_old_and_a_new_name() {
+fn reads_old_and_new_names_of_poolings() {
     for (pooling, name, flag) in [
         (Pooling::LastToken, "lasttoken", "pooling_mode_lasttoken"),
         (Pooling::FirstToken, "cls", "pooling_mode_cls_token"),
@@ -298,7 +245,7 @@ fn poolings_have_an_old_and_a_new_name() {
 }
 
 #[test]
-fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
+fn rejects_unknown_and_misordered_modules_and_names_them() {
     let transformer = || module("", "Transformer");
     let pooling = || module("1_Pooling", "Pooling");
     for (modules, message) in [
@@ -360,7 +307,7 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
 }
 
 #[test]
-fn poolings_that_are_not_known_are_refused_by_name() {
+fn rejects_unknown_poolings_and_names_them() {
     for (pooling, message) in [
         (json!({"pooling_mode": "median"}), "`pooling_mode`: expected one of lasttoken, cls, "),
         (json!({"pooling_mode": ["mean", "max"]}), "weightedmean, max, got [\"mean\",\"max\"]"),
@@ -387,7 +334,7 @@ fn poolings_that_are_not_known_are_refused_by_name() {
 }
 
 #[test]
-fn a_dense_layer_that_does_not_fit_is_refused() {
+fn rejects_dense_layer_that_does_not_fit() {
     let load = |file: &str, change: &dyn Fn(&mut Value)| {
         let copy = copy("sentence-transformers/mean-dense");
         edit(&copy.path().join(file), change);
@@ -417,7 +364,7 @@ fn a_dense_layer_that_does_not_fit_is_refused() {
 }
 
 #[test]
-fn a_projection_has_the_width_of_the_configuration_or_its_own() {
+fn projection_width_is_num_labels_or_that_of_its_tensor() {
     let load = |change: &dyn Fn(&mut Value), pooling: &str| {
         let copy = copy("sentence-transformers/projected");
         edit(&copy.path().join("config.json"), change);
@@ -438,7 +385,7 @@ fn a_projection_has_the_width_of_the_configuration_or_its_own() {
         let error = error.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    // The largest value of what is projected is not the projection of the largest value.
+    // Max pooling and a projection do not commute.
     let error = load(&|_| (), "max").unwrap_err().to_string();
     assert!(
         error.contains("expected another class than Qwen3BidirectionalModel beside"),
@@ -447,7 +394,7 @@ fn a_projection_has_the_width_of_the_configuration_or_its_own() {
 }
 
 #[test]
-fn another_similarity_than_cosine_needs_vectors_of_unit_length() {
+fn rejects_similarities_other_than_cosine_without_normalization() {
     let load = |similarity: Value, modules: usize| {
         let copy = copy("sentence-transformers/mean-dense");
         let file = copy.path().join("config_sentence_transformers.json");

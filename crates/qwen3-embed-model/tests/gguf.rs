@@ -1,28 +1,29 @@
-//! GGUF files that are damaged, that lie, or that hold another model: each gives an error that names
-//! the file and what is wrong in it, and none a panic or an allocation of a size that the file made up.
+//! GGUF files that are damaged, contradict themselves or hold another model. Each gives an error that names the file and
+//! the problem. None causes a panic, or an allocation of a size that only the file claims.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use qwen3_embed_model::{Config, Device, Error, Model, Precision, Vocabulary};
+use qwen3_embed_testing::fixtures::model;
 use tempfile::TempDir;
 
-/// Keeps the size of the largest allocation of each thread.
+/// An allocator that records the size of the largest allocation of each thread.
 struct Watched;
 
 thread_local! {
-    /// Of this thread: other tests may allocate what they like.
+    /// The largest allocation of this thread. Other tests run on other threads.
     static LARGEST: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: every call is handed on to the system's allocator as it is.
+// SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.set(LARGEST.get().max(layout.size()));
-        // SAFETY: the caller's promises are those that `System` asks for.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc`, which is the contract of `System`.
         unsafe { System.alloc(layout) }
     }
 
@@ -35,7 +36,7 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-/// The largest allocation that a file of 30 kilobytes may cause: what a model of its size needs.
+/// The largest allocation that a file of 30 kilobytes may cause. A model of that size needs no more.
 const MAX_ALLOCATION: usize = 1 << 20;
 
 const U8: u32 = 0;
@@ -46,7 +47,7 @@ const BOOL: u32 = 7;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// A GGUF file as it is described, true or not.
+/// The description of a GGUF file, which may be wrong.
 #[derive(Clone)]
 struct File {
     magic: [u8; 4],
@@ -62,12 +63,12 @@ struct Tensor {
     name: String,
     dimensions: Vec<u64>,
     id: u32,
-    /// Where the data are said to be, if not where they are.
+    /// The offset in the header, if it is not the true one.
     offset: Option<u64>,
     data: Vec<u8>,
 }
 
-/// What is done to a file or a tensor that was as it should be.
+/// A change to a correct file or tensor.
 type Change<'a, T> = &'a dyn Fn(&mut T);
 
 fn string(value: &str) -> Vec<u8> {
@@ -79,7 +80,7 @@ fn array(of: u32, n: u64, elements: &[u8]) -> Vec<u8> {
 }
 
 impl File {
-    /// A whole model: two tokens, one layer, one head, C = D = F = 32.
+    /// A complete model with two tokens, one layer and one head. C = D = F = 32.
     fn small() -> Self {
         let mut file = Self {
             magic: *b"GGUF",
@@ -119,7 +120,7 @@ impl File {
         }
         file.add("output_norm.weight", &[32]);
         file.add("token_embd.weight", &[32, 2]);
-        // One of blocks: their scales are 1, their values 0 to 31.
+        // One tensor has Q8_0 blocks with the scale 1 and the values 0 to 31.
         let block: Vec<u8> = [0, 0x3c].into_iter().chain(0..32).collect();
         let tensor = file.tensor("blk.0.attn_v.weight");
         (tensor.id, tensor.data) = (8, block.repeat(32));
@@ -131,7 +132,7 @@ impl File {
         self.metadata.push((key.to_owned(), value_type, value));
     }
 
-    /// Adds a tensor of f32.
+    /// Adds a tensor in f32.
     fn add(&mut self, name: &str, dimensions: &[u64]) {
         let n: u64 = dimensions.iter().product();
         let data = (0..n).flat_map(|i| (((i * 7 + 3) % 11) as f32 / 11.0 - 0.3).to_le_bytes());
@@ -152,7 +153,7 @@ impl File {
         self.tensors.retain(|tensor| tensor.name != name);
     }
 
-    /// The header, and the header with the data.
+    /// The length of the header, and the whole file.
     fn bytes(&self) -> (usize, Vec<u8>) {
         let mut bytes = [self.magic, self.version.to_le_bytes()].concat();
         bytes.extend(self.n_tensors.unwrap_or(self.tensors.len() as u64).to_le_bytes());
@@ -179,7 +180,7 @@ impl File {
     }
 }
 
-/// A folder with one file in it, written again and again.
+/// A folder with one file, which is overwritten again and again.
 struct Place {
     _dir: TempDir,
     path: PathBuf,
@@ -197,7 +198,7 @@ impl Place {
         Model::load(&self.path, Device::Cpu, Precision::F32)
     }
 
-    /// The error of a changed file, without its path.
+    /// The error of a changed file, without the path at its beginning.
     fn error(&self, change: impl FnOnce(&mut File)) -> String {
         let mut file = File::small();
         change(&mut file);
@@ -208,12 +209,7 @@ impl Place {
     }
 }
 
-fn fixture(name: &str) -> PathBuf {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
-    fixtures.join(name).join("model.gguf")
-}
-
-/// Numbers that look random: SplitMix64.
+/// A pseudorandom number: SplitMix64.
 fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -222,7 +218,7 @@ fn random(state: &mut u64) -> u64 {
 }
 
 #[test]
-fn a_file_that_is_as_it_says_is_loaded() {
+fn loads_valid_file() {
     let place = Place::new();
     let model = place.load(&File::small().bytes().1).unwrap();
     assert_eq!(model.forward(&[[0, 1]]).unwrap().len(), 32);
@@ -238,8 +234,8 @@ fn a_file_that_is_as_it_says_is_loaded() {
 }
 
 #[test]
-fn the_fixtures_have_the_configuration_that_they_were_made_with() {
-    let load = |name| Model::load(&fixture(name), Device::Cpu, Precision::F32).unwrap();
+fn reads_the_configuration_of_the_fixtures() {
+    let load = |name| Model::load(&model(name), Device::Cpu, Precision::F32).unwrap();
     let config = load("gguf-float").config().clone();
     assert!(config.attention_bias && !config.tie_word_embeddings);
     assert_eq!((config.num_attention_heads, config.num_key_value_heads), (2, 2));
@@ -252,7 +248,7 @@ fn the_fixtures_have_the_configuration_that_they_were_made_with() {
 }
 
 #[test]
-fn a_rerankers_head_and_what_says_nothing_new_are_passed_over() {
+fn ignores_rerank_head_and_redundant_metadata() {
     let place = Place::new();
     let mut file = File::small();
     let expected = place.load(&file.bytes().1).unwrap().forward(&[[0, 1]]).unwrap();
@@ -264,7 +260,7 @@ fn a_rerankers_head_and_what_says_nothing_new_are_passed_over() {
     file.set("qwen3.rope.dimension_count", U32, vec![32, 0, 0, 0]);
     file.set("qwen3.attention.causal", BOOL, vec![1]);
     file.set("split.count", U8, vec![1]);
-    // Text that is not UTF-8 is no damage where nobody reads it.
+    // Invalid UTF-8 does not matter in a value that is not read.
     file.set("general.description", STRING, [&3u64.to_le_bytes()[..], &[0xff; 3]].concat());
     for version in [2, 3] {
         file.version = version;
@@ -275,7 +271,7 @@ fn a_rerankers_head_and_what_says_nothing_new_are_passed_over() {
 }
 
 #[test]
-fn a_header_that_is_not_one_is_refused_by_what_is_in_it() {
+fn rejects_invalid_header_and_says_where() {
     let place = Place::new();
     let not = |rest: &str| format!(" is not a GGUF file that can be read: {rest}");
     let cases: [(&str, Change<'_, File>); 11] = [
@@ -314,7 +310,7 @@ fn a_header_that_is_not_one_is_refused_by_what_is_in_it() {
 }
 
 #[test]
-fn tensors_that_lie_are_refused_by_name() {
+fn rejects_wrong_tensor_entries_and_names_the_tensor() {
     const Q: &str = "blk.0.attn_q.weight";
     let place = Place::new();
     let whole = File::small().bytes().1.len();
@@ -381,7 +377,7 @@ fn tensors_that_lie_are_refused_by_name() {
 }
 
 #[test]
-fn metadata_of_another_model_are_refused_by_key() {
+fn rejects_metadata_of_another_model_and_names_the_key() {
     let number = |value: u32| (U32, value.to_le_bytes().to_vec());
     let float = |value: f32| (F32, value.to_le_bytes().to_vec());
     let text = |value: &str| (STRING, string(value));
@@ -451,7 +447,7 @@ fn metadata_of_another_model_are_refused_by_key() {
 }
 
 #[test]
-fn a_vocabulary_that_is_missing_or_of_another_type_is_refused_by_key() {
+fn rejects_missing_or_mistyped_vocabulary_and_names_the_key() {
     let place = Place::new();
     let bad = array(STRING, 1, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]);
     let cases = [
@@ -477,14 +473,14 @@ fn a_vocabulary_that_is_missing_or_of_another_type_is_refused_by_key() {
 }
 
 #[test]
-fn a_file_cut_anywhere_is_refused() {
+fn rejects_truncated_gguf_file() {
     let place = Place::new();
     let (header, whole) = File::small().bytes();
     let ends =
         (0..header + 64).chain((header + 64..whole.len()).step_by(97)).chain([whole.len() - 1]);
     for length in ends {
         let error = place.load(&whole[..length]).unwrap_err();
-        // An empty file cannot be mapped on every system.
+        // Some systems cannot map an empty file.
         let refused = matches!(error, Error::Gguf { .. }) || matches!(error, Error::Io { .. });
         assert!(
             refused && (length == 0 || matches!(error, Error::Gguf { .. })),
@@ -493,7 +489,7 @@ fn a_file_cut_anywhere_is_refused() {
     }
     let mut state = 1;
     for name in ["gguf-k-quants", "gguf-q8-0", "gguf-float"] {
-        let whole = fs::read(fixture(name)).unwrap();
+        let whole = fs::read(model(name)).unwrap();
         for _ in 0..40 {
             let length = random(&mut state) as usize % whole.len();
             let error = place.load(&whole[..length]).unwrap_err();
@@ -502,10 +498,10 @@ fn a_file_cut_anywhere_is_refused() {
     }
 }
 
-/// What comes of a file that nobody vouches for: a model that computes, or an error.
+/// Loads a file that may be damaged and uses the model. Whether the file was accepted.
 fn try_everything(place: &Place, bytes: &[u8]) -> bool {
     let model = place.load(bytes);
-    // Nothing but the absence of a panic is asked of these two.
+    // The vocabulary and the vectors may be errors, but must not panic.
     drop(Vocabulary::read(&place.path));
     if let Ok(model) = &model {
         drop(model.forward(&[[0u32, 1]]));
@@ -514,11 +510,11 @@ fn try_everything(place: &Place, bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn damage_anywhere_never_panics_and_never_allocates_what_the_file_makes_up() {
+fn damaged_gguf_file_never_panics_or_allocates_claimed_sizes() {
     let place = Place::new();
     let (header, whole) = File::small().bytes();
     assert!(try_everything(&place, &whole));
-    // What the kernels allocate once is behind us.
+    // The first call has made the kernels' one-time allocations.
     LARGEST.set(0);
     let mut refused = 0;
     for at in 0..header {
@@ -534,7 +530,7 @@ fn damage_anywhere_never_panics_and_never_allocates_what_the_file_makes_up() {
     for _ in 0..4000 {
         let mut bytes = whole.clone();
         for _ in 0..1 + random(&mut state) % 3 {
-            // Mostly the header, for the data can only be other data.
+            // Mostly in the header, because other data are as valid.
             let end = if random(&mut state).is_multiple_of(8) { whole.len() } else { header };
             let at = random(&mut state) as usize % end;
             bytes[at] ^= 1 << (random(&mut state) % 8);
@@ -546,9 +542,9 @@ fn damage_anywhere_never_panics_and_never_allocates_what_the_file_makes_up() {
 }
 
 #[test]
-fn flipped_bits_of_a_real_header_never_panic() {
+fn flipped_bits_of_a_real_gguf_header_never_panic() {
     let place = Place::new();
-    let whole = fs::read(fixture("gguf-q8-0")).unwrap();
+    let whole = fs::read(model("gguf-q8-0")).unwrap();
     let mut state = 3;
     for _ in 0..300 {
         let mut bytes = whole.clone();

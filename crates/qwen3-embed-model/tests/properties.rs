@@ -1,22 +1,21 @@
-//! What has to hold for any input, whatever the weights.
+//! Properties that hold for any input and any weights: independence of the batch, of threads and of other calls.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
 use std::{slice, thread};
 
 use qwen3_embed_model::{Arithmetic, Device, Error, LoadOptions, Model, Precision};
+use qwen3_embed_testing::fixtures;
 
 fn load(name: &str) -> Model {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    Model::load(&dir, Device::Cpu, Precision::F32).unwrap()
+    Model::load(&fixtures::model(name), Device::Cpu, Precision::F32).unwrap()
 }
 
-/// A fixture in blocks of few bits.
-const BLOCKS: &str = "gguf-k-quants/model.gguf";
+/// A fixture with weights in blocks of 4 to 6 bits.
+const BLOCKS: &str = "gguf-k-quants";
 
-/// The fixture in every precision and arithmetic; [`BLOCKS`] as they are.
+/// A fixture in every precision and arithmetic. [`BLOCKS`] is loaded in its own block formats only.
 fn load_all(name: &str) -> Vec<Model> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
+    let path = fixtures::model(name);
     let all = [
         (Precision::F32, Arithmetic::F32),
         (Precision::Bf16, Arithmetic::F32),
@@ -32,7 +31,7 @@ fn load_all(name: &str) -> Vec<Model> {
     all.iter().map(load).collect()
 }
 
-/// Token ids without a pattern.
+/// Pseudorandom token ids.
 fn tokens(seed: u32, n: usize) -> Vec<u32> {
     (0..n as u32).map(|i| (seed.wrapping_mul(2_654_435_761) ^ (i * 40_503 + 7)) % 1000).collect()
 }
@@ -45,12 +44,12 @@ fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
+fn vectors_do_not_depend_on_the_batch_bit_for_bit() {
     for (name, model) in ["base", "wide", "causal-lm-tied", "bidirectional", BLOCKS]
         .into_iter()
         .flat_map(|name| load_all(name).into_iter().map(move |model| (name, model)))
     {
-        // Equal lengths too: a batch without padding still needs its causal masks.
+        // Some lengths are equal, because a batch without padding needs causal masks too.
         let lengths = [1, 1, 2, 5, 17, 17, 64, 65, 128, 129, 300];
         let texts: Vec<_> = lengths.iter().enumerate().map(|(i, &n)| tokens(i as u32, n)).collect();
         let together = rows(&model, &texts);
@@ -67,7 +66,7 @@ fn a_text_does_not_depend_on_the_batch_bit_for_bit() {
 }
 
 #[test]
-fn a_text_does_not_depend_on_the_number_of_threads_bit_for_bit() {
+fn vectors_do_not_depend_on_the_number_of_threads_bit_for_bit() {
     let texts: Vec<_> = [3, 200, 40].iter().map(|&n| tokens(9, n)).collect();
     for model in ["wide", BLOCKS].into_iter().flat_map(load_all) {
         let expected = rows(&model, &texts);
@@ -79,7 +78,7 @@ fn a_text_does_not_depend_on_the_number_of_threads_bit_for_bit() {
 }
 
 #[test]
-fn a_token_does_not_see_what_comes_after_it_bit_for_bit() {
+fn causal_hidden_states_do_not_depend_on_later_tokens_bit_for_bit() {
     for model in ["base", BLOCKS].into_iter().flat_map(load_all) {
         let trace = |text: Vec<u32>| {
             let mut layers = Vec::new();
@@ -95,12 +94,12 @@ fn a_token_does_not_see_what_comes_after_it_bit_for_bit() {
         }
         let other = [[prefix, rest.clone()].concat(), [tokens(3, 151), rest].concat()];
         let other = rows(&model, &other);
-        assert!(other[0] != other[1], "a token does not see what comes before it either");
+        assert!(other[0] != other[1], "a token does not depend on the tokens before it");
     }
 }
 
 #[test]
-fn a_token_of_a_bidirectional_model_sees_what_comes_after_it() {
+fn bidirectional_hidden_states_depend_on_later_tokens() {
     for model in load_all("bidirectional") {
         let first = |text: &[u32]| {
             let mut layers = Vec::new();
@@ -108,7 +107,7 @@ fn a_token_of_a_bidirectional_model_sees_what_comes_after_it() {
             layers.last().unwrap()[..model.config().hidden_size].to_vec()
         };
         assert!(first(&[1, 2, 3]) != first(&[1, 2, 4]));
-        // Texts have a token in common, and nothing to share.
+        // Texts have a prefix in common, but its hidden states depend on the rest of each text.
         let texts = [[vec![5; 40], vec![6]].concat(), [vec![5; 40], vec![7]].concat()];
         let together = rows(&model, &texts);
         assert!(rows(&model, &texts[1..])[0] == together[1]);
@@ -117,7 +116,7 @@ fn a_token_of_a_bidirectional_model_sees_what_comes_after_it() {
 }
 
 #[test]
-fn a_call_leaves_nothing_to_the_next() {
+fn vectors_do_not_depend_on_earlier_calls() {
     let model = load("base");
     let text = vec![tokens(4, 20)];
     let first = rows(&model, &text);
@@ -126,7 +125,7 @@ fn a_call_leaves_nothing_to_the_next() {
 }
 
 #[test]
-fn threads_may_share_a_model() {
+fn threads_share_a_model() {
     let model = load("base");
     let texts: Vec<_> = (0..8).map(|i| tokens(i, 10 + 30 * i as usize)).collect();
     let expected = rows(&model, &texts);
@@ -139,9 +138,9 @@ fn threads_may_share_a_model() {
     });
 }
 
-/// Trained checkpoints have activations in the thousands, and overflow f16 on some texts.
+/// Trained checkpoints have activations in the thousands, which exceed the range of f16 for some texts.
 #[test]
-fn activations_beyond_the_range_of_f16_are_computed() {
+fn activations_beyond_the_range_of_f16_stay_finite() {
     let model = load("outliers");
     let mut largest = 0f32;
     let im_start = 1001;
@@ -154,12 +153,12 @@ fn activations_beyond_the_range_of_f16_are_computed() {
 }
 
 #[test]
-fn no_text_gives_no_row() {
+fn empty_batch_gives_no_vectors() {
     assert!(load("base").forward(&[] as &[Vec<u32>]).unwrap().is_empty());
 }
 
 #[test]
-fn the_longest_text_is_computed_and_one_token_more_is_refused() {
+fn accepts_text_of_maximum_length_and_rejects_one_token_more() {
     let model = load("causal-lm-tied");
     let limit = model.config().max_position_embeddings;
     assert_eq!(rows(&model, &[tokens(1, limit)]).len(), 1);
@@ -169,7 +168,7 @@ fn the_longest_text_is_computed_and_one_token_more_is_refused() {
 }
 
 #[test]
-fn tokens_of_another_vocabulary_are_refused() {
+fn rejects_token_ids_outside_the_vocabulary() {
     let model = load("base");
     for id in [1026, 151_643, u32::MAX] {
         let error = model.forward(&[vec![1, 2], vec![3, id, 4]]).unwrap_err();
@@ -182,7 +181,7 @@ fn tokens_of_another_vocabulary_are_refused() {
 }
 
 #[test]
-fn a_text_without_tokens_is_refused() {
+fn rejects_text_without_tokens() {
     let error = load("base").forward(&[vec![1], vec![]]).unwrap_err();
     assert!(matches!(error, Error::EmptyText { text: 1 }), "{error}");
 }

@@ -1,11 +1,11 @@
-//! Computing once what texts have in common, and in the last layer only what is asked for, changes no
-//! bit of any vector.
+//! Prefix sharing: shared prefixes are computed once, and the last layer is computed for last tokens only. Neither changes
+//! a bit of any vector.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
 use std::{slice, thread};
 
 use qwen3_embed_model::{Arithmetic, LoadOptions, Model, Precision, Sharing, SharingCounts};
+use qwen3_embed_testing::fixtures;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 fn load(name: &str) -> Model {
@@ -13,11 +13,11 @@ fn load(name: &str) -> Model {
 }
 
 fn load_for(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    Model::load_with(&dir, &LoadOptions::multiplying(precision, arithmetic)).unwrap()
+    let options = LoadOptions::multiplying(precision, arithmetic);
+    Model::load_with(&fixtures::model(name), &options).unwrap()
 }
 
-/// The fixture in every precision and arithmetic.
+/// A fixture in every precision and arithmetic.
 fn every(name: &str) -> [Model; 4] {
     [
         load(name),
@@ -38,7 +38,7 @@ fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     rows.map(|row| row.iter().map(|v| v.to_bits()).collect()).collect()
 }
 
-/// Texts that grow from one another: each begins with any part of an earlier one, often all of it.
+/// Random texts. Each begins with a part of an earlier text, often with all of it.
 fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
     let mut texts: Vec<Vec<u32>> = Vec::new();
     for _ in 0..n {
@@ -63,14 +63,14 @@ fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn any_forest_in_any_state_of_the_cache_gives_the_same_bits() {
+fn vectors_do_not_depend_on_sharing_or_the_prefix_cache_bit_for_bit() {
     let mut rng = SmallRng::seed_from_u64(1);
     for name in ["base", "attention-bias"] {
         for model in every(name) {
             let calls: Vec<_> = (0..6).map(|_| random_texts(&mut rng, 20)).collect();
             let mut model = model.with_sharing(Sharing::Off);
             let expected: Vec<_> = calls.iter().map(|texts| rows(&model, texts)).collect();
-            // Nothing is kept, little so that it is pushed out at once, or all of it.
+            // A cache without room, a cache that evicts all the time, and a cache with room for everything.
             for cache_bytes in [0, 40_000, 64 << 20] {
                 model = model.with_sharing(on(cache_bytes));
                 for batch_tokens in [1, 50, usize::MAX] {
@@ -89,7 +89,7 @@ fn any_forest_in_any_state_of_the_cache_gives_the_same_bits() {
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_bits() {
+fn shared_prefixes_give_the_same_vectors_with_any_number_of_threads_bit_for_bit() {
     let texts = random_texts(&mut SmallRng::seed_from_u64(2), 30);
     let model = load("wide").with_sharing(Sharing::Off);
     let expected = rows(&model, &texts);
@@ -101,11 +101,11 @@ fn any_number_of_threads_gives_the_same_bits() {
 }
 
 #[test]
-fn callers_at_the_same_time_share_the_cache() {
+fn concurrent_calls_share_the_prefix_cache() {
     let texts = random_texts(&mut SmallRng::seed_from_u64(3), 40);
     let model = load("base").with_sharing(Sharing::Off);
     let expected = rows(&model, &texts);
-    // Room for a few prefixes, so that callers push out one another's.
+    // Room for a few prefixes, so that calls evict prefixes of other calls.
     let model = model.with_sharing(on(100_000));
     thread::scope(|scope| {
         for i in 0..4 {
@@ -122,13 +122,13 @@ fn callers_at_the_same_time_share_the_cache() {
     assert!(model.sharing_counts().cache_hits > 0);
 }
 
-/// `n` tokens that no other text has.
+/// `n` tokens that differ from those of texts with another number.
 fn own(text: u32, n: u32) -> Vec<u32> {
     (0..n).map(|i| 100 + (text * 31 + i) % 900).collect()
 }
 
 #[test]
-fn what_texts_have_in_common_is_computed_once() {
+fn common_prefixes_of_a_batch_are_computed_once() {
     let model = load("base").with_sharing(on(0));
     let n_computed = |texts: &[Vec<u32>]| {
         let before = model.sharing_counts();
@@ -140,26 +140,26 @@ fn what_texts_have_in_common_is_computed_once() {
     };
     let prefix: Vec<u32> = (0..19).collect();
     let with_prefix = |text| [prefix.clone(), own(text, 10)].concat();
-    // Texts of their own, an instruction, equal texts, and one text that is the beginning of another.
+    // Texts without a common prefix, a common instruction, equal texts, and a text that is a prefix of another.
     assert_eq!(n_computed(&[own(1, 10), own(2, 5)]), 15);
     assert_eq!(n_computed(&[with_prefix(1), own(9, 3), with_prefix(2), with_prefix(3)]), 52);
     assert_eq!(n_computed(&[own(1, 10), own(2, 5), own(1, 10), own(1, 10)]), 15);
     assert_eq!(n_computed(&[with_prefix(1), prefix.clone()]), 29);
-    // An instruction, and behind it queries that several texts have.
+    // A common instruction, followed by queries that several texts have in common.
     let pair = |query, document| [with_prefix(query), own(document, 7)].concat();
     assert_eq!(n_computed(&[pair(1, 4), pair(2, 5), pair(1, 6), pair(2, 7)]), 19 + 20 + 28);
-    // Three tokens in common are not worth a segment.
+    // A common prefix of three tokens is too short for a segment.
     let short = |text| [prefix[..3].to_vec(), own(text, 5)].concat();
     assert_eq!(n_computed(&[short(1), short(2)]), 16);
 }
 
 #[test]
-fn what_texts_began_with_is_known_to_later_calls() {
+fn common_prefixes_are_cached_for_later_calls() {
     let model = load("base");
     let prefix: Vec<u32> = (0..19).collect();
     let query = |text| vec![[prefix.clone(), own(text, 10)].concat()];
     let mut before = SharingCounts::default();
-    // The first two show what they have in common, the third finds it.
+    // The first two calls show the common prefix, which the second call caches. The third call finds it.
     for (text, n_computed, cache_tokens) in [(1, 29, 0), (2, 29, 0), (3, 10, 19), (4, 10, 19)] {
         model.forward(&query(text)).unwrap();
         let counts = model.sharing_counts();
@@ -171,7 +171,7 @@ fn what_texts_began_with_is_known_to_later_calls() {
     let config = model.config();
     let columns = 2 * config.num_key_value_heads * config.head_dim;
     assert_eq!(before.cache_bytes as usize, 19 * config.num_hidden_layers * columns * 4);
-    // A call in which texts have it in common leaves it at once.
+    // A prefix that texts of one call have in common is cached by that call.
     let model = load("base");
     model.forward(&[query(1), query(2)].concat()).unwrap();
     model.forward(&query(3)).unwrap();

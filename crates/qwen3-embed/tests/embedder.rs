@@ -1,39 +1,39 @@
-//! The facade, on the fixtures.
+//! [`Embedder`] on the fixtures: its vectors, its settings and its errors.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qwen3_embed::{
     Arithmetic, DEFAULT_INSTRUCTION, Embedder, EmbedderBuilder, Embeddings, Error, ModelError,
-    Overflow, Precision, Source, SpecialTokens, Summary, instruct, normalize,
+    Overflow, Precision, Source, SpecialTokens, Summary, instruct,
 };
+use qwen3_embed_testing::fixtures::{self, model};
+use qwen3_embed_testing::golden::{self, Vectors};
+use qwen3_embed_testing::vectors::{max_difference, unit};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
-}
-
 fn builder(name: &str) -> EmbedderBuilder {
-    Embedder::builder(fixture(name))
+    Embedder::builder(model(name))
 }
 
 fn embedder(name: &str) -> Embedder {
     builder(name).build().unwrap()
 }
 
-/// A copy of a fixture's files with a change to one of the JSON files.
+/// A copy of a model with a change to one of its JSON files.
 fn changed(name: &str, file: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
-        fs::write(dir.path().join(file), fs::read(fixture(name).join(file)).unwrap()).unwrap();
-    }
-    let path = dir.path().join(file);
-    let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
+    let dir = fixtures::copy(&format!("models/{name}"));
+    fixtures::edit_json(&dir.path().join(file), change);
     dir
+}
+
+/// The texts of a model's golden file, and the vectors that transformers computes for them.
+fn golden(name: &str) -> (Vec<String>, Vec<Vec<f64>>) {
+    let path = fixtures::path("models").join(name).join("golden.json");
+    let golden: Vectors = golden::read(&path).unwrap();
+    (golden.texts.into_iter().map_while(|text| text).collect(), golden.embeddings)
 }
 
 const TEXTS: [&str; 4] = [
@@ -54,13 +54,7 @@ fn assert_unit_length(embeddings: &Embeddings) {
 fn preloaded_token_embeddings_give_the_same_vectors_without_the_file() {
     for (name, file) in [("base", "model.safetensors"), ("gguf-q8-0", "model.gguf")] {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-            let dir = tempfile::tempdir().unwrap();
-            for file in ["config.json", "tokenizer.json", file] {
-                // A GGUF file needs no other.
-                if let Ok(contents) = fs::read(fixture(name).join(file)) {
-                    fs::write(dir.path().join(file), contents).unwrap();
-                }
-            }
+            let dir = fixtures::copy(&format!("models/{name}"));
             let builder = || Embedder::builder(dir.path()).precision(precision);
             let expected = builder().build().unwrap().embed_documents(&TEXTS).unwrap();
             let preloaded = builder().preload(true).build().unwrap();
@@ -76,28 +70,22 @@ fn preloaded_token_embeddings_give_the_same_vectors_without_the_file() {
 }
 
 #[test]
-fn texts_give_the_vectors_of_transformers() {
+fn embeddings_match_transformers() {
     for name in ["base", "causal-lm-untied", "wide"] {
-        let golden: Value =
-            serde_json::from_slice(&fs::read(fixture(name).join("golden.json")).unwrap()).unwrap();
-        let texts = golden["texts"].as_array().unwrap();
-        let texts: Vec<&str> = texts.iter().map_while(Value::as_str).collect();
-        assert!(texts.len() >= 9 && texts.contains(&""));
+        let (texts, expected) = golden(name);
+        assert!(texts.len() >= 9 && texts.contains(&String::new()));
         let exact = builder(name).precision(Precision::F32).build().unwrap();
         let embeddings = exact.embed_documents(&texts).unwrap();
         assert_unit_length(&embeddings);
-        for (row, expected) in embeddings.iter().zip(golden["embeddings"].as_array().unwrap()) {
-            let mut expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
-            normalize(&mut expected);
-            for (got, expected) in row.iter().zip(expected) {
-                assert!((got - expected).abs() <= 1e-5, "{name}: {got} for {expected}");
-            }
+        for (row, expected) in embeddings.iter().zip(&expected) {
+            let difference = max_difference(row, &unit(expected));
+            assert!(difference <= 1e-5, "{name}: {difference:e}");
         }
     }
 }
 
 #[test]
-fn a_query_is_embedded_behind_its_instruction() {
+fn query_is_embedded_with_the_default_instruction() {
     let embedder = embedder("base");
     let query = ["What is the capital of China?"];
     let by_hand = [instruct(DEFAULT_INSTRUCTION, query[0])];
@@ -108,9 +96,9 @@ fn a_query_is_embedded_behind_its_instruction() {
     assert_ne!(queries, embedder.embed_queries_with("Find a duplicate", &query).unwrap());
 }
 
-/// No file says that a model was trained for shorter vectors, and none is asked.
+/// Any number of dimensions is allowed, because no file says whether a model was trained for shorter vectors.
 #[test]
-fn dimensions_are_cut_first_and_normalised_second() {
+fn truncates_dimensions_before_normalizing() {
     let full = embedder("wide").embed_documents(&TEXTS).unwrap();
     assert_eq!(full.dim(), 256);
     for dim in [1, 2, 31, 32, 255, 256] {
@@ -119,34 +107,28 @@ fn dimensions_are_cut_first_and_normalised_second() {
         let short = short.embed_documents(&TEXTS).unwrap();
         assert_eq!((short.rows(), short.dim()), (4, dim));
         assert_unit_length(&short);
-        for (short, full) in short.as_slice().iter().zip(full.truncate(dim).unwrap().as_slice()) {
-            assert!((short - full).abs() <= 1e-6);
-        }
+        let truncated = full.truncate(dim).unwrap();
+        assert!(max_difference(short.as_slice(), truncated.as_slice()) <= 1e-6);
     }
 }
 
 #[test]
-fn vectors_are_as_the_model_gives_them_without_normalisation() {
-    let golden: Value =
-        serde_json::from_slice(&fs::read(fixture("base").join("golden.json")).unwrap()).unwrap();
-    let texts = golden["texts"].as_array().unwrap();
-    let texts: Vec<&str> = texts.iter().map_while(Value::as_str).collect();
+fn without_normalization_vectors_keep_their_length() {
+    let (texts, expected) = golden("base");
     let exact = builder("base").precision(Precision::F32).dimensions(7);
     let raw = exact.clone().normalize(false).build().unwrap().embed_documents(&texts).unwrap();
-    for (row, expected) in raw.iter().zip(golden["embeddings"].as_array().unwrap()) {
-        let expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
-        let norm = expected.iter().map(|v| v * v).sum::<f32>().sqrt();
-        for (got, expected) in row.iter().zip(expected) {
-            assert!((got - expected).abs() <= 1e-5 * norm, "{got} for {expected}");
-        }
+    for (row, expected) in raw.iter().zip(&expected) {
+        let norm = expected.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let difference = max_difference(row, &expected[..7]);
+        assert!(difference <= 1e-5 * norm, "{difference:e}");
     }
     let unit = exact.build().unwrap().embed_documents(&texts).unwrap();
     assert_eq!(raw.truncate(7).unwrap(), unit);
 }
 
 #[test]
-fn a_source_is_text_or_a_path_owned_or_borrowed() {
-    let path = fixture("base");
+fn source_converts_from_strings_and_paths() {
+    let path = model("base");
     let text = path.to_str().unwrap().to_owned();
     let infos = [
         Source::from(&text).info().unwrap(),
@@ -161,7 +143,7 @@ fn a_source_is_text_or_a_path_owned_or_borrowed() {
 }
 
 #[test]
-fn settings_out_of_range_are_refused_with_the_range() {
+fn rejects_settings_out_of_range_and_says_the_range() {
     let cases = [
         (builder("base").dimensions(0), "0 dimensions were asked for, there can be 1 to 64"),
         (builder("base").dimensions(65), "65 dimensions were asked for, there can be 1 to 64"),
@@ -180,13 +162,13 @@ fn settings_out_of_range_are_refused_with_the_range() {
 }
 
 #[test]
-fn a_folder_without_a_configuration_is_its_only_gguf_file() {
+fn folder_without_config_stands_for_its_only_gguf_file() {
     let dir = tempfile::tempdir().unwrap();
     let build = || Embedder::builder(dir.path()).build();
     let error = build().unwrap_err();
     assert!(matches!(error, Error::NoConfig { snapshot: None, .. }), "{error}");
     assert!(error.to_string().ends_with(" is not a model's folder: it has no config.json"));
-    // The hub's cache has the files one level down.
+    // In the hub's cache, the files of a model are in `snapshots/REVISION`.
     let snapshot = dir.path().join("snapshots/0123");
     fs::create_dir_all(&snapshot).unwrap();
     fs::create_dir(dir.path().join("refs")).unwrap();
@@ -194,7 +176,7 @@ fn a_folder_without_a_configuration_is_its_only_gguf_file() {
     fs::write(snapshot.join("config.json"), "{}").unwrap();
     let error = build().unwrap_err();
     assert!(error.to_string().ends_with(&format!(", but {} has", snapshot.display())), "{error}");
-    let file = fixture("gguf-q8-0").join("model.gguf");
+    let file = model("gguf-q8-0");
     fs::copy(&file, dir.path().join("b.gguf")).unwrap();
     let ours = build().unwrap().embed_documents(&TEXTS).unwrap();
     assert_eq!(ours, Embedder::builder(file).build().unwrap().embed_documents(&TEXTS).unwrap());
@@ -203,12 +185,12 @@ fn a_folder_without_a_configuration_is_its_only_gguf_file() {
     assert!(error.to_string().ends_with(", name one of them: a.GGUF, b.gguf"), "{error}");
 }
 
-/// Other programs keep GGUF files by their hashes, and the hub's cache behind links.
+/// Other programs name GGUF files by their hashes, and the hub's cache has symbolic links.
 #[test]
-fn a_gguf_file_may_have_any_name() {
+fn loads_gguf_file_with_any_name() {
     let dir = tempfile::tempdir().unwrap();
     let (file, link) = (dir.path().join("sha256-06507c7b42688469"), dir.path().join("link"));
-    let original = fixture("gguf-q8-0").join("model.gguf");
+    let original = model("gguf-q8-0");
     fs::write(&file, fs::read(&original).unwrap()).unwrap();
     let expected = Embedder::builder(original).build().unwrap().embed_documents(&TEXTS).unwrap();
     let name = file.to_str().unwrap();
@@ -224,7 +206,7 @@ fn a_gguf_file_may_have_any_name() {
         assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected);
         fs::remove_file(&link).unwrap();
     }
-    // What is shorter than the four letters, and what is no file, is none.
+    // A file that is shorter than the magic number is no GGUF file, and neither is a folder.
     fs::write(&link, "GGU").unwrap();
     assert!(matches!(Embedder::builder(link.as_path()).build(), Err(Error::NotGguf { .. })));
     fs::create_dir(dir.path().join("folder.gguf")).unwrap();
@@ -232,13 +214,13 @@ fn a_gguf_file_may_have_any_name() {
 }
 
 #[test]
-fn a_source_that_is_no_model_is_refused_by_name() {
+fn rejects_source_that_is_not_a_model_and_names_it() {
     let error = Embedder::builder("models/of/mine").build().unwrap_err();
     assert!(matches!(&error, Error::NoSuchModel { path } if path.ends_with("models/of/mine")));
     for reading in ["models/of/mine", "folder", ".gguf", "no id of the hub"] {
         assert!(error.to_string().contains(reading), "{error}");
     }
-    let file = fixture("base").join("config.json");
+    let file = model("base").join("config.json");
     let error = Embedder::builder(file.as_path()).build().unwrap_err();
     assert!(matches!(&error, Error::NotGguf { path } if *path == file), "{error}");
     assert!(error.to_string().contains("is a file, and not a GGUF file, which begins with `GGUF`"));
@@ -252,7 +234,7 @@ fn a_source_that_is_no_model_is_refused_by_name() {
 }
 
 #[test]
-fn a_tokenizer_of_another_vocabulary_is_refused() {
+fn rejects_tokenizer_with_ids_outside_the_models_vocabulary() {
     let dir = changed("causal-lm-tied", "tokenizer.json", |json| {
         for id in 1026..1100 {
             json["model"]["vocab"][format!("token {id}")] = json!(id);
@@ -260,7 +242,7 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
     });
     let error = Embedder::builder(dir.path()).build().unwrap_err();
     assert!(matches!(error, Error::Vocabulary { vocab_size: 1026, .. }), "{error}");
-    // An end-of-text token beyond the vocabulary alone is enough.
+    // An end-of-text token outside the vocabulary suffices.
     let dir = changed("causal-lm-tied", "tokenizer.json", |json| {
         json["added_tokens"][0]["id"] = json!(5000);
         json["post_processor"]["processors"][1]["special_tokens"]["<|endoftext|>"]["ids"] =
@@ -271,7 +253,7 @@ fn a_tokenizer_of_another_vocabulary_is_refused() {
 }
 
 #[test]
-fn a_text_over_the_limit_is_an_error_or_cut() {
+fn overlong_text_is_rejected_or_truncated() {
     let limited = |overflow| builder("base").max_tokens(6).overflow(overflow).build().unwrap();
     let whole = embedder("base");
     let tokens = whole.tokenize(&TEXTS[1..2]).unwrap().remove(0);
@@ -296,9 +278,9 @@ fn a_text_over_the_limit_is_an_error_or_cut() {
     }
 }
 
-/// Other engines hang or fail on these: a text of exactly the limit, one over the batch's budget.
+/// Other engines hang or fail on a text of exactly the maximum length, and on a text above the batch's budget.
 #[test]
-fn any_budget_gives_the_same_vectors_in_order() {
+fn vectors_do_not_depend_on_batch_tokens() {
     let embedder = embedder("base");
     let tokens = embedder.tokenize(&TEXTS).unwrap();
     let exact = tokens.iter().map(Vec::len).max().unwrap();
@@ -311,7 +293,7 @@ fn any_budget_gives_the_same_vectors_in_order() {
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_vectors() {
+fn vectors_do_not_depend_on_the_number_of_threads() {
     let expected = embedder("wide").embed_documents(&TEXTS).unwrap();
     for threads in [1, 2, 5] {
         let embedder = builder("wide").threads(threads).build().unwrap();
@@ -320,9 +302,9 @@ fn any_number_of_threads_gives_the_same_vectors() {
     }
 }
 
-/// Calls from many threads at once, some of them threads of a pool, neither hang nor mix.
+/// Concurrent calls from threads of rayon's pool neither deadlock nor mix up their results.
 #[test]
-fn an_embedder_is_shared_between_threads() {
+fn threads_share_an_embedder() {
     fn is_send_and_sync<T: Send + Sync>(_: &T) {}
     for embedder in [embedder("base"), builder("base").threads(2).build().unwrap()] {
         is_send_and_sync(&embedder);
@@ -335,7 +317,7 @@ fn an_embedder_is_shared_between_threads() {
 }
 
 #[test]
-fn nothing_gives_nothing_and_an_empty_text_is_its_end() {
+fn empty_text_is_embedded_as_its_end_of_text_token() {
     let embedder = embedder("base");
     let none = embedder.embed_documents(&[] as &[&str]).unwrap();
     assert_eq!((none.rows(), none.dim()), (0, 64));
@@ -347,7 +329,7 @@ fn nothing_gives_nothing_and_an_empty_text_is_its_end() {
 }
 
 #[test]
-fn tokens_are_embedded_as_they_are() {
+fn embed_tokens_adds_no_end_of_text_token() {
     let embedder = embedder("base");
     let tokens = embedder.tokenize(&TEXTS).unwrap();
     let expected = embedder.embed_documents(&TEXTS).unwrap();
@@ -357,8 +339,8 @@ fn tokens_are_embedded_as_they_are() {
 }
 
 #[test]
-fn tokens_that_cannot_be_embedded_are_named() {
-    // One text for each batch: the index is that of the call, not of the batch.
+fn rejects_invalid_tokens_with_the_index_of_the_text() {
+    // Each batch has one text. The index in the error refers to the call's texts, not to the batch's.
     let embedder = builder("base").batch_tokens(1).build().unwrap();
     let error = embedder.embed_tokens(&[vec![1], vec![2], vec![3, 151_643]]).unwrap_err();
     assert_eq!(
@@ -372,7 +354,7 @@ fn tokens_that_cannot_be_embedded_are_named() {
 }
 
 #[test]
-fn special_tokens_of_a_text_are_parsed_or_not() {
+fn special_tokens_in_texts_are_parsed_unless_disabled() {
     let text = ["ignore this<|im_end|>"];
     let parsed = embedder("base");
     let plain = builder("base").special_tokens(SpecialTokens::PlainText).build().unwrap();
@@ -383,7 +365,7 @@ fn special_tokens_of_a_text_are_parsed_or_not() {
 }
 
 #[test]
-fn bf16_weights_are_exact_unless_products_are_bf16_too() {
+fn bf16_weights_are_exact_with_f32_products() {
     let exact = builder("wide").precision(Precision::F32).build().unwrap();
     let exact = exact.embed_documents(&TEXTS).unwrap();
     let bf16 = builder("wide").precision(Precision::Bf16).build().unwrap();
@@ -392,7 +374,7 @@ fn bf16_weights_are_exact_unless_products_are_bf16_too() {
         assert_eq!(vectors, exact);
         return;
     }
-    // Activations are rounded to 8 bits of mantissa for every product.
+    // Each matrix multiplication rounds its activations to 8 bits of mantissa.
     assert_eq!(bf16.arithmetic(), Arithmetic::Bf16);
     assert_ne!(vectors, exact);
     let similarity = vectors.similarity(&exact).unwrap();
@@ -402,18 +384,18 @@ fn bf16_weights_are_exact_unless_products_are_bf16_too() {
 }
 
 #[test]
-fn default_precision_is_the_one_that_the_checkpoint_is_stored_in() {
+fn default_precision_is_that_of_the_checkpoint() {
     for (name, stored) in [
         ("base", Precision::Bf16),
         ("sharded", Precision::Bf16),
         ("causal-lm-tied", Precision::F32),
         ("causal-lm-untied", Precision::Bf16),
-        ("gguf-q8-0/model.gguf", Precision::Int8),
-        ("gguf-k-quants/model.gguf", Precision::Int8),
-        ("gguf-float/model.gguf", Precision::Bf16),
+        ("gguf-q8-0", Precision::Int8),
+        ("gguf-k-quants", Precision::Int8),
+        ("gguf-float", Precision::Bf16),
     ] {
         assert_eq!(embedder(name).precision(), stored, "{name}");
-        let info = Source::from(fixture(name)).info().unwrap();
+        let info = Source::from(model(name)).info().unwrap();
         assert_eq!(info.summary.stored_precision, stored, "{name}");
         let by_default = embedder(name).embed_documents(&TEXTS).unwrap();
         let chosen = builder(name).precision(stored).build().unwrap();
@@ -421,9 +403,9 @@ fn default_precision_is_the_one_that_the_checkpoint_is_stored_in() {
     }
 }
 
-/// Weights whose hidden states overflow in one text only: the error names it.
+/// Only one text has the token whose embedding is NaN.
 #[test]
-fn a_vector_that_is_not_finite_is_an_error_that_names_its_text() {
+fn non_finite_vector_is_an_error_with_the_index_of_the_text() {
     let dir = changed("causal-lm-tied", "config.json", |_| {});
     let path = dir.path().join("model.safetensors");
     let poisoned = poison_token(&fs::read(&path).unwrap(), 7);
@@ -434,10 +416,10 @@ fn a_vector_that_is_not_finite_is_an_error_that_names_its_text() {
     assert!(matches!(error, Error::Model(ModelError::NotFinite { text: 2, .. })), "{error}");
 }
 
-/// What the texts of a call that fails begin with is not kept for later calls: their tokens before the damaged one
-/// may be spoiled, as keys that attention reads together with it.
+/// A call that fails caches no prefixes. Tokens before the NaN may have NaN in their hidden states too, because attention
+/// reads keys in blocks.
 #[test]
-fn a_call_that_fails_does_not_spoil_later_ones() {
+fn failed_call_does_not_affect_later_calls() {
     let dir = changed("causal-lm-tied", "config.json", |_| {});
     let path = dir.path().join("model.safetensors");
     fs::write(&path, poison_token(&fs::read(&path).unwrap(), 7)).unwrap();
@@ -467,16 +449,15 @@ fn poison_token(file: &[u8], token: usize) -> Vec<u8> {
 
 const GGUF_FIXTURES: [&str; 3] = ["gguf-k-quants", "gguf-q8-0", "gguf-float"];
 
-/// An embedder from one file, with nothing beside it but its golden vectors.
+/// An embedder from one GGUF file. There is no tokenizer.json in its folder.
 fn gguf(name: &str) -> Embedder {
-    let file = fixture(name).join("model.gguf");
-    Embedder::builder(file).precision(Precision::F32).build().unwrap()
+    builder(name).precision(Precision::F32).build().unwrap()
 }
 
 #[test]
-fn one_gguf_file_gives_the_tokens_and_the_vectors_of_transformers() {
-    let cases = fs::read(fixture("../tokenizer_cases.json")).unwrap();
-    let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
+fn gguf_file_gives_the_tokens_and_vectors_of_transformers() {
+    let cases = fixtures::read_json(&fixtures::path("tokenizer_cases.json"));
+    let cases = cases.as_array().unwrap();
     let whole: Vec<&Value> = cases.iter().filter(|case| case["max_tokens"].is_null()).collect();
     let texts: Vec<&str> = whole.iter().map(|case| case["text"].as_str().unwrap()).collect();
     assert!(texts.len() > 20);
@@ -485,26 +466,20 @@ fn one_gguf_file_gives_the_tokens_and_the_vectors_of_transformers() {
         for (case, tokens) in whole.iter().zip(embedder.tokenize(&texts).unwrap()) {
             assert_eq!(json!(tokens), case["tokens"], "{name}: {}", case["text"]);
         }
-        let golden: Value =
-            serde_json::from_slice(&fs::read(fixture(name).join("golden.json")).unwrap()).unwrap();
-        let texts: Vec<&str> =
-            golden["texts"].as_array().unwrap().iter().map_while(Value::as_str).collect();
+        let (texts, expected) = golden(name);
         let embeddings = embedder.embed_documents(&texts).unwrap();
         assert_unit_length(&embeddings);
-        for (row, expected) in embeddings.iter().zip(golden["embeddings"].as_array().unwrap()) {
-            let mut expected: Vec<f32> = serde_json::from_value(expected.clone()).unwrap();
-            normalize(&mut expected);
-            for (got, expected) in row.iter().zip(expected) {
-                assert!((got - expected).abs() <= 1e-5, "{name}: {got} for {expected}");
-            }
+        for (row, expected) in embeddings.iter().zip(&expected) {
+            let difference = max_difference(row, &unit(expected));
+            assert!(difference <= 1e-5, "{name}: {difference:e}");
         }
     }
 }
 
-/// The fixtures say `add_eos_token` true, false and nothing, and all of them that `<|im_end|>` is
-/// the end-of-text token, which it is not.
+/// In the fixtures, `add_eos_token` is true, false and absent. All of them name `<|im_end|>` as the end-of-text token,
+/// which is wrong.
 #[test]
-fn end_of_text_is_appended_once_whatever_a_gguf_file_says() {
+fn end_of_text_is_appended_once_whatever_the_gguf_metadata_say() {
     for name in GGUF_FIXTURES {
         for text in ["hello", "", "stop<|im_end|>"] {
             let tokens = gguf(name).tokenize(&[text]).unwrap().remove(0);
@@ -515,15 +490,14 @@ fn end_of_text_is_appended_once_whatever_a_gguf_file_says() {
 }
 
 #[test]
-fn a_tokenizer_json_beside_a_gguf_file_wins() {
+fn tokenizer_json_takes_precedence_over_gguf_vocabulary() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("some-name.GGUF");
-    fs::write(&path, fs::read(fixture("gguf-q8-0").join("model.gguf")).unwrap()).unwrap();
+    fs::write(&path, fs::read(model("gguf-q8-0")).unwrap()).unwrap();
     let text = ["A\u{30a} decomposed"];
     let own = Embedder::builder(path.as_path()).build().unwrap().tokenize(&text).unwrap();
     let beside = dir.path().join("tokenizer.json");
-    let mut json: Value =
-        serde_json::from_slice(&fs::read(fixture("base").join("tokenizer.json")).unwrap()).unwrap();
+    let mut json = fixtures::read_json(&model("base").join("tokenizer.json"));
     fs::write(&beside, json.to_string()).unwrap();
     assert_eq!(Embedder::builder(path.as_path()).build().unwrap().tokenize(&text).unwrap(), own);
     json["normalizer"] = Value::Null;
@@ -535,11 +509,11 @@ fn a_tokenizer_json_beside_a_gguf_file_wins() {
 }
 
 #[test]
-fn a_gguf_file_with_a_vocabulary_beyond_its_embeddings_is_refused() {
+fn rejects_gguf_vocabulary_larger_than_the_embeddings() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
-    let mut file = fs::read(fixture("gguf-q8-0").join("model.gguf")).unwrap();
-    // The tensor's description: its name, two dimensions, 64 columns and then the rows.
+    let mut file = fs::read(model("gguf-q8-0")).unwrap();
+    // The tensor's entry in the header: its name, the number of dimensions, 64 columns, and the number of rows.
     let name = b"token_embd.weight";
     let rows =
         file.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 12;
@@ -552,7 +526,7 @@ fn a_gguf_file_with_a_vocabulary_beyond_its_embeddings_is_refused() {
 }
 
 #[test]
-fn the_published_configs_are_read() {
+fn reads_published_configurations() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/configs");
     if !folder.is_dir() {
         return;

@@ -1,64 +1,34 @@
-//! Fine-tunes: sentence-transformers repositories against that package, and adapters.
+//! Fine-tunes: repositories of sentence-transformers against that package, and adapters.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qwen3_embed::{Embedder, Embeddings, Error, Head, Overflow, Pooling, Precision, Source};
+use qwen3_embed_testing::fixtures::{self, copy, edit_json as edit, path as fixture};
+use qwen3_embed_testing::vectors::{max_difference, unit};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
-
-/// A copy of a fixture's folder that a test may change.
-fn copy(name: &str) -> TempDir {
-    fn copy_folder(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let (from, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
-            match from.is_dir() {
-                true => copy_folder(&from, &to.join(name)),
-                false => fs::write(to.join(name), fs::read(&from).unwrap()).unwrap(),
-            }
-        }
-    }
-    let to = tempfile::tempdir().unwrap();
-    copy_folder(&fixture(name), to.path());
-    to
-}
-
-fn edit(path: &Path, edit: impl FnOnce(&mut Value)) {
-    let mut value: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    edit(&mut value);
-    fs::write(path, value.to_string()).unwrap();
-}
 
 fn golden(folder: &Path) -> Value {
-    serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap()
+    fixtures::read_json(&folder.join("golden.json"))
 }
 
 fn texts(golden: &Value) -> Vec<&str> {
     golden["texts"].as_array().unwrap().iter().filter_map(Value::as_str).collect()
 }
 
-/// Asserts that vectors are these, which need not be of unit length, to 1e-5.
+/// Asserts that vectors are the expected ones after normalization.
 fn assert_vectors(ours: &Embeddings, expected: &Value, what: &str) {
     assert!(!ours.is_empty());
     for (i, row) in ours.iter().enumerate() {
-        let expected = expected[i].as_array().unwrap();
-        let expected: Vec<f64> = expected.iter().map(|v| v.as_f64().unwrap()).collect();
-        let norm = expected.iter().map(|v| v * v).sum::<f64>().sqrt();
-        assert_eq!(row.len(), expected.len(), "{what}");
-        let differences = row.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b / norm).abs());
-        let largest = differences.fold(0.0, f64::max);
+        let expected: Vec<f64> = serde_json::from_value(expected[i].clone()).unwrap();
+        let largest = max_difference(row, &unit(&expected));
         assert!(largest <= 1e-5, "{what}, text {i}: {largest:e}");
     }
 }
 
 #[test]
-fn repositories_give_the_vectors_of_sentence_transformers_behind_every_prompt() {
+fn embeddings_with_every_prompt_match_sentence_transformers() {
     for name in ["mean-dense", "weighted-mean", "last-token"] {
         let folder = fixture("sentence-transformers").join(name);
         let golden = golden(&folder);
@@ -76,7 +46,7 @@ fn repositories_give_the_vectors_of_sentence_transformers_behind_every_prompt() 
 }
 
 #[test]
-fn a_dense_layer_sets_the_dimensions() {
+fn dense_layer_sets_the_dimensions() {
     let folder = fixture("sentence-transformers/mean-dense");
     assert_eq!(Embedder::builder(folder.as_path()).build().unwrap().dimensions(), 24);
     assert!(Embedder::builder(folder.as_path()).dimensions(24).build().is_ok());
@@ -85,7 +55,7 @@ fn a_dense_layer_sets_the_dimensions() {
 }
 
 #[test]
-fn a_repository_may_cut_the_dimensions_unless_others_are_asked_for() {
+fn truncate_dim_is_the_default_for_dimensions() {
     let copy = copy("sentence-transformers/mean-dense");
     let file = copy.path().join("config_sentence_transformers.json");
     let build = || Embedder::builder(copy.path());
@@ -100,9 +70,7 @@ fn a_repository_may_cut_the_dimensions_unless_others_are_asked_for() {
         let cut = full.truncate(expected).unwrap();
         let ours = embedder.embed_documents(&text).unwrap();
         assert_eq!(ours.dim(), expected, "{truncate_dim}");
-        for (ours, cut) in ours.as_slice().iter().zip(cut.as_slice()) {
-            assert!((ours - cut).abs() <= 1e-6, "{truncate_dim}: {ours} for {cut}");
-        }
+        assert!(max_difference(ours.as_slice(), cut.as_slice()) <= 1e-6, "{truncate_dim}");
         assert_eq!(build().dimensions(16).build().unwrap().dimensions(), 16);
     }
     for truncate_dim in [json!(0), json!(-1), json!(8.5), json!("8"), json!([8])] {
@@ -114,7 +82,7 @@ fn a_repository_may_cut_the_dimensions_unless_others_are_asked_for() {
 }
 
 #[test]
-fn prompts_are_chosen_as_sentence_transformers_does() {
+fn chooses_prompts_like_sentence_transformers() {
     let prompts = |config: Value| {
         let copy = copy("sentence-transformers/last-token");
         let file = copy.path().join("config_sentence_transformers.json");
@@ -134,7 +102,7 @@ fn prompts_are_chosen_as_sentence_transformers_does() {
     assert_eq!(error.to_string(), "the model has no prompt `b`, its prompts are [\"a\"]");
     let error = prompts(json!({"prompts": "none"})).unwrap_err();
     assert!(error.to_string().contains("config_sentence_transformers.json"), "{error}");
-    // Without the file they are those of the published models.
+    // A model without the file has the prompts of the published models.
     let embedder = Embedder::builder(fixture("models/base")).build().unwrap();
     assert!(embedder.query_prompt().ends_with("\nQuery:") && embedder.document_prompt().is_empty());
     assert_eq!(embedder.prompts().keys().collect::<Vec<_>>(), ["document", "query"]);
@@ -143,7 +111,7 @@ fn prompts_are_chosen_as_sentence_transformers_does() {
 }
 
 #[test]
-fn the_longest_text_is_the_repositorys_unless_another_is_asked_for() {
+fn max_seq_length_is_the_default_for_max_tokens() {
     let copy = copy("sentence-transformers/last-token");
     let file = copy.path().join("sentence_bert_config.json");
     edit(&file, |config| config["max_seq_length"] = json!(77));
@@ -156,7 +124,7 @@ fn the_longest_text_is_the_repositorys_unless_another_is_asked_for() {
 }
 
 #[test]
-fn models_with_known_code_give_the_vectors_of_its_forward_pass() {
+fn models_with_known_custom_code_match_its_forward_pass() {
     for (name, dimensions) in [("projected", 48), ("quantized", 32)] {
         let folder = fixture("sentence-transformers").join(name);
         let golden = golden(&folder);
@@ -173,7 +141,7 @@ fn models_with_known_code_give_the_vectors_of_its_forward_pass() {
 }
 
 #[test]
-fn quantized_vectors_are_whole_numbers_before_they_are_brought_to_unit_length() {
+fn quantized_vectors_are_integers_before_normalization() {
     let folder = fixture("sentence-transformers/quantized");
     let golden = golden(&folder);
     let embedder = Embedder::builder(folder).normalize(false).build().unwrap();
@@ -184,16 +152,17 @@ fn quantized_vectors_are_whole_numbers_before_they_are_brought_to_unit_length() 
 }
 
 #[test]
-fn without_prompts_of_its_own_a_repository_has_none() {
+fn repository_without_prompts_has_no_default_prompts() {
     let copy = copy("sentence-transformers/last-token");
     fs::remove_file(copy.path().join("config_sentence_transformers.json")).unwrap();
     let embedder = Embedder::builder(copy.path()).build().unwrap();
     assert_eq!((embedder.query_prompt(), embedder.prompts().len()), ("", 0));
 }
 
-/// With `modules.json` the tokenizer's file alone says whether one is appended; without, one always is.
+/// With `modules.json`, the tokenizer's post-processor decides whether the token is appended. Without it, the token is
+/// always appended.
 #[test]
-fn an_end_of_text_token_is_appended_as_sentence_transformers_does() {
+fn appends_end_of_text_like_sentence_transformers() {
     for (name, has_modules, appended) in [
         ("mean-dense", true, 0),
         ("last-token", true, 0),
@@ -215,7 +184,7 @@ fn an_end_of_text_token_is_appended_as_sentence_transformers_does() {
 }
 
 #[test]
-fn a_text_that_is_cut_keeps_its_end_of_text_token_and_else_its_beginning() {
+fn truncated_text_keeps_its_end_of_text_token() {
     for (appends, kept) in [(false, 0..3), (true, 0..2)] {
         let copy = copy("sentence-transformers/last-token");
         if !appends {
@@ -233,7 +202,7 @@ fn a_text_that_is_cut_keeps_its_end_of_text_token_and_else_its_beginning() {
 }
 
 #[test]
-fn an_adapter_is_loaded_with_its_base_or_given_to_it() {
+fn adapter_is_loaded_with_its_base_or_given_to_it() {
     let folder = fixture("adapters/lora");
     let golden = golden(&folder);
     let texts = texts(&golden);
@@ -247,7 +216,7 @@ fn an_adapter_is_loaded_with_its_base_or_given_to_it() {
 }
 
 #[test]
-fn adapters_cannot_be_stacked_and_their_base_must_be_there() {
+fn rejects_stacked_adapters_and_missing_base() {
     let folder = fixture("adapters/lora");
     let error = Embedder::builder(folder.as_path()).adapter(folder.as_path()).build().unwrap_err();
     assert!(matches!(error, Error::TwoAdapters { .. }), "{error}");
@@ -271,13 +240,12 @@ fn adapters_cannot_be_stacked_and_their_base_must_be_there() {
 }
 
 #[test]
-fn an_adapter_beside_a_configuration_without_weights_is_an_adapter() {
+fn folder_with_adapter_and_config_but_no_weights_is_an_adapter() {
     let copy = copy("adapters/lora");
     let base = json!(fixture("models/base"));
     edit(&copy.path().join("adapter_config.json"), |c| c["base_model_name_or_path"] = base);
     let add = |file: &str| {
-        let contents = fs::read(fixture("models/base").join(file)).unwrap();
-        fs::write(copy.path().join(file), contents).unwrap();
+        fixtures::copy_file(&fixture("models/base").join(file), &copy.path().join(file));
     };
     add("config.json");
     let golden = golden(copy.path());
@@ -285,7 +253,7 @@ fn an_adapter_beside_a_configuration_without_weights_is_an_adapter() {
     let ours = embedder.embed_documents(&texts(&golden)).unwrap();
     assert_vectors(&ours, &golden["embeddings"], "config.json alone");
     assert!(Source::from(copy.path()).info().is_ok());
-    // With weights it is a model, whose adapter was merged into it and is added only if it is given.
+    // With weights, the folder is a model that the adapter has been merged into. The adapter is added only on request.
     add("model.safetensors");
     add("tokenizer.json");
     let merged = Embedder::builder(copy.path()).build().unwrap();
@@ -298,19 +266,18 @@ fn an_adapter_beside_a_configuration_without_weights_is_an_adapter() {
 }
 
 #[test]
-fn an_adapters_folder_may_have_the_repositorys_settings() {
+fn reads_settings_from_the_adapters_folder() {
     let copy = copy("adapters/lora");
     let settings = fixture("sentence-transformers/mean-dense");
     let base = json!(fixture("models/base"));
     edit(&copy.path().join("adapter_config.json"), |c| c["base_model_name_or_path"] = base);
-    let prompts = settings.join("config_sentence_transformers.json");
-    fs::copy(prompts, copy.path().join("config_sentence_transformers.json")).unwrap();
+    let add = |file: &str| fixtures::copy_file(&settings.join(file), &copy.path().join(file));
+    add("config_sentence_transformers.json");
     let embedder = Embedder::builder(copy.path()).build().unwrap();
     assert_eq!(embedder.query_prompt(), "Represent the query: ");
-    // And its modules: here a pooling and nothing else.
+    // Modules with a pooling only.
     fs::create_dir(copy.path().join("1_Pooling")).unwrap();
-    fs::copy(settings.join("1_Pooling/config.json"), copy.path().join("1_Pooling/config.json"))
-        .unwrap();
+    add("1_Pooling/config.json");
     let modules = json!([
         {"path": "", "type": "sentence_transformers.models.Transformer"},
         {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},

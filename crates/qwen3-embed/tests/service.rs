@@ -1,7 +1,6 @@
-//! Models behind a queue, on the fixtures.
+//! [`Service`]: models with a queue, on the fixtures.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -13,17 +12,14 @@ use qwen3_embed::{
     BatchReport, EmbedOptions, Embedder, Error, ModelError, OnBatch, Overflow, Prompt, RankOptions,
     Reranker, ScoreOptions, Service, ServiceOptions, ServiceState, SpecialTokens, TextError, Texts,
 };
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
+use qwen3_embed_testing::fixtures::{self, model};
 
 fn embedder() -> Embedder {
-    Embedder::builder(fixture("models/wide")).build().unwrap()
+    Embedder::builder(model("wide")).build().unwrap()
 }
 
 fn reranker() -> Reranker {
-    Reranker::builder(fixture("rerankers/tied")).build().unwrap()
+    Reranker::builder(fixtures::reranker("tied")).build().unwrap()
 }
 
 fn service(options: ServiceOptions) -> Service<Embedder> {
@@ -36,20 +32,20 @@ fn strings(texts: &[&str]) -> Texts {
 
 type Reports = Arc<Mutex<Vec<BatchReport>>>;
 
-/// A service whose thread waits behind each of its batches until it is let go on.
+/// A service whose worker thread waits after each batch for a message.
 fn stepwise(mut options: ServiceOptions) -> (Service<Embedder>, Reports, mpsc::Sender<()>) {
     let (go, gone) = mpsc::channel();
     let (gone, reports) = (Mutex::new(gone), Arc::new(Mutex::new(Vec::new())));
     let seen = Arc::clone(&reports);
     options.on_batch = Some(Arc::new(move |report| {
         seen.lock().unwrap().push(*report);
-        // The test may be over.
+        // The sender is gone if the test is over.
         let _ = gone.lock().unwrap().recv();
     }));
     (service(options), reports, go)
 }
 
-/// Waits until the reports show so many batches.
+/// Waits for the reports of `n` batches.
 fn wait_for(reports: &Mutex<Vec<BatchReport>>, n: usize) {
     while reports.lock().unwrap().len() < n {
         thread::yield_now();
@@ -57,7 +53,7 @@ fn wait_for(reports: &Mutex<Vec<BatchReport>>, n: usize) {
 }
 
 #[test]
-fn callers_get_the_vectors_of_the_embedder_bit_for_bit() {
+fn service_gives_the_vectors_of_the_embedder_bit_for_bit() {
     let direct = embedder();
     let service = service(ServiceOptions { batch_tokens: 40, ..ServiceOptions::default() });
     thread::scope(|scope| {
@@ -78,7 +74,7 @@ fn callers_get_the_vectors_of_the_embedder_bit_for_bit() {
 }
 
 #[test]
-fn options_do_what_they_say() {
+fn embed_options_match_the_embedders_methods() {
     let (direct, service) = (embedder(), service(ServiceOptions::default()));
     let embed = |options| block_on(service.embed(strings(&["one", "two"]), options)).unwrap();
     let plain = EmbedOptions::default();
@@ -86,7 +82,7 @@ fn options_do_what_they_say() {
     assert_eq!(embed(plain.clone()).embeddings, documents);
 
     let short = embed(EmbedOptions { dimensions: Some(32), ..plain.clone() }).embeddings;
-    let shorter = Embedder::builder(fixture("models/wide")).dimensions(32).build().unwrap();
+    let shorter = Embedder::builder(model("wide")).dimensions(32).build().unwrap();
     assert_eq!(short, shorter.embed_documents(&["one", "two"]).unwrap());
 
     let instruction = "Find the number";
@@ -110,8 +106,8 @@ fn options_do_what_they_say() {
 }
 
 #[test]
-fn errors_are_those_of_the_embedder_and_name_the_text() {
-    let direct = Embedder::builder(fixture("models/wide")).max_tokens(8).build().unwrap();
+fn errors_are_those_of_the_embedder_with_the_index_of_the_text() {
+    let direct = Embedder::builder(model("wide")).max_tokens(8).build().unwrap();
     let service = direct.into_service(ServiceOptions::default()).unwrap();
     let embed = |texts, options| block_on(service.embed(texts, options)).unwrap_err();
     let plain = EmbedOptions::default();
@@ -158,7 +154,7 @@ fn errors_are_those_of_the_embedder_and_name_the_text() {
     let error = embed(strings(&["a", &spaces[0]]), plain.clone());
     assert!(matches!(error, Error::Text(TextError::WhiteSpace { text: 1, .. })), "{error:?}");
 
-    // None of them did any harm.
+    // The service still works after all these errors.
     let embedded = block_on(service.embed(strings(&[]), plain.clone())).unwrap();
     assert!(embedded.embeddings.is_empty());
     assert_eq!(block_on(service.embed(strings(&["a"]), plain)).unwrap().embeddings.rows(), 1);
@@ -166,7 +162,7 @@ fn errors_are_those_of_the_embedder_and_name_the_text() {
 }
 
 #[test]
-fn texts_of_several_callers_are_computed_together() {
+fn texts_of_several_callers_share_a_batch() {
     let options = ServiceOptions { tokenizer_threads: 1, ..ServiceOptions::default() };
     let (service, reports, go) = stepwise(options);
     let mut context = Context::from_waker(Waker::noop());
@@ -178,19 +174,19 @@ fn texts_of_several_callers_are_computed_together() {
     for caller in &mut callers {
         assert!(caller.as_mut().poll(&mut context).is_pending());
     }
-    // It is the last that the one thread tokenizes, and fails there.
+    // The only tokenizer thread reads this request last, so when it fails, the others have been queued.
     block_on(embed(vec![vec![]].into())).unwrap_err();
     drop(go);
     for caller in callers {
         block_on(caller).unwrap();
     }
-    // A batch is reported when its callers have their vectors already.
+    // A batch is reported after its callers have received their vectors.
     wait_for(&reports, 2);
     assert_eq!(reports.lock().unwrap()[1].n_texts, 3);
 }
 
 #[test]
-fn texts_of_a_caller_who_has_gone_are_not_computed() {
+fn dropped_requests_are_not_computed() {
     let (service, reports, go) = stepwise(ServiceOptions::default());
     let mut context = Context::from_waker(Waker::noop());
     let first = service.embed(strings(&["first"]), EmbedOptions::default());
@@ -212,7 +208,7 @@ fn texts_of_a_caller_who_has_gone_are_not_computed() {
 }
 
 #[test]
-fn a_full_queue_refuses_and_says_when_to_try_again() {
+fn full_queue_rejects_request_and_suggests_a_delay() {
     let options = ServiceOptions { max_waiting_texts: 2, ..ServiceOptions::default() };
     let (service, reports, go) = stepwise(options);
     let mut context = Context::from_waker(Waker::noop());
@@ -220,7 +216,7 @@ fn a_full_queue_refuses_and_says_when_to_try_again() {
     let mut first = embed(&["first"]);
     assert!(first.as_mut().poll(&mut context).is_pending());
     wait_for(&reports, 1);
-    // Fewer than two wait: a request with more than the limit is accepted.
+    // Fewer texts wait than the limit, so a request is accepted although it has more texts than the limit.
     let mut large = embed(&["a"; 5]);
     assert!(large.as_mut().poll(&mut context).is_pending());
     let Poll::Ready(Err(error)) = embed(&["late"]).as_mut().poll(&mut context) else { panic!() };
@@ -234,7 +230,7 @@ fn a_full_queue_refuses_and_says_when_to_try_again() {
 }
 
 #[test]
-fn draining_finishes_what_was_accepted() {
+fn draining_finishes_accepted_requests() {
     let service = service(ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() });
     let mut context = Context::from_waker(Waker::noop());
     let mut accepted = pin!(service.embed(strings(&["a"; 20]), EmbedOptions::default()));
@@ -247,12 +243,12 @@ fn draining_finishes_what_was_accepted() {
     assert_eq!(block_on(accepted).unwrap().embeddings.rows(), 20);
     let refused = block_on(service.embed(strings(&["b"]), EmbedOptions::default()));
     assert!(matches!(refused, Err(Error::ServiceStopped)), "{refused:?}");
-    // A second time there is nothing to wait for.
+    // A second call has nothing to wait for.
     block_on(service.drain());
 }
 
 #[test]
-fn when_the_thread_that_computes_dies_everybody_gets_to_know() {
+fn panic_of_the_worker_thread_fails_all_requests() {
     let (service, reports, go) = stepwise(ServiceOptions::default());
     let mut context = Context::from_waker(Waker::noop());
     let mut first = pin!(service.embed(strings(&["first"]), EmbedOptions::default()));
@@ -272,7 +268,7 @@ fn when_the_thread_that_computes_dies_everybody_gets_to_know() {
 }
 
 #[test]
-fn the_thread_ends_when_the_last_handle_is_dropped() {
+fn worker_thread_ends_when_the_last_handle_is_dropped() {
     struct Signal(mpsc::Sender<()>);
     impl Drop for Signal {
         fn drop(&mut self) {
@@ -294,7 +290,7 @@ fn the_thread_ends_when_the_last_handle_is_dropped() {
 }
 
 #[test]
-fn a_reranker_scores_pairs_as_without_a_queue() {
+fn service_gives_the_scores_of_the_reranker() {
     let direct = reranker();
     let service = reranker().into_service(ServiceOptions::default()).unwrap();
     let (query, documents) = ("the capital of China", ["Beijing", "gravity", "Paris"]);
@@ -317,7 +313,7 @@ fn a_reranker_scores_pairs_as_without_a_queue() {
     );
     let error = block_on(service.score(owned(&["a", "b"]), owned(&["c"]), options)).unwrap_err();
     assert!(matches!(error, Error::Pairs { queries: 2, documents: 1 }), "{error:?}");
-    // Each document is cut by itself.
+    // `max_document_tokens` truncates each document.
     let long = ["Beijing is the capital of China, and has been for long", "gravity"];
     let cut = long.map(|document| direct.tokenizer().cut(document, 3).unwrap());
     assert!(
@@ -334,7 +330,7 @@ fn a_reranker_scores_pairs_as_without_a_queue() {
 }
 
 #[test]
-fn settings_out_of_range_are_refused() {
+fn rejects_settings_out_of_range() {
     let plain = ServiceOptions::default();
     let settings = [
         ("batch_tokens", ServiceOptions { batch_tokens: 0, ..plain.clone() }),

@@ -1,44 +1,39 @@
-//! Warnings about models that load and are probably not what is wanted.
+//! Warnings about models that can be loaded but are probably not the intended ones.
 #![allow(clippy::unwrap_used)]
 
 mod log;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use log::warnings;
 use qwen3_embed::{Embedder, Reranker};
+use qwen3_embed_testing::fixtures::{self, Dtype, Tensor, path as fixture};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
-
-/// A copy of a fixture's folder, with the files of other ones.
+/// A copy of a fixture, with files of other fixtures.
 fn copy(name: &str, others: &[&str]) -> TempDir {
-    let to = tempfile::tempdir().unwrap();
-    let files = fs::read_dir(fixture(name)).unwrap().map(|entry| entry.unwrap().path());
-    for file in files.chain(others.iter().map(|other| fixture(other))) {
-        if file.is_file() {
-            fs::write(to.path().join(file.file_name().unwrap()), fs::read(&file).unwrap()).unwrap();
-        }
+    let to = fixtures::copy(name);
+    for file in others.iter().map(fixture) {
+        fixtures::copy_file(&file, &to.path().join(file.file_name().unwrap()));
     }
     to
 }
 
+/// The warnings that are logged when an embedder is built.
 fn of_embedder(source: impl AsRef<Path>) -> String {
     warnings(|| drop(Embedder::builder(source.as_ref()).build().unwrap()))
 }
 
 #[test]
-fn a_model_that_looks_like_a_reranker_is_warned_of() {
+fn warns_about_model_that_looks_like_a_reranker() {
     let causal_lm = "it is a causal language model without a modules.json";
     let named = "it has `rerank` in its name";
     let gguf = tempfile::tempdir().unwrap();
     let gguf = gguf.path().join("Qwen3-Reranker.gguf");
     fs::create_dir_all(gguf.parent().unwrap()).unwrap();
-    fs::write(&gguf, fs::read(fixture("models/gguf-q8-0/model.gguf")).unwrap()).unwrap();
+    fixtures::copy_file(&fixture("models/gguf-q8-0/model.gguf"), &gguf);
     for (source, expected) in [
         (fixture("rerankers/tied"), named),
         (fixture("models/causal-lm-tied"), causal_lm),
@@ -67,7 +62,7 @@ fn a_model_that_looks_like_a_reranker_is_warned_of() {
     ] {
         assert_eq!(of_embedder(&source), "", "{}", source.display());
     }
-    // Where it is used as one, it is none of these.
+    // A reranker that is loaded as a reranker gives no warning.
     assert_eq!(
         warnings(|| drop(Reranker::builder(fixture("rerankers/tied")).build().unwrap())),
         ""
@@ -75,7 +70,7 @@ fn a_model_that_looks_like_a_reranker_is_warned_of() {
 }
 
 #[test]
-fn an_adapter_that_is_not_read_is_warned_of() {
+fn warns_about_adapter_that_is_not_read() {
     let adapter = ["adapters/lora/adapter_config.json", "adapters/lora/adapter_model.safetensors"];
     let merged = copy("models/base", &adapter);
     let log = of_embedder(merged.path());
@@ -89,49 +84,29 @@ fn an_adapter_that_is_not_read_is_warned_of() {
     assert_eq!(of_embedder(fixture("adapters/lora")), "");
 }
 
-/// A model with a vocabulary of this size, whose embeddings are zeros.
+/// A model with a vocabulary of `n_tokens` tokens, whose embeddings are zeros.
 fn with_vocabulary(n_tokens: usize, appends: bool) -> TempDir {
     let dir = copy("sentence-transformers/last-token", &[]);
-    let folder = fixture("sentence-transformers/last-token/1_Pooling/config.json");
-    fs::create_dir(dir.path().join("1_Pooling")).unwrap();
-    fs::write(dir.path().join("1_Pooling/config.json"), fs::read(folder).unwrap()).unwrap();
     let edit = |file: &str, edit: &dyn Fn(&mut Value)| {
-        let path = dir.path().join(file);
-        let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        edit(&mut value);
-        fs::write(path, value.to_string()).unwrap();
+        fixtures::edit_json(&dir.path().join(file), edit);
     };
     edit("config.json", &|config| config["vocab_size"] = n_tokens.into());
     if !appends {
         edit("tokenizer.json", &|tokenizer| tokenizer["post_processor"] = Value::Null);
     }
-    // The embeddings become the last tensor, and the file as long as they are.
-    let path = dir.path().join("model.safetensors");
-    let bytes = fs::read(&path).unwrap();
-    let (length, rest) = bytes.split_at(8);
-    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
-    let mut header: Value = serde_json::from_slice(header).unwrap();
-    let (n_bytes, width) = (data.len(), 32);
-    header["embed_tokens.weight"]["shape"] = json!([n_tokens, width]);
-    header["embed_tokens.weight"]["data_offsets"] =
-        json!([n_bytes, n_bytes + n_tokens * width * 4]);
-    // Every byte has to belong to a tensor: what the embeddings were is a buffer that is not read.
-    let old: Value = serde_json::from_slice(&rest[..rest.len() - n_bytes]).unwrap();
-    let range = old["embed_tokens.weight"]["data_offsets"].clone();
-    let n = (range[1].as_u64().unwrap() - range[0].as_u64().unwrap()) / 4;
-    header["rotary_emb.inv_freq"] = json!({"dtype": "F32", "shape": [n], "data_offsets": range});
-    let header = header.to_string();
-    let zeros = vec![0; n_tokens * width * 4];
-    let length = (header.len() as u64).to_le_bytes();
-    fs::write(&path, [&length, header.as_bytes(), data, &zeros].concat()).unwrap();
+    let zeros =
+        Tensor { dtype: Dtype::F32, shape: vec![n_tokens, 32], data: vec![0; n_tokens * 32 * 4] };
+    fixtures::edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+        tensors.insert("embed_tokens.weight".into(), zeros);
+    });
     dir
 }
 
 #[test]
-fn a_published_model_without_its_template_is_warned_of() {
+fn warns_about_published_model_without_post_processor() {
     let log = of_embedder(with_vocabulary(151_669, false).path());
     assert!(log.contains("tokenizer.json appends no end-of-text token"), "{log}");
     assert_eq!(of_embedder(with_vocabulary(151_669, true).path()), "");
-    // That of a base model, whose tokenizer has never appended one.
+    // The vocabulary of base models, whose tokenizers never append the token.
     assert_eq!(of_embedder(with_vocabulary(151_936, false).path()), "");
 }

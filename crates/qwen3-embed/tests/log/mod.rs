@@ -1,9 +1,9 @@
-//! What the library logs, for tests of warnings.
+//! The library's log, for tests of warnings.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-/// What is logged goes to a buffer.
+/// A writer into a buffer that its clones share.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -18,7 +18,7 @@ impl Write for Log {
     }
 }
 
-/// The warnings of what is done.
+/// The warnings that `act` logs.
 pub(crate) fn warnings(act: impl FnOnce()) -> String {
     let log = Log::default();
     let writer = log.clone();
