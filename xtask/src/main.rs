@@ -1,4 +1,4 @@
-//! Development tasks: `cargo xtask --help` lists them.
+//! Development tasks. `cargo xtask --help` lists them.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
@@ -13,10 +13,11 @@ mod kernel_sets;
 mod parity;
 mod random_checkpoint;
 mod rerank_parity;
-
-use std::path::PathBuf;
+mod workspace;
 
 use clap::{Parser, Subcommand};
+
+use crate::workspace::root;
 
 /// Development tasks of the qwen3-embed workspace
 #[derive(Parser)]
@@ -34,9 +35,9 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
-    /// Run the tests of kernels, model and facade with each kernel set that this CPU can run
+    /// Run the tests of kernels, model and facade with each kernel set that this CPU supports
     KernelSets,
-    /// Check everything that has to hold besides the tests
+    /// Run all checks of CI except for `cargo test`
     Ci,
 }
 
@@ -51,9 +52,4 @@ fn main() -> anyhow::Result<()> {
         Task::KernelSets => kernel_sets::test(),
         Task::Ci => ci::run(),
     }
-}
-
-/// The workspace's root folder.
-fn root() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
