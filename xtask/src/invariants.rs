@@ -1,4 +1,4 @@
-//! Checks of the invariants that ARCHITECTURE.md lists.
+//! The layering of the crates that ARCHITECTURE.md describes, checked.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::workspace::root;
+use crate::root;
 
-/// Each crate of the workspace, and the crates of the workspace that it may depend on.
+/// Each crate and the crates of this workspace that it may depend on.
 const LAYERS: [(&str, &[&str]); 7] = [
     ("qwen3-embed-kernels", &[]),
     ("qwen3-embed-model", &["qwen3-embed-kernels"]),
@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 7] = [
     ("xtask", &["qwen3-embed", "qwen3-embed-model"]),
 ];
 
-/// External crates, and the only crates of the workspace that may depend on them.
+/// Dependencies and the only crates that may have them.
 const OWNERS: [(&str, &[&str]); 11] = [
     ("candle-core", &["qwen3-embed-kernels", "qwen3-embed-model"]),
     ("tokenizers", &["qwen3-embed-text"]),
@@ -36,17 +36,17 @@ const OWNERS: [(&str, &[&str]); 11] = [
     ("tokio", &["qwen3-embed-server", "qwen3-embed-cli"]),
 ];
 
-/// Crates that the facade must not depend on, even indirectly: async runtimes, and crates that need more than Rust and a C
-/// compiler to build.
+/// What the facade must not bring along, whatever its features: a runtime of its own, or what needs more
+/// to build than Rust and a C compiler.
 const NOT_BELOW: [&str; 6] =
     ["tokio", "native-tls", "openssl-sys", "aws-lc-sys", "cmake", "pkg-config"];
 
-/// Crates that the facade must not depend on without its feature `hub`: those that access the network.
+/// What the facade does not bring along without its feature `hub`: anything that touches the network.
 const NOT_WITHOUT_HUB: [&str; 3] = ["ureq", "rustls", "ring"];
 
-/// A folder, a word that its code must not contain, and the files and folders that are excepted.
+/// Library code and what it must not mention, with the files and folders that may.
 const WORDS: [(&str, &str, &[&str]); 13] = [
-    // Tensors are used by `ops`, by the CUDA device, and by the error that wraps candle's errors.
+    // Only `ops`, what launches on a card, and the error that carries candle's, know tensors.
     (
         "crates/qwen3-embed-kernels/src",
         "candle",
@@ -58,17 +58,17 @@ const WORDS: [(&str, &str, &[&str]); 13] = [
     ("crates/qwen3-embed-model/src", "unsafe", &["file.rs"]),
     ("crates/qwen3-embed-text/src", "fs::", &[]),
     ("crates/qwen3-embed/src", "fs::", &["source"]),
-    // Only the hub client sends requests, and the environment is read in one file.
+    // Only the hub's client sends anything, and the environment is read in one place.
     ("crates/qwen3-embed/src", "Agent", &["source/client.rs"]),
     ("crates/qwen3-embed/src", "env::var", &["source/environment.rs"]),
-    // `no_proxy` may contain IP addresses.
+    // To compare addresses with those of `no_proxy`.
     ("crates/qwen3-embed/src", "std::net", &["source/proxy.rs"]),
     ("crates/qwen3-embed-model/src", "std::net", &[]),
     ("crates/qwen3-embed-text/src", "std::net", &[]),
     ("crates/qwen3-embed-server/src", "fs::", &[]),
 ];
 
-/// Root files of the crates that forbid unsafe code.
+/// Crates without unsafe code.
 const SAFE: [&str; 5] = [
     "crates/qwen3-embed-text/src/lib.rs",
     "crates/qwen3-embed/src/lib.rs",
@@ -77,7 +77,7 @@ const SAFE: [&str; 5] = [
     "xtask/src/main.rs",
 ];
 
-/// Checks all invariants.
+/// Checks every invariant.
 pub(crate) fn check() -> Result<()> {
     check_dependencies()?;
     check_facade(&[], &NOT_BELOW)?;
@@ -90,22 +90,18 @@ pub(crate) fn check() -> Result<()> {
                 allowed.iter().any(|place| path.starts_with(place) || path.ends_with(place));
             let text = fs::read_to_string(&file)?;
             let mentions = code(&text).any(|line| line.contains(word));
-            ensure!(
-                is_allowed || !mentions,
-                "{} contains `{word}`, which is allowed in {allowed:?} only",
-                file.display()
-            );
+            ensure!(is_allowed || !mentions, "{} mentions `{word}`", file.display());
         }
     }
     for file in SAFE {
         let text = fs::read_to_string(root().join(file)).with_context(|| file.to_owned())?;
         ensure!(text.contains("#![forbid(unsafe_code)]"), "{file} does not forbid unsafe code");
     }
-    println!("all invariants hold");
+    println!("the layers hold");
     Ok(())
 }
 
-/// Checks that users of the facade do not build any of the `unwanted` crates. `arguments` select features.
+/// Checks that none of the crates is among those that the facade's users build, with these arguments.
 fn check_facade(arguments: &[&str], unwanted: &[&str]) -> Result<()> {
     let tree = ["tree", "--package", "qwen3-embed", "--edges", "normal,build", "--prefix", "none"];
     let tree = String::from_utf8(cargo(&[&tree, arguments].concat())?)?;
@@ -115,7 +111,7 @@ fn check_facade(arguments: &[&str], unwanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Runs cargo and returns its standard output.
+/// What cargo prints.
 fn cargo(arguments: &[&str]) -> Result<Vec<u8>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo).args(arguments).current_dir(root()).output()?;
@@ -144,13 +140,13 @@ fn check_dependencies() -> Result<()> {
     Ok(())
 }
 
-/// The dependencies of a package without those of its tests and build script.
+/// The dependencies that a package's users build, without those of its tests.
 fn normal_dependencies(package: &Value) -> impl Iterator<Item = &str> {
     let dependencies = package["dependencies"].as_array().into_iter().flatten();
     dependencies.filter(|d| d["kind"].is_null()).filter_map(|d| d["name"].as_str())
 }
 
-/// The lines of a source file without comments and without the tests at its end.
+/// Lines that are neither comments nor among the tests, which come last.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().take_while(|line| !line.starts_with("mod tests {"));
     lines.filter(|line| !line.trim_start().starts_with("//"))
