@@ -8,13 +8,12 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::fixtures::succeed;
-use crate::root;
+use crate::workspace::{self, root};
 
 /// Assemble a CUDA toolkit from packages, on a machine with or without a CUDA device
 ///
-/// It has nvcc 13.0, and libraries to link with that open the real ones when they are first needed, so that a
-/// program starts without them. It needs Python with pip, a C compiler, and a processor of the family x86-64.
+/// The toolkit has nvcc 13.0 and link libraries that open CUDA's libraries when they are first used, so that programs start
+/// without them. This task needs Linux on x86-64, Python with pip, and a C compiler.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of the toolkit [default: target/cuda-toolkit]
@@ -22,8 +21,8 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
 }
 
-/// The libraries that candle links with: the module of the crate cudarc that declares its functions, its
-/// file, and what its functions return where it is not there.
+/// The libraries that candle links with: name, the module of the crate cudarc that declares the functions, file name, and
+/// the error code that the functions return if the library is not installed.
 const LIBRARIES: [(&str, &str, &str, u32); 5] = [
     // CUDA_ERROR_STUB_LIBRARY, CUBLAS_STATUS_NOT_INITIALIZED twice, CURAND_STATUS_INITIALIZATION_FAILED,
     // NVRTC_ERROR_INTERNAL_ERROR.
@@ -34,7 +33,7 @@ const LIBRARIES: [(&str, &str, &str, u32); 5] = [
     ("nvrtc", "nvrtc", "libnvrtc.so.13", 11),
 ];
 
-/// A toolkit in its folder.
+/// A CUDA toolkit in a folder.
 pub(crate) struct Toolkit {
     folder: PathBuf,
 }
@@ -49,14 +48,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Toolkit {
-    /// The toolkit in this folder, which is assembled if it is not there yet.
+    /// Assembles the toolkit in a folder, unless it is there already.
     pub(crate) fn assemble(folder: &Path) -> Result<Self> {
-        ensure!(cfg!(all(target_arch = "x86_64", target_os = "linux")), "only for Linux on x86-64");
+        ensure!(
+            cfg!(all(target_arch = "x86_64", target_os = "linux")),
+            "the toolkit can be assembled on Linux on x86-64 only"
+        );
         let toolkit = Self { folder: std::path::absolute(folder)? };
-        // The last thing that is made.
+        // Written last, with the inputs that the toolkit was made from.
         let stamp = toolkit.folder.join("assembled");
-        let wanted = wanted();
-        if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == wanted) {
+        let inputs = inputs();
+        if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == inputs) {
             return Ok(toolkit);
         }
         fs::create_dir_all(&toolkit.folder)?;
@@ -65,29 +67,29 @@ impl Toolkit {
         let stand_in = toolkit.stand_in().join("nvcc");
         fs::create_dir_all(toolkit.stand_in())?;
         fs::write(&stand_in, include_str!("../cuda/nvcc.sh"))?;
-        succeed(Command::new("chmod").arg("+x").arg(&stand_in))?;
-        fs::write(&stamp, wanted)?;
+        workspace::run(Command::new("chmod").arg("+x").arg(&stand_in))?;
+        fs::write(&stamp, inputs)?;
         Ok(toolkit)
     }
 
-    /// What `CUDA_HOME` is to be.
+    /// The value for `CUDA_HOME`.
     pub(crate) fn home(&self) -> PathBuf {
         self.folder.join("packages/nvidia/cu13")
     }
 
-    /// The folder of the compiler that leaves candle's kernels empty.
+    /// The folder of a replacement for nvcc that compiles candle's kernels to empty files.
     fn stand_in(&self) -> PathBuf {
         self.folder.join("stand-in")
     }
 
-    /// Sets a command's environment to build with the toolkit, candle's kernels too or not.
+    /// Sets the environment of a command so that it builds with the toolkit, with or without candle's kernels.
     pub(crate) fn set(&self, command: &mut Command, with_candles_kernels: bool) -> Result<()> {
         let first = if with_candles_kernels { self.home().join("bin") } else { self.stand_in() };
         let path = env::var_os("PATH").unwrap_or_default();
         let path: OsString = env::join_paths([first].into_iter().chain(env::split_paths(&path)))?;
         command.env("PATH", path).env("CUDA_HOME", self.home()).env("CUDA_PATH", self.home());
         command.env("CUDA_COMPUTE_CAP", "80").env_remove("NVCC");
-        // Compilers of candle's kernels at a time: else half as many as there are cores.
+        // The number of parallel compilers for candle's kernels; the default is half of the cores.
         let n_threads = std::thread::available_parallelism()?.to_string();
         command.env("CUDAFORGE_THREADS", n_threads);
         Ok(())
@@ -99,19 +101,19 @@ impl Toolkit {
         pip.args(["--upgrade", "--disable-pip-version-check", "--root-user-action=ignore"]);
         pip.arg("--target").arg(self.folder.join("packages"));
         pip.arg("--requirement").arg(root().join("xtask/cuda/requirements.txt"));
-        succeed(&mut pip).context("CUDA's compiler could not be installed")?;
+        workspace::run(&mut pip).context("the CUDA compiler could not be installed")?;
         let lib = self.home().join("lib");
-        // Where nvcc looks.
+        // nvcc looks for libraries in `lib64`.
         let lib64 = self.home().join("lib64");
         if !lib64.exists() {
             std::os::unix::fs::symlink("lib", lib64)?;
         }
-        // candle's kernels ask for the runtime; a static one is no file to be found.
+        // candle's kernels link with `cudart`, but the package has only `libcudart_static.a`.
         fs::copy(lib.join("libcudart_static.a"), lib.join("libcudart.a"))?;
         Ok(())
     }
 
-    /// Makes what stands for the libraries.
+    /// Builds the link libraries.
     fn make_libraries(&self) -> Result<()> {
         let cudarc = cudarc_sources()?;
         let stubs = self.home().join("lib/stubs");
@@ -130,19 +132,19 @@ impl Toolkit {
                 cc.args(["-O2", "-fPIC", "-c", "-o"]).arg(object).arg(source);
                 cc.arg(format!("-DLIBRARY=\"{file}\"")).arg(format!("-DABSENT={absent}"));
                 cc.arg(format!("-DNAME(x)=qwen3_embed_{name}_##x"));
-                succeed(&mut cc)
+                workspace::run(&mut cc)
             };
             compile(&assembly, &objects[0])?;
             compile(&root().join("xtask/cuda/library.c"), &objects[1])?;
             let archive = stubs.join(format!("lib{name}.a"));
-            succeed(Command::new("ar").arg("rcs").arg(archive).args(&objects))?;
+            workspace::run(Command::new("ar").arg("rcs").arg(archive).args(&objects))?;
         }
         Ok(())
     }
 }
 
-/// What the toolkit is made from.
-fn wanted() -> String {
+/// The source files that the toolkit is made from. If one of them changes, the toolkit is assembled again.
+fn inputs() -> String {
     [
         include_str!("../cuda/requirements.txt"),
         include_str!("../cuda/library.c"),
@@ -152,7 +154,7 @@ fn wanted() -> String {
     .concat()
 }
 
-/// The folder with the source of the crate that calls CUDA's libraries.
+/// The source folder of cudarc, the crate through which candle calls CUDA's libraries.
 fn cudarc_sources() -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -168,12 +170,12 @@ fn cudarc_sources() -> Result<PathBuf> {
     Ok(manifest.parent().context("a manifest in no folder")?.join("src"))
 }
 
-/// The functions that are declared in blocks of `extern "C"`, in order and once each.
+/// The names of the functions that are declared in blocks of `extern "C"`, sorted and without duplicates.
 fn functions(declarations: &str) -> Vec<&str> {
     let mut functions: Vec<&str> = declarations
         .lines()
         .filter_map(|line| {
-            // Functions in the blocks are further in than those beside them.
+            // Functions inside of the blocks are indented further than those outside.
             let name = line.strip_prefix("            fn ")?.split('(').next()?;
             name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then_some(name)
         })
@@ -183,8 +185,8 @@ fn functions(declarations: &str) -> Vec<&str> {
     functions
 }
 
-/// A function for each name that goes on to the real one, which is looked for at the first call, with all
-/// registers that may hold arguments as they were.
+/// Assembly source with a function for each name, which jumps to the function of the real library. The real function is
+/// looked up at the first call; all registers that may hold arguments are saved meanwhile.
 fn trampolines(library: &str, functions: &[&str]) -> String {
     const REGISTERS: [&str; 7] = ["rdi", "rsi", "rdx", "rcx", "r8", "r9", "rax"];
     let prefix = format!("qwen3_embed_{library}");
@@ -192,7 +194,7 @@ fn trampolines(library: &str, functions: &[&str]) -> String {
     let mut line = |text: std::fmt::Arguments<'_>| _ = writeln!(s, "{text}");
     line(format_args!(".intel_syntax noprefix\n.text\n{prefix}_go:"));
     REGISTERS.iter().for_each(|register| line(format_args!("push {register}")));
-    // The number that the trampoline pushed, below seven registers. With these the stack is at 16 bytes.
+    // The number that the trampoline has pushed is below seven saved registers. The stack is then aligned to 16 bytes.
     line(format_args!("mov rdi, [rsp + 56]\nsub rsp, 136"));
     (0..8).for_each(|i| line(format_args!("movups [rsp + {}], xmm{i}", 16 * i)));
     line(format_args!("call {prefix}_find\nmov r11, rax"));

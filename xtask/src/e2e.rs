@@ -1,7 +1,7 @@
-//! Clients that people have against the program that serves them.
+//! End-to-end tests: real clients against the program `qwen3-embed serve`.
 //!
-//! The scripts in `xtask/e2e` are given a server's address and fail with a message when an answer is not
-//! what their client, or they themselves, expect. What they need is installed under `target/`, once.
+//! The scripts in `xtask/e2e` get the address of a server, and fail with a message if a response is not as expected. The
+//! packages that they need are installed once, under `target/`.
 
 mod article;
 mod server;
@@ -9,38 +9,34 @@ mod server;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::thread;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::ci::cargo_command;
-use crate::fixtures::succeed;
-use crate::root;
-use server::{Server, Setup};
+use crate::workspace::{self, cargo_command, root};
+use server::{MODEL, Server, Setup, artifacts, wait_with_limit};
 
-/// Drive `qwen3-embed serve` with openai for Python and Node, LangChain, plain HTTP, and the playground in
+/// Test `qwen3-embed serve` with real clients: openai for Python and Node, LangChain, plain HTTP, and the playground in
 /// Chromium
 ///
-/// This needs Python 3.11 or later with venv and pip, Node 20 or later with npm, and Chromium; the variable
-/// `CHROMIUM` names another browser of its family. It installs the pinned packages of xtask/e2e under
-/// target/, and puts screenshots and the servers' logs into target/e2e.
+/// This needs Python 3.11 or later with venv and pip, Node 20 or later with npm, and Chromium. The variable `CHROMIUM`
+/// names another browser that is based on Chromium. The task installs the pinned packages of xtask/e2e under target/, and
+/// writes screenshots and server logs to target/e2e.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run only the scripts whose names contain this
+    /// Run only the scripts whose names contain TEXT
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
 }
 
-/// The names that the served models are given: a client's own code names published ones.
-const MODEL: &str = "Qwen/Qwen3-Embedding-0.6B";
+/// The served name of the reranker.
 const RERANKER: &str = "Qwen/Qwen3-Reranker-0.6B";
 
-/// The key of the server that wants one.
+/// The API key of the server that requires one.
 const API_KEY: &str = "open sesame";
 
-/// What a script may take before it counts as one that hangs.
+/// Time limit of a script.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(180);
 
 /// Runs `cargo xtask e2e`.
@@ -48,31 +44,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let clients = Clients::assemble()?;
     ensure!(
         clients.have_a_browser(),
-        "there is no Chromium: install it, or name a browser in the variable CHROMIUM"
+        "Chromium is not installed: install it, or set the variable CHROMIUM to a browser"
     );
     clients.check(&args.only)
 }
 
-/// What the scripts are run with.
+/// The programs and packages that the scripts need.
 pub(crate) struct Clients {
     python: PathBuf,
-    /// The folder with the Node packages and, beside them, where Node looks for packages, the scripts.
+    /// The folder with the Node packages and a copy of the scripts, because Node looks for packages beside a script.
     node: PathBuf,
     chromium: Option<PathBuf>,
 }
 
 impl Clients {
-    /// Finds the programs that run the scripts and installs the scripts' packages.
+    /// Finds the programs and installs the packages.
     pub(crate) fn assemble() -> Result<Self> {
-        ensure!(cfg!(unix), "servers are told to end with signals of Unix");
+        ensure!(cfg!(unix), "the tests need a Unix system, because they stop servers with signals");
         for program in ["python3", "node", "npm"] {
             let found = Command::new(program).arg("--version").output();
-            found.with_context(|| format!("there is no {program}"))?;
+            found.with_context(|| format!("{program} is not installed"))?;
         }
         Ok(Self { python: python()?, node: node()?, chromium: chromium() })
     }
 
-    /// Installs Chromium where it is missing and a package manager can be asked.
+    /// Installs Chromium with apt-get if it is missing. A failure is printed and ignored.
     pub(crate) fn with_installed_chromium(self) -> Self {
         if self.have_a_browser() {
             return self;
@@ -81,7 +77,7 @@ impl Clients {
         for arguments in [&["update", "-q"][..], &["install", "-qy", "chromium"]] {
             let mut command = Command::new("apt-get");
             command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-            if let Err(error) = succeed(&mut command) {
+            if let Err(error) = workspace::run(&mut command) {
                 println!("{error:#}");
                 break;
             }
@@ -89,21 +85,21 @@ impl Clients {
         Self { chromium: chromium(), ..self }
     }
 
-    /// Whether the playground is among what [`Clients::check`] can check.
+    /// Whether Chromium is installed, so that [`Clients::check`] includes the playground.
     pub(crate) fn have_a_browser(&self) -> bool {
         self.chromium.is_some()
     }
 
-    /// Runs every script whose name contains `only` against a server of the kind that it is for.
+    /// Runs every script whose name contains `only`, each against a server with the options that it needs.
     pub(crate) fn check(&self, only: &str) -> Result<()> {
-        // With the command's tests, as `cargo test --workspace` has built it: what it depends on has other features
-        // without them, and would be compiled again.
+        // Builds the command together with its tests, like `cargo test --workspace`. Otherwise its dependencies would have
+        // other features and would be compiled again.
         let command = ["test", "--workspace", "--no-run", "--test=serve"];
-        succeed(&mut cargo_command(&command))?;
-        fs::create_dir_all(artefacts())?;
+        workspace::run(&mut cargo_command(&command))?;
+        fs::create_dir_all(artifacts())?;
 
         let reranker = root().join("fixtures/rerankers/tied");
-        let reranker = reranker.to_str().context("the workspace's path is no Unicode")?;
+        let reranker = reranker.to_str().context("the path of the workspace is not Unicode")?;
         let reranker = ["--reranker-path", reranker, "--served-reranker-name", RERANKER];
         let kinds: [(&str, Setup, &[&str]); 5] = [
             ("article", article::setup()?, &["openai_article.py"]),
@@ -148,7 +144,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Whether a script has what it needs.
+    /// Whether the programs that a script needs are installed.
     fn can_run(&self, script: &str) -> bool {
         self.have_a_browser() || !["playground.mjs", "api_key.mjs"].contains(&script)
     }
@@ -165,20 +161,20 @@ impl Clients {
             node.arg(self.node.join(script));
             node
         };
-        command.arg(server.address()).current_dir(artefacts());
+        command.arg(server.address()).current_dir(artifacts());
         command.env("MODEL", MODEL).env("SERVER_API_KEY", API_KEY).env("PYTHON", &self.python);
         command.env("FIXTURES", root().join("fixtures"));
         if let Some(program) = &self.chromium {
             command.env("CHROMIUM", program);
         }
-        // A client has proxies and keys of its own in the environment: this server is on this machine.
+        // Proxies and API keys in the environment are meant for other servers.
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OPENAI_API_KEY"] {
             command.env_remove(variable).env_remove(variable.to_lowercase());
         }
         let mut child = command.spawn().with_context(|| format!("cannot run {script}"))?;
-        let status = ended(&mut child, SCRIPT_LIMIT);
+        let succeeded = wait_with_limit(&mut child, SCRIPT_LIMIT);
         ensure!(
-            status.with_context(|| script.to_owned())?,
+            succeeded.with_context(|| script.to_owned())?,
             "{script} failed; the server's log is {}",
             server.log().display()
         );
@@ -187,7 +183,7 @@ impl Clients {
     }
 }
 
-/// The browser's program.
+/// The path of Chromium.
 fn chromium() -> Option<PathBuf> {
     let named = env::var("CHROMIUM").ok();
     let known = ["chromium", "chromium-browser", "google-chrome"].map(str::to_owned);
@@ -198,38 +194,18 @@ fn chromium() -> Option<PathBuf> {
     })
 }
 
-/// Waits until a process ends, and says whether well; one that takes longer than the limit is killed.
-fn ended(child: &mut Child, limit: Duration) -> Result<bool> {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.success());
-        }
-        if start.elapsed() > limit {
-            child.kill()?;
-            bail!("still running after {} s", limit.as_secs());
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Where screenshots and logs go.
-fn artefacts() -> PathBuf {
-    root().join("target/e2e")
-}
-
 /// A Python with the packages of `requirements.txt`.
 fn python() -> Result<PathBuf> {
     let venv = root().join("target/e2e-python");
     let requirements = root().join("xtask/e2e/requirements.txt");
     let python = venv.join("bin/python");
     once(&venv, &fs::read_to_string(&requirements)?, || {
-        succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+        workspace::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
         let mut pip = Command::new(&python);
-        // Compiling what is never imported takes longer than downloading it.
+        // Compiling all modules would take longer than downloading them, and most are never imported.
         pip.args(["-m", "pip", "install", "--quiet", "--no-compile"]);
         pip.args(["--disable-pip-version-check", "--requirement"]).arg(&requirements);
-        succeed(&mut pip).context("Python packages could not be installed")
+        workspace::run(&mut pip).context("Python packages could not be installed")
     })?;
     Ok(python)
 }
@@ -251,12 +227,12 @@ fn node() -> Result<PathBuf> {
     once(&folder, &lock, || {
         let mut npm = Command::new("npm");
         npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]);
-        succeed(npm.current_dir(&folder)).context("Node packages could not be installed")
+        workspace::run(npm.current_dir(&folder)).context("Node packages could not be installed")
     })?;
     Ok(folder)
 }
 
-/// Does what fills a folder, unless it has been done for the same description.
+/// Runs `fill` to fill a folder, unless this was done before with the same description.
 fn once(folder: &Path, description: &str, fill: impl FnOnce() -> Result<()>) -> Result<()> {
     let stamp = folder.join("installed");
     if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == description) {

@@ -1,21 +1,21 @@
-//! The programs that cargo has built, from the messages that it prints with `--message-format=json`.
+//! The executables that cargo has built, from its messages with `--message-format=json`.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// A program that cargo has built.
+/// An executable that cargo has built.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Executable {
     pub(crate) package: String,
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    /// Whether it is a program of tests.
+    /// Whether the executable runs tests.
     pub(crate) is_test: bool,
 }
 
-/// The programs that cargo's messages name.
+/// The executables in cargo's messages.
 pub(crate) fn executables(messages: &[u8]) -> Result<Vec<Executable>> {
     let mut executables = Vec::new();
     for message in messages.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
@@ -23,7 +23,7 @@ pub(crate) fn executables(messages: &[u8]) -> Result<Vec<Executable>> {
         let text = |pointer| message.pointer(pointer).and_then(Value::as_str);
         let parts = (text("/executable"), text("/manifest_path"), text("/target/name"));
         let (Some(path), Some(manifest), Some(name)) = parts else { continue };
-        // A package's folder has its name.
+        // The folder of a package has the name of the package.
         let package = Path::new(manifest).parent().and_then(Path::file_name);
         let package = package.with_context(|| manifest.to_owned())?.to_string_lossy().into_owned();
         let is_test = message.pointer("/profile/test").and_then(Value::as_bool).unwrap_or(false);

@@ -1,17 +1,16 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::root;
+use crate::workspace::{self, root};
 
-/// Make the fixtures anew with fixtures/generate.py, or check them against their hashes
+/// Generate the fixtures again with fixtures/generate.py, or compare them with their hashes
 ///
-/// Making them needs Python 3.11 or later and installs the packages of fixtures/requirements.txt in
+/// Generating needs Python 3.11 or later, and installs the packages of fixtures/requirements.txt in
 /// target/fixtures-python.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -32,15 +31,15 @@ fn generate() -> Result<()> {
     let venv = root().join("target/fixtures-python");
     let python = venv.join("bin/python");
     if !python.is_file() {
-        succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        workspace::run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
     }
     let folder = root().join("fixtures");
     let requirements = folder.join("requirements.txt");
-    succeed(Command::new(&python).args(["-m", "pip", "install", "-r"]).arg(requirements))?;
-    succeed(Command::new(&python).arg(folder.join("generate.py")))
+    workspace::run(Command::new(&python).args(["-m", "pip", "install", "-r"]).arg(requirements))?;
+    workspace::run(Command::new(&python).arg(folder.join("generate.py")))
 }
 
-/// Checks every fixture against its hash, and that no file lacks one.
+/// Compares every fixture with its hash, and checks that every file has a hash.
 pub(crate) fn check() -> Result<()> {
     let folder = root().join("fixtures");
     let sums = folder.join("SHA256SUMS");
@@ -68,17 +67,7 @@ pub(crate) fn check() -> Result<()> {
             }
         }
     }
-    println!("{} fixtures have their hashes", listed.len());
-    Ok(())
-}
-
-/// Runs a command to its successful end, showing what it prints.
-pub(crate) fn succeed(command: &mut Command) -> Result<()> {
-    let program = Path::new(command.get_program()).display().to_string();
-    let status = command.status().with_context(|| format!("cannot run {program}"))?;
-    if !status.success() {
-        bail!("{command:?} failed: {status}");
-    }
+    println!("{} fixtures match their hashes", listed.len());
     Ok(())
 }
 

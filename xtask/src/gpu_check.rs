@@ -10,30 +10,28 @@ use serde::Serialize;
 
 use crate::cuda_toolkit::Toolkit;
 use crate::executables::executables;
-use crate::fixtures::succeed;
-use crate::root;
+use crate::workspace::{self, root};
 
-/// Check everything that runs on a CUDA device, on a machine that has one and need not have Rust
+/// Check everything that runs on a CUDA device, on a machine that has a device but does not need Rust
 ///
-/// With --out: make an archive to take there and unpack, programs, fixtures and a script, `run.sh`. The script
-/// runs this task with --run: the kernels against their references, the fixtures against transformers, a
-/// benchmark, and compute-sanitizer's memcheck and racecheck over the kernels where it is installed. After each
-/// it writes gpu-check.json and a table, gpu-check.txt.
+/// With --out: build an archive with programs, fixtures and a script, `run.sh`, to copy to that machine. The script runs
+/// this task with --run: the kernels against their references, the fixtures against transformers, a benchmark, and, if
+/// compute-sanitizer is installed, its memcheck and racecheck over the kernels. After each check it writes gpu-check.json
+/// and a table, gpu-check.txt.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the archive, gpu-check.tar.xz
+    /// Folder to write the archive gpu-check.tar.xz to
     #[arg(long, value_name = "DIR", required_unless_present = "run")]
     out: Option<PathBuf>,
-    /// Folder that the archive has, whose checks are to run on this machine's first CUDA device
+    /// Folder of the unpacked archive, to run its checks on this machine's first CUDA device
     #[arg(long, value_name = "DIR", conflicts_with = "out")]
     run: Option<PathBuf>,
 }
 
-/// The most bytes that the archive may have.
-const MOST_BYTES: u64 = 60 << 20;
+/// Maximum size of the archive in bytes.
+const MAX_BYTES: u64 = 60 << 20;
 
-/// The archive's programs: their names there, their packages, and what cargo calls them. Those of tests are in the
-/// order in which they run.
+/// The programs of the archive: name in the archive, package, and cargo's target name. Test programs run in this order.
 const PROGRAMS: [(&str, &str, &str); 5] = [
     ("qwen3-embed", "qwen3-embed-cli", "qwen3-embed"),
     ("xtask", "xtask", "xtask"),
@@ -42,14 +40,14 @@ const PROGRAMS: [(&str, &str, &str); 5] = [
     ("test-model", "qwen3-embed-model", "cuda"),
 ];
 
-/// The features of these packages.
+/// The features of the packages in [`PROGRAMS`].
 const FEATURES: &str =
     "--features=qwen3-embed-cli/cuda,qwen3-embed-kernels/cuda,qwen3-embed-model/cuda,xtask/cuda";
 
 const SCRIPT: &str = r#"#!/bin/sh
-# Checks this machine's first CUDA device, and writes gpu-check.json and gpu-check.txt in the current folder.
+# Checks this machine's first CUDA device, and writes gpu-check.json and gpu-check.txt to the current folder.
 here=$(cd "$(dirname "$0")" && pwd)
-# Where Python packages have brought CUDA's libraries.
+# Python packages may contain CUDA's libraries.
 packages=$(python3 -c '
 import importlib.util as util, os
 found = util.find_spec("nvidia")
@@ -64,19 +62,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match (&args.out, &args.run) {
         (Some(out), _) => bundle(out),
         (None, Some(folder)) => check(folder),
-        (None, None) => bail!("--out or --run"),
+        (None, None) => bail!("expected `--out DIR` or `--run DIR`"),
     }
 }
 
-/// Builds the programs and packs them, with the fixtures.
+/// Builds the programs and packs them together with the fixtures.
 fn bundle(out: &Path) -> Result<()> {
     fs::create_dir_all(out)?;
     let archive = std::path::absolute(out)?.join("gpu-check.tar.xz");
     let toolkit = Toolkit::assemble(&root().join("target/cuda-toolkit"))?;
-    // Nothing that was built with another compiler may be taken for what is built here.
+    // A target folder of its own, so that nothing that was built with another nvcc is reused.
     let target = root().join("target/gpu-check");
-    // The same packages for programs and for tests: with others, their dependencies have other features, and
-    // candle's kernels are compiled again, which takes minutes.
+    // Both builds select the same packages. Otherwise dependencies would have other features, and candle's kernels would
+    // be compiled again, which takes minutes.
     let mut built = Vec::new();
     for targets in [["build", "--bins", "--test=cuda"], ["test", "--no-run", "--lib"]] {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -97,20 +95,24 @@ fn bundle(out: &Path) -> Result<()> {
     fs::create_dir_all(&bin)?;
     for (name, package, wanted) in PROGRAMS {
         let program = built.iter().find(|built| built.package == package && built.name == wanted);
-        let program = program.with_context(|| format!("cargo has built no {name}"))?;
+        let program = program.with_context(|| format!("cargo has not built {name}"))?;
         fs::copy(&program.path, bin.join(name))?;
     }
     copy_folder(&root().join("fixtures"), &folder.join("fixtures"))?;
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT)?;
-    succeed(Command::new("chmod").arg("+x").arg(&script))?;
-    // Every program has candle's kernels, 30 MB of text: this compressor looks back far enough to see that.
+    workspace::run(Command::new("chmod").arg("+x").arg(&script))?;
+    // Every program contains candle's kernels, 30 MB of text. `xz -9` has a window that is large enough to find the copies.
     let mut tar = Command::new("tar");
     tar.args(["--create", "--use-compress-program=xz -9", "--file"]).arg(&archive);
-    succeed(tar.arg("--directory").arg(&target).arg("gpu-check"))?;
+    workspace::run(tar.arg("--directory").arg(&target).arg("gpu-check"))?;
     let n_bytes = fs::metadata(&archive)?.len();
-    ensure!(n_bytes <= MOST_BYTES, "{} has {n_bytes} bytes", archive.display());
-    println!("{}: {} MiB; unpack it and start run.sh", archive.display(), n_bytes >> 20);
+    ensure!(
+        n_bytes <= MAX_BYTES,
+        "{} has {n_bytes} bytes; expected at most {MAX_BYTES}",
+        archive.display()
+    );
+    println!("{}: {} MiB; unpack it and run run.sh", archive.display(), n_bytes >> 20);
     Ok(())
 }
 
@@ -127,10 +129,10 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What was found out about a device.
+/// The results of all checks on a device.
 #[derive(Serialize)]
 struct Report {
-    /// Its name and its driver's version, as nvidia-smi says.
+    /// Name of the device and version of its driver, from nvidia-smi.
     device: String,
     date: String,
     checks: Vec<Check>,
@@ -149,21 +151,21 @@ struct Check {
 enum Outcome {
     Passed,
     Failed,
-    /// What it needs is not there.
+    /// A program that the check needs is not installed.
     NotRun,
 }
 
-/// Runs all checks, whatever becomes of those before, and fails if one did.
+/// Runs all checks, even after a failure, and fails at the end if any check has failed.
 fn check(folder: &Path) -> Result<()> {
     let folder = folder.canonicalize()?;
     let device =
-        said_by("nvidia-smi", &["--query-gpu=name,driver_version", "--format=csv,noheader"]);
-    let date = said_by("date", &["-u", "+%Y-%m-%d"]);
+        first_line_of("nvidia-smi", &["--query-gpu=name,driver_version", "--format=csv,noheader"]);
+    let date = first_line_of("date", &["-u", "+%Y-%m-%d"]);
     let mut report = Report { device, date, checks: Vec::new() };
     let model = env::temp_dir().join(format!("qwen3-embed-0.6b-{}", std::process::id()));
     for (name, mut command) in checks(&folder, &model) {
         report.run(&name, &mut command)?;
-        // A machine may be lent for a short time: what was found out so far is kept.
+        // Written after each check, so that results are kept if the machine is taken away.
         fs::write("gpu-check.json", serde_json::to_string_pretty(&report)?)?;
         fs::write("gpu-check.txt", report.table())?;
     }
@@ -176,7 +178,7 @@ fn check(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The checks, those that take longest last. `model` is where random weights are to be.
+/// The checks, with the longest ones last. One of them writes random weights to `model`.
 fn checks(folder: &Path, model: &Path) -> Vec<(String, Command)> {
     let (bin, fixtures) = (folder.join("bin"), folder.join("fixtures"));
     let mut checks = Vec::new();
@@ -212,16 +214,16 @@ fn checks(folder: &Path, model: &Path) -> Vec<(String, Command)> {
     checks
 }
 
-/// The first line of what a program says, or that it says nothing.
-fn said_by(program: &str, arguments: &[&str]) -> String {
+/// The first line of a program's output, or a note that there is none.
+fn first_line_of(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let line = said.ok().and_then(|said| said.lines().next().map(str::to_owned));
-    line.unwrap_or_else(|| format!("unknown: {program} says nothing"))
+    line.unwrap_or_else(|| format!("unknown: {program} printed nothing"))
 }
 
 impl Report {
-    /// Runs a program; one that is not there is a check that was not run.
+    /// Runs the program of a check. If the program is not installed, the check counts as not run.
     fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
         println!("{name} …");
         command.env("RUST_BACKTRACE", "0");
@@ -234,7 +236,7 @@ impl Report {
                 (outcome, String::from_utf8_lossy(&both).into_owned())
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                (Outcome::NotRun, format!("{} is not there", command.get_program().display()))
+                (Outcome::NotRun, format!("{} is not installed", command.get_program().display()))
             }
             Err(error) => return Err(error).with_context(|| name.to_owned()),
         };
@@ -243,7 +245,7 @@ impl Report {
         Ok(())
     }
 
-    /// Everything that a reader wants to see, line by line.
+    /// The report as a text table.
     fn table(&self) -> String {
         let mut table = format!("{}\n{}\n\n", self.device, self.date);
         for Check { name, outcome, seconds, output } in &self.checks {
@@ -273,7 +275,8 @@ mod tests {
         report.run("b", Command::new("sh").args(["-c", "echo oh >&2; exit 3"])).unwrap();
         report.run("c", &mut Command::new("/there/is/no/such/program")).unwrap();
         let table = report.table();
-        for line in ["a .* passed", "fine", "b .* FAILED", "oh", "c .* not run", "is not there"] {
+        for line in ["a .* passed", "fine", "b .* FAILED", "oh", "c .* not run", "is not installed"]
+        {
             let mut parts = line.split(" .* ");
             let (first, second) = (parts.next().unwrap(), parts.next().unwrap_or_default());
             let found =

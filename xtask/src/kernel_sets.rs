@@ -4,18 +4,17 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use qwen3_embed::Kernels;
 
-use crate::ci::cargo_command;
 use crate::executables::executables;
-use crate::{fixtures, root};
+use crate::workspace::{self, cargo_command, root};
 
-/// The packages whose tests run once with each kernel set.
+/// The packages whose tests run with each kernel set.
 const PACKAGES: [&str; 3] = ["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed"];
 
-/// Runs the tests of kernels, model and facade once with each kernel set that this CPU has, and once with the
-/// emulated set, whose arithmetic is that of AVX-512 BF16 and VNNI. `cargo test` alone runs them with the
-/// set that is used by default, which is left out.
+/// Runs the tests of kernels, model and facade with each kernel set that this CPU supports, including the emulation of the
+/// arithmetic of AVX-512 BF16 and VNNI. The default set is skipped, because `cargo test` uses it.
 pub(crate) fn test() -> Result<()> {
-    // The programs of `cargo test --workspace`: with fewer packages, dependencies would be built anew.
+    // Builds the whole workspace like `cargo test --workspace`. With fewer packages, dependencies would have other features
+    // and would be built again.
     let mut build = cargo_command(&["test", "--workspace", "--no-run", "--message-format=json"]);
     let output = build.stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{build:?} failed");
@@ -28,10 +27,10 @@ pub(crate) fn test() -> Result<()> {
             let mut command = Command::new(&program.path);
             command.current_dir(root().join("crates").join(&program.package));
             command.env(Kernels::VARIABLE, kernels.name).arg("--quiet");
-            fixtures::succeed(&mut command)?;
+            workspace::run(&mut command)?;
         }
         let (name, seconds) = (kernels.name, start.elapsed().as_secs_f64());
-        println!("{} programs of tests with {name}: {seconds:.0} s", programs.len());
+        println!("{} test executables with {name}: {seconds:.0} s", programs.len());
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Development tasks: `cargo xtask --help` lists them.
+//! Development tasks. `cargo xtask --help` lists them.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
@@ -16,10 +16,11 @@ mod parity;
 mod random_checkpoint;
 mod rerank_parity;
 mod test_names;
-
-use std::path::PathBuf;
+mod workspace;
 
 use clap::{Parser, Subcommand};
+
+use crate::workspace::root;
 
 /// Development tasks of the qwen3-embed workspace
 #[derive(Parser)]
@@ -37,11 +38,11 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
-    /// Run the tests of kernels, model and facade with each kernel set that this CPU can run
+    /// Run the tests of kernels, model and facade with each kernel set that this CPU supports
     KernelSets,
     /// Check the rules of ARCHITECTURE.md: layers, owners of dependencies, no circles between files
     Invariants,
-    /// Check everything that has to hold besides the tests
+    /// Run all checks of CI except for `cargo test`
     Ci,
 }
 
@@ -57,9 +58,4 @@ fn main() -> anyhow::Result<()> {
         Task::Invariants => invariants::check(),
         Task::Ci => ci::run(),
     }
-}
-
-/// The workspace's root folder.
-fn root() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }

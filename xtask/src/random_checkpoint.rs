@@ -10,12 +10,11 @@ use rayon::prelude::*;
 use safetensors::{Dtype, View};
 use serde_json::json;
 
-use crate::root;
+use crate::workspace::root;
 
-/// Write a checkpoint with random weights and the true shapes of a published model
+/// Write a checkpoint with random weights and the shapes of a published model
 ///
-/// The weights are bf16 and have outlier channels, as trained ones do. The same seed gives the same
-/// files.
+/// The weights are bf16 and have outlier channels, like trained weights. The same seed gives the same files.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Size of the model
@@ -30,7 +29,7 @@ pub(crate) struct Args {
     /// Which outlier channels the weights have
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Outliers::All)]
     outliers: Outliers,
-    /// The tokenizer.json to copy beside the weights [default: the fixtures' small one]
+    /// The tokenizer.json to copy to the checkpoint [default: the small one of the fixtures]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }
@@ -38,11 +37,11 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Outliers {
     None,
-    /// A few norm weights 50 times the others, and the columns that they meet divided by 50: the
-    /// same function
+    /// A few norm weights are 50 times the others, and the matching columns of the next weights are divided by 50, so the
+    /// model computes the same function
     Norms,
-    /// A few channels of the residual stream 30 times the others, and token 0 with 5,000 times the
-    /// others' values in one of them: a massive first position
+    /// A few channels of the residual stream are 30 times the others. In one of them, token 0 has 5,000 times the values of
+    /// the others (a massive activation)
     Residual,
     All,
 }
@@ -59,7 +58,7 @@ enum Size {
     Tiny,
 }
 
-/// What the sizes differ in.
+/// The hyperparameters in which the sizes differ.
 struct Shape {
     hidden: usize,
     ffn: usize,
@@ -73,11 +72,11 @@ struct Shape {
 
 const HEAD_DIM: usize = 128;
 const KV_HEADS: usize = 8;
-/// Every so many channels, from the third on, a norm weight is an outlier.
+/// Outliers among norm weights: first channel, step, and factor.
 const NORM_OUTLIERS: (usize, usize, f32) = (3, 128, 50.0);
-/// Every so many channels, from the eleventh on, the residual stream has an outlier.
+/// Outliers in the residual stream: first channel, step, and factor.
 const RESIDUAL_OUTLIERS: (usize, usize, f32) = (11, 256, 30.0);
-/// Token 0's value in the first of those channels.
+/// Value of token 0 in the first outlier channel of the residual stream.
 const MASSIVE: f32 = 5000.0 * DEVIATION;
 /// Standard deviation of the weights.
 const DEVIATION: f32 = 0.02;
@@ -113,7 +112,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::write(args.out.join("config.json"), config + "\n")?;
     let tokenizer =
         args.tokenizer.clone().unwrap_or_else(|| root().join("fixtures/tokenizer.json"));
-    // Read and written, not copied: the copy of a read-only file could not be written again.
+    // `fs::copy` would copy the permissions too, and a read-only copy could not be overwritten later.
     let json = fs::read(&tokenizer).with_context(|| tokenizer.display().to_string())?;
     fs::write(args.out.join("tokenizer.json"), json)?;
     let tensors = shape.tensors(args.seed, args.outliers);
@@ -123,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Writes `model.safetensors`, or shards with their index.
+/// Writes `model.safetensors`, or several shards with an index.
 fn write_shards(dir: &Path, tensors: Vec<(String, RandomTensor)>, shards: usize) -> Result<()> {
     if shards == 1 {
         let path = dir.join("model.safetensors");
@@ -183,7 +182,7 @@ impl Shape {
         })
     }
 
-    /// The tensors of an embedding checkpoint, whose names have no `model.` before them.
+    /// The tensors of an embedding checkpoint. Their names have no prefix `model.`.
     fn tensors(&self, seed: u64, outliers: Outliers) -> Vec<(String, RandomTensor)> {
         let (c, f) = (self.hidden, self.ffn);
         let (q, kv) = (self.heads * HEAD_DIM, KV_HEADS * HEAD_DIM);
@@ -212,22 +211,22 @@ impl Shape {
     }
 }
 
-/// A tensor's place in the model, which decides where its outliers are.
+/// The role of a tensor in the model, which decides where its outliers are.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// [vocab, C]: residual outliers in its columns.
+    /// `[vocab, C]`: residual outliers in its columns.
     TokenEmbedding,
     /// `[C]`: norm outliers.
     LayerNorm,
     /// `[D]` or `[C]`: no outliers.
     HeadNorm,
-    /// [O, C], reading what a layer's norm wrote.
+    /// `[O, C]`: its input is the output of a norm.
     AfterNorm,
-    /// [C, I], writing into the residual stream: residual outliers in its rows.
+    /// `[C, I]`: its output is added to the residual stream; residual outliers in its rows.
     IntoResidual,
 }
 
-/// A tensor whose bytes are made when they are written.
+/// A tensor whose bytes are generated when they are written.
 struct RandomTensor {
     shape: Vec<usize>,
     kind: Kind,
@@ -235,7 +234,7 @@ struct RandomTensor {
     seed: u64,
 }
 
-/// Elements that share a random stream.
+/// Number of elements that are generated from one random stream.
 const CHUNK: usize = 1 << 16;
 
 impl RandomTensor {
@@ -252,7 +251,7 @@ impl RandomTensor {
         }
     }
 
-    /// `value`, or what stands in its place.
+    /// `value`, or the outlier that replaces it.
     fn with_outliers(&self, row: usize, column: usize, value: f32) -> f32 {
         let scale = |which, channel: usize, (first, step, scale): (usize, usize, f32)| {
             let has = self.outliers == which || self.outliers == Outliers::All;
@@ -273,11 +272,11 @@ impl RandomTensor {
     }
 }
 
-/// Nearly a standard normal variable: the sum of four uniform ones.
+/// An approximately normal random value with mean 0 and variance 1, from the sum of four uniform values.
 fn normal(rng: &mut SmallRng) -> f32 {
     let bits = rng.next_u64();
     let sum: u32 = (0..4).map(|i| (bits >> (16 * i)) as u32 & 0xffff).sum();
-    // The sum of four uniform variables on 0..1 has the mean 2 and the variance 1/3.
+    // The sum of four uniform values in 0..1 has mean 2 and variance 1/3.
     (sum as f32 / 65_536.0 - 2.0) * 3f32.sqrt()
 }
 

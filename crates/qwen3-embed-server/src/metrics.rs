@@ -66,11 +66,10 @@ impl Metrics {
         let r = &mut registry;
         let (seconds, counts) = (|| seconds_histograms(), || count_histograms());
         Self {
-            requests: counted(
+            requests: family(
                 r,
                 "requests",
                 "Requests; the status is 499 if the client disconnected before the response",
-                Family::default(),
             ),
             latency: timed(
                 r,
@@ -87,54 +86,36 @@ impl Metrics {
             queue: timed(
                 r,
                 "queue_duration",
-                "Time from then until the first batch with its texts began",
+                "Time from the end of tokenization to the first batch with texts of the request",
                 seconds(),
             ),
             compute: timed(
                 r,
                 "compute_duration",
-                "Time from then until the last batch with its texts ended",
+                "Time from the start of the first batch to the end of the last one with texts of the request",
                 seconds(),
             ),
             batch_texts: counted(r, "batch_texts", "Texts in a batch", counts()),
             batch_tokens: counted(r, "batch_tokens", "Tokens in a batch", counts()),
             batch_compute: timed(r, "batch_duration", "Compute time of a batch", seconds()),
-            tokens: counted(
-                r,
-                "tokens",
-                "Tokens of all embedded and scored texts",
-                Family::default(),
-            ),
-            waiting_texts: counted(
-                r,
-                "waiting_texts",
-                "Texts waiting in the queue",
-                Family::default(),
-            ),
-            computed_tokens: counted(
+            tokens: family(r, "tokens", "Tokens of all embedded and scored texts"),
+            waiting_texts: family(r, "waiting_texts", "Texts waiting in the queue"),
+            computed_tokens: family(
                 r,
                 "computed_tokens",
                 "Tokens that went through the model; tokens that texts share count once",
-                Family::default(),
             ),
-            cache_hits: counted(
+            cache_hits: family(
                 r,
                 "prefix_cache_hits",
                 "Prefixes of texts that were found in the prefix cache",
-                Family::default(),
             ),
-            cache_tokens: counted(
+            cache_tokens: family(
                 r,
                 "prefix_cache_tokens",
                 "Tokens that were not computed because the prefix cache had them",
-                Family::default(),
             ),
-            cache_bytes: counted(
-                r,
-                "prefix_cache_bytes",
-                "Bytes in the prefix cache",
-                Family::default(),
-            ),
+            cache_bytes: family(r, "prefix_cache_bytes", "Bytes in the prefix cache"),
             registry,
         }
     }
@@ -202,6 +183,10 @@ impl Metrics {
             counter.get_or_create(labels).inner().fetch_max(total, Ordering::Relaxed);
         }
     }
+}
+
+fn family<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    counted(registry, name, help, M::default())
 }
 
 fn counted<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {

@@ -1,4 +1,4 @@
-//! The server on loopback sockets: slow, silent and disconnecting clients, and shutdown.
+//! The server on sockets of the loopback: what slow, silent and vanishing clients do, and how it ends.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// A time after which everything that should happen has happened.
+/// Long enough that what should happen has happened.
 const LONG: Duration = Duration::from_secs(60);
 
 struct Server {
@@ -57,7 +57,7 @@ fn request_for(texts: &[String], connection: &str) -> String {
     )
 }
 
-/// Sends a request on a new connection and reads the whole response.
+/// Sends a request on a connection of its own and reads the whole answer.
 async fn ask(address: SocketAddr, n: usize) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(request(n, "close").as_bytes()).await?;
@@ -66,7 +66,7 @@ async fn ask(address: SocketAddr, n: usize) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// Waits until the condition holds.
+/// Waits until `holds` does.
 async fn until(holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {
@@ -84,8 +84,8 @@ async fn closed(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn request_in_progress_finishes_during_shutdown() {
-    // Each batch has one text, so the request takes a while.
+async fn a_request_that_has_begun_is_answered_after_the_end_is_announced() {
+    // A batch for every text, so that the request takes its time.
     let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
     let server = start(ServeOptions::default(), service).await;
     let asked = tokio::spawn(ask(server.address, 500));
@@ -100,14 +100,14 @@ async fn request_in_progress_finishes_during_shutdown() {
         answer.contains("\"index\":499") && answer.ends_with("}}\r\n0\r\n\r\n"),
         "{answer:.300}"
     );
-    // A connection without a request is closed and does not delay the shutdown.
+    // A connection without a request is closed, and keeps nobody waiting.
     assert_eq!(closed(idle).await, "");
     server.ended.await.unwrap().unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
 }
 
 #[tokio::test]
-async fn shutdown_under_load_answers_every_accepted_request() {
+async fn under_load_every_request_is_answered_or_not_connected() {
     for _ in 0..3 {
         let server = start(ServeOptions::default(), ServiceOptions::default()).await;
         let address = server.address;
@@ -115,7 +115,7 @@ async fn shutdown_under_load_answers_every_accepted_request() {
             .map(|_| {
                 tokio::spawn(async move {
                     let mut n_answered = 0;
-                    // The loop ends when the server does not listen any more.
+                    // Until the server does not listen any more.
                     while let Ok(mut stream) = TcpStream::connect(address).await {
                         stream.write_all(request(1, "close").as_bytes()).await.unwrap();
                         check_answered(stream).await;
@@ -138,10 +138,9 @@ async fn shutdown_under_load_answers_every_accepted_request() {
 }
 
 #[tokio::test]
-async fn shutdown_answers_connections_in_backlog() {
+async fn clients_that_are_not_accepted_yet_at_the_end_are_answered() {
     let server = start(ServeOptions::default(), ServiceOptions::default()).await;
-    // Nothing else runs on this thread until something is awaited, so the server sees the connections and the
-    // shutdown at the same time.
+    // Nothing else runs on this thread until something is awaited: the server sees them and its end at once.
     let asked = (0..100).map(|_| {
         let mut stream = std::net::TcpStream::connect(server.address).unwrap();
         stream.write_all(request(1, "close").as_bytes()).unwrap();
@@ -156,7 +155,7 @@ async fn shutdown_answers_connections_in_backlog() {
     server.ended.await.unwrap().unwrap();
 }
 
-/// Reads a response, which must exist.
+/// Reads the answer, which there has to be.
 async fn check_answered(mut stream: TcpStream) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -164,7 +163,7 @@ async fn check_answered(mut stream: TcpStream) {
 }
 
 #[tokio::test]
-async fn shutdown_reports_unfinished_requests() {
+async fn what_cannot_be_finished_in_time_is_said() {
     let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
     let options = ServeOptions { drain_timeout: Duration::ZERO, ..ServeOptions::default() };
     let server = start(options, service).await;
@@ -178,7 +177,7 @@ async fn shutdown_reports_unfinished_requests() {
 }
 
 #[tokio::test]
-async fn drops_texts_of_disconnected_client() {
+async fn texts_of_a_client_that_vanishes_are_not_computed() {
     let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
     let server = start(ServeOptions::default(), service).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -189,15 +188,15 @@ async fn drops_texts_of_disconnected_client() {
     until(|| service.waiting_texts() == 0).await;
     let n_tokens = service.model().sharing_counts().n_tokens;
     assert!(ask(server.address, 1).await.unwrap().starts_with("HTTP/1.1 200 OK"));
-    // Fewer tokens than the 2,000 texts have, which are at least 6 each.
+    // Not the 2,000 texts of 6 tokens or more.
     assert!(service.model().sharing_counts().n_tokens < 12_000, "{n_tokens} tokens before");
 }
 
 #[tokio::test]
-async fn silent_clients_do_not_block_others() {
+async fn a_thousand_silent_clients_keep_nobody_waiting_and_are_cut_off() {
     let options =
         ServeOptions { keep_alive_timeout: Duration::from_secs(3), ..ServeOptions::default() };
-    // Two file descriptors for each client, because both ends are in this process.
+    // Two file descriptors for each, both ends being here.
     rlimit::increase_nofile_limit(4096).unwrap();
     let server = start(options, ServiceOptions::default()).await;
     let mut silent = Vec::new();
@@ -216,24 +215,24 @@ async fn silent_clients_do_not_block_others() {
 }
 
 #[tokio::test]
-async fn disconnects_client_that_does_not_read() {
+async fn a_client_that_does_not_read_is_cut_off() {
     let options =
         ServeOptions { write_timeout: Duration::from_millis(200), ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    // The responses are larger than the buffers of the system for a client that does not read. Equal texts are
-    // computed once, so almost all of the time is spent on writing.
+    // Answers of more bytes than the system keeps for a client that does not read. Equal texts are computed
+    // once, so that nothing but writing takes time.
     let many = request_for(&vec!["a".to_owned(); 2000], "keep-alive").repeat(20);
     let (mut reading, mut writing) = stream.split();
     let _ = timeout(Duration::from_secs(2), writing.write_all(many.as_bytes())).await;
     sleep(Duration::from_secs(3)).await;
     let mut answers = Vec::new();
     let read = timeout(LONG, reading.read_to_end(&mut answers)).await.unwrap();
-    // Bytes that are already in flight arrive, and then nothing: 20 responses have 2.7 MB each.
+    // What was under way arrives, and then nothing: 20 answers have 2.7 MB each.
     assert!(read.is_err() || answers.len() < 20 * 2_700_000, "{} bytes", answers.len());
 }
 
-/// Sends a request on a connection that stays open, and reads the response.
+/// Sends a request on a connection that is kept, and reads the answer.
 async fn ask_livez(stream: &mut TcpStream) {
     stream.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut answer = [0; 1024];
@@ -242,13 +241,13 @@ async fn ask_livez(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn keep_alive_timeout_closes_idle_connections() {
+async fn an_idle_connection_is_kept_as_long_as_the_server_says() {
     let keep_alive_timeout = Duration::from_secs(2);
     let options = ServeOptions { keep_alive_timeout, ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     ask_livez(&mut stream).await;
-    // The timeout starts again with each request.
+    // The time begins anew with each request.
     for _ in 0..2 {
         sleep(Duration::from_millis(1200)).await;
         ask_livez(&mut stream).await;
@@ -258,12 +257,12 @@ async fn keep_alive_timeout_closes_idle_connections() {
     assert!(idle.elapsed() >= keep_alive_timeout - Duration::from_millis(100));
 }
 
-/// Load balancers keep idle connections for 60 s, and Go's clients for 90 s. A server that closes them earlier loses
+/// Load balancers keep idle connections for 60 s, Go's clients for 90 s: a server that closes them sooner loses
 /// requests.
 #[tokio::test]
-async fn default_keep_alive_is_longer_than_load_balancers() {
+async fn by_default_idle_connections_outlive_those_of_load_balancers() {
     assert!(ServeOptions::default().keep_alive_timeout > Duration::from_secs(90));
-    // A timeout beyond the range of the clock must not cause a panic.
+    // A time that no clock reaches is no panic.
     let options = ServeOptions { keep_alive_timeout: Duration::MAX, ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     ask_livez(&mut TcpStream::connect(server.address).await.unwrap()).await;

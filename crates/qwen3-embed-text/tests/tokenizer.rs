@@ -1,4 +1,4 @@
-//! Tokens compared with those of transformers, and the end-of-text token with every post-processor.
+//! Tokens against transformers', and the end-of-text token under every post-processor.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -59,7 +59,7 @@ fn tokens_and_truncation_equal_transformers() {
 }
 
 #[test]
-fn tokenizes_batch_in_order() {
+fn many_texts_are_tokenized_in_order() {
     let texts: Vec<String> = (0..200).map(|i| "word ".repeat(i % 7) + &i.to_string()).collect();
     let tokenizer = tokenizer();
     let batch = tokenizer.encode_batch(&texts, SpecialTokens::Parse).unwrap();
@@ -68,7 +68,7 @@ fn tokenizes_batch_in_order() {
 }
 
 #[test]
-fn appends_end_of_text_once_with_any_post_processor() {
+fn end_of_text_is_appended_once_whatever_the_post_processor_says() {
     let with_template = encode(&tokenizer(), "hello");
     assert_eq!(with_template.last(), Some(&EOS));
     assert_eq!(with_template.iter().filter(|&&id| id == EOS).count(), 1);
@@ -80,14 +80,14 @@ fn appends_end_of_text_once_with_any_post_processor() {
 }
 
 #[test]
-fn empty_text_is_end_of_text_alone() {
+fn an_empty_text_is_the_end_of_text_alone() {
     for mode in [SpecialTokens::Parse, SpecialTokens::PlainText] {
         assert_eq!(tokenizer().encode("", mode).unwrap(), [EOS]);
     }
 }
 
 #[test]
-fn rejects_post_processor_of_other_models() {
+fn a_post_processor_of_another_kind_of_model_is_refused() {
     let error = changed(|json| {
         json["post_processor"]["processors"][1]["single"] = json!([
             {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
@@ -99,7 +99,7 @@ fn rejects_post_processor_of_other_models() {
 }
 
 #[test]
-fn rejects_tokenizer_without_end_of_text() {
+fn a_tokenizer_without_end_of_text_is_refused() {
     let error = changed(|json| {
         json["post_processor"] = Value::Null;
         json["added_tokens"].as_array_mut().unwrap().remove(0);
@@ -108,7 +108,7 @@ fn rejects_tokenizer_without_end_of_text() {
 }
 
 #[test]
-fn ignores_truncation_and_padding_settings() {
+fn truncation_and_padding_of_the_file_are_not_used() {
     let plain = encode(&tokenizer(), "a rather long sentence");
     let tokenizer = changed(|json| {
         json["truncation"] = json!({
@@ -123,7 +123,7 @@ fn ignores_truncation_and_padding_settings() {
 }
 
 #[test]
-fn plain_text_never_becomes_special_token() {
+fn plain_text_cannot_spell_a_special_token() {
     let tokenizer = tokenizer();
     for token in tokenizer_json()["added_tokens"].as_array().unwrap() {
         let id = token["id"].as_u64().unwrap() as u32;
@@ -140,13 +140,13 @@ fn plain_text_never_becomes_special_token() {
 }
 
 #[test]
-fn keeps_end_of_text_that_a_text_spells() {
+fn a_special_token_of_the_text_stays_beside_the_end_of_text() {
     let tokens = encode(&tokenizer(), "stop<|im_end|>");
     assert_eq!(tokens[tokens.len() - 2..], [IM_END, EOS]);
 }
 
 #[test]
-fn instruct_has_no_space_before_query() {
+fn the_instruction_has_no_space_before_the_query() {
     assert_eq!(
         instruct(DEFAULT_INSTRUCTION, "What is the capital of China?"),
         "Instruct: Given a web search query, retrieve relevant passages that answer the query\n\
@@ -155,7 +155,7 @@ fn instruct_has_no_space_before_query() {
 }
 
 #[test]
-fn truncation_keeps_last_token_at_every_limit() {
+fn truncation_keeps_the_last_token_at_every_limit() {
     let tokens = vec![1, 2, 3, 9];
     for limit in 0..6 {
         for side in [TruncationSide::Left, TruncationSide::Right] {
@@ -172,7 +172,7 @@ fn truncation_keeps_last_token_at_every_limit() {
 }
 
 #[test]
-fn rejects_file_that_is_not_a_tokenizer() {
+fn a_file_that_is_no_tokenizer_is_refused_by_name() {
     let whole = tokenizer_json().to_string();
     for json in ["", "{}", "[]", "null", "{\"model\": 1}", &whole[..whole.len() / 2]] {
         let path = Path::new("folder/tokenizer.json");
@@ -183,7 +183,7 @@ fn rejects_file_that_is_not_a_tokenizer() {
 }
 
 #[test]
-fn parser_panic_becomes_error() {
+fn a_file_on_which_the_parser_panics_is_refused() {
     let error = changed(|json| {
         json["post_processor"]["processors"][1]["special_tokens"] = json!({});
     });
@@ -195,9 +195,9 @@ fn parser_panic_becomes_error() {
 }
 
 #[test]
-fn rejects_long_run_of_white_space() {
+fn white_space_that_the_regex_engine_cannot_follow_is_an_error() {
     let tokenizer = tokenizer();
-    // Up to the limit, white space is split as usual: its last character belongs to the next word.
+    // Up to the limit, a run is split as anywhere: its last character goes with the next word.
     let after = encode(&tokenizer, " hello you");
     let text = format!("{}hello you", " ".repeat(500_000));
     assert!(encode(&tokenizer, &text).ends_with(&after));
@@ -213,7 +213,7 @@ fn rejects_long_run_of_white_space() {
     }
 }
 
-/// The vocabulary of a GGUF file.
+/// A vocabulary as a GGUF file has it.
 #[derive(Clone)]
 struct Parts {
     model: String,
@@ -224,7 +224,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// The vocabulary that llama.cpp's converter writes for a `tokenizer.json`.
+    /// What llama.cpp's converter makes of a `tokenizer.json`.
     fn of_json(json: &Value) -> Self {
         let mut tokens: Vec<(u64, String, i32)> = Vec::new();
         for (token, id) in json["model"]["vocab"].as_object().unwrap() {
@@ -267,7 +267,7 @@ impl Parts {
     }
 }
 
-/// Texts of every kind: the cases, each line of the corpus, and pieces of the corpus that begin anywhere.
+/// Texts of every kind: the cases, the corpus line by line, and pieces of it that begin anywhere.
 fn many_texts() -> Vec<String> {
     let cases = fs::read(fixtures().join("tokenizer_cases.json")).unwrap();
     let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
@@ -294,13 +294,13 @@ fn assert_same_tokens(json: &Tokenizer, vocabulary: &Tokenizer) {
 }
 
 #[test]
-fn vocabulary_gives_tokens_of_tokenizer_json() {
+fn a_vocabulary_gives_the_tokens_of_its_tokenizer_json() {
     let parts = Parts::of_json(&tokenizer_json());
     assert_same_tokens(&tokenizer(), &parts.tokenizer().unwrap());
 }
 
 #[test]
-fn unused_and_added_tokens_keep_other_ids() {
+fn unused_tokens_and_added_ones_anywhere_keep_the_ids_of_the_others() {
     let parts = Parts::of_json(&tokenizer_json());
     let mut padded = parts.clone();
     for i in 0..10 {
@@ -308,7 +308,7 @@ fn unused_and_added_tokens_keep_other_ids() {
         padded.token_types.push(5);
     }
     assert_same_tokens(&tokenizer(), &padded.tokenizer().unwrap());
-    // A gap between the base vocabulary and the added tokens.
+    // A hole between the base vocabulary and the added tokens.
     let mut hole = parts;
     hole.tokens.insert(1000, "[PAD]".into());
     hole.token_types.insert(1000, 5);
@@ -321,7 +321,7 @@ fn unused_and_added_tokens_keep_other_ids() {
 }
 
 #[test]
-fn rejects_vocabulary_of_other_models() {
+fn a_vocabulary_that_is_not_of_a_qwen3_model_is_refused_by_name() {
     let parts = Parts::of_json(&tokenizer_json());
     let refused = |change: &dyn Fn(&mut Parts)| parts.clone().error(change).to_string();
     assert_eq!(
@@ -367,9 +367,9 @@ fn rejects_vocabulary_of_other_models() {
     assert!(matches!(error, Error::Vocabulary { .. }), "{error}");
 }
 
-/// The published vocabulary in the form of GGUF's lists, if this machine has it.
+/// The published vocabulary by way of GGUF's lists, where the machine has it.
 #[test]
-fn published_vocabulary_gives_tokens_of_tokenizer_json() {
+fn the_published_vocabulary_gives_the_tokens_of_its_tokenizer_json() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/qwen3-tokenizer.json");
     if !path.is_file() {
@@ -379,9 +379,9 @@ fn published_vocabulary_gives_tokens_of_tokenizer_json() {
     assert_same_tokens(&load(&path), &Parts::of_json(&json).tokenizer().unwrap());
 }
 
-/// The published vocabulary, if this machine has it.
+/// The published vocabulary, where the machine has it.
 #[test]
-fn published_vocabulary_gives_known_tokens() {
+fn the_published_vocabulary_gives_the_known_tokens() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/qwen3-tokenizer.json");
     if !path.is_file() {

@@ -1,27 +1,27 @@
-//! A published way to serve a model with SGLang and call it with the openai package, with this server in
-//! SGLang's place.
+//! A published example that serves a model with SGLang and calls it with the openai package. Here, this server takes the
+//! place of SGLang.
 
 use std::fs;
 use std::net::TcpListener;
 
 use anyhow::{Context, Result};
 
-use super::artefacts;
-use super::server::Setup;
-use crate::root;
+use super::server::{Setup, artifacts};
+use crate::workspace::root;
 
-/// The model's id, of which the cache holds a small model.
+/// The model id of the example. The cache contains a small model under this id.
 const ID: &str = "Qwen/Qwen3-Embedding-4B";
 
-/// The port of the published command.
+/// The port of the example.
 const PORT: u16 = 30000;
 
-/// A commit's hash.
+/// The hash of a commit.
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The flags of `python -m sglang.launch_server`, and an environment in which the id is found without a network.
+/// The flags that the example passes to `python -m sglang.launch_server`, and an environment in which the id is found in a
+/// cache without a network.
 pub(super) fn setup() -> Result<Setup> {
-    let cache = artefacts().join("hub");
+    let cache = artifacts().join("hub");
     let repository = cache.join(format!("models--{}", ID.replace('/', "--")));
     let snapshot = repository.join("snapshots").join(COMMIT);
     fs::create_dir_all(&snapshot)?;
@@ -39,7 +39,7 @@ pub(super) fn setup() -> Result<Setup> {
     Ok(Setup { arguments: command.map(str::to_owned).to_vec(), environment: environment.to_vec() })
 }
 
-/// The published port, or another one if that is taken.
+/// The port of the example, or another one if it is in use.
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("0.0.0.0", PORT));
     let listener = listener.or_else(|_| TcpListener::bind(("0.0.0.0", 0)))?;

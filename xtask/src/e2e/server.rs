@@ -8,26 +8,32 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{MODEL, artefacts, ended};
-use crate::fixtures::succeed;
-use crate::root;
+use crate::workspace::{self, root};
 
-/// How long a tiny model may take to load, and a server without work to end.
+/// The served name of the embedding model. The examples that clients publish use such names.
+pub(super) const MODEL: &str = "Qwen/Qwen3-Embedding-0.6B";
+
+/// Time limit for loading a tiny model, and for stopping an idle server.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How a server is started.
+/// The folder for screenshots and logs.
+pub(super) fn artifacts() -> PathBuf {
+    root().join("target/e2e")
+}
+
+/// Arguments and environment of a server.
 pub(super) struct Setup {
     pub(super) arguments: Vec<String>,
-    /// Variables beside those of this process.
+    /// Environment variables, in addition to those of this process.
     pub(super) environment: Vec<(&'static str, String)>,
 }
 
 impl Setup {
-    /// A small model under a published name, on a free port, with further arguments. It is served in f32, because
-    /// scripts compare its vectors with those of transformers: in bf16 they differ on CPUs that multiply in bf16.
+    /// A small model under a published name, on a free port, with further arguments. The precision is f32, because scripts
+    /// compare vectors with those of transformers, and bf16 vectors differ on CPUs with bf16 multiplications.
     pub(super) fn small_model(arguments: &[&str]) -> Result<Self> {
         let model = root().join("fixtures/models/wide");
-        let model = model.to_str().context("the workspace's path is not Unicode")?;
+        let model = model.to_str().context("the path of the workspace is not Unicode")?;
         let first = ["--port", "0", "--precision", "f32"];
         let named = ["--served-model-name", MODEL, "--model-path", model];
         let arguments =
@@ -36,7 +42,7 @@ impl Setup {
     }
 }
 
-/// A running `qwen3-embed serve`, killed if it is dropped before its [`Server::end`].
+/// A running `qwen3-embed serve`. It is killed if it is dropped without [`Server::end`].
 pub(super) struct Server {
     name: String,
     address: String,
@@ -45,7 +51,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts the program and waits until it is ready. Its log is a file of this name.
+    /// Starts the program and waits until it is ready. `name` is part of the name of its log file.
     pub(super) fn start(name: &str, setup: &Setup) -> Result<Self> {
         let program = root().join("target/debug/qwen3-embed");
         let mut command = Command::new(&program);
@@ -61,15 +67,15 @@ impl Server {
         let address = line.strip_prefix("listening on ").map(str::trim_end);
         let address = address.with_context(|| {
             let log = fs::read_to_string(server.log()).unwrap_or_default();
-            format!("server {name} says {line:?} instead of where it listens\n{log}")
+            format!("server {name} printed {line:?} instead of its address\n{log}")
         })?;
-        // Every address of this machine is no address to connect to.
+        // 0.0.0.0 stands for all addresses of this machine; clients need one of them.
         server.address = address.replace("//0.0.0.0:", "//127.0.0.1:");
         server.wait_until_ready()?;
         Ok(server)
     }
 
-    /// `http://` and where it listens.
+    /// The URL of the server, without a path.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
@@ -82,16 +88,16 @@ impl Server {
         log(&self.name)
     }
 
-    /// Asks the server to end, which it has to do well and without a word.
+    /// Stops the server with SIGTERM, and checks that it exits successfully and has printed nothing else.
     pub(super) fn end(mut self) -> Result<()> {
         let kill = format!("kill -TERM {}", self.child.id());
-        succeed(Command::new("sh").args(["-c", &kill]))?;
+        workspace::run(Command::new("sh").args(["-c", &kill]))?;
         let log = self.log();
-        let well = ended(&mut self.child, LIMIT).context("after SIGTERM")?;
-        ensure!(well, "server {} ends with an error: see {}", self.name, log.display());
+        let succeeded = wait_with_limit(&mut self.child, LIMIT).context("after SIGTERM")?;
+        ensure!(succeeded, "server {} exited with an error: see {}", self.name, log.display());
         let mut more = String::new();
         self.stdout.read_to_string(&mut more)?;
-        ensure!(more.is_empty(), "server {} also prints {more:?}", self.name);
+        ensure!(more.is_empty(), "server {} has printed {more:?} too", self.name);
         Ok(())
     }
 
@@ -99,7 +105,7 @@ impl Server {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
-                bail!("server {} has ended: {status}; see {}", self.name, self.log().display());
+                bail!("server {} has exited: {status}; see {}", self.name, self.log().display());
             }
             let status = self.status_of("/readyz").context("/readyz")?;
             if status == "200" {
@@ -110,27 +116,43 @@ impl Server {
         }
     }
 
-    /// The status that a route answers, without a client that could be wrong about it.
+    /// The status of a route, read from the socket without an HTTP client.
     fn status_of(&self, path: &str) -> Result<String> {
         let host = self.address.strip_prefix("http://").context("an address without http://")?;
         let mut stream = TcpStream::connect(host).with_context(|| host.to_owned())?;
         stream.set_read_timeout(Some(LIMIT))?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let status = answer.split(' ').nth(1);
-        Ok(status.with_context(|| format!("{answer:?} is no HTTP"))?.to_owned())
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        let status = response.split(' ').nth(1);
+        Ok(status.with_context(|| format!("{response:?} is not an HTTP response"))?.to_owned())
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It has ended already unless a script has failed, and then that is what is told.
+        // The server still runs only if a script has failed, so errors here are ignored.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 fn log(name: &str) -> PathBuf {
-    artefacts().join(format!("server-{name}.log"))
+    artifacts().join(format!("server-{name}.log"))
+}
+
+/// Waits until a process exits, and returns whether it succeeded. After the time limit, the process is killed and the
+/// result is an error.
+pub(super) fn wait_with_limit(child: &mut Child, limit: Duration) -> Result<bool> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status.success());
+        }
+        if start.elapsed() > limit {
+            child.kill()?;
+            bail!("still running after {} s", limit.as_secs());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
-/// Texts in four languages.
+/// Four texts in four languages.
 pub(crate) const TEXTS: [&str; 4] = [
     "今天天气真好,适合出去散步",
     "The weather is great today, perfect for a walk",
@@ -20,12 +20,12 @@ pub(crate) const TEXTS: [&str; 4] = [
     "오늘 날씨가 정말 좋네요, 산책하기 딱 좋아요",
 ];
 
-/// The folder of the embedding model.
+/// The embedding model's folder.
 pub(crate) fn wide() -> PathBuf {
     fixture("models/wide")
 }
 
-/// The folder of the reranker.
+/// The reranker's folder.
 pub(crate) fn tied() -> PathBuf {
     fixture("rerankers/tied")
 }
@@ -34,49 +34,49 @@ fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
 }
 
-/// The embedder whose vectors the server must return, bit for bit.
+/// What the server's embeddings have to equal, bit for bit.
 pub(crate) fn embedder() -> &'static Embedder {
     static EMBEDDER: OnceLock<Embedder> = OnceLock::new();
     EMBEDDER.get_or_init(|| Embedder::builder(wide()).build().unwrap())
 }
 
-/// The reranker whose scores the server must return, bit for bit.
+/// What the server's scores have to equal, bit for bit.
 pub(crate) fn reranker() -> &'static Reranker {
     static RERANKER: OnceLock<Reranker> = OnceLock::new();
     RERANKER.get_or_init(|| Reranker::builder(tied()).build().unwrap())
 }
 
-/// Both models, named `wide` and `tied`.
+/// Both models, called `wide` and `tied`.
 pub(crate) fn both() -> Models {
     Models { embedder: embedder_alone().embedder, reranker: reranker_alone().reranker }
 }
 
-/// The embedding model, named `wide`.
+/// The embedding model, called `wide`.
 pub(crate) fn embedder_alone() -> Models {
     let embedder = Embedder::builder(wide()).build().unwrap();
     Models { embedder: Some(("wide".into(), embedder)), reranker: None }
 }
 
-/// The reranker, named `tied`.
+/// The reranker, called `tied`.
 pub(crate) fn reranker_alone() -> Models {
     let reranker = Reranker::builder(tied()).build().unwrap();
     Models { embedder: None, reranker: Some(("tied".into(), reranker)) }
 }
 
-/// The state of a server with these models.
+/// A server with these models.
 pub(crate) async fn started(models: Models, options: ServerOptions) -> AppState {
     let state = AppState::new(options);
     state.start(models, ServiceOptions::default()).await.unwrap();
     state
 }
 
-/// A server with both models and the default options. Tests share it, so no test may shut it down.
+/// A server with both models and the default options, which tests share: nothing may end it.
 pub(crate) async fn ready() -> &'static AppState {
     static READY: OnceCell<AppState> = OnceCell::const_new();
     READY.get_or_init(|| started(both(), ServerOptions::default())).await
 }
 
-/// A response.
+/// What a request was answered with.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -85,7 +85,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// The value of a header; empty if it is absent.
+    /// A header's value, empty if there is none.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
@@ -98,7 +98,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The JSON body of a successful response.
+    /// The body of a request that succeeded.
     pub(crate) fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());
         assert_eq!(self.header("content-type"), "application/json");
@@ -106,7 +106,7 @@ impl Reply {
     }
 }
 
-/// Sends a request, and checks what holds for every response.
+/// Sends a request, and checks what holds for every answer.
 pub(crate) async fn call(state: &AppState, request: Request<Body>) -> Reply {
     let is_head = request.method() == "HEAD";
     let response = app(state.clone()).oneshot(request).await.unwrap();
@@ -120,7 +120,7 @@ pub(crate) async fn call(state: &AppState, request: Request<Body>) -> Reply {
     reply
 }
 
-/// Checks that an error body has exactly the four keys of OpenAI's API.
+/// Every error has the same four keys, and no more.
 fn check_error(reply: &Reply) {
     assert_eq!(reply.header("content-type"), "application/json", "{}", reply.text());
     let body = reply.json();
@@ -149,12 +149,12 @@ fn check_error(reply: &Reply) {
     assert_eq!(error["code"], code);
 }
 
-/// A request without a body.
+/// A request with this method and without a body.
 pub(crate) fn request(method: &str, path: &str) -> Request<Body> {
     Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
 }
 
-/// A POST request with a JSON body.
+/// A request to compute something.
 pub(crate) fn post_request(path: &str, body: impl Into<Body>) -> Request<Body> {
     let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
     request.body(body.into()).unwrap()
@@ -168,15 +168,15 @@ pub(crate) async fn post(state: &AppState, path: &str, body: Value) -> Reply {
     call(state, post_request(path, body.to_string())).await
 }
 
-/// The end of the message about a text that is too long.
+/// How the message about a text that is too long ends.
 pub(crate) const CUT_IT: &str = "; set \"truncate\": true to cut it, or start the server with `--truncate` to cut all such texts";
 
-/// The expected body of an `invalid_request_error`.
+/// The body of an error about the request.
 pub(crate) fn invalid(param: impl Into<Value>, message: &str) -> Value {
     error("invalid_request_error", param, Value::Null, message)
 }
 
-/// The expected body of an error.
+/// The body of an error.
 pub(crate) fn error(
     kind: &str,
     param: impl Into<Value>,
@@ -187,7 +187,7 @@ pub(crate) fn error(
     json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
 }
 
-/// Sends each body to `path` and compares the error message with the expected one.
+/// Sends each body to `path` and checks what its refusal says of it, literally.
 pub(crate) async fn check_refused(state: &AppState, path: &str, cases: &[(&str, &str, &str)]) {
     let mut wrong = String::new();
     for &(body, param, message) in cases {
@@ -200,7 +200,7 @@ pub(crate) async fn check_refused(state: &AppState, path: &str, cases: &[(&str, 
     assert!(wrong.is_empty(), "{path} answered\n{wrong}");
 }
 
-/// The values of a vector in a response, as numbers or base64.
+/// A vector as it was written, in either form.
 pub(crate) fn vector(value: &Value) -> Vec<f32> {
     let Some(text) = value.as_str() else { return serde_json::from_value(value.clone()).unwrap() };
     let bytes = BASE64_STANDARD.decode(text).unwrap();
@@ -209,7 +209,7 @@ pub(crate) fn vector(value: &Value) -> Vec<f32> {
     values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
-/// The bits of values, for exact comparison.
+/// The bits of values: what is compared where nothing may differ.
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }

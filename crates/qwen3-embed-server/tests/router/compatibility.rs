@@ -1,5 +1,5 @@
-//! Requests as the clients of other servers send them: schemas with all defaults, fields that are not used, and texts
-//! that already contain the reranker's prompt.
+//! Requests as other servers' clients send them: every field of a schema at its default, fields that are not
+//! used, and texts in the model's prompt frame.
 
 use qwen3_embed::{DEFAULT_INSTRUCTION, RankOptions, Reranker};
 use qwen3_embed_server::{Models, ServerOptions};
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// The part of the model card's prompt before the instruction.
+/// What the model card's code puts before the instruction.
 const PREFIX: &str = "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n";
 
-/// The part of the model card's prompt after the document.
+/// What the model card's code puts behind the document.
 const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
 const TASK: &str = "Find documents about the weather";
 
-/// The fields of vLLM's schema with their default values.
+/// The fields of vLLM's schema at their defaults.
 fn vllm_defaults() -> Value {
     json!({
         "model": null, "user": null, "truncate_prompt_tokens": null, "truncation_side": null,
@@ -27,13 +27,13 @@ fn vllm_defaults() -> Value {
     })
 }
 
-/// An object with the fields of both objects.
+/// One object of the fields of both.
 fn with(mut fields: Value, more: Value) -> Value {
     fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     fields
 }
 
-/// Requests of every route with the required fields only.
+/// Requests of every route without fields that need not be there.
 fn bare_requests() -> [(&'static str, Value); 8] {
     [
         ("/v1/embeddings", json!({ "input": TEXTS })),
@@ -47,7 +47,7 @@ fn bare_requests() -> [(&'static str, Value); 8] {
     ]
 }
 
-/// The response without its id, which is random.
+/// What a request is answered with, without its id.
 async fn answer(path: &str, request: &Value) -> Value {
     let mut body = post(ready().await, path, request.clone()).await.ok();
     if let Some(id) = body.get_mut("id") {
@@ -57,7 +57,7 @@ async fn answer(path: &str, request: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn vllm_default_fields_are_ignored() {
+async fn the_defaults_of_vllm_change_nothing() {
     for (path, request) in bare_requests() {
         let expected = answer(path, &request).await;
         let request = with(vllm_defaults(), request);
@@ -66,7 +66,7 @@ async fn vllm_default_fields_are_ignored() {
 }
 
 #[tokio::test]
-async fn unused_fields_are_not_validated() {
+async fn fields_that_are_not_used_are_not_checked() {
     for (path, request) in bare_requests() {
         let expected = answer(path, &request).await;
         for value in [json!(null), json!(42), json!("u"), json!({ "id": "u1" }), json!([[-1.5]])] {
@@ -87,7 +87,7 @@ fn framed_document(document: &str) -> String {
     format!("<Document>: {document}{SUFFIX}")
 }
 
-/// Checks that a request with the model's prompt gets the scores and the usage of a request without it.
+/// Checks that a request with the prompt frame gets the scores and the usage of one without it.
 async fn check_unframed(path: &str, framed: Value, bare: Value) {
     let (framed, bare) = (answer(path, &framed).await, answer(path, &bare).await);
     assert_eq!(framed["usage"], bare["usage"], "{path}");
@@ -106,7 +106,7 @@ async fn check_unframed(path: &str, framed: Value, bare: Value) {
 }
 
 #[tokio::test]
-async fn removes_model_card_prompt_from_rerank_texts() {
+async fn prompt_frame_of_the_model_card_is_taken_off() {
     for instruction in [DEFAULT_INSTRUCTION, TASK, ""] {
         let query = framed_query(instruction, TEXTS[0]);
         let documents: Vec<String> = TEXTS.iter().map(|text| framed_document(text)).collect();
@@ -128,7 +128,7 @@ async fn removes_model_card_prompt_from_rerank_texts() {
             }
         }
     }
-    // The request may also have the instruction, and documents are returned as they were sent.
+    // The instruction may be in the request too, and documents are given back as they came.
     let documents = [framed_document("a")];
     let request = json!({
         "query": framed_query(TASK, "q"), "documents": documents, "instruction": TASK,
@@ -138,7 +138,7 @@ async fn removes_model_card_prompt_from_rerank_texts() {
     let expected = reranker().scores_with(TASK, &[("q", "a")]).unwrap();
     let score: f32 = serde_json::from_value(body["results"][0]["relevance_score"].clone()).unwrap();
     assert_eq!(score.to_bits(), expected[0].to_bits());
-    // `max_tokens_per_doc` counts the tokens of documents without the prompt.
+    // Documents are cut without the frame.
     let request = json!({
         "query": framed_query(TASK, "q"), "max_tokens_per_doc": 2,
         "documents": [framed_document(TEXTS[1])],
@@ -149,7 +149,7 @@ async fn removes_model_card_prompt_from_rerank_texts() {
 }
 
 #[tokio::test]
-async fn keeps_model_card_prompt_around_document_alone() {
+async fn prompt_frame_around_a_document_alone_is_text() {
     let document = framed_document("a");
     let request = json!({ "query": "q", "documents": [document, framed_query(TASK, "q")] });
     let body = answer("/v1/rerank", &request).await;
@@ -162,7 +162,7 @@ async fn keeps_model_card_prompt_around_document_alone() {
 }
 
 #[tokio::test]
-async fn rejects_text_that_resembles_model_card_prompt() {
+async fn text_that_only_resembles_the_prompt_frame_is_refused() {
     let not_the_frame = |name: &str| {
         format!(
             "{name} does not match the model's prompt, with which the query begins: this server adds the prompt, so \
@@ -221,14 +221,14 @@ async fn rejects_text_that_resembles_model_card_prompt() {
         let request = request.to_string();
         check_refused(ready().await, path, &[(&request, name, &two(name, place))]).await;
     }
-    // A query without the prompt uses the instruction of the request.
+    // The instruction of a bare query is that of the request.
     let framed = json!({ "text_1": [exact, "q"], "text_2": [framed, "a"], "instruct": TASK });
     let bare = json!({ "text_1": ["q", "q"], "text_2": ["a", "a"], "instruct": TASK });
     check_unframed("/v1/score", framed, bare).await;
 }
 
 #[tokio::test]
-async fn truncate_prompt_tokens_cuts_documents_but_not_the_template() {
+async fn prompts_are_cut_as_vllm_asks_and_never_their_frame() {
     let builder = || Reranker::builder(tied()).max_tokens(200);
     let models =
         Models { embedder: None, reranker: Some(("r".into(), builder().build().unwrap())) };

@@ -1,4 +1,4 @@
-//! The playground, the documentation and the OpenAPI document. None of them loads anything from other servers.
+//! The page, the documentation and the OpenAPI document: nothing in them comes from elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::common::*;
 
 #[tokio::test]
-async fn playground_uses_only_own_files() {
+async fn the_page_comes_from_the_server_alone() {
     for (path, content_type) in [
         ("/", "text/html; charset=utf-8"),
         ("/playground/style.css", "text/css; charset=utf-8"),
@@ -31,14 +31,14 @@ async fn playground_uses_only_own_files() {
     }
 }
 
-/// The URLs that a page loads or links to.
+/// What a page loads or links to.
 fn loaded(html: &str) -> Vec<&str> {
     let attributes = ["src=\"", "href=\""];
     let values = attributes.iter().flat_map(|attribute| html.split(attribute).skip(1));
     values.map(|rest| rest.split('"').next().unwrap()).filter(|url| !url.starts_with('#')).collect()
 }
 
-/// XML namespaces look like URLs but are not loaded.
+/// The names of XML's vocabularies look like addresses, and are none.
 fn check_no_other_host(path: &str, text: &str) {
     let text = text.replace("http://www.w3.org/", "");
     for scheme in ["http://", "https://", "ws://", "wss://", "=\"//", "('//", "url(//"] {
@@ -47,7 +47,7 @@ fn check_no_other_host(path: &str, text: &str) {
 }
 
 #[tokio::test]
-async fn docs_use_only_own_files() {
+async fn the_documentation_comes_from_the_server_alone() {
     let state = ready().await;
     let reply = get(state, "/docs").await;
     assert_eq!((reply.status, reply.header("location")), (303, "/docs/"));
@@ -74,11 +74,11 @@ async fn docs_use_only_own_files() {
     let settings = get(state, "/docs/swagger-initializer.js").await;
     check_no_other_host("/docs/swagger-initializer.js", settings.text());
     assert!(settings.text().contains("\"/openapi.json\""), "{}", settings.text());
-    // Otherwise the page would send the document to a public validator.
+    // Otherwise it shows the document to a server on the internet.
     assert!(settings.text().contains("\"validatorUrl\": \"none\""), "{}", settings.text());
 }
 
-/// The operations of an OpenAPI document, by path and method.
+/// The operations of a document.
 fn operations(document: &Value) -> BTreeMap<(String, String), &Value> {
     let paths = document["paths"].as_object().unwrap().iter();
     let operations = paths.flat_map(|(path, item)| {
@@ -89,7 +89,7 @@ fn operations(document: &Value) -> BTreeMap<(String, String), &Value> {
 }
 
 #[tokio::test]
-async fn openapi_document_lists_every_route() {
+async fn the_document_names_every_route() {
     let document = get(ready().await, "/openapi.json").await.ok();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let operations = operations(&document);
@@ -138,7 +138,7 @@ async fn openapi_document_lists_every_route() {
 }
 
 #[tokio::test]
-async fn openapi_references_resolve() {
+async fn the_documents_references_lead_somewhere() {
     let document = get(ready().await, "/openapi.json").await.ok();
     let mut references = Vec::new();
     collect_references(&document, &mut references);
@@ -147,14 +147,14 @@ async fn openapi_references_resolve() {
         let pointer = reference.strip_prefix('#').unwrap();
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }
-    // Lists have a minimum length, and numbers a minimum.
+    // Lists have at least one item, numbers are at least one.
     let request = &document["components"]["schemas"]["RerankRequest"]["properties"];
     assert_eq!(request["documents"]["minItems"], 1);
     for (name, minimum) in [("top_n", 0), ("max_tokens_per_doc", 0), ("truncate_prompt_tokens", -1)]
     {
         assert_eq!(request[name]["minimum"], minimum, "{name}");
     }
-    // The described fields are those of a real error.
+    // What is described is what is sent.
     let detail = &document["components"]["schemas"]["ErrorDetail"]["properties"];
     let mut names: Vec<&String> = detail.as_object().unwrap().keys().collect();
     names.sort();

@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: forms of its input, options and errors.
+//! `POST /v1/embeddings`: the forms of its input, its options, and what it refuses.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::common::*;
 
 const PATH: &str = "/v1/embeddings";
 
-/// Sends a request and compares the whole response, with vectors bit for bit.
+/// Sends a request and checks all of its answer: vectors bit for bit.
 async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens: usize) {
     let is_base64 = request["encoding_format"] == "base64";
     let reply = post(state, PATH, request.clone()).await;
@@ -41,7 +41,7 @@ fn documents(texts: &[&str]) -> Embeddings {
 }
 
 #[tokio::test]
-async fn every_input_form_gives_embedder_vectors() {
+async fn every_form_of_input_gives_the_embedders_own_vectors() {
     let state = ready().await;
     let (text, all) = (TEXTS[1], documents(&TEXTS));
     let (one, tokens) = (documents(&[text]), embedder().tokenize(&TEXTS).unwrap());
@@ -60,14 +60,14 @@ async fn every_input_form_gives_embedder_vectors() {
 }
 
 #[tokio::test]
-async fn token_ids_are_embedded_unchanged() {
+async fn token_ids_are_embedded_exactly_as_they_are() {
     let ids = vec![vec![5, 1000, 7, 1000], vec![1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
     check(ready().await, json!({ "input": ids }), &expected, 5).await;
 }
 
 #[tokio::test]
-async fn rejects_token_ids_without_end_of_text() {
+async fn token_ids_without_the_end_of_text_are_refused() {
     let message = |name: &str| {
         format!(
             "{name} does not end with this model's end-of-text token 1000, so its token ids may come from \
@@ -87,7 +87,7 @@ async fn rejects_token_ids_without_end_of_text() {
 }
 
 #[tokio::test]
-async fn accepts_token_ids_without_end_of_text_if_model_appends_none() {
+async fn token_ids_need_no_end_of_text_where_texts_have_none() {
     let name = format!("qwen3-embed-server-mean-{}", std::process::id());
     let folder = std::env::temp_dir().join(name);
     without_end_of_text(&folder);
@@ -100,7 +100,7 @@ async fn accepts_token_ids_without_end_of_text_if_model_appends_none() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// A model like `wide` with mean pooling, to whose texts no end-of-text token is appended.
+/// A model like `wide`, of the mean of its texts' tokens, to which nothing is appended.
 fn without_end_of_text(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     for file in fs::read_dir(wide()).unwrap().map(|entry| entry.unwrap().path()) {
@@ -123,7 +123,7 @@ fn without_end_of_text(folder: &Path) {
 }
 
 #[tokio::test]
-async fn truncate_prompt_tokens_cuts_texts() {
+async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
     let builder = || Embedder::builder(wide()).max_tokens(64);
     let models =
         Models { embedder: Some(("wide".into(), builder().build().unwrap())), reranker: None };
@@ -146,7 +146,7 @@ async fn truncate_prompt_tokens_cuts_texts() {
                     check(&state, request, &expected, n_tokens).await;
                 }
             }
-            // The tokens of the instruction count too.
+            // The instruction counts too.
             let expected = cut.embed_queries_with("Find", &[&long]).unwrap();
             let request = json!({
                 "input": long, name: asked, "truncation_side": side, "instruct": "Find",
@@ -154,7 +154,7 @@ async fn truncate_prompt_tokens_cuts_texts() {
             check(&state, request, &expected, n_tokens).await;
         }
     }
-    // Shorter texts are not cut.
+    // What is shorter stays as it is.
     check(&state, json!({ "input": "one", name: 64 }), &documents(&["one"]), count(&["one"])).await;
     let mut cases = Vec::new();
     for asked in [0_i64, -2, 65, i64::MIN, i64::MAX] {
@@ -170,7 +170,7 @@ async fn truncate_prompt_tokens_cuts_texts() {
 }
 
 #[tokio::test]
-async fn null_unknown_and_unused_fields_are_ignored() {
+async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
     let (state, input) = (ready().await, TEXTS[0]);
     let (expected, n_tokens) = (documents(&[input]), count(&[input]));
     let nulls = json!({
@@ -193,7 +193,7 @@ async fn null_unknown_and_unused_fields_are_ignored() {
 }
 
 #[tokio::test]
-async fn returns_requested_dimensions() {
+async fn dimensions_are_those_that_are_asked_for() {
     let (state, input) = (ready().await, TEXTS[0]);
     let n_tokens = count(&[input]);
     for dimensions in [1, 32, 33, 255, 256] {
@@ -210,7 +210,7 @@ async fn returns_requested_dimensions() {
 }
 
 #[tokio::test]
-async fn instruct_and_prompt_name_set_prompt() {
+async fn an_instruction_or_a_prompt_stands_before_the_texts() {
     let (state, input) = (ready().await, ["capital of China", "weather"]);
     let task = "Given a question, find its answer";
     let behind = |prompt: &str| {
@@ -228,7 +228,7 @@ async fn instruct_and_prompt_name_set_prompt() {
 }
 
 #[tokio::test]
-async fn default_instruct_applies_to_requests_without_prompt() {
+async fn a_server_may_have_an_instruction_of_its_own() {
     let task = "Find similar sentences";
     let options =
         ServerOptions { default_instruct: Some(task.to_owned()), ..ServerOptions::default() };
@@ -241,14 +241,14 @@ async fn default_instruct_applies_to_requests_without_prompt() {
     let plain = documents(&[input]);
     let document = json!({ "input": input, "prompt_name": "document" });
     check(&state, document, &plain, count(&[input])).await;
-    // No prompt is put before token ids.
+    // Nothing stands before tokens.
     check(&state, json!({ "input": tokens }), &plain, count(&[input])).await;
     let reply = post(&state, "/embed", json!({ "inputs": input })).await;
     assert_eq!(bits(&vector(&reply.ok()[0])), bits(instructed.as_slice()));
 }
 
 #[tokio::test]
-async fn normalize_false_keeps_vector_length() {
+async fn without_normalisation_the_lengths_stay() {
     let (state, expected) = (ready().await, documents(&TEXTS));
     let reply = post(state, PATH, json!({ "input": TEXTS, "normalize": false })).await;
     for (index, item) in reply.ok()["data"].as_array().unwrap().iter().enumerate() {
@@ -263,7 +263,7 @@ async fn normalize_false_keeps_vector_length() {
 }
 
 #[tokio::test]
-async fn keeps_order_of_many_texts() {
+async fn many_texts_are_answered_in_their_order() {
     let texts: Vec<String> =
         (0..300).map(|i| "word ".repeat(i * 7 % 13) + &i.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -274,7 +274,7 @@ async fn keeps_order_of_many_texts() {
     }
 }
 
-/// A server with a limit of 8 tokens per text.
+/// A server whose texts may have 8 tokens.
 async fn short(options: ServerOptions) -> AppState {
     let embedder = Embedder::builder(wide()).max_tokens(8).build().unwrap();
     let models = Models { embedder: Some(("wide".into(), embedder)), reranker: None };
@@ -287,7 +287,7 @@ fn cut(overflow: Overflow, text: &str) -> Embeddings {
 }
 
 #[tokio::test]
-async fn truncate_cuts_long_texts() {
+async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
     let input = TEXTS[1];
     let (right, left) = (cut(Overflow::TruncateRight, input), cut(Overflow::TruncateLeft, input));
     assert_ne!(right, left);
@@ -309,7 +309,7 @@ async fn truncate_cuts_long_texts() {
             assert_eq!((reply.status, reply.json()), (400, too_long.clone()));
         }
     }
-    // Token ids are cut too and keep the last one.
+    // Tokens too: the last stays.
     let tokens = embedder().tokenize(&[input]).unwrap();
     check(&state, json!({ "input": tokens, "truncate": true }), &right, 8).await;
     let reply = post(&state, PATH, json!({ "input": tokens[0] })).await;
@@ -324,7 +324,7 @@ async fn truncate_cuts_long_texts() {
 }
 
 #[tokio::test]
-async fn rejects_invalid_options() {
+async fn options_that_cannot_be_are_refused() {
     let cases = [
         (r#"{"input":"a","dimensions":257}"#, "dimensions", "dimensions is 257; expected 1 to 256"),
         (r#"{"input":"a","dimensions":0}"#, "dimensions", "dimensions is 0; expected 1 to 256"),
@@ -358,7 +358,7 @@ async fn rejects_invalid_options() {
 }
 
 #[tokio::test]
-async fn limits_texts_per_request() {
+async fn a_request_may_have_as_many_texts_as_the_server_says() {
     let options = ServerOptions { max_client_batch_size: 3, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let three = ["a", "b", "c"];
@@ -368,20 +368,20 @@ async fn limits_texts_per_request() {
         let reply = post(&state, PATH, json!({ "input": input })).await;
         assert_eq!((reply.status, reply.json()), (400, invalid("input", message)));
     }
-    // The token ids of one text count as one text.
+    // The tokens of one text.
     let ids = vec![vec![1, 2, 3, 4, 1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
     check(&state, json!({ "input": ids[0] }), &expected, 5).await;
 }
 
 #[tokio::test]
-async fn accepts_request_larger_than_queue() {
+async fn a_request_may_have_more_texts_than_may_wait() {
     let state = AppState::new(ServerOptions::default());
     let options = ServiceOptions { max_waiting_texts: 1, batch_tokens: 8, ..Default::default() };
     state.start(embedder_alone(), options).await.unwrap();
     let request = json!({ "input": TEXTS });
     check(&state, request, &documents(&TEXTS), count(&TEXTS)).await;
-    // The program that runs the server may use its queue too.
+    // The program itself may ask as well as its clients.
     let service = state.embedder().unwrap();
     let texts = Texts::Strings(vec![TEXTS[0].to_owned()]);
     let embedded = service.embed(texts, EmbedOptions::default()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Too many requests, and requests whose clients disconnect.
+//! Too many requests at once, and requests that are given up.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use crate::common::*;
 
-/// Starts a request and leaves it waiting.
+/// Has a request begun and left where it waits.
 pub(crate) async fn begin(request: &mut Pin<&mut impl Future<Output: Debug>>) {
     tokio::select! {
         biased;
@@ -24,7 +24,7 @@ pub(crate) async fn begin(request: &mut Pin<&mut impl Future<Output: Debug>>) {
     }
 }
 
-/// A server that computes one text at a time, with a queue limit of one text.
+/// A server that computes a text at a time, of which one may wait.
 pub(crate) async fn slow(options: ServerOptions) -> AppState {
     let state = AppState::new(options);
     let options =
@@ -33,7 +33,7 @@ pub(crate) async fn slow(options: ServerOptions) -> AppState {
     state
 }
 
-/// Texts that take the embedder a minute unless it is told that the client has disconnected.
+/// Texts that take the embedder a minute, if it is not told that nobody waits for them any more.
 pub(crate) async fn take_long(state: &AppState) {
     let text = |i: u32| (0..1000).map(|j| (i * 7 + j * 13) % 1000).collect();
     let texts = Texts::Tokens((0..2048).map(text).collect());
@@ -46,7 +46,7 @@ fn retry_after(reply: &Reply) -> u64 {
 }
 
 #[tokio::test]
-async fn rejects_requests_over_concurrency_limit() {
+async fn more_requests_at_once_than_the_server_says_are_refused() {
     let options = ServerOptions { max_concurrent_requests: 1, ..ServerOptions::default() };
     let state = started(both(), options).await;
     let message = "the server is processing 1 requests, which is its limit; try again later";
@@ -64,7 +64,7 @@ async fn rejects_requests_over_concurrency_limit() {
         ("/decode", json!({ "ids": [1] })),
     ];
     {
-        // A response whose body is not read yet still counts.
+        // An answer that is not read yet.
         let first = json!({ "inputs": "a" }).to_string();
         let _first = app(state.clone()).oneshot(post_request("/embed", first)).await.unwrap();
         for (path, request) in &posts {
@@ -76,7 +76,7 @@ async fn rejects_requests_over_concurrency_limit() {
             assert_eq!(get(&state, path).await.status, 200, "{path}");
         }
     }
-    // When the first request is dropped, the next one is accepted. Requests whose bodies do not arrive do not count.
+    // The first is given up: the next has its place. Those whose bodies do not come have none.
     let body = || Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
     let mut slow = pin!(call(&state, post_request("/embed", body())));
     begin(&mut slow).await;
@@ -86,11 +86,11 @@ async fn rejects_requests_over_concurrency_limit() {
 }
 
 #[tokio::test]
-async fn work_for_disconnected_client_counts_until_it_ends() {
+async fn work_for_a_client_that_has_gone_counts_until_it_is_over() {
     let options = ServerOptions { max_concurrent_requests: 1, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let request = json!({ "inputs": "some words ".repeat(400_000) });
-    // Long enough to parse the body on a busy machine, but not to tokenize 4 MB.
+    // Long enough for the body to be parsed on a busy machine, and not for 4 MB to be tokenized.
     let parsed = Duration::from_millis(300);
     assert!(timeout(parsed, post(&state, "/tokenize", request)).await.is_err());
     let ask = || post(&state, "/decode", json!({ "ids": [1] }));
@@ -102,7 +102,7 @@ async fn work_for_disconnected_client_counts_until_it_ends() {
 }
 
 #[tokio::test]
-async fn full_queue_rejects_requests() {
+async fn a_full_queue_refuses_requests_until_there_is_room() {
     let state = slow(ServerOptions::default()).await;
     {
         let mut first = pin!(take_long(&state));
@@ -121,7 +121,7 @@ async fn full_queue_rejects_requests() {
             assert!((1..=2048).contains(&n_waiting.parse::<usize>().unwrap()), "{message}");
             assert!(rest.starts_with("texts are waiting, the limit is 1: try again in "), "{rest}");
         }
-        // The other model has its own queue.
+        // The other model has a queue of its own.
         let request = json!({ "query": "a", "documents": ["b"] });
         post(&state, "/rerank", request).await.ok();
     }

@@ -1,4 +1,4 @@
-//! Log messages of requests, and their levels.
+//! What is logged of requests, and how loudly.
 
 use std::fmt;
 use std::pin::pin;
@@ -16,7 +16,7 @@ use crate::limits::{begin, slow};
 /// Levels, messages and statuses.
 type Lines = Arc<Mutex<Vec<(Level, String, u64)>>>;
 
-/// Collects the log messages of this thread.
+/// Keeps what is logged on this thread.
 struct Log(Lines);
 
 impl Subscriber for Log {
@@ -74,7 +74,7 @@ fn line(level: Level, message: &str, status: u64) -> (Level, String, u64) {
 }
 
 #[tokio::test]
-async fn loading_and_draining_are_not_logged_as_errors() {
+async fn that_a_server_loads_or_ends_is_no_error() {
     let (lines, _guard) = log();
     let state = AppState::new(ServerOptions::default());
     get(&state, "/readyz").await;
@@ -91,10 +91,10 @@ async fn loading_and_draining_are_not_logged_as_errors() {
 }
 
 #[tokio::test]
-async fn worker_panic_is_logged_as_error() {
+async fn that_the_engine_has_died_is_an_error() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
-    // Each batch has one text, so many texts are waiting when the worker is told to panic.
+    // A text in each batch: many of them are left when the engine is told to panic.
     let request = json!({ "input": vec![TEXTS[1]; 2000] });
     let mut waiting = pin!(post(&state, "/v1/embeddings", request));
     begin(&mut waiting).await;
@@ -106,7 +106,7 @@ async fn worker_panic_is_logged_as_error() {
 }
 
 #[tokio::test]
-async fn logs_request_of_disconnected_client() {
+async fn a_request_whose_client_has_gone_is_logged() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
     {

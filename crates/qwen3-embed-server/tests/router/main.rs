@@ -1,10 +1,11 @@
-//! Tests of the router without a socket: the response of each route, and the error for each invalid request.
+//! The router as clients meet it, called without a socket: what each route answers, and what it says of
+//! requests that are wrong.
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod coding;
 mod common;
 mod compatibility;
-mod content_encoding;
 mod cors;
 mod documents;
 mod embeddings;

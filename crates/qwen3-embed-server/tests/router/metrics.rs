@@ -1,4 +1,4 @@
-//! `GET /metrics`: the OpenMetrics format and the counters.
+//! `GET /metrics`: that it is OpenMetrics, and that it counts what was done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -21,7 +21,7 @@ async fn samples(state: &AppState) -> Samples {
     parse(reply.text())
 }
 
-/// Parses the text format and checks its rules.
+/// Reads the text format, and checks what it demands.
 fn parse(text: &str) -> Samples {
     let text = text.strip_suffix("# EOF\n").unwrap();
     let (mut kinds, mut helped, mut samples) = (BTreeMap::new(), BTreeSet::new(), Samples::new());
@@ -60,7 +60,7 @@ fn value(samples: &Samples, name: &str) -> f64 {
     *samples.get(&format!("qwen3_embed_{name}")).unwrap_or(&0.0)
 }
 
-/// Waits until a sample has this value, because batches are counted after their responses.
+/// Waits until a sample has this value: batches are counted behind their answers.
 async fn wait_for(state: &AppState, name: &str, expected: f64) -> Samples {
     let began = Instant::now();
     loop {
@@ -75,7 +75,7 @@ async fn wait_for(state: &AppState, name: &str, expected: f64) -> Samples {
 }
 
 #[tokio::test]
-async fn metrics_while_loading() {
+async fn a_server_that_loads_has_metrics() {
     let state = AppState::new(ServerOptions::default());
     let first = samples(&state).await;
     assert!(!first.keys().any(|name| name.contains("model=")), "{first:?}");
@@ -84,14 +84,14 @@ async fn metrics_while_loading() {
 }
 
 #[tokio::test]
-async fn counts_requests_by_route_and_status() {
+async fn requests_are_counted_by_route_and_status() {
     let state = started(both(), ServerOptions::default()).await;
     let embeddings = json!({ "input": "a" });
     for _ in 0..3 {
         post(&state, "/v1/embeddings", embeddings.clone()).await.ok();
     }
     post(&state, "/v1/embeddings", json!({})).await;
-    // A path with a trailing slash counts as the same route.
+    // A slash at the end makes no route of its own.
     post(&state, "/v1/embeddings/", json!({ "model": "tied", "input": "a" })).await;
     get(&state, "/v1/embeddings").await;
     get(&state, "/v1/models/wide").await;
@@ -106,7 +106,7 @@ async fn counts_requests_by_route_and_status() {
         ("/v1/embeddings", 405, 1.0),
         ("/v1/models/{*id}", 200, 1.0),
         ("/v1/models/{*id}", 404, 1.0),
-        // Unknown paths share one series, because anyone can invent paths.
+        // Paths that anyone may think of have no series of their own.
         ("none", 404, 3.0),
     ] {
         let name = format!("requests_total{{route=\"{route}\",status=\"{status}\"}}");
@@ -118,7 +118,7 @@ async fn counts_requests_by_route_and_status() {
 }
 
 #[tokio::test]
-async fn counts_request_of_disconnected_client() {
+async fn a_request_whose_client_has_gone_is_counted() {
     let state = slow(ServerOptions::default()).await;
     {
         let request = json!({ "input": vec![TEXTS[1]; 20] });
@@ -130,11 +130,11 @@ async fn counts_request_of_disconnected_client() {
 }
 
 #[tokio::test]
-async fn counts_tokens_batches_and_stages() {
+async fn tokens_batches_and_stages_are_counted() {
     let state = started(both(), ServerOptions::default()).await;
     let tokens = |model: &str| format!("tokens_total{{model=\"{model}\"}}");
     let warm = embedder().count_tokens(&["warm"]).unwrap()[0] as f64;
-    // The warm-up text of each model counts as a batch.
+    // What warms the models up is counted as a batch.
     let before = wait_for(&state, &tokens("embedder"), warm).await;
     let body = post(&state, "/v1/embeddings", json!({ "input": TEXTS })).await.ok();
     let n_tokens = body["usage"]["prompt_tokens"].as_f64().unwrap();
@@ -159,12 +159,12 @@ async fn counts_tokens_batches_and_stages() {
     let after = wait_for(&state, &tokens("reranker"), warm + n_tokens).await;
     let stage = r#"compute_duration_seconds_count{model="reranker"}"#;
     assert_eq!(value(&after, stage), 1.0);
-    // These samples belong to the reranker only.
+    // Nothing of it is the embedder's.
     assert_eq!(value(&after, &name("compute_duration_seconds_count")), 1.0);
 }
 
 #[tokio::test]
-async fn counts_shared_tokens() {
+async fn what_was_computed_once_for_many_is_counted() {
     let state = started(both(), ServerOptions::default()).await;
     for query in ["a", "b", "c"] {
         let request = json!({ "input": query, "prompt_name": "query" });
@@ -192,7 +192,7 @@ async fn counts_shared_tokens() {
 }
 
 #[tokio::test]
-async fn counts_waiting_texts() {
+async fn texts_that_wait_are_counted() {
     let state = slow(ServerOptions::default()).await;
     let waiting = r#"waiting_texts{model="embedder"}"#;
     assert_eq!(value(&samples(&state).await, waiting), 0.0);

@@ -1,4 +1,4 @@
-//! Model names: known names, unknown names, and names of the other kind of model.
+//! The names of models: those that are served, those that are not, and those of the other kind.
 
 use qwen3_embed_server::{AppState, ModelNames, Models, ServerOptions};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ fn strict() -> ServerOptions {
     ServerOptions { strict_model_names: true, ..ServerOptions::default() }
 }
 
-/// A request to each route that takes a model name, and the name that its response must have.
+/// A request to each route that takes a name, and the name that its response has to have.
 fn requests(model: &Value) -> [(&'static str, Value, &'static str); 4] {
     let (embedder, reranker) = ("Qwen/Embedding", "Qwen/Reranker");
     [
@@ -31,7 +31,7 @@ fn requests(model: &Value) -> [(&'static str, Value, &'static str); 4] {
     ]
 }
 
-/// Sends a request of each kind with this model name, and expects a successful response.
+/// Sends a request of each kind that names the model so, and expects the models' answers.
 async fn check_answered(state: &AppState, names: &[&str], expected: &str) {
     for name in names.iter().map(|name| json!(name)).chain([Value::Null]) {
         for (path, request, served) in requests(&name) {
@@ -51,7 +51,7 @@ fn check_unknown(reply: &Reply, name: &str) {
     assert_eq!((reply.status, reply.json()), (404, expected));
 }
 
-/// Model names that clients send to servers with another model.
+/// Names that clients send to a server whose model has another name.
 const OTHERS: [&str; 5] = [
     "Qwen3-Embedding-4B",
     "text-embedding-3-small",
@@ -61,7 +61,7 @@ const OTHERS: [&str; 5] = [
 ];
 
 #[tokio::test]
-async fn any_model_name_is_accepted() {
+async fn any_name_is_answered_by_the_model_of_the_routes_kind() {
     let state = started(named(), ServerOptions::default()).await;
     let own = ["Qwen/Embedding", "Embedding", ""];
     check_answered(&state, &[&own[..], &OTHERS].concat(), "Qwen/Embedding").await;
@@ -70,7 +70,7 @@ async fn any_model_name_is_accepted() {
 }
 
 #[tokio::test]
-async fn strict_model_names_reject_unknown_names() {
+async fn strict_names_are_those_that_are_served() {
     let state = started(named(), strict()).await;
     check_answered(&state, &["Qwen/Embedding", "Embedding", ""], "Qwen/Embedding").await;
     check_answered(&state, &["Qwen/Reranker", "Reranker", ""], "Qwen/Reranker").await;
@@ -82,7 +82,7 @@ async fn strict_model_names_reject_unknown_names() {
 }
 
 #[tokio::test]
-async fn rejects_name_of_other_kind_of_model() {
+async fn the_name_of_the_other_kind_is_refused() {
     for options in [ServerOptions::default(), strict()] {
         let state = started(named(), options).await;
         for (embedder, reranker) in [("Qwen/Embedding", "Qwen/Reranker"), ("Embedding", "Reranker")]
@@ -114,9 +114,9 @@ fn check_wrong(reply: &Reply, message: &str) {
     assert_eq!((reply.status, reply.json()), (400, expected));
 }
 
-/// Any name except the reranker's own is treated like a missing name.
+/// Any name but the reranker's own is as good as none.
 #[tokio::test]
-async fn rejects_route_without_model_of_its_kind() {
+async fn a_model_of_one_kind_never_answers_for_the_other() {
     let alone = started(reranker_alone(), ServerOptions::default()).await;
     let message =
         "`tied` is a reranker and computes no embeddings; it is the only model that is loaded";
@@ -137,7 +137,7 @@ async fn rejects_route_without_model_of_its_kind() {
 }
 
 #[tokio::test]
-async fn lists_and_finds_every_name() {
+async fn every_name_is_listed_and_found() {
     let state = started(named(), ServerOptions::default()).await;
     let list = get(&state, "/v1/models").await.ok();
     let ids: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|m| &m["id"]).collect();

@@ -1,4 +1,4 @@
-//! Compressed request bodies.
+//! Bodies that clients compress.
 
 use std::io::Write;
 
@@ -20,13 +20,13 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 
 fn zstd(body: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
-    // Without a checksum, a damaged byte may go unnoticed.
+    // Without it, a byte that is wrong may go unnoticed.
     encoder.include_checksum(true).unwrap();
     encoder.write_all(body).unwrap();
     encoder.finish().unwrap()
 }
 
-/// Sends a body with this `Content-Encoding`.
+/// Sends a body under this `Content-Encoding`.
 async fn send(state: &AppState, path: &str, coding: impl AsRef<[u8]>, body: Vec<u8>) -> Reply {
     let mut request = post_request(path, body);
     let coding = HeaderValue::from_bytes(coding.as_ref()).unwrap();
@@ -35,7 +35,7 @@ async fn send(state: &AppState, path: &str, coding: impl AsRef<[u8]>, body: Vec<
 }
 
 #[tokio::test]
-async fn accepts_compressed_bodies() {
+async fn compressed_bodies_are_read() {
     let state = ready().await;
     let body = json!({ "input": TEXTS, "padding": "x".repeat(100_000) }).to_string().into_bytes();
     let halves = body.split_at(body.len() / 2);
@@ -57,7 +57,7 @@ async fn accepts_compressed_bodies() {
 }
 
 #[tokio::test]
-async fn every_route_accepts_compressed_bodies() {
+async fn every_route_reads_compressed_bodies() {
     for (path, request) in [
         ("/v1/rerank", json!({ "query": "a", "documents": ["b"] })),
         ("/v2/rerank", json!({ "query": "a", "documents": ["b"] })),
@@ -75,7 +75,7 @@ async fn every_route_accepts_compressed_bodies() {
 }
 
 #[tokio::test]
-async fn rejects_unsupported_encodings() {
+async fn other_codings_are_refused() {
     for (coding, got) in [
         (&b"br"[..], "br"),
         (b"deflate", "deflate"),
@@ -91,7 +91,7 @@ async fn rejects_unsupported_encodings() {
         let expected = error("invalid_request_error", None::<&str>, code, &message);
         assert_eq!((reply.status, reply.json()), (415, expected));
     }
-    // Several headers are a list.
+    // Two headers are a list.
     let mut request = post_request(PATH, gzip(&gzip(b"{}")));
     for _ in 0..2 {
         let coding = HeaderValue::from_static("gzip");
@@ -101,7 +101,7 @@ async fn rejects_unsupported_encodings() {
 }
 
 #[tokio::test]
-async fn rejects_damaged_compressed_bodies() {
+async fn broken_compressed_bodies_are_refused() {
     let body = json!({ "input": TEXTS }).to_string().into_bytes();
     let damaged = |mut body: Vec<u8>| {
         let middle = body.len() / 2;
@@ -136,19 +136,19 @@ async fn rejects_damaged_compressed_bodies() {
         }
         assert_eq!(send(ready().await, PATH, coding, Vec::new()).await.status, 400);
     }
-    // The decoder would need a window of 128 MiB.
+    // Its decoder would need a window of 128 MiB.
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
     encoder.window_log(27).unwrap();
     encoder.write_all(&body).unwrap();
     let reply = send(ready().await, PATH, "zstd", encoder.finish().unwrap()).await;
     assert!(reply.status == 400 && reply.text().contains("memory"), "{}", reply.text());
-    // The decompressed body is checked like any other body.
+    // What was compressed is JSON, or is refused as ever.
     let reply = send(ready().await, PATH, "gzip", gzip(b"{\"input\":[\"a\",\"\"]}")).await;
     assert_eq!((reply.status, reply.json()), (400, invalid("input[1]", "input[1] is empty")));
 }
 
 #[tokio::test]
-async fn payload_limit_applies_to_decompressed_body() {
+async fn the_limit_is_that_of_the_decoded_body() {
     let options = ServerOptions { payload_limit: 100_000, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let message = "the decompressed body is larger than the limit of 100000 bytes";
@@ -157,8 +157,7 @@ async fn payload_limit_applies_to_decompressed_body() {
         let frame = json!({ "input": "a", "x": "" }).to_string().len();
         json!({ "input": "a", "x": "x".repeat(n - frame) }).to_string().into_bytes()
     };
-    // The last body is a thousand times as large as its gzip form, and more than ten thousand times as large as its
-    // zstd form.
+    // The last is a thousand times as large as its gzip, and more than ten thousand times its zstd.
     for (n, status) in [(100_000, 200), (100_001, 413), (64 << 20, 413)] {
         let body = sized(n);
         assert_eq!(body.len(), n);
