@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -69,6 +70,14 @@ pub(crate) fn check() -> Result<()> {
     }
     println!("{} fixtures match their hashes", listed.len());
     Ok(())
+}
+
+/// The name under which reports show a checkpoint: that of its folder. A GGUF file among the fixtures has the name of
+/// its folder, any other that of the file.
+pub(crate) fn checkpoint_name(checkpoint: &Path) -> String {
+    let is_fixture = checkpoint.ends_with("model.gguf");
+    let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };
+    named.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

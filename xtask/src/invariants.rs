@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::{circles, root, test_names};
+use crate::workspace::{root, rust_files};
+use crate::{circles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
 const LAYERS: [(&str, &[&str]); 8] = [
@@ -171,17 +171,4 @@ fn normal_dependencies(package: &Value) -> impl Iterator<Item = &str> {
 fn code(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().take_while(|line| !line.starts_with("mod tests {"));
     lines.filter(|line| !line.trim_start().starts_with("//"))
-}
-
-pub(crate) fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(rust_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    Ok(files)
 }

@@ -9,7 +9,7 @@ use qwen3_embed_model::{Device, LoadOptions, Model, Precision};
 use qwen3_embed_testing::oracle::{Oracle, answers};
 use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, unit};
 
-use crate::parity;
+use crate::fixtures;
 
 /// Texts in several languages, and how often each is repeated.
 const TEXTS: [(&str, usize); 14] = [
@@ -91,7 +91,7 @@ fn report(folder: &Path, all: &[Compared], other: &str, tolerance: f64) -> Resul
 
 fn summarize(folder: &Path, all: &[Compared], tolerance: f64) -> Result<()> {
     let differences: Vec<f64> = all.iter().map(|compared| compared.difference).collect();
-    let (name, worst) = (parity::name(folder), max_abs(&differences));
+    let (name, worst) = (fixtures::checkpoint_name(folder), max_abs(&differences));
     println!("{name:<18} {:>5} {worst:>10.1e}", all.len());
     // The comparison is false if the difference is NaN.
     ensure!(worst <= tolerance, "{name}: {worst:e} from candle-nn, the tolerance is {tolerance:e}");

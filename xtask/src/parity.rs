@@ -10,7 +10,9 @@ use qwen3_embed_testing::golden::{self, HiddenStates, Vectors};
 use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, mean, unit};
 use serde::Deserialize;
 
-use crate::{oracle_parity, rerank_parity, root};
+use crate::fixtures::checkpoint_name;
+use crate::workspace::root;
+use crate::{oracle_parity, rerank_parity};
 
 /// Compare this project's vectors with transformers'
 ///
@@ -155,7 +157,7 @@ fn heading() {
 /// Compares a checkpoint with a golden file, prints a line, and fails beyond the tolerance.
 fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
-    let name = name(dir);
+    let name = checkpoint_name(dir);
     let embedder = Embedder::builder(dir).device(device).build()?;
     let tokens = inputs(&golden, &embedder).with_context(|| name.clone())?;
     drop(embedder);
@@ -208,7 +210,7 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
 /// than twice what transformers' bf16 is, or more than a cosine of 0.9995 allows.
 fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
-    let name = name(dir);
+    let name = checkpoint_name(dir);
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
     let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
@@ -228,7 +230,7 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
 /// any processor, prints lines, and fails below a cosine of 0.998.
 fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
-    let name = name(dir);
+    let name = checkpoint_name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
         let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
         let model = Model::load_with(dir, &LoadOptions { hidden_states: true, ..options })?;
@@ -241,13 +243,6 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
 
 fn mean_and_worst(errors: &[f64]) -> (f64, f64) {
     (mean(errors), max_abs(errors))
-}
-
-/// What a checkpoint is called: as its folder, a GGUF file among the fixtures too.
-pub(crate) fn name(checkpoint: &Path) -> String {
-    let is_fixture = checkpoint.ends_with("model.gguf");
-    let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };
-    named.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// 1 − cosine between the golden vectors and a model's, for every input.

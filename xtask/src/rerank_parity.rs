@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use qwen3_embed::{Device, Precision, RankOptions, Reranker};
 use qwen3_embed_testing::golden::{self, Scores};
 
-use crate::parity;
+use crate::fixtures;
 
 /// The scores of Qwen3-Reranker-0.6B that were published for one query, and how far off they may be: the
 /// precision in which they were computed is not known.
@@ -51,7 +51,7 @@ pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f6
             worst[1] = worst[1].max((f64::from(document.logit) - case.logit).abs());
         }
     }
-    let name = parity::name(model);
+    let name = fixtures::checkpoint_name(model);
     println!("{name:<18} {:>5} {:>10.1e} {:>10.1e}", golden.cases.len(), worst[0], worst[1]);
     ensure!(worst[0] <= tolerance, "{name}: {:e} from {}", worst[0], golden.source);
     Ok(())

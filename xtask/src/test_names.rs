@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::invariants::rust_files;
-use crate::root;
+use crate::workspace::{root, rust_files};
 
 /// Checks the last column of every table of tests in ARCHITECTURE.md and in `docs/`, which is a table whose last column
 /// is called `test` or `tests`. Names in backticks are names of functions, such as `rejects_truncated_header`; of files

@@ -1,21 +1,20 @@
-//! `qwen3-embed bench` as a program.
+//! The program `qwen3-embed bench`.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::process::{Command, Output};
 
+use qwen3_embed_testing::fixtures;
 use serde_json::Value;
-
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
 
 fn bench(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
-    command.args(["bench", "--model", MODEL, "--runs", "3"]).args(arguments);
+    command.args(["bench", "--runs", "3", "--model"]).arg(fixtures::model("base")).args(arguments);
     command.output().unwrap()
 }
 
 #[test]
-fn every_workload_is_reported_as_json() {
+fn reports_every_workload_as_json() {
     let lengths = tempfile::NamedTempFile::new().unwrap();
     fs::write(lengths.path(), "[3, 50, 7]").unwrap();
     let output = bench(&[
@@ -47,7 +46,7 @@ fn every_workload_is_reported_as_json() {
         assert!(share > 0.0 && share < 1.5, "{share}");
         let queries = result["shape"] == "5 queries";
         assert_eq!(result.get("queries_per_s").is_some(), queries);
-        // Queries have their instruction in common, and a run finds that of the run before.
+        // Queries share their instruction, which is cached from run to run.
         let computed = result["computed_share"].as_f64().unwrap();
         assert!(if queries { computed < 0.7 } else { computed == 1.0 }, "{computed}");
     }
@@ -57,7 +56,7 @@ fn every_workload_is_reported_as_json() {
 }
 
 #[test]
-fn a_table_has_a_line_for_each_workload() {
+fn prints_a_table_with_a_line_for_each_workload() {
     let output = bench(&["--shape", "1x8", "--threads", "2"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
@@ -67,7 +66,7 @@ fn a_table_has_a_line_for_each_workload() {
 }
 
 #[test]
-fn a_prefix_is_computed_once_for_all_texts_of_a_shape() {
+fn computes_a_common_prefix_once_for_all_texts() {
     let output = bench(&["--json", "--shape", "4x10", "--prefix", "30"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let result = &report["results"][0];
@@ -75,7 +74,7 @@ fn a_prefix_is_computed_once_for_all_texts_of_a_shape() {
 }
 
 #[test]
-fn a_workload_that_cannot_be_is_refused() {
+fn rejects_invalid_workloads() {
     assert_eq!(bench(&["--shape", "8by128"]).status.code(), Some(2));
     assert_eq!(bench(&["--shape", "0x1"]).status.code(), Some(2));
     for arguments in [&[][..], &["--lengths", "/nowhere.json"], &["--shape", "1x9000"]] {

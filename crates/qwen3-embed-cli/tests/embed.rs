@@ -1,18 +1,19 @@
-//! The command as a program: standard input, standard output, exit status.
+//! The program `qwen3-embed embed`: standard input, standard output, exit status.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
-use serde_json::Value;
-
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
+use qwen3_embed_testing::fixtures;
+use qwen3_embed_testing::golden::{self, Vectors};
+use qwen3_embed_testing::vectors::max_difference;
+use serde_json::{Value, json};
 
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
     command.arg("embed").args(arguments);
     if !arguments.contains(&"--model") {
-        command.args(["--model", MODEL]);
+        command.arg("--model").arg(fixtures::model("base"));
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -20,7 +21,7 @@ fn command(arguments: &[&str]) -> Command {
 
 fn run(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut child = command(arguments).spawn().unwrap();
-    // The child may have refused its arguments before it read anything.
+    // Writing fails if the child has rejected its arguments and ended.
     let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
@@ -33,14 +34,10 @@ fn lines(output: &Output) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn golden() -> Value {
-    serde_json::from_slice(&std::fs::read(format!("{MODEL}/golden.json")).unwrap()).unwrap()
-}
-
 #[test]
-fn warnings_go_to_standard_error() {
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/causal-lm-tied");
-    let output = run(&["--model", model], "{\"text\": \"a\"}\n");
+fn writes_warnings_to_standard_error() {
+    let model = fixtures::model("causal-lm-tied");
+    let output = run(&["--model", model.to_str().unwrap()], "{\"text\": \"a\"}\n");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !output.stdout.is_empty(), "{errors}");
     let expected =
@@ -50,13 +47,14 @@ fn warnings_go_to_standard_error() {
 }
 
 #[test]
-fn texts_and_tokens_are_embedded_in_order_as_transformers_does() {
-    let golden = golden();
-    let texts = golden["texts"].as_array().unwrap();
-    let input: String = (0..texts.len())
-        .map(|i| match &texts[i] {
-            Value::Null => serde_json::json!({"tokens": golden["tokens"][i]}).to_string() + "\n",
-            text => serde_json::json!({"text": text, "id": "ignored"}).to_string() + "\n\n",
+fn embeds_texts_and_tokens_in_order_like_transformers() {
+    let path = fixtures::model("base").join("golden.json");
+    let golden: Vectors = golden::read(&path).unwrap();
+    let (texts, tokens, truth) = (golden.texts, golden.tokens.unwrap(), golden.unit_f64.unwrap());
+    let input: String = (texts.iter().zip(&tokens))
+        .map(|(text, tokens)| match text {
+            None => json!({"tokens": tokens}).to_string() + "\n",
+            Some(text) => json!({"text": text, "id": "ignored"}).to_string() + "\n\n",
         })
         .collect();
     let output = run(&["--precision", "f32", "--format", "jsonl"], &input);
@@ -64,18 +62,14 @@ fn texts_and_tokens_are_embedded_in_order_as_transformers_does() {
     assert_eq!(lines.len(), texts.len());
     for (i, line) in lines.iter().enumerate() {
         assert_eq!(line["index"], i);
-        assert_eq!(line["n_tokens"], golden["tokens"][i].as_array().unwrap().len());
+        assert_eq!(line["n_tokens"], tokens[i].len());
         let row: Vec<f64> = serde_json::from_value(line["embedding"].clone()).unwrap();
-        let truth: Vec<f64> = serde_json::from_value(golden["unit_f64"][i].clone()).unwrap();
-        assert_eq!(row.len(), 64);
-        for (got, expected) in row.iter().zip(truth) {
-            assert!((got - expected).abs() <= 1e-5, "line {i}: {got} for {expected}");
-        }
+        assert!(max_difference(&row, &truth[i]) <= 1e-5, "line {i}");
     }
 }
 
 #[test]
-fn options_reach_the_embedder() {
+fn options_change_the_embeddings() {
     let input = "{\"text\": \"What is the capital of China?<|im_end|>\"}\n";
     let one = |arguments: &[&str]| lines(&run(arguments, input)).remove(0);
     let bare = one(&[]);
@@ -97,16 +91,16 @@ fn options_reach_the_embedder() {
     assert_eq!(one(&["--precision", "bf16"])["n_tokens"], bare["n_tokens"]);
 }
 
-/// The server refuses empty strings; the command embeds the end-of-text token alone.
+/// Unlike the server, the command accepts an empty string and embeds its end-of-text token.
 #[test]
-fn an_empty_text_is_embedded() {
+fn embeds_empty_text() {
     let lines = lines(&run(&[], "{\"text\": \"\"}\n{\"text\": \"a\"}\n{\"text\": \" \"}\n"));
     let n_tokens: Vec<u64> = lines.iter().map(|line| line["n_tokens"].as_u64().unwrap()).collect();
     assert_eq!(n_tokens, [1, 2, 2]);
 }
 
 #[test]
-fn bad_input_fails_and_is_named() {
+fn invalid_input_fails_and_names_the_line() {
     let cases: [(&[&str], &str, &str); 11] = [
         (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected an object"),
         (&[], "[\"x\", null]\n", "line 1 of standard input: expected an object"),
@@ -139,7 +133,7 @@ fn bad_input_fails_and_is_named() {
 }
 
 #[test]
-fn an_error_counts_texts_over_the_whole_input() {
+fn error_has_the_index_in_the_whole_input() {
     let input = "{\"tokens\": [1]}\n".repeat(3000) + "{\"tokens\": [9999]}\n";
     let output = run(&[], &input);
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -147,7 +141,7 @@ fn an_error_counts_texts_over_the_whole_input() {
 }
 
 #[test]
-fn the_lines_before_a_bad_one_are_written() {
+fn writes_the_lines_before_an_invalid_line() {
     let bad = [
         "nonsense",
         "{\"tokens\": [9999]}",
@@ -165,7 +159,7 @@ fn the_lines_before_a_bad_one_are_written() {
 }
 
 #[test]
-fn what_is_no_character_fails_unless_it_is_replaced() {
+fn invalid_unicode_fails_unless_it_is_replaced() {
     let replaced = lines(&run(&[], "{\"text\": \"b \u{fffd}\"}\n")).remove(0);
     for (bad, message) in [
         (
@@ -190,13 +184,13 @@ fn what_is_no_character_fails_unless_it_is_replaced() {
 }
 
 #[test]
-fn no_input_gives_no_output() {
+fn empty_input_gives_no_output() {
     assert!(lines(&run(&[], "")).is_empty());
     assert!(lines(&run(&[], "\n \n")).is_empty());
 }
 
 #[test]
-fn a_line_is_answered_before_the_next_is_sent() {
+fn writes_each_line_before_reading_the_next() {
     let mut child = command(&[]).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -211,7 +205,7 @@ fn a_line_is_answered_before_the_next_is_sent() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn closed_standard_output_is_not_an_error() {
     let mut child = command(&[]).spawn().unwrap();
     drop(child.stdout.take());
     let _ = child.stdin.take().unwrap().write_all(b"{\"text\": \"hello\"}\n");

@@ -1,83 +1,41 @@
-//! The memory that `info` announces, and what a process takes.
+//! The memory that `info` predicts against the memory that a process uses.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::{Map, Value, json};
+use qwen3_embed_testing::checkpoint::RandomCheckpoint;
+use qwen3_embed_testing::fixtures::{self, Dtype};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
-const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
-
-/// The longest text of the model here, in tokens.
+/// The maximum length of a text, in tokens.
 const MAX_TOKENS: usize = 8192;
 
-const HIDDEN_SIZE: usize = 512;
-const INTERMEDIATE_SIZE: usize = 2048;
 const VOCAB_SIZE: usize = 1026;
-const HEAD_DIM: usize = 64;
-const N_HEADS: usize = 8;
-const N_KEY_VALUE_HEADS: usize = 4;
 
-/// Writes a model whose activations are far larger than its weights, with two layers, because the last is computed for
-/// the last token only.
-fn write_model(dir: &Path) {
-    let mut config: Value =
-        serde_json::from_slice(&fs::read(format!("{FIXTURE}/config.json")).unwrap()).unwrap();
-    for (field, value) in [
-        ("hidden_size", HIDDEN_SIZE),
-        ("intermediate_size", INTERMEDIATE_SIZE),
-        ("vocab_size", VOCAB_SIZE),
-        ("head_dim", HEAD_DIM),
-        ("num_attention_heads", N_HEADS),
-        ("num_key_value_heads", N_KEY_VALUE_HEADS),
-        ("num_hidden_layers", 2),
-        ("max_position_embeddings", MAX_TOKENS),
-    ] {
-        config[field] = value.into();
-    }
-    fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    fs::copy(format!("{FIXTURE}/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
-    let (q, kv) = (N_HEADS * HEAD_DIM, N_KEY_VALUE_HEADS * HEAD_DIM);
-    let of_layer = |layer: &str| {
-        let tensors = [
-            ("input_layernorm", vec![HIDDEN_SIZE]),
-            ("post_attention_layernorm", vec![HIDDEN_SIZE]),
-            ("self_attn.q_norm", vec![HEAD_DIM]),
-            ("self_attn.k_norm", vec![HEAD_DIM]),
-            ("self_attn.q_proj", vec![q, HIDDEN_SIZE]),
-            ("self_attn.k_proj", vec![kv, HIDDEN_SIZE]),
-            ("self_attn.v_proj", vec![kv, HIDDEN_SIZE]),
-            ("self_attn.o_proj", vec![HIDDEN_SIZE, q]),
-            ("mlp.gate_proj", vec![INTERMEDIATE_SIZE, HIDDEN_SIZE]),
-            ("mlp.up_proj", vec![INTERMEDIATE_SIZE, HIDDEN_SIZE]),
-            ("mlp.down_proj", vec![HIDDEN_SIZE, INTERMEDIATE_SIZE]),
-        ];
-        tensors.map(|(name, shape)| (format!("{layer}.{name}"), shape))
+/// A model whose activations are far larger than its weights. It has two layers, because the last layer is computed for
+/// last tokens only.
+fn write_model() -> TempDir {
+    let model = RandomCheckpoint {
+        hidden_size: 512,
+        intermediate_size: 2048,
+        vocab_size: VOCAB_SIZE,
+        head_dim: 64,
+        num_attention_heads: 8,
+        num_key_value_heads: 4,
+        max_position_embeddings: MAX_TOKENS,
+        dtype: Dtype::F32,
+        ..RandomCheckpoint::default()
     };
-    let embeddings = ("embed_tokens".to_owned(), vec![VOCAB_SIZE, HIDDEN_SIZE]);
-    let norm = ("norm".to_owned(), vec![HIDDEN_SIZE]);
-    let layers = ["layers.0", "layers.1"].into_iter().flat_map(of_layer);
-    let (mut header, mut data) = (Map::new(), Vec::new());
-    for (name, shape) in [embeddings, norm].into_iter().chain(layers) {
-        let start = data.len();
-        for i in 0..shape.iter().product() {
-            // Some numbers between -0.05 and 0.05.
-            data.extend(((i * 7919 % 101) as f32 * 0.001 - 0.05).to_le_bytes());
-        }
-        let offsets = [start, data.len()];
-        let tensor = json!({"dtype": "F32", "shape": shape, "data_offsets": offsets});
-        header.insert(format!("{name}.weight"), tensor);
-    }
-    let header = Value::from(header).to_string();
-    let length = (header.len() as u64).to_le_bytes();
-    let file = [&length[..], header.as_bytes(), &data].concat();
-    fs::write(dir.join("model.safetensors"), file).unwrap();
+    let dir = model.write(1);
+    fixtures::copy_file(&fixtures::path("tokenizer.json"), &dir.path().join("tokenizer.json"));
+    dir
 }
 
-/// The most memory that a process has had, in bytes.
+/// The peak resident memory of a process, in bytes.
 fn peak(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -85,9 +43,8 @@ fn peak(child: &Child) -> u64 {
 }
 
 #[test]
-fn longest_text_takes_the_memory_that_info_says() {
-    let dir = tempfile::tempdir().unwrap();
-    write_model(dir.path());
+fn longest_text_uses_the_memory_that_info_predicts() {
+    let dir = write_model();
     let command = |name: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
         command.arg(name);
@@ -113,8 +70,8 @@ fn longest_text_takes_the_memory_that_info_says() {
     child.kill().unwrap();
     child.wait().unwrap();
     let bytes = |field: &str| info["memory"]["f32"][field].as_u64().unwrap();
-    let announced = bytes("total_longest_text") - bytes("weights") - bytes("embeddings");
-    assert!(announced > bytes("workspace") && announced > 100 << 20, "{announced}");
-    let ratio = (long - short) as f64 / announced as f64;
-    assert!((0.8..1.1).contains(&ratio), "{short} to {long}, {announced} announced");
+    let predicted = bytes("total_longest_text") - bytes("weights") - bytes("embeddings");
+    assert!(predicted > bytes("workspace") && predicted > 100 << 20, "{predicted}");
+    let ratio = (long - short) as f64 / predicted as f64;
+    assert!((0.8..1.1).contains(&ratio), "{short} to {long}, {predicted} predicted");
 }

@@ -1,24 +1,24 @@
-//! `qwen3-embed rerank` as a program: standard input, standard output, exit status.
+//! The program `qwen3-embed rerank`: standard input, standard output, exit status.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use qwen3_embed_testing::fixtures;
+use qwen3_embed_testing::golden::{self, Case, Scores};
 use serde_json::{Value, json};
-
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/rerankers/untied");
 
 fn run(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
-    command.args(["rerank", "--model", MODEL]).args(arguments);
+    command.args(["rerank", "--model"]).arg(fixtures::reranker("untied")).args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // The child may have refused its arguments before it read anything.
+    // Writing fails if the child has rejected its arguments and ended.
     let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
-/// The lines of standard output: index and score.
+/// The index and the score of each line of standard output.
 fn lines(output: &Output) -> Vec<(usize, f64)> {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
@@ -33,16 +33,15 @@ fn lines(output: &Output) -> Vec<(usize, f64)> {
 }
 
 /// The golden cases of one query and instruction, and the documents as input.
-fn golden(query: &str, instruction: Option<&str>) -> (Vec<Value>, String) {
-    let golden = std::fs::read(format!("{MODEL}/golden.json")).unwrap();
-    let golden: Value = serde_json::from_slice(&golden).unwrap();
-    let cases = golden["cases"].as_array().unwrap().iter().filter(|case| {
-        let same = case["query"] == query && case["instruction"].as_str() == instruction;
-        same && case["max_tokens"] == 8192
+fn golden(query: &str, instruction: Option<&str>) -> (Vec<Case>, String) {
+    let path = fixtures::reranker("untied").join("golden.json");
+    let mut cases = golden::read::<Scores>(&path).unwrap().cases;
+    cases.retain(|case| {
+        let same = case.query == query && case.instruction.as_deref() == instruction;
+        same && case.max_tokens == 8192
     });
-    let cases: Vec<Value> = cases.cloned().collect();
     let documents = cases.iter().map(|case| {
-        let line = json!({"text": case["document"], "id": "ignored"});
+        let line = json!({"text": case.document, "id": "ignored"});
         format!("{line}\n\n")
     });
     let documents = documents.collect();
@@ -50,24 +49,26 @@ fn golden(query: &str, instruction: Option<&str>) -> (Vec<Value>, String) {
 }
 
 #[test]
-fn documents_are_ranked_best_first_with_the_scores_of_transformers() {
+fn ranks_best_document_first_with_the_scores_of_transformers() {
     let (cases, input) = golden("What is the capital of China?", None);
     assert!(cases.len() >= 4);
-    for (arguments, column) in [(&[][..], "score"), (&["--raw"][..], "logit")] {
+    let score: fn(&Case) -> f64 = |case| case.score;
+    let logit: fn(&Case) -> f64 = |case| case.logit;
+    for (arguments, number) in [(&[][..], score), (&["--raw"][..], logit)] {
         let query = ["--query", "What is the capital of China?"];
         let settings = ["--precision", "f32", "--format", "jsonl"];
         let lines = lines(&run(&[&query[..], &settings, arguments].concat(), &input));
         assert_eq!(lines.len(), cases.len());
         assert!(lines.windows(2).all(|pair| pair[0].1 >= pair[1].1));
         for (index, score) in lines {
-            let expected = cases[index][column].as_f64().unwrap();
+            let expected = number(&cases[index]);
             assert!((score - expected).abs() <= 2e-5, "{index}: {score} for {expected}");
         }
     }
 }
 
 #[test]
-fn options_reach_the_reranker() {
+fn options_change_the_ranking() {
     let query = ["--query", "法国首都是哪里？"];
     let card = "Given a web search query, retrieve relevant passages that answer the query.";
     let (cases, input) = golden(query[1], Some(card));
@@ -76,7 +77,7 @@ fn options_reach_the_reranker() {
     let with = |arguments: &[&str]| lines(&run(&[&query, &exact, arguments].concat(), &input));
     let all = with(&["--instruct", card]);
     for &(index, score) in &all {
-        assert!((score - cases[index]["score"].as_f64().unwrap()).abs() <= 1e-5);
+        assert!((score - cases[index].score).abs() <= 1e-5);
     }
     assert_ne!(with(&[]), all);
     assert_eq!(with(&["--instruct", card, "--top-n", "2"]), all[..2]);
@@ -90,7 +91,7 @@ fn options_reach_the_reranker() {
 }
 
 #[test]
-fn what_is_no_character_fails_unless_it_is_replaced() {
+fn invalid_unicode_fails_unless_it_is_replaced() {
     let query = ["--query", "a"];
     let replaced = lines(&run(&query, "{\"text\": \"b \u{fffd}\"}\n"));
     for bad in [&b"{\"text\": \"b \\ud83d\"}\n"[..], b"{\"text\": \"b \xff\"}\n"] {
@@ -103,8 +104,8 @@ fn what_is_no_character_fails_unless_it_is_replaced() {
 }
 
 #[test]
-fn bad_input_fails_and_is_named() {
-    // With the space that stands before every document.
+fn invalid_input_fails_and_names_the_line() {
+    // The prompt adds a space before the document.
     let white_space = json!({"text": " ".repeat(500_001)}).to_string();
     let after_others = format!("{{\"text\": \"a\"}}\n\n\n{white_space}\n");
     let cases: [(&[&str], &str, &str); 8] = [

@@ -1,8 +1,8 @@
-//! Products with weights in blocks of few bits, of every kernel set, against the f64 reference.
+//! Matrix multiplications with weights in blocks of 4 to 6 bits, for every kernel set, against the f64 reference.
 //!
-//! The weights are used as they are: what is lost is that of activations, rounded to multiples of their block's
-//! scale, which are off by at most half of it, a block's largest magnitude over 254. That times what they are
-//! multiplied with, and the roundings of the sums in f32, bound the result's error.
+//! The weights are exact. Activations are rounded to multiples of their block's scale, so their error is at most half of
+//! the scale, which is the block's largest magnitude divided by 254. The bound of a result is the sum of these errors
+//! times the weights, plus the rounding errors of the sums in f32.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 const ALL: [Bits; 3] = [Bits::Four, Bits::Five, Bits::Six];
 
-/// A weight [O, I] in blocks, and the values that it stands for.
+/// A weight [O, I] in blocks.
 struct Weight {
     bits: Vec<Bits>,
     rows: Vec<BlockRow>,
@@ -23,7 +23,7 @@ struct Weight {
 }
 
 impl Weight {
-    /// Random whole numbers, all of them that there may be, and random scales.
+    /// Random integers of the whole range, and random scales.
     fn random(seed: u64, n_in: usize, bits: Vec<Bits>) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let rows = bits.iter().map(|&bits| {
@@ -42,7 +42,7 @@ impl Weight {
         Self { rows: rows.collect(), bits, n_in }
     }
 
-    /// Packed for a kernel set.
+    /// Packs the weight for a kernel set.
     fn pack(
         &self,
         layout: Layout,
@@ -62,7 +62,7 @@ impl Weight {
             .repacked(kernels)
     }
 
-    /// [O, I] in f64, which holds them exactly.
+    /// The dequantized weight, [O, I]. f64 holds its values exactly.
     fn values(&self) -> Vec<f64> {
         let of_row = |(row, &bits): (&BlockRow, &Bits)| {
             let group = bits.group();
@@ -81,7 +81,7 @@ impl Weight {
         self.rows.iter().zip(&self.bits).flat_map(of_row).collect()
     }
 
-    /// The magnitudes of what the values are sums of: `d·s·q` and `m·n`, or `d·s·32`.
+    /// The sum of the magnitudes of the terms of each value: `d·s·q` and `m·n`, or `d·s·(q − 32)` in 6 bits.
     fn magnitudes(&self) -> Vec<f64> {
         let of_row = |(row, &bits): (&BlockRow, &Bits)| {
             let group = bits.group();
@@ -101,7 +101,7 @@ impl Weight {
     }
 }
 
-/// The largest whole number.
+/// The largest integer.
 fn most(bits: Bits) -> u8 {
     match bits {
         Bits::Four => 15,
@@ -110,7 +110,7 @@ fn most(bits: Bits) -> u8 {
     }
 }
 
-/// Relative error of `n` roundings in f32.
+/// The bound of the relative error of `n` roundings in f32.
 fn gamma(n: usize) -> f64 {
     let nu = n as f64 * f64::from(f32::EPSILON) / 2.0;
     nu / (1.0 - nu)
@@ -125,7 +125,7 @@ fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| v.into()).collect()
 }
 
-/// The product of rows that begin one element into their allocation, with a gap of NaN behind each.
+/// Multiplies rows that begin one element into their allocation and are followed by gaps of NaN.
 fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let (n_in, n_out) = (weight.n_in(), weight.n_columns());
     let n_rows = x.len() / n_in;
@@ -158,13 +158,13 @@ fn shapes() -> Vec<[usize; 3]> {
     shapes
 }
 
-/// What the roundings of the sums in f32 may be of the sum of all magnitudes: four within a block, one when it
-/// is added, and the bias.
+/// The bound of the rounding errors of the sums in f32, relative to the sum of all magnitudes: four roundings within a
+/// block, one when the block is added, and one for the bias.
 fn roundings(n_in: usize) -> f64 {
     gamma(n_in / BLOCK + 6)
 }
 
-/// Rows whose blocks are whole multiples of a power of two, up to 127, which bytes hold.
+/// Rows whose blocks are multiples of a power of two by integers up to 127, which 8 bits represent exactly.
 fn whole(seed: u64, n: usize) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut values = Vec::with_capacity(n);
@@ -179,7 +179,7 @@ fn whole(seed: u64, n: usize) -> Vec<f32> {
 }
 
 #[test]
-fn what_bytes_hold_is_multiplied_exactly() {
+fn activations_that_fit_8_bits_are_multiplied_exactly() {
     for ([rows, n_in, n_out], bits) in
         shapes().into_iter().flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
@@ -198,10 +198,10 @@ fn what_bytes_hold_is_multiplied_exactly() {
     }
 }
 
-/// The largest error that rounding activations makes of each element, and the roundings of the sums.
+/// The bound of the error of each element: rounded activations, and the roundings of the sums.
 fn bounds(x: &[f64], weight: &Weight) -> Vec<f64> {
     let n_in = weight.n_in;
-    // As far as f32 knows the scale and its inverse.
+    // The scale and its inverse are rounded to f32.
     let half = 0.5 + 1e-3;
     let errors: Vec<f64> = x
         .chunks_exact(BLOCK)
@@ -218,7 +218,7 @@ fn bounds(x: &[f64], weight: &Weight) -> Vec<f64> {
 }
 
 #[test]
-fn random_activations_are_within_what_rounding_them_costs() {
+fn error_is_within_the_bound_of_rounded_activations() {
     for ([rows, n_in, n_out], bits) in
         shapes().into_iter().flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
@@ -238,9 +238,9 @@ fn random_activations_are_within_what_rounding_them_costs() {
     }
 }
 
-/// All that saturates if anything does: the largest values of either sign, with the largest scales.
+/// The largest values of both signs with the largest scales, which would saturate narrow sums.
 #[test]
-fn the_largest_sums_are_exact() {
+fn largest_sums_of_blocks_do_not_saturate() {
     let n_in = BLOCK;
     for bits in ALL {
         let filled = |value: u8, scale: i8| BlockRow {
@@ -255,7 +255,7 @@ fn the_largest_sums_are_exact() {
         let weight = Weight { bits: vec![bits; rows.len()], rows, n_in };
         for kernels in Kernels::available() {
             let packed = weight.pack(Layout::Plain, None, kernels);
-            // All alike; signs that alternate by value, by pair and by quad.
+            // Equal signs, and signs that alternate by value, by pair and by group of four.
             for half_period in [n_in, 1, 2, 4, 16] {
                 let sign =
                     |k: usize| if (k / half_period).is_multiple_of(2) { 127.0 } else { -127.0 };
@@ -270,9 +270,9 @@ fn the_largest_sums_are_exact() {
     }
 }
 
-/// Of small scales all sums are whole numbers that f32 has: every set gives the same bits.
+/// With small integer scales, f32 represents all sums exactly, so all kernel sets give the same bits.
 #[test]
-fn whole_numbers_are_exact() {
+fn integer_operands_give_exact_results() {
     for ([rows, n_in, n_out], bits) in
         shapes().into_iter().flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
@@ -298,7 +298,7 @@ fn whole_numbers_are_exact() {
 }
 
 #[test]
-fn bf16_activations_are_those_of_f32() {
+fn bf16_activations_give_the_results_of_f32() {
     let (n_rows, n_in) = (13, BLOCK);
     let weight = Weight::random(2, n_in, vec![Bits::Four; 20]);
     let bf16: Vec<bf16> = random(1, n_rows * n_in).into_iter().map(bf16::from_f32).collect();
@@ -318,8 +318,8 @@ fn bf16_activations_are_those_of_f32() {
 }
 
 #[test]
-fn panels_may_be_in_different_bits_and_a_panel_may_not() {
-    // Panels of all sets have 16 or 32 columns.
+fn panels_may_differ_in_bits_but_columns_of_a_panel_may_not() {
+    // The panels of all kernel sets have 16 or 32 columns.
     let bits = [[Bits::Four; 64], [Bits::Six; 64], [Bits::Five; 64]].concat();
     let weight = Weight::random(2, BLOCK, bits);
     let x = random(1, 7 * BLOCK);
@@ -335,23 +335,23 @@ fn panels_may_be_in_different_bits_and_a_panel_may_not() {
     assert!(pack(BLOCK, 33).is_some() && pack(BLOCK, 34).is_none() && pack(128, 33).is_none());
 }
 
-/// Nothing is read behind a row that is too short for what belongs to its groups.
+/// The kernel panics instead of reading beyond the end of a row without scales.
 #[test]
 #[should_panic(expected = "values for")]
-fn blocks_without_their_scales_are_refused() {
+fn rejects_blocks_without_scales() {
     let values = vec![0i8; 2 * BLOCK];
     Rows::new(Values::Blocks(&values), [1, 2 * BLOCK], 1000);
 }
 
 #[test]
-fn gates_and_ups_share_panels() {
+fn swiglu_matches_the_reference() {
     for ([rows, ffn], bits) in [[1, 1], [3, 7], [13, 17], [6, 100]]
         .into_iter()
         .flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
         let n_in = BLOCK;
         let mut weight = Weight::random(2, n_in, vec![bits; 2 * ffn]);
-        // Gates of about one.
+        // Gates of about 1.
         weight.rows.iter_mut().for_each(|row| {
             row.d.iter_mut().chain(&mut row.m).for_each(|scale| *scale *= 1e-5);
         });
@@ -359,7 +359,7 @@ fn gates_and_ups_share_panels() {
         let gate_up = reference::linear(&widened(&x), &weight.values(), None, n_in);
         let expected = reference::swiglu(&gate_up, ffn);
         let bounds = bounds(&widened(&x), &weight);
-        // SiLU's slope is at most 1.1, and an exponential and what is around it eight roundings.
+        // The slope of SiLU is at most 1.1. Its exponential and the operations around it take eight roundings.
         let bound = |i: usize| {
             let at = i / ffn * 2 * ffn + i % ffn;
             let (gate, up) = (gate_up[at].abs(), gate_up[at + ffn].abs());
@@ -374,7 +374,7 @@ fn gates_and_ups_share_panels() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_other_rows() {
+fn rows_do_not_depend_on_other_rows_bit_for_bit() {
     let (n_in, n_out) = (2 * BLOCK, 90);
     let x = random(1, 400 * n_in);
     for bits in ALL {
@@ -392,14 +392,14 @@ fn a_row_does_not_depend_on_the_other_rows() {
 }
 
 #[test]
-fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
+fn zeros_stay_zero_and_non_finite_values_propagate() {
     let n_in = 2 * BLOCK;
     for bits in ALL {
         let weight = Weight::random(2, n_in, vec![bits; 8]);
         for kernels in Kernels::available() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             assert_eq!(multiply(&packed, &vec![0.0; n_in], None), [0.0; 8], "{}", kernels.name);
-            // Smaller than any scale: as good as zero, and no division by it.
+            // A value below the smallest scale is treated as zero. Its scale is not inverted.
             let tiny = vec![f32::from_bits(1); n_in];
             assert!(multiply(&packed, &tiny, None).iter().all(|y| y.abs() < 1e-30));
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -418,7 +418,7 @@ fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
 }
 
 #[test]
-fn empty_operands_are_computed() {
+fn accepts_empty_operands() {
     for kernels in Kernels::available() {
         for [rows, n_out] in [[0, 5], [2, 0]] {
             let weight = Weight::random(1, BLOCK, vec![Bits::Four; n_out]);

@@ -1,14 +1,12 @@
-//! Every kernel of every kernel set against its f64 reference, with bounds derived from the
-//! standard model of rounding: a sum of n products in f32 is off by at most
-//! γ(n) = n·u / (1 − n·u) times the sum of their magnitudes, where u is half the distance from 1 to
-//! the next f32 (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1).
+//! Every kernel of every kernel set against its f64 reference, with bounds derived from the standard model of rounding.
 //!
-//! Where a value is stored as bf16, half the distance from 1 to the next bf16, times the value, is
-//! added to the bound.
+//! The error of a sum of n products in f32 is at most γ(n) = n·u / (1 − n·u) times the sum of their magnitudes, where u is
+//! half the distance from 1 to the next f32 (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1). If a
+//! value is stored as bf16, half the distance from 1 to the next bf16, times the value, is added to the bound.
 //!
-//! Inputs begin one element into their allocation, so that no kernel may count on alignment; outputs
-//! hold NaN, so that none may leave an element out; gaps between rows hold NaN, so that none may read
-//! them, and still do afterwards.
+//! Inputs begin one element into their allocation, so a kernel that relies on alignment fails. Outputs are filled with
+//! NaN, so a kernel that skips an element fails. The gaps between rows are NaN, so a kernel that reads them fails, and
+//! the tests check that they are still NaN afterwards.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -21,7 +19,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 const U: f64 = f32::EPSILON as f64 / 2.0;
 
-/// An exponential is within 2 ulp, and what surrounds it adds a few roundings.
+/// An exponential has an error of at most 2 ulp. The operations around it add a few roundings.
 const EXP_ROUNDINGS: usize = 8;
 
 fn gamma(n: usize) -> f64 {
@@ -54,7 +52,7 @@ impl Misaligned {
 /// A type of activations.
 trait Value: Copy + Into<f64> + PartialEq + 'static {
     const NAN: Self;
-    /// Half the distance from 1 to the next value beyond what f32 has, 0 for f32 itself.
+    /// Half the distance from 1 to the next value of the type. 0 for f32, whose roundings the bounds have already.
     const U: f64;
     fn of(value: f32) -> Self;
     fn read(values: &[Self]) -> Values<'_>;
@@ -125,7 +123,7 @@ impl<T: Value> Grid<T> {
         RowsMut::new(T::write(&mut self.values[1..]), self.shape, self.shape[1] + Self::GAP)
     }
 
-    /// The values without the gaps, after a look at those.
+    /// The values without the gaps. Asserts that the gaps are still NaN.
     fn dense(&self) -> Vec<f64> {
         let mut dense = Vec::new();
         for row in self.values[1..].chunks_exact(self.shape[1] + Self::GAP) {
@@ -136,7 +134,7 @@ impl<T: Value> Grid<T> {
         dense
     }
 
-    /// Compares with what was expected before it was rounded to `T`.
+    /// Compares with expected values that have not been rounded to `T`.
     fn assert_close(&self, expected: &[f64], bound: impl Fn(usize) -> f64, what: &str) {
         let got = self.dense();
         assert_eq!(got.len(), expected.len(), "{what}");
@@ -160,7 +158,7 @@ fn magnitudes(values: &[f64]) -> Vec<f64> {
     values.iter().map(|v| v.abs()).collect()
 }
 
-/// Compares element by element: `bound(i)` is the largest error of element `i`.
+/// Compares element by element. `bound(i)` is the largest allowed error of element `i`.
 fn assert_close(got: &[f32], expected: &[f64], bound: impl Fn(usize) -> f64, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
@@ -170,7 +168,7 @@ fn assert_close(got: &[f32], expected: &[f64], bound: impl Fn(usize) -> f64, wha
 }
 
 #[test]
-fn current_set_is_the_one_that_the_environment_names_or_one_of_this_cpu() {
+fn current_kernel_set_is_the_requested_one_or_runs_on_this_cpu() {
     assert_eq!(Kernels::available()[0].name, "portable");
     let current = Kernels::current();
     match std::env::var(Kernels::VARIABLE).ok().filter(|name| !name.is_empty()) {
@@ -180,7 +178,7 @@ fn current_set_is_the_one_that_the_environment_names_or_one_of_this_cpu() {
 }
 
 #[test]
-fn the_measured_peak_is_one_a_processor_can_have() {
+fn measured_peak_is_plausible_for_a_cpu() {
     for kernels in Kernels::available() {
         for arithmetic in [
             Arithmetic::F32,
@@ -200,7 +198,7 @@ fn check_rms_norm<T: Value>(kernels: &Kernels, rows: usize, channels: usize) {
     let mut out = Grid::<T>::nan(rows, channels);
     rms_norm(kernels, x.get(), weight.get(), 1e-6, &mut out.rows_mut());
     let expected = reference::rms_norm(&x.f64(), &weight.f64(), 1e-6);
-    // The sum of squares, then division, root, addition and products; eps is rounded.
+    // The sum of squares, a division, a root, an addition and products. `eps` is rounded too.
     let relative = gamma(channels + 8);
     let what = format!("{}, {rows} × {channels}", kernels.name);
     out.assert_close(&expected, |i| relative * expected[i].abs(), &what);
@@ -221,11 +219,11 @@ fn rms_norm_matches_the_reference() {
     }
 }
 
-/// Every bf16 value that f32 can be rounded to, from both sides and from half-way, and what is not
-/// finite: as the `half` crate rounds them.
+/// All bf16 values, f32 values just above, just below and half-way between them, and non-finite values, against the
+/// rounding of the `half` crate.
 #[test]
-fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
-    // Normal numbers, zeros and infinities; processors may round what is subnormal to zero.
+fn rounds_bf16_to_nearest_even_and_keeps_non_finite_values() {
+    // Normal numbers, zeros and infinities. CPUs may round subnormal numbers to zero.
     let upper = (0u32..0x8000).filter(|u| *u == 0 || (0x80..=0x7f80).contains(u)).step_by(7);
     let mut values: Vec<f32> = upper
         .flat_map(|u| [u, u | 0x8000])
@@ -235,7 +233,7 @@ fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
         .collect();
     values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY]);
     for kernels in Kernels::available() {
-        // A product with one stores what it is given.
+        // Multiplying by 1 stores the value itself.
         let one = PackedWeight::pack_f32(1, 1, Layout::Plain, |_, row| row[0] = 1.0);
         let x = Grid::<f32>::of(&values, 1);
         let mut out = Grid::<bf16>::nan(values.len(), 1);
@@ -244,7 +242,7 @@ fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
             let expected = bf16::from_f32(*value).to_f64();
             assert!(got == expected, "{}: {got:e} for {value:e}", kernels.name);
         }
-        // NaN with the lowest and the highest bits set, which rounding could carry away.
+        // NaN with the lowest and the highest bits set, which a wrong rounding turns into a number.
         for bits in [0x7f80_0001, 0x7fff_ffff, 0xff80_0001, 0xffff_ffff] {
             let nan = Grid::<f32>::of(&[f32::from_bits(bits)], 1);
             let mut out = Grid::<bf16>::of(&[0.0], 1);
@@ -257,7 +255,7 @@ fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
 /// Sizes around the edges of tiles and panels of 8 to 32 columns.
 const SIZES: [usize; 10] = [1, 2, 7, 8, 15, 16, 17, 31, 33, 130];
 
-/// A product whose input is `X` and whose weight is kept in bf16, or not.
+/// A linear layer with inputs of type `X`, whose weight is kept in bf16 or f32.
 fn check_linear<X: Value>(keep_bf16: bool, [rows, n_in, n_out]: [usize; 3]) {
     let x = Grid::<X>::random(1, rows, n_in);
     let weight = Misaligned::random(2, n_out * n_in);
@@ -309,8 +307,8 @@ fn check_swiglu<X: Value, O: Value>(keep_bf16: bool, [rows, n_in, ffn]: [usize; 
         let packed = packed.repacked(kernels);
         assert_eq!(packed.n_columns(), ffn);
         packed.multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
-        // SiLU's slope is at most 1.1, so that an error of the gate grows no further, and
-        // what it multiplies is the up value with its own error.
+        // The slope of SiLU is at most 1.1, so it hardly amplifies the error of a gate. The gate is multiplied by the up
+        // value, which has an error too.
         let bound = |i: usize| {
             let (row, column) = (i / ffn, i % ffn);
             let at = row * 2 * ffn + column;
@@ -332,9 +330,9 @@ fn swiglu_matches_the_reference() {
 }
 
 #[test]
-fn swiglu_of_extreme_gates_is_finite_and_right() {
+fn swiglu_of_extreme_gates_is_finite() {
     for kernels in Kernels::available() {
-        // One input of 1, so that the weight's rows are the gates and, behind them, the ups.
+        // The only input is 1, so the rows of the weight are the gates, followed by the ups.
         let gates = [-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 88.0, 200.0, 1e30];
         let rows: Vec<f32> = gates.iter().copied().chain([1.0; 9]).collect();
         let packed = PackedWeight::pack_f32(18, 1, Layout::SwiGlu, |o, row| row[0] = rows[o]);
@@ -344,7 +342,7 @@ fn swiglu_of_extreme_gates_is_finite_and_right() {
         let expected = reference::swiglu(&widened(&rows), 9);
         for (got, expected) in out.dense().into_iter().zip(expected) {
             let error = (got - expected).abs();
-            // Below −88 the result is smaller than 1e-30 times the gate, and so is its error.
+            // Below −88, the result and its error are smaller than 1e-30 times the gate.
             assert!(error <= gamma(EXP_ROUNDINGS) * expected.abs() + 1e-7, "{got} for {expected}");
         }
     }
@@ -372,7 +370,7 @@ fn check_rows_alone<X: Value, O: Value>(keep_bf16: bool, layout: Layout) {
 }
 
 #[test]
-fn a_row_of_a_product_does_not_depend_on_the_other_rows() {
+fn rows_of_linear_do_not_depend_on_other_rows_bit_for_bit() {
     for layout in [Layout::Plain, Layout::SwiGlu] {
         check_rows_alone::<f32, f32>(false, layout);
         check_rows_alone::<f32, f32>(true, layout);
@@ -419,7 +417,7 @@ fn qk_norm_rope_matches_the_reference() {
                 let x = widened(&part(before.get()));
                 let expected = reference::qk_norm_rope(&x, &norm.f64(), 1e-6, 1e4, &batch);
                 let normed = reference::rms_norm(&x, &norm.f64(), 1e-6);
-                // The norm's error, and a rotation of the pair: rounded tables, two products, a sum.
+                // The error of the norm, and of the rotation of a pair: rounded tables, two products, a sum.
                 let bound = |i: usize| {
                     let (head, lane) = (i / head_dim * head_dim, i % half);
                     gamma(head_dim + 12)
@@ -450,7 +448,7 @@ fn attend_from<T: Value>(
 ) -> Grid<T> {
     let mut out = Grid::nan(batch.n_rows() - batch.first_query(queries), heads.q_columns());
     let mut scratch = AttentionScratch::default();
-    // What an earlier and larger batch left in the scratch must not matter.
+    // The scratch buffer has values of an earlier, larger batch, which must not matter.
     let larger = Ragged::from_lengths([batch.n_tokens() + 40]).unwrap();
     let ones = vec![1.0; larger.n_tokens() * heads.qkv_columns()];
     let mut ignored = Grid::<T>::nan(larger.n_tokens(), heads.q_columns());
@@ -470,13 +468,13 @@ fn check_attention<T: Value>(batch: &Ragged, heads: Heads) {
             .map(|v| T::of(v).into() * scale)
             .collect()
     };
-    // The kernel takes queries that were divided by √D, the reference divides them itself.
+    // The kernel expects queries that are divided by √D. The reference divides them itself.
     let q = part(0, n_heads, (head_dim as f64).sqrt());
     let k = part(n_heads, n_kv_heads, 1.0);
     let v = part(n_heads + n_kv_heads, n_kv_heads, 1.0);
     let expected = reference::attention(&q, &k, &v, batch, n_heads, n_kv_heads, head_dim);
-    // Values are at most 2: a score is off by δ, hence a weight by the factor exp(2δ); the
-    // exponentials, their sum, the weighted sum and its rescaling add their own roundings.
+    // Values are at most 2. An error δ of a score changes a weight by at most the factor exp(2δ). The exponentials, their
+    // sum, the weighted sum and its rescaling add roundings.
     let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
     let roundings = 2 * batch.max_length() + 2 * EXP_ROUNDINGS + batch.max_length() / 16;
     let bound = 2.0 * (2.0 * score_error + gamma(roundings) + T::U);
@@ -513,8 +511,8 @@ fn attention_matches_the_reference() {
     }
 }
 
-/// Segments that continue one another at and around the edges of blocks and panels, given ones and
-/// such without a text of their own among them.
+/// Segments that continue other segments at and near the edges of blocks and panels. Some segments are given, and some
+/// are not the end of a text.
 fn forests() -> Vec<Ragged> {
     use SegmentKind::{Given, Inner, Text};
     let segment = |n_tokens, parent, kind| Segment { n_tokens, parent, kind };
@@ -556,7 +554,7 @@ fn attention_along_segments_matches_the_reference() {
     }
 }
 
-/// Each segment's rows are, bit for bit, those of a batch in which its text is alone and whole.
+/// The rows of each segment have the same bits as in a batch that has the segment's text only, in one segment.
 fn check_segments_alone<T: Value>() {
     let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
     let (columns, out_columns) = (heads.qkv_columns(), heads.q_columns());
@@ -590,7 +588,7 @@ fn check_segments_alone<T: Value>() {
 }
 
 #[test]
-fn attention_along_segments_is_that_of_whole_texts_bit_for_bit() {
+fn attention_along_segments_equals_that_of_whole_texts_bit_for_bit() {
     check_segments_alone::<f32>();
     check_segments_alone::<bf16>();
 }
@@ -607,7 +605,7 @@ fn check_text_alone<T: Value>() {
         let together = bits(&attend::<T>(kernels, qkv.get(), batch, heads));
         for (end, n_tokens) in batch.last_rows().into_iter().zip(lengths) {
             let text = end as usize + 1 - n_tokens..end as usize + 1;
-            // Alone, and cut short: what comes after a token does not matter, unless it is seen.
+            // Alone, and truncated: with a causal mask, the tokens after a token do not matter.
             for n in [text.len(), text.len().div_ceil(2), 1] {
                 if n < text.len() && !batch.is_causal() {
                     continue;
@@ -624,22 +622,22 @@ fn check_text_alone<T: Value>() {
 }
 
 #[test]
-fn attention_depends_on_nothing_but_the_text_bit_for_bit() {
+fn attention_does_not_depend_on_other_texts_bit_for_bit() {
     check_text_alone::<f32>();
     check_text_alone::<bf16>();
 }
 
 #[test]
-fn scores_of_hundreds_do_not_overflow() {
+fn attention_scores_in_the_hundreds_do_not_overflow() {
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 2 };
-    // Scores of 0, ±400 and ±800 between tokens whose values are their positions.
+    // Scores of 0, ±400 and ±800. The value of each token is its position.
     let rows: Vec<f32> =
         (0..200).flat_map(|p| [40.0, 0.0, 10.0 * (p % 5 - 2) as f32, 0.0, p as f32, 1.0]).collect();
     let batch = Ragged::from_lengths([200]).unwrap();
     for kernels in Kernels::available() {
         let out = attend::<f32>(kernels, &rows, &batch, heads).dense();
         for (position, out) in out.chunks_exact(2).enumerate() {
-            // All weight is on the tokens with the largest score seen so far.
+            // The tokens with the largest score so far have all the weight.
             let best = (0..=position).map(|p| p % 5).max().unwrap();
             let places: Vec<usize> = (0..=position).filter(|p| p % 5 == best).collect();
             let mean = places.iter().sum::<usize>() as f64 / places.len() as f64;
@@ -649,16 +647,16 @@ fn scores_of_hundreds_do_not_overflow() {
     }
 }
 
-/// A score that is not finite, of a token that others see, must not vanish in the softmax.
+/// The softmax must not hide a non-finite score.
 #[test]
-fn what_is_not_finite_stays_so() {
+fn attention_propagates_non_finite_values() {
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 2 };
     let batch = Ragged::from_lengths([40]).unwrap();
     for (kernels, value) in Kernels::available()
         .iter()
         .flat_map(|kernels| [f32::NAN, f32::INFINITY].map(|value| (kernels, value)))
     {
-        // The first key's, and then the first value's.
+        // A non-finite first key, then a non-finite first value.
         for column in [2, 4] {
             let mut qkv = vec![1.0; 40 * heads.qkv_columns()];
             qkv[column] = value;
@@ -680,7 +678,7 @@ fn what_is_not_finite_stays_so() {
 }
 
 #[test]
-fn empty_operands_are_computed() {
+fn accepts_empty_operands() {
     for kernels in Kernels::available() {
         for [rows, n_in, n_out] in [[0, 3, 5], [2, 0, 5], [2, 3, 0]] {
             let weight = PackedWeight::pack_bf16(n_out, n_in, Layout::Plain, |_, _| {});
@@ -700,15 +698,15 @@ fn empty_operands_are_computed() {
     }
 }
 
-/// What safe code can pass and kernels cannot compute is a panic, not a read beyond the end.
+/// Kernels panic on operands of wrong sizes, which safe code can pass, instead of reading beyond their ends.
 #[test]
-fn operands_that_no_kernel_can_read_are_refused() {
+fn rejects_operands_of_wrong_sizes() {
     let refused = |f: &dyn Fn()| {
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err());
     };
     refused(&|| _ = Rows::new(&[0f32; 9][..], [2, 5], 5));
     refused(&|| _ = Rows::new(&[0f32; 9][..], [2, 5], 4));
-    // Products that wrap around to something small.
+    // Sizes whose product overflows to a small number.
     refused(&|| _ = Rows::new(&[0f32][..], [(1 << 62) + 1, 1], 4));
     refused(&|| _ = RowsMut::new(&mut [0f32][..], [(1 << 62) + 1, 1], 4));
     refused(&|| drop(PackedWeight::pack_f32(3, 1, Layout::SwiGlu, |_, row| row[0] = 1.0)));
@@ -743,7 +741,7 @@ fn pack(
     }
 }
 
-/// A weight's values as they are kept.
+/// The values of a weight after the rounding of its storage type.
 fn kept(weight: &Misaligned, keep_bf16: bool) -> Vec<f64> {
     let value = |v: &f32| if keep_bf16 { bf16::from_f32(*v).to_f64() } else { f64::from(*v) };
     weight.get().iter().map(value).collect()

@@ -1,9 +1,9 @@
-//! Products with weights in 8 bits, of every kernel set, against the f64 reference.
+//! Matrix multiplications with weights in 8 bits, for every kernel set, against the f64 reference.
 //!
-//! Rounding a weight to a multiple of its group's scale is off by at most half of that, which is the
-//! group's largest magnitude over 254; rounding an activation to 16 bits, by its row's largest over 65,534,
-//! and to 8 bits, by its group's over 254. These errors times what they are multiplied with, and the
-//! roundings of the sums in f32, bound the result's.
+//! The error of a rounded weight is at most half of its group's scale, which is the group's largest magnitude divided by
+//! 254. The error of an activation in 16 bits is at most its row's largest magnitude divided by 65,534, and in 8 bits its
+//! group's largest magnitude divided by 254. The bound of a result is the sum of these errors times the other operand,
+//! plus the rounding errors of the sums in f32.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -13,24 +13,24 @@ use qwen3_embed_kernels::cpu::{
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-/// How products with weights in 8 bits are computed.
+/// The type of the activations that are multiplied with weights in 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
-    /// From activations in 16 bits.
+    /// Activations in 16 bits.
     Int8,
-    /// From activations in 8 bits.
+    /// Activations in 8 bits.
     Bytes,
 }
 
 impl Kind {
     const ALL: [Self; 2] = [Self::Int8, Self::Bytes];
 
-    /// Weights that share a scale.
+    /// The number of weights that share a scale.
     fn group(self) -> usize {
         if self == Self::Int8 { 32 } else { BYTE_GROUP }
     }
 
-    /// Activations of a row of `n_in` that share a scale, and their largest multiple of it.
+    /// The number of activations of a row of `n_in` that share a scale, and the largest integer.
     fn activations(self, n_in: usize) -> (usize, i32) {
         if self == Self::Int8 { (n_in, 32_767) } else { (BYTE_GROUP, 127) }
     }
@@ -44,13 +44,13 @@ impl Kind {
         }
     }
 
-    /// Each of them with every kernel set.
+    /// All combinations with kernel sets.
     fn with_kernels() -> impl Iterator<Item = (Self, &'static Kernels)> {
         Self::ALL.into_iter().flat_map(|kind| Kernels::available().iter().map(move |k| (kind, k)))
     }
 }
 
-/// Relative error of `n` roundings in f32.
+/// The bound of the relative error of `n` roundings in f32.
 fn gamma(n: usize) -> f64 {
     let nu = n as f64 * f64::from(f32::EPSILON) / 2.0;
     nu / (1.0 - nu)
@@ -76,7 +76,7 @@ fn pack_precise(weight: &[f32], n_in: usize, precise: &[usize]) -> PackedWeight 
     })
 }
 
-/// The product of rows that begin one element into their allocation, with a gap of NaN behind each.
+/// Multiplies rows that begin one element into their allocation and are followed by gaps of NaN.
 fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let (n_in, n_out) = (weight.n_in(), weight.n_columns());
     let n_rows = x.len() / n_in;
@@ -87,7 +87,7 @@ fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> 
     }
     let mut out = vec![f32::NAN; n_rows * n_out];
     let mut quantised = Quantised::default();
-    // What an earlier and larger product left must not matter.
+    // The scratch buffer has values of an earlier, larger call, which must not matter.
     let ones = vec![f32::NAN; (n_rows + 3) * n_in];
     quantised.quantise(weight, Rows::new(ones.as_slice(), [n_rows + 3, n_in], n_in));
     let x = quantised.quantise(weight, Rows::new(&padded[1..], [n_rows, n_in], stride));
@@ -117,8 +117,8 @@ fn shapes() -> Vec<[usize; 3]> {
     shapes
 }
 
-/// Rows of `n` whole numbers up to `largest`, each `group` of which have one of that magnitude and are
-/// multiplied with a power of two: bringing them into as many bits loses nothing.
+/// Rows of `n` integers up to `largest`, times a power of two for each group. Each group has an integer of the largest
+/// magnitude, so quantizing the rows loses nothing.
 fn whole(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut values = Vec::with_capacity(n_rows * n);
@@ -137,7 +137,7 @@ fn whole(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<
 }
 
 #[test]
-fn what_quantisation_keeps_is_multiplied_exactly() {
+fn operands_that_quantization_keeps_are_multiplied_exactly() {
     for ([rows, n_in, n_out], kind) in
         shapes().into_iter().flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
     {
@@ -150,7 +150,7 @@ fn what_quantisation_keeps_is_multiplied_exactly() {
         let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
         let sums =
             reference::linear(&sizes(&x64), &sizes(&w64), Some(&sizes(&widened(&bias))), n_in);
-        // Each group's sum is rounded once when it becomes f32, and once when it is added.
+        // The sum of each group is rounded once when it is converted to f32, and once when it is added.
         let roundings = gamma(2 * n_in.div_ceil(kind.group()) + 2);
         for kernels in Kernels::available() {
             let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
@@ -158,7 +158,7 @@ fn what_quantisation_keeps_is_multiplied_exactly() {
             let what = format!("{}, {kind:?}, {rows} × {n_in} × {n_out}", kernels.name);
             assert_close(&got, &expected, |i| roundings * sums[i], &what);
             if kind == Kind::Int8 {
-                // The same weights from integers and scales.
+                // The same weight, given as integers and scales.
                 let packed = from_q8(&weight, n_in).repacked(kernels);
                 assert_eq!(multiply(&packed, &x, Some(&bias)), got, "{what}");
             }
@@ -166,7 +166,7 @@ fn what_quantisation_keeps_is_multiplied_exactly() {
     }
 }
 
-/// A weight whose groups' scales are powers of two, from its integers and scales.
+/// Packs a weight from its integers and scales. The scales are powers of two.
 fn from_q8(weight: &[f32], n_in: usize) -> PackedWeight {
     let group = Kind::Int8.group();
     PackedWeight::pack_q8(weight.len() / n_in, n_in, Layout::Plain, |o, values, scales| {
@@ -180,10 +180,10 @@ fn from_q8(weight: &[f32], n_in: usize) -> PackedWeight {
     })
 }
 
-/// The largest error that rounding the operands makes of each element, and the roundings of the sums.
+/// The bound of the error of each element: rounded operands, and the roundings of the sums.
 fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize]) -> Vec<f64> {
     let (x_group, most) = kind.activations(n_in);
-    // The largest of the values that share a scale with the one at `k`.
+    // The largest magnitude of the values that share a scale with the value at `k`.
     let largest_beside = |row: &[f32], k: usize, group: usize| {
         largest(&row[k / group * group..n_in.min((k / group + 1) * group)])
     };
@@ -195,7 +195,7 @@ fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize])
             for (k, (&x_k, &w_k)) in x.iter().zip(w).enumerate() {
                 let dx = largest_beside(x, k, x_group) / f64::from(2 * most);
                 let first = largest_beside(w, k, kind.group()) / 254.0;
-                // What is left is at most that, and is rounded to a multiple of its largest over 127.
+                // The remainder is at most that, and is rounded to a multiple of its largest magnitude divided by 127.
                 let dw = if precise.contains(&k) { first / 254.0 } else { first };
                 let (x, w) = (f64::from(x_k.abs()), f64::from(w_k.abs()));
                 bound += x * dw + dx * (w + dw);
@@ -208,7 +208,7 @@ fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize])
 }
 
 #[test]
-fn random_weights_are_within_what_rounding_them_costs() {
+fn error_is_within_the_bound_of_rounded_operands() {
     for [rows, n_in, n_out] in shapes() {
         let (x, weight) = (random(1, rows * n_in), random(2, n_out * n_in));
         let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
@@ -231,10 +231,10 @@ fn random_weights_are_within_what_rounding_them_costs() {
     }
 }
 
-/// Rotating operands in the kernels gives, bit for bit, what the kernels give for operands that are rotated before;
-/// and the product is that of the operands, within what rounding rotated ones costs.
+/// Operands that the kernels rotate give the same bits as operands that are rotated before. The result is that of the
+/// original operands, within the bound of rounding the rotated operands.
 #[test]
-fn rotated_operands_have_the_same_product() {
+fn rotated_operands_give_the_same_result() {
     for [rows, n_in, n_out] in [[1, 256, 5], [7, 512, 33], [13, 1024, 40]] {
         let (x, weight) = (random(1, rows * n_in), random(2, n_out * n_in));
         let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
@@ -250,15 +250,15 @@ fn rotated_operands_have_the_same_product() {
             let what = format!("{}, {rows} × {n_in} × {n_out}", kernels.name);
             let got = multiply(&within.repacked(kernels), &x, None);
             assert_eq!(got, multiply(&before.repacked(kernels), &rotated_x, None), "{what}");
-            // Rotating rounds five times.
+            // A rotation has five roundings.
             assert_close(&got, &expected, |i| bounds[i] * (1.0 + gamma(10)), &what);
         }
     }
 }
 
-/// Features with all of the activations' weight: a thousand times closer when they are kept so.
+/// Features that are far larger than the others give an error a thousand times smaller when they keep 16 bits.
 #[test]
-fn precise_features_have_sixteen_bits() {
+fn precise_features_keep_16_bits() {
     let n_in = 300;
     let precise = [7, 40, 41, 299];
     let mut x = vec![0f32; n_in];
@@ -277,9 +277,9 @@ fn precise_features_have_sixteen_bits() {
     }
 }
 
-/// Groups of either sign whose values are all as large as they can be: no sum on the way saturates.
+/// The largest values of both signs, which would saturate narrow sums.
 #[test]
-fn the_largest_sums_are_exact() {
+fn largest_sums_of_bytes_do_not_saturate() {
     let n_in = 2 * BYTE_GROUP;
     let weight: Vec<f32> = [[127.0; 128], [-127.0; 128]].concat();
     for (kind, kernels) in Kind::with_kernels() {
@@ -293,7 +293,7 @@ fn the_largest_sums_are_exact() {
 }
 
 #[test]
-fn bf16_activations_are_those_of_f32() {
+fn bf16_activations_give_the_results_of_f32() {
     let (n_rows, n_in) = (13, 150);
     let weight = random(2, 20 * n_in);
     let bf16: Vec<bf16> = random(1, n_rows * n_in).into_iter().map(bf16::from_f32).collect();
@@ -310,16 +310,16 @@ fn bf16_activations_are_those_of_f32() {
     }
 }
 
-/// Nothing is read behind a row that is too short for its groups.
+/// The kernel panics instead of reading beyond the end of a row without scales.
 #[test]
 #[should_panic(expected = "values for")]
-fn bytes_without_their_scales_are_refused() {
+fn rejects_bytes_without_scales() {
     let values = vec![0i8; 2 * BYTE_GROUP];
     Rows::new(Values::Bytes(&values), [1, 2 * BYTE_GROUP], 200);
 }
 
 #[test]
-fn gates_and_ups_share_panels() {
+fn swiglu_matches_the_reference() {
     for ([rows, n_in, ffn], kind) in [[1, 9, 1], [3, 40, 7], [13, 33, 17], [6, 64, 100]]
         .into_iter()
         .flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
@@ -330,7 +330,7 @@ fn gates_and_ups_share_panels() {
         let bounds = bounds(kind, &x, &weight, n_in, &[]);
         for kernels in Kernels::available() {
             let packed = kind.pack(&weight, n_in, Layout::SwiGlu).repacked(kernels);
-            // SiLU's slope is at most 1.1, and an exponential and what is around it eight roundings.
+            // The slope of SiLU is at most 1.1. Its exponential and the operations around it take eight roundings.
             let bound = |i: usize| {
                 let at = i / ffn * 2 * ffn + i % ffn;
                 let (gate, up) = (gate_up[at].abs(), gate_up[at + ffn].abs());
@@ -343,7 +343,7 @@ fn gates_and_ups_share_panels() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_other_rows() {
+fn rows_do_not_depend_on_other_rows_bit_for_bit() {
     let (n_in, n_out) = (70, 90);
     let (x, weight) = (random(1, 400 * n_in), random(2, n_out * n_in));
     for (kind, kernels) in Kind::with_kernels() {
@@ -358,13 +358,13 @@ fn a_row_does_not_depend_on_the_other_rows() {
 }
 
 #[test]
-fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
+fn zeros_stay_zero_and_non_finite_values_propagate() {
     let n_in = 40;
     let finite = random(2, 8 * n_in);
     for (kind, kernels) in Kind::with_kernels() {
         let packed = kind.pack(&finite, n_in, Layout::Plain).repacked(kernels);
         assert_eq!(multiply(&packed, &vec![0.0; n_in], None), [0.0; 8], "{}", kernels.name);
-        // Smaller than any scale: as good as zero, and no division by it.
+        // A value below the smallest scale is treated as zero. Its scale is not inverted.
         let tiny = vec![f32::from_bits(1); n_in];
         assert!(multiply(&packed, &tiny, None).iter().all(|y| y.abs() < 1e-30));
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -386,7 +386,7 @@ fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
 }
 
 #[test]
-fn empty_operands_are_computed() {
+fn accepts_empty_operands() {
     for (kind, kernels) in Kind::with_kernels() {
         for [rows, n_in, n_out] in [[0, 3, 5], [2, 3, 0]] {
             let weight = kind.pack(&vec![1.0; n_out * n_in], n_in, Layout::Plain);

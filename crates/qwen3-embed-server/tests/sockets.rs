@@ -1,22 +1,22 @@
-//! The server on sockets of the loopback: what slow, silent and vanishing clients do, and how it ends.
+//! The server on loopback sockets: slow, silent and disconnected clients, and shutdown.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use qwen3_embed::{Embedder, ServiceOptions};
 use qwen3_embed_server::{
     AppState, Models, Readiness, ServeOptions, ServerOptions, Unfinished, serve,
 };
+use qwen3_embed_testing::fixtures;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// Long enough that what should happen has happened.
+/// A timeout that only expires if the expected event never happens.
 const LONG: Duration = Duration::from_secs(60);
 
 struct Server {
@@ -27,8 +27,7 @@ struct Server {
 }
 
 async fn start(options: ServeOptions, service: ServiceOptions) -> Server {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/wide");
-    let embedder = Embedder::builder(folder).build().unwrap();
+    let embedder = Embedder::builder(fixtures::model("wide")).build().unwrap();
     let state = AppState::new(ServerOptions::default());
     let models = Models { embedder: Some(("wide".into(), embedder)), reranker: None };
     state.start(models, service).await.unwrap();
@@ -57,7 +56,7 @@ fn request_for(texts: &[String], connection: &str) -> String {
     )
 }
 
-/// Sends a request on a connection of its own and reads the whole answer.
+/// Sends a request on a new connection and reads the whole response.
 async fn ask(address: SocketAddr, n: usize) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(request(n, "close").as_bytes()).await?;
@@ -66,7 +65,7 @@ async fn ask(address: SocketAddr, n: usize) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// Waits until `holds` does.
+/// Waits until `holds` returns true.
 async fn until(holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {
@@ -84,8 +83,8 @@ async fn closed(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn a_request_that_has_begun_is_answered_after_the_end_is_announced() {
-    // A batch for every text, so that the request takes its time.
+async fn answers_started_request_after_shutdown_begins() {
+    // A batch for each text, so that the request takes some time.
     let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
     let server = start(ServeOptions::default(), service).await;
     let asked = tokio::spawn(ask(server.address, 500));
@@ -100,14 +99,14 @@ async fn a_request_that_has_begun_is_answered_after_the_end_is_announced() {
         answer.contains("\"index\":499") && answer.ends_with("}}\r\n0\r\n\r\n"),
         "{answer:.300}"
     );
-    // A connection without a request is closed, and keeps nobody waiting.
+    // A connection without a request is closed and does not delay the shutdown.
     assert_eq!(closed(idle).await, "");
     server.ended.await.unwrap().unwrap();
     assert!(TcpStream::connect(server.address).await.is_err());
 }
 
 #[tokio::test]
-async fn under_load_every_request_is_answered_or_not_connected() {
+async fn under_load_shutdown_answers_every_connected_request() {
     for _ in 0..3 {
         let server = start(ServeOptions::default(), ServiceOptions::default()).await;
         let address = server.address;
@@ -115,7 +114,7 @@ async fn under_load_every_request_is_answered_or_not_connected() {
             .map(|_| {
                 tokio::spawn(async move {
                     let mut n_answered = 0;
-                    // Until the server does not listen any more.
+                    // Until the server stops listening.
                     while let Ok(mut stream) = TcpStream::connect(address).await {
                         stream.write_all(request(1, "close").as_bytes()).await.unwrap();
                         check_answered(stream).await;
@@ -138,9 +137,9 @@ async fn under_load_every_request_is_answered_or_not_connected() {
 }
 
 #[tokio::test]
-async fn clients_that_are_not_accepted_yet_at_the_end_are_answered() {
+async fn answers_connections_not_yet_accepted_at_shutdown() {
     let server = start(ServeOptions::default(), ServiceOptions::default()).await;
-    // Nothing else runs on this thread until something is awaited: the server sees them and its end at once.
+    // Nothing else runs on this thread until the next await, so the server sees the connections and the shutdown at once.
     let asked = (0..100).map(|_| {
         let mut stream = std::net::TcpStream::connect(server.address).unwrap();
         stream.write_all(request(1, "close").as_bytes()).unwrap();
@@ -155,7 +154,7 @@ async fn clients_that_are_not_accepted_yet_at_the_end_are_answered() {
     server.ended.await.unwrap().unwrap();
 }
 
-/// Reads the answer, which there has to be.
+/// Reads a response. Asserts that there is one.
 async fn check_answered(mut stream: TcpStream) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -163,7 +162,7 @@ async fn check_answered(mut stream: TcpStream) {
 }
 
 #[tokio::test]
-async fn what_cannot_be_finished_in_time_is_said() {
+async fn reports_requests_unfinished_at_the_drain_timeout() {
     let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
     let options = ServeOptions { drain_timeout: Duration::ZERO, ..ServeOptions::default() };
     let server = start(options, service).await;
@@ -177,7 +176,7 @@ async fn what_cannot_be_finished_in_time_is_said() {
 }
 
 #[tokio::test]
-async fn texts_of_a_client_that_vanishes_are_not_computed() {
+async fn does_not_compute_texts_of_disconnected_client() {
     let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
     let server = start(ServeOptions::default(), service).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
@@ -188,15 +187,15 @@ async fn texts_of_a_client_that_vanishes_are_not_computed() {
     until(|| service.waiting_texts() == 0).await;
     let n_tokens = service.model().sharing_counts().n_tokens;
     assert!(ask(server.address, 1).await.unwrap().starts_with("HTTP/1.1 200 OK"));
-    // Not the 2,000 texts of 6 tokens or more.
+    // Fewer tokens than the 2,000 texts have, with 6 tokens or more each.
     assert!(service.model().sharing_counts().n_tokens < 12_000, "{n_tokens} tokens before");
 }
 
 #[tokio::test]
-async fn a_thousand_silent_clients_keep_nobody_waiting_and_are_cut_off() {
+async fn a_thousand_silent_clients_delay_nobody_and_are_disconnected() {
     let options =
         ServeOptions { keep_alive_timeout: Duration::from_secs(3), ..ServeOptions::default() };
-    // Two file descriptors for each, both ends being here.
+    // Each connection takes two file descriptors, because both of its ends are in this process.
     rlimit::increase_nofile_limit(4096).unwrap();
     let server = start(options, ServiceOptions::default()).await;
     let mut silent = Vec::new();
@@ -215,24 +214,24 @@ async fn a_thousand_silent_clients_keep_nobody_waiting_and_are_cut_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off() {
+async fn disconnects_client_that_does_not_read() {
     let options =
         ServeOptions { write_timeout: Duration::from_millis(200), ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    // Answers of more bytes than the system keeps for a client that does not read. Equal texts are computed
-    // once, so that nothing but writing takes time.
+    // Responses with more bytes than the system buffers for a client that does not read. Equal texts are computed once, so
+    // only writing takes time.
     let many = request_for(&vec!["a".to_owned(); 2000], "keep-alive").repeat(20);
     let (mut reading, mut writing) = stream.split();
     let _ = timeout(Duration::from_secs(2), writing.write_all(many.as_bytes())).await;
     sleep(Duration::from_secs(3)).await;
     let mut answers = Vec::new();
     let read = timeout(LONG, reading.read_to_end(&mut answers)).await.unwrap();
-    // What was under way arrives, and then nothing: 20 answers have 2.7 MB each.
+    // The buffered bytes arrive, and no more. Each of the 20 responses has 2.7 MB.
     assert!(read.is_err() || answers.len() < 20 * 2_700_000, "{} bytes", answers.len());
 }
 
-/// Sends a request on a connection that is kept, and reads the answer.
+/// Sends a request on a keep-alive connection and reads the response.
 async fn ask_livez(stream: &mut TcpStream) {
     stream.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     let mut answer = [0; 1024];
@@ -241,13 +240,13 @@ async fn ask_livez(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_kept_as_long_as_the_server_says() {
+async fn keeps_idle_connection_for_the_configured_time() {
     let keep_alive_timeout = Duration::from_secs(2);
     let options = ServeOptions { keep_alive_timeout, ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     ask_livez(&mut stream).await;
-    // The time begins anew with each request.
+    // Each request restarts the timeout.
     for _ in 0..2 {
         sleep(Duration::from_millis(1200)).await;
         ask_livez(&mut stream).await;
@@ -257,12 +256,12 @@ async fn an_idle_connection_is_kept_as_long_as_the_server_says() {
     assert!(idle.elapsed() >= keep_alive_timeout - Duration::from_millis(100));
 }
 
-/// Load balancers keep idle connections for 60 s, Go's clients for 90 s: a server that closes them sooner loses
-/// requests.
+/// Load balancers keep idle connections for 60 s, and Go's clients keep them for 90 s. A server that closes connections
+/// sooner loses requests.
 #[tokio::test]
-async fn by_default_idle_connections_outlive_those_of_load_balancers() {
+async fn default_keep_alive_is_longer_than_that_of_load_balancers() {
     assert!(ServeOptions::default().keep_alive_timeout > Duration::from_secs(90));
-    // A time that no clock reaches is no panic.
+    // The longest possible timeout does not overflow.
     let options = ServeOptions { keep_alive_timeout: Duration::MAX, ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     ask_livez(&mut TcpStream::connect(server.address).await.unwrap()).await;

@@ -30,6 +30,8 @@ pub struct RandomCheckpoint {
     pub head_dim: usize,
     /// Number of token ids.
     pub vocab_size: usize,
+    /// The maximum length of a text, in tokens.
+    pub max_position_embeddings: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Whether the attention's projections have a bias.
@@ -61,6 +63,7 @@ impl Default for RandomCheckpoint {
             num_key_value_heads: 2,
             head_dim: 32,
             vocab_size: 512,
+            max_position_embeddings: 4096,
             rope_theta: 1e6,
             attention_bias: false,
             is_causal: true,
@@ -88,6 +91,7 @@ impl RandomCheckpoint {
             num_key_value_heads,
             head_dim: [2, 6, 8, 16, 24, 32, 48, 64, 80, 128][rng.random_range(0..10)],
             vocab_size: rng.random_range(16..=600),
+            max_position_embeddings: 4096,
             rope_theta: 10f64.powf(rng.random_range(2.0..7.0)),
             attention_bias: rng.random(),
             is_causal: rng.random_bool(0.75),
@@ -127,7 +131,7 @@ impl RandomCheckpoint {
             "num_key_value_heads": self.num_key_value_heads,
             "head_dim": self.head_dim,
             "vocab_size": self.vocab_size,
-            "max_position_embeddings": 4096,
+            "max_position_embeddings": self.max_position_embeddings,
             "rms_norm_eps": 1e-6,
             "rope_theta": self.rope_theta,
             "attention_bias": self.attention_bias,

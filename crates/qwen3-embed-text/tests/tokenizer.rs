@@ -1,21 +1,18 @@
-//! Tokens against transformers', and the end-of-text token under every post-processor.
+//! Token ids against transformers, and the end-of-text token with every post-processor.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use qwen3_embed_testing::fixtures;
 use qwen3_embed_text::{
     DEFAULT_INSTRUCTION, Error, SpecialTokens, Tokenizer, TruncationSide, Vocabulary,
     check_white_space, instruct, truncate,
 };
 use serde_json::{Value, json};
 
-fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
-}
-
 fn tokenizer_json() -> Value {
-    serde_json::from_slice(&fs::read(fixtures().join("tokenizer.json")).unwrap()).unwrap()
+    fixtures::read_json(&fixtures::path("tokenizer.json"))
 }
 
 fn load(path: &Path) -> Tokenizer {
@@ -23,9 +20,10 @@ fn load(path: &Path) -> Tokenizer {
 }
 
 fn tokenizer() -> Tokenizer {
-    load(&fixtures().join("tokenizer.json"))
+    load(&fixtures::path("tokenizer.json"))
 }
 
+/// The fixtures' tokenizer with a change to its file.
 fn changed(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, Error> {
     let mut json = tokenizer_json();
     change(&mut json);
@@ -36,14 +34,18 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokenizer.encode(text, SpecialTokens::Parse).unwrap()
 }
 
+fn cases() -> Vec<Value> {
+    let cases = fixtures::read_json(&fixtures::path("tokenizer_cases.json"));
+    cases.as_array().unwrap().clone()
+}
+
 const EOS: u32 = 1000;
 const IM_END: u32 = 1002;
 
 #[test]
-fn tokens_and_truncation_equal_transformers() {
+fn tokens_and_truncation_match_transformers() {
     let tokenizer = tokenizer();
-    let cases = fs::read(fixtures().join("tokenizer_cases.json")).unwrap();
-    let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
+    let cases = cases();
     assert!(cases.len() > 50);
     for case in cases {
         let text = case["text"].as_str().unwrap();
@@ -59,7 +61,7 @@ fn tokens_and_truncation_equal_transformers() {
 }
 
 #[test]
-fn many_texts_are_tokenized_in_order() {
+fn encode_batch_keeps_the_order() {
     let texts: Vec<String> = (0..200).map(|i| "word ".repeat(i % 7) + &i.to_string()).collect();
     let tokenizer = tokenizer();
     let batch = tokenizer.encode_batch(&texts, SpecialTokens::Parse).unwrap();
@@ -68,7 +70,7 @@ fn many_texts_are_tokenized_in_order() {
 }
 
 #[test]
-fn end_of_text_is_appended_once_whatever_the_post_processor_says() {
+fn appends_end_of_text_once_with_any_post_processor() {
     let with_template = encode(&tokenizer(), "hello");
     assert_eq!(with_template.last(), Some(&EOS));
     assert_eq!(with_template.iter().filter(|&&id| id == EOS).count(), 1);
@@ -80,14 +82,14 @@ fn end_of_text_is_appended_once_whatever_the_post_processor_says() {
 }
 
 #[test]
-fn an_empty_text_is_the_end_of_text_alone() {
+fn empty_text_is_encoded_as_end_of_text() {
     for mode in [SpecialTokens::Parse, SpecialTokens::PlainText] {
         assert_eq!(tokenizer().encode("", mode).unwrap(), [EOS]);
     }
 }
 
 #[test]
-fn a_post_processor_of_another_kind_of_model_is_refused() {
+fn rejects_post_processor_of_another_kind_of_model() {
     let error = changed(|json| {
         json["post_processor"]["processors"][1]["single"] = json!([
             {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
@@ -99,7 +101,7 @@ fn a_post_processor_of_another_kind_of_model_is_refused() {
 }
 
 #[test]
-fn a_tokenizer_without_end_of_text_is_refused() {
+fn rejects_tokenizer_without_end_of_text() {
     let error = changed(|json| {
         json["post_processor"] = Value::Null;
         json["added_tokens"].as_array_mut().unwrap().remove(0);
@@ -108,7 +110,7 @@ fn a_tokenizer_without_end_of_text_is_refused() {
 }
 
 #[test]
-fn truncation_and_padding_of_the_file_are_not_used() {
+fn ignores_truncation_and_padding_settings() {
     let plain = encode(&tokenizer(), "a rather long sentence");
     let tokenizer = changed(|json| {
         json["truncation"] = json!({
@@ -123,7 +125,7 @@ fn truncation_and_padding_of_the_file_are_not_used() {
 }
 
 #[test]
-fn plain_text_cannot_spell_a_special_token() {
+fn plain_text_mode_never_produces_special_tokens() {
     let tokenizer = tokenizer();
     for token in tokenizer_json()["added_tokens"].as_array().unwrap() {
         let id = token["id"].as_u64().unwrap() as u32;
@@ -140,13 +142,13 @@ fn plain_text_cannot_spell_a_special_token() {
 }
 
 #[test]
-fn a_special_token_of_the_text_stays_beside_the_end_of_text() {
+fn keeps_special_token_at_the_end_of_a_text() {
     let tokens = encode(&tokenizer(), "stop<|im_end|>");
     assert_eq!(tokens[tokens.len() - 2..], [IM_END, EOS]);
 }
 
 #[test]
-fn the_instruction_has_no_space_before_the_query() {
+fn instruct_puts_no_space_before_the_query() {
     assert_eq!(
         instruct(DEFAULT_INSTRUCTION, "What is the capital of China?"),
         "Instruct: Given a web search query, retrieve relevant passages that answer the query\n\
@@ -155,7 +157,7 @@ fn the_instruction_has_no_space_before_the_query() {
 }
 
 #[test]
-fn truncation_keeps_the_last_token_at_every_limit() {
+fn truncate_keeps_the_last_token_at_every_limit() {
     let tokens = vec![1, 2, 3, 9];
     for limit in 0..6 {
         for side in [TruncationSide::Left, TruncationSide::Right] {
@@ -172,7 +174,7 @@ fn truncation_keeps_the_last_token_at_every_limit() {
 }
 
 #[test]
-fn a_file_that_is_no_tokenizer_is_refused_by_name() {
+fn rejects_file_that_is_not_a_tokenizer_and_names_it() {
     let whole = tokenizer_json().to_string();
     for json in ["", "{}", "[]", "null", "{\"model\": 1}", &whole[..whole.len() / 2]] {
         let path = Path::new("folder/tokenizer.json");
@@ -183,7 +185,7 @@ fn a_file_that_is_no_tokenizer_is_refused_by_name() {
 }
 
 #[test]
-fn a_file_on_which_the_parser_panics_is_refused() {
+fn rejects_file_on_which_the_parser_panics() {
     let error = changed(|json| {
         json["post_processor"]["processors"][1]["special_tokens"] = json!({});
     });
@@ -195,9 +197,9 @@ fn a_file_on_which_the_parser_panics_is_refused() {
 }
 
 #[test]
-fn white_space_that_the_regex_engine_cannot_follow_is_an_error() {
+fn rejects_white_space_beyond_the_regex_engines_limit() {
     let tokenizer = tokenizer();
-    // Up to the limit, a run is split as anywhere: its last character goes with the next word.
+    // A run up to the limit is split like any other: its last character belongs to the next word.
     let after = encode(&tokenizer, " hello you");
     let text = format!("{}hello you", " ".repeat(500_000));
     assert!(encode(&tokenizer, &text).ends_with(&after));
@@ -213,7 +215,7 @@ fn white_space_that_the_regex_engine_cannot_follow_is_an_error() {
     }
 }
 
-/// A vocabulary as a GGUF file has it.
+/// The vocabulary of a GGUF file.
 #[derive(Clone)]
 struct Parts {
     model: String,
@@ -224,7 +226,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// What llama.cpp's converter makes of a `tokenizer.json`.
+    /// Converts a `tokenizer.json` like the converter of llama.cpp.
     fn of_json(json: &Value) -> Self {
         let mut tokens: Vec<(u64, String, i32)> = Vec::new();
         for (token, id) in json["model"]["vocab"].as_object().unwrap() {
@@ -267,13 +269,11 @@ impl Parts {
     }
 }
 
-/// Texts of every kind: the cases, the corpus line by line, and pieces of it that begin anywhere.
+/// Texts of many kinds: the tokenizer cases, the lines of the corpus, and overlapping pieces of the corpus.
 fn many_texts() -> Vec<String> {
-    let cases = fs::read(fixtures().join("tokenizer_cases.json")).unwrap();
-    let cases: Vec<Value> = serde_json::from_slice(&cases).unwrap();
     let mut texts: Vec<String> =
-        cases.iter().map(|case| case["text"].as_str().unwrap().to_owned()).collect();
-    let corpus = fs::read_to_string(fixtures().join("corpus.txt")).unwrap();
+        cases().iter().map(|case| case["text"].as_str().unwrap().to_owned()).collect();
+    let corpus = fs::read_to_string(fixtures::path("corpus.txt")).unwrap();
     texts.extend(corpus.lines().map(str::to_owned));
     let chars: Vec<char> = corpus.chars().collect();
     texts.extend(chars.windows(41).step_by(7).map(String::from_iter));
@@ -294,13 +294,13 @@ fn assert_same_tokens(json: &Tokenizer, vocabulary: &Tokenizer) {
 }
 
 #[test]
-fn a_vocabulary_gives_the_tokens_of_its_tokenizer_json() {
+fn gguf_vocabulary_gives_the_tokens_of_tokenizer_json() {
     let parts = Parts::of_json(&tokenizer_json());
     assert_same_tokens(&tokenizer(), &parts.tokenizer().unwrap());
 }
 
 #[test]
-fn unused_tokens_and_added_ones_anywhere_keep_the_ids_of_the_others() {
+fn unused_tokens_do_not_change_the_ids_of_other_tokens() {
     let parts = Parts::of_json(&tokenizer_json());
     let mut padded = parts.clone();
     for i in 0..10 {
@@ -308,20 +308,20 @@ fn unused_tokens_and_added_ones_anywhere_keep_the_ids_of_the_others() {
         padded.token_types.push(5);
     }
     assert_same_tokens(&tokenizer(), &padded.tokenizer().unwrap());
-    // A hole between the base vocabulary and the added tokens.
-    let mut hole = parts;
-    hole.tokens.insert(1000, "[PAD]".into());
-    hole.token_types.insert(1000, 5);
-    let hole = hole.tokenizer().unwrap();
+    // An unused token between the base vocabulary and the added tokens.
+    let mut unused = parts;
+    unused.tokens.insert(1000, "[PAD]".into());
+    unused.token_types.insert(1000, 5);
+    let unused = unused.tokenizer().unwrap();
     for text in many_texts() {
-        let with_hole = encode(&hole, &text).into_iter();
-        let without: Vec<u32> = with_hole.map(|id| id - u32::from(id > 1000)).collect();
-        assert_eq!(without, encode(&tokenizer(), &text), "{text}");
+        let tokens = encode(&unused, &text).into_iter();
+        let renumbered: Vec<u32> = tokens.map(|id| id - u32::from(id > 1000)).collect();
+        assert_eq!(renumbered, encode(&tokenizer(), &text), "{text}");
     }
 }
 
 #[test]
-fn a_vocabulary_that_is_not_of_a_qwen3_model_is_refused_by_name() {
+fn rejects_vocabulary_of_another_model_and_says_why() {
     let parts = Parts::of_json(&tokenizer_json());
     let refused = |change: &dyn Fn(&mut Parts)| parts.clone().error(change).to_string();
     assert_eq!(
@@ -367,9 +367,9 @@ fn a_vocabulary_that_is_not_of_a_qwen3_model_is_refused_by_name() {
     assert!(matches!(error, Error::Vocabulary { .. }), "{error}");
 }
 
-/// The published vocabulary by way of GGUF's lists, where the machine has it.
+/// Runs only if the published tokenizer is on this machine.
 #[test]
-fn the_published_vocabulary_gives_the_tokens_of_its_tokenizer_json() {
+fn published_gguf_vocabulary_gives_the_tokens_of_tokenizer_json() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/qwen3-tokenizer.json");
     if !path.is_file() {
@@ -379,9 +379,9 @@ fn the_published_vocabulary_gives_the_tokens_of_its_tokenizer_json() {
     assert_same_tokens(&load(&path), &Parts::of_json(&json).tokenizer().unwrap());
 }
 
-/// The published vocabulary, where the machine has it.
+/// Runs only if the published tokenizer is on this machine.
 #[test]
-fn the_published_vocabulary_gives_the_known_tokens() {
+fn published_tokenizer_gives_known_tokens() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/qwen3-tokenizer.json");
     if !path.is_file() {

@@ -1,4 +1,4 @@
-//! The key.
+//! The API key.
 
 use axum::body::Body;
 use axum::http::{Request, header};
@@ -28,7 +28,7 @@ fn basic(credentials: &str) -> String {
 fn check_refused(reply: &Reply, message: &str) {
     let expected = error("authentication_error", Value::Null, "invalid_api_key", message);
     assert_eq!((reply.status, reply.json()), (401, expected));
-    // One in a line: browsers do not look behind the first.
+    // One header for each challenge, because browsers read only the first challenge of a header.
     let challenges: Vec<_> = reply.headers.get_all(header::WWW_AUTHENTICATE).iter().collect();
     assert_eq!(challenges, ["Bearer", "Basic realm=\"qwen3-embed\", charset=\"UTF-8\""]);
 }
@@ -37,11 +37,11 @@ const MISSING: &str = "this server requires an API key: send `Authorization: Bea
 const WRONG: &str = "the API key is wrong";
 
 #[tokio::test]
-async fn every_path_but_the_probes_needs_the_key() {
+async fn all_paths_but_the_probes_require_the_key() {
     let state = guarded().await;
     for path in ["/livez", "/readyz", "/health", "/livez/", "/health/?verbose"] {
         assert_eq!(get(&state, path).await.status, 200);
-        // A wrong one does not matter.
+        // A wrong key does not matter.
         let reply = call(&state, with(request("GET", path), b"Bearer x")).await;
         assert_eq!(reply.status, 200);
     }
@@ -83,7 +83,7 @@ async fn every_path_but_the_probes_needs_the_key() {
 }
 
 #[tokio::test]
-async fn metrics_can_be_public() {
+async fn metrics_can_be_public_without_the_key() {
     let options = ServerOptions {
         api_key: Some(KEY.to_owned()),
         public_metrics: true,
@@ -101,7 +101,7 @@ async fn metrics_can_be_public() {
 }
 
 #[tokio::test]
-async fn the_key_is_a_bearer_token_or_a_password() {
+async fn accepts_key_as_bearer_token_or_password() {
     let state = guarded().await;
     for authorization in [
         format!("Bearer {KEY}"),
@@ -140,7 +140,7 @@ async fn the_key_is_a_bearer_token_or_a_password() {
 }
 
 #[tokio::test]
-async fn without_a_key_none_is_needed_and_any_will_do() {
+async fn without_a_configured_key_any_key_is_accepted() {
     for authorization in ["Bearer anything", "nonsense"] {
         let request = with(request("GET", "/info"), authorization.as_bytes());
         assert_eq!(call(ready().await, request).await.status, 200);

@@ -1,4 +1,4 @@
-//! Bodies that clients compress.
+//! Compressed request bodies.
 
 use std::io::Write;
 
@@ -20,13 +20,13 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 
 fn zstd(body: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
-    // Without it, a byte that is wrong may go unnoticed.
+    // Without a checksum, a wrong byte may go unnoticed.
     encoder.include_checksum(true).unwrap();
     encoder.write_all(body).unwrap();
     encoder.finish().unwrap()
 }
 
-/// Sends a body under this `Content-Encoding`.
+/// Sends a body with the given `Content-Encoding`.
 async fn send(state: &AppState, path: &str, coding: impl AsRef<[u8]>, body: Vec<u8>) -> Reply {
     let mut request = post_request(path, body);
     let coding = HeaderValue::from_bytes(coding.as_ref()).unwrap();
@@ -35,7 +35,7 @@ async fn send(state: &AppState, path: &str, coding: impl AsRef<[u8]>, body: Vec<
 }
 
 #[tokio::test]
-async fn compressed_bodies_are_read() {
+async fn reads_compressed_bodies() {
     let state = ready().await;
     let body = json!({ "input": TEXTS, "padding": "x".repeat(100_000) }).to_string().into_bytes();
     let halves = body.split_at(body.len() / 2);
@@ -75,7 +75,7 @@ async fn every_route_reads_compressed_bodies() {
 }
 
 #[tokio::test]
-async fn other_codings_are_refused() {
+async fn rejects_other_content_encodings() {
     for (coding, got) in [
         (&b"br"[..], "br"),
         (b"deflate", "deflate"),
@@ -91,7 +91,7 @@ async fn other_codings_are_refused() {
         let expected = error("invalid_request_error", None::<&str>, code, &message);
         assert_eq!((reply.status, reply.json()), (415, expected));
     }
-    // Two headers are a list.
+    // Two headers mean the same as a list.
     let mut request = post_request(PATH, gzip(&gzip(b"{}")));
     for _ in 0..2 {
         let coding = HeaderValue::from_static("gzip");
@@ -101,7 +101,7 @@ async fn other_codings_are_refused() {
 }
 
 #[tokio::test]
-async fn broken_compressed_bodies_are_refused() {
+async fn rejects_broken_compressed_bodies() {
     let body = json!({ "input": TEXTS }).to_string().into_bytes();
     let damaged = |mut body: Vec<u8>| {
         let middle = body.len() / 2;
@@ -136,19 +136,19 @@ async fn broken_compressed_bodies_are_refused() {
         }
         assert_eq!(send(ready().await, PATH, coding, Vec::new()).await.status, 400);
     }
-    // Its decoder would need a window of 128 MiB.
+    // The decoder would need a window of 128 MiB.
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
     encoder.window_log(27).unwrap();
     encoder.write_all(&body).unwrap();
     let reply = send(ready().await, PATH, "zstd", encoder.finish().unwrap()).await;
     assert!(reply.status == 400 && reply.text().contains("memory"), "{}", reply.text());
-    // What was compressed is JSON, or is refused as ever.
+    // The decompressed body must be JSON, as without compression.
     let reply = send(ready().await, PATH, "gzip", gzip(b"{\"input\":[\"a\",\"\"]}")).await;
     assert_eq!((reply.status, reply.json()), (400, invalid("input[1]", "input[1] is empty")));
 }
 
 #[tokio::test]
-async fn the_limit_is_that_of_the_decoded_body() {
+async fn body_limit_applies_to_the_decompressed_body() {
     let options = ServerOptions { payload_limit: 100_000, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let message = "the decompressed body is larger than the limit of 100000 bytes";
@@ -157,7 +157,7 @@ async fn the_limit_is_that_of_the_decoded_body() {
         let frame = json!({ "input": "a", "x": "" }).to_string().len();
         json!({ "input": "a", "x": "x".repeat(n - frame) }).to_string().into_bytes()
     };
-    // The last is a thousand times as large as its gzip, and more than ten thousand times its zstd.
+    // The last body is a thousand times as large as its gzip, and more than ten thousand times as large as its zstd.
     for (n, status) in [(100_000, 200), (100_001, 413), (64 << 20, 413)] {
         let body = sized(n);
         assert_eq!(body.len(), n);

@@ -1,4 +1,3 @@
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use axum::body::{Body, Bytes};
@@ -12,6 +11,8 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
+pub(crate) use qwen3_embed_testing::fixtures;
+
 /// Four texts in four languages.
 pub(crate) const TEXTS: [&str; 4] = [
     "今天天气真好,适合出去散步",
@@ -20,63 +21,49 @@ pub(crate) const TEXTS: [&str; 4] = [
     "오늘 날씨가 정말 좋네요, 산책하기 딱 좋아요",
 ];
 
-/// The embedding model's folder.
-pub(crate) fn wide() -> PathBuf {
-    fixture("models/wide")
-}
-
-/// The reranker's folder.
-pub(crate) fn tied() -> PathBuf {
-    fixture("rerankers/tied")
-}
-
-fn fixture(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
-}
-
-/// What the server's embeddings have to equal, bit for bit.
+/// An embedder whose vectors must equal the server's bit for bit.
 pub(crate) fn embedder() -> &'static Embedder {
     static EMBEDDER: OnceLock<Embedder> = OnceLock::new();
-    EMBEDDER.get_or_init(|| Embedder::builder(wide()).build().unwrap())
+    EMBEDDER.get_or_init(|| Embedder::builder(fixtures::model("wide")).build().unwrap())
 }
 
-/// What the server's scores have to equal, bit for bit.
+/// A reranker whose scores must equal the server's bit for bit.
 pub(crate) fn reranker() -> &'static Reranker {
     static RERANKER: OnceLock<Reranker> = OnceLock::new();
-    RERANKER.get_or_init(|| Reranker::builder(tied()).build().unwrap())
+    RERANKER.get_or_init(|| Reranker::builder(fixtures::reranker("tied")).build().unwrap())
 }
 
-/// Both models, called `wide` and `tied`.
+/// Both models, named `wide` and `tied`.
 pub(crate) fn both() -> Models {
     Models { embedder: embedder_alone().embedder, reranker: reranker_alone().reranker }
 }
 
-/// The embedding model, called `wide`.
+/// The embedding model, named `wide`.
 pub(crate) fn embedder_alone() -> Models {
-    let embedder = Embedder::builder(wide()).build().unwrap();
+    let embedder = Embedder::builder(fixtures::model("wide")).build().unwrap();
     Models { embedder: Some(("wide".into(), embedder)), reranker: None }
 }
 
-/// The reranker, called `tied`.
+/// The reranker, named `tied`.
 pub(crate) fn reranker_alone() -> Models {
-    let reranker = Reranker::builder(tied()).build().unwrap();
+    let reranker = Reranker::builder(fixtures::reranker("tied")).build().unwrap();
     Models { embedder: None, reranker: Some(("tied".into(), reranker)) }
 }
 
-/// A server with these models.
+/// A running server with the given models.
 pub(crate) async fn started(models: Models, options: ServerOptions) -> AppState {
     let state = AppState::new(options);
     state.start(models, ServiceOptions::default()).await.unwrap();
     state
 }
 
-/// A server with both models and the default options, which tests share: nothing may end it.
+/// A server with both models and the default options. Tests share it, so they must not shut it down.
 pub(crate) async fn ready() -> &'static AppState {
     static READY: OnceCell<AppState> = OnceCell::const_new();
     READY.get_or_init(|| started(both(), ServerOptions::default())).await
 }
 
-/// What a request was answered with.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -85,7 +72,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// A header's value, empty if there is none.
+    /// The value of a header. Empty if there is no such header.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
@@ -98,7 +85,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The body of a request that succeeded.
+    /// The JSON body. Asserts that the request has succeeded.
     pub(crate) fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text());
         assert_eq!(self.header("content-type"), "application/json");
@@ -106,7 +93,7 @@ impl Reply {
     }
 }
 
-/// Sends a request, and checks what holds for every answer.
+/// Sends a request. Asserts the properties that all responses have.
 pub(crate) async fn call(state: &AppState, request: Request<Body>) -> Reply {
     let is_head = request.method() == "HEAD";
     let response = app(state.clone()).oneshot(request).await.unwrap();
@@ -120,7 +107,7 @@ pub(crate) async fn call(state: &AppState, request: Request<Body>) -> Reply {
     reply
 }
 
-/// Every error has the same four keys, and no more.
+/// Asserts that an error has exactly the four common keys, and the right type and code for its status.
 fn check_error(reply: &Reply) {
     assert_eq!(reply.header("content-type"), "application/json", "{}", reply.text());
     let body = reply.json();
@@ -149,12 +136,12 @@ fn check_error(reply: &Reply) {
     assert_eq!(error["code"], code);
 }
 
-/// A request with this method and without a body.
+/// A request without a body.
 pub(crate) fn request(method: &str, path: &str) -> Request<Body> {
     Request::builder().method(method).uri(path).body(Body::empty()).unwrap()
 }
 
-/// A request to compute something.
+/// A POST request with a JSON body.
 pub(crate) fn post_request(path: &str, body: impl Into<Body>) -> Request<Body> {
     let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
     request.body(body.into()).unwrap()
@@ -168,10 +155,10 @@ pub(crate) async fn post(state: &AppState, path: &str, body: Value) -> Reply {
     call(state, post_request(path, body.to_string())).await
 }
 
-/// How the message about a text that is too long ends.
+/// The end of the message about a text that is too long.
 pub(crate) const CUT_IT: &str = "; set \"truncate\": true to cut it, or start the server with `--truncate` to cut all such texts";
 
-/// The body of an error about the request.
+/// The body of an error about an invalid request.
 pub(crate) fn invalid(param: impl Into<Value>, message: &str) -> Value {
     error("invalid_request_error", param, Value::Null, message)
 }
@@ -187,7 +174,7 @@ pub(crate) fn error(
     json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
 }
 
-/// Sends each body to `path` and checks what its refusal says of it, literally.
+/// Sends each body to `path`. Asserts that it is rejected with exactly the given parameter and message.
 pub(crate) async fn check_refused(state: &AppState, path: &str, cases: &[(&str, &str, &str)]) {
     let mut wrong = String::new();
     for &(body, param, message) in cases {
@@ -200,7 +187,7 @@ pub(crate) async fn check_refused(state: &AppState, path: &str, cases: &[(&str, 
     assert!(wrong.is_empty(), "{path} answered\n{wrong}");
 }
 
-/// A vector as it was written, in either form.
+/// The vector in a response, from a list of numbers or base64.
 pub(crate) fn vector(value: &Value) -> Vec<f32> {
     let Some(text) = value.as_str() else { return serde_json::from_value(value.clone()).unwrap() };
     let bytes = BASE64_STANDARD.decode(text).unwrap();
@@ -209,7 +196,7 @@ pub(crate) fn vector(value: &Value) -> Vec<f32> {
     values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
-/// The bits of values: what is compared where nothing may differ.
+/// The bits of values, for exact comparisons.
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }

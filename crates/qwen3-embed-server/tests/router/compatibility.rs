@@ -1,5 +1,5 @@
-//! Requests as other servers' clients send them: every field of a schema at its default, fields that are not
-//! used, and texts in the model's prompt frame.
+//! Requests of other servers' clients: fields at the defaults of their schemas, unknown fields, and texts in the model's
+//! prompt frame.
 
 use qwen3_embed::{DEFAULT_INSTRUCTION, RankOptions, Reranker};
 use qwen3_embed_server::{Models, ServerOptions};
@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// What the model card's code puts before the instruction.
+/// The text that the model card's code puts before the instruction.
 const PREFIX: &str = "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n";
 
-/// What the model card's code puts behind the document.
+/// The text that the model card's code puts after the document.
 const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
 const TASK: &str = "Find documents about the weather";
 
-/// The fields of vLLM's schema at their defaults.
+/// The fields of vLLM's schema with their default values.
 fn vllm_defaults() -> Value {
     json!({
         "model": null, "user": null, "truncate_prompt_tokens": null, "truncation_side": null,
@@ -27,13 +27,13 @@ fn vllm_defaults() -> Value {
     })
 }
 
-/// One object of the fields of both.
+/// An object with the fields of both objects.
 fn with(mut fields: Value, more: Value) -> Value {
     fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     fields
 }
 
-/// Requests of every route without fields that need not be there.
+/// A request for each route, with required fields only.
 fn bare_requests() -> [(&'static str, Value); 8] {
     [
         ("/v1/embeddings", json!({ "input": TEXTS })),
@@ -47,7 +47,7 @@ fn bare_requests() -> [(&'static str, Value); 8] {
     ]
 }
 
-/// What a request is answered with, without its id.
+/// The body of the response, without its id.
 async fn answer(path: &str, request: &Value) -> Value {
     let mut body = post(ready().await, path, request.clone()).await.ok();
     if let Some(id) = body.get_mut("id") {
@@ -57,7 +57,7 @@ async fn answer(path: &str, request: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_defaults_of_vllm_change_nothing() {
+async fn default_values_of_vllms_fields_change_nothing() {
     for (path, request) in bare_requests() {
         let expected = answer(path, &request).await;
         let request = with(vllm_defaults(), request);
@@ -66,7 +66,7 @@ async fn the_defaults_of_vllm_change_nothing() {
 }
 
 #[tokio::test]
-async fn fields_that_are_not_used_are_not_checked() {
+async fn unused_fields_are_not_validated() {
     for (path, request) in bare_requests() {
         let expected = answer(path, &request).await;
         for value in [json!(null), json!(42), json!("u"), json!({ "id": "u1" }), json!([[-1.5]])] {
@@ -87,7 +87,7 @@ fn framed_document(document: &str) -> String {
     format!("<Document>: {document}{SUFFIX}")
 }
 
-/// Checks that a request with the prompt frame gets the scores and the usage of one without it.
+/// Asserts that a request with the prompt frame has the scores and the usage of a request without it.
 async fn check_unframed(path: &str, framed: Value, bare: Value) {
     let (framed, bare) = (answer(path, &framed).await, answer(path, &bare).await);
     assert_eq!(framed["usage"], bare["usage"], "{path}");
@@ -106,7 +106,7 @@ async fn check_unframed(path: &str, framed: Value, bare: Value) {
 }
 
 #[tokio::test]
-async fn prompt_frame_of_the_model_card_is_taken_off() {
+async fn removes_the_model_cards_prompt_frame() {
     for instruction in [DEFAULT_INSTRUCTION, TASK, ""] {
         let query = framed_query(instruction, TEXTS[0]);
         let documents: Vec<String> = TEXTS.iter().map(|text| framed_document(text)).collect();
@@ -128,7 +128,7 @@ async fn prompt_frame_of_the_model_card_is_taken_off() {
             }
         }
     }
-    // The instruction may be in the request too, and documents are given back as they came.
+    // The request may have the instruction too. Documents are returned unchanged.
     let documents = [framed_document("a")];
     let request = json!({
         "query": framed_query(TASK, "q"), "documents": documents, "instruction": TASK,
@@ -138,7 +138,7 @@ async fn prompt_frame_of_the_model_card_is_taken_off() {
     let expected = reranker().scores_with(TASK, &[("q", "a")]).unwrap();
     let score: f32 = serde_json::from_value(body["results"][0]["relevance_score"].clone()).unwrap();
     assert_eq!(score.to_bits(), expected[0].to_bits());
-    // Documents are cut without the frame.
+    // The frame is removed before documents are truncated.
     let request = json!({
         "query": framed_query(TASK, "q"), "max_tokens_per_doc": 2,
         "documents": [framed_document(TEXTS[1])],
@@ -149,7 +149,7 @@ async fn prompt_frame_of_the_model_card_is_taken_off() {
 }
 
 #[tokio::test]
-async fn prompt_frame_around_a_document_alone_is_text() {
+async fn keeps_prompt_frame_around_a_document_alone() {
     let document = framed_document("a");
     let request = json!({ "query": "q", "documents": [document, framed_query(TASK, "q")] });
     let body = answer("/v1/rerank", &request).await;
@@ -162,7 +162,7 @@ async fn prompt_frame_around_a_document_alone_is_text() {
 }
 
 #[tokio::test]
-async fn text_that_only_resembles_the_prompt_frame_is_refused() {
+async fn rejects_text_that_only_resembles_the_prompt_frame() {
     let not_the_frame = |name: &str| {
         format!(
             "{name} does not match the model's prompt, with which the query begins: this server adds the prompt, so \
@@ -221,21 +221,22 @@ async fn text_that_only_resembles_the_prompt_frame_is_refused() {
         let request = request.to_string();
         check_refused(ready().await, path, &[(&request, name, &two(name, place))]).await;
     }
-    // The instruction of a bare query is that of the request.
+    // A query without a frame has the instruction of the request.
     let framed = json!({ "text_1": [exact, "q"], "text_2": [framed, "a"], "instruct": TASK });
     let bare = json!({ "text_1": ["q", "q"], "text_2": ["a", "a"], "instruct": TASK });
     check_unframed("/v1/score", framed, bare).await;
 }
 
 #[tokio::test]
-async fn prompts_are_cut_as_vllm_asks_and_never_their_frame() {
-    let builder = || Reranker::builder(tied()).max_tokens(200);
+async fn truncate_prompt_tokens_never_cuts_the_frame() {
+    let builder = || Reranker::builder(fixtures::reranker("tied")).max_tokens(200);
     let models =
         Models { embedder: None, reranker: Some(("r".into(), builder().build().unwrap())) };
     let state = started(models, ServerOptions::default()).await;
     let long = "many words ".repeat(300);
     for (asked, n_tokens) in [(-1, 200), (200, 200), (160, 160)] {
-        let cut = Reranker::builder(tied()).max_tokens(n_tokens).build().unwrap();
+        let cut =
+            Reranker::builder(fixtures::reranker("tied")).max_tokens(n_tokens).build().unwrap();
         let expected = cut.scores(&[("q", &long)]).unwrap();
         for (path, list, request) in [
             ("/v1/rerank", "results", json!({ "query": "q", "documents": [long] })),

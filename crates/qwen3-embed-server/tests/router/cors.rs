@@ -1,4 +1,4 @@
-//! Pages of other origins.
+//! CORS: requests from pages of other origins.
 
 use axum::body::Body;
 use axum::http::Request;
@@ -14,7 +14,7 @@ fn server(origins: &[&str], api_key: Option<&str>) -> AppState {
     AppState::new(ServerOptions { cors_allow_origin, api_key, ..ServerOptions::default() })
 }
 
-/// What a browser asks before it lets a page send a request, with the headers of OpenAI's client.
+/// A preflight request with the headers of OpenAI's client.
 fn preflight(origin: &str) -> Request<Body> {
     let headers = "authorization,content-type,x-stainless-lang,x-stainless-retry-count";
     Request::options("/v1/embeddings")
@@ -45,7 +45,7 @@ fn check_preflight(reply: &Reply, origin: &str) {
 }
 
 #[tokio::test]
-async fn pages_of_allowed_origins_may_ask_and_read() {
+async fn allowed_origins_may_send_requests_and_read_responses() {
     let state = server(&["https://other.example", OURS], None);
     check_preflight(&call(&state, preflight(OURS)).await, OURS);
     let reply = call(&state, from(OURS)).await;
@@ -53,14 +53,14 @@ async fn pages_of_allowed_origins_may_ask_and_read() {
     let exposed = reply.header("access-control-expose-headers");
     assert_eq!(exposed, "x-request-id,retry-after");
     assert!(reply.header("vary").contains("origin"), "{}", reply.header("vary"));
-    // Errors too, or the page could not tell what is wrong.
+    // Errors have the headers too, so that the page can read them.
     let mut request = request("GET", "/nothing");
     request.headers_mut().insert("origin", OURS.parse().unwrap());
     check_allowed(&call(&state, request).await, 404, OURS);
 }
 
 #[tokio::test]
-async fn pages_of_other_origins_may_not() {
+async fn other_origins_get_no_cors_headers() {
     let state = server(&[OURS], None);
     for origin in ["https://evil.example", "http://app.example", "https://app.example:8080", "null"]
     {
@@ -71,7 +71,7 @@ async fn pages_of_other_origins_may_not() {
 }
 
 #[tokio::test]
-async fn a_star_is_any_origin() {
+async fn star_allows_any_origin() {
     let state = server(&[OURS, "*"], None);
     for origin in [OURS, "https://any.example", "null"] {
         check_preflight(&call(&state, preflight(origin)).await, "*");
@@ -80,14 +80,14 @@ async fn a_star_is_any_origin() {
 }
 
 #[tokio::test]
-async fn without_origins_there_is_none() {
+async fn without_configured_origins_there_are_no_cors_headers() {
     let state = server(&[], None);
     check_allowed(&call(&state, preflight(OURS)).await, 405, "");
     check_allowed(&call(&state, from(OURS)).await, 200, "");
 }
 
 #[tokio::test]
-async fn the_question_needs_no_key_and_the_request_does() {
+async fn preflight_needs_no_key_but_the_request_does() {
     let state = server(&[OURS], Some("key"));
     check_preflight(&call(&state, preflight(OURS)).await, OURS);
     let mut request = request("GET", "/info");

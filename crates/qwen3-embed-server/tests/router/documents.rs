@@ -1,4 +1,4 @@
-//! The page, the documentation and the OpenAPI document: nothing in them comes from elsewhere.
+//! The page, the documentation and the OpenAPI document. They load nothing from other servers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::common::*;
 
 #[tokio::test]
-async fn the_page_comes_from_the_server_alone() {
+async fn page_loads_nothing_from_other_servers() {
     for (path, content_type) in [
         ("/", "text/html; charset=utf-8"),
         ("/playground/style.css", "text/css; charset=utf-8"),
@@ -31,14 +31,14 @@ async fn the_page_comes_from_the_server_alone() {
     }
 }
 
-/// What a page loads or links to.
+/// The addresses that a page loads or links to.
 fn loaded(html: &str) -> Vec<&str> {
     let attributes = ["src=\"", "href=\""];
     let values = attributes.iter().flat_map(|attribute| html.split(attribute).skip(1));
     values.map(|rest| rest.split('"').next().unwrap()).filter(|url| !url.starts_with('#')).collect()
 }
 
-/// The names of XML's vocabularies look like addresses, and are none.
+/// XML namespaces look like addresses but are not loaded.
 fn check_no_other_host(path: &str, text: &str) {
     let text = text.replace("http://www.w3.org/", "");
     for scheme in ["http://", "https://", "ws://", "wss://", "=\"//", "('//", "url(//"] {
@@ -47,7 +47,7 @@ fn check_no_other_host(path: &str, text: &str) {
 }
 
 #[tokio::test]
-async fn the_documentation_comes_from_the_server_alone() {
+async fn documentation_loads_nothing_from_other_servers() {
     let state = ready().await;
     let reply = get(state, "/docs").await;
     assert_eq!((reply.status, reply.header("location")), (303, "/docs/"));
@@ -74,7 +74,7 @@ async fn the_documentation_comes_from_the_server_alone() {
     let settings = get(state, "/docs/swagger-initializer.js").await;
     check_no_other_host("/docs/swagger-initializer.js", settings.text());
     assert!(settings.text().contains("\"/openapi.json\""), "{}", settings.text());
-    // Otherwise it shows the document to a server on the internet.
+    // Otherwise Swagger UI sends the document to a validator on the internet.
     assert!(settings.text().contains("\"validatorUrl\": \"none\""), "{}", settings.text());
 }
 
@@ -89,7 +89,7 @@ fn operations(document: &Value) -> BTreeMap<(String, String), &Value> {
 }
 
 #[tokio::test]
-async fn the_document_names_every_route() {
+async fn openapi_document_has_every_route() {
     let document = get(ready().await, "/openapi.json").await.ok();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let operations = operations(&document);
@@ -138,7 +138,7 @@ async fn the_document_names_every_route() {
 }
 
 #[tokio::test]
-async fn the_documents_references_lead_somewhere() {
+async fn openapi_references_resolve() {
     let document = get(ready().await, "/openapi.json").await.ok();
     let mut references = Vec::new();
     collect_references(&document, &mut references);
@@ -147,14 +147,14 @@ async fn the_documents_references_lead_somewhere() {
         let pointer = reference.strip_prefix('#').unwrap();
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }
-    // Lists have at least one item, numbers are at least one.
+    // Lists have at least one item, and numbers are at least 1.
     let request = &document["components"]["schemas"]["RerankRequest"]["properties"];
     assert_eq!(request["documents"]["minItems"], 1);
     for (name, minimum) in [("top_n", 0), ("max_tokens_per_doc", 0), ("truncate_prompt_tokens", -1)]
     {
         assert_eq!(request[name]["minimum"], minimum, "{name}");
     }
-    // What is described is what is sent.
+    // The schema of errors has the keys of real errors.
     let detail = &document["components"]["schemas"]["ErrorDetail"]["properties"];
     let mut names: Vec<&String> = detail.as_object().unwrap().keys().collect();
     names.sort();

@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`: the forms of its input, its options, and what it refuses.
+//! `POST /v1/embeddings`: forms of input, options and errors.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::common::*;
 
 const PATH: &str = "/v1/embeddings";
 
-/// Sends a request and checks all of its answer: vectors bit for bit.
+/// Sends a request and asserts its whole response, including the bits of the vectors.
 async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens: usize) {
     let is_base64 = request["encoding_format"] == "base64";
     let reply = post(state, PATH, request.clone()).await;
@@ -41,7 +41,7 @@ fn documents(texts: &[&str]) -> Embeddings {
 }
 
 #[tokio::test]
-async fn every_form_of_input_gives_the_embedders_own_vectors() {
+async fn all_forms_of_input_give_the_embedders_vectors() {
     let state = ready().await;
     let (text, all) = (TEXTS[1], documents(&TEXTS));
     let (one, tokens) = (documents(&[text]), embedder().tokenize(&TEXTS).unwrap());
@@ -60,14 +60,14 @@ async fn every_form_of_input_gives_the_embedders_own_vectors() {
 }
 
 #[tokio::test]
-async fn token_ids_are_embedded_exactly_as_they_are() {
+async fn token_ids_are_embedded_unchanged() {
     let ids = vec![vec![5, 1000, 7, 1000], vec![1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
     check(ready().await, json!({ "input": ids }), &expected, 5).await;
 }
 
 #[tokio::test]
-async fn token_ids_without_the_end_of_text_are_refused() {
+async fn rejects_token_ids_without_end_of_text() {
     let message = |name: &str| {
         format!(
             "{name} does not end with this model's end-of-text token 1000, so its token ids may come from \
@@ -87,7 +87,7 @@ async fn token_ids_without_the_end_of_text_are_refused() {
 }
 
 #[tokio::test]
-async fn token_ids_need_no_end_of_text_where_texts_have_none() {
+async fn accepts_token_ids_without_end_of_text_if_the_model_appends_none() {
     let name = format!("qwen3-embed-server-mean-{}", std::process::id());
     let folder = std::env::temp_dir().join(name);
     without_end_of_text(&folder);
@@ -100,10 +100,10 @@ async fn token_ids_need_no_end_of_text_where_texts_have_none() {
     fs::remove_dir_all(folder).unwrap();
 }
 
-/// A model like `wide`, of the mean of its texts' tokens, to which nothing is appended.
+/// A model like `wide` with mean pooling, whose tokenizer appends no end-of-text token.
 fn without_end_of_text(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
-    for file in fs::read_dir(wide()).unwrap().map(|entry| entry.unwrap().path()) {
+    for file in fs::read_dir(fixtures::model("wide")).unwrap().map(|entry| entry.unwrap().path()) {
         if file.is_file() {
             fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
         }
@@ -123,8 +123,8 @@ fn without_end_of_text(folder: &Path) {
 }
 
 #[tokio::test]
-async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
-    let builder = || Embedder::builder(wide()).max_tokens(64);
+async fn truncate_prompt_tokens_truncates_texts() {
+    let builder = || Embedder::builder(fixtures::model("wide")).max_tokens(64);
     let models =
         Models { embedder: Some(("wide".into(), builder().build().unwrap())), reranker: None };
     let state = started(models, ServerOptions::default()).await;
@@ -135,7 +135,8 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
         for (side, overflow) in
             [(Value::Null, Overflow::TruncateRight), (json!("left"), Overflow::TruncateLeft)]
         {
-            let cut = Embedder::builder(wide()).max_tokens(n_tokens).overflow(overflow);
+            let cut =
+                Embedder::builder(fixtures::model("wide")).max_tokens(n_tokens).overflow(overflow);
             let cut = cut.build().unwrap();
             let expected = cut.embed_documents(&[&long]).unwrap();
             for input in [json!(long), json!([long]), json!(ids)] {
@@ -146,7 +147,7 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
                     check(&state, request, &expected, n_tokens).await;
                 }
             }
-            // The instruction counts too.
+            // The tokens of the instruction count too.
             let expected = cut.embed_queries_with("Find", &[&long]).unwrap();
             let request = json!({
                 "input": long, name: asked, "truncation_side": side, "instruct": "Find",
@@ -154,7 +155,7 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
             check(&state, request, &expected, n_tokens).await;
         }
     }
-    // What is shorter stays as it is.
+    // Shorter texts are not changed.
     check(&state, json!({ "input": "one", name: 64 }), &documents(&["one"]), count(&["one"])).await;
     let mut cases = Vec::new();
     for asked in [0_i64, -2, 65, i64::MIN, i64::MAX] {
@@ -170,7 +171,7 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
 }
 
 #[tokio::test]
-async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
+async fn null_unknown_and_unused_fields_change_nothing() {
     let (state, input) = (ready().await, TEXTS[0]);
     let (expected, n_tokens) = (documents(&[input]), count(&[input]));
     let nulls = json!({
@@ -193,11 +194,12 @@ async fn fields_that_are_null_or_not_known_or_not_used_change_nothing() {
 }
 
 #[tokio::test]
-async fn dimensions_are_those_that_are_asked_for() {
+async fn gives_the_requested_dimensions() {
     let (state, input) = (ready().await, TEXTS[0]);
     let n_tokens = count(&[input]);
     for dimensions in [1, 32, 33, 255, 256] {
-        let embedder = Embedder::builder(wide()).dimensions(dimensions).build().unwrap();
+        let embedder =
+            Embedder::builder(fixtures::model("wide")).dimensions(dimensions).build().unwrap();
         let expected = embedder.embed_documents(&[input]).unwrap();
         assert_eq!(expected.dim(), dimensions);
         for encoding_format in ["float", "base64"] {
@@ -210,7 +212,7 @@ async fn dimensions_are_those_that_are_asked_for() {
 }
 
 #[tokio::test]
-async fn an_instruction_or_a_prompt_stands_before_the_texts() {
+async fn applies_instruction_or_prompt_to_texts() {
     let (state, input) = (ready().await, ["capital of China", "weather"]);
     let task = "Given a question, find its answer";
     let behind = |prompt: &str| {
@@ -228,7 +230,7 @@ async fn an_instruction_or_a_prompt_stands_before_the_texts() {
 }
 
 #[tokio::test]
-async fn a_server_may_have_an_instruction_of_its_own() {
+async fn applies_the_servers_default_instruction() {
     let task = "Find similar sentences";
     let options =
         ServerOptions { default_instruct: Some(task.to_owned()), ..ServerOptions::default() };
@@ -241,14 +243,14 @@ async fn a_server_may_have_an_instruction_of_its_own() {
     let plain = documents(&[input]);
     let document = json!({ "input": input, "prompt_name": "document" });
     check(&state, document, &plain, count(&[input])).await;
-    // Nothing stands before tokens.
+    // Token ids get no instruction or prompt.
     check(&state, json!({ "input": tokens }), &plain, count(&[input])).await;
     let reply = post(&state, "/embed", json!({ "inputs": input })).await;
     assert_eq!(bits(&vector(&reply.ok()[0])), bits(instructed.as_slice()));
 }
 
 #[tokio::test]
-async fn without_normalisation_the_lengths_stay() {
+async fn without_normalization_vectors_keep_their_length() {
     let (state, expected) = (ready().await, documents(&TEXTS));
     let reply = post(state, PATH, json!({ "input": TEXTS, "normalize": false })).await;
     for (index, item) in reply.ok()["data"].as_array().unwrap().iter().enumerate() {
@@ -263,7 +265,7 @@ async fn without_normalisation_the_lengths_stay() {
 }
 
 #[tokio::test]
-async fn many_texts_are_answered_in_their_order() {
+async fn keeps_the_order_of_many_texts() {
     let texts: Vec<String> =
         (0..300).map(|i| "word ".repeat(i * 7 % 13) + &i.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -274,20 +276,24 @@ async fn many_texts_are_answered_in_their_order() {
     }
 }
 
-/// A server whose texts may have 8 tokens.
+/// A server with a limit of 8 tokens per text.
 async fn short(options: ServerOptions) -> AppState {
-    let embedder = Embedder::builder(wide()).max_tokens(8).build().unwrap();
+    let embedder = Embedder::builder(fixtures::model("wide")).max_tokens(8).build().unwrap();
     let models = Models { embedder: Some(("wide".into(), embedder)), reranker: None };
     started(models, options).await
 }
 
 fn cut(overflow: Overflow, text: &str) -> Embeddings {
-    let embedder = Embedder::builder(wide()).max_tokens(8).overflow(overflow).build().unwrap();
+    let embedder = Embedder::builder(fixtures::model("wide"))
+        .max_tokens(8)
+        .overflow(overflow)
+        .build()
+        .unwrap();
     embedder.embed_documents(&[text]).unwrap()
 }
 
 #[tokio::test]
-async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
+async fn truncates_overlong_text_only_on_request() {
     let input = TEXTS[1];
     let (right, left) = (cut(Overflow::TruncateRight, input), cut(Overflow::TruncateLeft, input));
     assert_ne!(right, left);
@@ -309,7 +315,7 @@ async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
             assert_eq!((reply.status, reply.json()), (400, too_long.clone()));
         }
     }
-    // Tokens too: the last stays.
+    // Token ids are truncated too, and keep their last id.
     let tokens = embedder().tokenize(&[input]).unwrap();
     check(&state, json!({ "input": tokens, "truncate": true }), &right, 8).await;
     let reply = post(&state, PATH, json!({ "input": tokens[0] })).await;
@@ -324,7 +330,7 @@ async fn a_text_that_is_too_long_is_cut_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn options_that_cannot_be_are_refused() {
+async fn rejects_invalid_options() {
     let cases = [
         (r#"{"input":"a","dimensions":257}"#, "dimensions", "dimensions is 257; expected 1 to 256"),
         (r#"{"input":"a","dimensions":0}"#, "dimensions", "dimensions is 0; expected 1 to 256"),
@@ -358,7 +364,7 @@ async fn options_that_cannot_be_are_refused() {
 }
 
 #[tokio::test]
-async fn a_request_may_have_as_many_texts_as_the_server_says() {
+async fn rejects_more_texts_than_the_limit() {
     let options = ServerOptions { max_client_batch_size: 3, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let three = ["a", "b", "c"];
@@ -368,20 +374,20 @@ async fn a_request_may_have_as_many_texts_as_the_server_says() {
         let reply = post(&state, PATH, json!({ "input": input })).await;
         assert_eq!((reply.status, reply.json()), (400, invalid("input", message)));
     }
-    // The tokens of one text.
+    // A flat list of token ids is one text.
     let ids = vec![vec![1, 2, 3, 4, 1000]];
     let expected = embedder().embed_tokens(&ids).unwrap();
     check(&state, json!({ "input": ids[0] }), &expected, 5).await;
 }
 
 #[tokio::test]
-async fn a_request_may_have_more_texts_than_may_wait() {
+async fn accepts_request_with_more_texts_than_the_queue_limit() {
     let state = AppState::new(ServerOptions::default());
     let options = ServiceOptions { max_waiting_texts: 1, batch_tokens: 8, ..Default::default() };
     state.start(embedder_alone(), options).await.unwrap();
     let request = json!({ "input": TEXTS });
     check(&state, request, &documents(&TEXTS), count(&TEXTS)).await;
-    // The program itself may ask as well as its clients.
+    // The program that runs the server may use the models too.
     let service = state.embedder().unwrap();
     let texts = Texts::Strings(vec![TEXTS[0].to_owned()]);
     let embedded = service.embed(texts, EmbedOptions::default()).await.unwrap();

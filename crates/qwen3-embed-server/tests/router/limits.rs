@@ -1,4 +1,4 @@
-//! Too many requests at once, and requests that are given up.
+//! Limits on concurrent requests, and requests whose clients have disconnected.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use crate::common::*;
 
-/// Has a request begun and left where it waits.
+/// Starts a request and leaves it at the point where it waits.
 pub(crate) async fn begin(request: &mut Pin<&mut impl Future<Output: Debug>>) {
     tokio::select! {
         biased;
@@ -24,7 +24,7 @@ pub(crate) async fn begin(request: &mut Pin<&mut impl Future<Output: Debug>>) {
     }
 }
 
-/// A server that computes a text at a time, of which one may wait.
+/// A server that computes one text at a time and whose queue has room for one text.
 pub(crate) async fn slow(options: ServerOptions) -> AppState {
     let state = AppState::new(options);
     let options =
@@ -33,7 +33,7 @@ pub(crate) async fn slow(options: ServerOptions) -> AppState {
     state
 }
 
-/// Texts that take the embedder a minute, if it is not told that nobody waits for them any more.
+/// Texts that take the embedder a minute unless the request is canceled.
 pub(crate) async fn take_long(state: &AppState) {
     let text = |i: u32| (0..1000).map(|j| (i * 7 + j * 13) % 1000).collect();
     let texts = Texts::Tokens((0..2048).map(text).collect());
@@ -46,7 +46,7 @@ fn retry_after(reply: &Reply) -> u64 {
 }
 
 #[tokio::test]
-async fn more_requests_at_once_than_the_server_says_are_refused() {
+async fn rejects_more_concurrent_requests_than_the_limit() {
     let options = ServerOptions { max_concurrent_requests: 1, ..ServerOptions::default() };
     let state = started(both(), options).await;
     let message = "the server is processing 1 requests, which is its limit; try again later";
@@ -64,7 +64,7 @@ async fn more_requests_at_once_than_the_server_says_are_refused() {
         ("/decode", json!({ "ids": [1] })),
     ];
     {
-        // An answer that is not read yet.
+        // A response that has not been read yet.
         let first = json!({ "inputs": "a" }).to_string();
         let _first = app(state.clone()).oneshot(post_request("/embed", first)).await.unwrap();
         for (path, request) in &posts {
@@ -76,7 +76,7 @@ async fn more_requests_at_once_than_the_server_says_are_refused() {
             assert_eq!(get(&state, path).await.status, 200, "{path}");
         }
     }
-    // The first is given up: the next has its place. Those whose bodies do not come have none.
+    // When the first request is dropped, the next one takes its place. Requests whose bodies have not arrived take no place.
     let body = || Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
     let mut slow = pin!(call(&state, post_request("/embed", body())));
     begin(&mut slow).await;
@@ -86,11 +86,11 @@ async fn more_requests_at_once_than_the_server_says_are_refused() {
 }
 
 #[tokio::test]
-async fn work_for_a_client_that_has_gone_counts_until_it_is_over() {
+async fn disconnected_request_counts_until_its_work_ends() {
     let options = ServerOptions { max_concurrent_requests: 1, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let request = json!({ "inputs": "some words ".repeat(400_000) });
-    // Long enough for the body to be parsed on a busy machine, and not for 4 MB to be tokenized.
+    // Long enough to parse the body on a busy machine, too short to tokenize 4 MB.
     let parsed = Duration::from_millis(300);
     assert!(timeout(parsed, post(&state, "/tokenize", request)).await.is_err());
     let ask = || post(&state, "/decode", json!({ "ids": [1] }));
@@ -102,7 +102,7 @@ async fn work_for_a_client_that_has_gone_counts_until_it_is_over() {
 }
 
 #[tokio::test]
-async fn a_full_queue_refuses_requests_until_there_is_room() {
+async fn full_queue_rejects_requests_until_there_is_room() {
     let state = slow(ServerOptions::default()).await;
     {
         let mut first = pin!(take_long(&state));
@@ -121,7 +121,7 @@ async fn a_full_queue_refuses_requests_until_there_is_room() {
             assert!((1..=2048).contains(&n_waiting.parse::<usize>().unwrap()), "{message}");
             assert!(rest.starts_with("texts are waiting, the limit is 1: try again in "), "{rest}");
         }
-        // The other model has a queue of its own.
+        // The other model has its own queue.
         let request = json!({ "query": "a", "documents": ["b"] });
         post(&state, "/rerank", request).await.ok();
     }

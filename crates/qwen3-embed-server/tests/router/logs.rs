@@ -1,4 +1,4 @@
-//! What is logged of requests, and how loudly.
+//! The log messages of requests, and their levels.
 
 use std::fmt;
 use std::pin::pin;
@@ -13,10 +13,10 @@ use tracing::{Event, Level, Metadata, Subscriber, span};
 use crate::common::*;
 use crate::limits::{begin, slow};
 
-/// Levels, messages and statuses.
+/// Levels, messages and statuses of log events.
 type Lines = Arc<Mutex<Vec<(Level, String, u64)>>>;
 
-/// Keeps what is logged on this thread.
+/// Records the events that are logged on this thread.
 struct Log(Lines);
 
 impl Subscriber for Log {
@@ -74,7 +74,7 @@ fn line(level: Level, message: &str, status: u64) -> (Level, String, u64) {
 }
 
 #[tokio::test]
-async fn that_a_server_loads_or_ends_is_no_error() {
+async fn logs_no_errors_while_loading_or_draining() {
     let (lines, _guard) = log();
     let state = AppState::new(ServerOptions::default());
     get(&state, "/readyz").await;
@@ -91,10 +91,10 @@ async fn that_a_server_loads_or_ends_is_no_error() {
 }
 
 #[tokio::test]
-async fn that_the_engine_has_died_is_an_error() {
+async fn logs_error_after_the_engine_died() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
-    // A text in each batch: many of them are left when the engine is told to panic.
+    // One text per batch, so many texts are left when the engine panics.
     let request = json!({ "input": vec![TEXTS[1]; 2000] });
     let mut waiting = pin!(post(&state, "/v1/embeddings", request));
     begin(&mut waiting).await;
@@ -106,7 +106,7 @@ async fn that_the_engine_has_died_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_request_whose_client_has_gone_is_logged() {
+async fn logs_request_of_disconnected_client() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
     {

@@ -1,5 +1,4 @@
-//! The router as clients meet it, called without a socket: what each route answers, and what it says of
-//! requests that are wrong.
+//! The router, called without a socket: the responses of each route, and the errors of invalid requests.
 #![allow(clippy::unwrap_used)]
 
 mod access;

@@ -1,4 +1,4 @@
-//! Bodies that are wrong: what is said of each, literally.
+//! Malformed bodies, and the exact messages of their errors.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::common::*;
 
 const PATH: &str = "/v1/embeddings";
 
-/// Bodies, and what is said of them.
+/// Bodies, and the messages of their errors.
 const NOT_AN_OBJECT: &[(&str, &str, &str)] = &[
     ("", "", "the body is empty: expected a JSON object"),
     (" \t\r\n ", "", "the body is empty: expected a JSON object"),
@@ -95,12 +95,12 @@ const NOT_AN_OBJECT: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn what_is_not_a_json_object_is_refused() {
+async fn rejects_bodies_that_are_not_json_objects() {
     check_refused(ready().await, PATH, NOT_AN_OBJECT).await;
 }
 
 #[tokio::test]
-async fn what_is_not_utf_8_is_refused() {
+async fn rejects_invalid_utf_8() {
     let cases: [(&[u8], &str); 4] = [
         (
             b"{\"input\":\"\xff\"}",
@@ -123,7 +123,7 @@ async fn what_is_not_utf_8_is_refused() {
     }
 }
 
-/// Bodies, the field that is named, and what is said of it.
+/// Bodies, and the parameter and the message of their errors.
 const WRONG_FIELDS: &[(&str, &str, &str)] = &[
     ("{}", "input", "missing field `input` at line 1 column 2"),
     (r#"{"model":"wide"}"#, "input", "missing field `input` at line 1 column 16"),
@@ -252,11 +252,11 @@ const WRONG_FIELDS: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn fields_of_the_wrong_type_are_named() {
+async fn rejects_fields_of_the_wrong_type_and_names_them() {
     check_refused(ready().await, PATH, WRONG_FIELDS).await;
 }
 
-/// Bodies, the item that is named, and what is said of it.
+/// Bodies, and the item and the message of their errors.
 const WRONG_ITEMS: &[(&str, &str, &str)] = &[
     (r#"{"input":[]}"#, "input", "input has 0 items; expected 1 to 2048"),
     (r#"{"input":""}"#, "input", "input is empty"),
@@ -381,7 +381,7 @@ const WRONG_ITEMS: &[(&str, &str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn items_that_are_wrong_are_named_with_their_index() {
+async fn rejects_invalid_items_and_names_their_index() {
     let deep = format!(r#"{{"input":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let cases = [(
         deep.as_str(),
@@ -393,7 +393,7 @@ async fn items_that_are_wrong_are_named_with_their_index() {
 }
 
 #[tokio::test]
-async fn text_of_any_characters_is_text() {
+async fn accepts_any_characters() {
     let state = ready().await;
     let deep = format!(r#"{{"input":"a","x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     for (body, text) in [
@@ -412,7 +412,7 @@ async fn text_of_any_characters_is_text() {
 }
 
 #[tokio::test]
-async fn blank_text_is_text_and_empty_text_is_not() {
+async fn accepts_white_space_and_rejects_empty_text() {
     let state = ready().await;
     for text in [" ", "\n", "\t \r\n", "\u{3000}", "\0"] {
         let expected = embedder().embed_documents(&[text]).unwrap();
@@ -428,7 +428,7 @@ async fn blank_text_is_text_and_empty_text_is_not() {
 }
 
 #[tokio::test]
-async fn a_long_run_of_white_space_is_refused() {
+async fn rejects_long_run_of_white_space() {
     let body = json!({ "input": ["a", " ".repeat(600_000)], "truncate": true });
     let message = "input[1] has 600000 white-space characters in a row, the limit is 500000";
     check_refused(ready().await, PATH, &[(&body.to_string(), "input[1]", message)]).await;
@@ -438,7 +438,7 @@ async fn a_long_run_of_white_space_is_refused() {
 }
 
 #[tokio::test]
-async fn a_text_longer_than_the_model_reads_is_refused() {
+async fn rejects_text_longer_than_the_models_limit() {
     let limit = embedder().max_tokens();
     let text = "a ".repeat(limit);
     let n_tokens = embedder().count_tokens(&[&text]).unwrap()[0];
@@ -447,10 +447,10 @@ async fn a_text_longer_than_the_model_reads_is_refused() {
     check_refused(ready().await, PATH, &[(&body, "input", &message)]).await;
 }
 
-/// Routes that embed refuse empty strings, also among others, and take white space as text. Routes that rank, score
-/// and tokenize take empty strings.
+/// Routes that embed reject empty strings, also among other strings, but accept white space. Routes that rank, score and
+/// tokenize accept empty strings.
 #[tokio::test]
-async fn empty_strings_are_refused_where_they_would_be_embedded() {
+async fn rejects_empty_strings_where_they_would_be_embedded() {
     let state = ready().await;
     for (path, name, request) in [
         (PATH, "input", json!({ "input": "" })),
@@ -509,7 +509,7 @@ async fn check_content_type(value: Option<&[u8]>, expected: Option<&str>) {
 }
 
 #[tokio::test]
-async fn a_body_has_to_be_declared_as_json() {
+async fn requires_json_content_type() {
     for value in [
         "application/json",
         "application/json; charset=utf-8",
@@ -528,14 +528,14 @@ async fn a_body_has_to_be_declared_as_json() {
     }
 }
 
-/// A body without a length, which comes in pieces of 100 bytes.
+/// A body without a declared length, in chunks of 100 bytes.
 fn in_pieces(body: &str) -> Body {
     let pieces: Vec<Bytes> = body.as_bytes().chunks(100).map(Bytes::copy_from_slice).collect();
     Body::from_stream(stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
 }
 
 #[tokio::test]
-async fn a_body_may_have_as_many_bytes_as_the_server_says() {
+async fn rejects_body_above_the_size_limit() {
     let options = ServerOptions { payload_limit: 1000, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let sized = |n: usize| {
@@ -555,7 +555,7 @@ async fn a_body_may_have_as_many_bytes_as_the_server_says() {
             assert!(status == 200 || reply.json() == too_large, "{}", reply.text());
         }
     }
-    // What is declared as too large is refused before it comes.
+    // A body with a declared length above the limit is rejected before it is read.
     let mut request =
         post_request(PATH, Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()));
     request.headers_mut().insert(header::CONTENT_LENGTH, 1001.into());
@@ -564,7 +564,7 @@ async fn a_body_may_have_as_many_bytes_as_the_server_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_stalls_is_given_up() {
+async fn times_out_stalled_body() {
     let options =
         ServerOptions { body_timeout: Duration::from_secs(7), ..ServerOptions::default() };
     let state = qwen3_embed_server::AppState::new(options);
@@ -579,7 +579,7 @@ async fn a_body_that_stalls_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_refused() {
+async fn rejects_incomplete_body() {
     let pieces = [Ok(Bytes::from_static(b"{\"input\":")), Err(std::io::Error::other("reset"))];
     let body = Body::from_stream(stream::iter(pieces));
     let reply = call(ready().await, post_request(PATH, body)).await;
@@ -587,9 +587,9 @@ async fn a_body_that_breaks_off_is_refused() {
     assert_eq!((reply.status, reply.json()), (400, expected));
 }
 
-/// From 32 KiB on a body is parsed on another thread.
+/// Bodies of 32 KiB and more are parsed on another thread.
 #[tokio::test]
-async fn a_large_body_is_parsed_alike() {
+async fn parses_large_body_like_a_small_one() {
     let state = ready().await;
     let padding = "x".repeat(100_000);
     let body = json!({ "input": "a", "padding": padding, }).to_string();

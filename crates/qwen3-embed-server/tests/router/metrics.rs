@@ -1,4 +1,4 @@
-//! `GET /metrics`: that it is OpenMetrics, and that it counts what was done.
+//! `GET /metrics`: the OpenMetrics format, and the counters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::common::*;
 use crate::limits::{begin, slow, take_long};
 
-/// The samples by name and labels.
+/// Samples by name and labels.
 type Samples = BTreeMap<String, f64>;
 
 async fn samples(state: &AppState) -> Samples {
@@ -21,7 +21,7 @@ async fn samples(state: &AppState) -> Samples {
     parse(reply.text())
 }
 
-/// Reads the text format, and checks what it demands.
+/// Parses the text format and asserts that it is valid.
 fn parse(text: &str) -> Samples {
     let text = text.strip_suffix("# EOF\n").unwrap();
     let (mut kinds, mut helped, mut samples) = (BTreeMap::new(), BTreeSet::new(), Samples::new());
@@ -60,7 +60,7 @@ fn value(samples: &Samples, name: &str) -> f64 {
     *samples.get(&format!("qwen3_embed_{name}")).unwrap_or(&0.0)
 }
 
-/// Waits until a sample has this value: batches are counted behind their answers.
+/// Waits until a sample has the given value, because batches are counted after their responses.
 async fn wait_for(state: &AppState, name: &str, expected: f64) -> Samples {
     let began = Instant::now();
     loop {
@@ -75,7 +75,7 @@ async fn wait_for(state: &AppState, name: &str, expected: f64) -> Samples {
 }
 
 #[tokio::test]
-async fn a_server_that_loads_has_metrics() {
+async fn loading_server_has_metrics() {
     let state = AppState::new(ServerOptions::default());
     let first = samples(&state).await;
     assert!(!first.keys().any(|name| name.contains("model=")), "{first:?}");
@@ -84,14 +84,14 @@ async fn a_server_that_loads_has_metrics() {
 }
 
 #[tokio::test]
-async fn requests_are_counted_by_route_and_status() {
+async fn counts_requests_by_route_and_status() {
     let state = started(both(), ServerOptions::default()).await;
     let embeddings = json!({ "input": "a" });
     for _ in 0..3 {
         post(&state, "/v1/embeddings", embeddings.clone()).await.ok();
     }
     post(&state, "/v1/embeddings", json!({})).await;
-    // A slash at the end makes no route of its own.
+    // A trailing slash does not make another route.
     post(&state, "/v1/embeddings/", json!({ "model": "tied", "input": "a" })).await;
     get(&state, "/v1/embeddings").await;
     get(&state, "/v1/models/wide").await;
@@ -106,7 +106,7 @@ async fn requests_are_counted_by_route_and_status() {
         ("/v1/embeddings", 405, 1.0),
         ("/v1/models/{*id}", 200, 1.0),
         ("/v1/models/{*id}", 404, 1.0),
-        // Paths that anyone may think of have no series of their own.
+        // Unknown paths have no series of their own.
         ("none", 404, 3.0),
     ] {
         let name = format!("requests_total{{route=\"{route}\",status=\"{status}\"}}");
@@ -118,7 +118,7 @@ async fn requests_are_counted_by_route_and_status() {
 }
 
 #[tokio::test]
-async fn a_request_whose_client_has_gone_is_counted() {
+async fn counts_request_of_disconnected_client() {
     let state = slow(ServerOptions::default()).await;
     {
         let request = json!({ "input": vec![TEXTS[1]; 20] });
@@ -130,11 +130,11 @@ async fn a_request_whose_client_has_gone_is_counted() {
 }
 
 #[tokio::test]
-async fn tokens_batches_and_stages_are_counted() {
+async fn counts_tokens_batches_and_stages() {
     let state = started(both(), ServerOptions::default()).await;
     let tokens = |model: &str| format!("tokens_total{{model=\"{model}\"}}");
     let warm = embedder().count_tokens(&["warm"]).unwrap()[0] as f64;
-    // What warms the models up is counted as a batch.
+    // The warm-up of the models counts as a batch.
     let before = wait_for(&state, &tokens("embedder"), warm).await;
     let body = post(&state, "/v1/embeddings", json!({ "input": TEXTS })).await.ok();
     let n_tokens = body["usage"]["prompt_tokens"].as_f64().unwrap();
@@ -159,12 +159,12 @@ async fn tokens_batches_and_stages_are_counted() {
     let after = wait_for(&state, &tokens("reranker"), warm + n_tokens).await;
     let stage = r#"compute_duration_seconds_count{model="reranker"}"#;
     assert_eq!(value(&after, stage), 1.0);
-    // Nothing of it is the embedder's.
+    // The embedder has counted nothing.
     assert_eq!(value(&after, &name("compute_duration_seconds_count")), 1.0);
 }
 
 #[tokio::test]
-async fn what_was_computed_once_for_many_is_counted() {
+async fn counts_tokens_saved_by_sharing() {
     let state = started(both(), ServerOptions::default()).await;
     for query in ["a", "b", "c"] {
         let request = json!({ "input": query, "prompt_name": "query" });
@@ -192,7 +192,7 @@ async fn what_was_computed_once_for_many_is_counted() {
 }
 
 #[tokio::test]
-async fn texts_that_wait_are_counted() {
+async fn counts_waiting_texts() {
     let state = slow(ServerOptions::default()).await;
     let waiting = r#"waiting_texts{model="embedder"}"#;
     assert_eq!(value(&samples(&state).await, waiting), 0.0);

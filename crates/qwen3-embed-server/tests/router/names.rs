@@ -1,4 +1,4 @@
-//! The names of models: those that are served, those that are not, and those of the other kind.
+//! Model names in requests: served names, unknown names, and names of the other kind of model.
 
 use qwen3_embed_server::{AppState, ModelNames, Models, ServerOptions};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ fn strict() -> ServerOptions {
     ServerOptions { strict_model_names: true, ..ServerOptions::default() }
 }
 
-/// A request to each route that takes a name, and the name that its response has to have.
+/// A request for each route that has a model name, and the name in its response.
 fn requests(model: &Value) -> [(&'static str, Value, &'static str); 4] {
     let (embedder, reranker) = ("Qwen/Embedding", "Qwen/Reranker");
     [
@@ -31,7 +31,8 @@ fn requests(model: &Value) -> [(&'static str, Value, &'static str); 4] {
     ]
 }
 
-/// Sends a request of each kind that names the model so, and expects the models' answers.
+/// Sends requests with the given names, and without a name, to the routes of the model `expected`. Asserts that it
+/// responds.
 async fn check_answered(state: &AppState, names: &[&str], expected: &str) {
     for name in names.iter().map(|name| json!(name)).chain([Value::Null]) {
         for (path, request, served) in requests(&name) {
@@ -51,7 +52,7 @@ fn check_unknown(reply: &Reply, name: &str) {
     assert_eq!((reply.status, reply.json()), (404, expected));
 }
 
-/// Names that clients send to a server whose model has another name.
+/// Names that clients send to servers that serve other names.
 const OTHERS: [&str; 5] = [
     "Qwen3-Embedding-4B",
     "text-embedding-3-small",
@@ -61,7 +62,7 @@ const OTHERS: [&str; 5] = [
 ];
 
 #[tokio::test]
-async fn any_name_is_answered_by_the_model_of_the_routes_kind() {
+async fn any_name_selects_the_model_of_the_routes_kind() {
     let state = started(named(), ServerOptions::default()).await;
     let own = ["Qwen/Embedding", "Embedding", ""];
     check_answered(&state, &[&own[..], &OTHERS].concat(), "Qwen/Embedding").await;
@@ -70,7 +71,7 @@ async fn any_name_is_answered_by_the_model_of_the_routes_kind() {
 }
 
 #[tokio::test]
-async fn strict_names_are_those_that_are_served() {
+async fn strict_mode_accepts_served_names_only() {
     let state = started(named(), strict()).await;
     check_answered(&state, &["Qwen/Embedding", "Embedding", ""], "Qwen/Embedding").await;
     check_answered(&state, &["Qwen/Reranker", "Reranker", ""], "Qwen/Reranker").await;
@@ -82,7 +83,7 @@ async fn strict_names_are_those_that_are_served() {
 }
 
 #[tokio::test]
-async fn the_name_of_the_other_kind_is_refused() {
+async fn rejects_name_of_the_other_kind_of_model() {
     for options in [ServerOptions::default(), strict()] {
         let state = started(named(), options).await;
         for (embedder, reranker) in [("Qwen/Embedding", "Qwen/Reranker"), ("Embedding", "Reranker")]
@@ -114,9 +115,9 @@ fn check_wrong(reply: &Reply, message: &str) {
     assert_eq!((reply.status, reply.json()), (400, expected));
 }
 
-/// Any name but the reranker's own is as good as none.
+/// Any name other than the reranker's own has the same effect as no name.
 #[tokio::test]
-async fn a_model_of_one_kind_never_answers_for_the_other() {
+async fn model_of_one_kind_never_serves_the_other() {
     let alone = started(reranker_alone(), ServerOptions::default()).await;
     let message =
         "`tied` is a reranker and computes no embeddings; it is the only model that is loaded";
@@ -137,7 +138,7 @@ async fn a_model_of_one_kind_never_answers_for_the_other() {
 }
 
 #[tokio::test]
-async fn every_name_is_listed_and_found() {
+async fn lists_and_finds_all_names() {
     let state = started(named(), ServerOptions::default()).await;
     let list = get(&state, "/v1/models").await.ok();
     let ids: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|m| &m["id"]).collect();

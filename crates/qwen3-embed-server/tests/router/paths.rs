@@ -1,4 +1,4 @@
-//! Paths, methods, names of models in paths, and request ids.
+//! Paths, methods, model names in paths, and request ids.
 
 use axum::Router;
 use axum::body::Body;
@@ -9,7 +9,7 @@ use tower::ServiceExt;
 
 use crate::common::*;
 
-/// The routes that answer GET, and those that answer POST.
+/// The routes for GET, and the routes for POST.
 pub(crate) const GETS: [&str; 12] = [
     "/v1/models",
     "/v1/models/wide",
@@ -39,14 +39,14 @@ pub(crate) const POSTS: [&str; 11] = [
 ];
 
 #[tokio::test]
-async fn a_path_that_is_not_there() {
+async fn unknown_path_is_not_found() {
     let state = ready().await;
     for (method, path) in [
         ("GET", "/nothing"),
         ("POST", "/v1/chat/completions"),
         ("GET", "/v1"),
         ("POST", "/v1/embeddings//"),
-        // Routes of text-embeddings-inference that are not served.
+        // Routes of text-embeddings-inference that this server does not have.
         ("GET", "/ping"),
         ("POST", "/invocations"),
         ("POST", "/embed_all"),
@@ -81,7 +81,7 @@ async fn a_path_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn a_method_that_is_not_there() {
+async fn unknown_method_is_not_allowed() {
     let state = ready().await;
     let check = async |method: &str, path: &str, allowed: &str| {
         let reply = call(state, request(method, path)).await;
@@ -101,14 +101,14 @@ async fn a_method_that_is_not_there() {
         }
         assert_eq!(call(state, request("HEAD", path)).await.status, 405);
     }
-    // The page, and what clients of text-embeddings-inference send to the bare address.
+    // `/` is the page for GET, and a route of text-embeddings-inference for POST.
     for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
         check(method, "/", "POST,GET,HEAD").await;
     }
 }
 
 #[tokio::test]
-async fn a_slash_at_the_end_of_a_path_is_ignored() {
+async fn ignores_trailing_slash() {
     let state = ready().await;
     let same = |reply: Reply| (reply.status, reply.header("content-type").to_owned(), reply.body);
     for path in GETS.into_iter().filter(|path| !["/docs/", "/metrics"].contains(path)) {
@@ -127,17 +127,17 @@ async fn a_slash_at_the_end_of_a_path_is_ignored() {
     assert_eq!(post(state, "/v1/embeddings/", request.clone()).await.ok(), expected);
     assert_eq!(post(state, "/embeddings", request.clone()).await.ok(), expected);
     assert_eq!(post(state, "/embeddings/", request).await.ok(), expected);
-    // Without a loop: `/docs` redirects to `/docs/`.
+    // `/docs` redirects to `/docs/`, which must not redirect back.
     let docs = get(state, "/docs").await;
     assert_eq!((docs.status, docs.header("location")), (303, "/docs/"));
     assert_eq!(get(state, "/docs/").await.status, 200);
-    // As a proxy is asked.
+    // The absolute form, as sent to a proxy.
     assert_eq!(get(state, "http://elsewhere.example/livez/").await.text(), "ok");
 }
 
-/// A program that has routes of its own beside the server's.
+/// A program nests the router beside routes of its own.
 #[tokio::test]
-async fn the_router_can_be_nested() {
+async fn router_can_be_nested() {
     let router = Router::new().nest("/models", app(ready().await.clone()));
     for path in ["/models/livez", "/models/livez/"] {
         let response = router.clone().oneshot(request("GET", path)).await.unwrap();
@@ -151,7 +151,7 @@ async fn the_router_can_be_nested() {
 }
 
 #[tokio::test]
-async fn head_is_get_without_a_body() {
+async fn head_responds_like_get_without_a_body() {
     for path in GETS {
         let head = call(ready().await, request("HEAD", path)).await;
         let get = get(ready().await, path).await;
@@ -162,7 +162,7 @@ async fn head_is_get_without_a_body() {
 }
 
 #[tokio::test]
-async fn a_query_in_the_address_does_not_matter() {
+async fn ignores_query_string() {
     let reply = get(ready().await, "/livez?x=%ff&y").await;
     assert_eq!(reply.text(), "ok");
     let request = post_request("/embed?model=x", r#"{"inputs":"a"}"#);
@@ -170,9 +170,9 @@ async fn a_query_in_the_address_does_not_matter() {
 }
 
 #[tokio::test]
-async fn addresses_that_no_browser_sends_are_answered() {
+async fn accepts_unusual_request_targets() {
     let state = ready().await;
-    // As a proxy is asked.
+    // The absolute form, as sent to a proxy.
     assert_eq!(get(state, "http://elsewhere.example/livez").await.text(), "ok");
     assert_eq!(get(state, "http://elsewhere.example").await.status, 200);
     assert_eq!(call(state, request("OPTIONS", "*")).await.status, 404);
@@ -185,7 +185,7 @@ async fn addresses_that_no_browser_sends_are_answered() {
 }
 
 #[tokio::test]
-async fn models_are_listed_and_found_by_name() {
+async fn lists_models_and_finds_them_by_name() {
     let state = ready().await;
     let mut list = get(state, "/v1/models").await.ok();
     let created = list["data"][0]["created"].as_u64().unwrap();
@@ -214,9 +214,9 @@ async fn models_are_listed_and_found_by_name() {
     assert_eq!((reply.status, reply.json()), (400, expected));
 }
 
-/// The name is a model's path or id, unless the server is told another.
+/// By default, a model's name is its path or id, which has slashes.
 #[tokio::test]
-async fn names_with_slashes_are_found_encoded_or_not() {
+async fn finds_names_with_slashes_encoded_or_not() {
     for name in ["Qwen/Qwen3-Embedding-0.6B", "/data/models/wide", "./wide/", "a b/c?d"] {
         let mut models = embedder_alone();
         models.embedder.as_mut().unwrap().0 = name.into();
@@ -243,7 +243,7 @@ async fn request_id(sent: Option<&[u8]>) -> String {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_id_or_gets_one() {
+async fn keeps_request_id_or_generates_one() {
     let longest = "x".repeat(128);
     for id in ["1", "req_4711-a/b:c", "two words", &longest] {
         assert_eq!(request_id(Some(id.as_bytes())).await, id);

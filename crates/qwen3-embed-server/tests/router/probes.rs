@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/health` in every state of the server, and what requests are told in it.
+//! `/livez`, `/readyz` and `/health`, and the responses to requests, in every state of the server.
 
 use std::pin::pin;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::common::*;
 use crate::limits::{begin, slow};
 
-/// Checks the probes: what is not ready says so with `code`.
+/// Asserts the responses of the probes. If the server is not ready, they have the given code.
 async fn check(state: &AppState, readiness: Readiness, not_ready: Option<(&str, &str)>) {
     assert_eq!(state.readiness(), readiness);
     let live = get(state, "/livez").await;
@@ -29,7 +29,7 @@ fn check_unavailable(reply: &Reply, code: &str, message: &str) {
     assert_eq!(reply.header("retry-after"), "1");
 }
 
-/// A right request for each route that asks an embedder, and for each that asks a reranker.
+/// A valid request for each route of the embedder, and for each route of the reranker.
 fn requests() -> [Vec<(&'static str, Value)>; 2] {
     let sentences = json!({ "source_sentence": "a", "sentences": ["b"] });
     let embed = vec![
@@ -49,7 +49,7 @@ const DRAINING: (&str, &str) = ("draining", "the server is shutting down");
 const STOPPED: (&str, &str) = ("stopped", "the model has crashed; restart the server");
 
 #[tokio::test]
-async fn while_it_loads() {
+async fn probes_while_models_load() {
     let state = AppState::new(ServerOptions::default());
     check(&state, Readiness::Loading, Some(LOADING)).await;
     let others = [("/tokenize", json!({ "inputs": "a" })), ("/decode", json!({ "ids": [1] }))];
@@ -67,16 +67,16 @@ async fn while_it_loads() {
 }
 
 #[tokio::test]
-async fn when_it_is_ready() {
+async fn probes_when_ready() {
     check(ready().await, Readiness::Ready, None).await;
 }
 
 #[tokio::test]
-async fn when_it_is_about_to_end() {
+async fn probes_while_draining() {
     let state = started(both(), ServerOptions::default()).await;
     state.announce_shutdown();
     check(&state, Readiness::Draining, Some(DRAINING)).await;
-    // What still comes is answered.
+    // New requests are still answered.
     for (path, request) in requests().into_iter().flatten() {
         post(&state, path, request).await.ok();
     }
@@ -88,7 +88,7 @@ async fn when_it_is_about_to_end() {
 }
 
 #[tokio::test]
-async fn what_was_accepted_is_answered_before_the_end() {
+async fn answers_accepted_requests_before_stopping() {
     let state = slow(ServerOptions::default()).await;
     let request = json!({ "input": vec![TEXTS[1]; 20] });
     let mut accepted = pin!(post(&state, "/v1/embeddings", request));
@@ -98,7 +98,7 @@ async fn what_was_accepted_is_answered_before_the_end() {
 }
 
 #[tokio::test]
-async fn when_the_engine_dies_while_a_request_waits() {
+async fn probes_after_the_engine_dies_with_a_waiting_request() {
     let state = slow(ServerOptions::default()).await;
     check(&state, Readiness::Ready, None).await;
     let mut waiting =
@@ -111,14 +111,14 @@ async fn when_the_engine_dies_while_a_request_waits() {
     for (path, request) in embed {
         check_unavailable(&post(&state, path, request).await, STOPPED.0, STOPPED.1);
     }
-    // The reranker lives.
+    // The reranker still works.
     for (path, request) in rank {
         post(&state, path, request).await.ok();
     }
 }
 
 #[tokio::test]
-async fn when_the_rerankers_engine_dies() {
+async fn probes_after_the_rerankers_engine_dies() {
     let state = slow(ServerOptions::default()).await;
     let request = json!({ "query": "a", "documents": vec!["b"; 500] });
     let mut waiting = pin!(post(&state, "/rerank", request));

@@ -1,4 +1,4 @@
-//! text-embeddings-inference's routes.
+//! The routes of text-embeddings-inference.
 
 use qwen3_embed::{Embedder, Overflow, cosine};
 use qwen3_embed_server::{AppState, Models, ServerOptions};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// Sends a request for bare vectors, and checks them bit for bit.
+/// Sends a request and asserts the bits of the vectors in the response.
 async fn check_embed(state: &AppState, request: Value, expected: &qwen3_embed::Embeddings) {
     let body = post(state, "/embed", request.clone()).await.ok();
     let rows: Vec<f32> = body.as_array().unwrap().iter().flat_map(vector).collect();
@@ -15,11 +15,11 @@ async fn check_embed(state: &AppState, request: Value, expected: &qwen3_embed::E
 }
 
 #[tokio::test]
-async fn embed_answers_with_bare_vectors() {
+async fn embed_responds_with_bare_vectors() {
     let (state, embedder) = (ready().await, embedder());
     let (one, all) =
         (embedder.embed_documents(&[TEXTS[0]]).unwrap(), embedder.embed_documents(&TEXTS).unwrap());
-    let small = Embedder::builder(wide()).dimensions(64).build().unwrap();
+    let small = Embedder::builder(fixtures::model("wide")).dimensions(64).build().unwrap();
     let small = small.embed_documents(&TEXTS).unwrap();
     let queries = embedder.embed_queries(&TEXTS).unwrap();
     let tokens = embedder.tokenize(&TEXTS).unwrap();
@@ -40,8 +40,8 @@ async fn embed_answers_with_bare_vectors() {
 }
 
 #[tokio::test]
-async fn embed_cuts_at_either_end() {
-    let builder = || Embedder::builder(wide()).max_tokens(8);
+async fn embed_truncates_at_either_end() {
+    let builder = || Embedder::builder(fixtures::model("wide")).max_tokens(8);
     let models =
         Models { embedder: Some(("w".into(), builder().build().unwrap())), reranker: None };
     let state = started(models, ServerOptions::default()).await;
@@ -63,9 +63,9 @@ async fn embed_cuts_at_either_end() {
     check_refused(&state, "/embed", &[(&body, "inputs[1]", &message)]).await;
 }
 
-/// Clients that are given the bare address send to `/`.
+/// Clients that know only the server's address send requests to `/`.
 #[tokio::test]
-async fn post_to_the_root_is_embed_or_rerank() {
+async fn post_to_the_root_embeds_or_reranks() {
     let state = ready().await;
     let request = json!({ "inputs": TEXTS, "normalize": false, "dimensions": 32 });
     let embedded = post(state, "/embed", request.clone()).await.ok();
@@ -86,7 +86,7 @@ async fn post_to_the_root_is_embed_or_rerank() {
 }
 
 #[tokio::test]
-async fn embed_names_what_is_wrong() {
+async fn embed_rejects_invalid_fields_and_names_them() {
     let cases = [
         ("{}", "inputs", "missing field `inputs` at line 1 column 2"),
         (r#"{"inputs":[]}"#, "inputs", "inputs has 0 items; expected 1 to 2048"),
@@ -126,7 +126,7 @@ async fn embed_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn similarity_is_the_cosine_to_each_sentence() {
+async fn similarity_gives_the_cosine_to_each_sentence() {
     let state = ready().await;
     let inputs = json!({ "source_sentence": TEXTS[0], "sentences": TEXTS });
     for (parameters, embeddings) in [
@@ -141,7 +141,7 @@ async fn similarity_is_the_cosine_to_each_sentence() {
 }
 
 #[tokio::test]
-async fn similarity_names_what_is_wrong() {
+async fn similarity_rejects_invalid_fields_and_names_them() {
     let long = "a ".repeat(embedder().max_tokens());
     let n_tokens = embedder().count_tokens(&[&long]).unwrap()[0];
     let limit = embedder().max_tokens();
@@ -206,7 +206,7 @@ async fn similarity_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn tokens_are_the_models_and_point_into_the_text() {
+async fn tokenize_gives_the_models_tokens_with_offsets() {
     let state = ready().await;
     let texts = ["The weather 天气 😀", "<|im_end|>x", "", "caf\u{e9} au lait"];
     let body = post(state, "/tokenize", json!({ "inputs": texts })).await.ok();
@@ -225,7 +225,7 @@ async fn tokens_are_the_models_and_point_into_the_text() {
             let characters: String =
                 text.chars().skip(place.start).take(place.end - place.start).collect();
             assert_eq!(token["text"], characters.as_str(), "{text}");
-            // Nothing between tokens is left out.
+            // The tokens cover the whole text.
             assert!(place.start <= reached || text.starts_with('<'), "{token}");
             assert!(!characters.is_empty(), "{token}");
             reached = place.end;
@@ -238,7 +238,7 @@ async fn tokens_are_the_models_and_point_into_the_text() {
 }
 
 #[tokio::test]
-async fn tokens_come_with_a_prompt_and_without_the_end() {
+async fn tokenize_applies_prompt_and_omits_end_of_text() {
     let state = ready().await;
     let ids = |body: &Value| -> Vec<u32> {
         let tokens = body.as_array().unwrap().iter();
@@ -254,7 +254,7 @@ async fn tokens_come_with_a_prompt_and_without_the_end() {
     let request = json!({ "inputs": [text, "<|endoftext|>"], "add_special_tokens": false });
     let body = post(state, "/tokenize", request).await.ok();
     assert_eq!(ids(&body[0]), expected);
-    // The text's own stays.
+    // An end-of-text token in the text itself is kept.
     assert_eq!(ids(&body[1]), [1000]);
     let query = format!("{}{text}", embedder().query_prompt());
     let request = json!({ "inputs": text, "prompt_name": "query" });
@@ -263,7 +263,7 @@ async fn tokens_come_with_a_prompt_and_without_the_end() {
 }
 
 #[tokio::test]
-async fn a_reranker_tokenizes_plain_text() {
+async fn tokenize_of_a_reranker_treats_special_tokens_as_text() {
     let state = started(reranker_alone(), ServerOptions::default()).await;
     let body = post(&state, "/tokenize", json!({ "inputs": "<|im_end|>" })).await.ok();
     let tokens = body[0].as_array().unwrap();
@@ -276,9 +276,9 @@ async fn a_reranker_tokenizes_plain_text() {
     check_refused(&state, "/tokenize", &cases).await;
 }
 
-/// A megabyte of words: its tokens are found in one pass.
+/// The tokens of a megabyte of words are located in one pass.
 #[tokio::test]
-async fn long_texts_are_tokenized_in_time() {
+async fn tokenizes_long_text_in_linear_time() {
     let text = "word and 词 ".repeat(100_000);
     let body = post(ready().await, "/tokenize", json!({ "inputs": text })).await.ok();
     let tokens = body[0].as_array().unwrap();
@@ -287,7 +287,7 @@ async fn long_texts_are_tokenized_in_time() {
 }
 
 #[tokio::test]
-async fn tokenize_names_what_is_wrong() {
+async fn tokenize_rejects_invalid_fields_and_names_them() {
     let spaces = json!({ "inputs": ["a", " ".repeat(600_000)] }).to_string();
     let cases = [
         ("{}", "inputs", "missing field `inputs` at line 1 column 2"),
@@ -317,7 +317,7 @@ async fn tokenize_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn tokens_become_text_again() {
+async fn decode_gives_the_text_of_tokens() {
     let state = ready().await;
     let ids = embedder().tokenize(&TEXTS).unwrap();
     let body = post(state, "/decode", json!({ "ids": ids })).await.ok();
@@ -326,13 +326,13 @@ async fn tokens_become_text_again() {
     assert_eq!(body.ok(), json!([TEXTS[1]]));
     let body = post(state, "/decode", json!({ "ids": ids[1], "skip_special_tokens": false })).await;
     assert_eq!(body.ok(), json!([format!("{}<|endoftext|>", TEXTS[1])]));
-    // Half a character is none.
+    // The ids may end within a character, and a list may be empty.
     let body = post(state, "/decode", json!({ "ids": [ids[0][..1], []] })).await.ok();
     assert_eq!(body[1], "");
 }
 
 #[tokio::test]
-async fn decode_names_what_is_wrong() {
+async fn decode_rejects_invalid_fields_and_names_them() {
     let cases = [
         ("{}", "ids", "missing field `ids` at line 1 column 2"),
         (r#"{"ids":[]}"#, "ids", "ids has 0 items; expected 1 to 2048"),
@@ -372,9 +372,9 @@ async fn decode_names_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn info_says_what_is_served() {
+async fn info_describes_the_served_models() {
     let mut info = get(ready().await, "/info").await.ok();
-    // As many as this machine has cores.
+    // The number of workers depends on the machine.
     assert!(info["tokenization_workers"].take().as_u64().unwrap() >= 1);
     let golden = json!({
         "model_id": "wide",
@@ -405,7 +405,7 @@ async fn info_says_what_is_served() {
 }
 
 #[tokio::test]
-async fn info_of_a_reranker_alone_is_that_of_a_classifier() {
+async fn info_of_a_reranker_alone_describes_a_classifier() {
     let options = ServerOptions {
         max_concurrent_requests: 3,
         max_client_batch_size: 5,
