@@ -20,7 +20,6 @@ mod workspace;
 
 use clap::{Parser, Subcommand};
 
-use crate::workspace::root;
 
 /// Development tasks of the qwen3-embed workspace
 #[derive(Parser)]
