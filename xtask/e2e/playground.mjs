@@ -78,8 +78,8 @@ async function checkRanking(page, panel, documents, scores) {
 function contrast(page) {
   return page.evaluate(() => {
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    const luminance = (colour) => {
-      canvas.fillStyle = colour;
+    const luminance = (color) => {
+      canvas.fillStyle = color;
       canvas.fillRect(0, 0, 1, 1);
       const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => {
         const share = value / 255;
