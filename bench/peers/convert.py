@@ -85,7 +85,7 @@ def openvino_int8(checkpoint: Path, cache: Path) -> Path:
 
 
 def onnx_int8(checkpoint: Path, cache: Path) -> Path:
-    """ONNX with int8 weights, and activations that are quantised at run time."""
+    """ONNX with int8 weights, and activations that are quantized at run time."""
 
     def write(folder: Path) -> None:
         import torch
@@ -115,7 +115,7 @@ def onnx_int8(checkpoint: Path, cache: Path) -> Path:
     return cached(cache / "onnx-int8", write)
 
 
-def gguf_quantised(checkpoint: Path, cache: Path, precision: str) -> Path:
+def gguf_quantized(checkpoint: Path, cache: Path, precision: str) -> Path:
     """GGUF at the precision that llama.cpp calls MOSTLY_…, such as q8_0 or q4_k_m."""
     exact = cached(cache / "gguf", lambda folder: write_gguf(checkpoint, folder / "model.gguf"))
 

@@ -121,8 +121,8 @@ class PyTorch(PaddedPeer):
 
 
 class OpenVino(PaddedPeer):
-    """OpenVINO's CPU plugin. Its int8 has weights compressed by nncf and quantises activations in
-    groups of 256 as it runs, the fastest of its group sizes; what is not quantised is computed in
+    """OpenVINO's CPU plugin. Its int8 has weights compressed by nncf and quantizes activations in
+    groups of 256 as it runs, the fastest of its group sizes; what is not quantized is computed in
     bf16 where the processor has it."""
 
     @classmethod
@@ -158,7 +158,7 @@ class OpenVino(PaddedPeer):
 
 
 class OnnxRuntime(PaddedPeer):
-    """ONNX Runtime with weights quantised by quantize_dynamic, activations as it runs."""
+    """ONNX Runtime with weights quantized by quantize_dynamic, activations as it runs."""
 
     @classmethod
     def version(cls) -> str:
@@ -195,7 +195,7 @@ class LlamaCpp(Peer):
 
     @classmethod
     def prepare(cls, setup: Setup, precision: str) -> pathlib.Path:
-        return convert.gguf_quantised(setup.model, setup.cache, precision)
+        return convert.gguf_quantized(setup.model, setup.cache, precision)
 
     @classmethod
     def same_weights(cls, setup: Setup, precision: str) -> pathlib.Path:

@@ -1,8 +1,9 @@
-/* Stands for one of CUDA's libraries while a program is linked, and opens the real one when the first of
- * its functions is called: a program that is linked with it starts on every machine. Where the library is
- * not there, every function returns the code by which it says so itself.
+/* A link library in place of one of CUDA's libraries. It opens the real library when one of its functions is first
+ * called, so programs that are linked with it start on every machine. If the real library is not installed, every
+ * function returns the library's own error code for this.
  *
- * LIBRARY is its file's name, ABSENT the code, and NAME(x) a name that no other library has. */
+ * LIBRARY is the file name of the real library, ABSENT the error code, and NAME(x) a name that is unique to the
+ * library. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@ extern const char *const NAME(names)[];
 
 static int absent(void) { return ABSENT; }
 
-/* The function of this number, which the next call finds without asking. */
+/* Looks up the function with this number, and stores it for the next call. */
 __attribute__((visibility("hidden"))) void *NAME(find)(unsigned long number) {
     void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_GLOBAL);
     void *function = library ? dlsym(library, NAME(names)[number]) : NULL;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Stands in for nvcc where nothing is to run: candle's kernels, which take minutes to compile, become empty
-# files. Everything else is the real compiler's work.
+# Replaces nvcc in builds that are not run on a device. candle's kernels, which take minutes to compile, become empty
+# files. All other sources are passed to the real nvcc.
 for argument in "$@"; do
     case "$argument" in
     --version) exec "$CUDA_HOME/bin/nvcc" --version ;;

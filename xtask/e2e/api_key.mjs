@@ -1,4 +1,5 @@
-// The playground of a server that wants a key: the browser sends it by itself, and snippets speak of it.
+// The playground of a server with an API key: the browser sends the key with every request, and the snippets contain a
+// variable for it.
 
 import assert from "node:assert/strict";
 import { closing, open } from "./browser.mjs";

@@ -1,4 +1,4 @@
-"""A server that wants a key."""
+"""A server with an API key."""
 
 import base64
 import os
@@ -21,14 +21,14 @@ for wrong in ["EMPTY", KEY[:-1], KEY + "x", KEY.upper()]:
     error = refused(openai.AuthenticationError, None, [], lambda: create(wrong))
     assert KEY not in str(error.body)
 
-# Probes have no key; everything else needs one.
+# Probes need no key; everything else does.
 for path in ["/livez", "/readyz", "/health"]:
     assert ask(path)[0] == 200, path
 for path in ["/", "/docs", "/metrics", "/info", "/v1/models", "/nowhere", "/playground/script.js"]:
     assert ask(path)[0] == 401, path
 
-# A browser is asked for a name and the key, and sends them by itself from then on. Chromium reads one
-# challenge from a line.
+# A browser asks its user for a name and the key, and then sends them with every request. Each challenge has its own
+# header, because Chromium reads one challenge per header.
 status, headers, _ = ask("/", headers={"accept": "text/html"})
 challenges = headers.get_all("www-authenticate")
 assert status == 401 and any(line.startswith("Basic ") for line in challenges), challenges

@@ -1,9 +1,9 @@
-// A page in headless Chromium that tells what went wrong on it.
+// A page in headless Chromium that collects its errors.
 
 import assert from "node:assert/strict";
 import { chromium } from "playwright-core";
 
-// Nothing but the page may use the network.
+// Turns off everything in Chromium that uses the network by itself.
 const QUIET = ["quic", "background-networking", "component-update", "sync", "gpu"].map((what) => `--disable-${what}`);
 
 const browser = await chromium.launch({
@@ -11,7 +11,7 @@ const browser = await chromium.launch({
   args: ["--no-sandbox", "--no-first-run", ...QUIET],
 });
 
-/** Opens the page of a server. `faults` collects what a page that works has none of. */
+/** Opens the page of a server. `faults` collects errors, warnings and requests to other servers. */
 export async function open(address, options = {}, prepare = async () => {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   context.setDefaultTimeout(30_000);
@@ -19,7 +19,7 @@ export async function open(address, options = {}, prepare = async () => {}) {
   const faults = [];
   page.on("pageerror", (error) => faults.push(error.message));
   page.on("console", (message) => {
-    // Chromium reports every status that is not 200, whether the page has reckoned with it or not.
+    // Chromium reports every status other than 200, even if the page handles it.
     const isStatus = message.text().startsWith("Failed to load resource: the server responded with a status");
     if (["error", "warning"].includes(message.type()) && !isStatus) faults.push(message.text());
   });
@@ -33,7 +33,7 @@ export async function open(address, options = {}, prepare = async () => {}) {
   return { page, faults };
 }
 
-/** Ends the browser, however the script ends. */
+/** Closes the browser, also if the script fails. */
 export async function closing(work) {
   try {
     await work();

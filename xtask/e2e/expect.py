@@ -1,4 +1,4 @@
-"""What the scripts share: the server that they are given, and what they expect of errors."""
+"""Functions that the scripts share: requests to the server, and checks of errors."""
 
 import json
 import os
@@ -20,7 +20,7 @@ WEATHER = [
 
 
 def ask(path, body=None, headers=None):
-    """A route's status, headers and text, by the standard library alone."""
+    """Sends a request with the standard library and returns the status, headers and text of the response."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json"} | (headers or {})
     request = urllib.request.Request(ADDRESS + path, data, headers)
@@ -33,21 +33,21 @@ def ask(path, body=None, headers=None):
 
 
 def answered(path, body=None):
-    """What a route answers, which has to be well."""
+    """Sends a request and returns the JSON of its response, which must be successful."""
     status, _, text = ask(path, body)
     assert status == 200, f"{path}: {status} {text}"
     return json.loads(text)
 
 
 def check_error(body, *words):
-    """An error in OpenAI's shape, whose message has these words."""
+    """Checks that an error has OpenAI's shape and that its message contains these words."""
     assert set(body) == {"message", "type", "param", "code"}, body
     for word in words:
         assert word in body["message"], f"{word!r} is not in {body['message']!r}"
 
 
 def refused(kind, param, words, call):
-    """The error, of the client's own type, in which a call has to end."""
+    """Checks that a call raises this type of error, and returns the error."""
     try:
         answer = call()
     except kind as error:

@@ -1,7 +1,7 @@
 """LangChain's OpenAIEmbeddings.
 
-By default it sends token ids of OpenAI's tokenizer, which mean nothing to this model: programs turn that off
-with `check_embedding_ctx_length=False`. Those who forget should hear of it and not get vectors of nonsense.
+By default it sends token ids of OpenAI's tokenizer, which mean nothing to this model. `check_embedding_ctx_length=False`
+turns this off. Programs without this setting must get an error, not meaningless vectors.
 """
 
 import numpy as np
@@ -33,11 +33,11 @@ def embed(texts, **options):
 expected = embed(WEATHER)
 assert np.array_equal(expected, embedder().embed_documents(WEATHER))
 assert np.array_equal(expected[1], embedder().embed_query(WEATHER[1]))
-# It sends a request for every so many texts, and puts the answers together.
+# It divides the texts into several requests and joins the responses.
 assert np.array_equal(expected, embedder(chunk_size=3).embed_documents(WEATHER))
 assert np.array_equal(embed(WEATHER, dimensions=64), embedder(dimensions=64).embed_documents(WEATHER))
 
-# "The" in the tokens of OpenAI's cl100k_base, which this model has too, and "The weather is great today".
+# Token ids of "The" and of "The weather is great today" in OpenAI's cl100k_base. This model also has these ids.
 for foreign in [[[791]], [[791, 9282, 374, 2294, 3432]]]:
     words = ["input[0]", "end-of-text", "check_embedding_ctx_length=False"]
     refused(openai.BadRequestError, "input", words, lambda: embed(foreign))

@@ -1,6 +1,6 @@
-"""Four sentences in one request, and the matrix of their cosines: what a first program with the openai package
-does. Its server was started with `--model-path Qwen/Qwen3-Embedding-4B`, and it calls the model by the name
-behind the slash."""
+"""The first steps with the openai package: four sentences in one request, and the matrix of their cosine similarities. The
+server was started with `--model-path Qwen/Qwen3-Embedding-4B`, and the program calls the model by the name after the
+slash."""
 
 import json
 
@@ -23,12 +23,12 @@ assert [item.index for item in response.data] == [0, 1, 2, 3]
 assert matrix.shape == (4, 4), matrix.shape
 assert np.allclose(np.diag(matrix), 1, rtol=0, atol=1e-12), np.diag(matrix)
 assert np.allclose(matrix, matrix.T, rtol=0, atol=1e-12), matrix
-# The small model's own vectors, computed by transformers.
+# The vectors of the small model, computed by transformers.
 golden = json.loads((FIXTURES / "models/wide/golden.json").read_text())
 assert golden["texts"][:4] == WEATHER
 assert np.allclose(matrix, cosine_similarity(golden["embeddings"][:4]), rtol=0, atol=1e-2), matrix
 
-# A text's vector does not depend on the batch that it is in, bit for bit.
+# The vector of a text does not depend on its batch, bit for bit.
 for text, expected in zip(WEATHER, embeddings):
     (alone,) = client.embeddings.create(model="Qwen3-Embedding-4B", input=text).data
     assert alone.embedding == expected, text

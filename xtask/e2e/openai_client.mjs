@@ -1,4 +1,4 @@
-// The openai package for Node: it asks for base64 unless told otherwise, and gives errors types of their own.
+// The openai package for Node: it requests base64 by default, and has a type for each kind of error.
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";

@@ -1,4 +1,4 @@
-"""The openai package: what it may send, what it decodes, and the exceptions that errors become."""
+"""The openai package for Python: requests, decoding of responses, and exceptions."""
 
 import asyncio
 import base64
@@ -28,11 +28,11 @@ def unit(rows):
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def vectors_are_those_of_transformers():
-    """As text and as token ids: ids are taken as they are, the end-of-text token included."""
+def vectors_equal_transformers():
+    """Texts and token ids. Token ids are used unchanged, including the end-of-text token."""
     for i, (text, tokens) in enumerate(zip(golden["texts"], golden["tokens"])):
         if text is None:
-            # Ids drawn at random, which the server refuses because they do not end with the end-of-text token.
+            # Random ids. The server refuses them because they do not end with the end-of-text token.
             continue
         expected = unit(golden["embeddings"][i])
         inputs = [tokens, [tokens]] + ([text] if text else [])
@@ -47,7 +47,7 @@ def vectors_are_those_of_transformers():
     assert np.array_equal(np.float32([item.embedding for item in several.data]), embed(WEATHER))
 
 
-def base64_and_decimals_are_the_same_bits():
+def base64_and_decimals_have_the_same_bits():
     assert WEATHER == golden["texts"][:4]
     default = embed(WEATHER)
     decimals = embed(WEATHER, encoding_format="float")
@@ -56,7 +56,7 @@ def base64_and_decimals_are_the_same_bits():
     assert default.tobytes() == decimals.tobytes() == decoded.tobytes()
 
 
-def fewer_dimensions_are_the_first_ones_at_unit_length():
+def fewer_dimensions_are_cut_and_normalized():
     whole = embed(WEATHER)
     assert whole.shape == (4, info["dimensions"])
     for dimensions in [info["min_dimensions"], 33, 64, info["dimensions"]]:
@@ -67,7 +67,7 @@ def fewer_dimensions_are_the_first_ones_at_unit_length():
         assert error <= 4 * np.finfo(np.float32).eps, error
 
 
-def instructions_go_before_texts():
+def instructions_are_put_before_texts():
     task = "Given a web search query, retrieve relevant passages that answer the query"
     query = "What is the capital of China?"
     plain = embed([f"Instruct: {task}\nQuery:{query}"])
@@ -77,7 +77,7 @@ def instructions_go_before_texts():
     assert not np.array_equal(plain, embed(query))
 
 
-def other_fields_are_taken():
+def unknown_fields_are_accepted():
     plain = embed(WEATHER[0])
     assert np.array_equal(plain, embed(WEATHER[0], user="someone", extra_body={"whatever": [1]}))
     long = embed(WEATHER[0], extra_body={"normalize": False})
@@ -94,14 +94,14 @@ def models_are_listed():
     assert client.models.retrieve(MODEL).id == MODEL
 
 
-def other_names_are_answered_by_the_model():
+def other_model_names_are_accepted():
     for name in ["text-embedding-3-small", MODEL.split("/")[1], f"openai/{MODEL}"]:
         answer = client.embeddings.create(model=name, input=WEATHER)
         assert answer.model == MODEL, answer.model
         assert np.array_equal(np.float32([item.embedding for item in answer.data]), embed(WEATHER))
 
 
-def errors_are_exceptions_of_their_kind():
+def errors_raise_matching_exceptions():
     bad = openai.BadRequestError
     limit = info["max_input_length"]
     too_long = "a b " * limit
@@ -137,7 +137,7 @@ def errors_are_exceptions_of_their_kind():
     create("still there")
 
 
-async def many_at_once_get_their_own():
+async def concurrent_requests_get_their_own_vectors():
     one_by_one = [embed(f"text {i}")[0] for i in range(32)]
     async with AsyncOpenAI(api_key="EMPTY", base_url=f"{ADDRESS}/v1", max_retries=0) as many:
         calls = [many.embeddings.create(model=MODEL, input=f"text {i}") for i in range(32)]
@@ -145,12 +145,12 @@ async def many_at_once_get_their_own():
     assert np.array_equal(one_by_one, np.float32(together))
 
 
-vectors_are_those_of_transformers()
-base64_and_decimals_are_the_same_bits()
-fewer_dimensions_are_the_first_ones_at_unit_length()
-instructions_go_before_texts()
-other_fields_are_taken()
+vectors_equal_transformers()
+base64_and_decimals_have_the_same_bits()
+fewer_dimensions_are_cut_and_normalized()
+instructions_are_put_before_texts()
+unknown_fields_are_accepted()
 models_are_listed()
-other_names_are_answered_by_the_model()
-errors_are_exceptions_of_their_kind()
-asyncio.run(many_at_once_get_their_own())
+other_model_names_are_accepted()
+errors_raise_matching_exceptions()
+asyncio.run(concurrent_requests_get_their_own_vectors())

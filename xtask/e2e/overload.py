@@ -1,5 +1,4 @@
-"""A server with next to no room: what it refuses says when to come back, and a client that does gets its
-answer."""
+"""A server with tight limits: refused requests have `Retry-After`, and clients that retry get a response."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +11,8 @@ from expect import ADDRESS, MODEL, answered, refused
 
 N_CLIENTS = 4
 
-# Enough to compute that the others arrive meanwhile; also more texts than the queue holds, which one request
-# may have.
+# Enough texts to keep the server busy until the other requests arrive. A request may have more texts than the queue
+# limit.
 texts = [f"{i}: " + "All work and no play makes a dull day. " * 10 for i in range(32)]
 
 

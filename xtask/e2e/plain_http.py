@@ -1,12 +1,12 @@
-"""Rerankers and scores in the shapes of Cohere's, Jina's and vLLM's interfaces, and the routes of
-text-embeddings-inference, by the standard library."""
+"""The rerank and score APIs of Cohere, Jina and vLLM, and the routes of text-embeddings-inference, with the standard
+library."""
 
 import json
 import math
 
 from expect import FIXTURES, MODEL, WEATHER, answered, ask, check_error
 
-# The model file's own scores, computed by transformers.
+# The scores of the model, computed by transformers.
 golden = json.loads((FIXTURES / "rerankers/tied/golden.json").read_text())
 RERANKER = answered("/info")["reranker"]["id"]
 
@@ -22,7 +22,7 @@ def near(a, b, tolerance=1e-5):
     return math.isclose(a, b, rel_tol=0, abs_tol=tolerance)
 
 
-def scores_are_those_of_transformers():
+def scores_equal_transformers():
     for case in golden["cases"]:
         if not case["query"] or not case["document"]:
             continue
@@ -132,7 +132,7 @@ def errors():
         print(f"  {got}: {json.loads(text)['error']['message']}")
 
 
-scores_are_those_of_transformers()
+scores_equal_transformers()
 reranking_in_the_shape_of_cohere_and_jina()
 reranking_in_the_shape_of_text_embeddings_inference()
 scores_of_pairs()

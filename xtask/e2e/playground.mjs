@@ -1,4 +1,4 @@
-// The playground, clicked and typed through. What it shows is compared with what the routes answer.
+// Uses the playground with mouse and keyboard, and compares the page with the responses of the routes.
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -20,10 +20,10 @@ async function rows(input, options = {}) {
 
 const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
-/** What the page writes, as a number. */
+/** The number in a text of the page. */
 const number = (text) => Number(text.replace("−", "-"));
 
-/** A number to three decimals. */
+/** Whether a shown number equals a value up to three decimals. */
 const isNear = (shown, value) => Math.abs(shown - value) < 0.0006;
 
 async function submit(page, panel, result) {
@@ -35,7 +35,7 @@ async function settled(page, panel, result) {
   await page.locator(`#${panel} .results[aria-busy=false] ${result}`).first().waitFor();
 }
 
-/** Replaces a panel's texts by means of the keyboard. */
+/** Replaces the texts of a panel with the keyboard. */
 async function type(page, panel, texts) {
   await page.click(`#${panel} .clear`);
   for (const [i, text] of texts.entries()) {
@@ -74,12 +74,12 @@ async function checkRanking(page, panel, documents, scores) {
   }
 }
 
-/** The least contrast between a cell and what is written in it. */
+/** The smallest contrast between a cell and its text. */
 function contrast(page) {
   return page.evaluate(() => {
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    const luminance = (colour) => {
-      canvas.fillStyle = colour;
+    const luminance = (color) => {
+      canvas.fillStyle = color;
       canvas.fillRect(0, 0, 1, 1);
       const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => {
         const share = value / 255;
@@ -116,7 +116,7 @@ async function similarity() {
   assert.equal(await page.locator("#similarity img, #similarity .answer b > b").count(), 0);
   await shoot(page, "similarity-12");
 
-  // A slider that moves asks again by itself.
+  // Moving the slider sends a new request.
   const { embedder } = await (await fetch(`${address}/info`)).json();
   await page.focus("#similarity input[type=range]");
   await page.keyboard.press("Home");
@@ -186,7 +186,7 @@ async function errors() {
   assert.deepEqual(faults.filter((fault) => !fault.includes("ERR_CONNECTION_REFUSED")), []);
 }
 
-/** A server that is still loading, and an answer that comes after it is no longer wanted. */
+/** A server that is still loading, and a response that arrives after a newer request. */
 async function waiting() {
   let n_polls = 0;
   let asked;
@@ -203,7 +203,7 @@ async function waiting() {
   assert.equal(n_polls, 3);
 
   await page.route("**/v1/embeddings", (route) => {
-    // The first request is never answered.
+    // The first request never gets a response.
     if (route.request().postData().includes("first")) return asked(route.request());
     return route.continue();
   });
@@ -219,7 +219,7 @@ async function waiting() {
   assert.deepEqual(faults, []);
 }
 
-/** The snippets are programs that do what the page has done. */
+/** Runs the snippets and compares their output with the page. */
 async function snippets() {
   const { page, faults } = await open(address, { permissions: ["clipboard-read", "clipboard-write"] });
   const copied = async (panel, language) => {
@@ -267,7 +267,7 @@ async function everywhere() {
   }
 }
 
-/** From the top to the button by the Tab key alone, and on from there. */
+/** Reaches every control with the Tab key. */
 async function keyboard() {
   const { page } = await open(address);
   await page.locator("#similarity form").waitFor();

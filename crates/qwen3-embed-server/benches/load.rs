@@ -264,7 +264,7 @@ const WORDS: [&str; 64] = [
     "winter", "summer", "letter", "bridge", "forest", "island", "engine", "doctor", "police",
     "station", "village", "kitchen", "ocean", "desert", "mountain", "teacher", "student",
     "picture", "number", "history", "science", "football", "holiday", "morning", "evening",
-    "animal", "flower", "colour", "shadow", "castle", "harbour", "train", "ticket", "coffee",
+    "animal", "flower", "color", "shadow", "castle", "harbor", "train", "ticket", "coffee",
     "bread", "butter", "orange", "apple", "pepper", "salt", "sugar", "copper", "iron", "cotton",
     "leather", "mirror", "hammer", "needle", "thread", "candle", "lantern", "compass", "anchor",
     "sailor", "captain",

@@ -181,10 +181,10 @@ class TextList {
 
   /** Removes a box and moves the focus to a neighbor. */
   remove(item, towards = "nextElementSibling") {
-    const neighbour = item[towards] ?? item.previousElementSibling ?? item.nextElementSibling;
+    const neighbor = item[towards] ?? item.previousElementSibling ?? item.nextElementSibling;
     item.remove();
     this.number();
-    (neighbour ? $("textarea", neighbour) : this.add()).focus();
+    (neighbor ? $("textarea", neighbor) : this.add()).focus();
   }
 
   /** Labels each box with its number, or with the language of the example that it holds. */
@@ -426,7 +426,7 @@ function matrix(texts, rows) {
   const box = element("div", { class: size, tabindex: 0, role: "region", "aria-label": "Similarity matrix" }, table);
   const legend = template("legend").firstElementChild;
   const fit = $("input", legend);
-  const colour = () => {
+  const color = () => {
     // The colors span at least 0.05, so that nearly equal similarities do not look different.
     const low = Math.min(fit.checked ? Math.floor(lowest * 20) / 20 : Math.min(lowest, 0), 0.95);
     $(".low", legend).textContent = low.toFixed(2).replace("-", "−");
@@ -437,8 +437,8 @@ function matrix(texts, rows) {
       cell.classList.toggle("over", share > INK_TURNS_AT);
     });
   };
-  fit.addEventListener("change", colour);
-  colour();
+  fit.addEventListener("change", color);
+  color();
   const rest = texts.length > shown.length ? `The matrix shows the first ${MATRIX_LIMIT} texts.` : "";
   return [box, legend, element("p", { class: "hint" }, rest)];
 }
