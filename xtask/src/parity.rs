@@ -4,7 +4,7 @@ use std::slice;
 
 use anyhow::{Context, Result, bail, ensure};
 use qwen3_embed::{Embedder, Embeddings, cosine, normalize};
-use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, LoadOptions, Model, Precision};
 use serde::Deserialize;
 
 use crate::{rerank_parity, root};
@@ -166,7 +166,7 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
         hidden_states: true,
         ..LoadOptions::default()
     };
-    let model = Model::load_with(dir, &options)?;
+    let model = Model::load_with(&Checkpoint::open(dir)?, &options)?;
     let ours = vectors(&model, &tokens)?;
 
     let (mut worst, mut worst_cosine) = (0f64, 1f32);
@@ -214,7 +214,10 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
     let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
-    let model = Model::load_with(dir, &LoadOptions { device, hidden_states: true, ..options })?;
+    let model = Model::load_with(
+        &Checkpoint::open(dir)?,
+        &LoadOptions { device, hidden_states: true, ..options },
+    )?;
     let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
     let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
@@ -233,7 +236,10 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let name = name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
         let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
-        let model = Model::load_with(dir, &LoadOptions { hidden_states: true, ..options })?;
+        let model = Model::load_with(
+            &Checkpoint::open(dir)?,
+            &LoadOptions { hidden_states: true, ..options },
+        )?;
         let (mean, worst) = mean_and_worst(&golden.errors(&model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
         ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);

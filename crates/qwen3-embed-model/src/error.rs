@@ -50,6 +50,18 @@ pub enum Error {
         /// What is wrong with it.
         source: safetensors::SafeTensorError,
     },
+    /// A file was given as a model, and does not begin as a GGUF file does.
+    #[error(
+        "{} is not a GGUF file: expected a file that begins with `GGUF`, got `{got}`; name a GGUF file, or the \
+         folder that holds a model's config.json, tokenizer.json and safetensors files",
+        path.display()
+    )]
+    NotGguf {
+        /// The file.
+        path: PathBuf,
+        /// The first bytes of the file, at most four.
+        got: String,
+    },
     /// A GGUF file is truncated, corrupt, of a version that is not read, or no GGUF file at all.
     #[error(
         "{} is not a GGUF file that can be read: byte {offset}, {what}: expected {expected}, got {got}",

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::{Device, Error, Head, Model, Precision, Summary};
+use qwen3_embed_model::{Checkpoint, Device, Error, Head, Model, Precision};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -236,7 +236,7 @@ fn tensors_of_wrapped_models_are_found_behind_the_names_of_the_wrappers() {
         let dir = with_prefix("base", prefix);
         let model = load(dir.path()).unwrap_or_else(|error| panic!("{prefix}: {error}"));
         assert_eq!(model.forward(&tokens).unwrap(), expected, "{prefix}");
-        assert_eq!(Summary::read(dir.path()).unwrap().head, head, "{prefix}");
+        assert_eq!(Checkpoint::open(dir.path()).unwrap().head(), head, "{prefix}");
     }
     // A head stands beside the decoder, in the same wrapper.
     for (head, is_known) in [("module.lm_head.weight", true), ("lm_head.weight", false)] {
@@ -244,8 +244,8 @@ fn tensors_of_wrapped_models_are_found_behind_the_names_of_the_wrappers() {
         edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
             tensors.insert(head.into(), (Dtype::F32, vec![1], vec![0; 4]));
         });
-        match Summary::read(dir.path()) {
-            Ok(summary) => assert!(is_known && summary.head == Head::LmHead, "{head}"),
+        match Checkpoint::open(dir.path()) {
+            Ok(checkpoint) => assert!(is_known && checkpoint.head() == Head::LmHead, "{head}"),
             Err(Error::UnexpectedTensor { name, .. }) => assert!(!is_known && name == head),
             Err(other) => panic!("{other}"),
         }
@@ -327,7 +327,7 @@ fn a_configuration_of_other_sizes_is_refused() {
             other => panic!("{precision:?}: {other}"),
         }
     }
-    assert!(matches!(Summary::read(dir.path()), Err(Error::TensorShape { .. })));
+    assert!(matches!(Checkpoint::open(dir.path()), Err(Error::TensorShape { .. })));
     let dir = copy("base");
     edit_json(&dir.path().join("config.json"), |config| config["model_type"] = json!("bert"));
     let error = load_error(dir.path()).to_string();

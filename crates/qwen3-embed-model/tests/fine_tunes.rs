@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::{Device, Error, LoadOptions, Model, Pooling, Precision};
+use qwen3_embed_model::{
+    Adapter, Checkpoint, Device, Error, LoadOptions, Model, Pooling, Precision,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -46,9 +48,9 @@ fn unit(row: impl IntoIterator<Item = f64>) -> Vec<f64> {
 }
 
 fn with_adapter(base: &str, adapter: &Path, precision: Precision) -> Result<Model, Error> {
-    let adapter = Some(adapter.to_path_buf());
-    let options = LoadOptions { precision, adapter, ..LoadOptions::default() };
-    Model::load_with(&fixture(base), &options)
+    let options = LoadOptions { precision, ..LoadOptions::default() };
+    let checkpoint = Checkpoint::open(&fixture(base))?.with_adapter(Adapter::open(adapter)?)?;
+    Model::load_with(&checkpoint, &options)
 }
 
 #[test]
@@ -235,7 +237,7 @@ fn modules_decide_what_a_vector_is_unless_hidden_states_are_asked_for() {
     assert_eq!(model.forward(&[[1, 2]]).unwrap().len(), 24);
     let options =
         LoadOptions { precision: Precision::F32, hidden_states: true, ..LoadOptions::default() };
-    let model = Model::load_with(&dir, &options).unwrap();
+    let model = Model::load_with(&Checkpoint::open(&dir).unwrap(), &options).unwrap();
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::LastToken, 32));
 }
 
@@ -246,7 +248,7 @@ fn a_bidirectional_model_without_modules_gives_the_mean_of_its_tokens() {
     let load = |hidden_states| {
         let options =
             LoadOptions { precision: Precision::F32, hidden_states, ..LoadOptions::default() };
-        Model::load_with(copy.path(), &options).unwrap()
+        Model::load_with(&Checkpoint::open(copy.path()).unwrap(), &options).unwrap()
     };
     let (plain, last) = (load(false), load(true));
     assert_eq!((plain.pooling(), last.pooling()), (Pooling::Mean, Pooling::LastToken));
@@ -334,7 +336,7 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
                 transformer(), pooling(), {"path": "", "type": "st_quantize.FlexibleQuantizer"},
                 module("", "Normalize")
             ]),
-            "`3.type`: expected nothing behind st_quantize.FlexibleQuantizer, got",
+            "`3.type`: expected nothing after st_quantize.FlexibleQuantizer, got",
         ),
         (json!([module("0_Transformer", "Transformer")]), "`0.path`: expected \"\", the"),
         (
@@ -347,7 +349,7 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
         ),
         (
             json!([transformer(), pooling(), module("", "Normalize"), module("", "Dense")]),
-            "`3.type`: expected nothing behind Normalize",
+            "`3.type`: expected nothing after Normalize",
         ),
         (
             json!([transformer(), pooling(), module("../2_Dense", "Dense")]),

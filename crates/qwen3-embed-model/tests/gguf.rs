@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::{Config, Device, Error, Model, Precision, Vocabulary};
+use qwen3_embed_model::{Checkpoint, Config, Device, Error, Model, Precision, StoredTokenizer};
 use tempfile::TempDir;
 
 /// Keeps the size of the largest allocation of each thread.
@@ -230,7 +230,8 @@ fn a_file_that_is_as_it_says_is_loaded() {
     assert_eq!((config.hidden_size, config.vocab_size, config.head_dim), (32, 2, 32));
     assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-6, 1e6));
     assert!(config.tie_word_embeddings && !config.attention_bias);
-    let vocabulary = Vocabulary::read(&place.path).unwrap();
+    let checkpoint = Checkpoint::open(&place.path).unwrap();
+    let StoredTokenizer::Gguf(vocabulary) = checkpoint.tokenizer().unwrap() else { panic!() };
     assert_eq!(vocabulary.tokens, ["a", "b"]);
     assert_eq!(vocabulary.token_types, [1, 3]);
     assert_eq!(vocabulary.merges, ["a b"]);
@@ -275,11 +276,23 @@ fn a_rerankers_head_and_what_says_nothing_new_are_passed_over() {
 }
 
 #[test]
+fn rejects_a_file_that_does_not_begin_with_the_magic_number() {
+    let place = Place::new();
+    let mut file = File::small();
+    file.magic = *b"GGML";
+    let error = place.load(&file.bytes().1).unwrap_err();
+    assert!(matches!(&error, Error::NotGguf { got, .. } if got == "GGML"), "{error}");
+    let expected = " is not a GGUF file: expected a file that begins with `GGUF`, got `GGML`";
+    assert!(error.to_string().contains(expected), "{error}");
+    let error = place.load(b"GGU").unwrap_err();
+    assert!(matches!(&error, Error::NotGguf { got, .. } if got == "GGU"), "{error}");
+}
+
+#[test]
 fn a_header_that_is_not_one_is_refused_by_what_is_in_it() {
     let place = Place::new();
     let not = |rest: &str| format!(" is not a GGUF file that can be read: {rest}");
-    let cases: [(&str, Change<'_, File>); 11] = [
-        ("byte 0, the magic number: expected GGUF, got GGML", &|f| f.magic = *b"GGML"),
+    let cases: [(&str, Change<'_, File>); 10] = [
         ("byte 4, the version: expected 2 or 3, got 1", &|f| f.version = 1),
         ("byte 4, the version: expected 2 or 3, got 4", &|f| f.version = 4),
         ("byte 4, the version: expected 2 or 3, little-endian, got a big-endian file", &|f| {
@@ -470,7 +483,7 @@ fn a_vocabulary_that_is_missing_or_of_another_type_is_refused_by_key() {
             file.set(key, value_type, value);
         }
         place.load(&file.bytes().1).unwrap();
-        let error = Vocabulary::read(&place.path).unwrap_err();
+        let error = Checkpoint::open(&place.path).unwrap().tokenizer().unwrap_err();
         assert!(matches!(&error, Error::Field { field, .. } if field == key), "{error}");
         assert!(error.to_string().contains(expected), "{error}");
     }
@@ -485,11 +498,12 @@ fn a_file_cut_anywhere_is_refused() {
     for length in ends {
         let error = place.load(&whole[..length]).unwrap_err();
         // An empty file cannot be mapped on every system.
-        let refused = matches!(error, Error::Gguf { .. }) || matches!(error, Error::Io { .. });
-        assert!(
-            refused && (length == 0 || matches!(error, Error::Gguf { .. })),
-            "{length}: {error}"
-        );
+        let is_expected = match length {
+            0 => matches!(error, Error::Io { .. } | Error::NotGguf { .. }),
+            1..4 => matches!(error, Error::NotGguf { .. }),
+            _ => matches!(error, Error::Gguf { .. }),
+        };
+        assert!(is_expected, "{length}: {error}");
     }
     let mut state = 1;
     for name in ["gguf-k-quants", "gguf-q8-0", "gguf-float"] {
@@ -506,7 +520,7 @@ fn a_file_cut_anywhere_is_refused() {
 fn try_everything(place: &Place, bytes: &[u8]) -> bool {
     let model = place.load(bytes);
     // Nothing but the absence of a panic is asked of these two.
-    drop(Vocabulary::read(&place.path));
+    drop(Checkpoint::open(&place.path).and_then(|checkpoint| checkpoint.tokenizer()));
     if let Ok(model) = &model {
         drop(model.forward(&[[0u32, 1]]));
     }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use qwen3_embed_model::{Arithmetic, Device, Kernels, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, Kernels, LoadOptions, Model, Precision};
 use serde_json::Value;
 
 /// Largest difference of a component of a unit vector from transformers in f32.
@@ -38,7 +38,11 @@ fn model(name: &str) -> PathBuf {
 /// files: one that is bidirectional would give others.
 fn load(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
     let options = LoadOptions::multiplying(precision, arithmetic);
-    Model::load_with(&model(name), &LoadOptions { hidden_states: true, ..options }).unwrap()
+    Model::load_with(
+        &Checkpoint::open(&model(name)).unwrap(),
+        &LoadOptions { hidden_states: true, ..options },
+    )
+    .unwrap()
 }
 
 fn golden(name: &str) -> Value {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::{slice, thread};
 
-use qwen3_embed_model::{Arithmetic, Device, Error, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, Error, LoadOptions, Model, Precision};
 
 fn load(name: &str) -> Model {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
@@ -27,7 +27,11 @@ fn load_all(name: &str) -> Vec<Model> {
     let blocks = [(Precision::Int8, Arithmetic::Blocks)];
     let all = if name == BLOCKS { &blocks[..] } else { &all };
     let load = |&(precision, arithmetic)| {
-        Model::load_with(&path, &LoadOptions::multiplying(precision, arithmetic)).unwrap()
+        Model::load_with(
+            &Checkpoint::open(&path).unwrap(),
+            &LoadOptions::multiplying(precision, arithmetic),
+        )
+        .unwrap()
     };
     all.iter().map(load).collect()
 }

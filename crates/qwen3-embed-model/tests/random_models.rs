@@ -1,7 +1,7 @@
 //! What 8 bits lose of models that are not among the fixtures.
 #![allow(clippy::unwrap_used)]
 
-use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, LoadOptions, Model, Precision};
 use random::{Shape, VOCAB, checkpoint};
 
 mod random;
@@ -43,7 +43,7 @@ fn errors(shape: Shape, seed: u64, arithmetic: Arithmetic) -> [f64; 2] {
     let exact = Model::load(dir.path(), Device::Cpu, Precision::F32).unwrap();
     let exact = exact.forward(&texts).unwrap();
     let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
-    let model = Model::load_with(dir.path(), &options).unwrap();
+    let model = Model::load_with(&Checkpoint::open(dir.path()).unwrap(), &options).unwrap();
     let vectors = model.forward(&texts).unwrap();
     let rows = vectors.chunks_exact(shape.hidden).zip(exact.chunks_exact(shape.hidden));
     let errors: Vec<f64> = rows.map(|(a, b)| 1.0 - cosine(a, b)).collect();

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_model::{
-    Arithmetic, Device, Error, LoadOptions, Model, Precision, RerankHead, Result, Vocabulary,
+    Arithmetic, Checkpoint, Device, Error, LoadOptions, Model, Precision, RerankHead, Result,
+    StoredTokenizer,
 };
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -33,8 +34,9 @@ fn answers(path: &Path) -> [u32; 2] {
         let vocab = &tokenizer["model"]["vocab"];
         return ["yes", "no"].map(|answer| vocab[answer].as_u64().unwrap() as u32);
     }
-    let tokens = Vocabulary::read(path).unwrap().tokens;
-    ["yes", "no"].map(|answer| id(&tokens, answer))
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let StoredTokenizer::Gguf(vocabulary) = checkpoint.tokenizer().unwrap() else { panic!() };
+    ["yes", "no"].map(|answer| id(&vocabulary.tokens, answer))
 }
 
 fn json_of(path: &Path) -> Value {
@@ -43,7 +45,11 @@ fn json_of(path: &Path) -> Value {
 
 fn head(path: &Path) -> Result<RerankHead> {
     let [yes, no] = answers(path);
-    RerankHead::load(path, yes, no)
+    load_head(path, yes, no)
+}
+
+fn load_head(path: &Path, yes: u32, no: u32) -> Result<RerankHead> {
+    RerankHead::load(&Checkpoint::open(path)?, yes, no)
 }
 
 /// What transformers computes: tokens, and a column of numbers.
@@ -98,7 +104,7 @@ fn bf16_is_no_further_off_than_that_of_transformers() {
     for name in ["tied", "untied", "classifier"] {
         let path = reranker(name);
         let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
-        let model = Model::load_with(&path, &options).unwrap();
+        let model = Model::load_with(&Checkpoint::open(&path).unwrap(), &options).unwrap();
         let (prompts, truth) = golden(name, "logit_f64");
         let ours = errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);
         let (_, theirs) = golden(name, "bf16_logit");
@@ -117,7 +123,7 @@ fn int8_keeps_the_scores() {
         for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
             let path = reranker(name);
             let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
-            let model = Model::load_with(&path, &options).unwrap();
+            let model = Model::load_with(&Checkpoint::open(&path).unwrap(), &options).unwrap();
             let (prompts, truth) = golden(name, "logit_f64");
             let [_, _, worst] =
                 errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);
@@ -183,7 +189,7 @@ fn the_head_is_what_the_checkpoint_contains() {
 fn the_answers_are_rows_of_the_head() {
     let path = reranker("untied");
     let [yes, no] = answers(&path);
-    let (here, there) = (RerankHead::load(&path, yes, no), RerankHead::load(&path, no, yes));
+    let (here, there) = (load_head(&path, yes, no), load_head(&path, no, yes));
     let model = Model::load(&path, Device::Cpu, Precision::F32).unwrap();
     let prompts = [[1, 2, 3]];
     let here = here.unwrap().logits(&model, &prompts).unwrap();
@@ -192,14 +198,14 @@ fn the_answers_are_rows_of_the_head() {
     assert_ne!(here[0], 0.0);
     let error = head(&reranker("tied")).unwrap().logits(&model, &prompts).unwrap_err();
     assert!(matches!(error, Error::HeadSize { expected: 96, got: 64 }), "{error}");
-    let error = RerankHead::load(&path, yes, 1026).unwrap_err();
+    let error = load_head(&path, yes, 1026).unwrap_err();
     assert!(matches!(error, Error::AnswerOutOfRange { id: 1026, vocab_size: 1026, .. }), "{error}");
 }
 
 #[test]
 fn an_embedding_model_is_refused() {
     // As published: a causal language model by its configuration, without a head.
-    let error = RerankHead::load(&fixtures().join("models/base"), 1, 2).unwrap_err();
+    let error = load_head(&fixtures().join("models/base"), 1, 2).unwrap_err();
     assert!(matches!(&error, Error::NoRerankHead { .. }), "{error}");
     assert!(error.to_string().contains("no `model.` before their names"), "{error}");
     let error = changed_head("tied", |config, _| config["architectures"] = json!(["Qwen3Model"]));
@@ -229,7 +235,7 @@ fn an_embedding_model_is_refused() {
     assert!(matches!(&error, Error::Json { path, .. } if *path == modules), "{error}");
     for (name, refused) in [("gguf-k-quants", true), ("gguf-q8-0", true), ("gguf-float", false)] {
         let path = fixtures().join("models").join(name).join("model.gguf");
-        let result = RerankHead::load(&path, 1, 2);
+        let result = load_head(&path, 1, 2);
         assert_eq!(matches!(result, Err(Error::NoRerankHead { .. })), refused, "{name}");
         assert_eq!(result.is_ok(), !refused, "{name}");
     }

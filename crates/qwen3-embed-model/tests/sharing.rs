@@ -5,7 +5,9 @@
 use std::path::PathBuf;
 use std::{slice, thread};
 
-use qwen3_embed_model::{Arithmetic, LoadOptions, Model, Precision, Sharing, SharingCounts};
+use qwen3_embed_model::{
+    Arithmetic, Checkpoint, LoadOptions, Model, Precision, Sharing, SharingCounts,
+};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 fn load(name: &str) -> Model {
@@ -14,7 +16,11 @@ fn load(name: &str) -> Model {
 
 fn load_for(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
-    Model::load_with(&dir, &LoadOptions::multiplying(precision, arithmetic)).unwrap()
+    Model::load_with(
+        &Checkpoint::open(&dir).unwrap(),
+        &LoadOptions::multiplying(precision, arithmetic),
+    )
+    .unwrap()
 }
 
 /// The fixture in every precision and arithmetic.

@@ -226,7 +226,8 @@ fn a_gguf_file_may_have_any_name() {
     }
     // What is shorter than the four letters, and what is no file, is none.
     fs::write(&link, "GGU").unwrap();
-    assert!(matches!(Embedder::builder(link.as_path()).build(), Err(Error::NotGguf { .. })));
+    let error = Embedder::builder(link.as_path()).build().unwrap_err();
+    assert!(matches!(error, Error::Model(ModelError::NotGguf { .. })), "{error}");
     fs::create_dir(dir.path().join("folder.gguf")).unwrap();
     assert!(Embedder::builder(dir.path()).build().is_ok());
 }
@@ -240,8 +241,10 @@ fn a_source_that_is_no_model_is_refused_by_name() {
     }
     let file = fixture("base").join("config.json");
     let error = Embedder::builder(file.as_path()).build().unwrap_err();
-    assert!(matches!(&error, Error::NotGguf { path } if *path == file), "{error}");
-    assert!(error.to_string().contains("is a file, and not a GGUF file, which begins with `GGUF`"));
+    let is_named =
+        matches!(&error, Error::Model(ModelError::NotGguf { path, .. }) if *path == file);
+    assert!(is_named, "{error}");
+    assert!(error.to_string().contains("expected a file that begins with `GGUF`"), "{error}");
     let dir = changed("base", "config.json", |_| {});
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let error = Embedder::builder(dir.path()).build().unwrap_err();

@@ -15,9 +15,11 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Number, Value as Json};
 
+use crate::checkpoint::file::MappedFile;
 use crate::checkpoint::stored_type::{GGUF_TYPES, StoredType};
 use crate::{Error, Result};
 
@@ -37,16 +39,16 @@ const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 
 /// What is written before the tensors' data.
 #[derive(Debug)]
-pub(crate) struct Header<'a> {
-    path: &'a Path,
-    metadata: HashMap<&'a str, Value<'a>>,
-    pub(crate) tensors: Vec<TensorInfo<'a>>,
+pub(crate) struct Header {
+    file: Arc<MappedFile>,
+    metadata: HashMap<String, Value>,
+    pub(crate) tensors: Vec<TensorInfo>,
 }
 
 /// Where a tensor's data are, and what they are.
 #[derive(Debug)]
-pub(crate) struct TensorInfo<'a> {
-    pub(crate) name: &'a str,
+pub(crate) struct TensorInfo {
+    pub(crate) name: String,
     /// Rows first, as in a checkpoint; the file has them the other way round.
     pub(crate) shape: Vec<usize>,
     pub(crate) stored_type: StoredType,
@@ -59,29 +61,30 @@ pub(crate) struct TensorInfo<'a> {
 }
 
 /// A value of the metadata. Strings need not be UTF-8 until they are asked for.
-#[derive(Debug, Clone, Copy)]
-enum Value<'a> {
+#[derive(Debug)]
+enum Value {
     Unsigned(u64),
     Signed(i64),
     F32(f32),
     F64(f64),
     Bool(bool),
-    String(&'a [u8]),
-    /// The type of the elements, and `n` of them.
+    /// Where the bytes are in the file.
+    String(Range<usize>),
+    /// The type of the elements, their number, and where they are in the file.
     Array {
         of: u32,
         n: usize,
-        bytes: &'a [u8],
+        range: Range<usize>,
     },
 }
 
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
-impl<'a> Header<'a> {
-    /// Reads the header of the file whose contents are `bytes`; `path` is named in errors.
-    pub(crate) fn parse(bytes: &'a [u8], path: &'a Path) -> Result<Self> {
-        let mut reader = Reader { path, bytes, at: 0 };
+impl Header {
+    /// Parses the header of a file.
+    pub(crate) fn parse(file: &Arc<MappedFile>) -> Result<Self> {
+        let mut reader = Reader { path: &file.path, bytes: file.bytes(), at: 0 };
         reader.magic_and_version()?;
         let n_tensors = reader.count("the number of tensors", MIN_TENSOR_BYTES)?;
         let n_entries = reader.count("the number of metadata entries", MIN_ENTRY_BYTES)?;
@@ -90,7 +93,7 @@ impl<'a> Header<'a> {
             let at = reader.at;
             let key = reader.text("a metadata key")?;
             let value = reader.value(key)?;
-            if metadata.insert(key, value).is_some() {
+            if metadata.insert(key.to_owned(), value).is_some() {
                 return Err(reader.error(at, format!("key `{key}`"), "it once", "it twice"));
             }
         }
@@ -98,24 +101,29 @@ impl<'a> Header<'a> {
         let mut names = HashSet::new();
         for _ in 0..n_tensors {
             let tensor = reader.tensor()?;
-            if !names.insert(tensor.name) {
+            if !names.insert(tensor.name.clone()) {
                 let what = format!("tensor `{}`", tensor.name);
                 return Err(reader.error(tensor.described_at, what, "it once", "it twice"));
             }
             tensors.push(tensor);
         }
-        let mut header = Self { path, metadata, tensors };
+        let mut header = Self { file: file.clone(), metadata, tensors };
         header.place_tensors(&reader)?;
         Ok(header)
     }
 
     /// The file.
-    pub(crate) fn path(&self) -> &'a Path {
-        self.path
+    pub(crate) fn file(&self) -> &Arc<MappedFile> {
+        &self.file
+    }
+
+    /// The path of the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.file.path
     }
 
     /// The tensor with this name in the file.
-    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo<'a>> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 
@@ -130,15 +138,15 @@ impl<'a> Header<'a> {
             Value::F32(value) => number(value.to_string().parse().unwrap_or(f64::NAN)),
             Value::F64(value) => number(value),
             Value::Bool(value) => value.into(),
-            Value::String(value) => String::from_utf8_lossy(value).into(),
+            Value::String(ref range) => String::from_utf8_lossy(self.bytes(range)).into(),
             Value::Array { n, .. } => format!("an array of {n}").into(),
         })
     }
 
     /// The string at `key`.
-    pub(crate) fn string(&self, key: &str) -> Result<&'a str> {
+    pub(crate) fn string(&self, key: &str) -> Result<&str> {
         match self.metadata.get(key) {
-            Some(Value::String(bytes)) => str::from_utf8(bytes).ok(),
+            Some(Value::String(range)) => str::from_utf8(self.bytes(range)).ok(),
             _ => None,
         }
         .ok_or_else(|| self.field(key, "a string of UTF-8"))
@@ -147,10 +155,11 @@ impl<'a> Header<'a> {
     /// The array of strings at `key`.
     pub(crate) fn strings(&self, key: &str) -> Result<Vec<String>> {
         let not_strings = || self.field(key, "an array of UTF-8 strings");
-        let Some(&Value::Array { of: STRING, n, bytes }) = self.metadata.get(key) else {
+        let Some(&Value::Array { of: STRING, n, ref range }) = self.metadata.get(key) else {
             return Err(not_strings());
         };
-        let mut reader = Reader { path: self.path, bytes, at: 0 };
+        let bytes = &self.file.bytes()[..range.end];
+        let mut reader = Reader { path: self.path(), bytes, at: range.start };
         let mut strings = Vec::new();
         for _ in 0..n {
             let string = str::from_utf8(reader.string(key)?).map_err(|_| not_strings())?;
@@ -163,17 +172,22 @@ impl<'a> Header<'a> {
     pub(crate) fn integers(&self, key: &str) -> Result<Vec<i32>> {
         match self.metadata.get(key) {
             // Of u32, i32: the same bytes for every number that has a meaning.
-            Some(&Value::Array { of: 4 | 5, bytes, .. }) => {
+            Some(&Value::Array { of: 4 | 5, ref range, .. }) => {
+                let bytes = self.bytes(range);
                 Ok(bytes.as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes)).collect())
             }
             _ => Err(self.field(key, "an array of 32-bit integers")),
         }
     }
 
+    fn bytes(&self, range: &Range<usize>) -> &[u8] {
+        &self.file.bytes()[range.clone()]
+    }
+
     /// An error about the value at `key`.
     pub(crate) fn field(&self, key: &str, expected: &str) -> Error {
         let got = self.json(key).map_or_else(|| "nothing".to_owned(), |value| value.to_string());
-        let (path, expected) = (self.path.to_path_buf(), expected.to_owned());
+        let (path, expected) = (self.path().to_path_buf(), expected.to_owned());
         Error::Field { path, field: key.to_owned(), expected, got }
     }
 
@@ -210,7 +224,7 @@ impl<'a> Header<'a> {
     }
 
     fn check_overlaps(&self, reader: &Reader<'_>) -> Result<()> {
-        let mut by_place: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
+        let mut by_place: Vec<&TensorInfo> = self.tensors.iter().collect();
         by_place.sort_unstable_by_key(|tensor| tensor.range.start);
         for pair in by_place.windows(2) {
             if pair[1].range.start < pair[0].range.end {
@@ -248,15 +262,11 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn magic_and_version(&mut self) -> Result<()> {
-        let magic = self.array("the magic number")?;
-        if magic != MAGIC {
-            return Err(self.error(
-                0,
-                "the magic number",
-                "GGUF",
-                magic.escape_ascii().to_string(),
-            ));
+        if !self.bytes.starts_with(MAGIC) {
+            let got = self.bytes[..self.bytes.len().min(MAGIC.len())].escape_ascii().to_string();
+            return Err(Error::NotGguf { path: self.path.to_path_buf(), got });
         }
+        self.at = MAGIC.len();
         let at = self.at;
         match self.u32("the version")? {
             2 | 3 => Ok(()),
@@ -279,7 +289,7 @@ impl<'a> Reader<'a> {
         Ok(count as usize)
     }
 
-    fn value(&mut self, key: &str) -> Result<Value<'a>> {
+    fn value(&mut self, key: &str) -> Result<Value> {
         let (what, at) = (format!("the value of `{key}`"), self.at);
         let value_type = self.u32(&what)?;
         if value_type == ARRAY {
@@ -295,7 +305,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A value that is no array, or `None` if its type does not exist.
-    fn scalar(&mut self, value_type: u32, what: &str) -> Result<Option<Value<'a>>> {
+    fn scalar(&mut self, value_type: u32, what: &str) -> Result<Option<Value>> {
         Ok(Some(match value_type {
             0 => Value::Unsigned(u8::from_le_bytes(*self.array(what)?).into()),
             1 => Value::Signed(i8::from_le_bytes(*self.array(what)?).into()),
@@ -305,7 +315,10 @@ impl<'a> Reader<'a> {
             5 => Value::Signed(i32::from_le_bytes(*self.array(what)?).into()),
             6 => Value::F32(f32::from_le_bytes(*self.array(what)?)),
             7 => Value::Bool(self.array::<1>(what)? != &[0]),
-            STRING => Value::String(self.string(what)?),
+            STRING => {
+                let n = self.string(what)?.len();
+                Value::String(self.at - n..self.at)
+            }
             10 => Value::Unsigned(self.u64(what)?),
             11 => Value::Signed(i64::from_le_bytes(*self.array(what)?)),
             12 => Value::F64(f64::from_le_bytes(*self.array(what)?)),
@@ -313,7 +326,7 @@ impl<'a> Reader<'a> {
         }))
     }
 
-    fn elements(&mut self, what: &str) -> Result<Value<'a>> {
+    fn elements(&mut self, what: &str) -> Result<Value> {
         let at = self.at;
         let of = self.u32(what)?;
         let size = match of {
@@ -342,11 +355,11 @@ impl<'a> Reader<'a> {
         } else {
             self.take(n * size as usize, what)?;
         }
-        Ok(Value::Array { of, n, bytes: &self.bytes[start..self.at] })
+        Ok(Value::Array { of, n, range: start..self.at })
     }
 
     /// A tensor's description. The range that it gets begins at 0 and has the data's length.
-    fn tensor(&mut self) -> Result<TensorInfo<'a>> {
+    fn tensor(&mut self) -> Result<TensorInfo> {
         let described_at = self.at;
         let name = self.text("a tensor's name")?;
         let what = format!("tensor `{name}`");
@@ -382,7 +395,7 @@ impl<'a> Reader<'a> {
             let expected = format!("dimensions of at most {file} bytes, none of them 0");
             return Err(self.error(described_at, what, expected, format!("{shape:?}")));
         };
-        let range = 0..n_bytes;
+        let (name, range) = (name.to_owned(), 0..n_bytes);
         Ok(TensorInfo { name, shape: rows_first, stored_type, range, described_at, offset })
     }
 

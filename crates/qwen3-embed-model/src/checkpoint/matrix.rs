@@ -9,8 +9,8 @@ use qwen3_embed_kernels::cpu::{Layout, PackedWeight};
 use qwen3_embed_kernels::ops;
 
 use crate::Result;
-use crate::checkpoint::adapter::Update;
 use crate::checkpoint::file::MappedFile;
+use crate::checkpoint::low_rank::LowRankUpdate;
 use crate::checkpoint::stored_type::{self as blocks, MAX_BLOCK, StoredType};
 
 /// One tensor as it lies in its file. Its rows are whole blocks of its type, and the range has the
@@ -34,7 +34,7 @@ pub(crate) struct Matrix {
 /// A weight in its file, and what an adapter adds to it.
 pub(crate) struct Part {
     pub(crate) stored: Stored,
-    pub(crate) update: Option<Arc<Update>>,
+    pub(crate) update: Option<Arc<LowRankUpdate>>,
 }
 
 impl Matrix {
@@ -135,7 +135,7 @@ impl Matrix {
         }
     }
 
-    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
+    fn read_row<T: FromStored>(&self, row_idx: usize, out: &mut [T]) {
         if let Some((part, row_idx)) = self.part_of(row_idx) {
             part.read_row(row_idx, out);
         }
@@ -154,7 +154,7 @@ impl Matrix {
 }
 
 impl Part {
-    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
+    fn read_row<T: FromStored>(&self, row_idx: usize, out: &mut [T]) {
         let start = row_idx * out.len();
         let Some(update) = &self.update else {
             return self.stored.read(start, out);
@@ -218,15 +218,15 @@ impl Stored {
     }
 
     /// All values.
-    pub(crate) fn values<T: Element>(&self) -> Vec<T> {
+    pub(crate) fn values<T: FromStored>(&self) -> Vec<T> {
         let mut values = vec![T::default(); self.shape.iter().product()];
         self.read(0, &mut values);
         values
     }
 
     /// Converts the values from `start` on into `out`: both are whole rows, and so whole blocks.
-    fn read<T: Element>(&self, start: usize, out: &mut [T]) {
-        T::dequantise(self.stored_type, self.bytes_of(start, out.len()), out);
+    fn read<T: FromStored>(&self, start: usize, out: &mut [T]) {
+        T::dequantize(self.stored_type, self.bytes_of(start, out.len()), out);
     }
 
     /// The bytes of `n` values from `start` on, whole rows both.
@@ -238,16 +238,16 @@ impl Stored {
 }
 
 /// A type that weights are kept in.
-pub(crate) trait Element: Copy + Default + Send + Sync {
+pub(crate) trait FromStored: Copy + Default + Send + Sync {
     /// The values of whole blocks.
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]);
+    fn dequantize(stored_type: StoredType, bytes: &[u8], out: &mut [Self]);
 
     fn from_f32(value: f32) -> Self;
 }
 
-impl Element for f32 {
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
-        stored_type.dequantise(bytes, out);
+impl FromStored for f32 {
+    fn dequantize(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
+        stored_type.dequantize(bytes, out);
     }
 
     fn from_f32(value: f32) -> Self {
@@ -255,8 +255,8 @@ impl Element for f32 {
     }
 }
 
-impl Element for bf16 {
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
+impl FromStored for bf16 {
+    fn dequantize(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
         if stored_type == StoredType::BF16 {
             let values = bytes.as_chunks().0.iter();
             return out.iter_mut().zip(values).for_each(|(o, &v)| *o = Self::from_le_bytes(v));
@@ -266,7 +266,7 @@ impl Element for bf16 {
         let mut values = [0f32; MAX_BLOCK];
         for (bytes, out) in bytes.chunks(n_bytes).zip(out.chunks_mut(MAX_BLOCK)) {
             let values = &mut values[..out.len()];
-            stored_type.dequantise(bytes, values);
+            stored_type.dequantize(bytes, values);
             out.iter_mut().zip(values).for_each(|(o, v)| *o = Self::from_f32(*v));
         }
     }

@@ -115,7 +115,7 @@ impl StoredType {
     /// # Panics
     ///
     /// If `bytes` and `out` are not the same number of whole blocks.
-    pub(crate) fn dequantise(self, bytes: &[u8], out: &mut [f32]) {
+    pub(crate) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
         let n_blocks = out.len() / self.values_per_block();
         assert_eq!(out.len(), n_blocks * self.values_per_block(), "whole blocks of values");
         assert_eq!(bytes.len(), n_blocks * self.bytes_per_block(), "bytes of as many blocks");
@@ -343,7 +343,7 @@ mod tests {
             let expected: Vec<f32> = serde_json::from_value(case["values"].clone()).unwrap();
             let bytes = bytes(case["bytes"].as_str().unwrap());
             let mut values = vec![0.0; expected.len()];
-            stored.dequantise(&bytes, &mut values);
+            stored.dequantize(&bytes, &mut values);
             for (i, (got, expected)) in values.iter().zip(&expected).enumerate() {
                 // Zero may have either sign.
                 assert!(got == expected, "{name}, value {i}: {got:e}, expected {expected:e}");

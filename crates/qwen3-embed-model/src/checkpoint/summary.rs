@@ -1,15 +1,13 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use candle_core::Device;
 use qwen3_embed_kernels::cpu::Arithmetic;
 
-use crate::checkpoint::fields::Fields;
-use crate::checkpoint::modules::Modules;
-use crate::forward::decoder::open;
-use crate::forward::dense::projected_size;
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::head::Head;
 use crate::forward::workspace;
-use crate::{Config, Precision, Result};
+use crate::precision::Precision;
+use crate::{Config, Result};
 
 /// What a checkpoint is, read from its configuration and the headers of its files: no weight is read.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,20 +36,6 @@ pub struct Summary {
     blocks: [u64; 2],
 }
 
-/// What a checkpoint has behind the decoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Head {
-    /// Nothing: hidden states are the result, as of an embedding model.
-    None,
-    /// A language model's head that is the token embeddings. In GGUF files it does not show.
-    TiedLmHead,
-    /// A language model's head of its own.
-    LmHead,
-    /// A classifier's: `score.weight`, or `cls.output.weight` in GGUF files.
-    Score,
-}
-
 /// Memory that a model takes, estimated from its shapes, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -76,33 +60,32 @@ impl Memory {
 const INT8_SIZE: f64 = 1.0 + 4.0 / 32.0;
 
 impl Summary {
-    /// Looks at the checkpoint at `path`, a folder or a GGUF file, as [`Model::load`](crate::Model::load)
-    /// does.
+    /// Describes a checkpoint.
     ///
     /// # Errors
     ///
-    /// As [`Model::load`](crate::Model::load), but for tensors that do not fit the configuration.
-    pub fn read(path: &Path) -> Result<Self> {
-        let (config, weights) = open(path)?;
+    /// [`Error::MissingTensor`](crate::Error::MissingTensor) or
+    /// [`Error::TensorShape`](crate::Error::TensorShape) if the token embeddings do not fit the configuration;
+    /// [`Error::Field`](crate::Error::Field) if a dense layer has no valid width.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let (config, weights) = (checkpoint.config(), checkpoint.weights());
         let mut stored = BTreeMap::new();
         for (name, n_values) in weights.stored_types() {
             *stored.entry(name).or_default() += n_values;
         }
         let shape = [config.vocab_size, config.hidden_size];
+        let stored_precision = weights.stored_precision();
         Ok(Self {
             n_parameters: stored.values().sum(),
             stored,
             file_bytes: weights.file_bytes(),
             head: weights.head(),
-            embedding_size: embedding_size(
-                path,
-                projected_size(&weights, &config).unwrap_or(config.hidden_size),
-            )?,
-            stored_precision: Precision::Stored.for_weights(&weights, &Device::Cpu),
-            auto: Precision::Auto.for_weights(&weights, &Device::Cpu),
+            embedding_size: embedding_size(checkpoint)?,
+            stored_precision: Precision::Stored.resolve(stored_precision, &Device::Cpu),
+            auto: Precision::Auto.resolve(stored_precision, &Device::Cpu),
             blocks: weights.blocks(),
             embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
-            config,
+            config: config.clone(),
         })
     }
 
@@ -124,13 +107,13 @@ impl Summary {
     }
 }
 
-/// Dimensions behind the last dense layer of a folder's modules. What else they may be is for whoever loads
-/// them: a reranker's are others.
-fn embedding_size(path: &Path, hidden_size: usize) -> Result<usize> {
-    let modules = Modules::read(path).ok().flatten().unwrap_or_default();
+/// Dimensions of a text's vector. Modules that cannot be read are ignored: loading an embedding model reports
+/// them, and the modules of a reranker are others.
+fn embedding_size(checkpoint: &Checkpoint) -> Result<usize> {
+    let modules = checkpoint.modules().ok().flatten().unwrap_or_default();
     match modules.dense.last() {
-        Some(dir) => Fields::read(&dir.join("config.json"))?.count("out_features"),
-        None => Ok(hidden_size),
+        Some(dense) => dense.config.count("out_features"),
+        None => Ok(checkpoint.projected_size().unwrap_or(checkpoint.config().hidden_size)),
     }
 }
 
@@ -175,10 +158,16 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use qwen3_embed_kernels::cpu::{BYTE_GROUP, Kernels};
 
     use super::*;
     use crate::{Device, Model};
+
+    fn summary(path: &Path) -> Summary {
+        Summary::of(&Checkpoint::open(path).unwrap()).unwrap()
+    }
 
     fn fixture(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
@@ -191,7 +180,7 @@ mod tests {
             ("causal-lm-tied", Head::TiedLmHead),
             ("causal-lm-untied", Head::LmHead),
         ] {
-            let summary = Summary::read(&fixture(name)).unwrap();
+            let summary = summary(&fixture(name));
             assert_eq!(summary.head, head, "{name}");
             let stored: u64 = summary.stored.values().sum();
             assert_eq!(summary.n_parameters, stored);
@@ -207,7 +196,7 @@ mod tests {
                 .sum();
             assert!((1..32 << 10).contains(&(summary.file_bytes - bytes)), "{name}");
         }
-        let dense = Summary::read(&fixture("../sentence-transformers/mean-dense")).unwrap();
+        let dense = summary(&fixture("../sentence-transformers/mean-dense"));
         let model = Model::load(
             &fixture("../sentence-transformers/mean-dense"),
             Device::Cpu,
@@ -216,7 +205,7 @@ mod tests {
         let model = model.unwrap();
         assert_ne!(model.embedding_size(), dense.config.hidden_size);
         assert_eq!(dense.embedding_size, model.embedding_size());
-        let summary = Summary::read(&fixture("gguf-q8-0/model.gguf")).unwrap();
+        let summary = summary(&fixture("gguf-q8-0/model.gguf"));
         assert!(summary.stored.contains_key("Q8_0"), "{summary:?}");
         assert_eq!(summary.head, Head::None);
     }
@@ -234,7 +223,7 @@ mod tests {
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let weights = std::fs::read(from.join("model.safetensors")).unwrap();
         std::fs::write(dir.path().join("model.safetensors"), weights).unwrap();
-        let summary = Summary::read(dir.path()).unwrap();
+        let summary = summary(dir.path());
         assert!(summary.config.n_operations(1) > 1e19);
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let memory = summary.memory(precision, usize::MAX);
@@ -248,7 +237,7 @@ mod tests {
         for name in ["wide", "base", "outliers", "gguf-q8-0/model.gguf", "gguf-k-quants/model.gguf"]
         {
             let path = fixture(name);
-            let summary = Summary::read(&path).unwrap();
+            let summary = summary(&path);
             for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
                 let model = Model::load(&path, Device::Cpu, precision).unwrap();
                 let real = model.weight_bytes() as f64;

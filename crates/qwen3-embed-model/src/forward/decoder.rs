@@ -1,5 +1,4 @@
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -7,20 +6,18 @@ use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 
+use crate::batching::budget::in_batches;
 use crate::batching::plan::{self, Given, Kept, Plan};
 use crate::batching::prefix_cache::{Prefix, PrefixCache};
 use crate::batching::sharing::{Sharing, SharingCounts};
-use crate::checkpoint::adapter::Adapter;
-use crate::checkpoint::file::read_file;
-use crate::checkpoint::modules::{Modules, quantize};
-use crate::checkpoint::weights::{Precision, Weights};
-use crate::forward::calibration::Calibration;
 use crate::forward::dense::Dense;
-use crate::forward::layer::{DecoderLayer, LayerLoader};
+use crate::forward::layer::DecoderLayer;
+use crate::forward::quantizer::round_to_int8;
 use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::{self, Workspace};
-use crate::{Config, Device, Error, Pooling, Result};
+use crate::precision::Precision;
+use crate::{Config, Error, Pooling, Result};
 
 /// A Qwen3 decoder and what makes a vector of what it computes.
 ///
@@ -32,157 +29,38 @@ use crate::{Config, Device, Error, Pooling, Result};
 /// `Qwen3Model` of transformers; *Qwen3 Embedding* (2025).
 #[derive(Debug)]
 pub struct Model {
-    config: Config,
-    embed_tokens: TokenEmbeddings,
-    layers: Vec<DecoderLayer>,
-    norm: Tensor,
-    rope: RopeTable,
-    pooling: Pooling,
+    pub(super) config: Config,
+    pub(super) embed_tokens: TokenEmbeddings,
+    pub(super) layers: Vec<DecoderLayer>,
+    pub(super) norm: Tensor,
+    pub(super) rope: RopeTable,
+    pub(super) pooling: Pooling,
     /// Behind the pooling, one after another.
-    dense: Vec<Dense>,
+    pub(super) dense: Vec<Dense>,
     /// Whether vectors are brought into whole numbers of 8 bits in the end.
-    quantizes: bool,
-    precision: Precision,
-    arithmetic: Arithmetic,
-    device: candle_core::Device,
+    pub(super) quantizes: bool,
+    pub(super) precision: Precision,
+    pub(super) arithmetic: Arithmetic,
+    pub(super) device: candle_core::Device,
     /// Room for activations, one for each call that has run at the same time as others.
-    workspaces: Mutex<Vec<Workspace>>,
+    pub(super) workspaces: Mutex<Vec<Workspace>>,
     /// Whose turn it is, on a device where callers take turns.
-    turn: Mutex<()>,
-    batch_tokens: usize,
-    sharing: Sharing,
-    prefixes: PrefixCache,
-    n_tokens: AtomicU64,
-    n_computed: AtomicU64,
+    pub(super) turn: Mutex<()>,
+    pub(super) batch_tokens: usize,
+    pub(super) sharing: Sharing,
+    pub(super) prefixes: PrefixCache,
+    pub(super) n_tokens: AtomicU64,
+    pub(super) n_computed: AtomicU64,
 }
 
 /// Texts of a batch whose beginnings are remembered, about.
 const NOTED_TEXTS: usize = 16;
-
-/// How a model is loaded.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// Where it runs.
-    pub device: Device,
-    /// How its weights are kept and multiplied.
-    pub precision: Precision,
-    /// The folder of a LoRA adapter, as PEFT writes it, that is added to the weights. A `modules.json` in
-    /// it comes before the model's.
-    pub adapter: Option<PathBuf>,
-    /// Whether the CPU has a copy of the token embeddings in memory, in place of the pages of their file: see
-    /// [`Model::load`].
-    pub preload: bool,
-    /// Whether vectors are hidden states of last tokens, whatever `modules.json` makes of them.
-    pub hidden_states: bool,
-    /// How products are computed, be it fast on this processor or not, so that tests see the arithmetic of
-    /// others. It must be one that weights of this precision have.
-    #[doc(hidden)]
-    pub arithmetic: Option<Arithmetic>,
-}
-
-impl LoadOptions {
-    /// This precision, with products computed so on any processor.
-    #[doc(hidden)]
-    pub fn multiplying(precision: Precision, arithmetic: Arithmetic) -> Self {
-        Self { precision, arithmetic: Some(arithmetic), ..Self::default() }
-    }
-}
 
 /// Sees the residual stream as it passes: called with `i` and the input of layer `i`, then with the
 /// number of layers and the output of the last. Values are row-major [T, C].
 pub type Trace<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 impl Model {
-    /// Loads the checkpoint at `path`. In a folder: `config.json` and `model.safetensors`, or the
-    /// shards that `model.safetensors.index.json` lists, and the pooling and the dense layers that
-    /// `modules.json` lists, if there is one. Anything else is read as a GGUF file, which holds all of
-    /// it.
-    ///
-    /// The files are memory-mapped. Token embeddings are read from the map as they are needed, so
-    /// the files must not be truncated or rewritten in place while the model lives; replacing them
-    /// by renaming, as package managers and git do, is safe. When memory is short, the system drops pages of the map
-    /// and reads them again from disk. With [`preload`](LoadOptions::preload), token embeddings are copied into
-    /// memory, and no file is needed once the model is loaded.
-    ///
-    /// # Errors
-    ///
-    /// A missing or damaged file, a configuration that is not supported, or a tensor that does not
-    /// fit it: each variant of [`Error`] names the file and what is wrong in it.
-    pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self> {
-        Self::load_with(path, &LoadOptions { device, precision, ..LoadOptions::default() })
-    }
-
-    /// [`load`](Self::load) with more to choose.
-    ///
-    /// # Errors
-    ///
-    /// As [`load`](Self::load), and what is wrong with an adapter.
-    pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Self> {
-        let &LoadOptions { device, precision, arithmetic, .. } = options;
-        let device = device.open()?;
-        let (config, mut weights) = open(path)?;
-        if let Some(dir) = &options.adapter {
-            weights = weights.with_adapter(Adapter::open(dir, &config)?);
-        }
-        let modules = match options.hidden_states {
-            true => Modules::default(),
-            false => read_modules(path, options)?.unwrap_or(Modules::plain(config.pooling)),
-        };
-        modules.check_class(path, &config)?;
-        let projection = match options.hidden_states {
-            true => None,
-            false => Dense::projection(&weights, &config)?,
-        };
-        let dense = modules.load_dense(projection, config.hidden_size)?;
-        let precision = precision.for_weights(&weights, &device);
-        let arithmetic = arithmetic.unwrap_or_else(|| match precision {
-            Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
-            precision => precision.arithmetic_on(&device),
-        });
-        let shape = [config.vocab_size, config.hidden_size];
-        let embed_tokens = TokenEmbeddings::new(
-            weights.rows("embed_tokens.weight", shape)?,
-            &device,
-            options.preload,
-        )?;
-        let norm = weights.vector("norm.weight", config.hidden_size)?;
-        let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
-        let rope =
-            RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        let rounds = arithmetic == Arithmetic::Bytes || !weights.are_q8_0();
-        let rounds = rounds && precision == Precision::Int8;
-        let calibration = rounds.then(|| Calibration::new(&config, &embed_tokens, &rope, &device));
-        let mut calibration = calibration.transpose()?;
-        let mut layers = Vec::new();
-        for layer_idx in 0..config.num_hidden_layers {
-            let (weights, config, device) = (&weights, &config, &device);
-            let loader = LayerLoader { weights, config, layer_idx, precision, arithmetic, device };
-            layers.push(loader.load(calibration.as_mut())?);
-        }
-        let (n_tokens, n_computed) = Default::default();
-        let model = Self {
-            config,
-            embed_tokens,
-            layers,
-            norm,
-            rope,
-            pooling: modules.pooling,
-            dense,
-            quantizes: modules.quantizes,
-            precision,
-            arithmetic,
-            device,
-            workspaces: Mutex::default(),
-            turn: Mutex::default(),
-            batch_tokens: usize::MAX,
-            sharing: Sharing::Off,
-            prefixes: PrefixCache::new(0, 0),
-            n_tokens,
-            n_computed,
-        };
-        Ok(model.with_sharing(Sharing::default()))
-    }
-
     /// Computes calls in batches of about this many tokens, which bounds the memory that they take;
     /// a longer text is computed alone. A batch has fewer where many short texts share a beginning, because
     /// attention's keys are packed for each. Default: no limit.
@@ -449,7 +327,7 @@ impl Model {
             vectors = dense.forward(vectors)?;
         }
         if self.quantizes {
-            quantize(&mut vectors);
+            round_to_int8(&mut vectors);
         }
         Ok(vectors)
     }
@@ -508,108 +386,9 @@ impl Model {
     }
 }
 
-/// The modules that the adapter's folder lists, or else the model's.
-fn read_modules(path: &Path, options: &LoadOptions) -> Result<Option<Modules>> {
-    let of_adapter = options.adapter.as_deref().map(Modules::read).transpose()?;
-    match of_adapter.flatten() {
-        Some(modules) => Ok(Some(modules)),
-        None => Modules::read(path),
-    }
-}
-
-/// The configuration and the weights of a checkpoint's folder or of a GGUF file.
-pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
-    let (config, weights) = if path.is_dir() {
-        let config_path = path.join("config.json");
-        let config = Config::from_json(&read_file(&config_path)?, &config_path)?;
-        (config, Weights::open(path)?)
-    } else {
-        Weights::open_gguf(path)?
-    };
-    weights.check_names(&config)?;
-    // Tables of this width are made before the layers are read.
-    weights.vector("layers.0.self_attn.q_norm.weight", config.head_dim)?;
-    Ok((config, weights))
-}
-
-/// Computes `n_texts` in batches: `compute` is called with how many texts are done and the tokens that the
-/// next batch may have, and returns how many it has computed. Where a device has no room for a batch, all
-/// that are left have half of its tokens.
-fn in_batches(
-    n_texts: usize,
-    mut budget: usize,
-    mut compute: impl FnMut(usize, usize) -> Result<usize>,
-) -> Result<()> {
-    let (mut n_done, mut was_halved) = (0, false);
-    while n_done < n_texts {
-        match compute(n_done, budget) {
-            Ok(n) => n_done += n,
-            Err(Error::OutOfMemory { n_tokens, .. }) if !was_halved && n_tokens > 1 => {
-                (budget, was_halved) = (n_tokens / 2, true);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 fn check_finite(text: usize, row: &[f32]) -> Result<()> {
     match row.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(dimension) => Err(Error::NotFinite { text, dimension, value: row[dimension] }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn out_of_memory(n_tokens: usize) -> Error {
-        let source = candle_core::Error::Msg("no memory".into());
-        Error::OutOfMemory {
-            n_tokens,
-            needed_bytes: n_tokens << 20,
-            free_bytes: 3 << 20,
-            fitting_tokens: 3,
-            source: Box::new(KernelError::OutOfMemory(source)),
-        }
-    }
-
-    /// Texts of one token each, on a device that has room for `room` of them.
-    fn batches(n_texts: usize, budget: usize, room: usize) -> (Vec<usize>, Result<()>) {
-        let mut batches = Vec::new();
-        let result = in_batches(n_texts, budget, |n_done, budget| {
-            let n = budget.min(n_texts - n_done);
-            if n > room {
-                return Err(out_of_memory(n));
-            }
-            batches.push(n);
-            Ok(n)
-        });
-        (batches, result)
-    }
-
-    #[test]
-    fn a_batch_without_room_is_halved_once_and_so_are_those_behind_it() {
-        for (budget, room, expected) in
-            [(10, 10, vec![10, 10, 5]), (10, 9, vec![5; 5]), (usize::MAX, 12, vec![12, 12, 1])]
-        {
-            let (batches, result) = batches(25, budget, room);
-            result.unwrap();
-            assert_eq!(batches, expected);
-        }
-        let (batches, result) = batches(25, 10, 4);
-        let error = result.unwrap_err();
-        assert!(batches.is_empty() && matches!(error, Error::OutOfMemory { n_tokens: 5, .. }));
-        let expected = "a batch of 5 tokens takes about 5 MiB on the device, which has 3 MiB left: a \
-                        budget of 3 tokens would fit";
-        assert_eq!(error.to_string(), expected);
-    }
-
-    #[test]
-    fn a_single_token_without_room_is_an_error() {
-        let (batches, result) = batches(3, 1, 0);
-        assert!(batches.is_empty());
-        assert!(matches!(result, Err(Error::OutOfMemory { n_tokens: 1, .. })));
     }
 }

@@ -39,14 +39,15 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::forward::decoder::open;
+    use crate::Checkpoint;
 
     /// In every type that a file may have: what lies in memory or on a device loses nothing.
     #[test]
     fn rows_in_memory_and_on_a_device_are_those_of_the_file() {
         for name in ["base", "causal-lm-tied", "gguf-q8-0/model.gguf", "gguf-float/model.gguf"] {
             let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
-            let (config, weights) = open(&models.join(name)).unwrap();
+            let checkpoint = Checkpoint::open(&models.join(name)).unwrap();
+            let (config, weights) = (checkpoint.config(), checkpoint.weights());
             let shape = [config.vocab_size, config.hidden_size];
             let rows = || weights.rows("embed_tokens.weight", shape).unwrap();
             let [mapped, copied] = [false, true]

@@ -1,58 +1,16 @@
+//! The configuration in a `config.json`.
+
 use std::path::Path;
 
-use qwen3_embed_kernels::cpu::Heads;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::class::Class;
+use crate::checkpoint::config::Config;
 use crate::checkpoint::fields::Fields;
-use crate::checkpoint::gguf::Header;
 use crate::{Error, Pooling, Result};
 
-/// A Qwen3 model's hyper-parameters, validated.
-///
-/// Field names are those of `config.json`.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Config {
-    /// Width of the residual stream and of the embedding, C.
-    pub hidden_size: usize,
-    /// Width of the MLP, F.
-    pub intermediate_size: usize,
-    /// Number of decoder layers.
-    pub num_hidden_layers: usize,
-    /// Number of query heads, H.
-    pub num_attention_heads: usize,
-    /// Number of key/value heads, K; it divides H.
-    pub num_key_value_heads: usize,
-    /// Width of one head, D; independent of C / H.
-    pub head_dim: usize,
-    /// Number of token ids.
-    pub vocab_size: usize,
-    /// Number of positions: the longest text, in tokens.
-    pub max_position_embeddings: usize,
-    /// Added to the mean square in every RMSNorm.
-    pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Whether the attention's four projections have a bias.
-    pub attention_bias: bool,
-    /// Whether the checkpoint's `lm_head` is its token embedding.
-    pub tie_word_embeddings: bool,
-    /// Whether a token sees only what comes before it, and itself, as in all published models; some
-    /// fine-tunes say `is_causal: false`.
-    pub is_causal: bool,
-    /// How a text's vector is made of its tokens' where no `modules.json` says it: of the last one if
-    /// attention is causal, else the mean of all; in a GGUF file, as `pooling_type` says.
-    pub pooling: Pooling,
-    /// The class of the checkpoint, such as `Qwen3ForCausalLM`: that of its own code, if that is known, else
-    /// the first of its `architectures`, if it names any.
-    pub architecture: Option<String>,
-    /// Whether a linear layer may stand behind the decoder, as in models of the class
-    /// `Qwen3BidirectionalModel`.
-    pub(crate) may_project: bool,
-    /// The width of that layer, if the configuration says it.
-    pub(crate) num_labels: Option<usize>,
-}
+/// The objects that have the settings of the rotary frequencies. The first with fields in it counts.
+const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 impl Config {
     /// Reads and validates the contents of a `config.json`; `path` is named in errors.
@@ -64,8 +22,12 @@ impl Config {
     ///
     /// [`Error::Json`], or [`Error::Field`] naming the field, what is understood and what is there.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
-        let fields = Fields::from_json(json, path)?;
-        let class = Class::read(&fields)?;
+        Self::from_fields(&Fields::from_json(json, path)?)
+    }
+
+    /// Validates the fields of a `config.json`, as [`from_json`](Self::from_json) does.
+    pub(crate) fn from_fields(fields: &Fields) -> Result<Self> {
+        let class = Class::read(fields)?;
         fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
         fields.refuse_unsupported()?;
         let is_causal = !class.is_bidirectional && fields.is_causal()?;
@@ -89,153 +51,18 @@ impl Config {
             may_project: class.may_project,
             num_labels: has_labels.then(|| fields.count("num_labels")).transpose()?,
         };
-        config.checked(&fields, "num_key_value_heads", "head_dim")
-    }
-
-    /// Reads and validates the metadata of a GGUF file, by the same rules.
-    pub(crate) fn from_gguf(header: &Header<'_>) -> Result<Self> {
-        let fields = Fields::from_gguf(header);
-        fields.expect("general.architecture", "\"qwen3\"", |v| v == "qwen3")?;
-        fields.refuse_unsupported_gguf()?;
-        let embeddings = header.tensor("token_embd.weight");
-        let vocab_size = embeddings.and_then(|tensor| tensor.shape.first().copied());
-        let config = Self {
-            hidden_size: fields.count("qwen3.embedding_length")?,
-            intermediate_size: fields.count("qwen3.feed_forward_length")?,
-            num_hidden_layers: fields.count("qwen3.block_count")?,
-            num_attention_heads: fields.count("qwen3.attention.head_count")?,
-            num_key_value_heads: fields.count("qwen3.attention.head_count_kv")?,
-            head_dim: fields.count("qwen3.attention.key_length")?,
-            vocab_size: vocab_size.ok_or_else(|| Error::MissingTensor {
-                path: header.path().to_path_buf(),
-                name: "token_embd.weight".to_owned(),
-            })?,
-            max_position_embeddings: fields.count("qwen3.context_length")?,
-            rms_norm_eps: fields.positive("qwen3.attention.layer_norm_rms_epsilon")?,
-            rope_theta: fields.positive("qwen3.rope.freq_base")?,
-            attention_bias: header.tensor("blk.0.attn_q.bias").is_some(),
-            tie_word_embeddings: header.tensor("output.weight").is_none(),
-            is_causal: fields.flag("qwen3.attention.causal", true)?,
-            pooling: fields.gguf_pooling()?,
-            architecture: None,
-            may_project: false,
-            num_labels: None,
-        };
-        config.checked(&fields, "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
-    }
-
-    /// The same configuration, if its numbers fit one another.
-    fn checked(self, fields: &Fields, n_kv_heads: &str, head_dim: &str) -> Result<Self> {
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let heads = self.num_attention_heads;
-            return Err(fields.error(n_kv_heads, format!("a divisor of {heads}")));
-        }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(fields.error(head_dim, "an even number".into()));
-        }
-        Ok(self)
-    }
-
-    /// Floating-point operations of the products that embedding a text of `n_tokens` takes: two for
-    /// each weight and token, and four for each pair of tokens that see one another and each
-    /// dimension of the queries.
-    pub fn n_operations(&self, n_tokens: usize) -> f64 {
-        // Three counts multiplied are more than 64 bits hold, where the configuration is damaged.
-        let [c, f, qkv, q] = self.widths();
-        let weights = c * (qkv + q) + 3.0 * c * f;
-        let tokens = n_tokens as f64;
-        let pairs = tokens * (tokens + 1.0) / 2.0;
-        let layer = 2.0 * tokens * weights + 4.0 * pairs * q;
-        layer * self.num_hidden_layers as f64
-    }
-
-    /// The shape of the weight of a linear layer, [O, I], by the layer's name; nothing if there is no
-    /// such layer.
-    pub(crate) fn linear_shape(&self, name: &str) -> Option<[usize; 2]> {
-        let (layer_idx, module) = name.strip_prefix("layers.")?.split_once('.')?;
-        // `00` and `+0` name no layer.
-        let is_layer = layer_idx
-            .parse::<usize>()
-            .is_ok_and(|idx| idx < self.num_hidden_layers && idx.to_string() == layer_idx);
-        let heads = self.heads();
-        let (c, f, q) = (self.hidden_size, self.intermediate_size, heads.q_columns());
-        let shape = match module {
-            "self_attn.q_proj" => [q, c],
-            "self_attn.k_proj" | "self_attn.v_proj" => [heads.n_kv_heads * heads.head_dim, c],
-            "self_attn.o_proj" => [c, q],
-            "mlp.gate_proj" | "mlp.up_proj" => [f, c],
-            "mlp.down_proj" => [c, f],
-            _ => return None,
-        };
-        is_layer.then_some(shape)
-    }
-
-    /// What products read and write: C, F, and the columns of queries with and without keys and values.
-    pub(crate) fn widths(&self) -> [f64; 4] {
-        let heads = self.heads();
-        [self.hidden_size, self.intermediate_size, heads.qkv_columns(), heads.q_columns()]
-            .map(|n| n as f64)
-    }
-
-    /// The attention's heads.
-    pub(crate) fn heads(&self) -> Heads {
-        Heads {
-            n_heads: self.num_attention_heads,
-            n_kv_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-        }
+        config.checked(fields, "num_key_value_heads", "head_dim")
     }
 }
 
-/// The objects that have the settings of the rotary frequencies. The first with fields in it counts.
-const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
-
-/// The keys of a GGUF file's metadata that say something of the model. None is the beginning of
-/// another.
-const GGUF_KEYS: [&str; 20] = [
-    "general.architecture",
-    "split.count",
-    "qwen3.attention.causal",
-    "qwen3.attention.head_count",
-    "qwen3.attention.head_count_kv",
-    "qwen3.attention.key_length",
-    "qwen3.attention.layer_norm_rms_epsilon",
-    "qwen3.attention.sliding_window",
-    "qwen3.attention.value_length",
-    "qwen3.block_count",
-    "qwen3.context_length",
-    "qwen3.embedding_length",
-    "qwen3.feed_forward_length",
-    "qwen3.pooling_type",
-    "qwen3.rope.dimension_count",
-    "qwen3.rope.freq_base",
-    "qwen3.rope.scale_linear",
-    "qwen3.rope.scaling.factor",
-    "qwen3.rope.scaling.type",
-    "rope_freqs.weight",
-];
-
 impl Fields {
-    /// The metadata as if it were JSON, with an object for every dot.
-    fn from_gguf(header: &Header<'_>) -> Self {
-        let mut value = Value::Null;
-        for key in GGUF_KEYS {
-            // This one is a tensor: factors for the rotary frequencies.
-            let is_tensor = header.tensor(key).is_some().then(|| "a tensor".into());
-            if let Some(field) = header.json(key).or(is_tensor) {
-                *key.split('.').fold(&mut value, |value, part| &mut value[part]) = field;
-            }
-        }
-        Self { path: header.path().to_path_buf(), value }
-    }
-
     /// `is_causal`. The other field that says so is one that Qwen3 in transformers does not know: alone it
     /// leaves attention causal there, against what it says.
     fn is_causal(&self) -> Result<bool> {
         let is_causal = self.flag("is_causal", true)?;
         let field = "use_bidirectional_attention";
         if is_causal && self.flag(field, false)? {
-            return Err(self.error(field, "false, or `is_causal: false` beside it".into()));
+            return Err(self.error(field, "false, or `is_causal: false` beside it"));
         }
         Ok(is_causal)
     }
@@ -252,6 +79,17 @@ impl Fields {
             Some(inner) => self.positive(&inner),
             None => self.positive("rope_theta"),
         }
+    }
+
+    /// Refuses what would change the result and is not implemented.
+    fn refuse_unsupported(&self) -> Result<()> {
+        self.refuse_mlx()?;
+        self.refuse_scaled_rope()?;
+        self.expect_if_present("use_sliding_window", "false", |v| v == false)?;
+        self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
+            v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
+        })?;
+        self.expect_if_present("quantization_config", "nothing", |_| false)
     }
 
     /// Refuses rotary frequencies that are scaled.
@@ -279,64 +117,17 @@ impl Fields {
         Ok(())
     }
 
-    /// The pooling of a GGUF file. Without any it is that of the published models, and a reranker's head
-    /// reads the last token too.
-    fn gguf_pooling(&self) -> Result<Pooling> {
-        let field = "qwen3.pooling_type";
-        match self.get(field).map_or(Some(0), Value::as_u64) {
-            Some(0 | 3 | 4) => Ok(Pooling::LastToken),
-            Some(1) => Ok(Pooling::Mean),
-            Some(2) => Ok(Pooling::FirstToken),
-            _ => Err(self.error(field, "0 (none), 1 (mean), 2 (cls), 3 (last) or 4 (rank)".into())),
-        }
-    }
-
-    /// Refuses what would change the result and is not implemented.
-    fn refuse_unsupported(&self) -> Result<()> {
-        self.refuse_mlx()?;
-        self.refuse_scaled_rope()?;
-        self.expect_if_present("use_sliding_window", "false", |v| v == false)?;
-        self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
-            v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
-        })?;
-        self.expect_if_present("quantization_config", "nothing", |_| false)
-    }
-
     /// Refuses weights that MLX has quantized. Its converters write `quantization`, and some of them
     /// `quantization_config` with the same fields as well.
     fn refuse_mlx(&self) -> Result<()> {
         for field in ["quantization", "quantization_config"] {
             let has = |key: &str| self.get(&format!("{field}.{key}")).is_some();
             if has("group_size") && has("bits") && !has("quant_method") {
-                let (path, found) = (self.path.clone(), format!("field `{field}`"));
+                let (path, found) = (self.path().to_path_buf(), format!("field `{field}`"));
                 return Err(Error::QuantizedByMlx { path, found });
             }
         }
         self.expect_if_present("quantization", "nothing", |_| false)
-    }
-
-    /// The same for the metadata of a GGUF file.
-    fn refuse_unsupported_gguf(&self) -> Result<()> {
-        self.expect_if_present("split.count", "one file that holds the whole model", |v| {
-            v.as_u64().is_some_and(|files| files <= 1)
-        })?;
-        self.expect_if_present("qwen3.attention.sliding_window", "0", |v| v == 0)?;
-        let head_dim = self.get("qwen3.attention.key_length");
-        for field in ["qwen3.attention.value_length", "qwen3.rope.dimension_count"] {
-            let expected = "the same as `qwen3.attention.key_length`";
-            self.expect_if_present(field, expected, |v| {
-                head_dim.is_none_or(|head_dim| v == head_dim)
-            })?;
-        }
-        self.expect_if_present("qwen3.rope.scaling.type", "\"none\"", |v| v == "none")?;
-        if self.get("qwen3.rope.scaling.type").is_none() {
-            // llama.cpp takes a factor without a type for a linear one; 0 means that there is none.
-            for field in ["qwen3.rope.scaling.factor", "qwen3.rope.scale_linear"] {
-                let no_factor = |v: &Value| v.as_f64().is_some_and(|v| v == 0.0 || v == 1.0);
-                self.expect_if_present(field, "1", no_factor)?;
-            }
-        }
-        self.expect_if_present("rope_freqs.weight", "no scaled rotary frequencies", |_| false)
     }
 }
 

@@ -1,12 +1,7 @@
 use std::ops::RangeInclusive;
-use std::path::Path;
 
-use crate::checkpoint::file::MappedFile;
 use crate::checkpoint::gguf::Header;
-use crate::checkpoint::modules::Modules;
-use crate::checkpoint::weights::Weights;
-use crate::forward::decoder::open;
-use crate::{Config, Error, Model, Result};
+use crate::{Checkpoint, Error, Model, Result};
 
 /// What turns a reranker's hidden states into logits: one row of weights.
 ///
@@ -53,16 +48,19 @@ impl RerankHead {
     /// [`Error::NoRerankHead`] if there is none; [`Error::TensorShape`] if a classifier has another number
     /// of labels than one; [`Error::AnswerOutOfRange`] if the answers are not in the vocabulary; and
     /// those of [`Model::load`] for files that cannot be read.
-    pub fn load(path: &Path, yes: u32, no: u32) -> Result<Self> {
-        let (config, weights) = open(path)?;
+    pub fn load(checkpoint: &Checkpoint, yes: u32, no: u32) -> Result<Self> {
+        let vocab_size = checkpoint.config().vocab_size;
         for id in [yes, no] {
-            if id as usize >= config.vocab_size {
-                let (path, vocab_size) = (path.to_path_buf(), config.vocab_size);
+            if id as usize >= vocab_size {
+                let path = checkpoint.path().to_path_buf();
                 return Err(Error::AnswerOutOfRange { path, id, vocab_size });
             }
         }
-        let head = Loader { path, config: &config, weights: &weights, answers: [yes, no] };
-        let weight = if path.is_dir() { head.of_checkpoint()? } else { head.of_gguf()? };
+        let loader = Loader { checkpoint, answers: [yes, no] };
+        let weight = match checkpoint.gguf() {
+            Some(header) => loader.of_gguf(header)?,
+            None => loader.of_folder()?,
+        };
         Ok(Self { weight })
     }
 
@@ -96,21 +94,19 @@ impl RerankHead {
 
 /// Reads the head of one checkpoint.
 struct Loader<'a> {
-    path: &'a Path,
-    config: &'a Config,
-    weights: &'a Weights,
-    /// The ids of yes and no.
+    checkpoint: &'a Checkpoint,
+    /// The token ids of `yes` and `no`.
     answers: [u32; 2],
 }
 
 impl Loader<'_> {
-    fn of_checkpoint(&self) -> Result<Vec<f32>> {
-        let architecture = self.config.architecture.as_deref();
-        let weights = self.weights;
+    fn of_folder(&self) -> Result<Vec<f32>> {
+        let (config, weights) = (self.checkpoint.config(), self.checkpoint.weights());
+        let architecture = config.architecture.as_deref();
         if architecture == Some(CLASSIFIER) || weights.contains("score.weight") {
             return self.label();
         }
-        let is_pooled = Modules::has_pooling(self.path)?;
+        let is_pooled = self.checkpoint.repository().has_pooling();
         if weights.contains("lm_head.weight") && !is_pooled {
             return self.answers("lm_head.weight");
         }
@@ -119,7 +115,7 @@ impl Loader<'_> {
         let got = match architecture {
             _ if is_pooled => "an embedding model, whose modules.json has a pooling".to_owned(),
             Some(other) if other != CAUSAL_LM => format!("neither of the tensors, and {other}"),
-            _ if !self.config.tie_word_embeddings => {
+            _ if !config.tie_word_embeddings => {
                 "neither of the tensors, and no `tie_word_embeddings`".to_owned()
             }
             _ if weights.are_of_decoder_alone() => {
@@ -130,14 +126,12 @@ impl Loader<'_> {
         Err(self.no_head(expected, got))
     }
 
-    fn of_gguf(&self) -> Result<Vec<f32>> {
-        let file = MappedFile::open(self.path)?;
-        let header = Header::parse(file.bytes(), self.path)?;
-        let c = self.config.hidden_size;
+    fn of_gguf(&self, header: &Header) -> Result<Vec<f32>> {
+        let config = self.checkpoint.config();
         if let Some(classifier) = header.tensor("cls.output.weight") {
             return match classifier.shape[..] {
                 // Writers leave a last dimension of 1 out.
-                [_] => self.weights.vector("score.weight", c),
+                [_] => self.checkpoint.weights().vector("score.weight", config.hidden_size),
                 [2, _] => {
                     let labels = header.strings(LABELS)?;
                     let row = |answer| labels.iter().position(|label| label == answer);
@@ -159,29 +153,30 @@ impl Loader<'_> {
             let got = format!("`{POOLING}` {pooling}, which is that of embedding models");
             return Err(self.no_head(expected, got));
         }
-        let is_tied = self.config.tie_word_embeddings;
+        let is_tied = config.tie_word_embeddings;
         self.answers(if is_tied { "embed_tokens.weight" } else { "lm_head.weight" })
     }
 
     /// The weights of the only label.
     fn label(&self) -> Result<Vec<f32>> {
-        Ok(self.weights.rows("score.weight", [1, self.config.hidden_size])?.gather(&[0]))
+        let c = self.checkpoint.config().hidden_size;
+        Ok(self.checkpoint.weights().rows("score.weight", [1, c])?.gather(&[0]))
     }
 
     /// The difference of the answers' rows in a matrix that has one for each token.
     fn answers(&self, name: &str) -> Result<Vec<f32>> {
-        self.difference(name, self.config.vocab_size, self.answers)
+        self.difference(name, self.checkpoint.config().vocab_size, self.answers)
     }
 
     /// One row of a matrix less another.
     fn difference(&self, name: &str, n_rows: usize, rows: [u32; 2]) -> Result<Vec<f32>> {
-        let c = self.config.hidden_size;
-        let rows = self.weights.rows(name, [n_rows, c])?.gather(&rows);
+        let c = self.checkpoint.config().hidden_size;
+        let rows = self.checkpoint.weights().rows(name, [n_rows, c])?.gather(&rows);
         let (yes, no) = rows.split_at(c);
         Ok(yes.iter().zip(no).map(|(yes, no)| yes - no).collect())
     }
 
     fn no_head(&self, expected: &'static str, got: String) -> Error {
-        Error::NoRerankHead { path: self.path.to_path_buf(), expected, got }
+        Error::NoRerankHead { path: self.checkpoint.path().to_path_buf(), expected, got }
     }
 }
