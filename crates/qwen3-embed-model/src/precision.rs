@@ -4,48 +4,49 @@ use candle_core::Device;
 use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::ops;
 
-/// How weights are kept and multiplied.
+/// The precision of weights and matrix multiplications.
 ///
-/// Vectors of different precisions are close to each other but not equal: an index should be searched with
-/// the precision that it was made with.
+/// The vectors of two precisions are similar and not equal, so an index should be searched with the precision with
+/// which it was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Precision {
-    /// As the checkpoint stores most of its layers' weights: `Bf16` for bf16 and f16, `F32` for f32, and
-    /// `Int8` for the types of GGUF files that have fewer than 16 bits.
+    /// The precision in which the checkpoint stores most weights of its layers: `Bf16` for bf16 and f16, `F32` for f32,
+    /// and `Int8` for the types of GGUF files with fewer than 16 bits.
     #[default]
     Stored,
-    /// Weights and products in f32: exact, four bytes for each weight.
+    /// Weights and matrix multiplications in f32. A weight needs four bytes.
     F32,
-    /// Weights in bf16, as the published checkpoints store them: two bytes for each. Where the
-    /// processor multiplies bf16, activations are rounded to bf16 for every product and attention,
-    /// and sums are f32. Elsewhere products are in f32, with the same result as `F32` where the
-    /// checkpoint is in bf16, and as fast.
+    /// Weights in bf16, as in the published checkpoints. A weight needs two bytes.
+    ///
+    /// If the CPU has fast bf16 instructions, the activations of matrix multiplications and of attention are rounded to
+    /// bf16, and sums are f32. Otherwise, matrix multiplications are computed in f32, as fast as with `F32`, and with
+    /// the same result if the checkpoint is in bf16.
     Bf16,
-    /// Weights in 8 bits with a scale for every 32, and activations brought into 16 bits for every
-    /// product: a little over one byte for each weight. Attention, norms and sums are f32, token
-    /// embeddings as the checkpoint stores them. The weights of a GGUF file in Q8_0 are used as they
-    /// are. Others are rounded, after the weight of the norm before them has become part of them; the
-    /// features with the largest activations, which a few tokens that pass the layers while they are
-    /// loaded show, then have weights of twice as many bits.
+    /// Weights in 8 bits with a scale for every 32 values, and activations that are quantized to 16 bits for each
+    /// matrix multiplication. A weight needs a little more than one byte. Attention, norms and sums are f32, and token
+    /// embeddings stay as they are stored.
     ///
-    /// Where the CPU multiplies bytes (VNNI), the same tokens show which products lose little with
-    /// activations in 8 bits, as they are or rotated. Those have weights, in Q8_0 too, and activations in 8 bits
-    /// with a scale for every 64, twice as fast. Where it multiplies bf16 as well, attention is in bf16.
+    /// The weights of a GGUF file in Q8_0 are used without conversion. Other weights are multiplied by the weight of
+    /// the norm before them and then rounded. While the model is loaded, a few tokens pass through the layers and show
+    /// which features have the largest activations. The weights of these features have 16 bits.
     ///
-    /// The weights of a GGUF file in Q4_K, Q5_K and Q6_K are used as they are, in their few bits, where the same
-    /// tokens show that little is lost with activations in 8 bits and a scale for every 256.
+    /// On a CPU with VNNI, the same tokens show which matrix multiplications lose little accuracy with activations in
+    /// 8 bits, directly or after a rotation. These use weights and activations in 8 bits with a scale for every 64
+    /// values, which is twice as fast, also for Q8_0. If the CPU has fast bf16 instructions, too, attention uses bf16.
     ///
-    /// On a CUDA device this is `Bf16`, as it is for GGUF files in any type.
+    /// The weights of a GGUF file in Q4_K, Q5_K and Q6_K are used without conversion if the same tokens show that
+    /// little accuracy is lost with activations in 8 bits and a scale for every 256 values.
+    ///
+    /// A CUDA device uses `Bf16` instead, for all types of GGUF files.
     Int8,
-    /// `Bf16` where the processor multiplies bf16, being the more exact there though not the faster, unless
-    /// the weights are stored in fewer bits; else `Int8`. On a CUDA device: `Bf16`.
+    /// `Int8`, except on a CPU with fast bf16 instructions: `Bf16`, which is more accurate and not faster, unless the
+    /// weights are stored in fewer than 16 bits. On a CUDA device: `Bf16`.
     Auto,
 }
 
 impl Precision {
-    /// How a device multiplies with weights of this precision, which is what
-    /// [`resolve`](Self::resolve) has made of another.
+    /// The arithmetic of matrix multiplications on a device. The precision must come from [`resolve`](Self::resolve).
     pub(crate) fn arithmetic_on(self, device: &Device) -> Arithmetic {
         match self {
             Self::Bf16 => ops::bf16_arithmetic(device),
@@ -54,8 +55,8 @@ impl Precision {
         }
     }
 
-    /// The precision itself if the device has it, or what [`Stored`](Self::Stored) or
-    /// [`Auto`](Self::Auto) is for these weights.
+    /// The precision that is used on a device: replaces [`Stored`](Self::Stored) and [`Auto`](Self::Auto), and `Int8`
+    /// if the device does not support it. `stored` is the precision of the stored weights.
     pub(crate) fn resolve(self, stored: Self, device: &Device) -> Self {
         let has_bf16 = ops::bf16_arithmetic(device) == Arithmetic::Bf16;
         let has_int8 = ops::int8_arithmetic(device).is_some();
@@ -70,7 +71,7 @@ impl Precision {
 }
 
 impl fmt::Display for Precision {
-    /// `stored`, `f32`, `bf16`, `int8` or `auto`, as on the command line.
+    /// Writes `stored`, `f32`, `bf16`, `int8` or `auto`, the names on the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Stored => "stored",

@@ -260,8 +260,8 @@ fn rejects_tensors_behind_a_prefix_that_is_not_known_and_two_decoders() {
         let dir = with_prefix("base", prefix);
         let error = load_error(dir.path());
         let expected = format!(
-            "{}: expected one tensor `embed_tokens.weight`, behind nothing or behind `model.`, `module.`, \
-             `_orig_mod.`, `base_model.model.` or `language_model.`, got `{prefix}embed_tokens.weight`",
+            "{}: expected one tensor `embed_tokens.weight`, without a prefix or with `model.`, `module.`, \
+             `_orig_mod.`, `base_model.model.` or `language_model.` before its name, got `{prefix}embed_tokens.weight`",
             dir.path().display()
         );
         assert_eq!(error.to_string(), expected);
@@ -286,7 +286,7 @@ fn rejects_tensors_quantized_by_mlx() {
             tensors.insert(name.into(), (Dtype::BF16, vec![1], vec![0; 2]));
         });
         let expected = format!(
-            "{}: tensor `{name}`: weights that MLX has quantized are not read: use the original model, or a \
+            "{}: tensor `{name}`: weights that MLX has quantized are not supported: use the original model, or a \
              GGUF file",
             path.display()
         );

@@ -123,8 +123,8 @@ fn an_adapter_that_is_no_plain_lora_of_this_model_is_refused_by_name() {
         (json!({"q_proj": -1}), "`alpha_pattern.q_proj`: expected a number above 0, got -1"),
         (
             json!({"layers.0.self_attn.q_proj": 3, "q_proj": 5}),
-            "`alpha_pattern.q_proj`: expected 3, as `layers.0.self_attn.q_proj` has it for \
-             `layers.0.self_attn.q_proj`, got 5",
+            "`alpha_pattern.q_proj`: expected 3, as in `layers.0.self_attn.q_proj`, which matches \
+             `layers.0.self_attn.q_proj`, too, got 5",
         ),
     ] {
         let copy = copy("adapters/lora");

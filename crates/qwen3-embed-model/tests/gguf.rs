@@ -302,7 +302,7 @@ fn a_header_that_is_not_one_is_refused_by_what_is_in_it() {
         ("byte 16, the number of metadata entries: expected at most", &|f| {
             f.n_entries = Some(1 << 40);
         }),
-        ("byte 42, key `twice`: expected it once, got it twice", &|f| {
+        ("byte 42, key `twice`: expected one, got a second one", &|f| {
             let entry = ("twice".to_owned(), BOOL, vec![0]);
             f.metadata.splice(0..0, [entry.clone(), entry]);
         }),
@@ -334,13 +334,13 @@ fn tensors_that_lie_are_refused_by_name() {
     let cases: [(String, Change<'_, Tensor>); 9] = [
         ("the data of tensor `blk.0.attn_q.weight`: expected an offset that is a multiple of 32, \
           got 33".into(), &|t| t.offset = Some(33)),
-        (format!("expected 4096 bytes within the file, got offset {} behind", 1u64 << 40), &|t| {
+        (format!("expected 4096 bytes within the file, got offset {} after", 1u64 << 40), &|t| {
             t.offset = Some(1 << 40);
         }),
         ("expected 4096 bytes within the file, got offset".into(), &|t| {
             t.offset = Some(u64::MAX - 31);
         }),
-        ("expected them behind those of `blk.0.attn_norm.weight`, got both in one place".into(), &|t| {
+        ("expected data after those of `blk.0.attn_norm.weight`, got overlapping data".into(), &|t| {
             t.offset = Some(0);
         }),
         ("tensor `blk.0.attn_q.weight`: expected 1 to 4 dimensions, got 0".into(), &|t| {
@@ -365,7 +365,7 @@ fn tensors_that_lie_are_refused_by_name() {
     }
     let error = place.error(|file| file.add(Q, &[32]));
     assert!(
-        error.contains("tensor `blk.0.attn_q.weight`: expected it once, got it twice"),
+        error.contains("tensor `blk.0.attn_q.weight`: expected one, got a second one"),
         "{error}"
     );
     let error = place.error(|file| file.tensor(Q).id = 2);
@@ -383,7 +383,8 @@ fn tensors_that_lie_are_refused_by_name() {
     let error = place.error(|file| file.tensor("token_embd.weight").dimensions = vec![64]);
     assert_eq!(error, ": tensor `token_embd.weight`: expected shape [64, 32], got [64]");
     let error = place.error(|file| file.add("blk.0.attn_k.bias", &[32]));
-    let expected = "expected only those of a decoder of this configuration and its head";
+    let expected =
+        "expected only the tensors of a decoder with this configuration, and of its head";
     assert_eq!(error, format!(": tensor `blk.0.attn_k.bias`: {expected}"));
     for name in ["blk.1.attn_norm.weight", "blk.0.attn_q.scale", "dense_2.weight", "cls.weight"] {
         let error = place.error(|file| file.add(name, &[32]));

@@ -1,8 +1,10 @@
 use crate::{Error, Result};
 
-/// Computes `n_texts` in batches: `compute` is called with how many texts are done and the tokens that the
-/// next batch may have, and returns how many it has computed. Where a device has no room for a batch, all
-/// that are left have half of its tokens.
+/// Computes `n_texts` texts in batches. `compute` is called with the number of texts that are done and with the budget
+/// of the next batch in tokens, and returns the number of texts that it has computed.
+///
+/// If the device has no memory for a batch, the budget of this batch and of all later ones is set to half of its
+/// tokens, once per call.
 pub(crate) fn in_batches(
     n_texts: usize,
     mut budget: usize,
@@ -38,7 +40,7 @@ mod tests {
         }
     }
 
-    /// Texts of one token each, on a device that has room for `room` of them.
+    /// Computes texts of one token each on a device that has memory for `room` tokens.
     fn batches(n_texts: usize, budget: usize, room: usize) -> (Vec<usize>, Result<()>) {
         let mut batches = Vec::new();
         let result = in_batches(n_texts, budget, |n_done, budget| {
@@ -53,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_without_room_is_halved_once_and_so_are_those_behind_it() {
+    fn halves_the_budget_once_if_the_device_is_out_of_memory() {
         for (budget, room, expected) in
             [(10, 10, vec![10, 10, 5]), (10, 9, vec![5; 5]), (usize::MAX, 12, vec![12, 12, 1])]
         {
@@ -70,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_token_without_room_is_an_error() {
+    fn fails_if_a_single_token_does_not_fit() {
         let (batches, result) = batches(3, 1, 0);
         assert!(batches.is_empty());
         assert!(matches!(result, Err(Error::OutOfMemory { n_tokens: 1, .. })));

@@ -23,7 +23,7 @@ pub struct Adapter {
     repository: SentenceTransformers,
 }
 
-/// Settings that would change the result and are not implemented.
+/// Settings that would change the result and are not supported.
 const UNSUPPORTED: [&str; 15] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -42,8 +42,8 @@ const UNSUPPORTED: [&str; 15] = [
     "velora_config",
 ];
 
-/// Ways of initialising that leave the model's own weights as they are.
-const INITIALISATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+/// The values of `init_lora_weights` that do not change the weights of the base model.
+const INITIALIZATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 impl Adapter {
     /// Reads `adapter_config.json` in `dir`, and the files of sentence-transformers if there are any.
@@ -108,7 +108,7 @@ impl Adapter {
     }
 }
 
-/// Refuses kinds of adapters that are no plain LoRA of linear layers.
+/// Rejects adapters that are not plain LoRA adapters of linear layers.
 fn check_supported(fields: &Fields) -> Result<()> {
     fields.expect("peft_type", "\"LORA\"", |value| value == "LORA")?;
     fields.expect_if_present("bias", "\"none\"", |value| value == "none")?;
@@ -117,14 +117,14 @@ fn check_supported(fields: &Fields) -> Result<()> {
             |value: &Value| value == false || value.as_array().is_some_and(std::vec::Vec::is_empty);
         fields.expect_if_present(field, "null or false", is_off)?;
     }
-    let expected = format!("true, false or one of {}", INITIALISATIONS.join(", "));
+    let expected = format!("true, false or one of {}", INITIALIZATIONS.join(", "));
     fields.expect_if_present("init_lora_weights", &expected, |value| match value {
-        Value::String(name) => INITIALISATIONS.contains(&name.as_str()),
+        Value::String(name) => INITIALIZATIONS.contains(&name.as_str()),
         value => value.is_boolean(),
     })
 }
 
-/// What the product of the two matrices is multiplied with: α / rank, or α / √rank.
+/// The factor of the matrix product `b · a`: α / rank, or α / √rank.
 ///
 /// # Source
 ///
@@ -135,12 +135,12 @@ fn scale(fields: &Fields, module: &str, rank: usize) -> Result<f64> {
         None => fields.positive("lora_alpha")?,
     };
     let rank = rank as f64;
-    let is_stabilised = fields.flag("use_rslora", false)?;
-    Ok(alpha / if is_stabilised { rank.sqrt() } else { rank })
+    let is_stabilized = fields.flag("use_rslora", false)?;
+    Ok(alpha / if is_stabilized { rank.sqrt() } else { rank })
 }
 
-/// The α that `alpha_pattern` has for a module, by its name or the end of it. PEFT takes the first one in
-/// the file, whose order is lost here: where there are two, they must be the same.
+/// The α that `alpha_pattern` contains for a module. A key matches the name of the module or the end of the name. PEFT
+/// uses the first match in the file. The order of the file is lost here, so several matches must have the same α.
 fn pattern(fields: &Fields, module: &str) -> Result<Option<f64>> {
     let patterns = fields.get("alpha_pattern").and_then(Value::as_object);
     let mut found: Option<(&str, f64)> = None;
@@ -160,7 +160,7 @@ fn pattern(fields: &Fields, module: &str) -> Result<Option<f64>> {
         let alpha = alpha.ok_or_else(|| error("a number above 0"))?;
         match found {
             Some((other, same)) if same != alpha => {
-                let expected = format!("{same}, as `{other}` has it for `{module}`");
+                let expected = format!("{same}, as in `{other}`, which matches `{module}`, too");
                 return Err(error(&expected));
             }
             _ => found = Some((name, alpha)),

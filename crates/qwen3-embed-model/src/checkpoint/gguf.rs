@@ -1,4 +1,4 @@
-//! The header of a GGUF file: its metadata, and where its tensors are.
+//! The header of a GGUF file: the metadata, and the positions of the tensors.
 //!
 //! ```text
 //! magic "GGUF" · version u32 · number of tensors u64 · number of metadata entries u64
@@ -7,10 +7,11 @@
 //! padding to general.alignment · the tensors' data, each at its offset from here
 //! ```
 //!
-//! Strings and arrays begin with their length. Everything is little-endian. Nothing is copied: keys,
-//! names and values are borrowed from the bytes of the file. No number of the file is believed: a
-//! count is compared with the bytes that are left before anything is made of it, and a tensor must lie
-//! within the file, at a multiple of the alignment and apart from all others.
+//! Strings and arrays begin with their length. Everything is little-endian. Strings and arrays of the metadata stay in
+//! the memory-mapped file, and the header keeps their positions.
+//!
+//! The parser does not trust the file. It compares a count with the number of bytes left before it allocates memory for
+//! the count. A tensor must lie within the file, at a multiple of the alignment, and must not overlap another tensor.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -25,19 +26,19 @@ use crate::{Error, Result};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 
-/// Where `general.alignment` is not given.
+/// The alignment of a file without `general.alignment`.
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// ggml's tensors have at most four dimensions.
+/// The most dimensions of a tensor in ggml.
 const MAX_DIMENSIONS: u32 = 4;
 
-/// The fewest bytes of a metadata entry: an empty key, a type and a value of one byte.
+/// The smallest metadata entry in bytes: an empty key, a type and a value of one byte.
 const MIN_ENTRY_BYTES: u64 = 8 + 4 + 1;
 
-/// The fewest bytes of a tensor's description: an empty name, one dimension, a type and an offset.
+/// The smallest description of a tensor in bytes: an empty name, one dimension, a type and an offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 
-/// What is written before the tensors' data.
+/// The part of the file before the data of the tensors.
 #[derive(Debug)]
 pub(crate) struct Header {
     file: Arc<MappedFile>,
@@ -45,22 +46,22 @@ pub(crate) struct Header {
     pub(crate) tensors: Vec<TensorInfo>,
 }
 
-/// Where a tensor's data are, and what they are.
+/// The description of a tensor.
 #[derive(Debug)]
 pub(crate) struct TensorInfo {
     pub(crate) name: String,
-    /// Rows first, as in a checkpoint; the file has them the other way round.
+    /// The number of rows first, as in safetensors files. GGUF files contain the dimensions in the opposite order.
     pub(crate) shape: Vec<usize>,
     pub(crate) stored_type: StoredType,
-    /// The bytes of the file that hold the data.
+    /// The bytes of the file that contain the data.
     pub(crate) range: Range<usize>,
-    /// Where the tensor is described.
+    /// The position of the description in the file.
     described_at: usize,
-    /// Where the data begin, from the end of the header.
+    /// The position of the data, counted from the end of the header.
     offset: u64,
 }
 
-/// A value of the metadata. Strings need not be UTF-8 until they are asked for.
+/// A value of the metadata. Strings are checked to be UTF-8 when they are read.
 #[derive(Debug)]
 enum Value {
     Unsigned(u64),
@@ -68,9 +69,9 @@ enum Value {
     F32(f32),
     F64(f64),
     Bool(bool),
-    /// Where the bytes are in the file.
+    /// The position of the bytes in the file.
     String(Range<usize>),
-    /// The type of the elements, their number, and where they are in the file.
+    /// The type of the elements, their number, and their position in the file.
     Array {
         of: u32,
         n: usize,
@@ -94,7 +95,7 @@ impl Header {
             let key = reader.text("a metadata key")?;
             let value = reader.value(key)?;
             if metadata.insert(key.to_owned(), value).is_some() {
-                return Err(reader.error(at, format!("key `{key}`"), "it once", "it twice"));
+                return Err(reader.error(at, format!("key `{key}`"), "one", "a second one"));
             }
         }
         let mut tensors = Vec::new();
@@ -103,7 +104,7 @@ impl Header {
             let tensor = reader.tensor()?;
             if !names.insert(tensor.name.clone()) {
                 let what = format!("tensor `{}`", tensor.name);
-                return Err(reader.error(tensor.described_at, what, "it once", "it twice"));
+                return Err(reader.error(tensor.described_at, what, "one", "a second one"));
             }
             tensors.push(tensor);
         }
@@ -127,8 +128,8 @@ impl Header {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 
-    /// A metadata value as JSON: a number or a string as what it is, an array as a description.
-    /// `f32` values become the shortest decimal that is written so: 1e-6, not 9.99999997e-7.
+    /// The value at `key` as JSON. An array is only described by its length. An f32 becomes the f64 with the same
+    /// shortest decimal: 1e-6, not 9.99999997e-7.
     pub(crate) fn json(&self, key: &str) -> Option<Json> {
         let number =
             |value: f64| Number::from_f64(value).map_or(value.to_string().into(), Json::from);
@@ -171,7 +172,7 @@ impl Header {
     /// The array of 32-bit integers at `key`.
     pub(crate) fn integers(&self, key: &str) -> Result<Vec<i32>> {
         match self.metadata.get(key) {
-            // Of u32, i32: the same bytes for every number that has a meaning.
+            // Converters write i32 or u32. The bytes are the same, because no value is negative or above i32::MAX.
             Some(&Value::Array { of: 4 | 5, ref range, .. }) => {
                 let bytes = self.bytes(range);
                 Ok(bytes.as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes)).collect())
@@ -184,18 +185,17 @@ impl Header {
         &self.file.bytes()[range.clone()]
     }
 
-    /// An error about the value at `key`.
+    /// The error that the value at `key` is another one than `expected`.
     pub(crate) fn field(&self, key: &str, expected: &str) -> Error {
         let got = self.json(key).map_or_else(|| "nothing".to_owned(), |value| value.to_string());
         let (path, expected) = (self.path().to_path_buf(), expected.to_owned());
         Error::Field { path, field: key.to_owned(), expected, got }
     }
 
-    /// Finds out where each tensor's data lie, and that they lie where they may. `reader` is at the
-    /// end of the header.
+    /// Computes and checks the position of each tensor's data. `reader` is at the end of the header.
     fn place_tensors(&mut self, reader: &Reader<'_>) -> Result<()> {
         let alignment = self.alignment()?;
-        // In 64 bits, which neither the length of a file nor this sum can exceed.
+        // In u64, because usize may have 32 bits.
         let data = (reader.at as u64).next_multiple_of(alignment as u64);
         for tensor in &mut self.tensors {
             let what = format!("the data of tensor `{}`", tensor.name);
@@ -215,7 +215,7 @@ impl Header {
                 _ => {
                     let expected = format!("{} bytes within the file", tensor.range.len());
                     let file = reader.bytes.len();
-                    let got = format!("offset {} behind {data} of {file} bytes", tensor.offset);
+                    let got = format!("offset {} after byte {data} of {file} bytes", tensor.offset);
                     return Err(error(expected, got));
                 }
             }
@@ -229,13 +229,8 @@ impl Header {
         for pair in by_place.windows(2) {
             if pair[1].range.start < pair[0].range.end {
                 let what = format!("the data of tensor `{}`", pair[1].name);
-                let expected = format!("them behind those of `{}`", pair[0].name);
-                return Err(reader.error(
-                    pair[1].described_at,
-                    what,
-                    expected,
-                    "both in one place",
-                ));
+                let expected = format!("data after those of `{}`", pair[0].name);
+                return Err(reader.error(pair[1].described_at, what, expected, "overlapping data"));
             }
         }
         Ok(())
@@ -253,7 +248,7 @@ impl Header {
     }
 }
 
-/// Reads from the beginning to the end.
+/// Reads a header from its beginning to its end.
 struct Reader<'a> {
     path: &'a Path,
     bytes: &'a [u8],
@@ -277,13 +272,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number of things that have at least `min_bytes` each: no more than can be in the file.
+    /// Reads a number of items, each of which has at least `min_bytes` bytes. Fails if the rest of the file is too
+    /// short for them.
     fn count(&mut self, what: &str, min_bytes: u64) -> Result<usize> {
         let at = self.at;
         let count = self.u64(what)?;
         let limit = (self.bytes.len() - self.at) as u64 / min_bytes;
         if count > limit {
-            let expected = format!("at most {limit}, for which there are bytes left");
+            let expected = format!("at most {limit}, which would fill the rest of the file");
             return Err(self.error(at, what, expected, count.to_string()));
         }
         Ok(count as usize)
@@ -304,7 +300,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A value that is no array, or `None` if its type does not exist.
+    /// Reads a value that is not an array. `None` if there is no such type.
     fn scalar(&mut self, value_type: u32, what: &str) -> Result<Option<Value>> {
         Ok(Some(match value_type {
             0 => Value::Unsigned(u8::from_le_bytes(*self.array(what)?).into()),
@@ -333,9 +329,9 @@ impl<'a> Reader<'a> {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
             4..=6 => 4,
-            // A string has at least its length.
+            // A string begins with its length, a u64.
             STRING | 10..=12 => 8,
-            // Arrays of arrays are written by nobody and refused by ggml too.
+            // No converter writes arrays of arrays, and ggml rejects them, too.
             _ => {
                 let got = format!("an array of type {of}");
                 return Err(self.error(
@@ -358,7 +354,7 @@ impl<'a> Reader<'a> {
         Ok(Value::Array { of, n, range: start..self.at })
     }
 
-    /// A tensor's description. The range that it gets begins at 0 and has the data's length.
+    /// Reads the description of a tensor. Its range has the right length and begins at 0 for now.
     fn tensor(&mut self) -> Result<TensorInfo> {
         let described_at = self.at;
         let name = self.text("a tensor's name")?;
@@ -399,7 +395,7 @@ impl<'a> Reader<'a> {
         Ok(TensorInfo { name, shape: rows_first, stored_type, range, described_at, offset })
     }
 
-    /// A string that must be UTF-8: a key or a name.
+    /// Reads a key or a name, which must be UTF-8.
     fn text(&mut self, what: &str) -> Result<&'a str> {
         let at = self.at;
         let bytes = self.string(what)?;
@@ -467,8 +463,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes of a tensor with these dimensions, of which the first is of whole blocks; `None` if there are
-/// more than can be counted.
+/// The bytes of a tensor with these dimensions. The first dimension is a multiple of the block size. `None` if the
+/// number overflows.
 fn n_bytes(dimensions: &[u64], stored_type: StoredType) -> Option<usize> {
     let blocks = dimensions[0] / stored_type.values_per_block() as u64;
     let bytes =
@@ -476,7 +472,7 @@ fn n_bytes(dimensions: &[u64], stored_type: StoredType) -> Option<usize> {
     usize::try_from(bytes.checked_mul(stored_type.bytes_per_block() as u64)?).ok()
 }
 
-/// The name that a GGUF file has for the tensor `name` of the decoder or of a head.
+/// The name in a GGUF file of the tensor `name`.
 pub(crate) fn name_in_file(name: &str) -> String {
     let (layer, rest) = match name.strip_prefix("layers.").and_then(|name| name.split_once('.')) {
         Some((layer, rest)) => (format!("blk.{layer}."), rest),

@@ -1,31 +1,32 @@
 use crate::checkpoint::naming::Naming;
 use crate::checkpoint::weights::{PROJECTION, Weights};
 
-/// What a checkpoint has behind the decoder.
+/// The head of a checkpoint: the layer after the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Head {
-    /// Nothing: hidden states are the result, as of an embedding model.
+    /// No head: the result is hidden states, as in an embedding model.
     None,
-    /// A language model's head that is the token embeddings. In GGUF files it does not show.
+    /// The head of a language model whose weights are the token embeddings. A GGUF file with such a head looks like
+    /// [`None`](Self::None).
     TiedLmHead,
-    /// A language model's head of its own.
+    /// The head of a language model with its own weights, `lm_head.weight`.
     LmHead,
-    /// A classifier's: `score.weight`, or `cls.output.weight` in GGUF files.
+    /// The head of a classifier: `score.weight`, or `cls.output.weight` in a GGUF file.
     Score,
 }
 
 impl Weights {
-    /// What is behind the decoder.
+    /// The head, as the names of the tensors show it.
     pub(crate) fn head(&self) -> Head {
         if self.contains("score.weight") {
             return Head::Score;
         }
         match self.naming {
             _ if self.contains("lm_head.weight") => Head::LmHead,
-            // Its model has `model.` before the decoder's names because of the layer.
+            // The prefix `model.` does not show a language model here: models with a projection have it, too.
             _ if self.contains(PROJECTION) => Head::None,
-            Naming::Checkpoint { .. } if !self.naming.is_of_decoder_alone() => Head::TiedLmHead,
+            Naming::Checkpoint { .. } if !self.naming.has_no_head_name() => Head::TiedLmHead,
             Naming::Checkpoint { .. } | Naming::Gguf => Head::None,
         }
     }

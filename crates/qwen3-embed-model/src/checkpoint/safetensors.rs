@@ -39,7 +39,7 @@ pub(crate) fn open_file(path: &Path) -> Result<Weights> {
     Ok(Weights::new(path, tensors, Naming::bare()))
 }
 
-/// Opens every shard that the index names and checks that each holds what the index says.
+/// Opens every shard that the index names, and checks that each tensor is in the shard that the index names for it.
 fn read_shards(dir: &Path, index: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
     let weight_map = read_weight_map(index)?;
     let mut files: Vec<&String> = weight_map.values().collect();
@@ -78,20 +78,19 @@ fn read_weight_map(index: &Path) -> Result<HashMap<String, String>> {
     Ok(weight_map)
 }
 
-/// Whether `file` names something in the folder itself: no other folder, no way up.
+/// Whether `file` is the name of a file in the same folder, without any path.
 fn is_plain_name(file: &str) -> bool {
     let mut components = Path::new(file).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
 }
 
-/// Maps a safetensors file and adds its tensors to `tensors`.
+/// Maps a safetensors file, parses its header, and adds its tensors to `tensors`.
 fn read_header(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
     let corrupt = |source| Error::Safetensors { path: path.to_path_buf(), source };
     let file = Arc::new(MappedFile::open(path)?);
-    // No length or offset is taken from the file unchecked: this verifies that every tensor lies
-    // within the map and fits its shape and type.
+    // The parser checks that every tensor lies within the file, and that its length fits its shape and type.
     let (header_size, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(corrupt)?;
-    // The header follows its own length, a number of eight bytes.
+    // The file begins with the length of the header, a number of eight bytes.
     let data = header_size + 8;
     for (name, info) in metadata.tensors() {
         let (start, end) = info.data_offsets;

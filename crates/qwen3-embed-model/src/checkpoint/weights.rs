@@ -18,18 +18,18 @@ use crate::{Error, Result};
 /// The tensors of a checkpoint, memory-mapped.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    /// The checkpoint's folder, or the GGUF file.
+    /// The folder of the checkpoint, or the file.
     path: PathBuf,
     tensors: HashMap<String, Entry>,
     pub(super) naming: Naming,
-    /// What an adapter adds to the weights, by their names.
+    /// The updates of a LoRA adapter, by the names of the weights that they are added to.
     updates: HashMap<String, Arc<LowRankUpdate>>,
 }
 
-/// The linear layer that may stand behind the decoder of a model with code of its own.
+/// The weight of the projection that may follow the decoder of a model with its own code.
 pub(crate) const PROJECTION: &str = "linear.weight";
 
-/// One tensor as its file describes it: of a type that is read, or of another one.
+/// The description of a tensor in the header of its file. The type may be one that is not supported.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) file: Arc<MappedFile>,
@@ -65,19 +65,19 @@ impl Weights {
         Self { updates, ..self }
     }
 
-    /// The names in the file, in order.
+    /// The names of all tensors in the file, sorted.
     pub(crate) fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
     }
 
-    /// The first dimension of a tensor that is there.
+    /// The first dimension of a tensor, or `None` if there is no such tensor.
     pub(crate) fn n_rows(&self, name: &str) -> Option<usize> {
         self.tensors.get(&self.name_in_file(name))?.shape.first().copied()
     }
 
-    /// The matrices of the layers: the type and the number of values of each.
+    /// The type and the number of values of each matrix in the layers.
     fn layer_matrices(&self) -> impl Iterator<Item = (StoredType, u64)> {
         let prefix = match &self.naming {
             Naming::Checkpoint { prefix, .. } => format!("{prefix}layers."),
@@ -92,25 +92,25 @@ impl Weights {
         })
     }
 
-    /// The precision that keeps what most of the layers' weights are stored in.
+    /// The precision of the type in which most weights of the layers are stored.
     pub(crate) fn stored_precision(&self) -> Precision {
         let values_in = |precision| -> u64 {
             let matrices = self.layer_matrices();
             matrices.filter(|(stored, _)| stored.precision() == precision).map(|(_, n)| n).sum()
         };
-        // The more exact one where there are as many of both.
+        // If two precisions have equally many weights, the later and more exact one is chosen.
         let precisions = [Precision::Int8, Precision::Bf16, Precision::F32];
         precisions.into_iter().max_by_key(|&precision| values_in(precision)).unwrap_or_default()
     }
 
-    /// Whether all matrices of the layers are stored in Q8_0, and so need no rounding to 8 bits.
+    /// Whether all matrices of the layers are stored in Q8_0, so that `Int8` uses them without rounding.
     pub(crate) fn are_q8_0(&self) -> bool {
         self.updates.is_empty()
             && self.layer_matrices().all(|(stored, _)| stored == StoredType::Q8_0)
     }
 
-    /// The matrices of the layers that are stored in blocks which the kernels multiply with as they are: the
-    /// values of all of them, and the bytes that they take when they are packed.
+    /// The size of the matrices in the layers whose stored blocks the kernels use without conversion: the number of
+    /// values, and the bytes after packing.
     pub(crate) fn blocks(&self) -> [u64; 2] {
         let mut sizes = [0; 2];
         for (stored, n_values) in self.layer_matrices() {
@@ -122,7 +122,7 @@ impl Weights {
         sizes
     }
 
-    /// The type of each tensor, by its format's name, and its number of values.
+    /// The type and the number of values of each tensor. Types are named as in their file format.
     pub(crate) fn stored_types(&self) -> impl Iterator<Item = (String, u64)> {
         self.tensors.values().map(|entry| {
             let name = match &entry.stored_type {
@@ -133,7 +133,7 @@ impl Weights {
         })
     }
 
-    /// Bytes of the files with tensors.
+    /// The size in bytes of all files with tensors.
     pub(crate) fn file_bytes(&self) -> u64 {
         let files = self.tensors.values().map(|entry| &entry.file);
         let sizes: HashMap<_, _> =
@@ -141,39 +141,39 @@ impl Weights {
         sizes.values().sum()
     }
 
-    /// Whether the decoder has a tensor of this name.
+    /// Whether there is a tensor `name`.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(&self.name_in_file(name))
     }
 
-    /// Whether the tensors are named as those of a decoder by itself, which is how embedding models are
-    /// saved: models that put a head on it name it.
-    pub(crate) fn are_of_decoder_alone(&self) -> bool {
-        self.naming.is_of_decoder_alone()
+    /// Whether the names of the tensors show that the model has no head: see [`Naming::has_no_head_name`].
+    pub(crate) fn show_no_head(&self) -> bool {
+        self.naming.has_no_head_name()
     }
 
-    /// What the file calls the tensor `name` of the decoder or of a head, which stands beside it.
+    /// The name in the file of the tensor `name`.
     pub(crate) fn name_in_file(&self, name: &str) -> String {
         self.naming.name_in_file(name)
     }
 
-    /// The file that holds the tensor that it calls `name`, or the checkpoint's folder.
+    /// The file that contains the tensor with this name in the file, or the path of the checkpoint.
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         let entry = self.tensors.get(name);
         entry.map_or_else(|| self.path.clone(), |entry| entry.file.path.clone())
     }
 
-    /// The decoder's vector `name` in f32, whatever its type in the file.
+    /// The values of the vector `name`, converted to f32.
     pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         Ok(self.stored(name, &[length])?.values())
     }
 
-    /// The values of the matrix `name` in f32, whatever its type in the file.
+    /// The values of the matrix `name`, converted to f32.
     pub(crate) fn values(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
         Ok(self.stored(name, &shape)?.values())
     }
 
-    /// Weight matrices with the same number of columns, one below the other.
+    /// Weight matrices with the same number of columns, concatenated by rows. `parts` are their names and numbers of
+    /// rows.
     pub(crate) fn matrix(&self, parts: &[(String, usize)], n_columns: usize) -> Result<Matrix> {
         let mut read = Vec::with_capacity(parts.len());
         for (name, rows) in parts {
@@ -184,12 +184,12 @@ impl Weights {
         Ok(Matrix { parts: read, n_rows: parts.iter().map(|(_, rows)| rows).sum(), n_columns })
     }
 
-    /// The rows of the decoder's tensor `name`, left in the file until they are asked for.
+    /// The rows of the matrix `name`, which are read from the file when they are used.
     pub(crate) fn rows(&self, name: &str, shape: [usize; 2]) -> Result<MappedRows> {
         Ok(MappedRows { n_columns: shape[1], stored: self.stored(name, &shape)? })
     }
 
-    /// The tensor `name`, checked against the shape that the configuration calls for.
+    /// The tensor `name`, which must have this shape.
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored> {
         let name = self.name_in_file(name);
         let Some(entry) = self.tensors.get(&name) else {

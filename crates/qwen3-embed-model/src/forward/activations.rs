@@ -1,4 +1,9 @@
-//! Statistics of activations.
+//! Statistics of activations: which features are outliers, and how much accuracy 8-bit quantization loses.
+//!
+//! In trained Qwen3 models, a few features are up to thousands of times as large as the others, and they are the same
+//! features for nearly every token. Rounding the weights of such a feature to 8 bits causes an error that is as much
+//! larger. The activations of a few tokens show which features are outliers, and whether the activations can be
+//! quantized to 8 bits, too.
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::{ROTATION, rotate};
@@ -6,33 +11,34 @@ use qwen3_embed_kernels::ops;
 
 use crate::Result;
 
-/// Features of one product at most: as many as share a scale.
-const MOST: usize = 32;
+/// The most outliers of one input: as many features as share a scale.
+const MAX_OUTLIERS: usize = 32;
 
-/// How many times the root mean square of half of the features an outlier's is at least.
-const RATIO: f64 = 4.0;
+/// An outlier's root mean square is at least this many times the median of all features.
+const MIN_OUTLIER_RATIO: f64 = 4.0;
 
-/// Outliers are worth keeping more precisely when they hold such a share of all squares.
-const SHARE: f64 = 0.2;
+/// The outliers are only stored with more bits if their squares are at least this share of all squares.
+const MIN_OUTLIER_SHARE: f64 = 0.2;
 
-/// What 8 bits may lose of the activations. Of values with a normal distribution they lose 3.3e-5, of the
-/// product of two such values, which is what a down projection reads, 9e-5 to 1.2e-4, and 3.4e-5 if it is
-/// rotated. With more, the cosine of small models falls below 0.999.
-const MOST_LOSS: f64 = 6e-5;
+/// The largest [`loss`] with which activations are quantized to 8 bits, together with the weights.
+///
+/// Normally distributed values lose 3.3e-5. Products of two such values, which are the inputs of down projections, lose
+/// 9e-5 to 1.2e-4, and 3.4e-5 after a rotation. With a larger loss, the cosine of small models to f32 is below 0.999.
+const MAX_LOSS: f64 = 6e-5;
 
-/// What 8 bits may lose of the activations where nothing is lost of the weights.
-const MOST_LOSS_ALONE: f64 = 3e-4;
+/// The largest [`loss`] with which activations are quantized to 8 bits if the weights stay exact.
+const MAX_LOSS_WITH_EXACT_WEIGHTS: f64 = 3e-4;
 
-/// How activations fit in 8 bits.
+/// How activations are quantized to 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ByteFit {
-    /// As they are.
+    /// Without a transformation.
     Plain,
-    /// Rotated: see [`rotate`].
+    /// After a rotation: see [`rotate`].
     Rotated,
 }
 
-/// The input of a product, [T, I]; empty where it is not known.
+/// The input of a linear layer, [T, I]. It is empty if the input is not known.
 #[derive(Debug, Default)]
 pub(crate) struct Activations {
     x: Vec<f32>,
@@ -40,30 +46,30 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// An input that is `x`, [T, I].
+    /// Copies the activations `x`, [T, I].
     pub(crate) fn of(x: &Tensor) -> Result<Self> {
         Ok(Self { x: ops::to_f32(x)?, n_columns: x.dims()[1] })
     }
 
-    /// The input with its columns multiplied with `columns`.
+    /// The activations with each column multiplied by its factor in `columns`.
     pub(crate) fn times(&self, columns: &[f32]) -> Self {
         let x = self.x.iter().zip(columns.iter().cycle()).map(|(x, column)| x * column).collect();
         Self { x, n_columns: self.n_columns }
     }
 
-    /// The features that are outliers.
+    /// The indices of the features that are outliers, the largest first.
     pub(crate) fn outliers(&self) -> Vec<usize> {
         if self.x.is_empty() { Vec::new() } else { outliers(&self.x, self.n_columns) }
     }
 
-    /// How such activations fit in 8 bits, with a scale for each `group`, and the weights that meet them too; `None`
-    /// if they do not.
+    /// How to quantize the activations and the weights to 8 bits, with a scale for every `group` values. `None` if too
+    /// much would be lost.
     pub(crate) fn fitting_bytes(&self, group: usize) -> Option<ByteFit> {
         if self.x.is_empty() {
             return None;
         }
         let fits = |input: &Self| {
-            input.outliers().is_empty() && loss(&input.x, input.n_columns, group, &[]) <= MOST_LOSS
+            input.outliers().is_empty() && loss(&input.x, input.n_columns, group, &[]) <= MAX_LOSS
         };
         if fits(self) {
             return Some(ByteFit::Plain);
@@ -72,24 +78,24 @@ impl Activations {
         (can_rotate && fits(&self.rotated())).then_some(ByteFit::Rotated)
     }
 
-    /// The input, rotated.
+    /// The activations after the rotation.
     fn rotated(&self) -> Self {
         let mut x = self.x.clone();
         rotate(&mut x);
         Self { x, n_columns: self.n_columns }
     }
 
-    /// Whether 8 bits are enough for such activations, with a scale for each `group`, where weights are exact:
-    /// then outliers are no harm in themselves, but they must not hide what is lost of the other features.
+    /// Whether the activations can be quantized to 8 bits, with a scale for every `group` values, if the weights stay
+    /// exact. Outliers are then harmless in themselves, so the loss is measured relative to the other features.
     pub(crate) fn fits_bytes_beside_outliers(&self, group: usize) -> bool {
         !self.x.is_empty()
-            && loss(&self.x, self.n_columns, group, &self.outliers()) <= MOST_LOSS_ALONE
+            && loss(&self.x, self.n_columns, group, &self.outliers()) <= MAX_LOSS_WITH_EXACT_WEIGHTS
     }
 }
 
-/// What 8 bits lose of `x`, [T, I], with a scale for each `group`: the squares of the errors, as a share of the
-/// squares of a row, but for the columns `apart`, in the mean over the rows. NaN where a value is not finite,
-/// or all are zero.
+/// The loss of quantizing `x`, [T, I], to 8 bits with a scale for every `group` values: the sum of squared errors of a
+/// row divided by the sum of squares of the row, on average over the rows. The columns `apart` are left out of the sum
+/// of squares. NaN if a value is not finite, or if all values are zero.
 fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
     let (mut total, mut n_rows) = (0.0, 0);
     for row in x.chunks_exact(n_columns) {
@@ -100,7 +106,7 @@ fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
                 continue;
             }
             for &x in group {
-                // Beside 1.5 · 2^23 there are no bits for a fraction.
+                // Adding 1.5 · 2^23 rounds to an integer, because an f32 of this size has no fractional bits.
                 let nearest = (x / scale + 12_582_912.0) - 12_582_912.0;
                 errors += (x - nearest * scale).powi(2);
                 squares += x * x;
@@ -110,9 +116,9 @@ fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
         for &column in apart {
             squares -= f64::from(row[column]).powi(2);
         }
-        // A row of zeros loses nothing.
+        // A row of zeros is not counted.
         if squares != 0.0 {
-            // What is left of a sum in f32 may be its rounding, and negative.
+            // The rest of a sum in f32 may be a rounding error, and negative.
             total += (f64::from(errors) / squares).abs();
             n_rows += 1;
         }
@@ -120,7 +126,7 @@ fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
     total / f64::from(n_rows)
 }
 
-/// The columns of `x`, [T, I], that are outliers; none if they hold little of what there is.
+/// The columns of `x`, [T, I], that are outliers. None if their squares are a small share of all squares.
 fn outliers(x: &[f32], n_columns: usize) -> Vec<usize> {
     let mut squares = vec![0f64; n_columns];
     for row in x.chunks_exact(n_columns) {
@@ -128,13 +134,13 @@ fn outliers(x: &[f32], n_columns: usize) -> Vec<usize> {
     }
     let mut columns: Vec<usize> = (0..n_columns).collect();
     columns.sort_unstable_by(|&a, &b| squares[b].total_cmp(&squares[a]));
-    let least = RATIO * RATIO * squares[columns[n_columns / 2]];
+    let least = MIN_OUTLIER_RATIO * MIN_OUTLIER_RATIO * squares[columns[n_columns / 2]];
     let all: f64 = squares.iter().sum();
-    columns.truncate(MOST);
+    columns.truncate(MAX_OUTLIERS);
     columns.retain(|&column| squares[column] > least);
     let share = columns.iter().map(|&column| squares[column]).sum::<f64>() / all;
-    // Not where nothing is finite, or all is zero, either.
-    if share.is_nan() || share < SHARE {
+    // The share is NaN if values are not finite, or if all are zero.
+    if share.is_nan() || share < MIN_OUTLIER_SHARE {
         columns.clear();
     }
     columns
@@ -151,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_is_the_share_of_squares_that_rounding_takes() {
-        // Scales of 1 and 2: 0.25 and 0.5 are lost of the one group, 1 of the other.
+    fn loss_is_the_squared_error_relative_to_the_squares() {
+        // With the scales 1 and 2, the errors are 0.25 and 0.5 in the first group, and 1 in the second one.
         let mut row = [0f32; 2 * BYTE_GROUP];
         (row[0], row[1], row[2]) = (127.0, 3.25, -0.5);
         (row[BYTE_GROUP], row[BYTE_GROUP + 1]) = (-254.0, 5.0);
         let expected = (0.25f64.powi(2) + 0.5f64.powi(2) + 1.0)
             / (127f64.powi(2) + 3.25f64.powi(2) + 0.25 + 254f64.powi(2) + 25.0);
         assert!((loss(&row, row.len(), BYTE_GROUP, &[]) / expected - 1.0).abs() < 1e-5);
-        // Rows count alike, however large they are, and those of zeros do not.
+        // The mean does not depend on the size of a row, and rows of zeros are not counted.
         let exact = [[1000.0 * 127.0; 2 * BYTE_GROUP], [0.0; 2 * BYTE_GROUP]].concat();
         let rows = [row.as_slice(), &exact].concat();
         assert!((loss(&rows, row.len(), BYTE_GROUP, &[]) / (expected / 2.0) - 1.0).abs() < 1e-5);
@@ -173,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_about_the_same_size_fit_bytes_and_others_do_not() {
+    fn spikes_outliers_and_nan_prevent_quantization() {
         let shape = (2, 2 * BYTE_GROUP);
         let input = |values: Vec<f32>| {
             Activations::of(&Tensor::from_vec(values, shape, &candle_core::Device::Cpu).unwrap())
@@ -193,10 +199,10 @@ mod tests {
         assert_eq!(Activations::default().fitting_bytes(BYTE_GROUP), None);
     }
 
-    /// What a down projection reads is about a product of two activations.
+    /// The input of a down projection is a product of two activations.
     #[test]
-    fn products_of_activations_fit_bytes_if_they_are_rotated() {
-        // Sums of twelve numbers without a pattern are about normal.
+    fn products_of_activations_are_quantized_after_a_rotation() {
+        // The sum of twelve uniform random numbers is almost normally distributed.
         let normal = |seed: u32| -> f32 {
             let mut state = seed.wrapping_mul(2_654_435_761) | 1;
             let uniform = |_| {
@@ -211,16 +217,16 @@ mod tests {
             |n: usize| (0..n as u32).map(|i| normal(2 * i) * normal(2 * i + 1)).collect::<Vec<_>>();
         let input = |columns: usize| Activations { x: products(8 * columns), n_columns: columns };
         let lost = loss(&input(1024).x, 1024, BYTE_GROUP, &[]);
-        assert!(lost > MOST_LOSS, "{lost:e}");
+        assert!(lost > MAX_LOSS, "{lost:e}");
         let lost = loss(&input(1024).rotated().x, 1024, BYTE_GROUP, &[]);
         assert!(lost < 4e-5, "{lost:e}");
         assert_eq!(input(1024).fitting_bytes(BYTE_GROUP), Some(ByteFit::Rotated));
-        // Not whole blocks.
+        // The width is not a multiple of the block of the rotation.
         assert_eq!(input(1024 + 64).fitting_bytes(BYTE_GROUP), None);
     }
 
     #[test]
-    fn outliers_do_not_hide_what_is_lost_beside_them() {
+    fn outliers_do_not_hide_the_loss_of_other_features() {
         const GROUP: usize = 256;
         let input = |every: usize, outlier: f32| {
             let value = |i: usize| if i.is_multiple_of(every) { outlier } else { (i as f32).sin() };
@@ -229,28 +235,28 @@ mod tests {
             Activations::of(&Tensor::from_vec(row, shape, &candle_core::Device::Cpu).unwrap())
                 .unwrap()
         };
-        // A third of all squares are outliers, and they are no harm.
+        // Outliers with a third of all squares are harmless.
         let several = input(32, 3.0);
         assert_eq!(several.outliers().len(), 32);
         assert!(
             several.fitting_bytes(GROUP).is_none() && several.fits_bytes_beside_outliers(GROUP)
         );
-        // Nearly all of them are one, beside which the others have a few levels each way.
+        // One outlier has nearly all squares. The scale leaves only a few levels for the other values.
         let one = input(4 * GROUP, 1000.0);
-        assert!(loss(&one.x, 4 * GROUP, GROUP, &[]) <= MOST_LOSS_ALONE);
+        assert!(loss(&one.x, 4 * GROUP, GROUP, &[]) <= MAX_LOSS_WITH_EXACT_WEIGHTS);
         assert!(!one.fits_bytes_beside_outliers(GROUP));
         assert!(!Activations::default().fits_bytes_beside_outliers(GROUP));
     }
 
     #[test]
-    fn outliers_are_columns_far_above_most_that_hold_much_of_what_there_is() {
+    fn outliers_are_large_and_have_a_large_share_of_the_squares() {
         assert_eq!(outliers_of(&[&[1.0, -90.0, 1.0, 2.0, 30.0], &[1.0; 5]]), [1, 4]);
         assert_eq!(outliers_of(&[&[1.0, -3.0, 1.0, 2.0, 3.0]]), [0usize; 0]);
-        // One of ten thousand is ten times the others, and one percent of what there is.
+        // A column of ten thousand that is ten times as large as the others has one percent of the squares.
         let mut row = vec![1.0; 10_000];
         row[77] = 10.0;
         assert_eq!(outliers_of(&[&row]), [0usize; 0]);
-        // More than have room: the largest.
+        // If there are more outliers than the limit, the largest ones are chosen.
         let mut row: Vec<f32> =
             (0..1000).map(|i| if i < 50 { 100.0 + i as f32 } else { 1.0 }).collect();
         assert_eq!(outliers_of(&[&row]), (18..50).rev().collect::<Vec<_>>());

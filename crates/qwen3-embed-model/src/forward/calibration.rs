@@ -1,9 +1,5 @@
-//! What the inputs of products are like: which features carry outliers, and what 8 bits would lose.
-//!
-//! In trained Qwen3 models a few channels are up to thousands of times as large as the others, and the
-//! same ones for nearly every token. What 8 bits lose of such a channel's weights is as much larger. A
-//! few tokens that pass the layers while they are loaded show which channels these are, and whether
-//! activations may be in 8 bits too.
+//! Calibration: a few tokens pass through the layers while they are loaded, so that each linear layer is packed for the
+//! activations that it receives.
 
 use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::{Queries, Ragged};
@@ -14,10 +10,10 @@ use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::Workspace;
 use crate::{Config, Result};
 
-/// Tokens that pass the layers.
+/// The number of tokens.
 const N_TOKENS: usize = 64;
 
-/// A text on its way through the layers.
+/// A text that passes through the layers, one after another.
 pub(crate) struct Calibration {
     /// The residual stream, [T, C].
     x: Tensor,
@@ -29,7 +25,7 @@ pub(crate) struct Calibration {
 }
 
 impl Calibration {
-    /// The text before the first layer.
+    /// Prepares the input of the first layer.
     pub(crate) fn new(
         config: &Config,
         embed_tokens: &TokenEmbeddings,
@@ -39,7 +35,7 @@ impl Calibration {
         let n_tokens = N_TOKENS.min(config.max_position_embeddings);
         let batch = Ragged::from_lengths([n_tokens])?;
         let batch = if config.is_causal { batch } else { batch.bidirectional()? };
-        // Tokens from everywhere in the vocabulary, the first ones among them.
+        // Tokens at equal distances in the vocabulary.
         let ids: Vec<u32> =
             (0..n_tokens).map(|i| (i * config.vocab_size / n_tokens) as u32).collect();
         let x = embed_tokens.gather(&ids, device)?;
@@ -47,7 +43,7 @@ impl Calibration {
         Ok(Self { x, batch, cos, sin, config: config.clone(), workspace: Workspace::default() })
     }
 
-    /// Lets the text pass the next layer.
+    /// Passes the text through the next layer.
     pub(crate) fn pass<L: Projection>(&mut self, layer: &DecoderLayer<L>) -> Result<()> {
         let Self { x, batch, cos, sin, config, workspace } = self;
         let room = workspace.room(batch, config, DType::F32, x.device())?;

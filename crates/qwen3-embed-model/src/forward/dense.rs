@@ -8,7 +8,7 @@ use crate::checkpoint::safetensors;
 use crate::checkpoint::weights::PROJECTION;
 use crate::{Checkpoint, Result};
 
-/// A dense layer behind the pooling: `y = f(x · weightᵀ + bias)`, in f32.
+/// A dense layer after the pooling: `y = f(x · weightᵀ + bias)`, in f32.
 ///
 /// # Source
 ///
@@ -27,7 +27,7 @@ enum Activation {
     Tanh,
 }
 
-/// The classes of PyTorch that are known.
+/// The supported activation functions, by their classes in PyTorch.
 const ACTIVATIONS: [(&str, Activation); 3] = [
     ("torch.nn.modules.linear.Identity", Activation::Identity),
     ("torch.nn.modules.activation.Tanh", Activation::Tanh),
@@ -90,12 +90,12 @@ impl Dense {
         Ok(Some(Self { linear, n_in, n_out, activation: Activation::Identity }))
     }
 
-    /// Dimensions of the vectors that come out.
+    /// The dimensions of the layer's output.
     pub(crate) fn n_out(&self) -> usize {
         self.n_out
     }
 
-    /// Applies the layer to `x`, [N, I], row-major; the result is [N, O].
+    /// Applies the layer to `x`, row-major [N, I]. The result is row-major [N, O].
     pub(crate) fn forward(&self, x: Vec<f32>) -> Result<Vec<f32>> {
         let n_rows = x.len() / self.n_in;
         let x = Tensor::from_vec(x, (n_rows, self.n_in), &Device::Cpu)?;

@@ -5,19 +5,19 @@ use qwen3_embed_kernels::{Queries, Ragged, ops};
 use crate::Result;
 use crate::forward::workspace::Room;
 
-/// One decoder layer. Names are the checkpoint's. `L` is a linear layer: while loading, one that is yet to
-/// be packed.
+/// One decoder layer, with the names of the checkpoint. `L` is the type of its linear layers. While a model is loaded,
+/// they are packed when they receive their first input.
 #[derive(Debug)]
 pub(crate) struct DecoderLayer<L = ops::Linear> {
     pub(crate) input_layernorm: Tensor,
-    /// q_proj, k_proj and v_proj as one product, [(H + 2K) · D, C].
+    /// q_proj, k_proj and v_proj as one matrix [(H + 2K) · D, C].
     pub(crate) qkv_proj: L,
-    /// Divided by √D, which attention would else do with every score.
+    /// Divided by √D, so that attention need not divide every score.
     pub(crate) q_norm: Tensor,
     pub(crate) k_norm: Tensor,
     pub(crate) o_proj: L,
     pub(crate) post_attention_layernorm: Tensor,
-    /// gate_proj and up_proj as one product with SwiGLU behind it, [2F, C].
+    /// gate_proj and up_proj as one matrix [2F, C], followed by SwiGLU.
     pub(crate) gate_up_proj: L,
     pub(crate) down_proj: L,
     pub(crate) heads: Heads,
@@ -25,8 +25,10 @@ pub(crate) struct DecoderLayer<L = ops::Linear> {
 }
 
 impl<L: Projection> DecoderLayer<L> {
-    /// Adds this layer's attention and MLP to the residual stream `x`, [T, C]. Returns the rows that
-    /// have queries: all of them, or the last ones, and then the others are left as they are.
+    /// Adds the attention and the MLP of this layer to the residual stream `x`, [T, C].
+    ///
+    /// With [`Queries::Last`], only the rows of last tokens, at the end of the batch, are computed and returned. Keys
+    /// and values are computed for all rows.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -40,8 +42,7 @@ impl<L: Projection> DecoderLayer<L> {
         Ok(x)
     }
 
-    /// Adds this layer's attention to the residual stream, for the rows that have queries; returns
-    /// them. Keys and values are computed for all rows.
+    /// Adds the attention to the residual stream in the rows that have queries, and returns these rows.
     fn attend(
         &self,
         x: &Tensor,
@@ -74,7 +75,7 @@ impl<L: Projection> DecoderLayer<L> {
         Ok(x)
     }
 
-    /// Adds this layer's MLP to the residual stream.
+    /// Adds the MLP to the residual stream.
     fn feed_forward(&self, x: &Tensor, room: &Room<'_>) -> Result<()> {
         let Room { hidden, ffn, scratch, .. } = room;
         ops::rms_norm(x, &self.post_attention_layernorm, self.eps, hidden)?;
@@ -88,7 +89,7 @@ impl<L: Projection> DecoderLayer<L> {
 
 #[cfg(test)]
 impl DecoderLayer {
-    /// Bytes of the weights.
+    /// The size of the weights in bytes.
     pub(crate) fn weight_bytes(&self) -> usize {
         let linear = [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj];
         let norms =
@@ -98,9 +99,9 @@ impl DecoderLayer {
     }
 }
 
-/// A linear layer, packed or yet to be.
+/// A linear layer of the decoder.
 pub(crate) trait Projection {
-    /// The packed layer, for this input if it is not packed yet.
+    /// The packed layer. A layer that is not packed yet is packed for activations like `x`.
     fn for_input(&self, x: &Tensor) -> Result<&ops::Linear>;
 }
 

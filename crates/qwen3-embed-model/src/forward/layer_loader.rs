@@ -13,7 +13,7 @@ use crate::forward::layer::{DecoderLayer, Projection};
 use crate::precision::Precision;
 use crate::{Config, Result};
 
-/// Reads one layer's weights.
+/// Loads the weights of one layer.
 pub(crate) struct LayerLoader<'a> {
     pub(crate) weights: &'a Weights,
     pub(crate) config: &'a Config,
@@ -23,26 +23,26 @@ pub(crate) struct LayerLoader<'a> {
     pub(crate) device: &'a candle_core::Device,
 }
 
-/// A linear layer in its file, and how it is to be packed.
+/// A linear layer that is packed when it receives its first input, or at the end of loading its layer.
 struct UnpackedProjection {
     precision: Precision,
     arithmetic: Arithmetic,
     device: candle_core::Device,
     matrix: Matrix,
     layout: Layout,
-    /// The weight of the norm before it, if that is to become part of the product.
+    /// The weight of the norm before the layer, if it is multiplied into the matrix.
     norm: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
-    /// Whether the residual stream of this layer has outliers, which its norms' products find out before the products
-    /// behind them are packed.
+    /// Whether the residual stream of the decoder layer has outliers. The projections after the two norms find them and
+    /// are packed before o_proj and down_proj, which read this flag.
     has_outliers: Rc<Cell<bool>>,
-    /// Once it is packed.
+    /// The packed layer.
     linear: OnceCell<ops::Linear>,
 }
 
 impl LayerLoader<'_> {
-    /// Reads and packs the layer. With a calibration, which is at this layer then, each product is packed
-    /// as its input, which the products before it have computed, asks for.
+    /// Loads and packs the layer. A calibration passes its text through the layer, and each linear layer is packed for
+    /// the activations that it receives.
     pub(crate) fn load(&self, calibration: Option<&mut Calibration>) -> Result<DecoderLayer> {
         let heads = self.config.heads();
         let (c, f) = (self.config.hidden_size, self.config.intermediate_size);
@@ -96,19 +96,19 @@ impl LayerLoader<'_> {
         Ok(Tensor::from_vec(values, length, self.device)?)
     }
 
-    /// A norm's weight, or ones where it becomes part of the product behind the norm, as in 8 bits:
-    /// where a channel's norm weight is large and its columns are small, only together do they show
-    /// what the channel is worth.
-    fn norm(&self, module: &str, length: usize, behind: &mut UnpackedProjection) -> Result<Tensor> {
+    /// Loads the weight of a norm. In 8 bits, the weight is multiplied into the matrix after the norm, and the norm has
+    /// a weight of ones: a feature may have a large norm weight and small matrix weights, and only their product shows
+    /// how important the feature is.
+    fn norm(&self, module: &str, length: usize, after: &mut UnpackedProjection) -> Result<Tensor> {
         let weight = self.vector(module, length)?;
-        if self.precision != Precision::Int8 || behind.matrix.is_q8_0() {
+        if self.precision != Precision::Int8 || after.matrix.is_q8_0() {
             return self.tensor(weight);
         }
-        behind.norm = Some(weight);
+        after.norm = Some(weight);
         self.tensor(vec![1.0; length])
     }
 
-    /// Modules of [rows, columns] as one linear layer.
+    /// Loads modules with the same number of columns as one linear layer. `modules` are their names and rows.
     fn projection(
         &self,
         modules: &[(&str, usize)],
@@ -138,7 +138,7 @@ impl LayerLoader<'_> {
 }
 
 impl DecoderLayer<UnpackedProjection> {
-    /// The layer for use. What has not met an input is packed without one.
+    /// Packs the linear layers that have not received an input.
     fn packed(self) -> Result<DecoderLayer> {
         Ok(DecoderLayer {
             input_layernorm: self.input_layernorm,
@@ -155,7 +155,7 @@ impl DecoderLayer<UnpackedProjection> {
     }
 }
 
-/// It is packed when it meets its first input, which says how.
+/// Packs the layer for the first input.
 impl Projection for UnpackedProjection {
     fn for_input(&self, x: &Tensor) -> Result<&ops::Linear> {
         if let Some(linear) = self.linear.get() {
@@ -167,7 +167,7 @@ impl Projection for UnpackedProjection {
 }
 
 impl UnpackedProjection {
-    /// The linear layer, packed.
+    /// The packed layer. Packs it now if it has not received an input.
     fn packed(mut self) -> Result<ops::Linear> {
         let linear = match self.linear.take() {
             Some(linear) => linear,
@@ -176,7 +176,7 @@ impl UnpackedProjection {
         Ok(linear)
     }
 
-    /// Packs it for such an input.
+    /// Packs the layer for activations like `input`.
     fn pack(&self, input: &Activations) -> Result<ops::Linear> {
         let (matrix, device) = (&self.matrix, &self.device);
         let linear = match self.precision {
@@ -193,13 +193,13 @@ impl UnpackedProjection {
         })
     }
 
-    /// Packs it in whole numbers, for such an input: as it is in the file, if that is in few bits or in 8,
-    /// or rounded to 8 bits.
+    /// Packs the layer in integers for activations like `input`: without conversion if the stored type allows it,
+    /// otherwise rounded to 8 bits.
     fn pack_whole(&self, input: &Activations) -> PackedWeight {
         let (layout, norm, matrix) = (self.layout, self.norm.as_deref(), &self.matrix);
         let mut arithmetic = self.arithmetic;
         if arithmetic == Arithmetic::Blocks {
-            // What multiplies the columns of such a weight is its input.
+            // The weights are not changed, so the weight of the norm is multiplied into the input.
             let scaled = norm.map(|norm| input.times(norm));
             let input = scaled.as_ref().unwrap_or(input);
             let fits = matrix.is_blocks() && input.fits_bytes_beside_outliers(BLOCK);
@@ -213,7 +213,7 @@ impl UnpackedProjection {
         let bytes = (arithmetic == Arithmetic::Bytes).then(|| input.fitting_bytes(BYTE_GROUP));
         match bytes.flatten() {
             Some(ByteFit::Plain) => matrix.pack_bytes(layout, norm, false),
-            // Where a few channels hold most of the residual stream, what is added to them must be more exact.
+            // If a few features have most of the residual stream, the values that are added to them must be more exact.
             Some(ByteFit::Rotated) if !self.has_outliers.get() => {
                 matrix.pack_bytes(layout, norm, true)
             }

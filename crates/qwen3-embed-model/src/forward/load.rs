@@ -15,26 +15,26 @@ use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::precision::Precision;
 use crate::{Checkpoint, Device, Model, Result};
 
-/// How a model is loaded.
+/// Options of [`Model::load_with`].
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// Where it runs.
+    /// The device that the model runs on.
     pub device: Device,
-    /// How its weights are kept and multiplied.
+    /// The precision of weights and matrix multiplications.
     pub precision: Precision,
-    /// Whether the CPU has a copy of the token embeddings in memory, in place of the pages of their file: see
+    /// Whether the CPU uses a copy of the token embeddings in memory and not the memory-mapped file: see
     /// [`Model::load_with`].
     pub preload: bool,
-    /// Whether vectors are hidden states of last tokens, whatever `modules.json` makes of them.
+    /// Whether the model returns the hidden states of last tokens, and ignores `modules.json`.
     pub hidden_states: bool,
-    /// How products are computed, be it fast on this processor or not, so that tests see the arithmetic of
-    /// others. It must be one that weights of this precision have.
+    /// The arithmetic of matrix multiplications, even if it is slow on this CPU. Tests use it to check the arithmetic
+    /// of other CPUs. It must be possible with the precision.
     #[doc(hidden)]
     pub arithmetic: Option<Arithmetic>,
 }
 
 impl LoadOptions {
-    /// This precision, with products computed so on any processor.
+    /// Options with a precision and an arithmetic, on the CPU.
     #[doc(hidden)]
     pub fn multiplying(precision: Precision, arithmetic: Arithmetic) -> Self {
         Self { precision, arithmetic: Some(arithmetic), ..Self::default() }

@@ -7,8 +7,8 @@ use crate::checkpoint::fields::Fields;
 use crate::checkpoint::gguf::Header;
 use crate::{Error, Pooling, Result};
 
-/// The keys of a GGUF file's metadata that say something of the model. None is the beginning of
-/// another.
+/// The keys of a GGUF file's metadata that describe the model. No key is the beginning of another key, so that they can
+/// be converted to nested objects.
 const GGUF_KEYS: [&str; 20] = [
     "general.architecture",
     "split.count",
@@ -33,11 +33,11 @@ const GGUF_KEYS: [&str; 20] = [
 ];
 
 impl Config {
-    /// Reads and validates the metadata of a GGUF file, by the same rules.
+    /// Validates the metadata of a GGUF file, by the rules of [`from_json`](Self::from_json).
     pub(crate) fn from_gguf(header: &Header) -> Result<Self> {
         let fields = Fields::from_gguf(header);
         fields.expect("general.architecture", "\"qwen3\"", |v| v == "qwen3")?;
-        fields.refuse_unsupported_gguf()?;
+        fields.reject_unsupported_gguf()?;
         let embeddings = header.tensor("token_embd.weight");
         let vocab_size = embeddings.and_then(|tensor| tensor.shape.first().copied());
         let config = Self {
@@ -67,11 +67,11 @@ impl Config {
 }
 
 impl Fields {
-    /// The metadata as if it were JSON, with an object for every dot.
+    /// Converts the metadata to nested JSON objects: a dot in a key separates the names of two objects.
     fn from_gguf(header: &Header) -> Self {
         let mut value = Value::Null;
         for key in GGUF_KEYS {
-            // This one is a tensor: factors for the rotary frequencies.
+            // `rope_freqs.weight` is a tensor: factors for the rotary frequencies.
             let is_tensor = header.tensor(key).is_some().then(|| "a tensor".into());
             if let Some(field) = header.json(key).or(is_tensor) {
                 *key.split('.').fold(&mut value, |value, part| &mut value[part]) = field;
@@ -80,8 +80,8 @@ impl Fields {
         Self::new(header.path(), value)
     }
 
-    /// The pooling of a GGUF file. Without any it is that of the published models, and a reranker's head
-    /// reads the last token too.
+    /// The pooling in a GGUF file. If the file names none, it is the pooling of the published models, the last token.
+    /// The head of a reranker reads the last token, too.
     fn gguf_pooling(&self) -> Result<Pooling> {
         let field = "qwen3.pooling_type";
         match self.get(field).map_or(Some(0), Value::as_u64) {
@@ -92,8 +92,8 @@ impl Fields {
         }
     }
 
-    /// The same for the metadata of a GGUF file.
-    fn refuse_unsupported_gguf(&self) -> Result<()> {
+    /// Rejects metadata that would change the result and is not supported.
+    fn reject_unsupported_gguf(&self) -> Result<()> {
         self.expect_if_present("split.count", "one file that holds the whole model", |v| {
             v.as_u64().is_some_and(|files| files <= 1)
         })?;
@@ -107,7 +107,7 @@ impl Fields {
         }
         self.expect_if_present("qwen3.rope.scaling.type", "\"none\"", |v| v == "none")?;
         if self.get("qwen3.rope.scaling.type").is_none() {
-            // llama.cpp takes a factor without a type for a linear one; 0 means that there is none.
+            // llama.cpp scales linearly if there is a factor without a type. The factor 0 means no scaling.
             for field in ["qwen3.rope.scaling.factor", "qwen3.rope.scale_linear"] {
                 let no_factor = |v: &Value| v.as_f64().is_some_and(|v| v == 0.0 || v == 1.0);
                 self.expect_if_present(field, "1", no_factor)?;

@@ -9,18 +9,19 @@ use crate::checkpoint::config::Config;
 use crate::checkpoint::fields::Fields;
 use crate::{Error, Pooling, Result};
 
-/// The objects that have the settings of the rotary frequencies. The first with fields in it counts.
+/// The objects with the settings of the rotary frequencies. The first one that has fields is used.
 const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 impl Config {
-    /// Reads and validates the contents of a `config.json`; `path` is named in errors.
+    /// Parses and validates the contents of a `config.json`. Errors name `path`.
     ///
-    /// Anything that would change the result and is not supported is an error, never ignored:
-    /// another architecture or code of its own, another activation, scaled RoPE, sliding windows, quantised weights.
+    /// A setting that would change the result and is not supported is an error: another architecture, code in the
+    /// repository, another activation function, scaled RoPE, sliding windows, quantized weights.
     ///
     /// # Errors
     ///
-    /// [`Error::Json`], or [`Error::Field`] naming the field, what is understood and what is there.
+    /// [`Error::Json`] if the file does not parse; [`Error::Field`] with the field, the supported values and the value
+    /// in the file; [`Error::QuantizedByMlx`].
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         Self::from_fields(&Fields::from_json(json, path)?)
     }
@@ -29,7 +30,7 @@ impl Config {
     pub(crate) fn from_fields(fields: &Fields) -> Result<Self> {
         let class = Class::read(fields)?;
         fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
-        fields.refuse_unsupported()?;
+        fields.reject_unsupported()?;
         let is_causal = !class.is_bidirectional && fields.is_causal()?;
         let has_labels = class.may_project && fields.get("num_labels").is_some();
         let config = Self {
@@ -56,8 +57,8 @@ impl Config {
 }
 
 impl Fields {
-    /// `is_causal`. The other field that says so is one that Qwen3 in transformers does not know: alone it
-    /// leaves attention causal there, against what it says.
+    /// Whether attention is causal: `is_causal`. transformers ignores `use_bidirectional_attention` for Qwen3, so a
+    /// file that sets this field alone is contradictory and rejected.
     fn is_causal(&self) -> Result<bool> {
         let is_causal = self.flag("is_causal", true)?;
         let field = "use_bidirectional_attention";
@@ -67,8 +68,8 @@ impl Fields {
         Ok(is_causal)
     }
 
-    /// The base of the rotary frequencies, from the first of these that there is, as in transformers 5:
-    /// `rope_scaling`, `rope_parameters` unless `rope_scaling` has fields, the top level.
+    /// The base of the rotary frequencies. As in transformers 5, it is read from `rope_scaling` if this object has
+    /// fields, or else from `rope_parameters`. If that object has no `rope_theta`, it is read from the top level.
     fn rope_theta(&self) -> Result<f64> {
         let has_fields = |object: &&str| {
             self.get(object).and_then(Value::as_object).is_some_and(|fields| !fields.is_empty())
@@ -81,10 +82,10 @@ impl Fields {
         }
     }
 
-    /// Refuses what would change the result and is not implemented.
-    fn refuse_unsupported(&self) -> Result<()> {
-        self.refuse_mlx()?;
-        self.refuse_scaled_rope()?;
+    /// Rejects settings that would change the result and are not supported.
+    fn reject_unsupported(&self) -> Result<()> {
+        self.reject_mlx()?;
+        self.reject_scaled_rope()?;
         self.expect_if_present("use_sliding_window", "false", |v| v == false)?;
         self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
             v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
@@ -92,8 +93,8 @@ impl Fields {
         self.expect_if_present("quantization_config", "nothing", |_| false)
     }
 
-    /// Refuses rotary frequencies that are scaled.
-    fn refuse_scaled_rope(&self) -> Result<()> {
+    /// Rejects scaled rotary frequencies.
+    fn reject_scaled_rope(&self) -> Result<()> {
         for object in ROPE_OBJECTS {
             self.expect_if_present(object, "an object or null", Value::is_object)?;
             for key in ["rope_type", "type"] {
@@ -102,7 +103,7 @@ impl Fields {
             }
             let has_type =
                 self.get(&format!("{object}.rope_type")).or(self.get(&format!("{object}.type")));
-            // An object for each type of layer, or a factor without the type that says what it is for.
+            // Rejects an object for each type of layer, and a factor without a `rope_type`.
             let is_plain = |fields: &Map<String, Value>| {
                 let mut fields = fields.iter();
                 fields.all(|(key, value)| {
@@ -117,9 +118,9 @@ impl Fields {
         Ok(())
     }
 
-    /// Refuses weights that MLX has quantized. Its converters write `quantization`, and some of them
-    /// `quantization_config` with the same fields as well.
-    fn refuse_mlx(&self) -> Result<()> {
+    /// Rejects weights that MLX has quantized. Converters of MLX write `quantization`, and some of them also
+    /// `quantization_config` with the same fields.
+    fn reject_mlx(&self) -> Result<()> {
         for field in ["quantization", "quantization_config"] {
             let has = |key: &str| self.get(&format!("{field}.{key}")).is_some();
             if has("group_size") && has("bits") && !has("quant_method") {
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_config_is_read() {
+    fn reads_the_published_config() {
         let config = parse(|_| {}).unwrap();
         assert_eq!((config.hidden_size, config.head_dim), (1024, 128));
         assert_eq!((config.rope_theta, config.rms_norm_eps), (1e6, 1e-6));
@@ -160,9 +161,9 @@ mod tests {
     }
 
     #[test]
-    fn the_0_6b_model_takes_0_88_gflop_for_a_token() {
+    fn counts_0_88_gflop_per_token_for_the_0_6b_model() {
         let config = parse(|_| {}).unwrap();
-        // 440,401,920 weights in linear layers, and 0.115 MFLOP for each token that one sees.
+        // 440,401,920 weights in linear layers, and 0.115 MFLOP for each key that a query attends to.
         let operations = config.n_operations(1) - 4.0 * 2048.0 * 28.0;
         assert_eq!(operations, 2.0 * 440_401_920.0);
         let long = config.n_operations(2001) / 2001.0 - config.n_operations(1);
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn rope_parameters_take_the_place_of_rope_theta() {
+    fn reads_rope_theta_from_rope_parameters() {
         let config = parse(|v| {
             v.as_object_mut().unwrap().remove("rope_theta");
             v["rope_parameters"] =
@@ -179,9 +180,9 @@ mod tests {
         assert_eq!(config.unwrap().rope_theta, 5000.0);
     }
 
-    /// transformers 5.23 computes the same of these.
+    /// transformers 5.23 uses the same values.
     #[test]
-    fn the_first_rope_theta_of_the_objects_and_the_top_level_counts() {
+    fn reads_rope_theta_from_the_first_object_with_fields() {
         let json = |text| serde_json::from_str::<Value>(text).unwrap();
         let (plain, inner) =
             (r#"{"rope_type": "default"}"#, r#"{"rope_type": "default", "rope_theta": 5000}"#);
@@ -210,7 +211,7 @@ mod tests {
         for fields in [&both[..], &both[..1], &both[1..]] {
             let error = parse(|v| fields.iter().for_each(|&field| v[field] = mlx.clone()));
             let expected = format!(
-                "dir/config.json: field `{}`: weights that MLX has quantized are not read: use the original \
+                "dir/config.json: field `{}`: weights that MLX has quantized are not supported: use the original \
                  model, or a GGUF file",
                 fields[0]
             );
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn known_classes_of_own_code_are_bidirectional() {
+    fn supported_classes_with_own_code_are_bidirectional() {
         const VOYAGE: &str = "modeling_qwen3_bidirectional.Qwen3BidirectionalModel";
         const PPLX: &str = "modeling.PPLXQwen3Model";
         let saved_again = format!("owner/name--{PPLX}");
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_own_code_that_is_not_known() {
+    fn rejects_other_classes_with_own_code() {
         const VOYAGE: &str = "modeling_qwen3_bidirectional.Qwen3BidirectionalModel";
         for (model_type, architecture, auto_model, expected) in [
             (
@@ -264,7 +265,7 @@ mod tests {
                 "qwen3",
                 "Qwen3Model",
                 Some("modeling.Qwen3BidirectionalModel"),
-                "`auto_map`: expected no AutoModel with code of its own other than \
+                "`auto_map`: expected no AutoModel with its own code, except \
                  modeling_qwen3_bidirectional.Qwen3BidirectionalModel or modeling.PPLXQwen3Model, got",
             ),
             ("bidirectional_pplx_qwen3", "Qwen3Model", None, "`model_type`: expected \"qwen3\""),
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn attention_is_causal_and_the_last_token_pooled_unless_is_causal_is_false() {
+    fn is_causal_selects_attention_and_default_pooling() {
         for (is_causal, is_bidirectional, expected) in [
             (Value::Null, Value::Null, Pooling::LastToken),
             (true.into(), false.into(), Pooling::LastToken),
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_by_name() {
+    fn rejects_unsupported_settings_by_name() {
         let cases = [
             ("model_type", serde_json::json!("qwen2")),
             ("model_type", Value::Null),
@@ -366,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_classes_of_transformers_are_one_decoder() {
+    fn accepts_the_three_classes_of_transformers() {
         for architectures in [
             Value::Null,
             serde_json::json!([]),
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_was_expected_and_what_is_there() {
+    fn errors_name_the_expected_and_the_actual_value() {
         let error = parse(|v| v["rope_scaling"] = serde_json::json!({"rope_type": "yarn"}));
         assert_eq!(
             error.unwrap_err().to_string(),
@@ -393,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_config_is_refused() {
+    fn rejects_json_that_is_not_a_config() {
         for json in ["", "{", "[]", "null", "7", "\u{0}"] {
             let result = Config::from_json(json.as_bytes(), Path::new("config.json"));
             assert!(matches!(result, Err(Error::Json { .. } | Error::Field { .. })), "{json}");

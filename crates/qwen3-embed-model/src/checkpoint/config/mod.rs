@@ -6,13 +6,11 @@ use qwen3_embed_kernels::cpu::Heads;
 use crate::checkpoint::fields::Fields;
 use crate::{Pooling, Result};
 
-/// A Qwen3 model's hyper-parameters, validated.
-///
-/// Field names are those of `config.json`.
+/// The hyper-parameters of a Qwen3 model, validated. Fields are named as in `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Width of the residual stream and of the embedding, C.
+    /// Width of the residual stream and of hidden states, C.
     pub hidden_size: usize,
     /// Width of the MLP, F.
     pub intermediate_size: usize,
@@ -20,40 +18,38 @@ pub struct Config {
     pub num_hidden_layers: usize,
     /// Number of query heads, H.
     pub num_attention_heads: usize,
-    /// Number of key/value heads, K; it divides H.
+    /// Number of key/value heads, K. H is a multiple of K.
     pub num_key_value_heads: usize,
-    /// Width of one head, D; independent of C / H.
+    /// Width of one head, D. It need not be C / H.
     pub head_dim: usize,
     /// Number of token ids.
     pub vocab_size: usize,
-    /// Number of positions: the longest text, in tokens.
+    /// Number of positions, which is the length of the longest text in tokens.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in every RMSNorm.
+    /// The ε of every RMSNorm, which is added to the mean square.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Whether the attention's four projections have a bias.
+    /// Whether the four projections of attention have a bias.
     pub attention_bias: bool,
-    /// Whether the checkpoint's `lm_head` is its token embedding.
+    /// Whether the token embeddings are also the weights of `lm_head`.
     pub tie_word_embeddings: bool,
-    /// Whether a token sees only what comes before it, and itself, as in all published models; some
-    /// fine-tunes say `is_causal: false`.
+    /// Whether attention is causal, as in all published models. Some fine-tunes set `is_causal` to false.
     pub is_causal: bool,
-    /// How a text's vector is made of its tokens' where no `modules.json` says it: of the last one if
-    /// attention is causal, else the mean of all; in a GGUF file, as `pooling_type` says.
+    /// The pooling that is used without a `modules.json`: last-token pooling if attention is causal, mean pooling
+    /// otherwise. In a GGUF file, `pooling_type` names the pooling.
     pub pooling: Pooling,
-    /// The class of the checkpoint, such as `Qwen3ForCausalLM`: that of its own code, if that is known, else
-    /// the first of its `architectures`, if it names any.
+    /// The model class, such as `Qwen3ForCausalLM`: the supported class with its own code that `auto_map` names, or
+    /// the first of `architectures`. `None` if the configuration names no class.
     pub architecture: Option<String>,
-    /// Whether a linear layer may stand behind the decoder, as in models of the class
-    /// `Qwen3BidirectionalModel`.
+    /// Whether a projection may follow the decoder, as in models of the class `Qwen3BidirectionalModel`.
     pub(crate) may_project: bool,
-    /// The width of that layer, if the configuration says it.
+    /// The width of the projection, if the configuration contains it.
     pub(crate) num_labels: Option<usize>,
 }
 
 impl Config {
-    /// The same configuration, if its numbers fit one another.
+    /// Checks that the numbers are consistent. Errors name the fields `n_kv_heads` and `head_dim`.
     fn checked(self, fields: &Fields, n_kv_heads: &str, head_dim: &str) -> Result<Self> {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             let heads = self.num_attention_heads;
@@ -65,11 +61,11 @@ impl Config {
         Ok(self)
     }
 
-    /// Floating-point operations of the products that embedding a text of `n_tokens` takes: two for
-    /// each weight and token, and four for each pair of tokens that see one another and each
+    /// The number of floating-point operations in the matrix multiplications and the attention for a text of
+    /// `n_tokens` tokens: two for each weight and token, and four for each pair of a query and a key and each
     /// dimension of the queries.
     pub fn n_operations(&self, n_tokens: usize) -> f64 {
-        // Three counts multiplied are more than 64 bits hold, where the configuration is damaged.
+        // In f64, because the product of three counts of a damaged configuration may exceed 64 bits.
         let [c, f, qkv, q] = self.widths();
         let weights = c * (qkv + q) + 3.0 * c * f;
         let tokens = n_tokens as f64;
@@ -78,11 +74,10 @@ impl Config {
         layer * self.num_hidden_layers as f64
     }
 
-    /// The shape of the weight of a linear layer, [O, I], by the layer's name; nothing if there is no
-    /// such layer.
+    /// The shape [O, I] of the weight of the linear layer `name`. `None` if the model has no such layer.
     pub(crate) fn linear_shape(&self, name: &str) -> Option<[usize; 2]> {
         let (layer_idx, module) = name.strip_prefix("layers.")?.split_once('.')?;
-        // `00` and `+0` name no layer.
+        // `00` and `+0` parse as numbers and are no names of layers.
         let is_layer = layer_idx
             .parse::<usize>()
             .is_ok_and(|idx| idx < self.num_hidden_layers && idx.to_string() == layer_idx);
@@ -99,14 +94,14 @@ impl Config {
         is_layer.then_some(shape)
     }
 
-    /// What products read and write: C, F, and the columns of queries with and without keys and values.
+    /// The widths C, F, (H + 2K) · D and H · D of the inputs and outputs of linear layers.
     pub(crate) fn widths(&self) -> [f64; 4] {
         let heads = self.heads();
         [self.hidden_size, self.intermediate_size, heads.qkv_columns(), heads.q_columns()]
             .map(|n| n as f64)
     }
 
-    /// The attention's heads.
+    /// The heads of attention.
     pub(crate) fn heads(&self) -> Heads {
         Heads {
             n_heads: self.num_attention_heads,
