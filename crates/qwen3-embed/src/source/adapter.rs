@@ -10,7 +10,7 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// An adapter and the model that it names as its base.
 #[derive(Debug)]
 pub(super) struct Base {
-    pub(super) adapter: Adapter,
+    pub(super) adapter: Box<Adapter>,
     pub(super) source: Source,
     /// The base's name in `adapter_config.json`.
     name: String,
@@ -34,7 +34,7 @@ pub(super) fn base(dir: &Path) -> Result<Option<Base>> {
         Some(revision) if !Path::new(&name).exists() => format!("{name}@{revision}").into(),
         _ => name.clone().into(),
     };
-    Ok(Some(Base { adapter, source, name }))
+    Ok(Some(Base { adapter: Box::new(adapter), source, name }))
 }
 
 impl Base {

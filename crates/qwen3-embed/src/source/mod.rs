@@ -76,7 +76,7 @@ impl Source {
         let opened = base.source.open_alone(hub);
         let base_path = base.named(opened)?;
         match adapter::base(&base_path)? {
-            None => Ok(Local { path: base_path, adapter: Some(base.adapter) }),
+            None => Ok(Local { path: base_path, adapter: Some(*base.adapter) }),
             Some(_) => Err(Error::TwoAdapters { first: base_path, second: path }),
         }
     }
