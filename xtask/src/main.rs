@@ -20,7 +20,6 @@ mod workspace;
 
 use clap::{Parser, Subcommand};
 
-
 /// Development tasks of the qwen3-embed workspace
 #[derive(Parser)]
 #[command(name = "cargo xtask")]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use qwen3_embed::{Embedder, Reranker};
-use qwen3_embed_model::{Device, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Checkpoint, Device, LoadOptions, Model, Precision};
 use qwen3_embed_testing::oracle::{Oracle, answers};
 use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, unit};
 
@@ -105,7 +105,7 @@ fn compared_vectors(folder: &Path, device: Device) -> Result<Vec<Compared>> {
     let (precision, hidden_states) = (Precision::F32, true);
     let options = LoadOptions { device, precision, hidden_states, ..LoadOptions::default() };
     // The model is dropped before the oracle is loaded: large checkpoints fit into memory once.
-    let rows = Model::load_with(folder, &options)?.forward(&tokens)?;
+    let rows = Model::load_with(&Checkpoint::open(folder)?, &options)?.forward(&tokens)?;
     let oracle = Oracle::load_f32(folder)?;
     let compare = |((text, tokens), row): ((&String, &Vec<u32>), &[f32])| {
         let (ours, expected) = (unit(row), unit(&oracle.embedding(tokens)?));

@@ -5,7 +5,7 @@ use std::slice;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use qwen3_embed::{Embedder, Embeddings, normalize};
-use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, LoadOptions, Model, Precision};
 use qwen3_embed_testing::golden::{self, HiddenStates, Vectors};
 use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, mean, unit};
 use serde::Deserialize;
@@ -167,7 +167,7 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
         hidden_states: true,
         ..LoadOptions::default()
     };
-    let model = Model::load_with(dir, &options)?;
+    let model = Model::load_with(&Checkpoint::open(dir)?, &options)?;
     let ours = vectors(&model, &tokens)?;
 
     let (mut worst, mut worst_cosine) = (0f64, 1f64);
@@ -214,7 +214,10 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let theirs = golden.transformers_bf16_errors.as_deref();
     let theirs = theirs.context("a golden file with bf16 errors")?;
     let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
-    let model = Model::load_with(dir, &LoadOptions { device, hidden_states: true, ..options })?;
+    let model = Model::load_with(
+        &Checkpoint::open(dir)?,
+        &LoadOptions { device, hidden_states: true, ..options },
+    )?;
     let (mean, worst) = mean_and_worst(&errors(&golden, &model)?);
     let (their_mean, their_worst) = mean_and_worst(theirs);
     println!(
@@ -233,7 +236,10 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let name = checkpoint_name(dir);
     for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
         let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
-        let model = Model::load_with(dir, &LoadOptions { hidden_states: true, ..options })?;
+        let model = Model::load_with(
+            &Checkpoint::open(dir)?,
+            &LoadOptions { hidden_states: true, ..options },
+        )?;
         let (mean, worst) = mean_and_worst(&errors(&golden, &model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
         ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);

@@ -6,7 +6,7 @@ use qwen3_embed_kernels::{Error as KernelError, ops};
 
 use crate::{Error, Result};
 
-/// Where a model runs.
+/// The device that a model runs on.
 ///
 /// # Examples
 ///
@@ -21,19 +21,19 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Device {
-    /// The processor.
+    /// The CPU.
     #[default]
     Cpu,
-    /// The CUDA device of this number, of compute capability 8.0 or later. It needs the feature `cuda`, and
-    /// a driver on the machine that it runs on: without one of them, loading a model is an error.
+    /// The CUDA device with this number. Its compute capability must be 8.0 or later. Loading a model fails without the
+    /// feature `cuda`, or if the machine has no CUDA driver.
     ///
-    /// Calls of several threads take turns. A text's vector may differ in its last bits with what else is
-    /// in the call.
+    /// Calls from several threads run one after another. The last bits of a text's vector may depend on the other
+    /// texts of the call.
     Cuda(usize),
 }
 
 impl Device {
-    /// The device as candle knows it. The CPU has to have the kernel set that the environment asks for.
+    /// Opens the device for candle. Fails if the environment chooses a kernel set that the CPU does not support.
     pub(crate) fn open(self) -> Result<candle_core::Device> {
         match self {
             Self::Cpu => {
@@ -48,7 +48,7 @@ impl Device {
 impl FromStr for Device {
     type Err = Error;
 
-    /// `cpu`, `cuda`, which is the first CUDA device, or `cuda:` and a number.
+    /// Parses `cpu`, `cuda` (the first CUDA device), or `cuda:` and a number.
     fn from_str(name: &str) -> Result<Self> {
         let ordinal = match name {
             "cpu" => return Ok(Self::Cpu),
@@ -73,16 +73,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_names_are_refused() {
+    fn rejects_unknown_device_names() {
         for name in ["", "CPU", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda0", "cuda:1 "] {
             let error = name.parse::<Device>().unwrap_err();
             assert!(matches!(&error, Error::DeviceName { got } if got == name), "{error}");
         }
     }
 
-    /// Without the feature there is no CUDA device; with it, the machine may or may not have a million.
+    /// Without the feature `cuda` there is no CUDA device. With the feature, no machine has a million devices.
     #[test]
-    fn a_device_that_is_not_there_is_an_error_that_says_why() {
+    fn reports_why_a_device_cannot_be_opened() {
         let error = Device::Cuda(1_000_000).open().unwrap_err();
         let expected =
             if cfg!(feature = "cuda") { "cannot use CUDA device 1000000" } else { "`cuda`" };

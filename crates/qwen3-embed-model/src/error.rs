@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// What can go wrong when a model is loaded or run.
+/// An error of loading or running a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -9,48 +9,60 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The folder holds neither `model.safetensors` nor `model.safetensors.index.json`.
+    /// The folder contains neither `model.safetensors` nor `model.safetensors.index.json`.
     #[error(
-        "{} holds no weights: expected model.safetensors or model.safetensors.index.json",
+        "{} contains no weights: expected model.safetensors or model.safetensors.index.json",
         dir.display()
     )]
     NoWeights {
         /// The folder.
         dir: PathBuf,
     },
-    /// A JSON file does not parse, or is no object.
+    /// A JSON file does not parse.
     #[error("{} is not valid JSON", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// Where the parser stopped.
+        /// The error of the parser, with the position in the file.
         source: serde_json::Error,
     },
-    /// A field of a JSON file, or of a GGUF file's metadata, is missing, of the wrong type, or has a
-    /// value this model cannot have.
+    /// A field of a JSON file, or of the metadata of a GGUF file, is missing, has another type, or has a value that
+    /// is not supported.
     #[error("{}: field `{field}`: expected {expected}, got {got}", path.display())]
     Field {
         /// The file.
         path: PathBuf,
-        /// The field's name, with a dot before a nested one.
+        /// The field's path in the file, with dots between nested names.
         field: String,
-        /// The values that are understood.
+        /// The values that are supported.
         expected: String,
-        /// The value that is there, as JSON, or `nothing`.
+        /// The value in the file, as JSON, or `nothing`.
         got: String,
     },
-    /// A safetensors file is truncated, corrupt, or not a safetensors file at all.
-    #[error("{} is not a whole safetensors file", path.display())]
+    /// A file is truncated or corrupt, or it is not a safetensors file.
+    #[error("{} is not a valid safetensors file", path.display())]
     Safetensors {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error of the parser.
         source: safetensors::SafeTensorError,
     },
-    /// A GGUF file is truncated, corrupt, of a version that is not read, or no GGUF file at all.
+    /// A file was given as a model and does not begin with the magic number of GGUF files.
+    #[error(
+        "{} is not a GGUF file: expected a file that begins with `GGUF`, got `{got}`; name a GGUF file, or the \
+         folder that holds a model's config.json, tokenizer.json and safetensors files",
+        path.display()
+    )]
+    NotGguf {
+        /// The file.
+        path: PathBuf,
+        /// The first bytes of the file, at most four.
+        got: String,
+    },
+    /// A GGUF file is truncated or corrupt, or has a version that is not supported.
     #[error(
         "{} is not a GGUF file that can be read: byte {offset}, {what}: expected {expected}, got {got}",
         path.display()
@@ -58,176 +70,176 @@ pub enum Error {
     Gguf {
         /// The file.
         path: PathBuf,
-        /// Where in the file it is said.
+        /// The position in the file at which parsing failed.
         offset: u64,
-        /// What is wrong, with the key or the tensor that it belongs to.
+        /// The part of the file that is wrong, with the name of its key or tensor.
         what: String,
-        /// What is understood.
+        /// The contents that are supported.
         expected: String,
-        /// What is there.
+        /// The contents of the file.
         got: String,
     },
-    /// Two shards hold a tensor of the same name, so that it is unclear which is meant.
+    /// Two shards contain a tensor of the same name.
     #[error("tensor `{name}` is both in {} and in {}", first.display(), second.display())]
     DuplicateTensor {
         /// The tensor.
         name: String,
         /// The shard that was read first.
         first: PathBuf,
-        /// The shard that holds it again.
+        /// The shard that contains the tensor again.
         second: PathBuf,
     },
-    /// The names of the checkpoint's tensors begin with something that is not known, or there is more than
-    /// one decoder.
+    /// The names of the tensors begin with a prefix that is not supported, or the checkpoint contains more than one
+    /// decoder.
     #[error(
-        "{}: expected one tensor `embed_tokens.weight`, behind nothing or behind `model.`, `module.`, \
-         `_orig_mod.`, `base_model.model.` or `language_model.`, got `{}`",
+        "{}: expected one tensor `embed_tokens.weight`, without a prefix or with `model.`, `module.`, \
+         `_orig_mod.`, `base_model.model.` or `language_model.` before its name, got `{}`",
         path.display(),
         names.join("`, `")
     )]
     TensorPrefix {
         /// The checkpoint's folder.
         path: PathBuf,
-        /// The tensors that hold token embeddings.
+        /// The names of the tensors that look like token embeddings.
         names: Vec<String>,
     },
-    /// The checkpoint's weights are quantized in a way that is not read.
+    /// The weights are quantized in the format of MLX, which is not supported.
     #[error(
-        "{}: {found}: weights that MLX has quantized are not read: use the original model, or a GGUF file",
+        "{}: {found}: weights that MLX has quantized are not supported: use the original model, or a GGUF file",
         path.display()
     )]
     QuantizedByMlx {
-        /// The file that shows it.
+        /// The file that contains the field or the tensor.
         path: PathBuf,
-        /// The field or the tensor that shows it.
+        /// The field or the tensor by which the format was recognized.
         found: String,
     },
-    /// The checkpoint lacks a tensor that its configuration calls for.
+    /// The checkpoint lacks a tensor that its configuration requires.
     #[error("{} has no tensor `{name}`", path.display())]
     MissingTensor {
-        /// The checkpoint's folder, or the file that should hold the tensor.
+        /// The checkpoint's folder, or the file that should contain the tensor.
         path: PathBuf,
         /// The tensor's name.
         name: String,
     },
-    /// The checkpoint holds a tensor that would not be read, such as a bias that its configuration does not
-    /// have, or one of a model with code of its own.
+    /// The checkpoint contains a tensor that the forward pass does not use, such as a bias that the configuration
+    /// does not mention, or a tensor of a model with its own code.
     #[error(
-        "{}: tensor `{name}`: expected only those of a decoder of this configuration and its head",
+        "{}: tensor `{name}`: expected only the tensors of a decoder with this configuration, and of its head",
         path.display()
     )]
     UnexpectedTensor {
-        /// The file that holds the tensor.
+        /// The file that contains the tensor.
         path: PathBuf,
         /// The tensor's name.
         name: String,
     },
-    /// An adapter has a tensor that belongs to none of the linear layers of the decoder.
+    /// An adapter contains a tensor that does not belong to a linear layer of the decoder.
     #[error(
         "{}: tensor `{name}`: expected only `lora_A` and `lora_B` of the decoder's linear layers",
         path.display()
     )]
     AdapterTensor {
-        /// The file that holds the tensor.
+        /// The file that contains the tensor.
         path: PathBuf,
         /// The tensor's name.
         name: String,
     },
-    /// A tensor's shape is not the one that the configuration calls for.
+    /// A tensor's shape does not fit the configuration.
     #[error("{}: tensor `{name}`: expected shape {expected:?}, got {got:?}", path.display())]
     TensorShape {
-        /// The file that holds the tensor.
+        /// The file that contains the tensor.
         path: PathBuf,
         /// The tensor's name.
         name: String,
-        /// The shape that the configuration calls for.
+        /// The shape that follows from the configuration.
         expected: Vec<usize>,
-        /// The shape that the file has.
+        /// The shape in the file.
         got: Vec<usize>,
     },
-    /// A tensor is stored in a type that is not read.
+    /// A tensor is stored in a type that is not supported.
     #[error("{}: tensor `{name}`: expected type {expected}, got {got}", path.display())]
     TensorType {
-        /// The file that holds the tensor.
+        /// The file that contains the tensor.
         path: PathBuf,
         /// The tensor's name.
         name: String,
-        /// The types that are read from such a file.
+        /// The types that are supported in files of this format.
         expected: &'static str,
-        /// Its type in the file, as a number if it is a GGUF file.
+        /// The type in the file. For a GGUF file, it is a number.
         got: String,
     },
-    /// The checkpoint has nothing that gives rerank scores.
-    #[error("{} is no reranker: expected {expected}, got {got}", path.display())]
+    /// The checkpoint has no head that computes rerank scores.
+    #[error("{} is not a reranker: expected {expected}, got {got}", path.display())]
     NoRerankHead {
         /// The checkpoint's folder, or the GGUF file.
         path: PathBuf,
-        /// What a reranker has.
+        /// The heads that a reranker may have.
         expected: &'static str,
-        /// What there is.
+        /// The reason why the checkpoint has none of them.
         got: String,
     },
-    /// A reranker's answer is not in the model's vocabulary: the tokenizer is another model's.
+    /// The token of a reranker's answer is not in the model's vocabulary. The tokenizer belongs to another model.
     #[error(
-        "{}: the answer's token id {id} is not below the vocabulary size {vocab_size}",
+        "{}: the token id {id} of an answer is not below the vocabulary size {vocab_size}",
         path.display()
     )]
     AnswerOutOfRange {
         /// The checkpoint's folder, or the GGUF file.
         path: PathBuf,
-        /// The token id of yes or no.
+        /// The token id of `yes` or `no`.
         id: u32,
-        /// Number of ids that the model knows.
+        /// The number of token ids.
         vocab_size: usize,
     },
-    /// A text has no token at all.
+    /// A text has no tokens.
     #[error("text {text} has no tokens")]
     EmptyText {
-        /// Index of the text in the call.
+        /// The index of the text in the call.
         text: usize,
     },
-    /// A token id is not in the model's vocabulary; it probably comes from another tokenizer.
+    /// A token id is not in the model's vocabulary. It was probably made by the tokenizer of another model.
     #[error(
         "text {text}: token id {id} at position {position} is not below the vocabulary size {vocab_size}"
     )]
     TokenOutOfRange {
-        /// Index of the text in the call.
+        /// The index of the text in the call.
         text: usize,
-        /// Position of the token in the text.
+        /// The position of the token in the text.
         position: usize,
         /// The token id.
         id: u32,
-        /// Number of ids that the model knows.
+        /// The number of token ids.
         vocab_size: usize,
     },
     /// A text has more tokens than the model has positions.
     #[error("text {text} has {n_tokens} tokens, the model's limit is {limit}")]
     TooManyTokens {
-        /// Index of the text in the call.
+        /// The index of the text in the call.
         text: usize,
-        /// Tokens of the text.
+        /// The number of tokens of the text.
         n_tokens: usize,
         /// `max_position_embeddings` of the configuration.
         limit: usize,
     },
-    /// The hidden state of a text is not finite: the checkpoint's weights are damaged, or
-    /// overflow the type that they are computed in.
+    /// The hidden state of a text is not finite. The weights are damaged, or activations exceed the range of their
+    /// type.
     #[error("the hidden state of text {text} is not finite at dimension {dimension}: {value}")]
     NotFinite {
-        /// Index of the text in the call.
+        /// The index of the text in the call.
         text: usize,
         /// The first dimension that is not finite.
         dimension: usize,
         /// NaN or an infinity.
         value: f32,
     },
-    /// A device's name is none that is known.
-    #[error("expected a device `cpu`, `cuda` or `cuda:` and its number, got `{got}`")]
+    /// The name of a device is not valid.
+    #[error("expected a device: `cpu`, `cuda`, or `cuda:` and a number, got `{got}`")]
     DeviceName {
         /// The name.
         got: String,
     },
-    /// A batch does not fit in the device's memory, and neither did one of half the tokens.
+    /// A batch does not fit in the device's memory, and a batch of half the tokens does not fit either.
     #[error(
         "a batch of {n_tokens} tokens takes about {} MiB on the device, which has {} MiB left: a budget \
          of {fitting_tokens} tokens would fit",
@@ -235,29 +247,29 @@ pub enum Error {
         free_bytes >> 20
     )]
     OutOfMemory {
-        /// Tokens of the batch.
+        /// The number of tokens in the batch.
         n_tokens: usize,
-        /// What its activations take, about.
+        /// The memory that its activations need, estimated.
         needed_bytes: usize,
-        /// What the device had left without them.
+        /// The memory that the device has left.
         free_bytes: usize,
-        /// Tokens whose activations would fit in that, by the same estimate.
+        /// The number of tokens whose activations would fit, by the same estimate.
         fitting_tokens: usize,
-        /// What the device said.
+        /// The error of the device.
         source: Box<qwen3_embed_kernels::Error>,
     },
-    /// A rerank head was given to a model of another size.
+    /// A rerank head belongs to a model with another hidden size.
     #[error("the rerank head is for vectors of {got} values, the model's have {expected}")]
     HeadSize {
         /// The size of the model's vectors.
         expected: usize,
-        /// `hidden_size` of the checkpoint that the head comes from.
+        /// The `hidden_size` of the checkpoint from which the head was loaded.
         got: usize,
     },
-    /// The logit of a text is not finite although its hidden state is: the head's weights are damaged.
+    /// The logit of a text is not finite, while its hidden state is. The weights of the head are damaged.
     #[error("the logit of text {text} is not finite: {value}")]
     LogitNotFinite {
-        /// Index of the text in the call.
+        /// The index of the text in the call.
         text: usize,
         /// NaN or an infinity.
         value: f32,
@@ -267,7 +279,7 @@ pub enum Error {
     Kernel(#[from] qwen3_embed_kernels::Error),
 }
 
-/// A result whose error is this crate's.
+/// A result with the [`Error`] of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl From<candle_core::Error> for Error {

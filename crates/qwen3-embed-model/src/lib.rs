@@ -1,31 +1,40 @@
 //! The Qwen3 decoder for embeddings and rerank scores: token ids in, one vector or logit per text out.
 //!
-//! [`Model::load`] reads a checkpoint's folder (`config.json` and its safetensors, sharded or not) or
-//! a GGUF file, and [`Model::forward`] gives the hidden state of each text's last token after the final norm:
-//! not yet truncated, not yet of unit length. [`RerankHead`] turns it into a reranker's logit. Tokens that texts begin with are computed once, within a
-//! call and, as far as there is room to keep them, for later ones. A model may be shared between
-//! threads.
+//! [`Checkpoint::open`] opens a folder with `config.json` and safetensors files, or a GGUF file. [`Model::load_with`]
+//! loads the decoder of a checkpoint, and [`Model::forward`] computes a vector for each text: by default the hidden
+//! state of the text's last token after the final norm. Vectors are neither truncated nor normalized here.
+//! [`RerankHead`] computes a reranker's logit from the hidden state.
 //!
-//! This crate never sees a text: tokens come from `qwen3-embed-text`, and the facade crate
-//! `qwen3-embed` puts the two together.
+//! Texts that begin with the same tokens share the work for these tokens, within a call and, through a cache, between
+//! calls; see [`Sharing`]. A model may be used by several threads at the same time.
 //!
-//! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch,
-//! H query heads, K key/value heads, D head dimension, C hidden size, F feed-forward size.
+//! This crate works on token ids. The crate `qwen3-embed-text` tokenizes texts, and the facade crate `qwen3-embed`
+//! combines the two.
+//!
+//! Shapes are written with the letters of [`qwen3_embed_kernels`]: N texts, T tokens in the batch, H query heads, K
+//! key/value heads, D head dimension, C hidden size, F feed-forward size.
 
 mod batching;
 mod checkpoint;
 mod device;
 mod error;
 mod forward;
+mod precision;
 
 pub use batching::sharing::{Sharing, SharingCounts};
+pub use checkpoint::adapter::Adapter;
 pub use checkpoint::config::Config;
-pub use checkpoint::summary::{Head, Memory, Summary};
-pub use checkpoint::vocabulary::Vocabulary;
-pub use checkpoint::weights::Precision;
+pub use checkpoint::fields::Fields;
+pub use checkpoint::gguf_vocabulary::GgufVocabulary;
+pub use checkpoint::head::Head;
+pub use checkpoint::sentence_transformers::{Module, SentenceTransformers};
+pub use checkpoint::summary::{Memory, Summary};
+pub use checkpoint::{Checkpoint, StoredTokenizer};
 pub use device::Device;
 pub use error::{Error, Result};
-pub use forward::decoder::{LoadOptions, Model, Trace};
-pub use forward::head::RerankHead;
+pub use forward::decoder::{Model, Trace};
+pub use forward::load::LoadOptions;
 pub use forward::pooling::Pooling;
+pub use forward::rerank_head::RerankHead;
+pub use precision::Precision;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};

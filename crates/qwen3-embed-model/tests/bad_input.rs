@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use qwen3_embed_model::{Device, Error, Head, Model, Precision, Summary};
+use qwen3_embed_model::{Checkpoint, Device, Error, Head, Model, Precision};
 use qwen3_embed_testing::fixtures::{self, Tensor, edit_json, edit_tensors};
 use safetensors::tensor::Dtype;
 use serde_json::json;
@@ -211,7 +211,7 @@ fn finds_tensors_behind_prefixes_of_wrappers() {
         let dir = with_prefix("base", prefix);
         let model = load(dir.path()).unwrap_or_else(|error| panic!("{prefix}: {error}"));
         assert_eq!(model.forward(&tokens).unwrap(), expected, "{prefix}");
-        assert_eq!(Summary::read(dir.path()).unwrap().head, head, "{prefix}");
+        assert_eq!(Checkpoint::open(dir.path()).unwrap().head(), head, "{prefix}");
     }
     // The head and the decoder are in the same wrapper.
     for (head, is_known) in [("module.lm_head.weight", true), ("lm_head.weight", false)] {
@@ -219,8 +219,8 @@ fn finds_tensors_behind_prefixes_of_wrappers() {
         edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
             tensors.insert(head.into(), scalar(Dtype::F32));
         });
-        match Summary::read(dir.path()) {
-            Ok(summary) => assert!(is_known && summary.head == Head::LmHead, "{head}"),
+        match Checkpoint::open(dir.path()) {
+            Ok(checkpoint) => assert!(is_known && checkpoint.head() == Head::LmHead, "{head}"),
             Err(Error::UnexpectedTensor { name, .. }) => assert!(!is_known && name == head),
             Err(other) => panic!("{other}"),
         }
@@ -235,8 +235,8 @@ fn rejects_unknown_prefix_and_two_decoders() {
         let dir = with_prefix("base", prefix);
         let error = load_error(dir.path());
         let expected = format!(
-            "{}: expected one tensor `embed_tokens.weight`, behind nothing or behind `model.`, `module.`, \
-             `_orig_mod.`, `base_model.model.` or `language_model.`, got `{prefix}embed_tokens.weight`",
+            "{}: expected one tensor `embed_tokens.weight`, without a prefix or with `model.`, `module.`, \
+             `_orig_mod.`, `base_model.model.` or `language_model.` before its name, got `{prefix}embed_tokens.weight`",
             dir.path().display()
         );
         assert_eq!(error.to_string(), expected);
@@ -261,7 +261,7 @@ fn rejects_tensors_quantized_by_mlx() {
             tensors.insert(name.into(), scalar(Dtype::BF16));
         });
         let expected = format!(
-            "{}: tensor `{name}`: weights that MLX has quantized are not read: use the original model, or a \
+            "{}: tensor `{name}`: weights that MLX has quantized are not supported: use the original model, or a \
              GGUF file",
             path.display()
         );
@@ -302,7 +302,7 @@ fn rejects_configuration_with_other_sizes() {
             other => panic!("{precision:?}: {other}"),
         }
     }
-    assert!(matches!(Summary::read(dir.path()), Err(Error::TensorShape { .. })));
+    assert!(matches!(Checkpoint::open(dir.path()), Err(Error::TensorShape { .. })));
     let dir = copy("base");
     edit_json(&dir.path().join("config.json"), |config| config["model_type"] = json!("bert"));
     let error = load_error(dir.path()).to_string();

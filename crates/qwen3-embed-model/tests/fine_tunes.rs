@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use qwen3_embed_model::{Device, Error, LoadOptions, Model, Pooling, Precision};
+use qwen3_embed_model::{
+    Adapter, Checkpoint, Device, Error, LoadOptions, Model, Pooling, Precision,
+};
 use qwen3_embed_testing::fixtures::{self, Tensor, copy, edit_json as edit, write_tensors};
 use qwen3_embed_testing::golden::{self, Vectors};
 use qwen3_embed_testing::vectors::{cosine, max_difference, unit};
@@ -12,9 +14,10 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 fn with_adapter(base: &str, adapter: &Path, precision: Precision) -> Result<Model, Error> {
-    let adapter = Some(adapter.to_path_buf());
-    let options = LoadOptions { precision, adapter, ..LoadOptions::default() };
-    Model::load_with(&fixtures::path(base), &options)
+    let options = LoadOptions { precision, ..LoadOptions::default() };
+    let checkpoint =
+        Checkpoint::open(&fixtures::path(base))?.with_adapter(Adapter::open(adapter)?)?;
+    Model::load_with(&checkpoint, &options)
 }
 
 #[test]
@@ -78,8 +81,8 @@ fn rejects_adapter_that_is_not_plain_lora_and_names_the_field() {
         (json!({"q_proj": -1}), "`alpha_pattern.q_proj`: expected a number above 0, got -1"),
         (
             json!({"layers.0.self_attn.q_proj": 3, "q_proj": 5}),
-            "`alpha_pattern.q_proj`: expected 3, as `layers.0.self_attn.q_proj` has it for \
-             `layers.0.self_attn.q_proj`, got 5",
+            "`alpha_pattern.q_proj`: expected 3, as in `layers.0.self_attn.q_proj`, which matches \
+             `layers.0.self_attn.q_proj`, too, got 5",
         ),
     ] {
         let copy = copy("adapters/lora");
@@ -182,7 +185,7 @@ fn modules_are_applied_unless_hidden_states_are_requested() {
     assert_eq!(model.forward(&[[1, 2]]).unwrap().len(), 24);
     let options =
         LoadOptions { precision: Precision::F32, hidden_states: true, ..LoadOptions::default() };
-    let model = Model::load_with(&dir, &options).unwrap();
+    let model = Model::load_with(&Checkpoint::open(&dir).unwrap(), &options).unwrap();
     assert_eq!((model.pooling(), model.embedding_size()), (Pooling::LastToken, 32));
 }
 
@@ -193,7 +196,7 @@ fn bidirectional_model_without_modules_uses_mean_pooling() {
     let load = |hidden_states| {
         let options =
             LoadOptions { precision: Precision::F32, hidden_states, ..LoadOptions::default() };
-        Model::load_with(copy.path(), &options).unwrap()
+        Model::load_with(&Checkpoint::open(copy.path()).unwrap(), &options).unwrap()
     };
     let (plain, last) = (load(false), load(true));
     assert_eq!((plain.pooling(), last.pooling()), (Pooling::Mean, Pooling::LastToken));
@@ -281,7 +284,7 @@ fn rejects_unknown_and_misordered_modules_and_names_them() {
                 transformer(), pooling(), {"path": "", "type": "st_quantize.FlexibleQuantizer"},
                 module("", "Normalize")
             ]),
-            "`3.type`: expected nothing behind st_quantize.FlexibleQuantizer, got",
+            "`3.type`: expected nothing after st_quantize.FlexibleQuantizer, got",
         ),
         (json!([module("0_Transformer", "Transformer")]), "`0.path`: expected \"\", the"),
         (
@@ -294,7 +297,7 @@ fn rejects_unknown_and_misordered_modules_and_names_them() {
         ),
         (
             json!([transformer(), pooling(), module("", "Normalize"), module("", "Dense")]),
-            "`3.type`: expected nothing behind Normalize",
+            "`3.type`: expected nothing after Normalize",
         ),
         (
             json!([transformer(), pooling(), module("../2_Dense", "Dense")]),

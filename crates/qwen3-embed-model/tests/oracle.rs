@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use qwen3_embed_model::{LoadOptions, Model, Precision, RerankHead};
+use qwen3_embed_model::{Checkpoint, LoadOptions, Model, Precision, RerankHead};
 use qwen3_embed_testing::checkpoint::RandomCheckpoint;
 use qwen3_embed_testing::oracle::Oracle;
 use qwen3_embed_testing::vectors::{max_difference, unit};
@@ -24,7 +24,7 @@ const U: f64 = f32::EPSILON as f64 / 2.0;
 fn load(dir: &Path) -> Model {
     let options =
         LoadOptions { precision: Precision::F32, hidden_states: true, ..LoadOptions::default() };
-    Model::load_with(dir, &options).unwrap()
+    Model::load_with(&Checkpoint::open(dir).unwrap(), &options).unwrap()
 }
 
 /// Eight texts of 1 to 300 tokens, most of them short. Some begin with a part of an earlier text, or are equal to it.
@@ -94,7 +94,7 @@ fn random_rerankers_match_the_oracle() {
         let candle = logits(&Oracle::load_f32(dir.path()).unwrap());
         let largest = truth.iter().fold(0f64, |max, logit| max.max(logit.abs()));
         let tolerance = FACTOR * max_difference(&candle, &truth).max(U * largest);
-        let head = RerankHead::load(dir.path(), yes, no).unwrap();
+        let head = RerankHead::load(&Checkpoint::open(dir.path()).unwrap(), yes, no).unwrap();
         let ours = head.logits(&load(dir.path()), &prompts).unwrap();
         let error = max_difference(&ours, &truth);
         assert!(error <= tolerance, "seed {seed}: {error:e} > {tolerance:e}, {checkpoint:?}");

@@ -1,7 +1,7 @@
 //! The model against transformers and against an f64 implementation, on every fixture.
 #![allow(clippy::unwrap_used)]
 
-use qwen3_embed_model::{Arithmetic, Device, Kernels, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, Kernels, LoadOptions, Model, Precision};
 use qwen3_embed_testing::fixtures::{self, model};
 use qwen3_embed_testing::golden::{self, Vectors};
 use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, mean, unit};
@@ -27,7 +27,11 @@ const FIXTURES: [&str; 11] = [
 /// because a bidirectional model's own pooling would give other vectors.
 fn load(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
     let options = LoadOptions::multiplying(precision, arithmetic);
-    Model::load_with(&model(name), &LoadOptions { hidden_states: true, ..options }).unwrap()
+    Model::load_with(
+        &Checkpoint::open(&model(name)).unwrap(),
+        &LoadOptions { hidden_states: true, ..options },
+    )
+    .unwrap()
 }
 
 fn golden(name: &str) -> Vectors {

@@ -3,7 +3,7 @@
 
 use std::{slice, thread};
 
-use qwen3_embed_model::{Arithmetic, Device, Error, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, Error, LoadOptions, Model, Precision};
 use qwen3_embed_testing::fixtures;
 
 fn load(name: &str) -> Model {
@@ -26,7 +26,11 @@ fn load_all(name: &str) -> Vec<Model> {
     let blocks = [(Precision::Int8, Arithmetic::Blocks)];
     let all = if name == BLOCKS { &blocks[..] } else { &all };
     let load = |&(precision, arithmetic)| {
-        Model::load_with(&path, &LoadOptions::multiplying(precision, arithmetic)).unwrap()
+        Model::load_with(
+            &Checkpoint::open(&path).unwrap(),
+            &LoadOptions::multiplying(precision, arithmetic),
+        )
+        .unwrap()
     };
     all.iter().map(load).collect()
 }

@@ -1,7 +1,7 @@
 //! The accuracy of weights in 8 bits on random models that are not among the fixtures.
 #![allow(clippy::unwrap_used)]
 
-use qwen3_embed_model::{Arithmetic, Device, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, LoadOptions, Model, Precision};
 use qwen3_embed_testing::checkpoint::RandomCheckpoint;
 use qwen3_embed_testing::vectors::{cosine, max_abs, mean};
 
@@ -42,7 +42,7 @@ fn errors(checkpoint: &RandomCheckpoint, seed: u64, arithmetic: Arithmetic) -> [
     let exact = Model::load(dir.path(), Device::Cpu, Precision::F32).unwrap();
     let exact = exact.forward(&texts).unwrap();
     let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
-    let model = Model::load_with(dir.path(), &options).unwrap();
+    let model = Model::load_with(&Checkpoint::open(dir.path()).unwrap(), &options).unwrap();
     let vectors = model.forward(&texts).unwrap();
     let (ours, exact) =
         (vectors.chunks_exact(checkpoint.hidden_size), exact.chunks_exact(checkpoint.hidden_size));

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use qwen3_embed_model::{
-    Arithmetic, Device, Error, LoadOptions, Model, Precision, RerankHead, Result, Vocabulary,
+    Arithmetic, Checkpoint, Device, Error, LoadOptions, Model, Precision, RerankHead, Result,
+    StoredTokenizer,
 };
 use qwen3_embed_testing::fixtures::{self, Tensor, Tensors, reranker};
 use qwen3_embed_testing::golden::{self, Case, Scores};
@@ -22,13 +23,19 @@ fn answers(path: &Path) -> [u32; 2] {
     if path.is_dir() {
         return oracle::answers(path).unwrap();
     }
-    let tokens = Vocabulary::read(path).unwrap().tokens;
-    ["yes", "no"].map(|answer| tokens.iter().position(|t| t == answer).unwrap() as u32)
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let StoredTokenizer::Gguf(vocabulary) = checkpoint.tokenizer().unwrap() else { panic!() };
+    let id = |answer| vocabulary.tokens.iter().position(|token| token == answer).unwrap();
+    ["yes", "no"].map(|answer| id(answer) as u32)
 }
 
 fn head(path: &Path) -> Result<RerankHead> {
     let [yes, no] = answers(path);
-    RerankHead::load(path, yes, no)
+    load_head(path, yes, no)
+}
+
+fn load_head(path: &Path, yes: u32, no: u32) -> Result<RerankHead> {
+    RerankHead::load(&Checkpoint::open(path)?, yes, no)
 }
 
 /// The prompts of a reranker's golden file, and a number of each case.
@@ -82,7 +89,7 @@ fn bf16_logits_have_at_most_twice_the_error_of_transformers_bf16() {
     for name in ["tied", "untied", "classifier"] {
         let path = reranker(name);
         let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
-        let model = Model::load_with(&path, &options).unwrap();
+        let model = Model::load_with(&Checkpoint::open(&path).unwrap(), &options).unwrap();
         let (prompts, truth) = golden(name, |case| case.logit_f64);
         let ours = errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);
         let (_, theirs) = golden(name, |case| case.bf16_logit);
@@ -101,7 +108,7 @@ fn int8_scores_are_close_to_the_f64_reference() {
         for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {
             let path = reranker(name);
             let options = LoadOptions::multiplying(Precision::Int8, arithmetic);
-            let model = Model::load_with(&path, &options).unwrap();
+            let model = Model::load_with(&Checkpoint::open(&path).unwrap(), &options).unwrap();
             let (prompts, truth) = golden(name, |case| case.logit_f64);
             let [_, _, worst] =
                 errors(&head(&path).unwrap().logits(&model, &prompts).unwrap(), &truth);
@@ -152,7 +159,7 @@ fn lm_head_tensor_wins_over_tie_word_embeddings() {
 fn logit_is_the_difference_of_the_answers_rows() {
     let path = reranker("untied");
     let [yes, no] = answers(&path);
-    let (here, there) = (RerankHead::load(&path, yes, no), RerankHead::load(&path, no, yes));
+    let (here, there) = (load_head(&path, yes, no), load_head(&path, no, yes));
     let model = Model::load(&path, Device::Cpu, Precision::F32).unwrap();
     let prompts = [[1, 2, 3]];
     let here = here.unwrap().logits(&model, &prompts).unwrap();
@@ -161,14 +168,14 @@ fn logit_is_the_difference_of_the_answers_rows() {
     assert_ne!(here[0], 0.0);
     let error = head(&reranker("tied")).unwrap().logits(&model, &prompts).unwrap_err();
     assert!(matches!(error, Error::HeadSize { expected: 96, got: 64 }), "{error}");
-    let error = RerankHead::load(&path, yes, 1026).unwrap_err();
+    let error = load_head(&path, yes, 1026).unwrap_err();
     assert!(matches!(error, Error::AnswerOutOfRange { id: 1026, vocab_size: 1026, .. }), "{error}");
 }
 
 #[test]
 fn rejects_embedding_model() {
     // As in the published embedding models, the configuration names a causal language model, and there is no head.
-    let error = RerankHead::load(&fixtures::model("base"), 1, 2).unwrap_err();
+    let error = load_head(&fixtures::model("base"), 1, 2).unwrap_err();
     assert!(matches!(&error, Error::NoRerankHead { .. }), "{error}");
     assert!(error.to_string().contains("no `model.` before their names"), "{error}");
     let error = changed_head("tied", |config, _| config["architectures"] = json!(["Qwen3Model"]));
@@ -197,7 +204,7 @@ fn rejects_embedding_model() {
     let error = head(tied.path()).unwrap_err();
     assert!(matches!(&error, Error::Json { path, .. } if *path == modules), "{error}");
     for (name, refused) in [("gguf-k-quants", true), ("gguf-q8-0", true), ("gguf-float", false)] {
-        let result = RerankHead::load(&fixtures::model(name), 1, 2);
+        let result = load_head(&fixtures::model(name), 1, 2);
         assert_eq!(matches!(result, Err(Error::NoRerankHead { .. })), refused, "{name}");
         assert_eq!(result.is_ok(), !refused, "{name}");
     }

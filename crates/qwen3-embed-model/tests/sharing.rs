@@ -4,7 +4,9 @@
 
 use std::{slice, thread};
 
-use qwen3_embed_model::{Arithmetic, LoadOptions, Model, Precision, Sharing, SharingCounts};
+use qwen3_embed_model::{
+    Arithmetic, Checkpoint, LoadOptions, Model, Precision, Sharing, SharingCounts,
+};
 use qwen3_embed_testing::fixtures;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -14,7 +16,7 @@ fn load(name: &str) -> Model {
 
 fn load_for(name: &str, precision: Precision, arithmetic: Arithmetic) -> Model {
     let options = LoadOptions::multiplying(precision, arithmetic);
-    Model::load_with(&fixtures::model(name), &options).unwrap()
+    Model::load_with(&Checkpoint::open(&fixtures::model(name)).unwrap(), &options).unwrap()
 }
 
 /// A fixture in every precision and arithmetic.

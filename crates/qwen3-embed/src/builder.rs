@@ -1,11 +1,10 @@
-use std::path::Path;
-
-use qwen3_embed_model::{Head, Pooling, Summary};
-use qwen3_embed_text::{SpecialTokens, Tokenizer};
+use qwen3_embed_model::{Head, Pooling};
+use qwen3_embed_text::SpecialTokens;
 
 use crate::cross_encoder::CrossEncoder;
 use crate::engine::{Settings, setters};
 use crate::repository::Repository;
+use crate::source::read_tokenizer;
 use crate::{Embedder, Error, Result, Source, warnings};
 
 /// What becomes of a text with more tokens than the limit.
@@ -91,34 +90,31 @@ impl EmbedderBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`], [`Error::NotGguf`], [`Error::NoConfig`], [`Error::WhichGguf`],
+    /// [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`],
     /// [`Error::AdapterBase`], [`Error::Io`], or what
     /// [`Hub::download`](crate::Hub::download) says; [`Error::IsReranker`] if its files show that it is one,
     /// which a causal language model's do not: there is a warning then; [`Error::Model`] or [`Error::Text`] if a file is missing,
     /// damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
-        let local = self.settings.open()?;
-        let repository = Repository::read(local.settings())?;
+        let checkpoint = self.settings.open()?;
+        let repository = Repository::of(checkpoint.sentence_transformers())?;
+        let tokenizer = read_tokenizer(&checkpoint)?;
+        let head = checkpoint.head();
+        if head == Head::Score || CrossEncoder::is_in(checkpoint.sentence_transformers()) {
+            return Err(Error::IsReranker { path: checkpoint.path().to_path_buf() });
+        }
+        warnings::of_reranker(&checkpoint, head);
         let max_tokens = default_max_tokens(&repository);
-        let refuse_reranker = |_: &Tokenizer, _: &Path| {
-            let head = Summary::read(&local.path)?.head;
-            if head == Head::Score || CrossEncoder::is_in(local.settings())? {
-                return Err(Error::IsReranker { path: local.path.clone() });
-            }
-            warnings::of_reranker(&local, head);
-            Ok(())
-        };
-        let (mut engine, ()) = self.settings.load(&local, max_tokens, false, refuse_reranker)?;
+        let mut engine = self.settings.load(&checkpoint, tokenizer, max_tokens, false)?;
         // Published models need an end-of-text token; what sentence-transformers has saved has the tokens of
         // its own tokenizer, as there.
-        if local.has_modules() || engine.model.pooling() != Pooling::LastToken {
+        if checkpoint.has_modules() || engine.model.pooling() != Pooling::LastToken {
             engine.tokenizer = engine.tokenizer.follow_file_for_end_of_text();
         }
         warnings::of_lost_template(&engine);
         let embedding_size = engine.model.embedding_size();
-        let default =
-            repository.truncate_dim.map_or(embedding_size, |n| n.get().min(embedding_size));
+        let default = repository.truncate_dim.map_or(embedding_size, |n| n.min(embedding_size));
         let dimensions = self.dimensions.unwrap_or(default);
         check_dimensions(dimensions, embedding_size)?;
         Ok(Embedder {

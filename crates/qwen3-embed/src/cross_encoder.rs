@@ -1,17 +1,16 @@
 //! Rerankers that sentence-transformers has saved: a causal language model and the module `LogitScore`.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::Error as ModelError;
+use qwen3_embed_model::{Error as ModelError, Fields, Module, SentenceTransformers};
 use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate};
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::Result;
-use crate::source::{read, read_json};
+use crate::repository::prompts;
+use crate::source::read;
 
-/// What a repository says of how its reranker is used.
+/// How a repository uses its reranker.
 #[derive(Debug)]
 pub(crate) struct CrossEncoder {
     /// The tokens of the answers yes and no.
@@ -20,37 +19,11 @@ pub(crate) struct CrossEncoder {
     pub(crate) instruction: Option<String>,
 }
 
-/// Files that a chat template may be in, the first of them first.
+/// The files that may contain a chat template. The first one that exists is used.
 pub(crate) const CHAT_TEMPLATES: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
 
-/// A module of `modules.json`.
-#[derive(Deserialize)]
-struct Module {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    path: String,
-}
-
-/// The `config.json` of `LogitScore`.
-#[derive(Deserialize)]
-struct LogitScore {
-    true_token_id: u32,
-    false_token_id: Option<u32>,
-    module_input_name: Option<String>,
-}
-
-/// `config_sentence_transformers.json`
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct ModelConfig {
-    activation_fn: Option<String>,
-    prompts: BTreeMap<String, Option<String>>,
-    default_prompt_name: Option<String>,
-}
-
-/// Functions that a score may be made with of a logit. It is the logit's sigmoid here whichever it is, and
-/// the logit is there too.
+/// The functions that may turn a logit into a score. Scores are always the sigmoid of the logit here, and callers
+/// can read the logit, too.
 const ACTIVATIONS: [&str; 4] = [
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.activation.Sigmoid",
@@ -59,135 +32,119 @@ const ACTIVATIONS: [&str; 4] = [
 ];
 
 impl CrossEncoder {
-    /// Whether a folder's `modules.json` has a `LogitScore` of sentence-transformers.
-    pub(crate) fn is_in(dir: &Path) -> Result<bool> {
-        Ok(modules(dir)?.iter().any(Module::is_logit_score))
+    /// Whether the `modules.json` of a repository lists a `LogitScore` of sentence-transformers.
+    pub(crate) fn is_in(files: &SentenceTransformers) -> bool {
+        files.modules().any(is_logit_score)
     }
 
-    /// Reads what a folder says of its reranker. Nothing if there is no `modules.json`, or if its modules are
-    /// others: those of an embedding model, or of a classifier.
+    /// Reads how a repository uses its reranker. `None` if there is no `modules.json`, or if it lists the modules of
+    /// an embedding model or of a classifier.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Field`] for what would change scores and is not followed.
-    pub(crate) fn read(dir: &Path) -> Result<Option<Self>> {
-        let modules = modules(dir)?;
-        let Some(idx) = modules.iter().position(Module::is_logit_score) else {
-            // A pooling is an embedding model's, which has no head.
-            return match modules.get(1).filter(|module| !module.is("Pooling")) {
-                Some(module) => {
-                    let expected = "LogitScore of sentence_transformers";
-                    Err(field(dir, "modules.json", "1.type", expected, &module.kind))
+    /// [`ModelError::Field`] for a setting that would change scores and is not
+    /// supported.
+    pub(crate) fn read(files: &SentenceTransformers) -> Result<Option<Self>> {
+        let Some(fields) = files.modules_json() else { return Ok(None) };
+        let modules: Vec<Module<'_>> = files.modules().collect();
+        let Some(idx) = modules.iter().copied().position(is_logit_score) else {
+            // An embedding model has a pooling and no head.
+            return match modules.get(1) {
+                Some(module) if module.name() != Some("Pooling") => {
+                    Err(fields.error("1.type", "LogitScore of sentence_transformers").into())
                 }
-                None => Ok(None),
+                _ => Ok(None),
             };
         };
-        let path = &modules[idx].path;
-        if modules.len() != 2 || idx != 1 || !modules[0].is("Transformer") {
-            let kinds: Vec<&str> = modules.iter().map(|module| module.kind.as_str()).collect();
+        if modules.len() != 2 || idx != 1 || modules[0].name() != Some("Transformer") {
+            let classes: Vec<&str> = modules.iter().map(|module| module.class).collect();
             let expected = "a Transformer and a LogitScore of sentence_transformers";
-            return Err(field(dir, "modules.json", "type", expected, &kinds.join(", ")));
+            return Err(fields.error_with("type", expected, classes.join(", ")).into());
         }
-        if path.is_empty() || path.starts_with('.') || path.contains(['/', '\\', ':']) {
-            let expected = "the name of a folder beside modules.json";
-            return Err(field(dir, "modules.json", "1.path", expected, path));
-        }
-        let answers = answers(&dir.join(path))?;
-        let instruction = instruction(dir)?;
-        check_template(dir, instruction.is_none())?;
+        let Some(folder) = modules[idx].folder() else {
+            return Err(fields.error("1.path", "the name of a folder beside modules.json").into());
+        };
+        let answers = answers(files.module_config(folder)?)?;
+        let instruction = files.prompts_json().map(instruction).transpose()?.flatten();
+        check_template(files.dir(), instruction.is_none())?;
         Ok(Some(Self { answers, instruction }))
     }
 }
 
-impl Module {
-    fn is(&self, kind: &str) -> bool {
-        self.kind.starts_with("sentence_transformers.")
-            && self.kind.rsplit('.').next() == Some(kind)
-    }
+fn is_logit_score(module: Module<'_>) -> bool {
+    module.name() == Some("LogitScore")
+}
 
-    fn is_logit_score(&self) -> bool {
-        self.is("LogitScore")
+/// The tokens of the answers in the `config.json` of a `LogitScore`.
+fn answers(fields: &Fields) -> Result<[u32; 2]> {
+    let expected = "causal_logits";
+    fields.expect_if_present("module_input_name", expected, |name| name == expected)?;
+    let token = |field: &str, expected: &str| {
+        let token = fields.get(field).and_then(Value::as_u64);
+        let token = token.and_then(|token| u32::try_from(token).ok());
+        token.ok_or_else(|| fields.error(field, expected))
+    };
+    let yes = token("true_token_id", "the token of the answer yes")?;
+    Ok([yes, token("false_token_id", "the token of the answer no, as in Qwen3-Reranker")?])
+}
+
+/// The default prompt in a `config_sentence_transformers.json`, which is the instruction, if there is one.
+fn instruction(fields: &Fields) -> Result<Option<String>> {
+    let expected = format!("one of {}", ACTIVATIONS.join(", "));
+    fields.expect_if_present("activation_fn", &expected, |name| {
+        name.as_str().is_some_and(|name| ACTIVATIONS.contains(&name))
+    })?;
+    let Some(name) = fields.string("default_prompt_name")? else { return Ok(None) };
+    match prompts(fields)?.remove(name) {
+        // With an empty prompt, the template uses its own instruction.
+        Some(prompt) => Ok(Some(prompt).filter(|prompt| !prompt.is_empty())),
+        None => Err(fields.error("default_prompt_name", "one of `prompts`").into()),
     }
 }
 
-/// The modules of `modules.json`; none if there is no such file.
-fn modules(dir: &Path) -> Result<Vec<Module>> {
-    let path = dir.join("modules.json");
-    if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
-}
-
-/// The tokens of the answers, from the `LogitScore` in `dir`.
-fn answers(dir: &Path) -> Result<[u32; 2]> {
-    let config: LogitScore = read_json(&dir.join("config.json"))?;
-    let input = config.module_input_name.as_deref().unwrap_or("causal_logits");
-    if input != "causal_logits" {
-        return Err(field(dir, "config.json", "module_input_name", "causal_logits", input));
-    }
-    match config.false_token_id {
-        Some(no) => Ok([config.true_token_id, no]),
-        None => {
-            let expected = "the token of the answer no, as in Qwen3-Reranker";
-            Err(field(dir, "config.json", "false_token_id", expected, "nothing"))
-        }
-    }
-}
-
-/// The default prompt, which is the instruction, if there is one.
-fn instruction(dir: &Path) -> Result<Option<String>> {
-    const FILE: &str = "config_sentence_transformers.json";
-    let path = dir.join(FILE);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let config: ModelConfig = read_json(&path)?;
-    let activation = config.activation_fn.as_deref().unwrap_or(ACTIVATIONS[0]);
-    if !ACTIVATIONS.contains(&activation) {
-        let expected = format!("one of {}", ACTIVATIONS.join(", "));
-        return Err(field(dir, FILE, "activation_fn", &expected, activation));
-    }
-    let Some(name) = config.default_prompt_name else { return Ok(None) };
-    match config.prompts.get(&name) {
-        // An empty prompt leaves the template its own.
-        Some(prompt) => Ok(prompt.clone().filter(|prompt| !prompt.is_empty())),
-        None => Err(field(dir, FILE, "default_prompt_name", "one of `prompts`", &name)),
-    }
-}
-
-/// Refuses a chat template that makes another prompt than Qwen3-Reranker's, or, if `its_instruction` is
-/// what counts, one whose instruction is not the default one.
-fn check_template(dir: &Path, its_instruction: bool) -> Result<()> {
-    let [jinja, config] = CHAT_TEMPLATES;
-    let (file, template) = match dir.join(jinja).is_file() {
-        true => (jinja, Some(String::from_utf8_lossy(&read(&dir.join(jinja))?).into_owned())),
-        false if dir.join(config).is_file() => (config, template(&read_json(&dir.join(config))?)),
-        false => (jinja, None),
+/// Rejects a chat template that makes another prompt than Qwen3-Reranker's. With `uses_its_instruction`, its
+/// instruction must be the default one.
+fn check_template(dir: &Path, uses_its_instruction: bool) -> Result<()> {
+    let (path, template) = chat_template(dir)?;
+    let error = |expected: &str, got: String| {
+        let (path, field) = (path.clone(), "chat_template".to_owned());
+        ModelError::Field { path, field, expected: expected.to_owned(), got }
     };
     let Some(template) = template else {
-        return Err(field(dir, file, "chat_template", "the prompt of Qwen3-Reranker", "nothing"));
+        return Err(error("the prompt of Qwen3-Reranker", "nothing".to_owned()).into());
     };
+    let got = format!("{template:?}");
     if !RerankTemplate::matches_chat_template(&template) {
         let expected = "the prompt of Qwen3-Reranker, with expressions and `set` alone";
-        return Err(field(dir, file, "chat_template", expected, &format!("{template:?}")));
+        return Err(error(expected, got).into());
     }
-    if its_instruction && !template.contains(DEFAULT_INSTRUCTION) {
+    if uses_its_instruction && !template.contains(DEFAULT_INSTRUCTION) {
         let expected = format!("`{DEFAULT_INSTRUCTION}` as the default instruction");
-        return Err(field(dir, file, "chat_template", &expected, &format!("{template:?}")));
+        return Err(error(&expected, got).into());
     }
     Ok(())
 }
 
-/// The chat template of `tokenizer_config.json`: the only one, or that with the name `default`.
-fn template(config: &Value) -> Option<String> {
-    let template = config.get("chat_template")?;
+/// The file with the chat template, and the template if the file has one.
+fn chat_template(dir: &Path) -> Result<(PathBuf, Option<String>)> {
+    let [jinja, config] = CHAT_TEMPLATES.map(|file| dir.join(file));
+    if jinja.is_file() {
+        let template = String::from_utf8_lossy(&read(&jinja)?).into_owned();
+        return Ok((jinja, Some(template)));
+    }
+    if !config.is_file() {
+        return Ok((jinja, None));
+    }
+    let fields = Fields::read(&config)?;
+    Ok((config, fields.get("chat_template").and_then(default_template)))
+}
+
+/// The template in a `tokenizer_config.json`: the only one, or the one with the name `default`.
+fn default_template(template: &Value) -> Option<String> {
     let named = |template: &&Value| template.get("name").is_some_and(|name| name == "default");
     let template = match template.as_array() {
         Some(templates) => templates.iter().find(named)?.get("template")?,
         None => template,
     };
     template.as_str().map(str::to_owned)
-}
-
-fn field(dir: &Path, file: &str, field: &str, expected: &str, got: &str) -> crate::Error {
-    let (path, field) = (dir.join(file), field.to_owned());
-    ModelError::Field { path, field, expected: expected.to_owned(), got: got.to_owned() }.into()
 }

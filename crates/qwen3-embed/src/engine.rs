@@ -1,12 +1,12 @@
 //! What every use of a model has in common: the model, its tokenizer, the threads that they run on, and
 //! the settings with which they are loaded.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use qwen3_embed_model::{Device, LoadOptions, Model, Precision, Sharing};
+use qwen3_embed_model::{Adapter, Checkpoint, Device, LoadOptions, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
 
-use crate::source::{Hub, Local, read_tokenizer};
+use crate::source::{Hub, Local};
 use crate::{Error, Result, Source, warnings};
 
 /// Tokens that are computed together unless something else is asked for.
@@ -121,34 +121,35 @@ impl Settings {
         }
     }
 
-    /// The model's files, on this machine.
-    pub(crate) fn open(&self) -> Result<Local> {
+    /// Opens the model's files. They are downloaded if necessary.
+    pub(crate) fn open(&self) -> Result<Checkpoint> {
         let hub = self.hub.as_ref();
-        let mut local = self.source.open(hub)?;
-        if let Some(adapter) = &self.adapter {
-            let second = adapter.open_adapter(hub)?;
-            if let Some(first) = local.adapter {
-                return Err(Error::TwoAdapters { first, second });
+        let Local { path, mut adapter } = self.source.locate(hub)?;
+        if let Some(source) = &self.adapter {
+            let dir = source.open_adapter(hub)?;
+            if let Some(first) = adapter {
+                return Err(Error::TwoAdapters { first: first.dir().into(), second: dir });
             }
-            local.adapter = Some(second);
+            adapter = Some(Adapter::open(&dir)?);
         }
-        warnings::of_left_over_adapter(&local);
-        Ok(local)
+        let mut checkpoint = Checkpoint::open(&path)?;
+        if let Some(adapter) = adapter {
+            checkpoint = checkpoint.with_adapter(adapter)?;
+        }
+        warnings::of_left_over_adapter(&checkpoint);
+        Ok(checkpoint)
     }
 
-    /// Loads the model and its tokenizer. Unless something else is asked for, a text may have
-    /// `default_max_tokens`, or as many as the model has positions if that is less. With `hidden_states`
-    /// the model gives those of last tokens, and no module behind the decoder is loaded.
-    ///
-    /// What `prepare` makes of the tokenizer and its file comes back too: before the weights are read, so
-    /// that what is missing shows at once.
-    pub(crate) fn load<T: Send>(
+    /// Loads the model. Unless [`max_tokens`](Self::max_tokens) is set, a text may have `default_max_tokens`
+    /// tokens, or as many as the model has positions if these are fewer. With `hidden_states`, the model returns
+    /// the hidden states of last tokens, and no module after the decoder is loaded.
+    pub(crate) fn load(
         self,
-        local: &Local,
+        checkpoint: &Checkpoint,
+        (tokenizer, tokenizer_path): (Tokenizer, PathBuf),
         default_max_tokens: usize,
         hidden_states: bool,
-        prepare: impl FnOnce(&Tokenizer, &Path) -> Result<T> + Send,
-    ) -> Result<(Engine, T)> {
+    ) -> Result<Engine> {
         check("batch_tokens", self.batch_tokens, usize::MAX)?;
         let pool = match self.threads {
             Some(threads) => {
@@ -158,23 +159,15 @@ impl Settings {
             }
             None => None,
         };
-        let tokenizer_path = local.tokenizer();
-        let load = || -> Result<_> {
-            let tokenizer = read_tokenizer(&tokenizer_path)?;
-            let prepared = prepare(&tokenizer, &tokenizer_path)?;
-            let options = LoadOptions {
-                device: self.device,
-                precision: self.precision,
-                adapter: local.adapter.clone(),
-                hidden_states,
-                preload: self.preload,
-                ..LoadOptions::default()
-            };
-            let model = Model::load_with(&local.path, &options)?;
-            let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
-            Ok((tokenizer, model, prepared))
+        let options = LoadOptions {
+            device: self.device,
+            precision: self.precision,
+            hidden_states,
+            preload: self.preload,
+            ..LoadOptions::default()
         };
-        let (tokenizer, model, prepared) = install(pool.as_ref(), load)?;
+        let model = install(pool.as_ref(), || Model::load_with(checkpoint, &options))?;
+        let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
         let limit = model.config().max_position_embeddings;
         let max_tokens = self.max_tokens.unwrap_or(limit.min(default_max_tokens));
         // Every text is made of the base vocabulary and ends with the end-of-text token. Other added
@@ -184,7 +177,7 @@ impl Settings {
         let engine = Engine { model, tokenizer, tokenizer_path, max_tokens, pool };
         engine.check_vocabulary(max_token)?;
         check("max_tokens", max_tokens, limit)?;
-        Ok((engine, prepared))
+        Ok(engine)
     }
 }
 

@@ -94,16 +94,6 @@ pub enum Error {
         /// The names that there are.
         known: Vec<String>,
     },
-    /// A file that is no model was given as one.
-    #[error(
-        "{} is a file, and not a GGUF file, which begins with `GGUF`: name the folder that holds a model's \
-         config.json, tokenizer.json and safetensors files, or a GGUF file",
-        path.display()
-    )]
-    NotGguf {
-        /// The file.
-        path: PathBuf,
-    },
     /// The model that an adapter names as its base cannot be opened: its name may be a folder of the machine
     /// that the adapter was trained on.
     #[error(

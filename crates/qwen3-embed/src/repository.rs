@@ -1,15 +1,12 @@
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
-use std::path::Path;
 
-use qwen3_embed_model::Error as ModelError;
+use qwen3_embed_model::{Fields, SentenceTransformers};
 use qwen3_embed_text::{DEFAULT_INSTRUCTION, instruct};
-use serde::Deserialize;
+use serde_json::Value;
 
-use crate::source::read_json;
 use crate::{Error, Result};
 
-/// What stands before texts of each kind.
+/// The prompts that are put in front of texts.
 #[derive(Debug, Clone)]
 pub(crate) struct Prompts {
     by_name: BTreeMap<String, String>,
@@ -17,39 +14,22 @@ pub(crate) struct Prompts {
     document: String,
 }
 
-/// What a sentence-transformers repository says of how its model is used.
+/// The settings of a sentence-transformers repository that concern texts and vectors.
 #[derive(Debug, Default)]
 pub(crate) struct Repository {
     pub(crate) prompts: Prompts,
-    /// The most dimensions of a vector, if there are fewer than the model gives.
-    pub(crate) truncate_dim: Option<NonZeroUsize>,
+    /// The dimensions of a vector, unless the model has fewer.
+    pub(crate) truncate_dim: Option<usize>,
     /// The longest text, in tokens, that the model was tuned for.
     pub(crate) max_seq_length: Option<usize>,
 }
 
-/// `sentence_bert_config.json`
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct TransformerConfig {
-    max_seq_length: Option<usize>,
-    do_lower_case: bool,
-}
-
-/// `config_sentence_transformers.json`
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct ModelConfig {
-    prompts: BTreeMap<String, Option<String>>,
-    default_prompt_name: Option<String>,
-    truncate_dim: Option<NonZeroUsize>,
-}
-
-/// The prompts of queries and of documents, the first that is there.
+/// The names of the prompts for queries and for documents. The first one that a repository has is used.
 const QUERY: &[&str] = &["query"];
 const DOCUMENT: &[&str] = &["document", "passage", "corpus"];
 
 impl Default for Prompts {
-    /// Those of the published models: queries behind the default instruction, documents bare.
+    /// The prompts of the published models: the default instruction before queries, nothing before documents.
     fn default() -> Self {
         let query = instruct(DEFAULT_INSTRUCTION, "");
         let by_name = [("query", query.clone()), ("document", String::new())];
@@ -59,40 +39,35 @@ impl Default for Prompts {
 }
 
 impl Repository {
-    /// Reads what there is in a model's folder.
-    pub(crate) fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("sentence_bert_config.json");
-        let transformer: TransformerConfig =
-            if path.is_file() { read_json(&path)? } else { Default::default() };
-        if transformer.do_lower_case {
-            let (field, expected) = ("do_lower_case".to_owned(), "false".to_owned());
-            Err(ModelError::Field { path, field, expected, got: "true".to_owned() })?;
+    /// Reads the settings in a repository's files.
+    pub(crate) fn of(files: &SentenceTransformers) -> Result<Self> {
+        let mut max_seq_length = None;
+        if let Some(limits) = files.limits_json() {
+            limits.expect_if_present("do_lower_case", "false", |value| value == false)?;
+            max_seq_length = number(limits, "max_seq_length", 0)?;
         }
-        let max_seq_length = transformer.max_seq_length;
-        let path = dir.join("config_sentence_transformers.json");
-        if !path.is_file() {
-            // sentence-transformers puts nothing before texts then.
-            let prompts = match dir.join("modules.json").is_file() {
-                true => Prompts::of(ModelConfig::default())?,
-                false => Prompts::default(),
+        let Some(fields) = files.prompts_json() else {
+            // sentence-transformers puts nothing before texts if a repository names no prompts.
+            let prompts = match files.modules_json() {
+                Some(_) => Prompts::choose(BTreeMap::new(), None)?,
+                None => Prompts::default(),
             };
             return Ok(Self { prompts, max_seq_length, ..Self::default() });
-        }
-        let config: ModelConfig = read_json(&path)?;
-        let truncate_dim = config.truncate_dim;
-        Ok(Self { prompts: Prompts::of(config)?, truncate_dim, max_seq_length })
+        };
+        Ok(Self {
+            prompts: Prompts::choose(prompts(fields)?, fields.string("default_prompt_name")?)?,
+            truncate_dim: number(fields, "truncate_dim", 1)?,
+            max_seq_length,
+        })
     }
 }
 
 impl Prompts {
-    /// Those that a repository lists, chosen as sentence-transformers does.
-    fn of(config: ModelConfig) -> Result<Self> {
-        let ModelConfig { prompts, default_prompt_name, .. } = config;
-        let by_name: BTreeMap<String, String> =
-            prompts.into_iter().map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
-        let default = match default_prompt_name {
+    /// Chooses the prompts for queries and documents among those of a repository, as sentence-transformers does.
+    fn choose(by_name: BTreeMap<String, String>, default: Option<&str>) -> Result<Self> {
+        let default = match default {
             None => "",
-            Some(name) => by_name.get(&name).ok_or_else(|| no_such_prompt(&name, &by_name))?,
+            Some(name) => by_name.get(name).ok_or_else(|| no_such_prompt(name, &by_name))?,
         };
         let first = |names: &[&str]| {
             let found = names.iter().find_map(|&name| by_name.get(name));
@@ -102,12 +77,12 @@ impl Prompts {
         Ok(Self { by_name, query, document })
     }
 
-    /// What stands before a query.
+    /// The prompt of queries.
     pub(crate) fn query(&self) -> &str {
         &self.query
     }
 
-    /// What stands before a document.
+    /// The prompt of documents.
     pub(crate) fn document(&self) -> &str {
         &self.document
     }
@@ -121,6 +96,29 @@ impl Prompts {
     pub(crate) fn named(&self, name: &str) -> Result<&str> {
         let prompt = self.by_name.get(name).map(String::as_str);
         prompt.ok_or_else(|| no_such_prompt(name, &self.by_name))
+    }
+}
+
+/// The prompts of a `config_sentence_transformers.json` by their names. A prompt that is null is empty.
+pub(crate) fn prompts(fields: &Fields) -> Result<BTreeMap<String, String>> {
+    let field = "prompts";
+    let Some(value) = fields.get(field) else { return Ok(BTreeMap::new()) };
+    let prompt = |(name, prompt): (&String, &Value)| match prompt {
+        Value::String(prompt) => Some((name.clone(), prompt.clone())),
+        Value::Null => Some((name.clone(), String::new())),
+        _ => None,
+    };
+    let prompts = value.as_object().and_then(|prompts| prompts.iter().map(prompt).collect());
+    prompts.ok_or_else(|| fields.error(field, "an object whose values are strings").into())
+}
+
+/// The whole number in a field, which is at least `min`. `None` if the field is absent.
+fn number(fields: &Fields, field: &str, min: u64) -> Result<Option<usize>> {
+    let Some(value) = fields.get(field) else { return Ok(None) };
+    let number = value.as_u64().filter(|number| *number >= min);
+    match number.and_then(|number| usize::try_from(number).ok()) {
+        Some(number) => Ok(Some(number)),
+        None => Err(fields.error(field, format!("a whole number from {min}")).into()),
     }
 }
 

@@ -1,5 +1,4 @@
 use std::cmp::Ordering;
-use std::path::Path;
 
 use qwen3_embed_model::{Config, Precision, RerankHead, SharingCounts};
 use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate, Tokenizer};
@@ -7,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::cross_encoder::CrossEncoder;
 use crate::engine::{Engine, Settings, check, setters};
+use crate::source::read_tokenizer;
 use crate::{Error, Result, Source};
 
 /// The longest prompt, in tokens, unless something else is asked for: that of the model card.
@@ -293,19 +293,17 @@ impl RerankerBuilder {
     /// [`Error::Vocabulary`](crate::Error::Vocabulary) if the tokenizer is not the model's;
     /// [`Error::Setting`](crate::Error::Setting) if a setting is out of range.
     pub fn build(self) -> Result<Reranker> {
-        let local = self.settings.open()?;
-        let cross_encoder = CrossEncoder::read(local.settings())?;
-        let prepare = |tokenizer: &Tokenizer, tokenizer_path: &Path| {
-            let template = RerankTemplate::new(tokenizer, tokenizer_path)?;
-            let [yes, no] = match &cross_encoder {
-                Some(cross_encoder) => cross_encoder.answers,
-                None => [template.yes(), template.no()],
-            };
-            let head = RerankHead::load(&local.path, yes, no)?;
-            Ok((template, head))
+        let checkpoint = self.settings.open()?;
+        let cross_encoder = CrossEncoder::read(checkpoint.sentence_transformers())?;
+        let (tokenizer, tokenizer_path) = read_tokenizer(&checkpoint)?;
+        let template = RerankTemplate::new(&tokenizer, &tokenizer_path)?;
+        let [yes, no] = match &cross_encoder {
+            Some(cross_encoder) => cross_encoder.answers,
+            None => [template.yes(), template.no()],
         };
-        let (engine, (template, head)) =
-            self.settings.load(&local, DEFAULT_MAX_TOKENS, true, prepare)?;
+        let head = RerankHead::load(&checkpoint, yes, no)?;
+        let tokenizer = (tokenizer, tokenizer_path);
+        let engine = self.settings.load(&checkpoint, tokenizer, DEFAULT_MAX_TOKENS, true)?;
         let frame = template.prefix().iter().chain(template.suffix());
         engine.check_vocabulary(frame.max().map_or(0, |&id| id as usize))?;
         let instruction = cross_encoder.and_then(|cross_encoder| cross_encoder.instruction);

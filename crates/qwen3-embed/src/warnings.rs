@@ -2,41 +2,40 @@
 
 use std::path::Path;
 
-use qwen3_embed_model::{Config, Head, Pooling};
+use qwen3_embed_model::{Checkpoint, Config, Head, Pooling};
 
 #[cfg(feature = "hub")]
 use crate::Error;
 use crate::engine::Engine;
-use crate::source::{ADAPTER_CONFIG, Local};
 
 /// The sizes of the vocabularies of Qwen3-Embedding 0.6B, and of 4B and 8B. Other Qwen3 models have 151,936.
 const PUBLISHED_VOCABULARIES: [usize; 2] = [151_669, 151_665];
 
-/// Warns of a model that is to give embeddings and looks like a reranker or another language model.
-pub(crate) fn of_reranker(local: &Local, head: Head) {
-    let path = local.path.display();
+/// Warns of a model that is loaded as an embedding model and looks like a reranker or another language model.
+pub(crate) fn of_reranker(checkpoint: &Checkpoint, head: Head) {
+    let path = checkpoint.path();
     let has_lm_head = matches!(head, Head::LmHead | Head::TiedLmHead);
-    let reason = if is_named_reranker(&local.path) {
+    let reason = if is_named_reranker(path) {
         "it has `rerank` in its name"
-    } else if has_lm_head && local.path.is_dir() && !local.has_modules() {
+    } else if has_lm_head && !checkpoint.is_gguf() && !checkpoint.has_modules() {
         "it is a causal language model without a modules.json"
     } else {
         return;
     };
     tracing::warn!(
-        "{path} may be no embedding model: {reason}. The embeddings of a reranker mean nothing: use \
-         `Reranker` for it, or on the command line `rerank` or `serve --reranker-path`"
+        "{} may be no embedding model: {reason}. The embeddings of a reranker mean nothing: use \
+         `Reranker` for it, or on the command line `rerank` or `serve --reranker-path`",
+        path.display()
     );
 }
 
-/// Warns of an adapter that is in the folder of a model and is not read.
-pub(crate) fn of_left_over_adapter(local: &Local) {
-    let dir = &local.path;
-    if dir.join(ADAPTER_CONFIG).is_file() && local.adapter.as_ref() != Some(dir) {
+/// Warns of an adapter in the folder of a model that is not added to it.
+pub(crate) fn of_left_over_adapter(checkpoint: &Checkpoint) {
+    if checkpoint.has_unused_adapter() {
         tracing::warn!(
             "{dir} has an adapter beside the weights of a model: the adapter is not read, because it may be \
              merged into them. If it is not, add it with `.adapter(…)` or `--adapter {dir}`",
-            dir = dir.display()
+            dir = checkpoint.path().display()
         );
     }
 }

@@ -208,7 +208,8 @@ fn loads_gguf_file_with_any_name() {
     }
     // A file that is shorter than the magic number is no GGUF file, and neither is a folder.
     fs::write(&link, "GGU").unwrap();
-    assert!(matches!(Embedder::builder(link.as_path()).build(), Err(Error::NotGguf { .. })));
+    let error = Embedder::builder(link.as_path()).build().unwrap_err();
+    assert!(matches!(error, Error::Model(ModelError::NotGguf { .. })), "{error}");
     fs::create_dir(dir.path().join("folder.gguf")).unwrap();
     assert!(Embedder::builder(dir.path()).build().is_ok());
 }
@@ -222,8 +223,10 @@ fn rejects_source_that_is_not_a_model_and_names_it() {
     }
     let file = model("base").join("config.json");
     let error = Embedder::builder(file.as_path()).build().unwrap_err();
-    assert!(matches!(&error, Error::NotGguf { path } if *path == file), "{error}");
-    assert!(error.to_string().contains("is a file, and not a GGUF file, which begins with `GGUF`"));
+    let is_named =
+        matches!(&error, Error::Model(ModelError::NotGguf { path, .. }) if *path == file);
+    assert!(is_named, "{error}");
+    assert!(error.to_string().contains("expected a file that begins with `GGUF`"), "{error}");
     let dir = changed("base", "config.json", |_| {});
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let error = Embedder::builder(dir.path()).build().unwrap_err();

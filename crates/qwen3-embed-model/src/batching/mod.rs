@@ -1,5 +1,6 @@
-//! How the texts of a call are divided into batches, and which tokens they share.
+//! Divides the texts of a call into batches, and finds the tokens that texts have in common.
 
+pub(crate) mod budget;
 pub(crate) mod plan;
 pub(crate) mod prefix_cache;
 pub(crate) mod sharing;

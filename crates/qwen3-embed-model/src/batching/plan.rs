@@ -1,18 +1,18 @@
-//! Which tokens of a call are computed, in which batches.
+//! Plans the batches of a call: which texts are in a batch, which of their tokens are computed, and which tokens texts
+//! share.
 //!
-//! Texts are taken in the order of their tokens, so that those which begin alike come one after the
-//! other. Each continues the one before it as far as they agree:
+//! Texts are sorted by their tokens, so that texts with a common beginning are neighbors. Each text shares as many
+//! tokens as possible with the text before it:
 //!
 //! ```text
-//! for each text, in order:
-//!     n = tokens in common with the text before            nothing is computed for them again
-//!     end the segment of that text at n, if it goes on     what follows is a segment of its own
-//!     g = more tokens that a kept prefix has               their keys and values are given
-//!     the rest is computed
+//! for each text, in sorted order:
+//!     n = the number of tokens that it has in common with the text before it
+//!     if a segment of that text contains position n, split the segment there
+//!     g = the number of tokens after n that a prefix in the cache contains: their keys and values are given
+//!     the tokens after n + g are computed, in a new segment
 //! ```
 //!
-//! A segment of its own for every token that texts have in common would cost more than it saves: what
-//! is shared has [`LEAST_SHARED`] tokens.
+//! Very short segments would cost more than they save, so a shared segment has at least [`MIN_SHARED`] tokens.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,40 +23,42 @@ use qwen3_embed_kernels::{Ragged, Segment, SegmentKind};
 use crate::Result;
 use crate::batching::prefix_cache::{Known, Prefix, common};
 
-/// The fewest tokens that are a segment because texts share them.
-const LEAST_SHARED: usize = 4;
+/// The fewest tokens of a segment that exists because texts share it.
+const MIN_SHARED: usize = 4;
 
-/// The fewest tokens of a prefix that is kept for later calls.
-const LEAST_KEPT: usize = 8;
+/// The fewest tokens of a prefix that is put into the cache.
+const MIN_KEPT: usize = 8;
 
-/// Keys that attention may pack more than once, for each token that a batch may have: they take memory too.
-const MOST_REPEATED: usize = 3;
+/// A limit of the keys that attention packs more than once, as a multiple of the budget in tokens. Packed keys need
+/// memory, too.
+const MAX_REPEATED_PER_TOKEN: usize = 3;
 
-/// One batch.
+/// The plan of one batch.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) batch: Ragged,
-    /// The token of each row that is computed.
+    /// The token id of each row that is computed.
     pub(crate) ids: Vec<u32>,
-    /// Texts of the call, and for each the number of its last token among those of the batch.
+    /// For each text in the batch: its index in the call, and the index of its last token among the last tokens of the
+    /// batch.
     pub(crate) texts: Vec<(usize, usize)>,
-    /// Where the keys and values of given rows come from.
+    /// The rows whose keys and values come from the prefix cache.
     pub(crate) given: Vec<Given>,
-    /// What is to be kept.
+    /// The prefixes that are put into the cache.
     pub(crate) kept: Vec<Kept>,
 }
 
-/// Rows whose keys and values are known.
+/// Rows whose keys and values are copied from a prefix in the cache.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) prefix: Arc<Prefix>,
-    /// Which of its tokens.
+    /// The tokens of the prefix.
     pub(crate) tokens: Range<usize>,
-    /// The first row.
+    /// The first of the rows.
     pub(crate) row: usize,
 }
 
-/// A prefix that will be known to later calls.
+/// A prefix that is put into the cache.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) tokens: Vec<u32>,
@@ -64,8 +66,8 @@ pub(crate) struct Kept {
     pub(crate) rows: Vec<usize>,
 }
 
-/// Plans the next batch of texts that are computed whole, all of their tokens: as many of those from
-/// `start` on as have about `budget` tokens, at least one, if there is one.
+/// Plans the next batch without sharing: every token of every text is computed. The batch contains the texts from
+/// `start` on whose tokens fit in `budget`, and at least one text, if any is left.
 pub(crate) fn whole<T: AsRef<[u32]>>(texts: &[T], start: usize, budget: usize) -> Result<Plan> {
     let mut n_tokens = 0usize;
     let fitting = texts[start..].iter().take_while(|text| {
@@ -83,17 +85,18 @@ pub(crate) fn whole<T: AsRef<[u32]>>(texts: &[T], start: usize, budget: usize) -
     })
 }
 
-/// The order in which texts that share their beginnings come one after the other.
+/// The indices of the texts, sorted by tokens, so that texts with a common beginning are neighbors.
 pub(crate) fn order<T: AsRef<[u32]>>(texts: &[T]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..texts.len()).collect();
     order.sort_by_key(|&text| texts[text].as_ref());
     order
 }
 
-/// Plans the next batch: as many of the texts that are left in `order` as take about `budget` tokens,
-/// at least one. `known` is what earlier calls left, and prefixes of up to `max_kept` tokens are kept.
+/// Plans the next batch with sharing. The batch contains the first texts of `order` whose computed tokens fit in
+/// `budget`, and at least one text. `known` is the contents of the prefix cache, and the prefixes that are put into the
+/// cache have at most `max_kept` tokens.
 ///
-/// Returns the plan, and how many texts it has.
+/// Returns the plan and its number of texts.
 pub(crate) fn shared<T: AsRef<[u32]>>(
     texts: &[T],
     order: &[usize],
@@ -109,7 +112,8 @@ pub(crate) fn shared<T: AsRef<[u32]>>(
         let (_, n_shared) = forest.fork(tokens);
         n_tokens += tokens.len() - n_shared;
         let n_repeated = forest.n_repeated + n_shared % KEY_BLOCK;
-        let is_full = n_tokens > budget || n_repeated > budget.saturating_mul(MOST_REPEATED);
+        let is_full =
+            n_tokens > budget || n_repeated > budget.saturating_mul(MAX_REPEATED_PER_TOKEN);
         if n > 0 && is_full {
             break;
         }
@@ -123,11 +127,11 @@ pub(crate) fn shared<T: AsRef<[u32]>>(
 struct Forest<'a, T> {
     texts: &'a [T],
     nodes: Vec<Node>,
-    /// The segments of the last text, from its beginning on.
+    /// The segments of the last text, from its beginning to its end.
     path: Vec<usize>,
-    /// The texts so far, and the segment that each ends with.
+    /// The texts that were added, and the last segment of each.
     ends: Vec<(usize, usize)>,
-    /// Keys that attention packs once more, because a segment begins within a block of them.
+    /// The number of keys that attention packs again, because a segment begins within a block of keys.
     n_repeated: usize,
 }
 
@@ -140,25 +144,25 @@ struct Node {
     given: Option<Arc<Prefix>>,
     /// Whether a text ends here.
     is_text: bool,
-    /// Whether several texts have it.
+    /// Whether several texts contain the segment.
     is_shared: bool,
 }
 
 impl<T: AsRef<[u32]>> Forest<'_, T> {
-    /// How many segments of the last text the next one has too, the last of them perhaps in part, and
-    /// how many tokens.
+    /// The number of segments of the last text that the next text shares, and the number of tokens. The last of these
+    /// segments may be shared in part.
     fn fork(&self, tokens: &[u32]) -> (usize, usize) {
         let last = self.ends.last().map_or(&[] as &[u32], |&(text, _)| self.texts[text].as_ref());
         let n = common(last, tokens);
         let depth = self.path.partition_point(|&node| self.nodes[node].start < n);
         match self.path[..depth].last().map(|&node| &self.nodes[node]) {
             None => (0, 0),
-            Some(node) if n == node.end || n - node.start >= LEAST_SHARED => (depth, n),
+            Some(node) if n == node.end || n - node.start >= MIN_SHARED => (depth, n),
             Some(node) => (depth - 1, node.start),
         }
     }
 
-    /// Adds the next text in order.
+    /// Adds the next text in sorted order.
     fn push(&mut self, text: usize, known: &Known, max_kept: usize) {
         let tokens = self.texts[text].as_ref();
         let (depth, mut n) = self.fork(tokens);
@@ -172,16 +176,16 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
             self.ends.push((text, node));
             return;
         }
-        // The last token is computed in any case.
+        // The last token is always computed, because the result is its hidden state.
         let most = tokens.len() - 1;
         if let Some((prefix, end)) = known.longest(&tokens[..most])
-            && end >= n + LEAST_SHARED
+            && end >= n + MIN_SHARED
         {
             self.add(text, n..end, Some(prefix.clone()));
             n = end;
         }
         let end = known.seen(&tokens[..most]).min(max_kept);
-        if end >= (n + LEAST_SHARED).max(LEAST_KEPT) {
+        if end >= (n + MIN_SHARED).max(MIN_KEPT) {
             let node = self.add(text, n..end, None);
             self.nodes[node].is_shared = true;
             n = end;
@@ -202,7 +206,7 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
         self.nodes.len() - 1
     }
 
-    /// Ends the last segment of the path at position `at`, and has another continue it.
+    /// Splits the last segment of the path at position `at`. Returns the first part, which ends the path.
     fn split(&mut self, node: usize, at: usize) -> usize {
         let Node { text, start, .. } = self.nodes[node];
         let given = self.nodes[node].given.clone();
@@ -214,7 +218,7 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
     }
 
     fn plan(&self, max_kept: usize) -> Result<Plan> {
-        // What a segment continues begins before it does.
+        // Sorted by their first positions, every segment comes after its parent.
         let mut order: Vec<usize> = (0..self.nodes.len()).collect();
         order.sort_by_key(|&node| self.nodes[node].start);
         let mut segment_of = vec![0; order.len()];
@@ -253,8 +257,8 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
         Ok(Plan { batch, ids, texts, given, kept })
     }
 
-    /// What is worth keeping: the longest of what texts share, what most texts have first, and no more
-    /// than the cache has room for.
+    /// The prefixes that are put into the cache: the longest ones that texts share. If they exceed the size of the
+    /// cache, those that most texts share are chosen.
     fn kept(&self, batch: &Ragged, segment_of: &[usize], max_kept: usize) -> Vec<Kept> {
         let is_candidate = |node: &Node| node.is_shared && node.given.is_none();
         let mut is_continued = vec![false; self.nodes.len()];
@@ -273,10 +277,10 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
         }
         let mut longest: Vec<usize> = (0..self.nodes.len())
             .filter(|&idx| is_candidate(&self.nodes[idx]) && !is_continued[idx])
-            .filter(|&idx| self.nodes[idx].end.min(max_kept) >= LEAST_KEPT)
+            .filter(|&idx| self.nodes[idx].end.min(max_kept) >= MIN_KEPT)
             .collect();
         longest.sort_by_key(|&idx| std::cmp::Reverse(n_texts[idx]));
-        // A prefix may take half of the cache.
+        // `max_kept` tokens are half of the cache.
         let mut room = 2 * max_kept;
         let kept = longest.into_iter().map_while(|idx| {
             let n_tokens = self.nodes[idx].end.min(max_kept);
@@ -302,7 +306,7 @@ impl Node {
 mod tests {
     use super::*;
 
-    /// Texts in order, in one batch, with nothing known.
+    /// Plans all texts as one batch, with an empty cache.
     fn plan(texts: &[&[u32]], max_kept: usize) -> Plan {
         let (plan, n_texts) =
             shared(texts, &order(texts), usize::MAX, &Known::default(), max_kept).unwrap();
@@ -310,7 +314,7 @@ mod tests {
         plan
     }
 
-    /// The tokens from the beginning of a text's path to its end, as the rows of the batch have them.
+    /// The tokens in the rows of a text, from its first segment to its last one.
     fn tokens_of(plan: &Plan, last: usize) -> Vec<u32> {
         let batch = &plan.batch;
         let row = batch.n_rows() - batch.n_last() + last;
@@ -319,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn every_text_lies_along_its_path() {
+    fn rows_of_each_text_contain_its_tokens() {
         let texts: [&[u32]; 8] = [
             &[1, 2, 3, 4, 5, 6],
             &[1, 2, 3, 4, 5],
@@ -335,14 +339,13 @@ mod tests {
         for &(text, last) in &plan.texts {
             assert_eq!(tokens_of(&plan, last), texts[text]);
         }
-        // Each goes on where the one before ends, 1 2 3 4 7 … behind 1 2, because 3 4 alone are too few,
-        // and 8 8 behind the 7s, which the other shares.
+        // Computed are 1, 2, 3 4 5, 6, 3 4 7 7 7 7 7 (sharing 3 4 would make a segment of two tokens), 8 8 and 9.
         assert_eq!(plan.ids.len(), 1 + 1 + 3 + 1 + 7 + 2 + 1);
         assert_eq!(plan.batch.n_last(), 7);
     }
 
     #[test]
-    fn batches_of_whole_texts_are_filled_in_order_and_a_long_text_goes_alone() {
+    fn fills_batches_in_order_and_puts_a_long_text_into_its_own() {
         let batches = |lengths: &[usize], budget| -> Vec<usize> {
             let texts: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![0; n]).collect();
             let (mut plans, mut start) = (Vec::new(), 0);
@@ -363,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_have_as_many_tokens_as_are_computed() {
+    fn counts_only_computed_tokens_against_the_budget() {
         let n_batches = |texts: &[&[u32]], budget| {
             let order = order(texts);
             let (mut rest, mut batches) = (order.as_slice(), Vec::new());
@@ -385,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_do_not_repeat_many_keys() {
+    fn limits_the_keys_that_are_packed_again() {
         let text = |start: u32| [vec![1; KEY_BLOCK - 1], vec![start, 5, 6]].concat();
         let texts: Vec<Vec<u32>> = (10..1010).map(text).collect();
         let (budget, order) = (1000, order(&texts));
@@ -393,16 +396,16 @@ mod tests {
         let batch = &plan.batch;
         let starts = (0..batch.n_segments()).map(|segment| batch.positions_of(segment).start);
         let n_repeated: usize = starts.map(|start| start % KEY_BLOCK).sum();
-        assert_eq!(n_texts, MOST_REPEATED * budget / (KEY_BLOCK - 1));
-        assert!(n_repeated <= MOST_REPEATED * budget, "{n_repeated}");
-        // Where a whole block is shared, nothing is repeated.
+        assert_eq!(n_texts, MAX_REPEATED_PER_TOKEN * budget / (KEY_BLOCK - 1));
+        assert!(n_repeated <= MAX_REPEATED_PER_TOKEN * budget, "{n_repeated}");
+        // If texts share a whole block, no keys are packed again.
         let texts: Vec<Vec<u32>> = texts.iter().map(|text| [&[9], &text[..]].concat()).collect();
         let (_, n_texts) = shared(&texts, &order, budget, &Known::default(), 0).unwrap();
         assert_eq!(n_texts, (budget - KEY_BLOCK) / 3);
     }
 
     #[test]
-    fn what_most_texts_share_is_kept_as_far_as_there_is_room() {
+    fn keeps_the_most_shared_prefixes_that_fit_in_the_cache() {
         let text = |prefix: u32, n: usize, last: u32| [vec![prefix; n], vec![last; 5]].concat();
         let texts = [
             text(1, 10, 50),

@@ -1,7 +1,7 @@
-//! Keys and values of what texts begin with, kept from call to call.
+//! The prefix cache: keys and values of the tokens with which texts begin, kept from call to call.
 //!
-//! What is worth keeping shows in two ways: texts of one batch begin with it, or a text begins as one
-//! of an earlier call did. The second is why the tokens of a few earlier texts are remembered.
+//! A prefix is kept if several texts of a batch begin with it, or if a text begins with the same tokens as a text of an
+//! earlier call. For the second case, the cache remembers the tokens of a few earlier texts.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,18 +9,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 
-/// The keys and values of the tokens that texts begin with.
+/// A sequence of tokens with which texts begin, and its keys and values.
 #[derive(Debug)]
 pub(crate) struct Prefix {
     pub(crate) tokens: Vec<u32>,
-    /// For each layer, [tokens, 2 · K · D].
+    /// The keys and values of each layer, with the shape [tokens, 2 · K · D].
     pub(crate) layers: Vec<Tensor>,
 }
 
-/// Prefixes that were used last, of limited size. Callers share it.
+/// A cache of limited size with the most recently used prefixes. It may be used by several threads.
 #[derive(Debug)]
 pub(crate) struct PrefixCache {
-    /// In bytes; nothing is kept at zero.
+    /// The size in bytes. With 0, nothing is kept.
     capacity: usize,
     bytes_per_token: usize,
     state: Mutex<State>,
@@ -30,44 +30,44 @@ pub(crate) struct PrefixCache {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The one that was used last comes last.
+    /// In the order of their last use, the most recent one last.
     prefixes: Vec<Arc<Prefix>>,
-    /// What texts of earlier calls began with.
+    /// The first tokens of texts of earlier calls.
     earlier: VecDeque<Arc<[u32]>>,
 }
 
-/// What a cache had when it was looked at.
+/// A snapshot of the contents of the cache.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     prefixes: Vec<Arc<Prefix>>,
     earlier: Vec<Arc<[u32]>>,
 }
 
-/// Prefixes at most, so that looking through them takes no time.
-const MOST_PREFIXES: usize = 256;
+/// The most prefixes in the cache. The limit keeps searching them fast.
+const MAX_PREFIXES: usize = 256;
 
-/// Earlier texts that are remembered.
-const MOST_EARLIER: usize = 32;
+/// The number of earlier texts that are remembered.
+const MAX_EARLIER_TEXTS: usize = 32;
 
 impl PrefixCache {
-    /// An empty cache of so many bytes for prefixes that take so many for each token.
+    /// An empty cache of `capacity` bytes. A token of a prefix needs `bytes_per_token`.
     pub(crate) fn new(capacity: usize, bytes_per_token: usize) -> Self {
         let (hits, tokens_saved) = Default::default();
         Self { capacity, bytes_per_token, state: Mutex::default(), hits, tokens_saved }
     }
 
-    /// The most tokens of a prefix: one may take half of the cache.
+    /// The most tokens of a prefix, which may use half of the cache.
     pub(crate) fn max_tokens(&self) -> usize {
         self.capacity / 2 / self.bytes_per_token.max(1)
     }
 
-    /// What there is now.
+    /// A snapshot of the contents.
     pub(crate) fn known(&self) -> Known {
         let state = self.state();
         Known { prefixes: state.prefixes.clone(), earlier: state.earlier.iter().cloned().collect() }
     }
 
-    /// Notes that the first tokens of a prefix were used.
+    /// Notes that the first `n_tokens` tokens of a prefix were used.
     pub(crate) fn note_use(&self, prefix: &Arc<Prefix>, n_tokens: usize) {
         self.hits.fetch_add(1, Relaxed);
         self.tokens_saved.fetch_add(n_tokens as u64, Relaxed);
@@ -77,7 +77,7 @@ impl PrefixCache {
         }
     }
 
-    /// Remembers what texts began with.
+    /// Remembers the first tokens of texts.
     pub(crate) fn note_texts<'a>(&self, texts: impl Iterator<Item = &'a [u32]>) {
         let max_tokens = self.max_tokens();
         if max_tokens == 0 {
@@ -89,15 +89,15 @@ impl PrefixCache {
             if earlier.iter().any(|other| **other == *text) {
                 continue;
             }
-            if earlier.len() == MOST_EARLIER {
+            if earlier.len() == MAX_EARLIER_TEXTS {
                 earlier.pop_front();
             }
             earlier.push_back(text.into());
         }
     }
 
-    /// Adds a prefix. One that it continues, or that has no room beside it, makes way, those that were
-    /// not used for longest first.
+    /// Adds a prefix. It replaces prefixes that are a beginning of it. If the cache is full, the least recently used
+    /// prefixes are removed.
     pub(crate) fn insert(&self, prefix: Prefix) {
         if prefix.tokens.is_empty() || prefix.tokens.len() > self.max_tokens() {
             return;
@@ -109,7 +109,7 @@ impl PrefixCache {
         prefixes.retain(|other| !prefix.tokens.starts_with(&other.tokens));
         prefixes.push(Arc::new(prefix));
         let mut excess = self.bytes_of(prefixes).saturating_sub(self.capacity);
-        let mut n_removed = prefixes.len().saturating_sub(MOST_PREFIXES);
+        let mut n_removed = prefixes.len().saturating_sub(MAX_PREFIXES);
         for prefix in prefixes.iter() {
             if excess == 0 {
                 break;
@@ -120,8 +120,8 @@ impl PrefixCache {
         prefixes.drain(..n_removed.min(prefixes.len()));
     }
 
-    /// Times that a prefix was used, tokens that were not computed for that, and bytes that the
-    /// prefixes take.
+    /// The number of times that a prefix was used, the number of tokens that were not computed because of that, and the
+    /// bytes of all prefixes.
     pub(crate) fn counts(&self) -> [u64; 3] {
         let bytes = self.bytes_of(&self.state().prefixes);
         [self.hits.load(Relaxed), self.tokens_saved.load(Relaxed), bytes as u64]
@@ -131,26 +131,26 @@ impl PrefixCache {
         prefixes.iter().map(|prefix| prefix.tokens.len() * self.bytes_per_token).sum()
     }
 
-    /// A poisoned lock holds whole prefixes nevertheless: nothing in here panics half-way.
+    /// Ignores poisoning: no method panics while the state is inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Known {
-    /// The prefix that has most of the first tokens of a text, and how many.
+    /// The prefix that has the most tokens in common with the beginning of a text, and the number of these tokens.
     pub(crate) fn longest(&self, tokens: &[u32]) -> Option<(&Arc<Prefix>, usize)> {
         let common = self.prefixes.iter().map(|prefix| (prefix, common(&prefix.tokens, tokens)));
         common.max_by_key(|&(_, n_tokens)| n_tokens)
     }
 
-    /// How many tokens a text has in common with the beginning of an earlier one.
+    /// The most tokens that the beginning of a text has in common with an earlier text.
     pub(crate) fn seen(&self, tokens: &[u32]) -> usize {
         self.earlier.iter().map(|earlier| common(earlier, tokens)).max().unwrap_or(0)
     }
 }
 
-/// How many tokens two texts begin with together.
+/// The number of tokens that the beginnings of two texts have in common.
 pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_prefix_that_was_not_used_for_longest_makes_way() {
+    fn removes_the_least_recently_used_prefix() {
         let cache = PrefixCache::new(60, 10);
         assert_eq!(cache.max_tokens(), 3);
         for tokens in [[1, 1], [2, 2], [3, 3]] {
@@ -181,18 +181,18 @@ mod tests {
         insert(&cache, &[5, 5, 5]);
         assert_eq!(kept(&cache), [vec![1, 1], vec![4], vec![5, 5, 5]]);
         assert_eq!(cache.counts(), [1, 2, 60]);
-        // Too long, too short, or there already.
+        // These are not added: too long, empty, the beginning of another prefix, or already in the cache.
         for tokens in [&[6, 6, 6, 6][..], &[], &[5, 5], &[4]] {
             insert(&cache, tokens);
         }
         assert_eq!(cache.counts()[2], 60);
-        // One that it continues makes way for it.
+        // A longer prefix replaces its beginning.
         insert(&cache, &[4, 4]);
         assert_eq!(kept(&cache), [vec![5, 5, 5], vec![4, 4]]);
     }
 
     #[test]
-    fn without_room_nothing_is_kept() {
+    fn keeps_nothing_with_a_size_of_zero() {
         let cache = PrefixCache::new(0, 10);
         insert(&cache, &[1]);
         cache.note_texts([&[1, 2][..]].into_iter());
@@ -201,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn no_more_prefixes_and_texts_are_kept_than_can_be_looked_through() {
+    fn limits_the_number_of_prefixes_and_texts() {
         let cache = PrefixCache::new(1 << 20, 1);
         for i in 0..1000 {
             insert(&cache, &[i]);
             cache.note_texts([&[i, 7][..], &[i, 7]].into_iter());
         }
         let known = cache.known();
-        assert_eq!([known.prefixes.len(), known.earlier.len()], [MOST_PREFIXES, MOST_EARLIER]);
+        assert_eq!([known.prefixes.len(), known.earlier.len()], [MAX_PREFIXES, MAX_EARLIER_TEXTS]);
         assert_eq!(known.longest(&[999, 5]).unwrap().1, 1);
         assert_eq!([known.seen(&[999, 7, 8]), known.seen(&[0, 7])], [2, 0]);
     }

@@ -1,37 +1,36 @@
-/// Whether what texts have in common is computed once.
+/// Whether tokens that texts have in common are computed once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Sharing {
-    /// Tokens that texts begin with are computed once, equal texts too, and the last layer only as far
-    /// as the answer needs it. The keys and values of what texts began with are kept for later calls,
-    /// in so many bytes at most; none with 0. On the processor, vectors are the same, bit
-    /// for bit, as with [`Off`](Self::Off).
+    /// A token sequence with which several texts begin is computed once, and so are equal texts. The last layer
+    /// computes queries only for the last token of each text. A prefix cache keeps the keys and values of common
+    /// beginnings for later calls. On the CPU, vectors are the same as with [`Off`](Self::Off), bit for bit.
     On {
-        /// Bytes that keys and values take at most.
+        /// The size of the prefix cache in bytes. With 0, nothing is kept between calls.
         cache_bytes: usize,
     },
-    /// Every token of every text is computed in every layer: for comparison.
+    /// Every token of every text is computed in every layer. Use this to measure what sharing saves.
     Off,
 }
 
 impl Default for Sharing {
-    /// On, with 128 MiB.
+    /// [`On`](Self::On) with a prefix cache of 128 MiB.
     fn default() -> Self {
         Self::On { cache_bytes: 128 << 20 }
     }
 }
 
-/// What a model has computed and what sharing has saved it since it was loaded, over all calls.
+/// Counts of the tokens that a model has computed and of those that sharing saved, since the model was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SharingCounts {
-    /// Tokens of all texts.
+    /// The tokens of all texts.
     pub n_tokens: u64,
-    /// Tokens that were computed.
+    /// The tokens that were computed.
     pub n_computed: u64,
-    /// Times that a kept prefix was found.
+    /// The number of times that a prefix was found in the cache.
     pub cache_hits: u64,
-    /// Tokens that were not computed because they were found.
+    /// The tokens that were not computed because they were found in the cache.
     pub cache_tokens: u64,
-    /// Bytes that the kept keys and values take now.
+    /// The bytes that the prefix cache uses now.
     pub cache_bytes: u64,
 }

@@ -1,33 +1,29 @@
-//! LoRA adapters, as PEFT writes them: two thin matrices for some of the linear layers, whose product is
-//! added to a layer's weight as it is read.
+//! LoRA adapters in the format of PEFT: two thin matrices for some of the linear layers, whose product is added
+//! to a layer's weight when the weight is read.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
-use crate::checkpoint::weights::Weights;
+use crate::checkpoint::low_rank::LowRankUpdate;
+use crate::checkpoint::safetensors;
+use crate::checkpoint::sentence_transformers::SentenceTransformers;
 use crate::{Config, Error, Result};
 
-/// An adapter's updates, by the names of the weights.
+/// The folder of a LoRA adapter in the format of PEFT. Its weights are read when the adapter is added to a
+/// checkpoint.
 #[derive(Debug)]
-pub(crate) struct Adapter {
-    updates: HashMap<String, Arc<Update>>,
+pub struct Adapter {
+    dir: PathBuf,
+    /// `adapter_config.json`.
+    fields: Fields,
+    repository: SentenceTransformers,
 }
 
-/// What is added to a weight, [O, I]: `b · a`.
-#[derive(Debug)]
-pub(crate) struct Update {
-    /// [rank, I]
-    a: Vec<f32>,
-    /// [O, rank], times the adapter's scale.
-    b: Vec<f32>,
-    rank: usize,
-}
-
-/// Settings that would change the result and are not implemented.
+/// Settings that would change the result and are not supported.
 const UNSUPPORTED: [&str; 15] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -46,17 +42,41 @@ const UNSUPPORTED: [&str; 15] = [
     "velora_config",
 ];
 
-/// Ways of initialising that leave the model's own weights as they are.
-const INITIALISATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+/// The values of `init_lora_weights` that do not change the weights of the base model.
+const INITIALIZATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 impl Adapter {
-    /// Reads `adapter_config.json` and `adapter_model.safetensors` in `dir`, an adapter of a model with
-    /// this configuration.
-    pub(crate) fn open(dir: &Path, config: &Config) -> Result<Self> {
+    /// Reads `adapter_config.json` in `dir`, and the files of sentence-transformers if there are any.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Json`] if a file cannot be read.
+    pub fn open(dir: &Path) -> Result<Self> {
         let fields = Fields::read(&dir.join("adapter_config.json"))?;
-        check_supported(&fields)?;
-        let path = dir.join("adapter_model.safetensors");
-        let weights = Weights::open_file(&path)?;
+        Ok(Self { dir: dir.to_path_buf(), fields, repository: SentenceTransformers::read(dir)? })
+    }
+
+    /// The adapter's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The fields of `adapter_config.json`.
+    pub fn fields(&self) -> &Fields {
+        &self.fields
+    }
+
+    /// The files of sentence-transformers in the adapter's folder.
+    pub(crate) fn repository(&self) -> &SentenceTransformers {
+        &self.repository
+    }
+
+    /// Reads `adapter_model.safetensors`, an adapter of a model with this configuration. Returns what is added to
+    /// each weight, by the weight's name.
+    pub(crate) fn updates(&self, config: &Config) -> Result<HashMap<String, Arc<LowRankUpdate>>> {
+        check_supported(&self.fields)?;
+        let path = self.dir.join("adapter_model.safetensors");
+        let weights = safetensors::open_file(&path)?;
         let mut updates = HashMap::new();
         for name in weights.names() {
             let unknown = || Error::AdapterTensor { path: path.clone(), name: name.to_owned() };
@@ -71,39 +91,24 @@ impl Adapter {
             if updates.contains_key(&key) {
                 continue;
             }
-            // A matrix without the other one is found to be missing here.
+            // If one of the two matrices is missing, reading it fails here.
             let [a, b] = ["A", "B"].map(|which| format!("{layer}.lora_{which}.weight"));
             let rank = weights.n_rows(&a).unwrap_or(1);
-            let scale = scale(&fields, module, rank)?;
+            let scale = scale(&self.fields, module, rank)?;
             let a = weights.values(&a, [rank, n_in])?;
             let mut b = weights.values(&b, [n_out, rank])?;
             b.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
-            updates.insert(key, Arc::new(Update { a, b, rank }));
+            updates.insert(key, Arc::new(LowRankUpdate::new(a, b, rank)));
         }
         if updates.is_empty() {
             let name = "base_model.model.layers.*.lora_A.weight".to_owned();
             return Err(Error::MissingTensor { path, name });
         }
-        Ok(Self { updates })
-    }
-
-    /// What is added to the weight `name`.
-    pub(crate) fn update(&self, name: &str) -> Option<Arc<Update>> {
-        self.updates.get(name).cloned()
+        Ok(updates)
     }
 }
 
-impl Update {
-    /// Adds the update of row `row_idx`.
-    pub(crate) fn add_to(&self, row_idx: usize, row: &mut [f32]) {
-        let b = &self.b[row_idx * self.rank..][..self.rank];
-        for (b, a) in b.iter().zip(self.a.chunks_exact(row.len())) {
-            row.iter_mut().zip(a).for_each(|(weight, a)| *weight += b * a);
-        }
-    }
-}
-
-/// Refuses kinds of adapters that are no plain LoRA of linear layers.
+/// Rejects adapters that are not plain LoRA adapters of linear layers.
 fn check_supported(fields: &Fields) -> Result<()> {
     fields.expect("peft_type", "\"LORA\"", |value| value == "LORA")?;
     fields.expect_if_present("bias", "\"none\"", |value| value == "none")?;
@@ -112,14 +117,14 @@ fn check_supported(fields: &Fields) -> Result<()> {
             |value: &Value| value == false || value.as_array().is_some_and(std::vec::Vec::is_empty);
         fields.expect_if_present(field, "null or false", is_off)?;
     }
-    let expected = format!("true, false or one of {}", INITIALISATIONS.join(", "));
+    let expected = format!("true, false or one of {}", INITIALIZATIONS.join(", "));
     fields.expect_if_present("init_lora_weights", &expected, |value| match value {
-        Value::String(name) => INITIALISATIONS.contains(&name.as_str()),
+        Value::String(name) => INITIALIZATIONS.contains(&name.as_str()),
         value => value.is_boolean(),
     })
 }
 
-/// What the product of the two matrices is multiplied with: α / rank, or α / √rank.
+/// The factor of the matrix product `b · a`: α / rank, or α / √rank.
 ///
 /// # Source
 ///
@@ -130,21 +135,18 @@ fn scale(fields: &Fields, module: &str, rank: usize) -> Result<f64> {
         None => fields.positive("lora_alpha")?,
     };
     let rank = rank as f64;
-    let is_stabilised = fields.flag("use_rslora", false)?;
-    Ok(alpha / if is_stabilised { rank.sqrt() } else { rank })
+    let is_stabilized = fields.flag("use_rslora", false)?;
+    Ok(alpha / if is_stabilized { rank.sqrt() } else { rank })
 }
 
-/// The α that `alpha_pattern` has for a module, by its name or the end of it. PEFT takes the first one in
-/// the file, whose order is lost here: where there are two, they must be the same.
+/// The α that `alpha_pattern` contains for a module. A key matches the name of the module or the end of the name. PEFT
+/// uses the first match in the file. The order of the file is lost here, so several matches must have the same α.
 fn pattern(fields: &Fields, module: &str) -> Result<Option<f64>> {
     let patterns = fields.get("alpha_pattern").and_then(Value::as_object);
     let mut found: Option<(&str, f64)> = None;
     for (name, alpha) in patterns.into_iter().flatten() {
-        let error = |expected: &str| Error::Field {
-            path: fields.path.clone(),
-            field: format!("alpha_pattern.{name}"),
-            expected: expected.to_owned(),
-            got: alpha.to_string(),
+        let error = |expected: &str| {
+            fields.error_with(&format!("alpha_pattern.{name}"), expected, alpha.to_string())
         };
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
         if !name.chars().all(is_plain) {
@@ -158,7 +160,7 @@ fn pattern(fields: &Fields, module: &str) -> Result<Option<f64>> {
         let alpha = alpha.ok_or_else(|| error("a number above 0"))?;
         match found {
             Some((other, same)) if same != alpha => {
-                let expected = format!("{same}, as `{other}` has it for `{module}`");
+                let expected = format!("{same}, as in `{other}`, which matches `{module}`, too");
                 return Err(error(&expected));
             }
             _ => found = Some((name, alpha)),

@@ -1,27 +1,27 @@
-//! The classes that a checkpoint may be of: those of transformers, and two of checkpoints with code of
-//! their own. That code is not run; what it computes is known from public sources.
+//! The model classes that a checkpoint may name: the classes of transformers, and two classes of repositories with
+//! their own code. That code is not run. What it computes is implemented here, after public descriptions.
 
 use serde_json::Value;
 
 use crate::Result;
 use crate::checkpoint::fields::Fields;
 
-/// The class of a checkpoint.
+/// The model class of a checkpoint.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Class {
-    /// Its name, if the configuration has one.
+    /// The name of the class, if the configuration has one.
     pub(crate) name: Option<String>,
-    /// Whether every token sees every other token, whatever else the configuration says.
+    /// Whether attention is bidirectional, whatever other fields of the configuration say.
     pub(crate) is_bidirectional: bool,
-    /// Whether a linear layer, `linear.weight`, may stand behind the decoder.
+    /// Whether a linear layer, `linear.weight`, may follow the decoder.
     pub(crate) may_project: bool,
 }
 
-/// A class of a checkpoint's own code.
+/// A class that is defined by the code of a repository.
 struct OwnCode {
     model_type: &'static str,
     name: &'static str,
-    /// The class as `auto_map` names it: the file's name, a dot, the class.
+    /// The class in `auto_map`: the name of the Python file, a dot, and the name of the class.
     auto_model: &'static str,
     may_project: bool,
 }
@@ -32,14 +32,13 @@ const QWEN3: &str = "qwen3";
 /// The classes of transformers.
 const STOCK: [&str; 3] = ["Qwen3Model", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification"];
 
-/// The classes of own code that are known. Both are the decoder of transformers with attention in both
-/// directions.
+/// The supported classes of repositories with their own code. Both are the decoder of transformers with bidirectional
+/// attention.
 ///
 /// # Source
 ///
-/// `Qwen3BidirectionalModel` is that of voyage-4-nano, as vLLM (`voyage.py`) and text-embeddings-inference
-/// (`qwen3.rs`) have it. `PPLXQwen3Model` is that of pplx-embed-v1, as text-embeddings-inference
-/// (`pplx1.rs`) has it.
+/// `Qwen3BidirectionalModel` is the class of voyage-4-nano, as in vLLM (`voyage.py`) and text-embeddings-inference
+/// (`qwen3.rs`). `PPLXQwen3Model` is the class of pplx-embed-v1, as in text-embeddings-inference (`pplx1.rs`).
 const OWN_CODE: [OwnCode; 2] = [
     OwnCode {
         model_type: QWEN3,
@@ -55,12 +54,11 @@ const OWN_CODE: [OwnCode; 2] = [
     },
 ];
 
-/// The class of pplx-embed-context.
+/// The class of pplx-embed-context, which is not supported.
 const LATE_CHUNKING: &str = "modeling.PPLXQwen3ContextualModel";
 
 impl Class {
-    /// The class that `config.json` names. Other classes have code or heads that are not known, and are
-    /// refused.
+    /// Reads the class that `config.json` names. Fails for classes whose code or head is not supported.
     pub(crate) fn read(fields: &Fields) -> Result<Self> {
         let auto_model = auto_model(fields)?;
         let first = fields.get("architectures").and_then(|classes| classes.get(0));
@@ -89,11 +87,11 @@ impl Class {
     }
 }
 
-/// What `auto_map` has for `AutoModel`, if it has one: a class that is known.
+/// The class that `auto_map` names for `AutoModel`. `None` without one. Fails for classes that are not supported.
 fn auto_model(fields: &Fields) -> Result<Option<&str>> {
     let Some(map) = fields.get("auto_map") else { return Ok(None) };
     let known = OWN_CODE.map(|own| own.auto_model).join(" or ");
-    let expected = format!("no AutoModel with code of its own other than {known}");
+    let expected = format!("no AutoModel with its own code, except {known}");
     let refused = |expected: String| Err(fields.error("auto_map", expected));
     let Some(map) = map.as_object() else { return refused(expected) };
     let mut models = map.iter().filter(|(key, _)| key.starts_with("AutoModel"));
@@ -102,7 +100,7 @@ fn auto_model(fields: &Fields) -> Result<Option<&str>> {
         (Some((key, Value::String(name))), None) if key == "AutoModel" => name,
         _ => return refused(expected),
     };
-    // `owner/name--` before it is the repository that the code is in.
+    // `owner/name--` before the class names the repository that contains the code.
     let auto_model = auto_model.rsplit("--").next().unwrap_or(auto_model);
     if auto_model == LATE_CHUNKING {
         let reason =

@@ -5,67 +5,129 @@ use serde_json::Value;
 use crate::checkpoint::file::read_file;
 use crate::{Error, Result};
 
-/// A JSON object whose fields are read one by one, so that each error names its field.
-pub(crate) struct Fields {
-    pub(crate) path: PathBuf,
-    pub(crate) value: Value,
+/// The fields of a JSON file, or of a GGUF file's metadata.
+///
+/// A field is named by its path in the file, with dots between the names of nested objects and the indices of
+/// arrays: `rope_scaling.rope_type`, `0.type`. Every error names the file and the field.
+#[derive(Debug, Clone)]
+pub struct Fields {
+    path: PathBuf,
+    value: Value,
 }
 
+/// The largest count that a file may contain. The product of two counts, and so the size of every tensor, then
+/// fits in 64 bits.
+const MAX_COUNT: u64 = 1 << 28;
+
 impl Fields {
-    /// Reads the contents of a JSON file.
+    /// Fields that were read from the file at `path`.
+    pub(crate) fn new(path: &Path, value: Value) -> Self {
+        Self { path: path.to_path_buf(), value }
+    }
+
+    /// Parses the contents of a JSON file. Errors name `path`.
     pub(crate) fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         let value = serde_json::from_slice(json)
             .map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
-        Ok(Self { path: path.to_path_buf(), value })
+        Ok(Self::new(path, value))
     }
 
     /// Reads a JSON file.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the file cannot be read, [`Error::Json`] if it is not valid JSON.
+    pub fn read(path: &Path) -> Result<Self> {
         Self::from_json(&read_file(path)?, path)
     }
 
-    /// An array as an object whose keys are numbers.
-    pub(crate) fn numbered(mut self) -> Self {
-        if let Value::Array(items) = self.value {
-            let numbered = items.into_iter().enumerate();
-            self.value = numbered.map(|(idx, item)| (idx.to_string(), item)).collect();
-        }
-        self
+    /// Reads a JSON file if it exists.
+    pub(crate) fn read_if_present(path: &Path) -> Result<Option<Self>> {
+        if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
     }
 
-    /// The field at a dotted path; JSON's null is the same as absent.
-    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
-        let value = field.split('.').try_fold(&self.value, |value, key| value.get(key))?;
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of elements, if the file contains an array, or of fields, if it contains an object.
+    pub(crate) fn len(&self) -> usize {
+        match &self.value {
+            Value::Array(items) => items.len(),
+            Value::Object(fields) => fields.len(),
+            _ => 0,
+        }
+    }
+
+    /// The value of `field`, or `None` if the field is absent or null.
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        let value = field.split('.').try_fold(&self.value, |value, key| match value {
+            Value::Array(items) => items.get(key.parse::<usize>().ok()?),
+            value => value.get(key),
+        })?;
         (!value.is_null()).then_some(value)
     }
 
-    pub(crate) fn error(&self, field: &str, expected: String) -> Error {
+    /// The error that `field` has another value than `expected`.
+    pub fn error(&self, field: &str, expected: impl Into<String>) -> Error {
         let got = self.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string);
-        Error::Field { path: self.path.clone(), field: field.to_owned(), expected, got }
+        self.error_with(field, expected, got)
     }
 
-    pub(crate) fn expect(
+    /// The error that `field` has the value `got`, which is described in words, and not `expected`.
+    pub fn error_with(
+        &self,
+        field: &str,
+        expected: impl Into<String>,
+        got: impl Into<String>,
+    ) -> Error {
+        let (path, field) = (self.path.clone(), field.to_owned());
+        Error::Field { path, field, expected: expected.into(), got: got.into() }
+    }
+
+    /// Checks the value of `field`, which must be present.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Field`] with `expected` if `is_expected` is false.
+    pub fn expect(
         &self,
         field: &str,
         expected: &str,
-        ok: impl Fn(&Value) -> bool,
+        is_expected: impl Fn(&Value) -> bool,
     ) -> Result<()> {
         match self.get(field) {
-            Some(value) if ok(value) => Ok(()),
-            _ => Err(self.error(field, expected.to_owned())),
+            Some(value) if is_expected(value) => Ok(()),
+            _ => Err(self.error(field, expected)),
         }
     }
 
-    /// Like [`expect`](Self::expect), but the field may be absent.
-    pub(crate) fn expect_if_present(
+    /// Checks the value of `field`, which may be absent.
+    ///
+    /// # Errors
+    ///
+    /// As [`expect`](Self::expect).
+    pub fn expect_if_present(
         &self,
         field: &str,
         expected: &str,
-        ok: impl Fn(&Value) -> bool,
+        is_expected: impl Fn(&Value) -> bool,
     ) -> Result<()> {
-        if self.get(field).is_some() { self.expect(field, expected, ok) } else { Ok(()) }
+        if self.get(field).is_some() { self.expect(field, expected, is_expected) } else { Ok(()) }
     }
 
+    /// The string in `field`, or `None` if the field is absent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Field`] if the value is no string.
+    pub fn string(&self, field: &str) -> Result<Option<&str>> {
+        self.expect_if_present(field, "a string", Value::is_string)?;
+        Ok(self.get(field).and_then(Value::as_str))
+    }
+
+    /// The positive integer in `field`, which must be present.
     pub(crate) fn count(&self, field: &str) -> Result<usize> {
         match self.get(field).and_then(Value::as_u64) {
             Some(value) if (1..=MAX_COUNT).contains(&value) => Ok(value as usize),
@@ -73,22 +135,19 @@ impl Fields {
         }
     }
 
+    /// The positive number in `field`, which must be present.
     pub(crate) fn positive(&self, field: &str) -> Result<f64> {
         match self.get(field).and_then(Value::as_f64) {
             Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-            _ => Err(self.error(field, "a number above 0".into())),
+            _ => Err(self.error(field, "a number above 0")),
         }
     }
 
-    /// A boolean, and what it is where it is absent.
-    pub(crate) fn flag(&self, field: &str, absent: bool) -> Result<bool> {
+    /// The boolean in `field`, or `default` if the field is absent.
+    pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool> {
         match self.get(field) {
-            None => Ok(absent),
-            Some(value) => value.as_bool().ok_or_else(|| self.error(field, "true or false".into())),
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.error(field, "true or false")),
         }
     }
 }
-
-/// Numbers above this in config.json are taken for damage: they keep every product of two of them,
-/// and so every tensor's size, within 64 bits.
-const MAX_COUNT: u64 = 1 << 28;

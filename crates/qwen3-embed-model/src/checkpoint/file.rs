@@ -1,4 +1,4 @@
-//! Files: nothing else in this crate reads any.
+//! Reading and mapping files. No other file of this crate touches the file system.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,12 +11,12 @@ use memmap2::UncheckedAdvice;
 
 use crate::{Error, Result};
 
-/// A whole file.
+/// Reads a whole file.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
 }
 
-/// A file, or a part of one, in memory.
+/// The contents of a file, or of a part of a file.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     pub(crate) path: PathBuf,
@@ -25,9 +25,9 @@ pub(crate) struct MappedFile {
 
 #[derive(Debug)]
 enum Contents {
-    /// Pages of the file, which the system may drop and read again.
+    /// A memory map. The system may drop its pages and read them from the file again.
     Mapped(Mmap),
-    /// A copy, which the system keeps.
+    /// A copy in memory.
     Copied(Vec<u8>),
 }
 
@@ -36,18 +36,17 @@ impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read-only. As with every memory-mapped file,
-        // soundness asks that nobody truncates or rewrites it in place while the model lives; the
-        // crate's documentation of `Model::load` says so.
+        // SAFETY: the map is read-only. Callers must not truncate or rewrite the file in place while it is mapped, as
+        // the documentation of `Checkpoint::open` requires.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self { path: path.to_path_buf(), contents: Contents::Mapped(map) })
     }
 
-    /// A copy of a part of the file.
+    /// Copies a part of the file into memory.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if there is no memory for it.
+    /// [`Error::Io`] if there is not enough memory.
     pub(crate) fn copy_of(&self, range: &Range<usize>) -> Result<Self> {
         let mut copy = Vec::new();
         let no_memory = |_| Error::Io {
@@ -62,7 +61,7 @@ impl MappedFile {
         Ok(Self { path: self.path.clone(), contents: Contents::Copied(copy) })
     }
 
-    /// What is in the file.
+    /// The contents.
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.contents {
             Contents::Mapped(map) => map,
@@ -70,12 +69,12 @@ impl MappedFile {
         }
     }
 
-    /// Lets the system have back the memory that some pages take.
+    /// Tells the system that the pages of `range` are not needed soon, so that it can reuse their memory.
     pub(crate) fn release(&self, range: &Range<usize>) {
         #[cfg(unix)]
         if let Contents::Mapped(map) = &self.contents {
-            // SAFETY: the map is read-only and backed by its file: what is read again comes from there.
-            // Advice that the system does not take costs memory and nothing else.
+            // SAFETY: the map is read-only and backed by its file, so a later access reads the same bytes from the
+            // file again. If the system ignores the advice, its memory stays in use.
             let _ = unsafe {
                 map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
             };

@@ -1,4 +1,4 @@
-//! The header of a GGUF file: its metadata, and where its tensors are.
+//! The header of a GGUF file: the metadata, and the positions of the tensors.
 //!
 //! ```text
 //! magic "GGUF" · version u32 · number of tensors u64 · number of metadata entries u64
@@ -7,81 +7,85 @@
 //! padding to general.alignment · the tensors' data, each at its offset from here
 //! ```
 //!
-//! Strings and arrays begin with their length. Everything is little-endian. Nothing is copied: keys,
-//! names and values are borrowed from the bytes of the file. No number of the file is believed: a
-//! count is compared with the bytes that are left before anything is made of it, and a tensor must lie
-//! within the file, at a multiple of the alignment and apart from all others.
+//! Strings and arrays begin with their length. Everything is little-endian. Strings and arrays of the metadata stay in
+//! the memory-mapped file, and the header keeps their positions.
+//!
+//! The parser does not trust the file. It compares a count with the number of bytes left before it allocates memory for
+//! the count. A tensor must lie within the file, at a multiple of the alignment, and must not overlap another tensor.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Number, Value as Json};
 
+use crate::checkpoint::file::MappedFile;
 use crate::checkpoint::stored_type::{GGUF_TYPES, StoredType};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 
-/// Where `general.alignment` is not given.
+/// The alignment of a file without `general.alignment`.
 const DEFAULT_ALIGNMENT: usize = 32;
 
-/// ggml's tensors have at most four dimensions.
+/// The most dimensions of a tensor in ggml.
 const MAX_DIMENSIONS: u32 = 4;
 
-/// The fewest bytes of a metadata entry: an empty key, a type and a value of one byte.
+/// The smallest metadata entry in bytes: an empty key, a type and a value of one byte.
 const MIN_ENTRY_BYTES: u64 = 8 + 4 + 1;
 
-/// The fewest bytes of a tensor's description: an empty name, one dimension, a type and an offset.
+/// The smallest description of a tensor in bytes: an empty name, one dimension, a type and an offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 
-/// What is written before the tensors' data.
+/// The part of the file before the data of the tensors.
 #[derive(Debug)]
-pub(crate) struct Header<'a> {
-    path: &'a Path,
-    metadata: HashMap<&'a str, Value<'a>>,
-    pub(crate) tensors: Vec<TensorInfo<'a>>,
+pub(crate) struct Header {
+    file: Arc<MappedFile>,
+    metadata: HashMap<String, Value>,
+    pub(crate) tensors: Vec<TensorInfo>,
 }
 
-/// Where a tensor's data are, and what they are.
+/// The description of a tensor.
 #[derive(Debug)]
-pub(crate) struct TensorInfo<'a> {
-    pub(crate) name: &'a str,
-    /// Rows first, as in a checkpoint; the file has them the other way round.
+pub(crate) struct TensorInfo {
+    pub(crate) name: String,
+    /// The number of rows first, as in safetensors files. GGUF files contain the dimensions in the opposite order.
     pub(crate) shape: Vec<usize>,
     pub(crate) stored_type: StoredType,
-    /// The bytes of the file that hold the data.
+    /// The bytes of the file that contain the data.
     pub(crate) range: Range<usize>,
-    /// Where the tensor is described.
+    /// The position of the description in the file.
     described_at: usize,
-    /// Where the data begin, from the end of the header.
+    /// The position of the data, counted from the end of the header.
     offset: u64,
 }
 
-/// A value of the metadata. Strings need not be UTF-8 until they are asked for.
-#[derive(Debug, Clone, Copy)]
-enum Value<'a> {
+/// A value of the metadata. Strings are checked to be UTF-8 when they are read.
+#[derive(Debug)]
+enum Value {
     Unsigned(u64),
     Signed(i64),
     F32(f32),
     F64(f64),
     Bool(bool),
-    String(&'a [u8]),
-    /// The type of the elements, and `n` of them.
+    /// The position of the bytes in the file.
+    String(Range<usize>),
+    /// The type of the elements, their number, and their position in the file.
     Array {
         of: u32,
         n: usize,
-        bytes: &'a [u8],
+        range: Range<usize>,
     },
 }
 
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
-impl<'a> Header<'a> {
-    /// Reads the header of the file whose contents are `bytes`; `path` is named in errors.
-    pub(crate) fn parse(bytes: &'a [u8], path: &'a Path) -> Result<Self> {
-        let mut reader = Reader { path, bytes, at: 0 };
+impl Header {
+    /// Parses the header of a file.
+    pub(crate) fn parse(file: &Arc<MappedFile>) -> Result<Self> {
+        let mut reader = Reader { path: &file.path, bytes: file.bytes(), at: 0 };
         reader.magic_and_version()?;
         let n_tensors = reader.count("the number of tensors", MIN_TENSOR_BYTES)?;
         let n_entries = reader.count("the number of metadata entries", MIN_ENTRY_BYTES)?;
@@ -90,37 +94,42 @@ impl<'a> Header<'a> {
             let at = reader.at;
             let key = reader.text("a metadata key")?;
             let value = reader.value(key)?;
-            if metadata.insert(key, value).is_some() {
-                return Err(reader.error(at, format!("key `{key}`"), "it once", "it twice"));
+            if metadata.insert(key.to_owned(), value).is_some() {
+                return Err(reader.error(at, format!("key `{key}`"), "one", "a second one"));
             }
         }
         let mut tensors = Vec::new();
         let mut names = HashSet::new();
         for _ in 0..n_tensors {
             let tensor = reader.tensor()?;
-            if !names.insert(tensor.name) {
+            if !names.insert(tensor.name.clone()) {
                 let what = format!("tensor `{}`", tensor.name);
-                return Err(reader.error(tensor.described_at, what, "it once", "it twice"));
+                return Err(reader.error(tensor.described_at, what, "one", "a second one"));
             }
             tensors.push(tensor);
         }
-        let mut header = Self { path, metadata, tensors };
+        let mut header = Self { file: file.clone(), metadata, tensors };
         header.place_tensors(&reader)?;
         Ok(header)
     }
 
     /// The file.
-    pub(crate) fn path(&self) -> &'a Path {
-        self.path
+    pub(crate) fn file(&self) -> &Arc<MappedFile> {
+        &self.file
+    }
+
+    /// The path of the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.file.path
     }
 
     /// The tensor with this name in the file.
-    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo<'a>> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.iter().find(|tensor| tensor.name == name)
     }
 
-    /// A metadata value as JSON: a number or a string as what it is, an array as a description.
-    /// `f32` values become the shortest decimal that is written so: 1e-6, not 9.99999997e-7.
+    /// The value at `key` as JSON. An array is only described by its length. An f32 becomes the f64 with the same
+    /// shortest decimal: 1e-6, not 9.99999997e-7.
     pub(crate) fn json(&self, key: &str) -> Option<Json> {
         let number =
             |value: f64| Number::from_f64(value).map_or(value.to_string().into(), Json::from);
@@ -130,15 +139,15 @@ impl<'a> Header<'a> {
             Value::F32(value) => number(value.to_string().parse().unwrap_or(f64::NAN)),
             Value::F64(value) => number(value),
             Value::Bool(value) => value.into(),
-            Value::String(value) => String::from_utf8_lossy(value).into(),
+            Value::String(ref range) => String::from_utf8_lossy(self.bytes(range)).into(),
             Value::Array { n, .. } => format!("an array of {n}").into(),
         })
     }
 
     /// The string at `key`.
-    pub(crate) fn string(&self, key: &str) -> Result<&'a str> {
+    pub(crate) fn string(&self, key: &str) -> Result<&str> {
         match self.metadata.get(key) {
-            Some(Value::String(bytes)) => str::from_utf8(bytes).ok(),
+            Some(Value::String(range)) => str::from_utf8(self.bytes(range)).ok(),
             _ => None,
         }
         .ok_or_else(|| self.field(key, "a string of UTF-8"))
@@ -147,10 +156,11 @@ impl<'a> Header<'a> {
     /// The array of strings at `key`.
     pub(crate) fn strings(&self, key: &str) -> Result<Vec<String>> {
         let not_strings = || self.field(key, "an array of UTF-8 strings");
-        let Some(&Value::Array { of: STRING, n, bytes }) = self.metadata.get(key) else {
+        let Some(&Value::Array { of: STRING, n, ref range }) = self.metadata.get(key) else {
             return Err(not_strings());
         };
-        let mut reader = Reader { path: self.path, bytes, at: 0 };
+        let bytes = &self.file.bytes()[..range.end];
+        let mut reader = Reader { path: self.path(), bytes, at: range.start };
         let mut strings = Vec::new();
         for _ in 0..n {
             let string = str::from_utf8(reader.string(key)?).map_err(|_| not_strings())?;
@@ -162,26 +172,30 @@ impl<'a> Header<'a> {
     /// The array of 32-bit integers at `key`.
     pub(crate) fn integers(&self, key: &str) -> Result<Vec<i32>> {
         match self.metadata.get(key) {
-            // Of u32, i32: the same bytes for every number that has a meaning.
-            Some(&Value::Array { of: 4 | 5, bytes, .. }) => {
+            // Converters write i32 or u32. The bytes are the same, because no value is negative or above i32::MAX.
+            Some(&Value::Array { of: 4 | 5, ref range, .. }) => {
+                let bytes = self.bytes(range);
                 Ok(bytes.as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes)).collect())
             }
             _ => Err(self.field(key, "an array of 32-bit integers")),
         }
     }
 
-    /// An error about the value at `key`.
+    fn bytes(&self, range: &Range<usize>) -> &[u8] {
+        &self.file.bytes()[range.clone()]
+    }
+
+    /// The error that the value at `key` is another one than `expected`.
     pub(crate) fn field(&self, key: &str, expected: &str) -> Error {
         let got = self.json(key).map_or_else(|| "nothing".to_owned(), |value| value.to_string());
-        let (path, expected) = (self.path.to_path_buf(), expected.to_owned());
+        let (path, expected) = (self.path().to_path_buf(), expected.to_owned());
         Error::Field { path, field: key.to_owned(), expected, got }
     }
 
-    /// Finds out where each tensor's data lie, and that they lie where they may. `reader` is at the
-    /// end of the header.
+    /// Computes and checks the position of each tensor's data. `reader` is at the end of the header.
     fn place_tensors(&mut self, reader: &Reader<'_>) -> Result<()> {
         let alignment = self.alignment()?;
-        // In 64 bits, which neither the length of a file nor this sum can exceed.
+        // In u64, because usize may have 32 bits.
         let data = (reader.at as u64).next_multiple_of(alignment as u64);
         for tensor in &mut self.tensors {
             let what = format!("the data of tensor `{}`", tensor.name);
@@ -201,7 +215,7 @@ impl<'a> Header<'a> {
                 _ => {
                     let expected = format!("{} bytes within the file", tensor.range.len());
                     let file = reader.bytes.len();
-                    let got = format!("offset {} behind {data} of {file} bytes", tensor.offset);
+                    let got = format!("offset {} after byte {data} of {file} bytes", tensor.offset);
                     return Err(error(expected, got));
                 }
             }
@@ -210,18 +224,13 @@ impl<'a> Header<'a> {
     }
 
     fn check_overlaps(&self, reader: &Reader<'_>) -> Result<()> {
-        let mut by_place: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
+        let mut by_place: Vec<&TensorInfo> = self.tensors.iter().collect();
         by_place.sort_unstable_by_key(|tensor| tensor.range.start);
         for pair in by_place.windows(2) {
             if pair[1].range.start < pair[0].range.end {
                 let what = format!("the data of tensor `{}`", pair[1].name);
-                let expected = format!("them behind those of `{}`", pair[0].name);
-                return Err(reader.error(
-                    pair[1].described_at,
-                    what,
-                    expected,
-                    "both in one place",
-                ));
+                let expected = format!("data after those of `{}`", pair[0].name);
+                return Err(reader.error(pair[1].described_at, what, expected, "overlapping data"));
             }
         }
         Ok(())
@@ -239,7 +248,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Reads from the beginning to the end.
+/// Reads a header from its beginning to its end.
 struct Reader<'a> {
     path: &'a Path,
     bytes: &'a [u8],
@@ -248,15 +257,11 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn magic_and_version(&mut self) -> Result<()> {
-        let magic = self.array("the magic number")?;
-        if magic != MAGIC {
-            return Err(self.error(
-                0,
-                "the magic number",
-                "GGUF",
-                magic.escape_ascii().to_string(),
-            ));
+        if !self.bytes.starts_with(MAGIC) {
+            let got = self.bytes[..self.bytes.len().min(MAGIC.len())].escape_ascii().to_string();
+            return Err(Error::NotGguf { path: self.path.to_path_buf(), got });
         }
+        self.at = MAGIC.len();
         let at = self.at;
         match self.u32("the version")? {
             2 | 3 => Ok(()),
@@ -267,19 +272,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A number of things that have at least `min_bytes` each: no more than can be in the file.
+    /// Reads a number of items, each of which has at least `min_bytes` bytes. Fails if the rest of the file is too
+    /// short for them.
     fn count(&mut self, what: &str, min_bytes: u64) -> Result<usize> {
         let at = self.at;
         let count = self.u64(what)?;
         let limit = (self.bytes.len() - self.at) as u64 / min_bytes;
         if count > limit {
-            let expected = format!("at most {limit}, for which there are bytes left");
+            let expected = format!("at most {limit}, which would fill the rest of the file");
             return Err(self.error(at, what, expected, count.to_string()));
         }
         Ok(count as usize)
     }
 
-    fn value(&mut self, key: &str) -> Result<Value<'a>> {
+    fn value(&mut self, key: &str) -> Result<Value> {
         let (what, at) = (format!("the value of `{key}`"), self.at);
         let value_type = self.u32(&what)?;
         if value_type == ARRAY {
@@ -294,8 +300,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A value that is no array, or `None` if its type does not exist.
-    fn scalar(&mut self, value_type: u32, what: &str) -> Result<Option<Value<'a>>> {
+    /// Reads a value that is not an array. `None` if there is no such type.
+    fn scalar(&mut self, value_type: u32, what: &str) -> Result<Option<Value>> {
         Ok(Some(match value_type {
             0 => Value::Unsigned(u8::from_le_bytes(*self.array(what)?).into()),
             1 => Value::Signed(i8::from_le_bytes(*self.array(what)?).into()),
@@ -305,7 +311,10 @@ impl<'a> Reader<'a> {
             5 => Value::Signed(i32::from_le_bytes(*self.array(what)?).into()),
             6 => Value::F32(f32::from_le_bytes(*self.array(what)?)),
             7 => Value::Bool(self.array::<1>(what)? != &[0]),
-            STRING => Value::String(self.string(what)?),
+            STRING => {
+                let n = self.string(what)?.len();
+                Value::String(self.at - n..self.at)
+            }
             10 => Value::Unsigned(self.u64(what)?),
             11 => Value::Signed(i64::from_le_bytes(*self.array(what)?)),
             12 => Value::F64(f64::from_le_bytes(*self.array(what)?)),
@@ -313,16 +322,16 @@ impl<'a> Reader<'a> {
         }))
     }
 
-    fn elements(&mut self, what: &str) -> Result<Value<'a>> {
+    fn elements(&mut self, what: &str) -> Result<Value> {
         let at = self.at;
         let of = self.u32(what)?;
         let size = match of {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
             4..=6 => 4,
-            // A string has at least its length.
+            // A string begins with its length, a u64.
             STRING | 10..=12 => 8,
-            // Arrays of arrays are written by nobody and refused by ggml too.
+            // No converter writes arrays of arrays, and ggml rejects them, too.
             _ => {
                 let got = format!("an array of type {of}");
                 return Err(self.error(
@@ -342,11 +351,11 @@ impl<'a> Reader<'a> {
         } else {
             self.take(n * size as usize, what)?;
         }
-        Ok(Value::Array { of, n, bytes: &self.bytes[start..self.at] })
+        Ok(Value::Array { of, n, range: start..self.at })
     }
 
-    /// A tensor's description. The range that it gets begins at 0 and has the data's length.
-    fn tensor(&mut self) -> Result<TensorInfo<'a>> {
+    /// Reads the description of a tensor. Its range has the right length and begins at 0 for now.
+    fn tensor(&mut self) -> Result<TensorInfo> {
         let described_at = self.at;
         let name = self.text("a tensor's name")?;
         let what = format!("tensor `{name}`");
@@ -382,11 +391,11 @@ impl<'a> Reader<'a> {
             let expected = format!("dimensions of at most {file} bytes, none of them 0");
             return Err(self.error(described_at, what, expected, format!("{shape:?}")));
         };
-        let range = 0..n_bytes;
+        let (name, range) = (name.to_owned(), 0..n_bytes);
         Ok(TensorInfo { name, shape: rows_first, stored_type, range, described_at, offset })
     }
 
-    /// A string that must be UTF-8: a key or a name.
+    /// Reads a key or a name, which must be UTF-8.
     fn text(&mut self, what: &str) -> Result<&'a str> {
         let at = self.at;
         let bytes = self.string(what)?;
@@ -454,8 +463,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes of a tensor with these dimensions, of which the first is of whole blocks; `None` if there are
-/// more than can be counted.
+/// The bytes of a tensor with these dimensions. The first dimension is a multiple of the block size. `None` if the
+/// number overflows.
 fn n_bytes(dimensions: &[u64], stored_type: StoredType) -> Option<usize> {
     let blocks = dimensions[0] / stored_type.values_per_block() as u64;
     let bytes =
@@ -463,7 +472,7 @@ fn n_bytes(dimensions: &[u64], stored_type: StoredType) -> Option<usize> {
     usize::try_from(bytes.checked_mul(stored_type.bytes_per_block() as u64)?).ok()
 }
 
-/// The name that a GGUF file has for the tensor `name` of the decoder or of a head.
+/// The name in a GGUF file of the tensor `name`.
 pub(crate) fn name_in_file(name: &str) -> String {
     let (layer, rest) = match name.strip_prefix("layers.").and_then(|name| name.split_once('.')) {
         Some((layer, rest)) => (format!("blk.{layer}."), rest),

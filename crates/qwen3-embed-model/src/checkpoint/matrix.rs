@@ -1,4 +1,4 @@
-//! Matrices as they lie in a memory-mapped file, read row by row in the type that is asked for.
+//! Matrices in memory-mapped files. Rows are converted to another type when they are read.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,12 +9,11 @@ use qwen3_embed_kernels::cpu::{Layout, PackedWeight};
 use qwen3_embed_kernels::ops;
 
 use crate::Result;
-use crate::checkpoint::adapter::Update;
 use crate::checkpoint::file::MappedFile;
+use crate::checkpoint::low_rank::LowRankUpdate;
 use crate::checkpoint::stored_type::{self as blocks, MAX_BLOCK, StoredType};
 
-/// One tensor as it lies in its file. Its rows are whole blocks of its type, and the range has the
-/// bytes of all of them.
+/// A tensor in its file. Its rows are whole blocks of its type, and `range` contains the bytes of all blocks.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub(crate) file: Arc<MappedFile>,
@@ -23,40 +22,40 @@ pub(crate) struct Stored {
     pub(crate) shape: Vec<usize>,
 }
 
-/// A weight matrix in its file.
+/// A weight matrix, made of one or several matrices in files.
 pub(crate) struct Matrix {
-    /// What lies one below the other.
+    /// The matrices, concatenated by rows.
     pub(crate) parts: Vec<Part>,
     pub(crate) n_rows: usize,
     pub(crate) n_columns: usize,
 }
 
-/// A weight in its file, and what an adapter adds to it.
+/// A weight in its file, and the update of an adapter that is added to it.
 pub(crate) struct Part {
     pub(crate) stored: Stored,
-    pub(crate) update: Option<Arc<Update>>,
+    pub(crate) update: Option<Arc<LowRankUpdate>>,
 }
 
 impl Matrix {
-    /// The matrix in f32, on a device.
+    /// Packs the matrix in f32 for a device.
     pub(crate) fn in_f32(&self, device: &Device, layout: Layout) -> Result<ops::Linear> {
         let shape = [self.n_rows, self.n_columns];
         Ok(ops::Linear::in_f32(device, shape, layout, |o, row| self.read_row(o, row))?)
     }
 
-    /// The matrix in bf16, on a device.
+    /// Packs the matrix in bf16 for a device.
     pub(crate) fn in_bf16(&self, device: &Device, layout: Layout) -> Result<ops::Linear> {
         let shape = [self.n_rows, self.n_columns];
         Ok(ops::Linear::in_bf16(device, shape, layout, |o, row| self.read_row(o, row))?)
     }
 
-    /// Whether the file has the matrix in 8 bits, with a scale for every 32 values.
+    /// Whether the whole matrix is stored in Q8_0.
     pub(crate) fn is_q8_0(&self) -> bool {
         let is_q8_0 = |part: &Part| part.stored.stored_type == StoredType::Q8_0;
         self.parts.iter().all(|part| is_q8_0(part) && part.update.is_none())
     }
 
-    /// Packs a matrix that is in 8 bits in the file: as it is.
+    /// Packs a matrix in Q8_0 without conversion.
     pub(crate) fn pack_q8_0(&self, layout: Layout) -> PackedWeight {
         PackedWeight::pack_q8(self.n_rows, self.n_columns, layout, |o, values, scales| {
             if let Some((part, row_idx)) = self.part_of(o) {
@@ -69,8 +68,9 @@ impl Matrix {
         })
     }
 
-    /// Packs a matrix that is in blocks of few bits in the file: as it is, for activations that are multiplied
-    /// with `columns` if there are any. `None` if the kernels do not multiply with it so.
+    /// Packs a matrix in Q4_K, Q5_K or Q6_K without conversion. Activations are multiplied by `columns` if there are
+    /// any.
+    /// `None` if the matrix is stored in another type, or if the kernels do not support its shape.
     pub(crate) fn pack_blocks(
         &self,
         layout: Layout,
@@ -91,14 +91,14 @@ impl Matrix {
         })
     }
 
-    /// Whether all of the matrix is in blocks of few bits.
+    /// Whether the whole matrix is stored in Q4_K, Q5_K or Q6_K.
     pub(crate) fn is_blocks(&self) -> bool {
         let is_blocks = |part: &Part| part.stored.stored_type.block_bits().is_some();
         self.parts.iter().all(|part| is_blocks(part) && part.update.is_none())
     }
 
-    /// Packs the matrix in 8 bits, for activations in 8 bits, its columns multiplied with `columns` if there
-    /// are any, and rotated or not.
+    /// Packs the matrix in 8 bits for activations in 8 bits. Its columns are multiplied by `columns` if there are any,
+    /// and its rows are rotated with `is_rotated`.
     pub(crate) fn pack_bytes(
         &self,
         layout: Layout,
@@ -110,8 +110,8 @@ impl Matrix {
         })
     }
 
-    /// Packs the matrix in 8 bits, its columns multiplied with `columns` if there are any, and those
-    /// of `precise` in twice as many bits.
+    /// Packs the matrix in 8 bits for activations in 16 bits. Its columns are multiplied by `columns` if there are any.
+    /// The columns `precise` have 16 bits.
     pub(crate) fn pack_int8(
         &self,
         layout: Layout,
@@ -123,7 +123,7 @@ impl Matrix {
         })
     }
 
-    /// Lets the system have back the memory that the file's pages take, now that they were packed.
+    /// Tells the system that the matrix is packed and its pages of the file are not needed any more.
     pub(crate) fn release(&self) {
         self.parts.iter().for_each(|part| part.stored.release());
     }
@@ -135,13 +135,13 @@ impl Matrix {
         }
     }
 
-    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
+    fn read_row<T: FromStored>(&self, row_idx: usize, out: &mut [T]) {
         if let Some((part, row_idx)) = self.part_of(row_idx) {
             part.read_row(row_idx, out);
         }
     }
 
-    /// The part that has a row of the matrix, and which of its rows it is.
+    /// The part that contains row `row_idx`, and the index of the row in the part.
     fn part_of(&self, mut row_idx: usize) -> Option<(&Part, usize)> {
         for part in &self.parts {
             if row_idx < part.stored.shape[0] {
@@ -154,7 +154,7 @@ impl Matrix {
 }
 
 impl Part {
-    fn read_row<T: Element>(&self, row_idx: usize, out: &mut [T]) {
+    fn read_row<T: FromStored>(&self, row_idx: usize, out: &mut [T]) {
         let start = row_idx * out.len();
         let Some(update) = &self.update else {
             return self.stored.read(start, out);
@@ -166,7 +166,7 @@ impl Part {
     }
 }
 
-/// A matrix whose rows are read from the memory-mapped file, or from a copy, when they are asked for.
+/// A matrix whose rows are read when they are used, from the memory-mapped file or from a copy.
 #[derive(Debug)]
 pub(crate) struct MappedRows {
     pub(crate) stored: Stored,
@@ -174,12 +174,12 @@ pub(crate) struct MappedRows {
 }
 
 impl MappedRows {
-    /// Bytes of all rows.
+    /// The size of all rows in bytes.
     pub(crate) fn n_bytes(&self) -> u64 {
         self.stored.range.len() as u64
     }
 
-    /// The same rows from a copy in memory, with no need of the file.
+    /// Copies the rows into memory, so that the file is not used any more.
     pub(crate) fn copied(self) -> Result<Self> {
         let Stored { file, range, stored_type, shape } = self.stored;
         let copy = file.copy_of(&range)?;
@@ -189,7 +189,7 @@ impl MappedRows {
         Ok(Self { stored, n_columns: self.n_columns })
     }
 
-    /// The rows at `ids` in f32, [ids, columns]. Every id must be below the number of rows.
+    /// The rows `ids` in f32, with the shape [ids, columns]. Every id must be below the number of rows.
     pub(crate) fn gather(&self, ids: &[u32]) -> Vec<f32> {
         let mut values = vec![0f32; ids.len() * self.n_columns];
         for (row, id) in values.chunks_exact_mut(self.n_columns).zip(ids) {
@@ -198,7 +198,7 @@ impl MappedRows {
         values
     }
 
-    /// All rows on a device, in bf16 if they are stored so, else in f32.
+    /// Copies all rows to a device, in bf16 if they are stored in bf16, otherwise in f32.
     pub(crate) fn to_tensor(&self, device: &Device) -> Result<Tensor> {
         let tensor = match self.stored.stored_type {
             StoredType::BF16 => {
@@ -212,24 +212,24 @@ impl MappedRows {
 }
 
 impl Stored {
-    /// Lets the system have back the memory that the tensor's pages take, now that it was packed.
+    /// Tells the system that the pages of the tensor are not needed any more.
     fn release(&self) {
         self.file.release(&self.range);
     }
 
     /// All values.
-    pub(crate) fn values<T: Element>(&self) -> Vec<T> {
+    pub(crate) fn values<T: FromStored>(&self) -> Vec<T> {
         let mut values = vec![T::default(); self.shape.iter().product()];
         self.read(0, &mut values);
         values
     }
 
-    /// Converts the values from `start` on into `out`: both are whole rows, and so whole blocks.
-    fn read<T: Element>(&self, start: usize, out: &mut [T]) {
-        T::dequantise(self.stored_type, self.bytes_of(start, out.len()), out);
+    /// Converts the values from `start` on. `start` and the length of `out` must be multiples of the row length.
+    fn read<T: FromStored>(&self, start: usize, out: &mut [T]) {
+        T::dequantize(self.stored_type, self.bytes_of(start, out.len()), out);
     }
 
-    /// The bytes of `n` values from `start` on, whole rows both.
+    /// The bytes of `n` values from `start` on. Both must be multiples of the row length.
     fn bytes_of(&self, start: usize, n: usize) -> &[u8] {
         let (values, size) =
             (self.stored_type.values_per_block(), self.stored_type.bytes_per_block());
@@ -237,17 +237,17 @@ impl Stored {
     }
 }
 
-/// A type that weights are kept in.
-pub(crate) trait Element: Copy + Default + Send + Sync {
-    /// The values of whole blocks.
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]);
+/// A floating-point type to which stored values are converted.
+pub(crate) trait FromStored: Copy + Default + Send + Sync {
+    /// Converts whole blocks.
+    fn dequantize(stored_type: StoredType, bytes: &[u8], out: &mut [Self]);
 
     fn from_f32(value: f32) -> Self;
 }
 
-impl Element for f32 {
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
-        stored_type.dequantise(bytes, out);
+impl FromStored for f32 {
+    fn dequantize(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
+        stored_type.dequantize(bytes, out);
     }
 
     fn from_f32(value: f32) -> Self {
@@ -255,18 +255,18 @@ impl Element for f32 {
     }
 }
 
-impl Element for bf16 {
-    fn dequantise(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
+impl FromStored for bf16 {
+    fn dequantize(stored_type: StoredType, bytes: &[u8], out: &mut [Self]) {
         if stored_type == StoredType::BF16 {
             let values = bytes.as_chunks().0.iter();
             return out.iter_mut().zip(values).for_each(|(o, &v)| *o = Self::from_le_bytes(v));
         }
-        // By way of f32, as many values at a time as stay in the first-level cache.
+        // Values are converted to f32 first, in chunks that stay in the L1 cache.
         let n_bytes = MAX_BLOCK / stored_type.values_per_block() * stored_type.bytes_per_block();
         let mut values = [0f32; MAX_BLOCK];
         for (bytes, out) in bytes.chunks(n_bytes).zip(out.chunks_mut(MAX_BLOCK)) {
             let values = &mut values[..out.len()];
-            stored_type.dequantise(bytes, values);
+            stored_type.dequantize(bytes, values);
             out.iter_mut().zip(values).for_each(|(o, v)| *o = Self::from_f32(*v));
         }
     }

@@ -1,4 +1,4 @@
-//! A checkpoint: its files, its configuration, its tensors.
+//! A checkpoint: its files, its configuration and its tensors.
 
 pub(crate) mod adapter;
 pub(crate) mod class;
@@ -6,11 +6,234 @@ pub(crate) mod config;
 pub(crate) mod fields;
 pub(crate) mod file;
 pub(crate) mod gguf;
+pub(crate) mod gguf_vocabulary;
+pub(crate) mod head;
+pub(crate) mod low_rank;
 pub(crate) mod matrix;
 pub(crate) mod modules;
 pub(crate) mod naming;
+pub(crate) mod safetensors;
+pub(crate) mod sentence_transformers;
 pub(crate) mod stored_type;
 pub(crate) mod summary;
 pub(crate) mod tensors;
-pub(crate) mod vocabulary;
 pub(crate) mod weights;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Result;
+use crate::checkpoint::adapter::Adapter;
+use crate::checkpoint::config::Config;
+use crate::checkpoint::fields::Fields;
+use crate::checkpoint::file::MappedFile;
+use crate::checkpoint::gguf::Header;
+use crate::checkpoint::gguf_vocabulary::GgufVocabulary;
+use crate::checkpoint::head::Head;
+use crate::checkpoint::modules::Modules;
+use crate::checkpoint::sentence_transformers::SentenceTransformers;
+use crate::checkpoint::weights::{PROJECTION, Weights};
+
+/// The files of a model: opened, memory-mapped and checked. No weight has been read yet.
+///
+/// Everything about a model is derived from its checkpoint, so that each file is opened once:
+/// [`Model::load_with`](crate::Model::load_with) loads the decoder,
+/// [`RerankHead::load`](crate::RerankHead::load) the head of a reranker,
+/// [`Summary::of`](crate::Summary::of) describes the model, and [`tokenizer`](Self::tokenizer) tells where its
+/// tokenizer is. A checkpoint is cheap to open: memory is mapped, and only headers are parsed. Drop it after the
+/// last of these calls.
+///
+/// # Examples
+///
+/// ```
+/// use qwen3_embed_model::{Checkpoint, LoadOptions, Model};
+///
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
+/// let checkpoint = Checkpoint::open(folder.as_ref())?;
+/// println!("{} layers", checkpoint.config().num_hidden_layers);
+/// let model = Model::load_with(&checkpoint, &LoadOptions::default())?;
+/// # Ok::<(), qwen3_embed_model::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    config: Config,
+    weights: Weights,
+    /// The header of a GGUF file, or `None` for a folder with safetensors files.
+    gguf: Option<Header>,
+    repository: SentenceTransformers,
+    adapter: Option<Adapter>,
+}
+
+/// Where the tokenizer of a checkpoint is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredTokenizer {
+    /// In this `tokenizer.json`, which has not been opened. In a folder, the file may be missing.
+    Json(PathBuf),
+    /// In the GGUF file itself.
+    Gguf(GgufVocabulary),
+}
+
+impl Checkpoint {
+    /// Opens the model at `path`: a folder with `config.json` and safetensors files, or a GGUF file.
+    ///
+    /// In a folder, the weights are `model.safetensors`, or the shards that `model.safetensors.index.json` lists;
+    /// the files of sentence-transformers are read if there are any. A GGUF file contains the whole model.
+    ///
+    /// The files with weights are memory-mapped. They must not be truncated or rewritten in place while the
+    /// checkpoint, or a model that was loaded from it, is in use. To replace a file, rename another one to its
+    /// name, as package managers and git do.
+    ///
+    /// # Errors
+    ///
+    /// A missing or damaged file, a configuration that is not supported, or a tensor that the configuration does
+    /// not describe: each variant of [`Error`](crate::Error) names the file and what is wrong in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let checkpoint =
+            if path.is_dir() { Self::open_folder(path)? } else { Self::open_gguf(path)? };
+        let Self { weights, config, .. } = &checkpoint;
+        weights.check_names(config)?;
+        // The tables of rotary frequencies have this width, and are computed before the layers are read.
+        weights.vector("layers.0.self_attn.q_norm.weight", config.head_dim)?;
+        Ok(checkpoint)
+    }
+
+    fn open_folder(dir: &Path) -> Result<Self> {
+        Ok(Self {
+            path: dir.to_path_buf(),
+            config: Config::from_fields(&Fields::read(&dir.join("config.json"))?)?,
+            weights: safetensors::open_folder(dir)?,
+            gguf: None,
+            repository: SentenceTransformers::read(dir)?,
+            adapter: None,
+        })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let header = Header::parse(&Arc::new(MappedFile::open(path)?))?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            config: Config::from_gguf(&header)?,
+            weights: Weights::of_gguf(&header),
+            gguf: Some(header),
+            repository: SentenceTransformers::default(),
+            adapter: None,
+        })
+    }
+
+    /// Adds a LoRA adapter, whose weights are read now. A `modules.json` and a `tokenizer.json` in its folder
+    /// replace those of the model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Field`](crate::Error::Field) if the adapter is of a kind that is not supported;
+    /// [`Error::AdapterTensor`](crate::Error::AdapterTensor) or
+    /// [`Error::TensorShape`](crate::Error::TensorShape) if the adapter belongs to another model; and the errors
+    /// of [`open`](Self::open) for files that cannot be read.
+    pub fn with_adapter(self, adapter: Adapter) -> Result<Self> {
+        let weights = self.weights.with_updates(adapter.updates(&self.config)?);
+        Ok(Self { weights, adapter: Some(adapter), ..self })
+    }
+
+    /// The model's folder, or the GGUF file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the model is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.gguf.is_some()
+    }
+
+    /// The model's hyper-parameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The head after the decoder, as the names of the tensors tell.
+    pub fn head(&self) -> Head {
+        self.weights.head()
+    }
+
+    /// Where the tokenizer is: in the adapter's folder, in the model's folder, beside the GGUF file, or in the GGUF
+    /// file, whichever of these is found first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Field`](crate::Error::Field) if the vocabulary of a GGUF file is incomplete or of other types.
+    pub fn tokenizer(&self) -> Result<StoredTokenizer> {
+        const FILE: &str = "tokenizer.json";
+        let of_adapter = self.adapter.as_ref().map(|adapter| adapter.dir().join(FILE));
+        if let Some(path) = of_adapter.filter(|path| path.is_file()) {
+            return Ok(StoredTokenizer::Json(path));
+        }
+        let Some(header) = &self.gguf else {
+            return Ok(StoredTokenizer::Json(self.path.join(FILE)));
+        };
+        let beside = self.path.with_file_name(FILE);
+        match beside.is_file() {
+            true => Ok(StoredTokenizer::Json(beside)),
+            false => GgufVocabulary::read(header).map(StoredTokenizer::Gguf),
+        }
+    }
+
+    /// The files of sentence-transformers that describe how the model is used: those in the adapter's folder if it
+    /// has `modules.json` or `config_sentence_transformers.json`, otherwise those in the model's folder.
+    pub fn sentence_transformers(&self) -> &SentenceTransformers {
+        let of_adapter = self.adapter.as_ref().map(Adapter::repository);
+        let describes = |files: &&SentenceTransformers| {
+            files.modules_json().is_some() || files.prompts_json().is_some()
+        };
+        of_adapter.filter(describes).unwrap_or(&self.repository)
+    }
+
+    /// Whether the adapter's folder or the model's has a `modules.json`.
+    pub fn has_modules(&self) -> bool {
+        self.repositories().any(|repository| repository.modules_json().is_some())
+    }
+
+    /// Whether the model's folder contains an adapter that is not in use.
+    pub fn has_unused_adapter(&self) -> bool {
+        let used = self.adapter.as_ref().map(Adapter::dir);
+        !self.is_gguf()
+            && used != Some(&self.path)
+            && self.path.join("adapter_config.json").is_file()
+    }
+
+    /// How a text's vector is made, or `None` without a `modules.json`.
+    pub(crate) fn modules(&self) -> Result<Option<Modules>> {
+        for repository in self.repositories() {
+            if let Some(modules) = Modules::read(repository)? {
+                return Ok(Some(modules));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The width of the projection after the decoder, if there is one: `num_labels` of the configuration, or the
+    /// rows of the tensor.
+    pub(crate) fn projected_size(&self) -> Option<usize> {
+        let stored = self.weights.n_rows(PROJECTION).filter(|_| self.config.may_project);
+        self.config.num_labels.or(stored)
+    }
+
+    /// The tensors.
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The header of a GGUF file.
+    pub(crate) fn gguf(&self) -> Option<&Header> {
+        self.gguf.as_ref()
+    }
+
+    /// The files of sentence-transformers in the model's own folder.
+    pub(crate) fn repository(&self) -> &SentenceTransformers {
+        &self.repository
+    }
+
+    /// The files of sentence-transformers in the adapter's folder, then those in the model's.
+    fn repositories(&self) -> impl Iterator<Item = &SentenceTransformers> {
+        self.adapter.iter().map(Adapter::repository).chain([&self.repository])
+    }
+}

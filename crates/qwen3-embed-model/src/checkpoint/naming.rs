@@ -1,45 +1,48 @@
-//! What a file calls the tensors of the decoder and of its heads.
+//! The names of tensors in a file. Inside of this crate, tensors are named as in the published checkpoints, without a
+//! prefix: `layers.0.self_attn.q_proj.weight`, `lm_head.weight`.
 
 use std::collections::HashMap;
 
 use crate::checkpoint::gguf;
 
-/// What the file calls the decoder's tensors.
+/// The naming scheme of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Naming {
-    /// By the checkpoint's names.
+    /// The names of the published checkpoints, with prefixes.
     Checkpoint {
-        /// What stands before the names of the decoder's tensors.
+        /// The prefix of the decoder's tensors, such as `model.`.
         prefix: String,
-        /// What stands before those of its heads.
+        /// The prefix of the head's tensors.
         head_prefix: String,
     },
-    /// By those of llama.cpp.
+    /// The names of llama.cpp.
     Gguf,
 }
 
-/// The heads that a checkpoint may have.
+/// How the names of the tensors of heads begin.
 const HEADS: [&str; 3] = ["lm_head.", "score.", "linear."];
 
-/// The decoder's name in models that put a head on it.
+/// The name of the decoder in models with a head.
 const DECODER: &str = "model.";
 
-/// Modules that a model is wrapped in while it is trained or compiled, or that are a part of a larger
-/// model. The names of their tensors begin with these.
+/// Modules that wrap a model while it is trained or compiled, or that contain it as a part of a larger model. Each
+/// adds its name before the names of the tensors.
 const WRAPPERS: [&str; 4] = ["module.", "_orig_mod.", "base_model.model.", "language_model."];
 
-/// The tensor that shows what stands before the decoder's names.
+/// The tensor whose name shows the prefix of the decoder.
 const EMBEDDINGS: &str = "embed_tokens.weight";
 
 impl Naming {
-    /// The checkpoint's own names.
+    /// Names without a prefix.
     pub(crate) fn bare() -> Self {
         Self::Checkpoint { prefix: String::new(), head_prefix: String::new() }
     }
 
-    /// What the names of a checkpoint's tensors begin with, as the token embeddings show. The full names
-    /// of the token embeddings if there are several, or if they begin with something else than known
-    /// wrappers.
+    /// Finds the prefixes in the name of the token embeddings.
+    ///
+    /// # Errors
+    ///
+    /// The names of all token embeddings, if there are several, or if the prefix is not supported.
     pub(crate) fn of_checkpoint<T>(
         tensors: &HashMap<String, T>,
     ) -> std::result::Result<Self, Vec<String>> {
@@ -68,13 +71,13 @@ impl Naming {
             .then(|| Self::Checkpoint { prefix: prefix.to_owned(), head_prefix })
     }
 
-    /// Whether the tensors are named as those of a decoder by itself, which is how embedding models are
-    /// saved: models that put a head on it name it.
-    pub(crate) fn is_of_decoder_alone(&self) -> bool {
+    /// Whether the tensors belong to a decoder without a head, as in embedding models: only a model with a head puts
+    /// `model.` before the names of its decoder.
+    pub(crate) fn has_no_head_name(&self) -> bool {
         matches!(self, Self::Checkpoint { prefix, head_prefix } if prefix == head_prefix)
     }
 
-    /// What the file calls the tensor `name` of the decoder or of a head, which stands beside it.
+    /// The name in the file of the tensor `name`.
     pub(crate) fn name_in_file(&self, name: &str) -> String {
         match self {
             Self::Checkpoint { head_prefix, .. }

@@ -1,7 +1,7 @@
-//! The types that weights are stored in, and their values.
+//! The types in which files store weights, and the conversion of stored values to f32.
 //!
-//! Beside the floating-point types there are ggml's blocks: 32 or 256 neighbours of a row that share
-//! scales. Written `d` for a block's f16 scale and `q` for the small integer of one value, a value is
+//! Besides floating-point types, there are the block types of ggml: 32 or 256 consecutive values of a row share scales.
+//! With `d` for the f16 scale of a block and `q` for the small integer of a value, a value is
 //!
 //! ```text
 //! Q8_0   d · q               d, 32 signed bytes
@@ -11,8 +11,8 @@
 //! Q6_K   d·s · (q − 32)      256 nibbles, 256 pairs of upper bits, 16 signed bytes s, d
 //! ```
 //!
-//! Products are rounded one by one, in the order in which the `gguf` Python package multiplies, so
-//! that the values are the same to the last bit.
+//! The factors are multiplied in the order of the `gguf` Python package, and each result is rounded, so that values are
+//! the same to the last bit.
 
 use half::{bf16, f16};
 use qwen3_embed_kernels::cpu::{Bits, BlockRow};
@@ -20,7 +20,7 @@ use safetensors::Dtype;
 
 use crate::Precision;
 
-/// A type that weights are stored in.
+/// A type in which weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "the names of the format")]
 pub(crate) enum StoredType {
@@ -34,17 +34,17 @@ pub(crate) enum StoredType {
     Q6_K,
 }
 
-/// The types that are read from a safetensors file.
+/// The supported types in safetensors files.
 pub(crate) const SAFETENSORS_TYPES: &str = "BF16, F16 or F32";
 
-/// The types that are read from a GGUF file.
+/// The supported types in GGUF files.
 pub(crate) const GGUF_TYPES: &str = "F32, F16, BF16, Q8_0, Q5_0, Q4_K, Q5_K or Q6_K";
 
-/// The most values in a block.
+/// The size of the largest block in values.
 pub(crate) const MAX_BLOCK: usize = 256;
 
 impl StoredType {
-    /// The type of a tensor of a safetensors file, or `None` if Qwen3 checkpoints do not use it.
+    /// The type with this name in a safetensors file. `None` if it is not supported.
     pub(crate) fn of_safetensors(dtype: Dtype) -> Option<Self> {
         match dtype {
             Dtype::F32 => Some(Self::F32),
@@ -54,7 +54,7 @@ impl StoredType {
         }
     }
 
-    /// The type with this number in a GGUF file, or `None` if it is not one of those that are read.
+    /// The type with this number in a GGUF file. `None` if it is not supported.
     pub(crate) fn of_gguf(id: u32) -> Option<Self> {
         match id {
             0 => Some(Self::F32),
@@ -69,7 +69,7 @@ impl StoredType {
         }
     }
 
-    /// Values in a block; 1 where every value stands for itself.
+    /// The number of values in a block. It is 1 for floating-point types.
     pub(crate) fn values_per_block(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
@@ -78,7 +78,7 @@ impl StoredType {
         }
     }
 
-    /// Bytes of a block.
+    /// The size of a block in bytes.
     pub(crate) fn bytes_per_block(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -91,7 +91,8 @@ impl StoredType {
         }
     }
 
-    /// The precision that keeps such values: all of them, but for the last bits of f16.
+    /// The precision that is used for weights of this type by default. It represents their values exactly, except for
+    /// the last bits of f16.
     pub(crate) fn precision(self) -> Precision {
         match self {
             Self::F32 => Precision::F32,
@@ -100,7 +101,7 @@ impl StoredType {
         }
     }
 
-    /// The bits in which the kernels multiply with such blocks as they are, if they do.
+    /// The number of bits, if the kernels use blocks of this type without conversion.
     pub(crate) fn block_bits(self) -> Option<Bits> {
         match self {
             Self::Q4_K => Some(Bits::Four),
@@ -110,12 +111,12 @@ impl StoredType {
         }
     }
 
-    /// The values of whole blocks, in f32.
+    /// Converts whole blocks to f32.
     ///
     /// # Panics
     ///
-    /// If `bytes` and `out` are not the same number of whole blocks.
-    pub(crate) fn dequantise(self, bytes: &[u8], out: &mut [f32]) {
+    /// Panics if `bytes` and `out` are not the same number of whole blocks.
+    pub(crate) fn dequantize(self, bytes: &[u8], out: &mut [f32]) {
         let n_blocks = out.len() / self.values_per_block();
         assert_eq!(out.len(), n_blocks * self.values_per_block(), "whole blocks of values");
         assert_eq!(bytes.len(), n_blocks * self.bytes_per_block(), "bytes of as many blocks");
@@ -132,8 +133,8 @@ impl StoredType {
     }
 }
 
-/// Calls `block` with the bytes and the values of every block. Their numbers are constants, so that
-/// the loops over a block are unrolled and their indices need no checks.
+/// Calls `block` with the bytes and the values of each block. Their lengths are constants, so the compiler unrolls the
+/// loops over a block and removes the bounds checks.
 #[inline]
 fn each_block<const B: usize, const N: usize>(
     bytes: &[u8],
@@ -144,12 +145,12 @@ fn each_block<const B: usize, const N: usize>(
     bytes.iter().zip(values).for_each(|(bytes, values)| block(bytes, values));
 }
 
-/// The f16 scale at `at`.
+/// The f16 scale at byte `at` of a block.
 fn scale<const B: usize>(block: &[u8; B], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// d, then 32 signed bytes.
+/// Layout: d, 32 signed bytes.
 fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = scale(block, 0);
     for (o, &q) in out.iter_mut().zip(&block[2..]) {
@@ -157,11 +158,11 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// The integers and the scale of each block of Q8_0.
+/// Reads the integers and the scale of each block of Q8_0.
 ///
 /// # Panics
 ///
-/// If `bytes` are not the blocks of the values, or there are fewer scales.
+/// Panics if `bytes` and `values` are not the same number of blocks, or if `scales` is shorter.
 pub(crate) fn read_q8_0(bytes: &[u8], values: &mut [i8], scales: &mut [f32]) {
     let (blocks, values) = (bytes.as_chunks::<34>().0, values.as_chunks_mut::<32>().0);
     assert_eq!(blocks.len(), values.len(), "a block for every 32 values");
@@ -171,7 +172,7 @@ pub(crate) fn read_q8_0(bytes: &[u8], values: &mut [i8], scales: &mut [f32]) {
     }
 }
 
-/// d, a bit for each value, and 16 bytes whose lower nibbles are the first 16 values.
+/// Layout: d, the fifth bit of each value, 16 bytes. The lower nibbles of the bytes are the first 16 values.
 fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let d = scale(block, 0);
     let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
@@ -184,9 +185,11 @@ fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     }
 }
 
-/// The scale and the minimum of each of eight groups of 32 values, as multiples of d and m, from 12 bytes
-/// behind those: pairs of six bits. The first four pairs are whole bytes without their two upper bits; these
-/// are the upper bits of the last four, whose lower ones are nibbles.
+/// The scale and the minimum of each of eight groups of 32 values, as multiples of d and m.
+///
+/// They are pairs of six bits in the 12 bytes after d and m. Each number of the first four pairs is the lower six bits
+/// of a byte. The two upper bits of the same byte are the upper bits of a number of the last four pairs, whose lower
+/// four bits are a nibble.
 fn scales_and_minima<const B: usize>(block: &[u8; B]) -> [(u8, u8); 8] {
     let packed = &block[4..16];
     std::array::from_fn(|group| {
@@ -199,7 +202,7 @@ fn scales_and_minima<const B: usize>(block: &[u8; B]) -> [(u8, u8); 8] {
     })
 }
 
-/// The values of a block that has minima, from its whole numbers.
+/// The values of a block with minima, from its integers.
 fn scaled<const B: usize>(block: &[u8; B], values: &[u8; 256], out: &mut [f32; 256]) {
     let (d, m) = (scale(block, 0), scale(block, 2));
     let groups = out.as_chunks_mut::<32>().0.iter_mut().zip(values.as_chunks::<32>().0);
@@ -226,7 +229,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     }
 }
 
-/// d, m and 12 bytes of scales; then 32 bytes for every two groups, the lower nibbles the first.
+/// Layout: d, m, 12 bytes of scales, 32 bytes for every two groups. The lower nibbles belong to the first group.
 fn q4_k_values(block: &[u8; 144]) -> [u8; 256] {
     let mut out = [0; 256];
     let nibbles = block[16..].as_chunks::<32>().0;
@@ -239,7 +242,7 @@ fn q4_k_values(block: &[u8; 144]) -> [u8; 256] {
     out
 }
 
-/// As Q4_K, with 32 bytes before the nibbles whose bit `g` is the fifth bit of a value of group `g`.
+/// Layout: as Q4_K, with 32 bytes before the nibbles. Bit `g` of byte `i` is the fifth bit of value `i` in group `g`.
 fn q5_k_values(block: &[u8; 176]) -> [u8; 256] {
     let mut out = [0; 256];
     let (high, nibbles) = (&block[16..48], block[48..].as_chunks::<32>().0);
@@ -252,9 +255,9 @@ fn q5_k_values(block: &[u8; 176]) -> [u8; 256] {
     out
 }
 
-/// Two halves of 128 values in four groups of 32: 64 bytes of nibbles, of which the first two groups
-/// are the lower ones, and 32 bytes with two upper bits for each group. Then a signed scale for every
-/// 16 values, and d.
+/// Layout: two halves of 128 values, a signed scale for every 16 values, d. A half has four groups of 32 values. Its 64
+/// bytes of nibbles contain the lower bits: the first two groups are the lower nibbles. Its 32 bytes of upper bits
+/// contain two bits for each group.
 fn q6_k_values(block: &[u8; 210]) -> [u8; 256] {
     let mut out = [0; 256];
     let (nibbles, high) = (block[..128].as_chunks::<32>().0, block[128..192].as_chunks::<32>().0);
@@ -269,11 +272,11 @@ fn q6_k_values(block: &[u8; 210]) -> [u8; 256] {
     out
 }
 
-/// Reads a row of blocks that the kernels multiply with as they are, see [`StoredType::block_bits`].
+/// Reads a row of blocks that the kernels use without conversion: see [`StoredType::block_bits`].
 ///
 /// # Panics
 ///
-/// If the type is another, or the bytes are not the blocks of the row.
+/// Panics for other types, and if `bytes` are not the blocks of the row.
 pub(crate) fn read_block_row(stored_type: StoredType, bytes: &[u8], row: &mut BlockRow) {
     match stored_type {
         StoredType::Q4_K => read_blocks(bytes, row, q4_k_values, with_minima),
@@ -287,7 +290,7 @@ pub(crate) fn read_block_row(stored_type: StoredType, bytes: &[u8], row: &mut Bl
     }
 }
 
-/// Reads blocks into a row: their whole numbers, and what belongs to them.
+/// Reads blocks into a row: the integers with `values`, and the scales with `scales`.
 fn read_blocks<const B: usize>(
     bytes: &[u8],
     row: &mut BlockRow,
@@ -302,7 +305,7 @@ fn read_blocks<const B: usize>(
     }
 }
 
-/// The scales of block `i` of a row, where there are minima.
+/// Reads the scales and the minima of block `i` of a row.
 fn with_minima<const B: usize>(block: &[u8; B], i: usize, row: &mut BlockRow) {
     (row.d[i], row.m[i]) = (scale(block, 0), scale(block, 2));
     for (group, (s, n)) in scales_and_minima(block).into_iter().enumerate() {
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_has_the_values_of_the_gguf_package_to_the_last_bit() {
+    fn dequantizes_every_type_like_the_gguf_package_bit_for_bit() {
         let fixture = fixture();
         let types = fixture["types"].as_object().unwrap();
         assert_eq!(types.len(), 8);
@@ -343,16 +346,16 @@ mod tests {
             let expected: Vec<f32> = serde_json::from_value(case["values"].clone()).unwrap();
             let bytes = bytes(case["bytes"].as_str().unwrap());
             let mut values = vec![0.0; expected.len()];
-            stored.dequantise(&bytes, &mut values);
+            stored.dequantize(&bytes, &mut values);
             for (i, (got, expected)) in values.iter().zip(&expected).enumerate() {
-                // Zero may have either sign.
+                // `==` accepts zeros of either sign.
                 assert!(got == expected, "{name}, value {i}: {got:e}, expected {expected:e}");
             }
         }
     }
 
     #[test]
-    fn types_that_are_not_read_have_no_block() {
+    fn rejects_unsupported_gguf_types() {
         for id in (0..64).chain([u32::MAX]) {
             let read = [0, 1, 6, 8, 12, 13, 14, 30].contains(&id);
             assert_eq!(StoredType::of_gguf(id).is_some(), read, "{id}");

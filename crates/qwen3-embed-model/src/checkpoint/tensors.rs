@@ -3,11 +3,11 @@ use std::collections::HashSet;
 use crate::checkpoint::weights::{PROJECTION, Weights};
 use crate::{Config, Error, Result};
 
-/// Weights beside those of the layers: the decoder's own, and the heads that may stand behind it.
+/// Weights outside of the layers: those of the decoder itself, and of the heads.
 const BESIDE_LAYERS: [&str; 4] =
     ["embed_tokens.weight", "norm.weight", "lm_head.weight", "score.weight"];
 
-/// The modules of a layer that have a bias where `attention_bias` says so.
+/// The modules of a layer that have a bias if `attention_bias` is set.
 const ATTENTION: [&str; 4] =
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
 
@@ -22,20 +22,21 @@ const OTHER_MODULES: [&str; 7] = [
     "mlp.down_proj",
 ];
 
-/// A buffer that some exporters save, of the decoder or of each layer. It follows from `rope_theta`.
+/// A buffer that some exporters save for the decoder or for each layer. It is not read, because it follows from
+/// `rope_theta`.
 const ROTARY_FREQUENCIES: &str = "rotary_emb.inv_freq";
 
-/// The ends of the names of what MLX puts beside a quantized weight.
+/// The ends of the names of the tensors that MLX saves beside a quantized weight.
 const MLX: [&str; 2] = [".scales", ".biases"];
 
 impl Weights {
-    /// Refuses a tensor that a decoder of this configuration and its heads do not have: whatever it is
-    /// for, the result would lack it.
+    /// Rejects a tensor that is not part of a decoder with this configuration and its heads. Ignoring it would give
+    /// other results than the model's own code.
     pub(crate) fn check_names(&self, config: &Config) -> Result<()> {
         let names = self.names();
         let mut known: HashSet<String> =
             BESIDE_LAYERS.iter().map(|name| self.name_in_file(name)).collect();
-        // Where there are more layers than tensors, some are missing, which is found when they are read.
+        // A configuration may name more layers than there are tensors. Reading the layers reports the missing ones.
         for layer_idx in 0..config.num_hidden_layers.min(names.len()) {
             let in_file = |module: &&str, what: &str| {
                 self.name_in_file(&format!("layers.{layer_idx}.{module}.{what}"))

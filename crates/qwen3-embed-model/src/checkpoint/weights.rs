@@ -1,189 +1,83 @@
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
-use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK};
-use qwen3_embed_kernels::ops;
-use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
+use qwen3_embed_kernels::cpu::BLOCK;
+use safetensors::Dtype;
 
-use crate::checkpoint::adapter::Adapter;
-use crate::checkpoint::file::{MappedFile, read_file};
+use crate::checkpoint::file::MappedFile;
 use crate::checkpoint::gguf::Header;
+use crate::checkpoint::low_rank::LowRankUpdate;
 use crate::checkpoint::matrix::{MappedRows, Matrix, Part, Stored};
 use crate::checkpoint::naming::Naming;
 use crate::checkpoint::stored_type::{SAFETENSORS_TYPES, StoredType};
-use crate::{Config, Error, Head, Result};
-
-/// How weights are kept and multiplied.
-///
-/// Vectors of different precisions are close to each other but not equal: an index should be searched with
-/// the precision that it was made with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Precision {
-    /// As the checkpoint stores most of its layers' weights: `Bf16` for bf16 and f16, `F32` for f32, and
-    /// `Int8` for the types of GGUF files that have fewer than 16 bits.
-    #[default]
-    Stored,
-    /// Weights and products in f32: exact, four bytes for each weight.
-    F32,
-    /// Weights in bf16, as the published checkpoints store them: two bytes for each. Where the
-    /// processor multiplies bf16, activations are rounded to bf16 for every product and attention,
-    /// and sums are f32. Elsewhere products are in f32, with the same result as `F32` where the
-    /// checkpoint is in bf16, and as fast.
-    Bf16,
-    /// Weights in 8 bits with a scale for every 32, and activations brought into 16 bits for every
-    /// product: a little over one byte for each weight. Attention, norms and sums are f32, token
-    /// embeddings as the checkpoint stores them. The weights of a GGUF file in Q8_0 are used as they
-    /// are. Others are rounded, after the weight of the norm before them has become part of them; the
-    /// features with the largest activations, which a few tokens that pass the layers while they are
-    /// loaded show, then have weights of twice as many bits.
-    ///
-    /// Where the CPU multiplies bytes (VNNI), the same tokens show which products lose little with
-    /// activations in 8 bits, as they are or rotated. Those have weights, in Q8_0 too, and activations in 8 bits
-    /// with a scale for every 64, twice as fast. Where it multiplies bf16 as well, attention is in bf16.
-    ///
-    /// The weights of a GGUF file in Q4_K, Q5_K and Q6_K are used as they are, in their few bits, where the same
-    /// tokens show that little is lost with activations in 8 bits and a scale for every 256.
-    ///
-    /// On a CUDA device this is `Bf16`, as it is for GGUF files in any type.
-    Int8,
-    /// `Bf16` where the processor multiplies bf16, being the more exact there though not the faster, unless
-    /// the weights are stored in fewer bits; else `Int8`. On a CUDA device: `Bf16`.
-    Auto,
-}
-
-impl Precision {
-    /// How a device multiplies with weights of this precision, which is what
-    /// [`for_weights`](Self::for_weights) has made of another.
-    pub(crate) fn arithmetic_on(self, device: &Device) -> Arithmetic {
-        match self {
-            Self::Bf16 => ops::bf16_arithmetic(device),
-            Self::Int8 => ops::int8_arithmetic(device).unwrap_or(Arithmetic::F32),
-            Self::F32 | Self::Stored | Self::Auto => Arithmetic::F32,
-        }
-    }
-
-    /// The precision itself if the device has it, or what [`Stored`](Self::Stored) or
-    /// [`Auto`](Self::Auto) is for these weights.
-    pub(crate) fn for_weights(self, weights: &Weights, device: &Device) -> Self {
-        let has_bf16 = ops::bf16_arithmetic(device) == Arithmetic::Bf16;
-        let has_int8 = ops::int8_arithmetic(device).is_some();
-        match self {
-            Self::Stored => weights.stored_precision().for_weights(weights, device),
-            Self::Int8 | Self::Auto if !has_int8 => Self::Bf16,
-            Self::Auto if has_bf16 && weights.stored_precision() != Self::Int8 => Self::Bf16,
-            Self::Auto => Self::Int8,
-            precision => precision,
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    /// `stored`, `f32`, `bf16`, `int8` or `auto`, as on the command line.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stored => "stored",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-            Self::Auto => "auto",
-        })
-    }
-}
+use crate::precision::Precision;
+use crate::{Error, Result};
 
 /// The tensors of a checkpoint, memory-mapped.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    /// The checkpoint's folder, or the GGUF file.
+    /// The folder of the checkpoint, or the file.
     path: PathBuf,
     tensors: HashMap<String, Entry>,
-    naming: Naming,
-    /// What is added to the weights of linear layers.
-    adapter: Option<Adapter>,
+    pub(super) naming: Naming,
+    /// The updates of a LoRA adapter, by the names of the weights that they are added to.
+    updates: HashMap<String, Arc<LowRankUpdate>>,
 }
 
-/// The linear layer that may stand behind the decoder of a model with code of its own.
+/// The weight of the projection that may follow the decoder of a model with its own code.
 pub(crate) const PROJECTION: &str = "linear.weight";
 
-/// One tensor as its file describes it: of a type that is read, or of another one.
+/// The description of a tensor in the header of its file. The type may be one that is not supported.
 #[derive(Debug)]
-struct Entry {
-    file: Arc<MappedFile>,
-    range: Range<usize>,
-    stored_type: std::result::Result<StoredType, Dtype>,
-    shape: Vec<usize>,
+pub(crate) struct Entry {
+    pub(crate) file: Arc<MappedFile>,
+    /// The bytes of the file that hold the values.
+    pub(crate) range: Range<usize>,
+    pub(crate) stored_type: std::result::Result<StoredType, Dtype>,
+    pub(crate) shape: Vec<usize>,
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
-    pub(crate) fn open(dir: &Path) -> Result<Self> {
-        let index = dir.join("model.safetensors.index.json");
-        let single = dir.join("model.safetensors");
-        let mut tensors = HashMap::new();
-        if single.is_file() {
-            read_header(&single, &mut tensors)?;
-        } else if index.is_file() {
-            read_shards(dir, &index, &mut tensors)?;
-        } else {
-            return Err(Error::NoWeights { dir: dir.to_path_buf() });
-        }
-        let path = dir.to_path_buf();
-        match Naming::of_checkpoint(&tensors) {
-            Ok(naming) => Ok(Self { path, tensors, naming, adapter: None }),
-            Err(names) => Err(Error::TensorPrefix { path, names }),
-        }
+    /// The tensors of a checkpoint at `path`, a folder or a file, under the names that `naming` describes.
+    pub(crate) fn new(path: &Path, tensors: HashMap<String, Entry>, naming: Naming) -> Self {
+        Self { path: path.to_path_buf(), tensors, naming, updates: HashMap::new() }
     }
 
-    /// Opens one safetensors file.
-    pub(crate) fn open_file(path: &Path) -> Result<Self> {
+    /// The tensors that the header of a GGUF file describes.
+    pub(crate) fn of_gguf(header: &Header) -> Self {
         let mut tensors = HashMap::new();
-        read_header(path, &mut tensors)?;
-        Ok(Self { path: path.to_path_buf(), tensors, naming: Naming::bare(), adapter: None })
-    }
-
-    /// Opens a GGUF file, which also holds the configuration.
-    pub(crate) fn open_gguf(path: &Path) -> Result<(Config, Self)> {
-        let file = Arc::new(MappedFile::open(path)?);
-        let header = Header::parse(file.bytes(), path)?;
-        let config = Config::from_gguf(&header)?;
-        let mut tensors = HashMap::new();
-        for tensor in header.tensors {
+        for tensor in &header.tensors {
             let entry = Entry {
-                file: file.clone(),
-                range: tensor.range,
+                file: header.file().clone(),
+                range: tensor.range.clone(),
                 stored_type: Ok(tensor.stored_type),
-                shape: tensor.shape,
+                shape: tensor.shape.clone(),
             };
-            tensors.insert(tensor.name.to_owned(), entry);
+            tensors.insert(tensor.name.clone(), entry);
         }
-        let weights =
-            Self { path: path.to_path_buf(), tensors, naming: Naming::Gguf, adapter: None };
-        Ok((config, weights))
+        Self::new(header.path(), tensors, Naming::Gguf)
     }
 
-    /// The weights with an adapter's updates added to them.
-    pub(crate) fn with_adapter(self, adapter: Adapter) -> Self {
-        Self { adapter: Some(adapter), ..self }
+    /// The same weights, to which `updates` are added when they are read. Keys are the names of the weights.
+    pub(crate) fn with_updates(self, updates: HashMap<String, Arc<LowRankUpdate>>) -> Self {
+        Self { updates, ..self }
     }
 
-    /// The names in the file, in order.
+    /// The names of all tensors in the file, sorted.
     pub(crate) fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
     }
 
-    /// The first dimension of a tensor that is there.
+    /// The first dimension of a tensor, or `None` if there is no such tensor.
     pub(crate) fn n_rows(&self, name: &str) -> Option<usize> {
         self.tensors.get(&self.name_in_file(name))?.shape.first().copied()
     }
 
-    /// The matrices of the layers: the type and the number of values of each.
+    /// The type and the number of values of each matrix in the layers.
     fn layer_matrices(&self) -> impl Iterator<Item = (StoredType, u64)> {
         let prefix = match &self.naming {
             Naming::Checkpoint { prefix, .. } => format!("{prefix}layers."),
@@ -198,25 +92,25 @@ impl Weights {
         })
     }
 
-    /// The precision that keeps what most of the layers' weights are stored in.
-    fn stored_precision(&self) -> Precision {
+    /// The precision of the type in which most weights of the layers are stored.
+    pub(crate) fn stored_precision(&self) -> Precision {
         let values_in = |precision| -> u64 {
             let matrices = self.layer_matrices();
             matrices.filter(|(stored, _)| stored.precision() == precision).map(|(_, n)| n).sum()
         };
-        // The more exact one where there are as many of both.
+        // If two precisions have equally many weights, the later and more exact one is chosen.
         let precisions = [Precision::Int8, Precision::Bf16, Precision::F32];
         precisions.into_iter().max_by_key(|&precision| values_in(precision)).unwrap_or_default()
     }
 
-    /// Whether all matrices of the layers are stored in Q8_0, and so need no rounding to 8 bits.
+    /// Whether all matrices of the layers are stored in Q8_0, so that `Int8` uses them without rounding.
     pub(crate) fn are_q8_0(&self) -> bool {
-        self.adapter.is_none()
+        self.updates.is_empty()
             && self.layer_matrices().all(|(stored, _)| stored == StoredType::Q8_0)
     }
 
-    /// The matrices of the layers that are stored in blocks which the kernels multiply with as they are: the
-    /// values of all of them, and the bytes that they take when they are packed.
+    /// The size of the matrices in the layers whose stored blocks the kernels use without conversion: the number of
+    /// values, and the bytes after packing.
     pub(crate) fn blocks(&self) -> [u64; 2] {
         let mut sizes = [0; 2];
         for (stored, n_values) in self.layer_matrices() {
@@ -228,7 +122,7 @@ impl Weights {
         sizes
     }
 
-    /// The type of each tensor, by its format's name, and its number of values.
+    /// The type and the number of values of each tensor. Types are named as in their file format.
     pub(crate) fn stored_types(&self) -> impl Iterator<Item = (String, u64)> {
         self.tensors.values().map(|entry| {
             let name = match &entry.stored_type {
@@ -239,7 +133,7 @@ impl Weights {
         })
     }
 
-    /// Bytes of the files with tensors.
+    /// The size in bytes of all files with tensors.
     pub(crate) fn file_bytes(&self) -> u64 {
         let files = self.tensors.values().map(|entry| &entry.file);
         let sizes: HashMap<_, _> =
@@ -247,69 +141,55 @@ impl Weights {
         sizes.values().sum()
     }
 
-    /// What is behind the decoder.
-    pub(crate) fn head(&self) -> Head {
-        if self.contains("score.weight") {
-            return Head::Score;
-        }
-        match self.naming {
-            _ if self.contains("lm_head.weight") => Head::LmHead,
-            // Its model has `model.` before the decoder's names because of the layer.
-            _ if self.contains(PROJECTION) => Head::None,
-            Naming::Checkpoint { .. } if !self.naming.is_of_decoder_alone() => Head::TiedLmHead,
-            Naming::Checkpoint { .. } | Naming::Gguf => Head::None,
-        }
-    }
-
-    /// Whether the decoder has a tensor of this name.
+    /// Whether there is a tensor `name`.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(&self.name_in_file(name))
     }
 
-    /// Whether the tensors are named as those of a decoder by itself, which is how embedding models are
-    /// saved: models that put a head on it name it.
-    pub(crate) fn are_of_decoder_alone(&self) -> bool {
-        self.naming.is_of_decoder_alone()
+    /// Whether the names of the tensors show that the model has no head: see [`Naming::has_no_head_name`].
+    pub(crate) fn show_no_head(&self) -> bool {
+        self.naming.has_no_head_name()
     }
 
-    /// What the file calls the tensor `name` of the decoder or of a head, which stands beside it.
+    /// The name in the file of the tensor `name`.
     pub(crate) fn name_in_file(&self, name: &str) -> String {
         self.naming.name_in_file(name)
     }
 
-    /// The file that holds the tensor that it calls `name`, or the checkpoint's folder.
+    /// The file that contains the tensor with this name in the file, or the path of the checkpoint.
     pub(crate) fn path_of(&self, name: &str) -> PathBuf {
         let entry = self.tensors.get(name);
         entry.map_or_else(|| self.path.clone(), |entry| entry.file.path.clone())
     }
 
-    /// The decoder's vector `name` in f32, whatever its type in the file.
+    /// The values of the vector `name`, converted to f32.
     pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
         Ok(self.stored(name, &[length])?.values())
     }
 
-    /// The values of the matrix `name` in f32, whatever its type in the file.
+    /// The values of the matrix `name`, converted to f32.
     pub(crate) fn values(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
         Ok(self.stored(name, &shape)?.values())
     }
 
-    /// Weight matrices with the same number of columns, one below the other.
+    /// Weight matrices with the same number of columns, concatenated by rows. `parts` are their names and numbers of
+    /// rows.
     pub(crate) fn matrix(&self, parts: &[(String, usize)], n_columns: usize) -> Result<Matrix> {
         let mut read = Vec::with_capacity(parts.len());
         for (name, rows) in parts {
             let stored = self.stored(name, &[*rows, n_columns])?;
-            let update = self.adapter.as_ref().and_then(|adapter| adapter.update(name));
+            let update = self.updates.get(name).cloned();
             read.push(Part { stored, update });
         }
         Ok(Matrix { parts: read, n_rows: parts.iter().map(|(_, rows)| rows).sum(), n_columns })
     }
 
-    /// The rows of the decoder's tensor `name`, left in the file until they are asked for.
+    /// The rows of the matrix `name`, which are read from the file when they are used.
     pub(crate) fn rows(&self, name: &str, shape: [usize; 2]) -> Result<MappedRows> {
         Ok(MappedRows { n_columns: shape[1], stored: self.stored(name, &shape)? })
     }
 
-    /// The tensor `name`, checked against the shape that the configuration calls for.
+    /// The tensor `name`, which must have this shape.
     fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored> {
         let name = self.name_in_file(name);
         let Some(entry) = self.tensors.get(&name) else {
@@ -329,80 +209,4 @@ impl Weights {
         let (file, range) = (entry.file.clone(), entry.range.clone());
         Ok(Stored { file, range, stored_type, shape: entry.shape.clone() })
     }
-}
-
-/// Opens every shard that the index names and checks that each holds what the index says.
-fn read_shards(dir: &Path, index: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
-    let weight_map = read_weight_map(index)?;
-    let mut files: Vec<&String> = weight_map.values().collect();
-    files.sort_unstable();
-    files.dedup();
-    for file in files {
-        read_header(&dir.join(file), tensors)?;
-    }
-    for (name, file) in &weight_map {
-        let path = dir.join(file);
-        if tensors.get(name).is_none_or(|entry| entry.file.path != path) {
-            return Err(Error::MissingTensor { path, name: name.clone() });
-        }
-    }
-    Ok(())
-}
-
-/// The index's `weight_map`: tensor names to the file names of their shards.
-fn read_weight_map(index: &Path) -> Result<HashMap<String, String>> {
-    let json: Value = serde_json::from_slice(&read_file(index)?)
-        .map_err(|source| Error::Json { path: index.into(), source })?;
-    let field = |field: String, expected: &str, got: Option<&Value>| Error::Field {
-        path: index.into(),
-        field,
-        expected: expected.to_owned(),
-        got: got.map_or_else(|| "nothing".to_owned(), Value::to_string),
-    };
-    let map = json.get("weight_map");
-    let Some(entries) = map.and_then(Value::as_object).filter(|entries| !entries.is_empty()) else {
-        return Err(field("weight_map".into(), "an object that names each tensor's file", map));
-    };
-    let mut weight_map = HashMap::with_capacity(entries.len());
-    for (name, value) in entries {
-        match value.as_str().filter(|file| is_plain_name(file)) {
-            Some(file) => weight_map.insert(name.clone(), file.to_owned()),
-            None => {
-                let expected = "the name of a file in the same folder";
-                return Err(field(format!("weight_map.{name}"), expected, Some(value)));
-            }
-        };
-    }
-    Ok(weight_map)
-}
-
-/// Whether `file` names something in the folder itself: no other folder, no way up.
-fn is_plain_name(file: &str) -> bool {
-    let mut components = Path::new(file).components();
-    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
-}
-
-/// Maps a safetensors file and adds its tensors to `tensors`.
-fn read_header(path: &Path, tensors: &mut HashMap<String, Entry>) -> Result<()> {
-    let corrupt = |source| Error::Safetensors { path: path.to_path_buf(), source };
-    let file = Arc::new(MappedFile::open(path)?);
-    // No length or offset is taken from the file unchecked: this verifies that every tensor lies
-    // within the map and fits its shape and type.
-    let (header_size, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(corrupt)?;
-    // The header follows its own length, a number of eight bytes.
-    let data = header_size + 8;
-    for (name, info) in metadata.tensors() {
-        let (start, end) = info.data_offsets;
-        let entry = Entry {
-            file: file.clone(),
-            range: data + start..data + end,
-            stored_type: StoredType::of_safetensors(info.dtype).ok_or(info.dtype),
-            shape: info.shape.clone(),
-        };
-        if let Some(earlier) = tensors.insert(name.clone(), entry) {
-            let (first, second) = (earlier.file.path.clone(), path.to_path_buf());
-            return Err(Error::DuplicateTensor { name, first, second });
-        }
-    }
-    Ok(())
 }

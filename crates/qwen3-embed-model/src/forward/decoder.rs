@@ -1,5 +1,4 @@
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -7,190 +6,69 @@ use candle_core::{DType, Tensor};
 use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 
+use crate::batching::budget::in_batches;
 use crate::batching::plan::{self, Given, Kept, Plan};
 use crate::batching::prefix_cache::{Prefix, PrefixCache};
 use crate::batching::sharing::{Sharing, SharingCounts};
-use crate::checkpoint::adapter::Adapter;
-use crate::checkpoint::file::read_file;
-use crate::checkpoint::modules::{Modules, quantize};
-use crate::checkpoint::weights::{Precision, Weights};
-use crate::forward::calibration::Calibration;
 use crate::forward::dense::Dense;
-use crate::forward::layer::{DecoderLayer, LayerLoader};
+use crate::forward::layer::DecoderLayer;
+use crate::forward::quantizer::round_to_int8;
 use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::{self, Workspace};
-use crate::{Config, Device, Error, Pooling, Result};
+use crate::precision::Precision;
+use crate::{Config, Error, Pooling, Result};
 
-/// A Qwen3 decoder and what makes a vector of what it computes.
+/// A Qwen3 decoder with its pooling and its dense layers: computes a vector for each text.
 ///
-/// It is a stack of layers, each `x += attention(norm(x))` and then `x += mlp(norm(x))`, over a
-/// ragged batch: the tokens of all texts end to end. The residual stream is f32.
+/// The decoder is a stack of layers. Each layer computes `x += attention(norm(x))` and then `x += mlp(norm(x))` for a
+/// ragged batch, in which the tokens of all texts are concatenated without padding. The residual stream x is f32.
 ///
 /// # Source
 ///
 /// `Qwen3Model` of transformers; *Qwen3 Embedding* (2025).
 #[derive(Debug)]
 pub struct Model {
-    config: Config,
-    embed_tokens: TokenEmbeddings,
-    layers: Vec<DecoderLayer>,
-    norm: Tensor,
-    rope: RopeTable,
-    pooling: Pooling,
-    /// Behind the pooling, one after another.
-    dense: Vec<Dense>,
-    /// Whether vectors are brought into whole numbers of 8 bits in the end.
-    quantizes: bool,
-    precision: Precision,
-    arithmetic: Arithmetic,
-    device: candle_core::Device,
-    /// Room for activations, one for each call that has run at the same time as others.
-    workspaces: Mutex<Vec<Workspace>>,
-    /// Whose turn it is, on a device where callers take turns.
-    turn: Mutex<()>,
-    batch_tokens: usize,
-    sharing: Sharing,
-    prefixes: PrefixCache,
-    n_tokens: AtomicU64,
-    n_computed: AtomicU64,
+    pub(super) config: Config,
+    pub(super) embed_tokens: TokenEmbeddings,
+    pub(super) layers: Vec<DecoderLayer>,
+    pub(super) norm: Tensor,
+    pub(super) rope: RopeTable,
+    pub(super) pooling: Pooling,
+    /// The layers after the pooling, in their order.
+    pub(super) dense: Vec<Dense>,
+    /// Whether vectors are rounded to 8-bit integers in the last step.
+    pub(super) quantizes: bool,
+    pub(super) precision: Precision,
+    pub(super) arithmetic: Arithmetic,
+    pub(super) device: candle_core::Device,
+    /// Workspaces that no call uses at the moment. Concurrent calls use one each.
+    pub(super) workspaces: Mutex<Vec<Workspace>>,
+    /// Held while a batch is computed, on devices that compute one batch at a time.
+    pub(super) turn: Mutex<()>,
+    pub(super) batch_tokens: usize,
+    pub(super) sharing: Sharing,
+    pub(super) prefixes: PrefixCache,
+    pub(super) n_tokens: AtomicU64,
+    pub(super) n_computed: AtomicU64,
 }
 
-/// Texts of a batch whose beginnings are remembered, about.
+/// About how many texts of a batch the prefix cache remembers.
 const NOTED_TEXTS: usize = 16;
 
-/// How a model is loaded.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// Where it runs.
-    pub device: Device,
-    /// How its weights are kept and multiplied.
-    pub precision: Precision,
-    /// The folder of a LoRA adapter, as PEFT writes it, that is added to the weights. A `modules.json` in
-    /// it comes before the model's.
-    pub adapter: Option<PathBuf>,
-    /// Whether the CPU has a copy of the token embeddings in memory, in place of the pages of their file: see
-    /// [`Model::load`].
-    pub preload: bool,
-    /// Whether vectors are hidden states of last tokens, whatever `modules.json` makes of them.
-    pub hidden_states: bool,
-    /// How products are computed, be it fast on this processor or not, so that tests see the arithmetic of
-    /// others. It must be one that weights of this precision have.
-    #[doc(hidden)]
-    pub arithmetic: Option<Arithmetic>,
-}
-
-impl LoadOptions {
-    /// This precision, with products computed so on any processor.
-    #[doc(hidden)]
-    pub fn multiplying(precision: Precision, arithmetic: Arithmetic) -> Self {
-        Self { precision, arithmetic: Some(arithmetic), ..Self::default() }
-    }
-}
-
-/// Sees the residual stream as it passes: called with `i` and the input of layer `i`, then with the
-/// number of layers and the output of the last. Values are row-major [T, C].
+/// A callback that receives the residual stream: for each layer its index and its input, then the number of layers and
+/// the output of the last layer. Values are row-major [T, C].
 pub type Trace<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 impl Model {
-    /// Loads the checkpoint at `path`. In a folder: `config.json` and `model.safetensors`, or the
-    /// shards that `model.safetensors.index.json` lists, and the pooling and the dense layers that
-    /// `modules.json` lists, if there is one. Anything else is read as a GGUF file, which holds all of
-    /// it.
-    ///
-    /// The files are memory-mapped. Token embeddings are read from the map as they are needed, so
-    /// the files must not be truncated or rewritten in place while the model lives; replacing them
-    /// by renaming, as package managers and git do, is safe. When memory is short, the system drops pages of the map
-    /// and reads them again from disk. With [`preload`](LoadOptions::preload), token embeddings are copied into
-    /// memory, and no file is needed once the model is loaded.
-    ///
-    /// # Errors
-    ///
-    /// A missing or damaged file, a configuration that is not supported, or a tensor that does not
-    /// fit it: each variant of [`Error`] names the file and what is wrong in it.
-    pub fn load(path: &Path, device: Device, precision: Precision) -> Result<Self> {
-        Self::load_with(path, &LoadOptions { device, precision, ..LoadOptions::default() })
-    }
-
-    /// [`load`](Self::load) with more to choose.
-    ///
-    /// # Errors
-    ///
-    /// As [`load`](Self::load), and what is wrong with an adapter.
-    pub fn load_with(path: &Path, options: &LoadOptions) -> Result<Self> {
-        let &LoadOptions { device, precision, arithmetic, .. } = options;
-        let device = device.open()?;
-        let (config, mut weights) = open(path)?;
-        if let Some(dir) = &options.adapter {
-            weights = weights.with_adapter(Adapter::open(dir, &config)?);
-        }
-        let modules = match options.hidden_states {
-            true => Modules::default(),
-            false => read_modules(path, options)?.unwrap_or(Modules::plain(config.pooling)),
-        };
-        modules.check_class(path, &config)?;
-        let projection = match options.hidden_states {
-            true => None,
-            false => Dense::projection(&weights, &config)?,
-        };
-        let dense = modules.load_dense(projection, config.hidden_size)?;
-        let precision = precision.for_weights(&weights, &device);
-        let arithmetic = arithmetic.unwrap_or_else(|| match precision {
-            Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
-            precision => precision.arithmetic_on(&device),
-        });
-        let shape = [config.vocab_size, config.hidden_size];
-        let embed_tokens = TokenEmbeddings::new(
-            weights.rows("embed_tokens.weight", shape)?,
-            &device,
-            options.preload,
-        )?;
-        let norm = weights.vector("norm.weight", config.hidden_size)?;
-        let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
-        let rope =
-            RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        let rounds = arithmetic == Arithmetic::Bytes || !weights.are_q8_0();
-        let rounds = rounds && precision == Precision::Int8;
-        let calibration = rounds.then(|| Calibration::new(&config, &embed_tokens, &rope, &device));
-        let mut calibration = calibration.transpose()?;
-        let mut layers = Vec::new();
-        for layer_idx in 0..config.num_hidden_layers {
-            let (weights, config, device) = (&weights, &config, &device);
-            let loader = LayerLoader { weights, config, layer_idx, precision, arithmetic, device };
-            layers.push(loader.load(calibration.as_mut())?);
-        }
-        let (n_tokens, n_computed) = Default::default();
-        let model = Self {
-            config,
-            embed_tokens,
-            layers,
-            norm,
-            rope,
-            pooling: modules.pooling,
-            dense,
-            quantizes: modules.quantizes,
-            precision,
-            arithmetic,
-            device,
-            workspaces: Mutex::default(),
-            turn: Mutex::default(),
-            batch_tokens: usize::MAX,
-            sharing: Sharing::Off,
-            prefixes: PrefixCache::new(0, 0),
-            n_tokens,
-            n_computed,
-        };
-        Ok(model.with_sharing(Sharing::default()))
-    }
-
-    /// Computes calls in batches of about this many tokens, which bounds the memory that they take;
-    /// a longer text is computed alone. A batch has fewer where many short texts share a beginning, because
-    /// attention's keys are packed for each. Default: no limit.
+    /// Sets the number of tokens that a batch may have, which limits the memory of a call. A longer text is computed in
+    /// a batch of its own. Batches are smaller if many short texts share a beginning, because attention packs the
+    /// shared keys for each text. Default: no limit.
     pub fn with_batch_tokens(self, batch_tokens: usize) -> Self {
         Self { batch_tokens, ..self }
     }
 
-    /// Shares what texts have in common, or not. Default: [`Sharing::default`].
+    /// Sets whether tokens that texts have in common are computed once. Default: [`Sharing::default`].
     pub fn with_sharing(self, sharing: Sharing) -> Self {
         let capacity = match sharing {
             Sharing::On { cache_bytes } => cache_bytes,
@@ -201,7 +79,7 @@ impl Model {
         Self { sharing, prefixes: PrefixCache::new(capacity, bytes_per_token), ..self }
     }
 
-    /// What was computed so far, and what sharing has saved.
+    /// The numbers of tokens that were computed and that sharing has saved, since the model was loaded.
     pub fn sharing_counts(&self) -> SharingCounts {
         let [cache_hits, cache_tokens, cache_bytes] = self.prefixes.counts();
         let [n_tokens, n_computed] =
@@ -209,24 +87,25 @@ impl Model {
         SharingCounts { n_tokens, n_computed, cache_hits, cache_tokens, cache_bytes }
     }
 
-    /// The columns of keys and values behind those of queries.
+    /// The columns of keys and values in the output of `qkv_proj`, which come after those of queries.
     fn kv_columns(&self) -> Range<usize> {
         let heads = self.config.heads();
         heads.q_columns()..heads.qkv_columns()
     }
 
-    /// How products are computed, most of them if they are in whole numbers: those whose input does not fit are
-    /// computed otherwise.
+    /// The arithmetic of the matrix multiplications. In integer arithmetic, a matrix multiplication whose input would
+    /// lose too much accuracy uses another arithmetic.
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic
     }
 
-    /// How the weights are kept and multiplied: what [`Precision::Auto`] has become.
+    /// The precision of the weights. [`Precision::Auto`] and [`Precision::Stored`] are resolved when the model is
+    /// loaded.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Bytes of the packed weights.
+    /// The size of the packed weights in bytes.
     #[cfg(test)]
     pub(crate) fn weight_bytes(&self) -> usize {
         let vectors = size_of::<f32>() * self.norm.elem_count();
@@ -238,28 +117,27 @@ impl Model {
         &self.config
     }
 
-    /// Dimensions of a text's vector, E: the hidden size, unless a dense layer changes it.
+    /// The dimensions of a text's vector, E: the hidden size, or the width of the last dense layer.
     pub fn embedding_size(&self) -> usize {
         self.dense.last().map_or(self.config.hidden_size, Dense::n_out)
     }
 
-    /// How a text's vector is made of its tokens'.
+    /// How the hidden states of a text's tokens are combined.
     pub fn pooling(&self) -> Pooling {
         self.pooling
     }
 
-    /// The vector of each text, row-major [N, E], neither truncated nor normalised: the hidden state of its
-    /// last token after the final norm, or what the repository's modules make of its tokens' hidden
-    /// states.
+    /// Computes the vector of each text, row-major [N, E]. Vectors are neither truncated nor normalized.
     ///
-    /// On the processor, a text's row is the same, bit for bit, whatever else is in the call, and whatever
-    /// earlier calls were.
+    /// A vector is the hidden state of the text's last token after the final norm, or the result of the modules in
+    /// `modules.json`. On the CPU, the vector of a text is the same, bit for bit, whatever other texts are in the call
+    /// and whatever calls came before.
     ///
     /// # Errors
     ///
-    /// [`Error::EmptyText`], [`Error::TooManyTokens`] or [`Error::TokenOutOfRange`] before anything
-    /// is computed; [`Error::NotFinite`] if the result is not finite; [`Error::OutOfMemory`] if a device
-    /// has no room for a batch, nor for one of half the tokens.
+    /// [`Error::EmptyText`], [`Error::TooManyTokens`] or [`Error::TokenOutOfRange`] before anything is computed;
+    /// [`Error::NotFinite`] if a vector is not finite; [`Error::OutOfMemory`] if the device has no memory for a batch,
+    /// nor for a batch of half the tokens.
     pub fn forward(&self, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
         let n = self.embedding_size();
         let mut vectors = vec![0f32; texts.len() * n];
@@ -267,8 +145,8 @@ impl Model {
         Ok(vectors)
     }
 
-    /// [`forward`](Self::forward) without sharing, in one batch, showing the residual stream to `trace`
-    /// before and after every layer: for comparing with another implementation layer by layer.
+    /// Computes texts as [`forward`](Self::forward) does, in one batch and without sharing, and calls `trace` before
+    /// each layer and after the last one. Use it to compare with another implementation layer by layer.
     ///
     /// # Errors
     ///
@@ -287,20 +165,20 @@ impl Model {
         Ok(vectors)
     }
 
-    /// [`forward`](Self::forward) for many texts: calls `each` with a text's index and its vector as soon as its
-    /// batch is computed, in any order.
+    /// Computes texts as [`forward`](Self::forward) does, and calls `each` with the index and the vector of a text as
+    /// soon as its batch is computed. Texts may come in any order.
     ///
     /// # Errors
     ///
-    /// As [`forward`](Self::forward); with [`Error::NotFinite`] `each` was called for the texts of
-    /// earlier batches.
+    /// As [`forward`](Self::forward). Before [`Error::NotFinite`] and [`Error::OutOfMemory`], `each` may have been
+    /// called for the texts of earlier batches.
     pub fn forward_each(
         &self,
         texts: &[impl AsRef<[u32]>],
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         self.check_tokens(texts)?;
-        // Only what comes before a token may be shared, and only where it is not itself asked for.
+        // A shared token must not depend on later tokens, and its hidden state must not be part of the result.
         let can_share = self.config.is_causal && self.pooling == Pooling::LastToken;
         let is_shared = can_share && self.sharing != Sharing::Off;
         let order = if is_shared { plan::order(texts) } else { Vec::new() };
@@ -316,7 +194,7 @@ impl Model {
         })
     }
 
-    /// The next batch of whole texts, from `start` on.
+    /// Plans the next batch without sharing, from text `start` on.
     fn plan_whole(&self, texts: &[impl AsRef<[u32]>], start: usize, budget: usize) -> Result<Plan> {
         let mut plan = plan::whole(texts, start, budget)?;
         if !self.config.is_causal {
@@ -339,7 +217,7 @@ impl Model {
         for (text, row) in rows.clone() {
             check_finite(text, row)?;
         }
-        // What is not finite would spoil the texts of later calls.
+        // Prefixes are kept only after the check: values that are not finite would spoil later calls.
         prefixes.into_iter().for_each(|prefix| self.prefixes.insert(prefix));
         rows.for_each(|(text, row)| each(text, row));
         let tokens = plan.texts.iter().map(|&(text, _)| texts[text].as_ref());
@@ -353,10 +231,10 @@ impl Model {
         Ok(())
     }
 
-    /// Computes a batch in a workspace of its own, where it is one at a time on the device if that has to be.
+    /// Computes a batch in a workspace of its own. On some devices, only one batch is computed at a time.
     ///
-    /// Whoever holds the turn waits for no other thread: a thread of rayon's that did might take up another
-    /// call meanwhile, which would wait for the turn for ever.
+    /// No code that runs under the lock may wait for other threads: a waiting thread of rayon might start another call,
+    /// which would then wait for the lock forever.
     fn take_turn(
         &self,
         plan: &Plan,
@@ -367,7 +245,7 @@ impl Model {
         let mut workspace = self.workspace();
         match self.forward_batch(plan, &mut workspace, trace) {
             Err(Error::Kernel(source @ KernelError::OutOfMemory(_))) => {
-                // What was kept for calls is given back, before it is seen how much there is.
+                // The workspaces are freed before the free memory is measured.
                 drop(workspace);
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 Err(self.out_of_memory(plan.batch.n_rows(), source))
@@ -379,11 +257,11 @@ impl Model {
         }
     }
 
-    /// The error of a batch of so many tokens that the device has no room for.
+    /// The error that the device has no memory for a batch of `n_tokens` tokens.
     fn out_of_memory(&self, n_tokens: usize, source: KernelError) -> Error {
         let bytes_per_token =
             workspace::bytes_per_token(&self.config, self.product_type(), &self.device);
-        // A device that does not say has nothing left.
+        // A device that does not report its free memory is assumed to have none.
         let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
         let needed_bytes = n_tokens.saturating_mul(bytes_per_token);
         let fitting_tokens = (free_bytes / bytes_per_token).min(n_tokens / 2);
@@ -391,15 +269,16 @@ impl Model {
         Error::OutOfMemory { n_tokens, needed_bytes, free_bytes, fitting_tokens, source }
     }
 
-    /// A workspace that no other call uses.
+    /// Takes a workspace that no other call uses.
     fn workspace(&self) -> Workspace {
         let mut free = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         free.pop().unwrap_or_default()
     }
 
-    /// The hidden states that the texts' vectors are made of, and the prefixes that are to be kept. With
-    /// last-token pooling there is a hidden state for each text that ends in the batch, or for each segment if
-    /// none does, else for each token.
+    /// Runs the decoder. Returns hidden states after the final norm, and the prefixes for the cache.
+    ///
+    /// With last-token pooling, the hidden states are those of last tokens: one for each text that ends in the batch,
+    /// or one for each segment in a batch without sharing. With other poolings, there is one for each token.
     fn forward_batch(
         &self,
         plan: &Plan,
@@ -439,7 +318,7 @@ impl Model {
         Ok((ops::to_f32(&hidden)?, prefixes.collect()))
     }
 
-    /// The vectors that are made of a batch's hidden states.
+    /// Computes the texts' vectors from the hidden states of a batch.
     fn vectors(&self, hidden: Vec<f32>, plan: &Plan) -> Result<Vec<f32>> {
         let mut vectors = match self.pooling {
             Pooling::LastToken => hidden,
@@ -449,12 +328,12 @@ impl Model {
             vectors = dense.forward(vectors)?;
         }
         if self.quantizes {
-            quantize(&mut vectors);
+            round_to_int8(&mut vectors);
         }
         Ok(vectors)
     }
 
-    /// Writes the keys and values of a layer that are known to their rows.
+    /// Copies the keys and values of one layer from prefixes in the cache to the given rows of `qkv`.
     fn give(&self, given: &[Given], layer_idx: usize, qkv: &Tensor) -> Result<()> {
         let Range { start, end } = self.kv_columns();
         for Given { prefix, tokens, row } in given {
@@ -465,7 +344,7 @@ impl Model {
         Ok(())
     }
 
-    /// A copy of a layer's keys and values of what is to be kept.
+    /// Copies the keys and values of one layer from `qkv`, for a prefix that is put into the cache.
     fn keep(&self, kept: &Kept, qkv: &Tensor) -> Result<Tensor> {
         let Range { start, end } = self.kv_columns();
         let copy = Tensor::zeros((kept.rows.len(), end - start), qkv.dtype(), &self.device)?;
@@ -478,12 +357,12 @@ impl Model {
         Ok(copy)
     }
 
-    /// The type of the activations that products read.
+    /// The type of the inputs of matrix multiplications.
     fn product_type(&self) -> DType {
         workspace::product_type(self.arithmetic)
     }
 
-    /// Checks every text's tokens as [`forward`](Self::forward) does, without computing anything.
+    /// Checks the tokens of all texts, as [`forward`](Self::forward) does before it computes.
     ///
     /// # Errors
     ///
@@ -508,108 +387,9 @@ impl Model {
     }
 }
 
-/// The modules that the adapter's folder lists, or else the model's.
-fn read_modules(path: &Path, options: &LoadOptions) -> Result<Option<Modules>> {
-    let of_adapter = options.adapter.as_deref().map(Modules::read).transpose()?;
-    match of_adapter.flatten() {
-        Some(modules) => Ok(Some(modules)),
-        None => Modules::read(path),
-    }
-}
-
-/// The configuration and the weights of a checkpoint's folder or of a GGUF file.
-pub(crate) fn open(path: &Path) -> Result<(Config, Weights)> {
-    let (config, weights) = if path.is_dir() {
-        let config_path = path.join("config.json");
-        let config = Config::from_json(&read_file(&config_path)?, &config_path)?;
-        (config, Weights::open(path)?)
-    } else {
-        Weights::open_gguf(path)?
-    };
-    weights.check_names(&config)?;
-    // Tables of this width are made before the layers are read.
-    weights.vector("layers.0.self_attn.q_norm.weight", config.head_dim)?;
-    Ok((config, weights))
-}
-
-/// Computes `n_texts` in batches: `compute` is called with how many texts are done and the tokens that the
-/// next batch may have, and returns how many it has computed. Where a device has no room for a batch, all
-/// that are left have half of its tokens.
-fn in_batches(
-    n_texts: usize,
-    mut budget: usize,
-    mut compute: impl FnMut(usize, usize) -> Result<usize>,
-) -> Result<()> {
-    let (mut n_done, mut was_halved) = (0, false);
-    while n_done < n_texts {
-        match compute(n_done, budget) {
-            Ok(n) => n_done += n,
-            Err(Error::OutOfMemory { n_tokens, .. }) if !was_halved && n_tokens > 1 => {
-                (budget, was_halved) = (n_tokens / 2, true);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
 fn check_finite(text: usize, row: &[f32]) -> Result<()> {
     match row.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(dimension) => Err(Error::NotFinite { text, dimension, value: row[dimension] }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn out_of_memory(n_tokens: usize) -> Error {
-        let source = candle_core::Error::Msg("no memory".into());
-        Error::OutOfMemory {
-            n_tokens,
-            needed_bytes: n_tokens << 20,
-            free_bytes: 3 << 20,
-            fitting_tokens: 3,
-            source: Box::new(KernelError::OutOfMemory(source)),
-        }
-    }
-
-    /// Texts of one token each, on a device that has room for `room` of them.
-    fn batches(n_texts: usize, budget: usize, room: usize) -> (Vec<usize>, Result<()>) {
-        let mut batches = Vec::new();
-        let result = in_batches(n_texts, budget, |n_done, budget| {
-            let n = budget.min(n_texts - n_done);
-            if n > room {
-                return Err(out_of_memory(n));
-            }
-            batches.push(n);
-            Ok(n)
-        });
-        (batches, result)
-    }
-
-    #[test]
-    fn a_batch_without_room_is_halved_once_and_so_are_those_behind_it() {
-        for (budget, room, expected) in
-            [(10, 10, vec![10, 10, 5]), (10, 9, vec![5; 5]), (usize::MAX, 12, vec![12, 12, 1])]
-        {
-            let (batches, result) = batches(25, budget, room);
-            result.unwrap();
-            assert_eq!(batches, expected);
-        }
-        let (batches, result) = batches(25, 10, 4);
-        let error = result.unwrap_err();
-        assert!(batches.is_empty() && matches!(error, Error::OutOfMemory { n_tokens: 5, .. }));
-        let expected = "a batch of 5 tokens takes about 5 MiB on the device, which has 3 MiB left: a \
-                        budget of 3 tokens would fit";
-        assert_eq!(error.to_string(), expected);
-    }
-
-    #[test]
-    fn a_single_token_without_room_is_an_error() {
-        let (batches, result) = batches(3, 1, 0);
-        assert!(batches.is_empty());
-        assert!(matches!(result, Err(Error::OutOfMemory { n_tokens: 1, .. })));
     }
 }

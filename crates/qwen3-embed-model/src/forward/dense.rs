@@ -1,15 +1,14 @@
-use std::path::Path;
-
 use candle_core::{DType, Device, Tensor};
 use qwen3_embed_kernels::cpu::{Epilogue, Layout};
 use qwen3_embed_kernels::ops::{Linear, Scratch};
 use serde_json::Value;
 
-use crate::checkpoint::fields::Fields;
-use crate::checkpoint::weights::{PROJECTION, Weights};
-use crate::{Config, Result};
+use crate::checkpoint::modules::{DenseModule, Modules};
+use crate::checkpoint::safetensors;
+use crate::checkpoint::weights::PROJECTION;
+use crate::{Checkpoint, Result};
 
-/// A dense layer behind the pooling: `y = f(x · weightᵀ + bias)`, in f32.
+/// A dense layer after the pooling: `y = f(x · weightᵀ + bias)`, in f32.
 ///
 /// # Source
 ///
@@ -28,24 +27,34 @@ enum Activation {
     Tanh,
 }
 
-/// The classes of PyTorch that are known.
+/// The supported activation functions, by their classes in PyTorch.
 const ACTIVATIONS: [(&str, Activation); 3] = [
     ("torch.nn.modules.linear.Identity", Activation::Identity),
     ("torch.nn.modules.activation.Tanh", Activation::Tanh),
     ("torch.nn.Tanh", Activation::Tanh),
 ];
 
-/// The width of a projection behind the decoder: `num_labels` of the configuration, or that of the tensor.
-pub(crate) fn projected_size(weights: &Weights, config: &Config) -> Option<usize> {
-    let stored = weights.n_rows(PROJECTION).filter(|_| config.may_project);
-    config.num_labels.or(stored)
-}
-
 impl Dense {
-    /// Reads the module in `dir`: `config.json` and `model.safetensors`. Vectors of `n_in` dimensions come
-    /// into it.
-    pub(crate) fn load(dir: &Path, n_in: usize) -> Result<Self> {
-        let fields = Fields::read(&dir.join("config.json"))?;
+    /// Loads the layers that turn pooled vectors of `n_in` dimensions into a text's vector: a projection of the
+    /// model itself, then the dense layers of its modules.
+    pub(crate) fn load_all(
+        projection: Option<Self>,
+        modules: &Modules,
+        n_in: usize,
+    ) -> Result<Vec<Self>> {
+        let mut n_in = projection.as_ref().map_or(n_in, Self::n_out);
+        let mut layers: Vec<Self> = projection.into_iter().collect();
+        for module in &modules.dense {
+            let dense = Self::load(module, n_in)?;
+            n_in = dense.n_out();
+            layers.push(dense);
+        }
+        Ok(layers)
+    }
+
+    /// Loads a module whose input has `n_in` dimensions: its `config.json` and its `model.safetensors`.
+    fn load(module: &DenseModule, n_in: usize) -> Result<Self> {
+        let fields = &module.config;
         let n_out = fields.count("out_features")?;
         fields.expect("in_features", &n_in.to_string(), |value| value == n_in)?;
         for name in ["module_input_name", "module_output_name"] {
@@ -61,7 +70,7 @@ impl Dense {
             let names = ACTIVATIONS.map(|(name, _)| name).join(", ");
             return Err(fields.error("activation_function", format!("one of {names}")));
         };
-        let weights = Weights::open(dir)?;
+        let weights = safetensors::open_folder(&module.dir)?;
         let matrix = weights.matrix(&[("linear.weight".to_owned(), n_out)], n_in)?;
         let linear = matrix.in_f32(&Device::Cpu, Layout::Plain)?;
         let linear = match fields.get("bias").is_none_or(|bias| *bias != Value::Bool(false)) {
@@ -71,22 +80,22 @@ impl Dense {
         Ok(Self { linear, n_in, n_out, activation })
     }
 
-    /// The projection that stands behind the decoder, if it has one: `linear.weight` of shape
+    /// Loads the projection after the decoder, if the checkpoint has one: `linear.weight` of shape
     /// [`num_labels`, C], without bias or activation.
-    pub(crate) fn projection(weights: &Weights, config: &Config) -> Result<Option<Self>> {
-        let Some(n_out) = projected_size(weights, config) else { return Ok(None) };
-        let n_in = config.hidden_size;
-        let matrix = weights.matrix(&[(PROJECTION.to_owned(), n_out)], n_in)?;
+    pub(crate) fn projection(checkpoint: &Checkpoint) -> Result<Option<Self>> {
+        let Some(n_out) = checkpoint.projected_size() else { return Ok(None) };
+        let n_in = checkpoint.config().hidden_size;
+        let matrix = checkpoint.weights().matrix(&[(PROJECTION.to_owned(), n_out)], n_in)?;
         let linear = matrix.in_f32(&Device::Cpu, Layout::Plain)?;
         Ok(Some(Self { linear, n_in, n_out, activation: Activation::Identity }))
     }
 
-    /// Dimensions of the vectors that come out.
+    /// The dimensions of the layer's output.
     pub(crate) fn n_out(&self) -> usize {
         self.n_out
     }
 
-    /// Applies the layer to `x`, [N, I], row-major; the result is [N, O].
+    /// Applies the layer to `x`, row-major [N, I]. The result is row-major [N, O].
     pub(crate) fn forward(&self, x: Vec<f32>) -> Result<Vec<f32>> {
         let n_rows = x.len() / self.n_in;
         let x = Tensor::from_vec(x, (n_rows, self.n_in), &Device::Cpu)?;

@@ -1,7 +1,6 @@
 use qwen3_embed_kernels::Ragged;
 
-/// How a text's vector is made of the hidden states of its tokens after the final norm, hᵢ with i from
-/// 1 to n.
+/// How a text's vector is computed from the hidden states h₁ … hₙ of its n tokens after the final norm.
 ///
 /// # Source
 ///
@@ -13,7 +12,7 @@ pub enum Pooling {
     /// hₙ, as in all published models.
     #[default]
     LastToken,
-    /// h₁, which a causal model knows nothing else for.
+    /// h₁
     FirstToken,
     /// ∑ hᵢ / n
     Mean,
@@ -26,8 +25,8 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// The vectors of a batch of whole texts, row-major [N, C], from the hidden states of all its tokens,
-    /// [T, C].
+    /// Pools the hidden states of all tokens in a batch without sharing, [T, C]. Returns the vector of each text,
+    /// row-major [N, C].
     pub(crate) fn pool(self, hidden: &[f32], batch: &Ragged, n_columns: usize) -> Vec<f32> {
         let mut pooled = Vec::with_capacity(batch.n_segments() * n_columns);
         for segment in 0..batch.n_segments() {
@@ -49,7 +48,7 @@ impl Pooling {
     }
 }
 
-/// The sum of rows times their weights.
+/// The weighted sum of rows, in f64. `weight` takes the index of a row.
 fn sum<'a>(
     rows: impl Iterator<Item = &'a [f32]>,
     n_columns: usize,
@@ -63,7 +62,7 @@ fn sum<'a>(
     sums.into_iter().map(|sum| sum as f32)
 }
 
-/// The largest value of each column, NaN where there is one.
+/// The largest value of each column, or NaN if the column contains NaN.
 fn largest<'a>(rows: impl Iterator<Item = &'a [f32]>, n_columns: usize) -> Vec<f32> {
     let mut largest = vec![f32::NEG_INFINITY; n_columns];
     for row in rows {
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_text_is_pooled_over_its_own_tokens() {
+    fn pools_each_text_over_its_own_tokens() {
         let batch = Ragged::from_lengths([4, 1]).unwrap();
         let hidden = [[1.0, 8.0], [2.0, -8.0], [3.0, 0.0], [-2.0, 4.0], [5.0, 6.0]].concat();
         for (pooling, first) in [
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_not_lost() {
+    fn keeps_nan() {
         let batch = Ragged::from_lengths([3]).unwrap();
         for pooling in [Pooling::Mean, Pooling::WeightedMean, Pooling::Max] {
             assert!(pooling.pool(&[1.0, f32::NAN, 2.0], &batch, 1)[0].is_nan(), "{pooling:?}");

@@ -7,8 +7,8 @@ use crate::Result;
 
 /// Cosines and sines of the rotary position embedding.
 ///
-/// Angles are computed in f64 and their cosines and sines kept in f32. Rows are made when a text
-/// first needs them, so that a model for 32k tokens costs short texts nothing.
+/// Angles are computed in f64, and their cosines and sines are stored in f32. The table grows when a text first needs
+/// more positions, so short texts need a small table even if the model supports 32k tokens.
 #[derive(Debug)]
 pub(crate) struct RopeTable {
     head_dim: usize,
@@ -30,17 +30,17 @@ impl RopeTable {
         Self { head_dim, theta, max_positions, rows: RwLock::default() }
     }
 
-    /// The cosines and sines of every token of a batch that is computed, each [T, D / 2].
+    /// The cosines and the sines for each computed token of a batch, both [T, D / 2].
     pub(crate) fn gather(&self, batch: &Ragged, device: &Device) -> Result<(Tensor, Tensor)> {
         let rows = self.up_to(batch.max_length(), device)?;
-        // Positions are within u32: `Ragged` has checked.
+        // `Ragged` has checked that positions fit in u32.
         let positions: Vec<u32> = batch.positions().map(|position| position as u32).collect();
         Ok((ops::gather_rows(&rows.cos, &positions)?, ops::gather_rows(&rows.sin, &positions)?))
     }
 
     /// A table of at least `n` positions.
     fn up_to(&self, n: usize, device: &Device) -> Result<Arc<Rows>> {
-        // A poisoned lock still holds a whole table: it is only ever replaced by a finished one.
+        // Poisoning is ignored: the table is only replaced by a complete one.
         let rows = self.rows.read().unwrap_or_else(|e| e.into_inner()).clone();
         if let Some(rows) = rows.filter(|rows| rows.n_positions >= n) {
             return Ok(rows);
@@ -74,9 +74,9 @@ mod tests {
 
     use super::*;
 
-    /// Tables computed in bf16 or f32 are off by more than this from position 256 on.
+    /// Tables that are computed in bf16 or f32 have larger errors from position 256 on.
     #[test]
-    fn the_tables_are_exact_at_every_position() {
+    fn tables_are_exact_at_every_position() {
         let (head_dim, theta, length) = (128, 1e6, 32_768);
         let table = RopeTable::new(head_dim, theta, length);
         let batch = Ragged::from_lengths([length]).unwrap();
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn each_text_begins_at_position_zero_and_tables_grow() {
+    fn texts_begin_at_position_zero_and_tables_grow() {
         let table = RopeTable::new(2, 1e4, 8);
         for lengths in [vec![1], vec![2, 3], vec![8, 1, 8]] {
             let batch = Ragged::from_lengths(lengths).unwrap();

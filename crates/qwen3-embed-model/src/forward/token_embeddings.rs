@@ -4,18 +4,18 @@ use qwen3_embed_kernels::ops;
 use crate::Result;
 use crate::checkpoint::matrix::MappedRows;
 
-/// The embedding of each token of the vocabulary, [V, C].
+/// The embeddings of all tokens of the vocabulary, [V, C].
 #[derive(Debug)]
 pub(crate) enum TokenEmbeddings {
-    /// As they are stored: in the memory-mapped file, of which only the rows of tokens that occur are ever read, or
-    /// in a copy.
+    /// In their stored type, in the memory-mapped file or in a copy. Only the rows of tokens that occur in texts are
+    /// read.
     Stored(MappedRows),
-    /// On a device, all of them: sending rows there for each batch would take as long as computing it.
+    /// On a device. Copying the rows of each batch to the device would take as long as computing the batch.
     OnDevice(Tensor),
 }
 
 impl TokenEmbeddings {
-    /// With `preload`, the CPU has a copy of them in memory and does not need the file.
+    /// Prepares the embeddings for a device. With `preload`, the CPU uses a copy in memory and not the file.
     pub(crate) fn new(rows: MappedRows, device: &Device, preload: bool) -> Result<Self> {
         Ok(match device {
             Device::Cpu => Self::Stored(if preload { rows.copied()? } else { rows }),
@@ -23,7 +23,7 @@ impl TokenEmbeddings {
         })
     }
 
-    /// The embeddings of `ids` in f32, [ids, C]. Every id must be below V.
+    /// The embeddings of `ids` in f32, with the shape [ids, C]. Every id must be below V.
     pub(crate) fn gather(&self, ids: &[u32], device: &Device) -> Result<Tensor> {
         Ok(match self {
             Self::Stored(rows) => {
@@ -39,14 +39,15 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::forward::decoder::open;
+    use crate::Checkpoint;
 
-    /// In every type that a file may have: what lies in memory or on a device loses nothing.
+    /// Covers every type in which files store embeddings.
     #[test]
-    fn rows_in_memory_and_on_a_device_are_those_of_the_file() {
+    fn copies_in_memory_and_on_a_device_equal_the_file() {
         for name in ["base", "causal-lm-tied", "gguf-q8-0/model.gguf", "gguf-float/model.gguf"] {
             let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
-            let (config, weights) = open(&models.join(name)).unwrap();
+            let checkpoint = Checkpoint::open(&models.join(name)).unwrap();
+            let (config, weights) = (checkpoint.config(), checkpoint.weights());
             let shape = [config.vocab_size, config.hidden_size];
             let rows = || weights.rows("embed_tokens.weight", shape).unwrap();
             let [mapped, copied] = [false, true]

@@ -5,14 +5,14 @@ use qwen3_embed_kernels::ops::{self, Scratch};
 
 use crate::{Config, Result};
 
-/// Room for the activations of a call, kept for the next one: a layer allocates nothing.
+/// Memory for the activations of a batch, which is reused, so that layers allocate nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
     buffers: Option<Buffers>,
     scratch: Scratch,
 }
 
-/// Tensors of as many rows as the largest batch so far, `qkv` of as many as it had with given ones.
+/// Tensors with as many rows as the largest batch so far has tokens. `qkv` has rows for given tokens, too.
 #[derive(Debug)]
 struct Buffers {
     n_tokens: usize,
@@ -23,29 +23,29 @@ struct Buffers {
     ffn: Tensor,
 }
 
-/// Room for the activations of one batch.
+/// The parts of a [`Workspace`] that one batch uses.
 #[derive(Debug)]
 pub(crate) struct Room<'a> {
-    /// A norm's result, [T, C].
+    /// The output of a norm, [T, C].
     pub(crate) hidden: Tensor,
-    /// [P + T, (H + 2K) · D]
+    /// Queries, keys and values, [P + T, (H + 2K) · D], with P given rows before the computed ones.
     pub(crate) qkv: Tensor,
-    /// [T, H · D]
+    /// The output of attention, [T, H · D].
     pub(crate) attention: Tensor,
-    /// SwiGLU's result, [T, F].
+    /// The output of SwiGLU, [T, F].
     pub(crate) ffn: Tensor,
     pub(crate) scratch: &'a Scratch,
 }
 
-/// Columns between one row and the next of what a product reads. Without them rows begin at the same
-/// place of a page, and the twelve of a tile would contend for the same few lines of the cache.
+/// Unused columns at the end of each row of the inputs of matrix multiplications. Without them, rows begin at the same
+/// offset in their pages, so that the twelve rows of a tile compete for the same few cache lines.
 const GAP: usize = 32;
 
-/// The type of the activations that products read.
+/// The type of the inputs of matrix multiplications.
 pub(crate) fn product_type(arithmetic: Arithmetic) -> DType {
     match arithmetic {
         Arithmetic::Bf16 => DType::BF16,
-        // These products quantize their input in any case: they read bf16 where attention is faster in it.
+        // The input is quantized in any case, so it is bf16 if attention is faster in bf16.
         Arithmetic::Bytes | Arithmetic::Blocks
             if Kernels::current().bf16_weights == Arithmetic::Bf16 =>
         {
@@ -55,8 +55,8 @@ pub(crate) fn product_type(arithmetic: Arithmetic) -> DType {
     }
 }
 
-/// Bytes that the activations of a token take, about: those of the workspace, gates and ups where they are
-/// not multiplied at once, and the residual stream.
+/// The memory of a token's activations in bytes, estimated: the workspace, the outputs of gate_proj and up_proj on
+/// devices that store them, and the residual stream.
 pub(crate) fn bytes_per_token(config: &Config, product: DType, device: &Device) -> usize {
     let heads = config.heads();
     let of_products =
@@ -68,7 +68,7 @@ pub(crate) fn bytes_per_token(config: &Config, product: DType, device: &Device) 
 }
 
 impl Workspace {
-    /// Room for a batch, where products read values of type `product`.
+    /// The memory for a batch. `product` is the type of the inputs of matrix multiplications.
     pub(crate) fn room(
         &mut self,
         batch: &Ragged,
@@ -98,7 +98,7 @@ impl Workspace {
 }
 
 impl Room<'_> {
-    /// The room for the first `n_tokens` of the tokens, all rows of queries, keys and values.
+    /// The same memory for the first `n_tokens` tokens only, with all rows of queries, keys and values.
     pub(crate) fn first(&self, n_tokens: usize) -> Result<Self> {
         let first = |tensor: &Tensor| tensor.narrow(0, 0, n_tokens);
         Ok(Self {

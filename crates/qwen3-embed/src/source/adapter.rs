@@ -1,55 +1,50 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::Deserialize;
+use qwen3_embed_model::Adapter;
 
-use super::{Source, has_weights, read_json};
+use super::{Source, has_weights};
 use crate::{Error, Result};
 
 pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// What `adapter_config.json` says of the model that an adapter belongs to.
-#[derive(Deserialize)]
-struct AdapterConfig {
-    base_model_name_or_path: String,
-    revision: Option<String>,
-}
-
-/// The model that an adapter belongs to.
+/// An adapter and the model that it names as its base.
 #[derive(Debug)]
 pub(super) struct Base {
+    pub(super) adapter: Box<Adapter>,
     pub(super) source: Source,
-    /// The name as `adapter_config.json` has it.
+    /// The base's name in `adapter_config.json`.
     name: String,
-    /// The file that names it.
-    path: PathBuf,
 }
 
-/// The model that the adapter in `dir` belongs to; nothing if there is no adapter in it, or if the model
-/// itself, with its weights, is there too.
+/// The adapter in `dir`. `None` if `dir` is no folder or has no adapter in it, or if it contains a whole model
+/// beside the adapter.
 pub(super) fn base(dir: &Path) -> Result<Option<Base>> {
-    let path = dir.join(ADAPTER_CONFIG);
-    if !path.is_file() || (dir.join("config.json").is_file() && has_weights(dir)) {
+    let has = |file: &str| dir.join(file).is_file();
+    if !dir.is_dir() || !has(ADAPTER_CONFIG) || (has("config.json") && has_weights(dir)) {
         return Ok(None);
     }
-    let AdapterConfig { base_model_name_or_path: name, revision } = read_json(&path)?;
-    // Beside the adapter, if that is where it is; else where it would be without the adapter.
-    let beside = dir.join(&name);
-    let source = match revision {
-        _ if beside.exists() => beside.into(),
+    let adapter = Adapter::open(dir)?;
+    let fields = adapter.fields();
+    let field = "base_model_name_or_path";
+    let name = fields.string(field)?.ok_or_else(|| fields.error(field, "a string"))?.to_owned();
+    // A relative path is looked for in the adapter's folder first.
+    let in_folder = dir.join(&name);
+    let source = match fields.string("revision")? {
+        _ if in_folder.exists() => in_folder.into(),
         Some(revision) if !Path::new(&name).exists() => format!("{name}@{revision}").into(),
         _ => name.clone().into(),
     };
-    Ok(Some(Base { source, name, path }))
+    Ok(Some(Base { adapter: Box::new(adapter), source, name }))
 }
 
 impl Base {
-    /// An error of opening the base, with where its name comes from.
-    pub(super) fn named<T>(self, opened: Result<T>) -> Result<T> {
+    /// Adds the adapter to an error that occurred while its base was opened.
+    pub(super) fn named<T>(&self, opened: Result<T>) -> Result<T> {
         opened.map_err(|source| match source {
             error @ Error::TwoAdapters { .. } => error,
             source => {
-                let Self { name: base, path, .. } = self;
-                Error::AdapterBase { path, base, source: Box::new(source) }
+                let path = self.adapter.fields().path().to_path_buf();
+                Error::AdapterBase { path, base: self.name.clone(), source: Box::new(source) }
             }
         })
     }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use qwen3_embed_model::{Head, Memory, Precision, Summary};
+use qwen3_embed_model::{Checkpoint, Head, Memory, Precision, Summary};
 
 use super::Source;
 use crate::Result;
@@ -36,15 +36,16 @@ impl Source {
         #[cfg(feature = "hub")]
         return super::Hub::from_env().info(self.clone());
         #[cfg(not(feature = "hub"))]
-        Info::read(&self.open(None)?.path)
+        Info::read(&self.locate(None)?.path)
     }
 }
 
 impl Info {
-    /// Looks at a model on this machine.
+    /// Describes the model at `path`, a folder or a GGUF file.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let summary = Summary::read(path)?;
-        let repository = Repository::read(path)?;
+        let checkpoint = Checkpoint::open(path)?;
+        let summary = Summary::of(&checkpoint)?;
+        let repository = Repository::of(checkpoint.sentence_transformers())?;
         let prompts = repository.prompts.by_name().clone();
         let max_tokens = match summary.head {
             Head::Score => reranker::DEFAULT_MAX_TOKENS,

@@ -27,9 +27,8 @@ use std::fs::{self, DirEntry, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::Error as ModelError;
+use qwen3_embed_model::{Adapter, Checkpoint, StoredTokenizer};
 use qwen3_embed_text::{Tokenizer, Vocabulary};
-use serde::de::DeserializeOwned;
 
 #[cfg(feature = "hub")]
 pub use error::{HubError, HubProblem};
@@ -67,18 +66,18 @@ pub struct Source {
 pub(crate) enum Hub {}
 
 impl Source {
-    /// The model on this machine, after it was downloaded if need be. An adapter is opened with the model
-    /// that it names as its base.
-    pub(crate) fn open(&self, hub: Option<&Hub>) -> Result<Local> {
+    /// The model's place on this machine. The model is downloaded if necessary. The source may be an adapter,
+    /// which belongs to the model that it names as its base.
+    pub(crate) fn locate(&self, hub: Option<&Hub>) -> Result<Local> {
         let path = self.open_alone(hub)?;
         let Some(base) = adapter::base(&path)? else {
             return Ok(Local { path, adapter: None });
         };
         let opened = base.source.open_alone(hub);
-        let base = base.named(opened)?;
-        match adapter::base(&base)? {
-            None => Ok(Local { path: base, adapter: Some(path) }),
-            Some(_) => Err(Error::TwoAdapters { first: base, second: path }),
+        let base_path = base.named(opened)?;
+        match adapter::base(&base_path)? {
+            None => Ok(Local { path: base_path, adapter: Some(*base.adapter) }),
+            Some(_) => Err(Error::TwoAdapters { first: base_path, second: path }),
         }
     }
 
@@ -108,11 +107,7 @@ impl Source {
             return look_into(path).map(Parsed::Local);
         }
         if path.is_file() {
-            // One that is called so and is not is named by what is wrong in it.
-            return match is_gguf(path) || begins_as_gguf(path)? {
-                true => Ok(Parsed::Local(path.clone())),
-                false => Err(Error::NotGguf { path: path.clone() }),
-            };
+            return Ok(Parsed::Local(path.clone()));
         }
         let id = path.to_str().filter(|_| self.is_text && !path.exists()).and_then(ModelId::parse);
         id.map(Parsed::Id).ok_or_else(|| Error::NoSuchModel { path: path.clone() })
@@ -126,45 +121,13 @@ enum Parsed {
 }
 
 /// A model on this machine.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Local {
-    /// Its folder or GGUF file, which is there.
+    /// The model's folder or GGUF file, which exists.
     pub(crate) path: PathBuf,
-    /// The folder of an adapter of it.
-    pub(crate) adapter: Option<PathBuf>,
+    /// The adapter that is added to the model.
+    pub(crate) adapter: Option<Adapter>,
 }
-
-impl Local {
-    /// The file that holds the tokenizer.
-    pub(crate) fn tokenizer(&self) -> PathBuf {
-        let of_adapter = self.adapter.as_ref().map(|dir| dir.join("tokenizer.json"));
-        if let Some(path) = of_adapter.filter(|path| path.is_file()) {
-            return path;
-        }
-        if self.path.is_dir() {
-            return self.path.join("tokenizer.json");
-        }
-        let beside = self.path.with_file_name("tokenizer.json");
-        if beside.is_file() { beside } else { self.path.clone() }
-    }
-}
-
-impl Local {
-    /// Whether there is a `modules.json` of sentence-transformers.
-    pub(crate) fn has_modules(&self) -> bool {
-        let mut dirs = self.adapter.iter().chain([&self.path]);
-        dirs.any(|dir| dir.join("modules.json").is_file())
-    }
-
-    /// The folder that says how the model is used: an adapter's, if it says so.
-    pub(crate) fn settings(&self) -> &Path {
-        let says = |dir: &&PathBuf| SETTINGS.iter().any(|file| dir.join(file).is_file());
-        self.adapter.as_ref().filter(says).unwrap_or(&self.path)
-    }
-}
-
-/// Files of sentence-transformers that say how a model is used.
-const SETTINGS: [&str; 2] = ["modules.json", "config_sentence_transformers.json"];
 
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
@@ -234,26 +197,22 @@ fn snapshot(dir: &Path) -> Option<PathBuf> {
     snapshot.join("config.json").is_file().then_some(snapshot)
 }
 
-/// Reads the tokenizer from its file: `tokenizer.json`, or else a GGUF file.
-pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
-    if path.file_name().is_some_and(|name| name == "tokenizer.json") {
-        return Ok(Tokenizer::from_json(&read(path)?, path)?);
+/// Reads the tokenizer of a checkpoint. Returns the file that contains it, too.
+pub(crate) fn read_tokenizer(checkpoint: &Checkpoint) -> Result<(Tokenizer, PathBuf)> {
+    match checkpoint.tokenizer()? {
+        StoredTokenizer::Json(path) => Ok((Tokenizer::from_json(&read(&path)?, &path)?, path)),
+        StoredTokenizer::Gguf(stored) => {
+            let vocabulary = Vocabulary {
+                model: &stored.model,
+                pre_tokenizer: &stored.pre_tokenizer,
+                tokens: &stored.tokens,
+                token_types: &stored.token_types,
+                merges: &stored.merges,
+            };
+            let path = checkpoint.path().to_path_buf();
+            Ok((Tokenizer::from_vocabulary(&vocabulary, &path)?, path))
+        }
     }
-    let stored = qwen3_embed_model::Vocabulary::read(path)?;
-    let vocabulary = Vocabulary {
-        model: &stored.model,
-        pre_tokenizer: &stored.pre_tokenizer,
-        tokens: &stored.tokens,
-        token_types: &stored.token_types,
-        merges: &stored.merges,
-    };
-    Ok(Tokenizer::from_vocabulary(&vocabulary, path)?)
-}
-
-/// Reads a JSON file.
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let parsed = serde_json::from_slice(&read(path)?);
-    Ok(parsed.map_err(|source| ModelError::Json { path: path.to_path_buf(), source })?)
 }
 
 /// A whole file.

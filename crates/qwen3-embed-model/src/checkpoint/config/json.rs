@@ -1,73 +1,36 @@
+//! The configuration in a `config.json`.
+
 use std::path::Path;
 
-use qwen3_embed_kernels::cpu::Heads;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::class::Class;
+use crate::checkpoint::config::Config;
 use crate::checkpoint::fields::Fields;
-use crate::checkpoint::gguf::Header;
 use crate::{Error, Pooling, Result};
 
-/// A Qwen3 model's hyper-parameters, validated.
-///
-/// Field names are those of `config.json`.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Config {
-    /// Width of the residual stream and of the embedding, C.
-    pub hidden_size: usize,
-    /// Width of the MLP, F.
-    pub intermediate_size: usize,
-    /// Number of decoder layers.
-    pub num_hidden_layers: usize,
-    /// Number of query heads, H.
-    pub num_attention_heads: usize,
-    /// Number of key/value heads, K; it divides H.
-    pub num_key_value_heads: usize,
-    /// Width of one head, D; independent of C / H.
-    pub head_dim: usize,
-    /// Number of token ids.
-    pub vocab_size: usize,
-    /// Number of positions: the longest text, in tokens.
-    pub max_position_embeddings: usize,
-    /// Added to the mean square in every RMSNorm.
-    pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Whether the attention's four projections have a bias.
-    pub attention_bias: bool,
-    /// Whether the checkpoint's `lm_head` is its token embedding.
-    pub tie_word_embeddings: bool,
-    /// Whether a token sees only what comes before it, and itself, as in all published models; some
-    /// fine-tunes say `is_causal: false`.
-    pub is_causal: bool,
-    /// How a text's vector is made of its tokens' where no `modules.json` says it: of the last one if
-    /// attention is causal, else the mean of all; in a GGUF file, as `pooling_type` says.
-    pub pooling: Pooling,
-    /// The class of the checkpoint, such as `Qwen3ForCausalLM`: that of its own code, if that is known, else
-    /// the first of its `architectures`, if it names any.
-    pub architecture: Option<String>,
-    /// Whether a linear layer may stand behind the decoder, as in models of the class
-    /// `Qwen3BidirectionalModel`.
-    pub(crate) may_project: bool,
-    /// The width of that layer, if the configuration says it.
-    pub(crate) num_labels: Option<usize>,
-}
+/// The objects with the settings of the rotary frequencies. The first one that has fields is used.
+const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
 
 impl Config {
-    /// Reads and validates the contents of a `config.json`; `path` is named in errors.
+    /// Parses and validates the contents of a `config.json`. Errors name `path`.
     ///
-    /// Anything that would change the result and is not supported is an error, never ignored:
-    /// another architecture or code of its own, another activation, scaled RoPE, sliding windows, quantised weights.
+    /// A setting that would change the result and is not supported is an error: another architecture, code in the
+    /// repository, another activation function, scaled RoPE, sliding windows, quantized weights.
     ///
     /// # Errors
     ///
-    /// [`Error::Json`], or [`Error::Field`] naming the field, what is understood and what is there.
+    /// [`Error::Json`] if the file does not parse; [`Error::Field`] with the field, the supported values and the value
+    /// in the file; [`Error::QuantizedByMlx`].
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
-        let fields = Fields::from_json(json, path)?;
-        let class = Class::read(&fields)?;
+        Self::from_fields(&Fields::from_json(json, path)?)
+    }
+
+    /// Validates the fields of a `config.json`, as [`from_json`](Self::from_json) does.
+    pub(crate) fn from_fields(fields: &Fields) -> Result<Self> {
+        let class = Class::read(fields)?;
         fields.expect("hidden_act", "\"silu\"", |v| v == "silu")?;
-        fields.refuse_unsupported()?;
+        fields.reject_unsupported()?;
         let is_causal = !class.is_bidirectional && fields.is_causal()?;
         let has_labels = class.may_project && fields.get("num_labels").is_some();
         let config = Self {
@@ -89,159 +52,24 @@ impl Config {
             may_project: class.may_project,
             num_labels: has_labels.then(|| fields.count("num_labels")).transpose()?,
         };
-        config.checked(&fields, "num_key_value_heads", "head_dim")
-    }
-
-    /// Reads and validates the metadata of a GGUF file, by the same rules.
-    pub(crate) fn from_gguf(header: &Header<'_>) -> Result<Self> {
-        let fields = Fields::from_gguf(header);
-        fields.expect("general.architecture", "\"qwen3\"", |v| v == "qwen3")?;
-        fields.refuse_unsupported_gguf()?;
-        let embeddings = header.tensor("token_embd.weight");
-        let vocab_size = embeddings.and_then(|tensor| tensor.shape.first().copied());
-        let config = Self {
-            hidden_size: fields.count("qwen3.embedding_length")?,
-            intermediate_size: fields.count("qwen3.feed_forward_length")?,
-            num_hidden_layers: fields.count("qwen3.block_count")?,
-            num_attention_heads: fields.count("qwen3.attention.head_count")?,
-            num_key_value_heads: fields.count("qwen3.attention.head_count_kv")?,
-            head_dim: fields.count("qwen3.attention.key_length")?,
-            vocab_size: vocab_size.ok_or_else(|| Error::MissingTensor {
-                path: header.path().to_path_buf(),
-                name: "token_embd.weight".to_owned(),
-            })?,
-            max_position_embeddings: fields.count("qwen3.context_length")?,
-            rms_norm_eps: fields.positive("qwen3.attention.layer_norm_rms_epsilon")?,
-            rope_theta: fields.positive("qwen3.rope.freq_base")?,
-            attention_bias: header.tensor("blk.0.attn_q.bias").is_some(),
-            tie_word_embeddings: header.tensor("output.weight").is_none(),
-            is_causal: fields.flag("qwen3.attention.causal", true)?,
-            pooling: fields.gguf_pooling()?,
-            architecture: None,
-            may_project: false,
-            num_labels: None,
-        };
-        config.checked(&fields, "qwen3.attention.head_count_kv", "qwen3.attention.key_length")
-    }
-
-    /// The same configuration, if its numbers fit one another.
-    fn checked(self, fields: &Fields, n_kv_heads: &str, head_dim: &str) -> Result<Self> {
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let heads = self.num_attention_heads;
-            return Err(fields.error(n_kv_heads, format!("a divisor of {heads}")));
-        }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(fields.error(head_dim, "an even number".into()));
-        }
-        Ok(self)
-    }
-
-    /// Floating-point operations of the products that embedding a text of `n_tokens` takes: two for
-    /// each weight and token, and four for each pair of tokens that see one another and each
-    /// dimension of the queries.
-    pub fn n_operations(&self, n_tokens: usize) -> f64 {
-        // Three counts multiplied are more than 64 bits hold, where the configuration is damaged.
-        let [c, f, qkv, q] = self.widths();
-        let weights = c * (qkv + q) + 3.0 * c * f;
-        let tokens = n_tokens as f64;
-        let pairs = tokens * (tokens + 1.0) / 2.0;
-        let layer = 2.0 * tokens * weights + 4.0 * pairs * q;
-        layer * self.num_hidden_layers as f64
-    }
-
-    /// The shape of the weight of a linear layer, [O, I], by the layer's name; nothing if there is no
-    /// such layer.
-    pub(crate) fn linear_shape(&self, name: &str) -> Option<[usize; 2]> {
-        let (layer_idx, module) = name.strip_prefix("layers.")?.split_once('.')?;
-        // `00` and `+0` name no layer.
-        let is_layer = layer_idx
-            .parse::<usize>()
-            .is_ok_and(|idx| idx < self.num_hidden_layers && idx.to_string() == layer_idx);
-        let heads = self.heads();
-        let (c, f, q) = (self.hidden_size, self.intermediate_size, heads.q_columns());
-        let shape = match module {
-            "self_attn.q_proj" => [q, c],
-            "self_attn.k_proj" | "self_attn.v_proj" => [heads.n_kv_heads * heads.head_dim, c],
-            "self_attn.o_proj" => [c, q],
-            "mlp.gate_proj" | "mlp.up_proj" => [f, c],
-            "mlp.down_proj" => [c, f],
-            _ => return None,
-        };
-        is_layer.then_some(shape)
-    }
-
-    /// What products read and write: C, F, and the columns of queries with and without keys and values.
-    pub(crate) fn widths(&self) -> [f64; 4] {
-        let heads = self.heads();
-        [self.hidden_size, self.intermediate_size, heads.qkv_columns(), heads.q_columns()]
-            .map(|n| n as f64)
-    }
-
-    /// The attention's heads.
-    pub(crate) fn heads(&self) -> Heads {
-        Heads {
-            n_heads: self.num_attention_heads,
-            n_kv_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-        }
+        config.checked(fields, "num_key_value_heads", "head_dim")
     }
 }
 
-/// The objects that have the settings of the rotary frequencies. The first with fields in it counts.
-const ROPE_OBJECTS: [&str; 2] = ["rope_scaling", "rope_parameters"];
-
-/// The keys of a GGUF file's metadata that say something of the model. None is the beginning of
-/// another.
-const GGUF_KEYS: [&str; 20] = [
-    "general.architecture",
-    "split.count",
-    "qwen3.attention.causal",
-    "qwen3.attention.head_count",
-    "qwen3.attention.head_count_kv",
-    "qwen3.attention.key_length",
-    "qwen3.attention.layer_norm_rms_epsilon",
-    "qwen3.attention.sliding_window",
-    "qwen3.attention.value_length",
-    "qwen3.block_count",
-    "qwen3.context_length",
-    "qwen3.embedding_length",
-    "qwen3.feed_forward_length",
-    "qwen3.pooling_type",
-    "qwen3.rope.dimension_count",
-    "qwen3.rope.freq_base",
-    "qwen3.rope.scale_linear",
-    "qwen3.rope.scaling.factor",
-    "qwen3.rope.scaling.type",
-    "rope_freqs.weight",
-];
-
 impl Fields {
-    /// The metadata as if it were JSON, with an object for every dot.
-    fn from_gguf(header: &Header<'_>) -> Self {
-        let mut value = Value::Null;
-        for key in GGUF_KEYS {
-            // This one is a tensor: factors for the rotary frequencies.
-            let is_tensor = header.tensor(key).is_some().then(|| "a tensor".into());
-            if let Some(field) = header.json(key).or(is_tensor) {
-                *key.split('.').fold(&mut value, |value, part| &mut value[part]) = field;
-            }
-        }
-        Self { path: header.path().to_path_buf(), value }
-    }
-
-    /// `is_causal`. The other field that says so is one that Qwen3 in transformers does not know: alone it
-    /// leaves attention causal there, against what it says.
+    /// Whether attention is causal: `is_causal`. transformers ignores `use_bidirectional_attention` for Qwen3, so a
+    /// file that sets this field alone is contradictory and rejected.
     fn is_causal(&self) -> Result<bool> {
         let is_causal = self.flag("is_causal", true)?;
         let field = "use_bidirectional_attention";
         if is_causal && self.flag(field, false)? {
-            return Err(self.error(field, "false, or `is_causal: false` beside it".into()));
+            return Err(self.error(field, "false, or `is_causal: false` beside it"));
         }
         Ok(is_causal)
     }
 
-    /// The base of the rotary frequencies, from the first of these that there is, as in transformers 5:
-    /// `rope_scaling`, `rope_parameters` unless `rope_scaling` has fields, the top level.
+    /// The base of the rotary frequencies. As in transformers 5, it is read from `rope_scaling` if this object has
+    /// fields, or else from `rope_parameters`. If that object has no `rope_theta`, it is read from the top level.
     fn rope_theta(&self) -> Result<f64> {
         let has_fields = |object: &&str| {
             self.get(object).and_then(Value::as_object).is_some_and(|fields| !fields.is_empty())
@@ -254,8 +82,19 @@ impl Fields {
         }
     }
 
-    /// Refuses rotary frequencies that are scaled.
-    fn refuse_scaled_rope(&self) -> Result<()> {
+    /// Rejects settings that would change the result and are not supported.
+    fn reject_unsupported(&self) -> Result<()> {
+        self.reject_mlx()?;
+        self.reject_scaled_rope()?;
+        self.expect_if_present("use_sliding_window", "false", |v| v == false)?;
+        self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
+            v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
+        })?;
+        self.expect_if_present("quantization_config", "nothing", |_| false)
+    }
+
+    /// Rejects scaled rotary frequencies.
+    fn reject_scaled_rope(&self) -> Result<()> {
         for object in ROPE_OBJECTS {
             self.expect_if_present(object, "an object or null", Value::is_object)?;
             for key in ["rope_type", "type"] {
@@ -264,7 +103,7 @@ impl Fields {
             }
             let has_type =
                 self.get(&format!("{object}.rope_type")).or(self.get(&format!("{object}.type")));
-            // An object for each type of layer, or a factor without the type that says what it is for.
+            // Rejects an object for each type of layer, and a factor without a `rope_type`.
             let is_plain = |fields: &Map<String, Value>| {
                 let mut fields = fields.iter();
                 fields.all(|(key, value)| {
@@ -279,64 +118,17 @@ impl Fields {
         Ok(())
     }
 
-    /// The pooling of a GGUF file. Without any it is that of the published models, and a reranker's head
-    /// reads the last token too.
-    fn gguf_pooling(&self) -> Result<Pooling> {
-        let field = "qwen3.pooling_type";
-        match self.get(field).map_or(Some(0), Value::as_u64) {
-            Some(0 | 3 | 4) => Ok(Pooling::LastToken),
-            Some(1) => Ok(Pooling::Mean),
-            Some(2) => Ok(Pooling::FirstToken),
-            _ => Err(self.error(field, "0 (none), 1 (mean), 2 (cls), 3 (last) or 4 (rank)".into())),
-        }
-    }
-
-    /// Refuses what would change the result and is not implemented.
-    fn refuse_unsupported(&self) -> Result<()> {
-        self.refuse_mlx()?;
-        self.refuse_scaled_rope()?;
-        self.expect_if_present("use_sliding_window", "false", |v| v == false)?;
-        self.expect_if_present("layer_types", "only \"full_attention\"", |v| {
-            v.as_array().is_some_and(|types| types.iter().all(|t| t == "full_attention"))
-        })?;
-        self.expect_if_present("quantization_config", "nothing", |_| false)
-    }
-
-    /// Refuses weights that MLX has quantized. Its converters write `quantization`, and some of them
-    /// `quantization_config` with the same fields as well.
-    fn refuse_mlx(&self) -> Result<()> {
+    /// Rejects weights that MLX has quantized. Converters of MLX write `quantization`, and some of them also
+    /// `quantization_config` with the same fields.
+    fn reject_mlx(&self) -> Result<()> {
         for field in ["quantization", "quantization_config"] {
             let has = |key: &str| self.get(&format!("{field}.{key}")).is_some();
             if has("group_size") && has("bits") && !has("quant_method") {
-                let (path, found) = (self.path.clone(), format!("field `{field}`"));
+                let (path, found) = (self.path().to_path_buf(), format!("field `{field}`"));
                 return Err(Error::QuantizedByMlx { path, found });
             }
         }
         self.expect_if_present("quantization", "nothing", |_| false)
-    }
-
-    /// The same for the metadata of a GGUF file.
-    fn refuse_unsupported_gguf(&self) -> Result<()> {
-        self.expect_if_present("split.count", "one file that holds the whole model", |v| {
-            v.as_u64().is_some_and(|files| files <= 1)
-        })?;
-        self.expect_if_present("qwen3.attention.sliding_window", "0", |v| v == 0)?;
-        let head_dim = self.get("qwen3.attention.key_length");
-        for field in ["qwen3.attention.value_length", "qwen3.rope.dimension_count"] {
-            let expected = "the same as `qwen3.attention.key_length`";
-            self.expect_if_present(field, expected, |v| {
-                head_dim.is_none_or(|head_dim| v == head_dim)
-            })?;
-        }
-        self.expect_if_present("qwen3.rope.scaling.type", "\"none\"", |v| v == "none")?;
-        if self.get("qwen3.rope.scaling.type").is_none() {
-            // llama.cpp takes a factor without a type for a linear one; 0 means that there is none.
-            for field in ["qwen3.rope.scaling.factor", "qwen3.rope.scale_linear"] {
-                let no_factor = |v: &Value| v.as_f64().is_some_and(|v| v == 0.0 || v == 1.0);
-                self.expect_if_present(field, "1", no_factor)?;
-            }
-        }
-        self.expect_if_present("rope_freqs.weight", "no scaled rotary frequencies", |_| false)
     }
 }
 
@@ -361,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_config_is_read() {
+    fn reads_the_published_config() {
         let config = parse(|_| {}).unwrap();
         assert_eq!((config.hidden_size, config.head_dim), (1024, 128));
         assert_eq!((config.rope_theta, config.rms_norm_eps), (1e6, 1e-6));
@@ -369,9 +161,9 @@ mod tests {
     }
 
     #[test]
-    fn the_0_6b_model_takes_0_88_gflop_for_a_token() {
+    fn counts_0_88_gflop_per_token_for_the_0_6b_model() {
         let config = parse(|_| {}).unwrap();
-        // 440,401,920 weights in linear layers, and 0.115 MFLOP for each token that one sees.
+        // 440,401,920 weights in linear layers, and 0.115 MFLOP for each key that a query attends to.
         let operations = config.n_operations(1) - 4.0 * 2048.0 * 28.0;
         assert_eq!(operations, 2.0 * 440_401_920.0);
         let long = config.n_operations(2001) / 2001.0 - config.n_operations(1);
@@ -379,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn rope_parameters_take_the_place_of_rope_theta() {
+    fn reads_rope_theta_from_rope_parameters() {
         let config = parse(|v| {
             v.as_object_mut().unwrap().remove("rope_theta");
             v["rope_parameters"] =
@@ -388,9 +180,9 @@ mod tests {
         assert_eq!(config.unwrap().rope_theta, 5000.0);
     }
 
-    /// transformers 5.23 computes the same of these.
+    /// transformers 5.23 uses the same values.
     #[test]
-    fn the_first_rope_theta_of_the_objects_and_the_top_level_counts() {
+    fn reads_rope_theta_from_the_first_object_with_fields() {
         let json = |text| serde_json::from_str::<Value>(text).unwrap();
         let (plain, inner) =
             (r#"{"rope_type": "default"}"#, r#"{"rope_type": "default", "rope_theta": 5000}"#);
@@ -419,7 +211,7 @@ mod tests {
         for fields in [&both[..], &both[..1], &both[1..]] {
             let error = parse(|v| fields.iter().for_each(|&field| v[field] = mlx.clone()));
             let expected = format!(
-                "dir/config.json: field `{}`: weights that MLX has quantized are not read: use the original \
+                "dir/config.json: field `{}`: weights that MLX has quantized are not supported: use the original \
                  model, or a GGUF file",
                 fields[0]
             );
@@ -440,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn known_classes_of_own_code_are_bidirectional() {
+    fn supported_classes_with_own_code_are_bidirectional() {
         const VOYAGE: &str = "modeling_qwen3_bidirectional.Qwen3BidirectionalModel";
         const PPLX: &str = "modeling.PPLXQwen3Model";
         let saved_again = format!("owner/name--{PPLX}");
@@ -459,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_own_code_that_is_not_known() {
+    fn rejects_other_classes_with_own_code() {
         const VOYAGE: &str = "modeling_qwen3_bidirectional.Qwen3BidirectionalModel";
         for (model_type, architecture, auto_model, expected) in [
             (
@@ -473,7 +265,7 @@ mod tests {
                 "qwen3",
                 "Qwen3Model",
                 Some("modeling.Qwen3BidirectionalModel"),
-                "`auto_map`: expected no AutoModel with code of its own other than \
+                "`auto_map`: expected no AutoModel with its own code, except \
                  modeling_qwen3_bidirectional.Qwen3BidirectionalModel or modeling.PPLXQwen3Model, got",
             ),
             ("bidirectional_pplx_qwen3", "Qwen3Model", None, "`model_type`: expected \"qwen3\""),
@@ -504,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn attention_is_causal_and_the_last_token_pooled_unless_is_causal_is_false() {
+    fn is_causal_selects_attention_and_default_pooling() {
         for (is_causal, is_bidirectional, expected) in [
             (Value::Null, Value::Null, Pooling::LastToken),
             (true.into(), false.into(), Pooling::LastToken),
@@ -524,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_refused_by_name() {
+    fn rejects_unsupported_settings_by_name() {
         let cases = [
             ("model_type", serde_json::json!("qwen2")),
             ("model_type", Value::Null),
@@ -575,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_classes_of_transformers_are_one_decoder() {
+    fn accepts_the_three_classes_of_transformers() {
         for architectures in [
             Value::Null,
             serde_json::json!([]),
@@ -593,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_was_expected_and_what_is_there() {
+    fn errors_name_the_expected_and_the_actual_value() {
         let error = parse(|v| v["rope_scaling"] = serde_json::json!({"rope_type": "yarn"}));
         assert_eq!(
             error.unwrap_err().to_string(),
@@ -602,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn json_that_is_no_config_is_refused() {
+    fn rejects_json_that_is_not_a_config() {
         for json in ["", "{", "[]", "null", "7", "\u{0}"] {
             let result = Config::from_json(json.as_bytes(), Path::new("config.json"));
             assert!(matches!(result, Err(Error::Json { .. } | Error::Field { .. })), "{json}");

@@ -1,19 +1,14 @@
 use std::ops::RangeInclusive;
-use std::path::Path;
 
-use crate::checkpoint::file::MappedFile;
 use crate::checkpoint::gguf::Header;
-use crate::checkpoint::modules::Modules;
-use crate::checkpoint::weights::Weights;
-use crate::forward::decoder::open;
-use crate::{Config, Error, Model, Result};
+use crate::{Checkpoint, Error, Model, Result};
 
-/// What turns a reranker's hidden states into logits: one row of weights.
+/// The head of a reranker: a vector of weights whose dot product with a hidden state is the logit of a text.
 ///
-/// Of the answers of a causal language model only two matter, `yes` and `no`, and of their two logits only
-/// the difference: the row is that of `yes` in `lm_head.weight` less that of `no`. The softmax over the
-/// two, taken at `yes`, is the sigmoid of the difference. Converted checkpoints
-/// (`Qwen3ForSequenceClassification` with one label) have the row as it is.
+/// A reranker is a causal language model that answers `yes` or `no`. Its score is the softmax over the logits of these
+/// two tokens, taken at `yes`, which equals the sigmoid of the difference of the two logits. The vector is therefore
+/// the row of `yes` in `lm_head.weight` minus the row of `no`. Checkpoints that were converted to
+/// `Qwen3ForSequenceClassification` with one label contain the vector itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RerankHead {
     /// [C]
@@ -26,53 +21,54 @@ const CAUSAL_LM: &str = "Qwen3ForCausalLM";
 /// The class of a converted reranker.
 const CLASSIFIER: &str = "Qwen3ForSequenceClassification";
 
-/// What a GGUF file's classifier calls its rows.
+/// The metadata key with the labels of the rows of a classifier.
 const LABELS: &str = "qwen3.classifier.output_labels";
 
+/// The metadata key with the pooling.
 const POOLING: &str = "qwen3.pooling_type";
 
-/// The poolings of embedding models: the mean, the first or the last token.
+/// The values of `qwen3.pooling_type` in embedding models: mean, first token, last token.
 const EMBEDDING_POOLINGS: RangeInclusive<u64> = 1..=3;
 
 impl RerankHead {
-    /// Reads the head of the checkpoint at `path`, a folder or a GGUF file as for [`Model::load`], in
-    /// whose vocabulary `yes` and `no` are the answers.
+    /// Loads the head of a checkpoint. `yes` and `no` are the token ids of the answers.
     ///
-    /// In a folder that is the first of these that there is: `score.weight`, of one label;
-    /// `lm_head.weight`; with `tie_word_embeddings`, the token embeddings. In a GGUF file:
-    /// `cls.output.weight`, of one label or of those named `yes` and `no`; `output.weight`; the token
-    /// embeddings.
+    /// In a folder, the head is the first of these that exists: `score.weight` with one label; `lm_head.weight`; with
+    /// `tie_word_embeddings`, the token embeddings. In a GGUF file, it is `cls.output.weight` with one label or with
+    /// the labels `yes` and `no`; `output.weight`; the token embeddings.
     ///
-    /// An embedding model is told from a reranker where the checkpoint shows it: by tensors without
-    /// `model.` before their names and without a head, by another class in `architectures`, by a
-    /// pooling in `modules.json`, or by that of a GGUF file. One that has none of these and was saved as
-    /// a causal language model with tied embeddings looks like a reranker, and its logits mean nothing.
+    /// An embedding model is rejected if the checkpoint shows that it is one: tensor names without `model.` and no
+    /// head, another class in `architectures`, a pooling in `modules.json`, or the pooling of a GGUF file. An embedding
+    /// model that was saved as a causal language model with tied embeddings shows none of these. It is loaded as a
+    /// reranker, and its logits mean nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::NoRerankHead`] if there is none; [`Error::TensorShape`] if a classifier has another number
-    /// of labels than one; [`Error::AnswerOutOfRange`] if the answers are not in the vocabulary; and
-    /// those of [`Model::load`] for files that cannot be read.
-    pub fn load(path: &Path, yes: u32, no: u32) -> Result<Self> {
-        let (config, weights) = open(path)?;
+    /// [`Error::NoRerankHead`] if there is no head; [`Error::TensorShape`] if a classifier has more than one label;
+    /// [`Error::AnswerOutOfRange`] if a token id is not in the vocabulary.
+    pub fn load(checkpoint: &Checkpoint, yes: u32, no: u32) -> Result<Self> {
+        let vocab_size = checkpoint.config().vocab_size;
         for id in [yes, no] {
-            if id as usize >= config.vocab_size {
-                let (path, vocab_size) = (path.to_path_buf(), config.vocab_size);
+            if id as usize >= vocab_size {
+                let path = checkpoint.path().to_path_buf();
                 return Err(Error::AnswerOutOfRange { path, id, vocab_size });
             }
         }
-        let head = Loader { path, config: &config, weights: &weights, answers: [yes, no] };
-        let weight = if path.is_dir() { head.of_checkpoint()? } else { head.of_gguf()? };
+        let loader = Loader { checkpoint, answers: [yes, no] };
+        let weight = match checkpoint.gguf() {
+            Some(header) => loader.of_gguf(header)?,
+            None => loader.of_folder()?,
+        };
         Ok(Self { weight })
     }
 
-    /// The logit of each text that `model` reads: a score before the sigmoid. The model must give hidden
-    /// states, see [`LoadOptions`](crate::LoadOptions). A text's logit is the same, bit for bit, whatever
-    /// else is in the call.
+    /// Computes the logit of each text, which is the score before the sigmoid. `model` must compute hidden states: see
+    /// [`LoadOptions::hidden_states`](crate::LoadOptions::hidden_states). On the CPU, the logit of a text is the same,
+    /// bit for bit, whatever other texts are in the call.
     ///
     /// # Errors
     ///
-    /// [`Error::HeadSize`] if the head is another model's; those of [`Model::forward`];
+    /// [`Error::HeadSize`] if the head belongs to a model with another hidden size; the errors of [`Model::forward`];
     /// [`Error::LogitNotFinite`] if a logit is not finite.
     pub fn logits(&self, model: &Model, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
         let (got, expected) = (self.weight.len(), model.embedding_size());
@@ -87,30 +83,28 @@ impl RerankHead {
         }
     }
 
-    /// The product with a hidden state after the final norm, summed in f64.
+    /// The dot product with a hidden state after the final norm, accumulated in f64.
     fn logit(&self, hidden: &[f32]) -> f32 {
         let products = self.weight.iter().zip(hidden).map(|(&w, &x)| f64::from(w) * f64::from(x));
         products.sum::<f64>() as f32
     }
 }
 
-/// Reads the head of one checkpoint.
+/// Loads the head of one checkpoint.
 struct Loader<'a> {
-    path: &'a Path,
-    config: &'a Config,
-    weights: &'a Weights,
-    /// The ids of yes and no.
+    checkpoint: &'a Checkpoint,
+    /// The token ids of `yes` and `no`.
     answers: [u32; 2],
 }
 
 impl Loader<'_> {
-    fn of_checkpoint(&self) -> Result<Vec<f32>> {
-        let architecture = self.config.architecture.as_deref();
-        let weights = self.weights;
+    fn of_folder(&self) -> Result<Vec<f32>> {
+        let (config, weights) = (self.checkpoint.config(), self.checkpoint.weights());
+        let architecture = config.architecture.as_deref();
         if architecture == Some(CLASSIFIER) || weights.contains("score.weight") {
             return self.label();
         }
-        let is_pooled = Modules::has_pooling(self.path)?;
+        let is_pooled = self.checkpoint.repository().has_pooling();
         if weights.contains("lm_head.weight") && !is_pooled {
             return self.answers("lm_head.weight");
         }
@@ -119,10 +113,10 @@ impl Loader<'_> {
         let got = match architecture {
             _ if is_pooled => "an embedding model, whose modules.json has a pooling".to_owned(),
             Some(other) if other != CAUSAL_LM => format!("neither of the tensors, and {other}"),
-            _ if !self.config.tie_word_embeddings => {
+            _ if !config.tie_word_embeddings => {
                 "neither of the tensors, and no `tie_word_embeddings`".to_owned()
             }
-            _ if weights.are_of_decoder_alone() => {
+            _ if weights.show_no_head() => {
                 "an embedding model, whose tensors have no `model.` before their names".to_owned()
             }
             _ => return self.answers("embed_tokens.weight"),
@@ -130,14 +124,12 @@ impl Loader<'_> {
         Err(self.no_head(expected, got))
     }
 
-    fn of_gguf(&self) -> Result<Vec<f32>> {
-        let file = MappedFile::open(self.path)?;
-        let header = Header::parse(file.bytes(), self.path)?;
-        let c = self.config.hidden_size;
+    fn of_gguf(&self, header: &Header) -> Result<Vec<f32>> {
+        let config = self.checkpoint.config();
         if let Some(classifier) = header.tensor("cls.output.weight") {
             return match classifier.shape[..] {
-                // Writers leave a last dimension of 1 out.
-                [_] => self.weights.vector("score.weight", c),
+                // Converters omit a dimension of 1.
+                [_] => self.checkpoint.weights().vector("score.weight", config.hidden_size),
                 [2, _] => {
                     let labels = header.strings(LABELS)?;
                     let row = |answer| labels.iter().position(|label| label == answer);
@@ -159,29 +151,30 @@ impl Loader<'_> {
             let got = format!("`{POOLING}` {pooling}, which is that of embedding models");
             return Err(self.no_head(expected, got));
         }
-        let is_tied = self.config.tie_word_embeddings;
+        let is_tied = config.tie_word_embeddings;
         self.answers(if is_tied { "embed_tokens.weight" } else { "lm_head.weight" })
     }
 
-    /// The weights of the only label.
+    /// The row of a classifier with one label.
     fn label(&self) -> Result<Vec<f32>> {
-        Ok(self.weights.rows("score.weight", [1, self.config.hidden_size])?.gather(&[0]))
+        let c = self.checkpoint.config().hidden_size;
+        Ok(self.checkpoint.weights().rows("score.weight", [1, c])?.gather(&[0]))
     }
 
-    /// The difference of the answers' rows in a matrix that has one for each token.
+    /// The row of `yes` minus the row of `no` in a matrix with a row for each token.
     fn answers(&self, name: &str) -> Result<Vec<f32>> {
-        self.difference(name, self.config.vocab_size, self.answers)
+        self.difference(name, self.checkpoint.config().vocab_size, self.answers)
     }
 
-    /// One row of a matrix less another.
+    /// The first of two rows of a matrix minus the second one.
     fn difference(&self, name: &str, n_rows: usize, rows: [u32; 2]) -> Result<Vec<f32>> {
-        let c = self.config.hidden_size;
-        let rows = self.weights.rows(name, [n_rows, c])?.gather(&rows);
+        let c = self.checkpoint.config().hidden_size;
+        let rows = self.checkpoint.weights().rows(name, [n_rows, c])?.gather(&rows);
         let (yes, no) = rows.split_at(c);
         Ok(yes.iter().zip(no).map(|(yes, no)| yes - no).collect())
     }
 
     fn no_head(&self, expected: &'static str, got: String) -> Error {
-        Error::NoRerankHead { path: self.path.to_path_buf(), expected, got }
+        Error::NoRerankHead { path: self.checkpoint.path().to_path_buf(), expected, got }
     }
 }
