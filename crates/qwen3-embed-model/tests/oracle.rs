@@ -12,7 +12,7 @@ use std::path::Path;
 use qwen3_embed_model::{Checkpoint, LoadOptions, Model, Precision, RerankHead};
 use qwen3_embed_testing::checkpoint::RandomCheckpoint;
 use qwen3_embed_testing::oracle::Oracle;
-use qwen3_embed_testing::vectors::{max_difference, unit};
+use qwen3_embed_testing::vectors::{max_abs, max_difference, unit};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 /// How many times as far off from the truth the model may be as candle-nn in f32.
@@ -47,7 +47,7 @@ fn random_texts(rng: &mut SmallRng, vocab_size: usize) -> Vec<Vec<u32>> {
 
 #[test]
 fn random_models_match_the_oracle() {
-    for seed in 0..30 {
+    for seed in 0..20 {
         let mut rng = SmallRng::seed_from_u64(seed);
         let checkpoint = RandomCheckpoint::random(&mut rng);
         let texts = random_texts(&mut rng, checkpoint.vocab_size);
@@ -58,9 +58,7 @@ fn random_models_match_the_oracle() {
             texts.iter().map(|text| unit(&oracle.embedding(text).unwrap())).collect()
         };
         let truth = vectors(&f64);
-        let max_error = |vectors: &[Vec<f64>]| {
-            vectors.iter().zip(&truth).map(|(a, b)| max_difference(a, b)).fold(0.0, f64::max)
-        };
+        let max_error = |vectors: &[Vec<f64>]| max_difference(&vectors.concat(), &truth.concat());
         let tolerance = FACTOR * max_error(&vectors(&f32)).max(U);
         // In one batch, in batches of one text, and with the prefixes that the earlier calls have cached.
         let mut model = load(dir.path());
@@ -77,7 +75,7 @@ fn random_models_match_the_oracle() {
 
 #[test]
 fn random_rerankers_match_the_oracle() {
-    for seed in 0..20 {
+    for seed in 0..10 {
         let mut rng = SmallRng::seed_from_u64(1000 + seed);
         let checkpoint = RandomCheckpoint {
             prefix: "model.",
@@ -92,8 +90,7 @@ fn random_rerankers_match_the_oracle() {
         };
         let truth = logits(&Oracle::load_f64(dir.path()).unwrap());
         let candle = logits(&Oracle::load_f32(dir.path()).unwrap());
-        let largest = truth.iter().fold(0f64, |max, logit| max.max(logit.abs()));
-        let tolerance = FACTOR * max_difference(&candle, &truth).max(U * largest);
+        let tolerance = FACTOR * max_difference(&candle, &truth).max(U * max_abs(&truth));
         let head = RerankHead::load(&Checkpoint::open(dir.path()).unwrap(), yes, no).unwrap();
         let ours = head.logits(&load(dir.path()), &prompts).unwrap();
         let error = max_difference(&ours, &truth);

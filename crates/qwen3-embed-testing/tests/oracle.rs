@@ -43,7 +43,7 @@ fn oracle_in_f64_gives_the_golden_logits() {
         let answers = oracle::answers(&folder).unwrap();
         let golden: Scores = golden::read(&folder.join("golden.json")).unwrap();
         let oracle = Oracle::load_f64(&folder).unwrap();
-        for case in golden.cases {
+        for case in golden.cases.iter().filter(|case| case.tokens.len() <= MAX_TOKENS) {
             let logit = oracle.rerank_logit(&case.tokens, answers).unwrap();
             assert_abs_diff_eq!(logit, case.logit_f64, epsilon = GOLDEN_DIGITS);
         }
