@@ -79,6 +79,8 @@
 //! # Features
 //!
 //! - `hub`, on by default: downloads.
+//! - `hf-hub`: a second transport for downloads, `Hub::transport`, through the official hf-hub crate, which speaks Xet.
+//!   It adds about 250 crates and a C library.
 //! - `cuda`: [`Device::Cuda`], with weights in f32 or bf16. Building it needs the CUDA toolkit, as the README says.
 #![forbid(unsafe_code)]
 
@@ -99,6 +101,8 @@ pub use builder::{EmbedderBuilder, Overflow};
 pub use embedder::Embedder;
 pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
+#[cfg(feature = "hub")]
+pub use qwen3_embed_hub::{Hub, HubError, HubProblem, Progress, Transport};
 pub use qwen3_embed_model::{
     Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Pooling, Precision,
     Sharing, SharingCounts, Summary,
@@ -112,7 +116,5 @@ pub use service::{
     BatchReport, EmbedOptions, Embedded, OnBatch, Prompt, ScoreOptions, Scored, Service,
     ServiceOptions, ServiceState, Texts, Timings,
 };
-#[cfg(feature = "hub")]
-pub use source::{Hub, HubError, HubProblem, Progress};
 pub use source::{Info, Source};
 pub use vector::{cosine, normalize};

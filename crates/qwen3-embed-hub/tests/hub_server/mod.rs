@@ -1,4 +1,4 @@
-//! A server on loopback that speaks the hub's API, and a second one for large files, as the hub has.
+//! A server on loopback with the API of the Hub, and a second server for large files, as the Hub has.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-/// The commit that every repository here is at.
+/// The newest commit of every repository.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The hub. Its threads live as long as the test's process.
+/// The Hub. Its threads run until the process ends.
 #[derive(Clone)]
 pub(crate) struct Server {
     shared: Arc<Shared>,
@@ -27,15 +27,15 @@ struct Shared {
     change: Mutex<Box<Change>>,
 }
 
-/// Changes what would have been answered.
+/// Changes a response before it is sent.
 type Change = dyn FnMut(&Request, &mut Reply) + Send;
 
-/// A request, with the names of its headers in lower case.
+/// A request. The names of its headers are in lower case.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// Whether it came to the server of large files.
+    /// Whether the request was sent to the server for large files.
     pub(crate) to_cdn: bool,
     pub(crate) headers: BTreeMap<String, String>,
 }
@@ -46,17 +46,17 @@ impl Request {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
-    /// The connection is closed after so many bytes of the body.
+    /// The number of bytes of the body after which the connection is closed.
     pub(crate) cut: Option<usize>,
-    /// How long nothing is said before the answer.
+    /// The wait before the response.
     pub(crate) silence: Duration,
-    /// How long it takes to send each kilobyte of the body.
+    /// The wait before each kilobyte of the body.
     pub(crate) per_kilobyte: Duration,
 }
 
@@ -72,7 +72,7 @@ impl Reply {
 }
 
 impl Server {
-    /// A hub with these repositories.
+    /// Starts a Hub with these repositories.
     pub(crate) fn start(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [hub, cdn] = [0, 1].map(|i| format!("http://{}", listeners[i].local_addr().unwrap()));
@@ -97,17 +97,17 @@ impl Server {
         server
     }
 
-    /// The hub's address.
+    /// The address of the Hub.
     pub(crate) fn url(&self) -> &str {
         &self.shared.hub
     }
 
-    /// Changes answers from now on.
+    /// Sets a function that changes responses.
     pub(crate) fn change(&self, change: impl FnMut(&Request, &mut Reply) + Send + 'static) {
         *self.shared.change.lock().unwrap() = Box::new(change);
     }
 
-    /// Leaves answers as they are from now on.
+    /// Sends responses unchanged again.
     pub(crate) fn behave(&self) {
         self.change(|_, _| {});
     }
@@ -117,7 +117,7 @@ impl Server {
         self.shared.repos.lock().unwrap()
     }
 
-    /// What was requested since the last call.
+    /// The requests since the last call.
     pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut *self.shared.requests.lock().unwrap())
     }
@@ -128,7 +128,7 @@ impl Server {
         let mut reply = self.reply(&request);
         (self.shared.change.lock().unwrap())(&request, &mut reply);
         thread::sleep(reply.silence);
-        // Whoever asked may be gone: that is its own affair.
+        // The client may have closed the connection.
         let _ = send(&mut stream, &request, &reply);
     }
 
@@ -153,7 +153,7 @@ impl Server {
             let json = serde_json::json!({"id": id, "sha": COMMIT, "siblings": siblings});
             return Reply { body: json.to_string().into(), ..Reply::status(200) };
         }
-        // What the hub redirects to within itself for small files.
+        // The Hub redirects requests for small files to this path.
         let (path, is_inner) = match request.path.strip_prefix("/api/resolve-cache/models") {
             Some(path) => (path, true),
             None => (request.path.as_str(), false),
@@ -189,7 +189,7 @@ impl Server {
     }
 }
 
-/// The files of a fixture, and other ones.
+/// The files of a model fixture, and others.
 pub(crate) fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(fixture);
     let mut files = BTreeMap::new();
@@ -209,24 +209,24 @@ pub(crate) fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<Str
     files
 }
 
-/// The hash by which the hub names a large file.
+/// The SHA-256 in hexadecimal, which is the ETag of a large file.
 pub(crate) fn sha256(contents: &[u8]) -> String {
     Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the hub keeps such a file elsewhere.
+/// Whether the file is on the server for large files.
 fn is_large(file: &str) -> bool {
     [".safetensors", ".gguf", ".bin"].iter().any(|end| file.ends_with(end))
 }
 
 fn no_repo() -> Reply {
-    // The hub says so to those without a token, lest the names of private repositories be guessed.
+    // The Hub answers 401 without a token, so that nobody can guess the names of private repositories.
     Reply::status(401)
         .with("X-Error-Code", "RepoNotFound")
         .with("X-Error-Message", "Repository not found")
 }
 
-/// The part of a file that a request asks for.
+/// The requested range of a file.
 fn part_of(file: &[u8], request: &Request) -> Reply {
     let Some(range) = request.header("range") else {
         return Reply { body: file.to_vec(), ..Reply::status(200) };

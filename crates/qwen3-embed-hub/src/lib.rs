@@ -1,0 +1,66 @@
+//! Downloads files of model repositories from the Hugging Face Hub into the cache that the Hub's programs share.
+//!
+//! [`Hub`] holds the settings: the cache, the endpoint, the token, timeouts, retries, and whether the network may be
+//! used. [`Repository`] is one repository at one revision, named by a [`RepoId`]. The caller implements [`Selection`] to
+//! say which files it needs. This crate does not know what the files mean.
+//!
+//! [`Repository::newest`] decides between the cache and the network:
+//!
+//! 1. If the revision is a commit hash and the cache is complete, no request is sent.
+//! 2. If the Hub is offline, the cache is used, or [`HubProblem::Offline`] is returned.
+//! 3. Otherwise one request asks for the newest commit and its files, and missing files are downloaded.
+//! 4. If that fails and the cache holds a usable commit, the cached commit is used and a warning is logged.
+//!
+//! # Transports
+//!
+//! Requests are sent by a small blocking HTTP client without an async runtime. With the feature `hf-hub`,
+//! `Hub::transport` can choose the official hf-hub crate for the contents of files; that transport speaks Xet, the
+//! Hub's storage protocol for large files. Whichever transport is used, this crate writes the cache and verifies sizes
+//! and SHA-256 hashes.
+//!
+//! # Features
+//!
+//! - `client`, on by default: everything that touches the network or the cache. Without it, only [`RepoId`] and
+//!   [`is_relative_path`] remain.
+//! - `hf-hub`: the second transport.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "client")]
+mod cache;
+#[cfg(feature = "client")]
+mod client;
+#[cfg(feature = "client")]
+mod environment;
+#[cfg(feature = "client")]
+mod error;
+#[cfg(feature = "hf-hub")]
+mod hf_transport;
+#[cfg(feature = "client")]
+mod hub;
+mod id;
+#[cfg(feature = "client")]
+mod metadata;
+#[cfg(feature = "client")]
+mod partial;
+#[cfg(feature = "client")]
+mod proxy;
+#[cfg(feature = "client")]
+mod redirect;
+#[cfg(feature = "client")]
+mod refusal;
+#[cfg(feature = "client")]
+mod repository;
+#[cfg(feature = "client")]
+mod retry;
+#[cfg(feature = "client")]
+mod transfer;
+
+#[cfg(feature = "client")]
+pub use cache::Snapshot;
+#[cfg(feature = "client")]
+pub use error::{HubError, HubProblem};
+#[cfg(feature = "client")]
+pub use hub::{Hub, Progress, Transport};
+pub use id::{RepoId, is_relative_path};
+#[cfg(feature = "client")]
+pub use repository::{Cached, Commit, Newest, Repository, Selection};
