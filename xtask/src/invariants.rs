@@ -69,7 +69,7 @@ const WORDS: [(&str, &str, &[&str]); 17] = [
     ("crates/qwen3-embed-hub/src", "env::var", &["environment.rs"]),
     // To compare addresses with those of `no_proxy`.
     ("crates/qwen3-embed-hub/src", "std::net", &["proxy.rs"]),
-    ("crates/qwen3-embed-hub/src", "tokio", &["hf_transport.rs"]),
+    ("crates/qwen3-embed-hub/src", "tokio", &["xet.rs"]),
     ("crates/qwen3-embed-model/src", "std::net", &[]),
     ("crates/qwen3-embed-text/src", "std::net", &[]),
     ("crates/qwen3-embed-server/src", "fs::", &[]),

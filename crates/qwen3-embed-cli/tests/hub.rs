@@ -386,7 +386,7 @@ fn the_environment_says_which_proxy_is_used() {
     // Nobody knows this host: the proxy is to find it, and refuses to.
     environment.push(("HF_ENDPOINT", "http://hub.invalid"));
     let error = failed(&run(&["download", ID], &environment));
-    assert!(error.contains("cannot reach the Hub"), "{error}");
+    assert!(error.contains("cannot reach the hub"), "{error}");
     let [request] = server.requests().try_into().unwrap();
     assert_eq!((request.method.as_str(), request.path.as_str()), ("CONNECT", "hub.invalid:80"));
     environment.extend([("HF_ENDPOINT", server.url()), ("NO_PROXY", "127.0.0.1")]);

@@ -1,4 +1,4 @@
-//! The cache of downloaded files, in the layout that the Hub's other programs use, so that all programs share it:
+//! The cache of downloaded files, in the layout that the hub's other programs use, so that all programs share it:
 //!
 //! ```text
 //! models--owner--name/

@@ -1,4 +1,4 @@
-//! HTTP requests to the Hub: listings of commits, metadata of files, and their contents.
+//! HTTP requests to the hub: listings of commits, metadata of files, and their contents.
 
 use std::fs;
 use std::io::Read;
@@ -30,7 +30,7 @@ const MAX_REDIRECTS: usize = 10;
 /// The most bytes that are read of a listing.
 const MAX_LISTING: u64 = 64 << 20;
 
-/// Sends requests to the Hub.
+/// Sends requests to the hub.
 pub(crate) struct Client<'a> {
     hub: &'a Hub,
     agent: Agent,
@@ -110,10 +110,11 @@ impl<'a> Client<'a> {
     ) -> Result<Metadata, Failure> {
         let mut announced = Announced::default();
         let url = self.file_url(repo, commit, file);
-        let mut is_known = false;
+        let (mut is_hub, mut is_known) = (true, false);
         let response = self.send("HEAD", &url, None, |response, leaves_origin| {
-            announced.add(response);
-            // A redirect to the storage of large files is not followed if the Hub has announced everything, because
+            announced.add(response, is_hub);
+            is_hub &= !leaves_origin;
+            // A redirect to the storage of large files is not followed if the hub has announced everything, because
             // such hosts may not support `HEAD`.
             is_known = leaves_origin && announced.is_complete();
             is_known
@@ -182,9 +183,9 @@ impl<'a> Client<'a> {
         format!("{}/{repo}/resolve/{commit}/{file}", self.hub.endpoint)
     }
 
-    /// Sends a request and follows redirects. The token is sent only to the Hub's own origin.
+    /// Sends a request and follows redirects. The token is sent only to the hub's own origin.
     ///
-    /// `is_enough` is called with every response, and with whether the response redirects away from the Hub's origin. If
+    /// `is_enough` is called with every response, and with whether the response redirects away from the hub's origin. If
     /// it returns true for a redirect, the redirect is not followed.
     fn send(
         &self,
@@ -259,7 +260,7 @@ fn failure(error: ureq::Error, setting: Option<&Setting>) -> Failure {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
             unusable("the URL or the token contains characters that cannot be sent")
         }
-        // The host does not exist, is not the Hub, or the proxy refuses the connection: retrying does not help.
+        // The host does not exist, is not the hub, or the proxy refuses the connection: retrying does not help.
         ureq::Error::HostNotFound
         | ureq::Error::ConnectProxyFailed(_)
         | ureq::Error::Tls(_)

@@ -1,4 +1,4 @@
-//! The environment variables that the Hub's other programs use too. No other module reads the environment.
+//! The environment variables that the hub's other programs use too. No other module reads the environment.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,14 +9,14 @@ use crate::hub::Hub;
 use crate::proxy::Proxies;
 
 impl Hub {
-    /// Reads the settings from the environment, as the Hub's other programs do.
+    /// Reads the settings from the environment, as the hub's other programs do.
     ///
     /// | variable | sets | default |
     /// |---|---|---|
-    /// | `HF_HOME` | the folder of the Hub's programs | `huggingface` in `XDG_CACHE_HOME` or `~/.cache` |
+    /// | `HF_HOME` | the folder of the hub's programs | `huggingface` in `XDG_CACHE_HOME` or `~/.cache` |
     /// | `HF_HUB_CACHE` | the folder of the cache | `hub` in `HF_HOME` |
     /// | `HF_TOKEN` | the token for private and restricted models | the contents of `HF_TOKEN_PATH`, or of `token` in `HF_HOME` |
-    /// | `HF_ENDPOINT` | the address of the Hub | `https://huggingface.co` |
+    /// | `HF_ENDPOINT` | the address of the hub | `https://huggingface.co` |
     /// | `HF_HUB_OFFLINE` | `1`: use only the cache | the value of `TRANSFORMERS_OFFLINE` |
     /// | `HTTPS_PROXY`, `HTTP_PROXY` | the proxy for URLs of this scheme | the value of `ALL_PROXY` |
     /// | `NO_PROXY` | hosts that are reached without a proxy | none |

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
-/// A request to the Hub or the use of its cache failed: for which model and file, and why.
+/// A request to the hub or the use of its cache failed: for which model and file, and why.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct HubError {
@@ -16,11 +16,11 @@ pub struct HubError {
     pub problem: HubProblem,
 }
 
-/// Why a request to the Hub or the use of its cache failed.
+/// Why a request to the hub or the use of its cache failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubProblem {
-    /// The Hub is offline ([`Hub::offline`](crate::Hub::offline)), and a needed file is not in the cache.
+    /// The hub is offline ([`Hub::offline`](crate::Hub::offline)), and a needed file is not in the cache.
     #[error(
         "not in the cache at {}, and `HF_HUB_OFFLINE` forbids downloads: unset it and download the model once",
         cache.display()
@@ -29,9 +29,9 @@ pub enum HubProblem {
         /// The folder of the cache.
         cache: PathBuf,
     },
-    /// No connection to the Hub could be made, or the connection was silent for too long.
+    /// No connection to the hub could be made, or the connection was silent for too long.
     #[error(
-        "cannot reach the Hub{}: check the network, `HF_ENDPOINT` and the proxy settings",
+        "cannot reach the hub{}: check the network, `HF_ENDPOINT` and the proxy settings",
         proxy.as_ref().map_or_else(String::new, |proxy| format!(" through the proxy of `{proxy}`"))
     )]
     Unreachable {
@@ -51,27 +51,27 @@ pub enum HubProblem {
         /// The variable's value, without user name and password.
         value: String,
     },
-    /// The Hub has no such model, or the token may not see it. (Status 401 or 404.)
+    /// The hub has no such model, or the token may not see it. (Status 401 or 404.)
     #[error(
-        "there is no such folder on this machine, and the Hub has no model of this name that the token may see \
+        "there is no such folder on this machine, and the hub has no model of this name that the token may see \
          (status {status}: {message}): check the spelling; for a private model, set `HF_TOKEN` to a token that \
          may read it"
     )]
     NoSuchModel {
         /// The HTTP status.
         status: u16,
-        /// The Hub's message.
+        /// The hub's message.
         message: String,
     },
     /// The token is not valid. (Status 401.)
     #[error(
-        "the Hub rejects the token (status {status}: {message}): check `HF_TOKEN`, or create a new token in \
+        "the hub rejects the token (status {status}: {message}): check `HF_TOKEN`, or create a new token in \
          your account"
     )]
     BadToken {
         /// The HTTP status.
         status: u16,
-        /// The Hub's message.
+        /// The hub's message.
         message: String,
     },
     /// The model's terms have to be accepted before it can be downloaded. (Status 401 or 403.)
@@ -84,7 +84,7 @@ pub enum HubProblem {
         page: String,
         /// The HTTP status.
         status: u16,
-        /// The Hub's message.
+        /// The hub's message.
         message: String,
     },
     /// The token lacks a permission. (Status 403.)
@@ -94,7 +94,7 @@ pub enum HubProblem {
     Forbidden {
         /// The HTTP status.
         status: u16,
-        /// The Hub's message.
+        /// The hub's message.
         message: String,
     },
     /// The repository has no such branch, tag or commit. (Status 404.)
@@ -104,18 +104,18 @@ pub enum HubProblem {
         revision: String,
         /// The HTTP status.
         status: u16,
-        /// The Hub's message.
+        /// The hub's message.
         message: String,
     },
     /// The repository has no such file. (Status 404, or the commit does not list the file.)
     #[error("the model's repository has no such file")]
     NoSuchFile,
-    /// The Hub answered with another status, also in the last attempt.
-    #[error("the Hub responded with status {status} ({message}): try again later")]
+    /// The hub answered with another status, also in the last attempt.
+    #[error("the hub responded with status {status} ({message}): try again later")]
     Status {
         /// The HTTP status.
         status: u16,
-        /// The Hub's message.
+        /// The hub's message.
         message: String,
     },
     /// The connection broke during a download, and every attempt to resume failed.
@@ -150,7 +150,7 @@ pub enum HubProblem {
         /// The operating system's error.
         source: io::Error,
     },
-    /// The downloaded file has another size than the Hub announced. The file was deleted.
+    /// The downloaded file has another size than the hub announced. The file was deleted.
     #[error("expected {expected} bytes, got {got}: the file was deleted, download it again")]
     Size {
         /// The announced size in bytes.
@@ -158,7 +158,7 @@ pub enum HubProblem {
         /// The size of the downloaded file in bytes.
         got: u64,
     },
-    /// The downloaded file has another SHA-256 than the Hub announced. The file was deleted.
+    /// The downloaded file has another SHA-256 than the hub announced. The file was deleted.
     #[error("expected the SHA-256 {expected}, got {got}: the file was deleted, download it again")]
     Checksum {
         /// The announced hash, in hexadecimal.
@@ -166,8 +166,8 @@ pub enum HubProblem {
         /// The hash of the downloaded file, in hexadecimal.
         got: String,
     },
-    /// The response does not follow the Hub's protocol: another server may have sent it.
-    #[error("not a response of the Hub ({what}): check `HF_ENDPOINT` and the proxy settings")]
+    /// The response does not follow the hub's protocol: another server may have sent it.
+    #[error("not a response of the hub ({what}): check `HF_ENDPOINT` and the proxy settings")]
     Unusable {
         /// Which part of the response is wrong.
         what: String,
@@ -200,7 +200,7 @@ impl std::error::Error for HubError {
 /// Why one attempt of a request failed, and whether another attempt can help.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Another attempt can help. The duration is the wait that the Hub asked for, if it asked for one.
+    /// Another attempt can help. The duration is the wait that the hub asked for, if it asked for one.
     Transient(HubProblem, Option<Duration>),
     /// Another attempt fails as well.
     Permanent(HubProblem),
@@ -220,7 +220,7 @@ pub(crate) fn broken(error: io::Error) -> Failure {
     Failure::Transient(HubProblem::Unreachable { proxy: None, source }, None)
 }
 
-/// The failure of a response that does not follow the Hub's protocol.
+/// The failure of a response that does not follow the hub's protocol.
 pub(crate) fn unusable(what: impl Into<String>) -> Failure {
     Failure::Permanent(HubProblem::Unusable { what: what.into() })
 }

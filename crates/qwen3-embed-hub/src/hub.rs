@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use crate::proxy::Proxies;
 
-/// Settings for downloads from the Hub: its address, the cache, the token, retries and timeouts.
+/// Settings for downloads from the hub: its address, the cache, the token, retries and timeouts.
 ///
-/// The cache is the one that the Hub's other programs use, in the same layout, so that a file which one program has
-/// downloaded is found by all of them. A file appears in the cache after its size, and where the Hub announces one its
+/// The cache is the one that the hub's other programs use, in the same layout, so that a file which one program has
+/// downloaded is found by all of them. A file appears in the cache after its size, and where the hub announces one its
 /// SHA-256, have been checked. An interrupted download is resumed by the next one. Several files are downloaded at a
 /// time.
 ///
@@ -26,6 +26,7 @@ pub struct Hub {
     pub(crate) timeout: Duration,
     pub(crate) proxies: Proxies,
     pub(crate) certificates: Option<PathBuf>,
+    #[cfg(feature = "hf-hub")]
     pub(crate) transport: Transport,
     on_download: Option<Arc<Callback>>,
 }
@@ -44,25 +45,29 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
-/// What transfers the contents of files. Listings, sizes and hashes are always requested by the built-in client.
+/// What downloads the contents of files.
+#[cfg(feature = "hf-hub")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Transport {
     /// The built-in HTTP client.
     #[default]
     Http,
-    /// The official hf-hub crate, which transfers files in Xet storage through the Xet protocol and all other files
-    /// over HTTP.
+    /// The official hf-hub crate for files in Xet storage, and the built-in client for all other files.
     ///
-    /// It runs on its own threads, needs no runtime of the caller, and may be used inside one. It takes proxies and
-    /// certificates from the environment, even if the [`Hub`] was made by [`Hub::new`]. A Xet transfer that is
-    /// interrupted starts again from the beginning; other transfers are resumed.
-    #[cfg(feature = "hf-hub")]
+    /// Listings, sizes and hashes come from the built-in client, and the downloaded file is verified as any other. The
+    /// differences are:
+    ///
+    /// - An interrupted download starts again from the beginning.
+    /// - hf-hub takes proxies and certificates from the environment, even if the [`Hub`] was made by [`Hub::new`].
+    /// - hf-hub retries transfers of chunks by rules of its own, and waits for silent connections for minutes.
+    /// - hf-hub reports the speed of transfers to the storage server, without names of files or users. The environment
+    ///   variable `HF_HUB_DISABLE_TELEMETRY=1` disables these reports.
     HfHub,
 }
 
 impl Hub {
-    /// The public Hub with this cache, without a token and without a proxy. The environment is not read.
+    /// The public hub with this cache, without a token and without a proxy. The environment is not read.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             cache: cache.into(),
@@ -74,18 +79,19 @@ impl Hub {
             timeout: Duration::from_secs(30),
             proxies: Proxies::default(),
             certificates: None,
+            #[cfg(feature = "hf-hub")]
             transport: Transport::Http,
             on_download: None,
         }
     }
 
-    /// Sets the address of the Hub, for a mirror.
+    /// Sets the address of the hub, for a mirror.
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoint = url.into().trim_end_matches('/').to_owned();
         self
     }
 
-    /// Sets the access token. The token is sent to the Hub's endpoint and to no other host.
+    /// Sets the access token. The token is sent to the hub's endpoint and to no other host.
     pub fn token(mut self, token: impl AsRef<str>) -> Self {
         self.token = Some(token.as_ref().trim().to_owned()).filter(|token| !token.is_empty());
         self
@@ -103,7 +109,7 @@ impl Hub {
         self
     }
 
-    /// Sets the wait before the second attempt. The wait doubles with each further attempt. A wait that the Hub asks for
+    /// Sets the wait before the second attempt. The wait doubles with each further attempt. A wait that the hub asks for
     /// takes precedence. Default: 500 ms.
     pub fn retry_wait(mut self, wait: Duration) -> Self {
         self.retry_wait = wait;
@@ -116,7 +122,8 @@ impl Hub {
         self
     }
 
-    /// Sets what transfers the contents of files. Default: [`Transport::Http`].
+    /// Sets what downloads the contents of files. Default: [`Transport::Http`].
+    #[cfg(feature = "hf-hub")]
     pub fn transport(mut self, transport: Transport) -> Self {
         self.transport = transport;
         self

@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// A repository on the Hub, `owner/name`, at a branch, a tag or a commit.
+/// A repository on the hub, `owner/name`, at a branch, a tag or a commit.
 ///
 /// Every value is safe to use in a path: it has no `..`, no empty parts and no backslashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,10 +10,10 @@ pub struct RepoId {
 }
 
 impl RepoId {
-    /// Checks a repository's name and revision against the Hub's rules.
+    /// Checks a repository's name and revision against the hub's rules.
     ///
     /// `name` is `owner/name`. `revision` is a branch, a tag or a commit hash; `None` is the branch `main`. Returns
-    /// `None` if the Hub could not have such a repository or revision.
+    /// `None` if the hub could not have such a repository or revision.
     ///
     /// # Examples
     ///
@@ -73,7 +73,7 @@ pub(crate) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Whether the Hub allows this name for an owner or a repository.
+/// Whether the hub allows this name for an owner or a repository.
 fn is_name(name: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     let edge = |b: Option<&u8>| b.is_some_and(|b| !b"-.".contains(b));

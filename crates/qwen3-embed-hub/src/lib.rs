@@ -1,4 +1,4 @@
-//! Downloads files of model repositories from the Hugging Face Hub into the cache that the Hub's programs share.
+//! Downloads files of model repositories from the Hugging Face Hub into the cache that the hub's programs share.
 //!
 //! [`Hub`] holds the settings: the cache, the endpoint, the token, timeouts, retries, and whether the network may be
 //! used. [`Repository`] is one repository at one revision, named by a [`RepoId`]. The caller implements [`Selection`] to
@@ -7,16 +7,15 @@
 //! [`Repository::newest`] decides between the cache and the network:
 //!
 //! 1. If the revision is a commit hash and the cache is complete, no request is sent.
-//! 2. If the Hub is offline, the cache is used, or [`HubProblem::Offline`] is returned.
+//! 2. If [`Hub::offline`] is set, the cache is used. [`HubProblem::Offline`] is returned if a file is missing.
 //! 3. Otherwise one request asks for the newest commit and its files, and missing files are downloaded.
 //! 4. If that fails and the cache holds a usable commit, the cached commit is used and a warning is logged.
 //!
 //! # Transports
 //!
-//! Requests are sent by a small blocking HTTP client without an async runtime. With the feature `hf-hub`,
-//! `Hub::transport` can choose the official hf-hub crate for the contents of files; that transport speaks Xet, the
-//! Hub's storage protocol for large files. Whichever transport is used, this crate writes the cache and verifies sizes
-//! and SHA-256 hashes.
+//! Requests are sent by a small blocking HTTP client without an async runtime. With the feature `hf-hub`, the method
+//! `Hub::transport` can choose the official hf-hub crate for files in Xet storage, the hub's storage for large files. The
+//! cache, offline mode, and the verification of sizes and SHA-256 hashes are the same with either transport.
 //!
 //! # Features
 //!
@@ -33,8 +32,6 @@ mod client;
 mod environment;
 #[cfg(feature = "client")]
 mod error;
-#[cfg(feature = "hf-hub")]
-mod hf_transport;
 #[cfg(feature = "client")]
 mod hub;
 mod id;
@@ -54,13 +51,17 @@ mod repository;
 mod retry;
 #[cfg(feature = "client")]
 mod transfer;
+#[cfg(feature = "hf-hub")]
+mod xet;
 
 #[cfg(feature = "client")]
 pub use cache::Snapshot;
 #[cfg(feature = "client")]
 pub use error::{HubError, HubProblem};
+#[cfg(feature = "hf-hub")]
+pub use hub::Transport;
 #[cfg(feature = "client")]
-pub use hub::{Hub, Progress, Transport};
+pub use hub::{Hub, Progress};
 pub use id::{RepoId, is_relative_path};
 #[cfg(feature = "client")]
 pub use repository::{Cached, Commit, Newest, Repository, Selection};

@@ -3,7 +3,7 @@ use ureq::http::{HeaderMap, Response};
 
 use crate::error::{Failure, unusable};
 
-/// What the Hub announces about a file before the file is downloaded.
+/// What the hub announces about a file before the file is downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Metadata {
     /// Identifies the contents of the file. It is the name of the file's blob in the cache.
@@ -13,7 +13,7 @@ pub(crate) struct Metadata {
     /// Whether the ETag is the SHA-256 of the contents.
     pub(crate) is_sha256: bool,
     /// Whether the file is in Xet storage.
-    #[cfg(feature = "hf-hub")]
+    #[cfg_attr(not(feature = "hf-hub"), expect(dead_code, reason = "only hf-hub speaks Xet"))]
     pub(crate) is_xet: bool,
 }
 
@@ -26,13 +26,12 @@ pub(crate) struct Announced {
     /// The last `ETag`.
     etag: Option<String>,
     size: Option<u64>,
-    #[cfg(feature = "hf-hub")]
     is_xet: bool,
 }
 
 impl Announced {
-    /// Adds the headers of a response.
-    pub(crate) fn add(&mut self, response: &Response<Body>) {
+    /// Adds the headers of a response. `is_hub` tells whether the hub itself has sent the response.
+    pub(crate) fn add(&mut self, response: &Response<Body>, is_hub: bool) {
         let headers = response.headers();
         let etag = |name| {
             let etag = header(headers, name)?;
@@ -44,10 +43,8 @@ impl Announced {
         let length = header(headers, "content-length").filter(|_| response.status().is_success());
         let size = header(headers, "x-linked-size").or(length);
         self.size = self.size.or_else(|| size?.parse().ok());
-        #[cfg(feature = "hf-hub")]
-        {
-            self.is_xet |= headers.contains_key("x-xet-hash");
-        }
+        // hf-hub does not look at responses of other hosts.
+        self.is_xet |= is_hub && headers.contains_key("x-xet-hash");
     }
 
     /// Whether both the ETag and the size are known.
@@ -67,13 +64,7 @@ impl Announced {
         let etag = etag.ok_or_else(|| unusable("the file has no ETag"))?;
         let size = self.size.ok_or_else(|| unusable("the file has no size"))?;
         let is_hash = etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
-        Ok(Metadata {
-            is_sha256: is_linked && is_hash,
-            etag,
-            size,
-            #[cfg(feature = "hf-hub")]
-            is_xet: self.is_xet,
-        })
+        Ok(Metadata { is_sha256: is_linked && is_hash, etag, size, is_xet: self.is_xet })
     }
 }
 

@@ -82,7 +82,7 @@ impl Partial {
         replace().map_err(|source| self.failed(source))
     }
 
-    /// Checks the size and, if the Hub announced one, the SHA-256 of the file on disk.
+    /// Checks the size and, if the hub announced one, the SHA-256 of the file on disk.
     pub(crate) fn verify(&mut self, metadata: &Metadata) -> Result<()> {
         let hash = self.read_back(metadata.is_sha256).map_err(|source| self.failed(source))?;
         if self.done != metadata.size {

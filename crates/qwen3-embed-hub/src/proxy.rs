@@ -10,7 +10,7 @@
 //! As in curl and in Python's requests library, the lower-case name takes precedence over the upper-case name, and the
 //! variable of the scheme over `all_proxy`. Both programs protect CGI servers, which set `HTTP_PROXY` from a client's
 //! `Proxy` header: curl always ignores the upper-case variable, requests ignores it if `REQUEST_METHOD` is set. This
-//! module follows requests, because the Hub's other programs use that library.
+//! module follows requests, because the hub's other programs use that library.
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;

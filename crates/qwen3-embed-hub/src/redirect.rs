@@ -1,8 +1,8 @@
-//! URLs of redirects, and whether they leave the Hub.
+//! URLs of redirects, and whether they leave the hub.
 
 use ureq::http::Uri;
 
-/// The scheme, host and port of a URL. The token is sent only to the Hub's own origin.
+/// The scheme, host and port of a URL. The token is sent only to the hub's own origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Origin {
     scheme: String,

@@ -3,10 +3,10 @@ use std::time::Duration;
 use crate::error::{Failure, HubProblem};
 use crate::hub::Hub;
 
-/// The longest wait that the Hub can ask for.
+/// The longest wait that the hub can ask for.
 const MAX_REQUESTED_WAIT: Duration = Duration::from_secs(60);
 
-/// A response of the Hub whose status is an error.
+/// A response of the hub whose status is an error.
 #[derive(Debug)]
 pub(crate) struct Refusal<'a> {
     pub(crate) status: u16,

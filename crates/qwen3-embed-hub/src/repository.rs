@@ -96,7 +96,7 @@ pub enum Newest<T> {
     Fetched(T),
 }
 
-/// A repository on the Hub, at a revision.
+/// A repository on the hub, at a revision.
 pub struct Repository<'a> {
     hub: &'a Hub,
     id: &'a RepoId,
@@ -248,7 +248,7 @@ impl Commit<'_> {
         self.request(file, |repo, commit| self.client.beginning(repo, commit, file, n))
     }
 
-    /// The size of a file in bytes, as the Hub announces it.
+    /// The size of a file in bytes, as the hub announces it.
     ///
     /// # Errors
     ///

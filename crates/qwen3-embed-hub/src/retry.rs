@@ -4,7 +4,7 @@ use std::time::Duration;
 use crate::error::{Failure, HubProblem};
 use crate::hub::Hub;
 
-/// The longest wait between two attempts, unless the Hub asks for a longer one.
+/// The longest wait between two attempts, unless the hub asks for a longer one.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Repeats a request until it succeeds, fails permanently, or has failed `attempts` times.
@@ -24,7 +24,7 @@ pub(crate) fn retry<T>(
     }
 }
 
-/// Waits before an attempt, counted from 1: as long as the Hub asked for, or twice as long as before the attempt before.
+/// Waits before an attempt, counted from 1: as long as the hub asked for, or twice as long as before the attempt before.
 pub(crate) fn pause(hub: &Hub, attempt: u32, requested: Option<Duration>) {
     let doubled = 2u32.saturating_pow(attempt.saturating_sub(2));
     let wait = || hub.retry_wait.saturating_mul(doubled).min(MAX_WAIT);

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::cache::RepoCache;
 use crate::client::Client;
 use crate::error::{Failure, HubProblem, broken};
+use crate::hub::Hub;
 #[cfg(feature = "hf-hub")]
-use crate::hf_transport;
-use crate::hub::{Hub, Transport};
+use crate::hub::Transport;
 use crate::metadata::Metadata;
 use crate::partial::{CHUNK, Partial};
 use crate::retry::{pause, retry};
+#[cfg(feature = "hf-hub")]
+use crate::xet;
 
 type Result<T> = std::result::Result<T, HubProblem>;
 
@@ -122,19 +124,12 @@ impl Transfer<'_> {
         if partial.done() == total {
             return Ok(());
         }
-        let start = partial.done();
-        let (first, mut body): (u64, Box<dyn Read>) = match self.hub.transport {
-            Transport::Http => {
-                let (first, body) = self.client.contents(self.repo, self.commit, file, start)?;
-                (first, Box::new(body))
-            }
-            #[cfg(feature = "hf-hub")]
-            Transport::HfHub if metadata.is_xet => {
-                return self.attempt_xet(partial, file, metadata, progress);
-            }
-            #[cfg(feature = "hf-hub")]
-            Transport::HfHub => hf_transport::contents(self.hub, self.remote(file, total), start)?,
-        };
+        #[cfg(feature = "hf-hub")]
+        if metadata.is_xet && self.hub.transport == Transport::HfHub {
+            return self.attempt_xet(partial, file, total, progress);
+        }
+        let (first, mut body) =
+            self.client.contents(self.repo, self.commit, file, partial.done())?;
         partial.rewind(first);
         let mut chunk = vec![0; CHUNK];
         while !self.stop.load(Relaxed) {
@@ -160,33 +155,26 @@ impl Transfer<'_> {
         Err(Failure::Permanent(HubProblem::Stopped))
     }
 
-    /// Downloads a whole file in Xet storage through hf-hub.
+    /// Downloads a whole file from Xet storage.
     #[cfg(feature = "hf-hub")]
     fn attempt_xet(
         &self,
         partial: &mut Partial,
         file: &str,
-        metadata: &Metadata,
+        total: u64,
         progress: &dyn Fn(u64, u64),
     ) -> std::result::Result<(), Failure> {
-        let total = metadata.size;
+        let remote = xet::RemoteFile { repo: self.repo, commit: self.commit, path: file };
         let staging = partial.path().with_extension("hf-hub");
         let report = |done| {
             if done < total {
                 progress(done, total);
             }
         };
-        let remote = self.remote(file, total);
-        let downloaded = hf_transport::download_xet(self.hub, remote, &staging, self.stop, &report);
-        let replaced =
-            downloaded.and_then(|path| partial.replace(&path).map_err(Failure::Permanent));
-        // hf-hub cannot resume an interrupted transfer.
+        let result = xet::download(self.hub, remote, &staging, self.stop, &report)
+            .and_then(|path| partial.replace(&path).map_err(Failure::Permanent));
+        // hf-hub does not resume interrupted downloads, so what is left is of no use.
         let _ = fs::remove_dir_all(&staging);
-        replaced
-    }
-
-    #[cfg(feature = "hf-hub")]
-    fn remote<'a>(&'a self, path: &'a str, size: u64) -> hf_transport::RemoteFile<'a> {
-        hf_transport::RemoteFile { repo: self.repo, commit: self.commit, path, size }
+        result
     }
 }

@@ -73,7 +73,7 @@ fn cache_is_used_without_network() {
     }
 }
 
-/// Responses of a Hub that refuses access, or of another server, and the words that the warning must contain.
+/// Responses of a hub that refuses access, or of another server, and the words that the warning must contain.
 fn refusals() -> [(Reply, &'static [&'static str]); 6] {
     let refused = |status, message: &str| Reply::status(status).with("X-Error-Message", message);
     let portal = Reply { body: b"<html>log in".to_vec(), ..Reply::status(200) };

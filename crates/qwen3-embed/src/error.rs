@@ -24,7 +24,7 @@ pub enum Error {
         /// The path as it was given.
         path: PathBuf,
     },
-    /// A download from the Hub failed.
+    /// A download from the hub failed.
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(Box<HubError>),
@@ -63,18 +63,18 @@ pub enum Error {
     /// A folder or a repository has several GGUF files, and the source does not name exactly one of them.
     #[error("{model} does not name exactly one GGUF file: use one of {}", choices.join(", "))]
     WhichGguf {
-        /// The folder, or the id on the Hub.
+        /// The folder, or the id on the hub.
         model: String,
         /// The names of the folder's files, or an id for each file of the repository.
         choices: Vec<String>,
     },
-    /// A repository on the Hub has no weights in a supported format.
+    /// A repository on the hub has no weights in a supported format.
     #[error(
         "{model} has no weights: expected model.safetensors, model.safetensors.index.json, \
          adapter_model.safetensors or a GGUF file"
     )]
     NoWeights {
-        /// The id on the Hub.
+        /// The id on the hub.
         model: String,
     },
     /// An embedder was to be built of a reranker that says that it is one.

@@ -1,4 +1,4 @@
-//! Models on the Hub: which files are downloaded, and what is known without them. The tests of downloads themselves are
+//! Models on the hub: which files are downloaded, and what is known without them. The tests of downloads themselves are
 //! in the crate `qwen3-embed-hub`.
 #![cfg(feature = "hub")]
 #![allow(clippy::unwrap_used)]
@@ -19,7 +19,7 @@ use qwen3_embed::{Embedder, Error, Hub, HubError, HubProblem, Info, Reranker, So
 
 const ID: &str = "owner/model";
 
-/// A Hub with one model, and an empty cache.
+/// A hub with one model, and an empty cache.
 struct World {
     server: Server,
     cache: tempfile::TempDir,

@@ -1,4 +1,6 @@
-//! A server on loopback with the API of the Hub, and a second server for large files, as the Hub has.
+//! A server on loopback with the API of the hub, and a second server for large files, as the hub has.
+
+pub(crate) mod xet;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,7 +15,7 @@ use sha2::{Digest, Sha256};
 /// The newest commit of every repository.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The Hub. Its threads run until the process ends.
+/// The hub. Its threads run until the process ends.
 #[derive(Clone)]
 pub(crate) struct Server {
     shared: Arc<Shared>,
@@ -22,6 +24,8 @@ pub(crate) struct Server {
 struct Shared {
     hub: String,
     cdn: String,
+    /// Whether large files are in Xet storage, and nowhere else.
+    has_xet: bool,
     repos: Mutex<BTreeMap<String, BTreeMap<String, Vec<u8>>>>,
     requests: Mutex<Vec<Request>>,
     change: Mutex<Box<Change>>,
@@ -72,14 +76,24 @@ impl Reply {
 }
 
 impl Server {
-    /// Starts a Hub with these repositories.
+    /// Starts a hub with these repositories.
     pub(crate) fn start(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
+        Self::start_with(repos, false)
+    }
+
+    /// Starts a hub that has large files in Xet storage, and nowhere else.
+    pub(crate) fn start_with_xet(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
+        Self::start_with(repos, true)
+    }
+
+    fn start_with(repos: &[(&str, BTreeMap<String, Vec<u8>>)], has_xet: bool) -> Self {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [hub, cdn] = [0, 1].map(|i| format!("http://{}", listeners[i].local_addr().unwrap()));
         let repos = repos.iter().map(|(id, files)| ((*id).to_owned(), files.clone())).collect();
         let shared = Arc::new(Shared {
             hub,
             cdn,
+            has_xet,
             repos: Mutex::new(repos),
             requests: Mutex::default(),
             change: Mutex::new(Box::new(|_, _| {})),
@@ -97,7 +111,7 @@ impl Server {
         server
     }
 
-    /// The address of the Hub.
+    /// The address of the hub.
     pub(crate) fn url(&self) -> &str {
         &self.shared.hub
     }
@@ -134,10 +148,16 @@ impl Server {
 
     fn reply(&self, request: &Request) -> Reply {
         let repos = self.shared.repos.lock().unwrap();
+        if self.shared.has_xet && xet::is_request(request) {
+            let mut files = repos.values().flat_map(BTreeMap::values);
+            let file = files.find(|file| request.path.ends_with(&sha256(file)));
+            return xet::reply(request, file.map(Vec::as_slice), &self.shared.cdn);
+        }
         if request.to_cdn {
             let hash = request.path.trim_start_matches('/');
             let hash = hash.split('?').next().unwrap();
-            let file = repos.values().flat_map(BTreeMap::values).find(|file| sha256(file) == hash);
+            let mut files = repos.values().flat_map(BTreeMap::values);
+            let file = files.find(|file| sha256(file) == hash && !self.shared.has_xet);
             return file.map_or_else(|| Reply::status(404), |file| part_of(file, request));
         }
         if let Some(path) = request.path.strip_prefix("/api/models/") {
@@ -153,7 +173,7 @@ impl Server {
             let json = serde_json::json!({"id": id, "sha": COMMIT, "siblings": siblings});
             return Reply { body: json.to_string().into(), ..Reply::status(200) };
         }
-        // The Hub redirects requests for small files to this path.
+        // The hub redirects requests for small files to this path.
         let (path, is_inner) = match request.path.strip_prefix("/api/resolve-cache/models") {
             Some(path) => (path, true),
             None => (request.path.as_str(), false),
@@ -171,7 +191,12 @@ impl Server {
         };
         let hash = sha256(contents);
         if is_large(file) {
-            return Reply::status(302)
+            let redirect = Reply::status(302);
+            let redirect = match self.shared.has_xet {
+                true => redirect.with("X-Xet-Hash", hash.as_str()),
+                false => redirect,
+            };
+            return redirect
                 .with("Location", format!("{}/{hash}?Signature=s", self.shared.cdn))
                 .with("X-Repo-Commit", COMMIT)
                 .with("ETag", format!("\"{}\"", &hash[..32]))
@@ -220,7 +245,7 @@ fn is_large(file: &str) -> bool {
 }
 
 fn no_repo() -> Reply {
-    // The Hub answers 401 without a token, so that nobody can guess the names of private repositories.
+    // The hub answers 401 without a token, so that nobody can guess the names of private repositories.
     Reply::status(401)
         .with("X-Error-Code", "RepoNotFound")
         .with("X-Error-Message", "Repository not found")

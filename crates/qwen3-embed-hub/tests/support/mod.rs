@@ -1,4 +1,4 @@
-//! A Hub on loopback with one repository, an empty cache, and the transports to test.
+//! A hub on loopback with one repository, an empty cache, and the transports to test.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,50 +7,59 @@ use std::time::Duration;
 
 use qwen3_embed_hub::{
     Cached, Commit, Hub, HubError, HubProblem, Newest, RepoId, Repository, Selection, Snapshot,
-    Transport,
 };
 
 use crate::hub_server::{COMMIT, Request, Server, sha256};
 
 pub(crate) const ID: &str = "owner/model";
 
-/// The transports of this build.
-const TRANSPORTS: &[Transport] = &[
-    Transport::Http,
-    #[cfg(feature = "hf-hub")]
-    Transport::HfHub,
-];
-
-/// A Hub with the repository `owner/model`, an empty cache, and one transport.
+/// A hub with the repository `owner/model`, an empty cache, and one transport.
 pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) cache: tempfile::TempDir,
-    transport: Transport,
+    is_xet: bool,
 }
 
 impl World {
-    /// One world for each transport, with a repository that has all files of [`SELECTION`] but `modules.json`.
+    /// A world for each transport: the built-in client, and hf-hub with large files in Xet storage. The repository has
+    /// all files of [`SELECTION`] except `modules.json`.
     pub(crate) fn each() -> impl Iterator<Item = Self> {
         Self::each_with(|| files(&[]))
     }
 
-    /// One world for each transport, with a repository of these files.
+    /// A world for each transport, with a repository of these files.
     pub(crate) fn each_with(
         files: impl Fn() -> BTreeMap<String, Vec<u8>>,
     ) -> impl Iterator<Item = Self> {
-        TRANSPORTS.iter().map(move |&transport| Self {
-            server: Server::start(&[(ID, files())]),
-            cache: tempfile::tempdir().unwrap(),
-            transport,
-        })
+        let transports = [false, true].into_iter().take(1 + usize::from(cfg!(feature = "hf-hub")));
+        transports.map(move |is_xet| Self::start(is_xet, files()))
+    }
+
+    /// A world for the built-in client, with the files of [`World::each`].
+    pub(crate) fn http() -> Self {
+        Self::start(false, files(&[]))
+    }
+
+    /// A world for hf-hub, with the files of [`World::each`].
+    pub(crate) fn xet() -> Self {
+        Self::start(true, files(&[]))
+    }
+
+    fn start(is_xet: bool, files: BTreeMap<String, Vec<u8>>) -> Self {
+        let start = if is_xet { Server::start_with_xet } else { Server::start };
+        Self { server: start(&[(ID, files)]), cache: tempfile::tempdir().unwrap(), is_xet }
     }
 
     pub(crate) fn hub(&self) -> Hub {
-        Hub::new(self.cache.path())
+        let hub = Hub::new(self.cache.path())
             .endpoint(self.server.url())
             .retry_wait(Duration::from_millis(5))
-            .timeout(Duration::from_secs(20))
-            .transport(self.transport)
+            .timeout(Duration::from_secs(20));
+        #[cfg(feature = "hf-hub")]
+        if self.is_xet {
+            return hub.transport(qwen3_embed_hub::Transport::HfHub);
+        }
+        hub
     }
 
     /// The repository's folder in the cache.
@@ -158,5 +167,5 @@ pub(crate) fn tree(dir: &Path) -> Vec<String> {
 
 /// Whether a request is for the contents of the weights.
 pub(crate) fn is_weights(request: &Request) -> bool {
-    request.to_cdn && request.method == "GET"
+    request.to_cdn && request.method == "GET" && !request.path.contains("/reconstructions/")
 }

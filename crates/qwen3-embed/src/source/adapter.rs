@@ -7,31 +7,32 @@ use crate::{Error, Result};
 
 pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// The fields of `adapter_config.json` that name the base model.
+/// What `adapter_config.json` says of the model that an adapter belongs to.
 #[derive(Deserialize)]
 struct AdapterConfig {
     base_model_name_or_path: String,
     revision: Option<String>,
 }
 
-/// The base model of an adapter.
+/// The model that an adapter belongs to.
 #[derive(Debug)]
 pub(super) struct Base {
     pub(super) source: Source,
-    /// The name in `adapter_config.json`.
+    /// The name as `adapter_config.json` has it.
     name: String,
-    /// The path of `adapter_config.json`.
+    /// The file that names it.
     path: PathBuf,
 }
 
-/// The base model of the adapter in `dir`. `None` if `dir` has no adapter, or also has the weights of a whole model.
+/// The model that the adapter in `dir` belongs to; nothing if there is no adapter in it, or if the model
+/// itself, with its weights, is there too.
 pub(super) fn base(dir: &Path) -> Result<Option<Base>> {
     let path = dir.join(ADAPTER_CONFIG);
     if !path.is_file() || (dir.join("config.json").is_file() && has_weights(dir)) {
         return Ok(None);
     }
     let AdapterConfig { base_model_name_or_path: name, revision } = read_json(&path)?;
-    // A path is relative to the adapter's folder, or else to the current folder.
+    // Beside the adapter, if that is where it is; else where it would be without the adapter.
     let beside = dir.join(&name);
     let source = match revision {
         _ if beside.exists() => beside.into(),
@@ -42,7 +43,7 @@ pub(super) fn base(dir: &Path) -> Result<Option<Base>> {
 }
 
 impl Base {
-    /// Adds to an error of opening the base model which file names it.
+    /// An error of opening the base, with where its name comes from.
     pub(super) fn named<T>(self, opened: Result<T>) -> Result<T> {
         opened.map_err(|source| match source {
             error @ Error::TwoAdapters { .. } => error,

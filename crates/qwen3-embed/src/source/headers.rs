@@ -1,4 +1,4 @@
-//! Describes a model on the Hub without downloading its weights.
+//! Describes a model on the hub without downloading its weights.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -2,7 +2,7 @@ use std::fmt;
 
 use qwen3_embed_hub::{RepoId, is_relative_path};
 
-/// A model on the Hub: `owner/name[:gguf][@revision]`.
+/// A model on the hub: `owner/name[:gguf][@revision]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ModelId {
     pub(super) repo: RepoId,

@@ -1,4 +1,4 @@
-//! Model sources: a folder, a GGUF file, or a model on the Hub. No other module of this crate reads files.
+//! Model sources: a folder, a GGUF file, or a model on the hub. No other module of this crate reads files.
 
 mod adapter;
 #[cfg(feature = "hub")]
@@ -25,12 +25,12 @@ pub(crate) use qwen3_embed_hub::Hub;
 
 use crate::{Error, Result};
 
-/// The place of a model: a folder, a GGUF file, or an id on the Hub.
+/// The place of a model: a folder, a GGUF file, or an id on the hub.
 ///
 /// - A folder contains `config.json`, `tokenizer.json` and the weights, as published, or exactly one GGUF file.
 /// - A GGUF file may have any name. It contains the configuration, the weights and the vocabulary. A `tokenizer.json` in
 ///   the same folder takes precedence over the vocabulary in the file.
-/// - `owner/name` is a model on the Hub, at its newest commit. `owner/name@revision` is the model at a branch, a tag or a
+/// - `owner/name` is a model on the hub, at its newest commit. `owner/name@revision` is the model at a branch, a tag or a
 ///   commit. `owner/name:Q8_0` is the GGUF file of that repository whose name ends with `Q8_0`; the full file name is
 ///   accepted too, and `@revision` may follow. The needed files are downloaded once, into the cache of the `Hub`.
 ///
