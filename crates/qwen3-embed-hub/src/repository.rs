@@ -30,14 +30,14 @@ const N_PARALLEL: usize = 4;
 ///
 /// impl Selection for OneFile {
 ///     type Fetched = PathBuf;
-///     type Error = HubError;
+///     type Error = Box<HubError>;
 ///
-///     fn find(&self, snapshot: &Snapshot<'_>) -> Result<Cached, HubError> {
+///     fn find(&self, snapshot: &Snapshot<'_>) -> Result<Cached, Box<HubError>> {
 ///         let path = snapshot.dir().join(self.0);
 ///         Ok(if path.is_file() { Cached::Complete(path) } else { Cached::Missing(self.0.into()) })
 ///     }
 ///
-///     fn fetch(&self, commit: &Commit<'_>) -> Result<PathBuf, HubError> {
+///     fn fetch(&self, commit: &Commit<'_>) -> Result<PathBuf, Box<HubError>> {
 ///         commit.download(vec![self.0.into()])?;
 ///         commit.make_current();
 ///         Ok(commit.snapshot().dir().join(self.0))
@@ -48,13 +48,13 @@ const N_PARALLEL: usize = 4;
 /// let id = RepoId::new("Qwen/Qwen3-Embedding-0.6B", None).unwrap();
 /// let repository = Repository::new(&hub, &id, id.to_string());
 /// let (Newest::Cached(path) | Newest::Fetched(path)) = repository.newest(&OneFile("config.json"))?;
-/// # Ok::<(), HubError>(())
+/// # Ok::<(), Box<HubError>>(())
 /// ```
 pub trait Selection {
     /// The result of a download.
     type Fetched;
     /// The caller's error.
-    type Error: From<HubError> + std::error::Error;
+    type Error: From<Box<HubError>> + std::error::Error;
 
     /// Looks for the needed files in the cache.
     ///
@@ -162,15 +162,20 @@ impl<'a> Repository<'a> {
     }
 
     /// The newest commit of the revision, and its files.
-    fn listing(&self, client: &Client<'_>, attempts: u32) -> Result<Listing, HubError> {
+    fn listing(&self, client: &Client<'_>, attempts: u32) -> Result<Listing, Box<HubError>> {
         let (repo, revision) = (self.id.name(), self.id.revision());
         let listing = retry(self.hub, attempts, || client.listing(repo, revision));
         let url = || Some(client.listing_url(repo, revision));
         listing.map_err(|problem| self.error(None, url(), problem))
     }
 
-    fn error(&self, file: Option<String>, url: Option<String>, problem: HubProblem) -> HubError {
-        HubError { model: self.label.clone(), file, url, problem }
+    fn error(
+        &self,
+        file: Option<String>,
+        url: Option<String>,
+        problem: HubProblem,
+    ) -> Box<HubError> {
+        Box::new(HubError { model: self.label.clone(), file, url, problem })
     }
 }
 
@@ -199,7 +204,7 @@ impl Commit<'_> {
     /// # Errors
     ///
     /// The first error. The other downloads are then stopped.
-    pub fn download(&self, files: Vec<String>) -> Result<(), HubError> {
+    pub fn download(&self, files: Vec<String>) -> Result<(), Box<HubError>> {
         let listed: BTreeSet<&String> = self.files().iter().collect();
         let (files, absent): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|file| listed.contains(file));
@@ -244,7 +249,7 @@ impl Commit<'_> {
     /// # Errors
     ///
     /// If the request fails.
-    pub fn beginning(&self, file: &str, n: u64) -> Result<Vec<u8>, HubError> {
+    pub fn beginning(&self, file: &str, n: u64) -> Result<Vec<u8>, Box<HubError>> {
         self.request(file, |repo, commit| self.client.beginning(repo, commit, file, n))
     }
 
@@ -253,14 +258,14 @@ impl Commit<'_> {
     /// # Errors
     ///
     /// If the request fails.
-    pub fn size(&self, file: &str) -> Result<u64, HubError> {
+    pub fn size(&self, file: &str) -> Result<u64, Box<HubError>> {
         let metadata =
             self.request(file, |repo, commit| self.client.metadata(repo, commit, file))?;
         Ok(metadata.size)
     }
 
     /// The error that the commit does not have a needed file.
-    pub fn no_such_file(&self, file: String) -> HubError {
+    pub fn no_such_file(&self, file: String) -> Box<HubError> {
         self.repository.error(Some(file), None, HubProblem::NoSuchFile)
     }
 
@@ -268,13 +273,13 @@ impl Commit<'_> {
         &self,
         file: &str,
         request: impl Fn(&str, &str) -> Result<T, crate::error::Failure>,
-    ) -> Result<T, HubError> {
+    ) -> Result<T, Box<HubError>> {
         let Repository { hub, id, .. } = *self.repository;
         let requested = retry(hub, hub.attempts, || request(id.name(), &self.listing.commit));
         requested.map_err(|problem| self.error(file, problem))
     }
 
-    fn error(&self, file: &str, problem: HubProblem) -> HubError {
+    fn error(&self, file: &str, problem: HubProblem) -> Box<HubError> {
         let url = self.client.file_url(self.repository.id.name(), &self.listing.commit, file);
         self.repository.error(Some(file.to_owned()), Some(url), problem)
     }

@@ -27,7 +27,7 @@ pub enum Error {
     /// A download from the hub failed.
     #[cfg(feature = "hub")]
     #[error(transparent)]
-    Hub(Box<HubError>),
+    Hub(#[from] Box<HubError>),
     /// The source is an id of the hub, and this program was built without the feature `hub`.
     #[error(
         "there is no folder `{id}`, and this program cannot download a model of this id, being built \

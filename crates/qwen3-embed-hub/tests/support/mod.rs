@@ -105,9 +105,9 @@ pub(crate) const SELECTION: Files =
 
 impl Selection for Files {
     type Fetched = PathBuf;
-    type Error = HubError;
+    type Error = Box<HubError>;
 
-    fn find(&self, snapshot: &Snapshot<'_>) -> Result<Cached, HubError> {
+    fn find(&self, snapshot: &Snapshot<'_>) -> Result<Cached, Box<HubError>> {
         let Self(required, optional) = self;
         let dir = snapshot.dir();
         if let Some(file) = required.iter().find(|file| !dir.join(file).is_file()) {
@@ -117,7 +117,7 @@ impl Selection for Files {
         Ok(if is_complete { Cached::Complete(dir) } else { Cached::Usable(dir) })
     }
 
-    fn fetch(&self, commit: &Commit<'_>) -> Result<PathBuf, HubError> {
+    fn fetch(&self, commit: &Commit<'_>) -> Result<PathBuf, Box<HubError>> {
         let Self(required, optional) = self;
         commit
             .download([*required, *optional].concat().into_iter().map(str::to_owned).collect())?;
@@ -130,12 +130,12 @@ impl Selection for Files {
 }
 
 /// Downloads [`SELECTION`] at the newest commit of `main`.
-pub(crate) fn download(hub: &Hub) -> Result<PathBuf, HubError> {
+pub(crate) fn download(hub: &Hub) -> Result<PathBuf, Box<HubError>> {
     download_at(hub, None)
 }
 
 /// Downloads [`SELECTION`] at the newest commit of a revision.
-pub(crate) fn download_at(hub: &Hub, revision: Option<&str>) -> Result<PathBuf, HubError> {
+pub(crate) fn download_at(hub: &Hub, revision: Option<&str>) -> Result<PathBuf, Box<HubError>> {
     let id = RepoId::new(ID, revision).unwrap();
     let newest = Repository::new(hub, &id, id.to_string()).newest(&SELECTION)?;
     let (Newest::Cached(path) | Newest::Fetched(path)) = newest;

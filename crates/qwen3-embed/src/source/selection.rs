@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_hub::{
-    Cached, Commit, Hub, HubError, Newest, Repository, Selection, Snapshot, is_relative_path,
+    Cached, Commit, Hub, Newest, Repository, Selection, Snapshot, is_relative_path,
 };
 use serde_json::Value;
 
@@ -87,12 +87,6 @@ impl Selection for WholeModel<'_> {
 
     fn overrides_cache(&self, error: &Error) -> bool {
         is_ambiguous(error)
-    }
-}
-
-impl From<HubError> for Error {
-    fn from(error: HubError) -> Self {
-        Self::Hub(Box::new(error))
     }
 }
 
