@@ -13,7 +13,6 @@ pub(crate) struct Metadata {
     /// Whether the ETag is the SHA-256 of the contents.
     pub(crate) is_sha256: bool,
     /// Whether the file is in Xet storage.
-    #[cfg_attr(not(feature = "hf-hub"), expect(dead_code, reason = "only hf-hub speaks Xet"))]
     pub(crate) is_xet: bool,
 }
 
