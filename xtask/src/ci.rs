@@ -29,6 +29,12 @@ pub(crate) fn run() -> Result<()> {
         let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
         cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
     })?;
+    step("hf-hub", || {
+        let package = ["--package=qwen3-embed-hub", "--features=hf-hub"];
+        let clippy = [&["clippy", "--all-targets"], &package[..], &UNOPTIMIZED];
+        cargo(&[&clippy.concat()[..], &["--", "-D", "warnings"]].concat())?;
+        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+    })?;
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
     step("parity", || parity::fixtures(1e-5))?;

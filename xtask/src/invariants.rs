@@ -11,20 +11,21 @@ use crate::workspace::{root, rust_files};
 use crate::{circles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
-const LAYERS: [(&str, &[&str]); 8] = [
+const LAYERS: [(&str, &[&str]); 9] = [
     // Test support: below all crates, so that their tests can use it.
     ("qwen3-embed-testing", &[]),
     ("qwen3-embed-kernels", &[]),
     ("qwen3-embed-model", &["qwen3-embed-kernels"]),
     ("qwen3-embed-text", &[]),
-    ("qwen3-embed", &["qwen3-embed-model", "qwen3-embed-text"]),
+    ("qwen3-embed-hub", &[]),
+    ("qwen3-embed", &["qwen3-embed-hub", "qwen3-embed-model", "qwen3-embed-text"]),
     ("qwen3-embed-server", &["qwen3-embed"]),
     ("qwen3-embed-cli", &["qwen3-embed", "qwen3-embed-server"]),
     ("xtask", &["qwen3-embed", "qwen3-embed-model", "qwen3-embed-testing"]),
 ];
 
 /// Dependencies and the only crates that may have them.
-const OWNERS: [(&str, &[&str]); 12] = [
+const OWNERS: [(&str, &[&str]); 13] = [
     ("candle-core", &["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed-testing"]),
     // The oracle must not share layers with the model.
     ("candle-nn", &["qwen3-embed-testing"]),
@@ -32,24 +33,26 @@ const OWNERS: [(&str, &[&str]); 12] = [
     ("memmap2", &["qwen3-embed-model"]),
     ("reqwest", &[]),
     ("rustls", &[]),
-    ("ureq", &["qwen3-embed"]),
+    ("ureq", &["qwen3-embed-hub"]),
+    ("hf-hub", &["qwen3-embed-hub"]),
     ("axum", &["qwen3-embed-server"]),
     ("hyper", &["qwen3-embed-server"]),
     ("flate2", &["qwen3-embed-server"]),
     ("zstd", &["qwen3-embed-server"]),
-    ("tokio", &["qwen3-embed-server", "qwen3-embed-cli"]),
+    // In the hub, only for hf-hub.
+    ("tokio", &["qwen3-embed-hub", "qwen3-embed-server", "qwen3-embed-cli"]),
 ];
 
-/// What the facade must not bring along, whatever its features: a runtime of its own, or what needs more
-/// to build than Rust and a C compiler.
+/// What the facade must not depend on with its default features: an async runtime, or a crate whose build needs more
+/// than Rust and a C compiler.
 const NOT_BELOW: [&str; 6] =
     ["tokio", "native-tls", "openssl-sys", "aws-lc-sys", "cmake", "pkg-config"];
 
-/// What the facade does not bring along without its feature `hub`: anything that touches the network.
+/// What the facade must not depend on without its feature `hub`: crates that use the network.
 const NOT_WITHOUT_HUB: [&str; 3] = ["ureq", "rustls", "ring"];
 
 /// Library code and what it must not mention, with the files and folders that may.
-const WORDS: [(&str, &str, &[&str]); 13] = [
+const WORDS: [(&str, &str, &[&str]); 17] = [
     // Only `ops`, what launches on a card, and the error that carries candle's, know tensors.
     (
         "crates/qwen3-embed-kernels/src",
@@ -62,20 +65,25 @@ const WORDS: [(&str, &str, &[&str]); 13] = [
     ("crates/qwen3-embed-model/src", "unsafe", &["file.rs"]),
     ("crates/qwen3-embed-text/src", "fs::", &[]),
     ("crates/qwen3-embed/src", "fs::", &["source"]),
-    // Only the hub's client sends anything, and the environment is read in one place.
-    ("crates/qwen3-embed/src", "Agent", &["source/client.rs"]),
-    ("crates/qwen3-embed/src", "env::var", &["source/environment.rs"]),
+    // Only the hub crate uses the network and the environment, each in one file.
+    ("crates/qwen3-embed/src", "Agent", &[]),
+    ("crates/qwen3-embed/src", "env::var", &[]),
+    ("crates/qwen3-embed/src", "std::net", &[]),
+    ("crates/qwen3-embed-hub/src", "Agent", &["client.rs"]),
+    ("crates/qwen3-embed-hub/src", "env::var", &["environment.rs"]),
     // To compare addresses with those of `no_proxy`.
-    ("crates/qwen3-embed/src", "std::net", &["source/proxy.rs"]),
+    ("crates/qwen3-embed-hub/src", "std::net", &["proxy.rs"]),
+    ("crates/qwen3-embed-hub/src", "tokio", &["xet.rs"]),
     ("crates/qwen3-embed-model/src", "std::net", &[]),
     ("crates/qwen3-embed-text/src", "std::net", &[]),
     ("crates/qwen3-embed-server/src", "fs::", &[]),
 ];
 
 /// Crates without unsafe code.
-const SAFE: [&str; 6] = [
+const SAFE: [&str; 7] = [
     "crates/qwen3-embed-testing/src/lib.rs",
     "crates/qwen3-embed-text/src/lib.rs",
+    "crates/qwen3-embed-hub/src/lib.rs",
     "crates/qwen3-embed/src/lib.rs",
     "crates/qwen3-embed-server/src/lib.rs",
     "crates/qwen3-embed-cli/src/main.rs",

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use anyhow::Result;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
-use qwen3_embed::Hub;
+use qwen3_embed::{Hub, Source};
 
 /// Download a model of the hub to the cache, and print where it lies
 ///
@@ -18,7 +18,7 @@ pub(crate) struct Args {
 
 /// Runs `qwen3-embed download`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let path = hub().download(args.model.as_str())?;
+    let path = Source::from(&args.model).download(&hub())?;
     writeln!(io::stdout(), "{}", path.display())?;
     Ok(())
 }

@@ -3,7 +3,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use indicatif::HumanBytes;
-use qwen3_embed::{Head, Info, Precision};
+use qwen3_embed::{Head, Info, Precision, Source};
 use serde::Serialize;
 
 use crate::download;
@@ -64,7 +64,7 @@ struct Memory {
 
 /// Runs `qwen3-embed info`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let report = Report::of(download::hub().info(args.model.as_str())?);
+    let report = Report::of(Source::from(&args.model).info_from(&download::hub())?);
     let mut output = io::stdout().lock();
     if args.json {
         serde_json::to_writer(&mut output, &report)?;

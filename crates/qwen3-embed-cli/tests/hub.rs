@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "the library's tests use more of it")]
-#[path = "../../qwen3-embed/tests/hub_server/mod.rs"]
+#[path = "../../qwen3-embed-hub/tests/hub_server/mod.rs"]
 mod hub_server;
 
 use std::fs;
@@ -333,7 +333,10 @@ fn socks_proxy_is_used_or_named_by_the_error() {
     assert!(!hosts.is_empty() && hosts.iter().all(|host| host == "hub.invalid"), "{hosts:?}");
     for (all_proxy, expected) in [
         ("socks5h://user:secret@127.0.0.1:9", "the proxy of `all_proxy=socks5h://127.0.0.1:9`"),
-        ("socks9://127.0.0.1:1080", "`all_proxy` is `socks9://127.0.0.1:1080`, which is no proxy"),
+        (
+            "socks9://127.0.0.1:1080",
+            "`all_proxy` is `socks9://127.0.0.1:1080`, which is not a proxy URL",
+        ),
     ] {
         let error = failed(&run(all_proxy, "b"));
         assert!(error.contains(expected) && !error.contains("secret"), "{error}");
@@ -417,7 +420,7 @@ fn errors_name_the_model_and_what_to_do() {
         [("HF_ENDPOINT", server.url()), ("HF_HUB_CACHE", home.path().to_str().unwrap())];
     let error = failed(&run(&["info", "models/mine"], &environment));
     assert!(error.starts_with("error: models/mine (from http://127.0.0.1:"), "{error}");
-    assert!(error.contains("neither is there such a folder") && error.contains("HF_TOKEN"));
+    assert!(error.contains("there is no such folder") && error.contains("HF_TOKEN"));
     let error = failed(&run(&["embed", "--model", "./models/mine"], &environment));
     assert!(error.starts_with("error: there is no model at `./models/mine`"), "{error}");
 }

@@ -92,7 +92,7 @@ impl EmbedderBuilder {
     ///
     /// [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`],
     /// [`Error::AdapterBase`], [`Error::Io`], or what
-    /// [`Hub::download`](crate::Hub::download) says; [`Error::IsReranker`] if its files show that it is one,
+    /// [`Source::download`](crate::Source::download) says; [`Error::IsReranker`] if its files show that it is one,
     /// which a causal language model's do not: there is a warning then; [`Error::Model`] or [`Error::Text`] if a file is missing,
     /// damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
     /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.

@@ -6,7 +6,7 @@ use qwen3_embed_model::Error as ModelError;
 use qwen3_embed_text::Error as TextError;
 
 #[cfg(feature = "hub")]
-use crate::HubError;
+use qwen3_embed_hub::HubError;
 
 /// What can go wrong when an embedder or a reranker is built or used.
 #[derive(Debug, thiserror::Error)]
@@ -24,10 +24,10 @@ pub enum Error {
         /// The path as it was given.
         path: PathBuf,
     },
-    /// A model of the hub could not be had.
+    /// A download from the hub failed.
     #[cfg(feature = "hub")]
     #[error(transparent)]
-    Hub(Box<HubError>),
+    Hub(#[from] Box<HubError>),
     /// The source is an id of the hub, and this program was built without the feature `hub`.
     #[error(
         "there is no folder `{id}`, and this program cannot download a model of this id, being built \
@@ -60,13 +60,22 @@ pub enum Error {
         /// The folder of the newest commit, if `dir` is a repository's part of the hub's cache.
         snapshot: Option<PathBuf>,
     },
-    /// A folder has several GGUF files in it, and no model besides.
-    #[error("{} has several GGUF files, name one of them: {}", dir.display(), files.join(", "))]
+    /// A folder or a repository has several GGUF files, and the source does not name exactly one of them.
+    #[error("{model} does not name exactly one GGUF file: use one of {}", choices.join(", "))]
     WhichGguf {
-        /// The folder.
-        dir: PathBuf,
-        /// The names of the files.
-        files: Vec<String>,
+        /// The folder, or the id on the hub.
+        model: String,
+        /// The names of the folder's files, or an id for each file of the repository.
+        choices: Vec<String>,
+    },
+    /// A repository on the hub has no weights in a supported format.
+    #[error(
+        "{model} has no weights: expected model.safetensors, model.safetensors.index.json, \
+         adapter_model.safetensors or a GGUF file"
+    )]
+    NoWeights {
+        /// The id on the hub.
+        model: String,
     },
     /// An embedder was to be built of a reranker that says that it is one.
     #[error(

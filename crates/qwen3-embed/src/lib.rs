@@ -79,6 +79,8 @@
 //! # Features
 //!
 //! - `hub`, on by default: downloads.
+//! - `hf-hub`: a second transport for downloads, `Hub::transport`: the official hf-hub crate, for files in Xet storage. It
+//!   adds about 190 crates and a C library.
 //! - `cuda`: [`Device::Cuda`], with weights in f32 or bf16. Building it needs the CUDA toolkit, as the README says.
 #![forbid(unsafe_code)]
 
@@ -99,6 +101,10 @@ pub use builder::{EmbedderBuilder, Overflow};
 pub use embedder::Embedder;
 pub use embeddings::{Embeddings, Hit, Similarities};
 pub use error::{Error, Result};
+#[cfg(feature = "hf-hub")]
+pub use qwen3_embed_hub::Transport;
+#[cfg(feature = "hub")]
+pub use qwen3_embed_hub::{Hub, HubError, HubProblem, Progress};
 pub use qwen3_embed_model::{
     Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Pooling, Precision,
     Sharing, SharingCounts, Summary,
@@ -112,7 +118,5 @@ pub use service::{
     BatchReport, EmbedOptions, Embedded, OnBatch, Prompt, ScoreOptions, Scored, Service,
     ServiceOptions, ServiceState, Texts, Timings,
 };
-#[cfg(feature = "hub")]
-pub use source::{Hub, HubError, HubProblem, Progress};
 pub use source::{Info, Source};
 pub use vector::{cosine, normalize};

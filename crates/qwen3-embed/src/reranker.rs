@@ -287,7 +287,7 @@ impl RerankerBuilder {
     /// # Errors
     ///
     /// [`Error::NoSuchModel`](crate::Error::NoSuchModel), [`Error::Io`](crate::Error::Io), or what
-    /// [`Hub::download`](crate::Hub::download) says;
+    /// [`Source::download`](crate::Source::download) says;
     /// [`Error::Model`](crate::Error::Model) or [`Error::Text`](crate::Error::Text) if a file is missing,
     /// damaged or of another architecture, or if it is no reranker's;
     /// [`Error::Vocabulary`](crate::Error::Vocabulary) if the tokenizer is not the model's;

@@ -1,11 +1,9 @@
-//! Warnings about models that load and are probably not what is wanted, or not the newest.
+//! Warnings about models that load and are probably not what the caller wants.
 
 use std::path::Path;
 
 use qwen3_embed_model::{Checkpoint, Config, Head, Pooling};
 
-#[cfg(feature = "hub")]
-use crate::Error;
 use crate::engine::Engine;
 
 /// The sizes of the vocabularies of Qwen3-Embedding 0.6B, and of 4B and 8B. Other Qwen3 models have 151,936.
@@ -52,18 +50,6 @@ pub(crate) fn of_lost_template(engine: &Engine) {
             engine.tokenizer_path.display()
         );
     }
-}
-
-/// Warns of a model that comes from the cache, because the newest commit cannot be had.
-#[cfg(feature = "hub")]
-pub(crate) fn of_cached_model(path: &Path, error: &Error) {
-    let mut reason = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        reason += &format!(": {error}");
-        source = error.source();
-    }
-    tracing::warn!("{} is used, because the newest commit cannot be had: {reason}", path.display());
 }
 
 fn is_named_reranker(path: &Path) -> bool {

@@ -34,7 +34,7 @@ impl Source {
     /// As [`EmbedderBuilder::build`](crate::EmbedderBuilder::build).
     pub fn info(&self) -> Result<Info> {
         #[cfg(feature = "hub")]
-        return super::Hub::from_env().info(self.clone());
+        return self.info_from(&qwen3_embed_hub::Hub::from_env());
         #[cfg(not(feature = "hub"))]
         Info::read(&self.locate(None)?.path)
     }

@@ -1,27 +1,12 @@
-//! Where models come from: a folder, a GGUF file, or the hub. Only this module touches files, and only
-//! its submodule `client` the network.
+//! Model sources: a folder, a GGUF file, or a model on the hub. No other module of this crate reads files.
 
 mod adapter;
 #[cfg(feature = "hub")]
-mod cache;
-#[cfg(feature = "hub")]
-mod client;
-#[cfg(feature = "hub")]
-mod environment;
-#[cfg(feature = "hub")]
-mod error;
-#[cfg(feature = "hub")]
 mod headers;
-#[cfg(feature = "hub")]
-mod hub;
 mod id;
 mod info;
 #[cfg(feature = "hub")]
-mod proxy;
-#[cfg(feature = "hub")]
 mod selection;
-#[cfg(feature = "hub")]
-mod transfer;
 
 use std::fs::{self, DirEntry, File};
 use std::io::{self, Read};
@@ -30,42 +15,66 @@ use std::path::{Path, PathBuf};
 use qwen3_embed_model::{Adapter, Checkpoint, StoredTokenizer};
 use qwen3_embed_text::{Tokenizer, Vocabulary};
 
-#[cfg(feature = "hub")]
-pub use error::{HubError, HubProblem};
-#[cfg(feature = "hub")]
-pub use hub::{Hub, Progress};
 use id::ModelId;
 pub use info::Info;
 
 pub(crate) use adapter::ADAPTER_CONFIG;
+#[cfg(feature = "hub")]
+pub(crate) use qwen3_embed_hub::Hub;
 
 use crate::{Error, Result};
 
-/// Where a model is: a folder, a GGUF file, or its id on the hub.
+/// The place of a model: a folder, a GGUF file, or an id on the hub.
 ///
-/// - A folder has `config.json`, `tokenizer.json` and the weights, as published, or nothing but one GGUF file.
-/// - A GGUF file, whatever its name, holds all of it. A `tokenizer.json` beside it is read in place of
-///   the vocabulary in the file.
-/// - `owner/name` is a model of the hub, at its newest commit; `owner/name@revision` at a branch, a tag or
-///   a commit. `owner/name:Q8_0`, with or without `@revision`, is the GGUF file of that repository whose
-///   name has this in it; the file's whole name may stand there too. What is needed is downloaded once
-///   (`Hub` says where to).
+/// - A folder contains `config.json`, `tokenizer.json` and the weights, as published, or exactly one GGUF file.
+/// - A GGUF file may have any name. It contains the configuration, the weights and the vocabulary. A `tokenizer.json` in
+///   the same folder takes precedence over the vocabulary in the file.
+/// - `owner/name` is a model on the hub, at its newest commit. `owner/name@revision` is the model at a branch, a tag or a
+///   commit. `owner/name:Q8_0` is the GGUF file of that repository whose name ends with `Q8_0`; the full file name is
+///   accepted too, and `@revision` may follow. The needed files are downloaded once, into the cache of the `Hub`.
 ///
-/// A string is all of these: what is there as a folder or a file is that, and not an id. A path is
-/// never an id.
+/// A string can be any of these. An existing folder or file takes precedence over an id. A [`Path`] is never an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     path: PathBuf,
-    /// Whether it may be an id as well.
+    /// Whether the source is a string, which may be an id.
     is_text: bool,
 }
 
-/// What there is without the feature `hub`: nothing.
+/// Stands for the settings of downloads in a build without the feature `hub`. No value exists.
 #[cfg(not(feature = "hub"))]
 #[derive(Debug, Clone)]
 pub(crate) enum Hub {}
 
 impl Source {
+    /// Downloads the files that the model needs and that are not in the cache of `hub`.
+    ///
+    /// Returns the model's folder or GGUF file. The path of a local model is returned as it is.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::NoSuchModel`] if the source neither exists nor is an id.
+    /// - [`Error::Hub`] if a download fails.
+    /// - [`Error::WhichGguf`] if the repository has several GGUF files and the id does not name exactly one of them.
+    /// - [`Error::PickleWeights`] or [`Error::NoWeights`] if the repository has no weights in a supported format.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use qwen3_embed::{Embedder, Hub, Source};
+    ///
+    /// let hub = Hub::from_env().on_download(|file| eprintln!("{}: {}/{}", file.name, file.done, file.total));
+    /// let folder = Source::from("Qwen/Qwen3-Embedding-0.6B").download(&hub)?;
+    /// let embedder = Embedder::builder(folder).build()?;
+    /// // The builder downloads too:
+    /// let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").hub(hub).build()?;
+    /// # Ok::<(), qwen3_embed::Error>(())
+    /// ```
+    #[cfg(feature = "hub")]
+    pub fn download(&self, hub: &Hub) -> Result<PathBuf> {
+        self.open_alone(Some(hub))
+    }
+
     /// The model's place on this machine. The model is downloaded if necessary. The source may be an adapter,
     /// which belongs to the model that it names as its base.
     pub(crate) fn locate(&self, hub: Option<&Hub>) -> Result<Local> {
@@ -81,17 +90,20 @@ impl Source {
         }
     }
 
-    /// The folder of an adapter on this machine, after it was downloaded if need be.
+    /// The folder of an adapter, after downloading it if necessary.
     pub(crate) fn open_adapter(&self, hub: Option<&Hub>) -> Result<PathBuf> {
         self.open_alone(hub)
     }
 
-    /// The folder or the GGUF file.
+    /// The folder or GGUF file, after downloading it if necessary.
     fn open_alone(&self, hub: Option<&Hub>) -> Result<PathBuf> {
         match self.parse()? {
             Parsed::Local(path) => Ok(path),
             #[cfg(feature = "hub")]
-            Parsed::Id(id) => hub.unwrap_or(&Hub::from_env()).fetch(&id),
+            Parsed::Id(id) => match hub {
+                Some(hub) => selection::download(hub, &id),
+                None => selection::download(&Hub::from_env(), &id),
+            },
             #[cfg(not(feature = "hub"))]
             Parsed::Id(id) => match hub {
                 Some(hub) => match *hub {},
@@ -100,7 +112,7 @@ impl Source {
         }
     }
 
-    /// Which of the kinds of source it is.
+    /// Decides between a folder, a GGUF file and an id.
     fn parse(&self) -> Result<Parsed> {
         let path = &self.path;
         if path.is_dir() {
@@ -114,7 +126,7 @@ impl Source {
     }
 }
 
-/// A source that was looked at.
+/// The kind of a source.
 enum Parsed {
     Local(PathBuf),
     Id(ModelId),
@@ -186,7 +198,7 @@ fn look_into(dir: &Path) -> Result<PathBuf> {
     match &files[..] {
         [] => Err(Error::NoConfig { dir: dir.to_path_buf(), snapshot: snapshot(dir) }),
         [file] => Ok(dir.join(file)),
-        _ => Err(Error::WhichGguf { dir: dir.to_path_buf(), files }),
+        _ => Err(Error::WhichGguf { model: dir.display().to_string(), choices: files }),
     }
 }
 

@@ -1,15 +1,19 @@
-//! Which files of a repository a model is made of.
+//! Which files of a repository belong to a model.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use qwen3_embed_hub::{
+    Cached, Commit, Hub, Newest, Repository, Selection, Snapshot, is_relative_path,
+};
 use serde_json::Value;
 
-use super::id::{ModelId, is_file};
+use super::id::ModelId;
 use super::{ADAPTER_CONFIG, is_gguf, is_pickle, read};
 use crate::cross_encoder::CHAT_TEMPLATES;
+use crate::{Error, Result};
 
-/// Files that a model's folder may have and that say which others there are.
+/// The optional and required files that say which further files the model has.
 const FIRST: [&str; 7] = [
     "config.json",
     "tokenizer.json",
@@ -24,20 +28,88 @@ const INDEX: &str = "model.safetensors.index.json";
 const WEIGHTS: &str = "model.safetensors";
 const ADAPTER: &str = "adapter_model.safetensors";
 
-/// The files that may be there and that say which others there are.
+/// Finds or downloads a model at its newest commit. Returns its folder or GGUF file.
+pub(super) fn download(hub: &Hub, id: &ModelId) -> Result<PathBuf> {
+    let repository = Repository::new(hub, &id.repo, id.to_string());
+    let (Newest::Cached(path) | Newest::Fetched(path)) = repository.newest(&WholeModel(id))?;
+    Ok(path)
+}
+
+/// All files of a model: a folder of files, or a GGUF file and the tokenizer next to it.
+pub(super) struct WholeModel<'a>(pub(super) &'a ModelId);
+
+impl Selection for WholeModel<'_> {
+    type Fetched = PathBuf;
+    type Error = Error;
+
+    fn find(&self, snapshot: &Snapshot<'_>) -> Result<Cached> {
+        let dir = snapshot.dir();
+        let (path, files) = match &self.0.gguf {
+            Some(which) => {
+                let Some(file) = choose_gguf(which, &snapshot.files()) else {
+                    return Ok(Cached::Missing(which.clone()));
+                };
+                (dir.join(&file), vec![tokenizer_next_to(&file)])
+            }
+            None => {
+                if let Some(file) = missing(&dir)? {
+                    return Ok(Cached::Missing(file));
+                }
+                let files = [first(), rest(&dir)?].concat();
+                (dir, files)
+            }
+        };
+        let is_complete = files.iter().all(|file| snapshot.knows(file));
+        Ok(if is_complete { Cached::Complete(path) } else { Cached::Usable(path) })
+    }
+
+    fn fetch(&self, commit: &Commit<'_>) -> Result<PathBuf> {
+        let dir = commit.snapshot().dir();
+        let path = match gguf_of(self.0, commit.files())? {
+            Some(file) => {
+                let path = dir.join(&file);
+                let tokenizer = tokenizer_next_to(&file);
+                commit.download(vec![file, tokenizer])?;
+                path
+            }
+            None => {
+                commit.download(first())?;
+                commit.download(rest(&dir)?)?;
+                if let Some(file) = missing(&dir)? {
+                    return Err(commit.no_such_file(file).into());
+                }
+                dir
+            }
+        };
+        commit.make_current();
+        Ok(path)
+    }
+
+    fn overrides_cache(&self, error: &Error) -> bool {
+        is_ambiguous(error)
+    }
+}
+
+/// Whether an id names several files of its repository. Then the file in the cache may not be the one that is meant.
+pub(super) fn is_ambiguous(error: &Error) -> bool {
+    matches!(error, Error::WhichGguf { .. })
+}
+
+/// The files of every model that say which further files the model has. Some are optional.
 pub(super) fn first() -> Vec<String> {
     FIRST.map(str::to_owned).into()
 }
 
-/// The other files that may be there, after those of [`first`] are in the folder `dir`: weights, shards
-/// that the index names, and what belongs to the modules of sentence-transformers.
-pub(super) fn rest(dir: &Path) -> crate::Result<Vec<String>> {
+/// The further files of a model, after the files of [`first`] are in the folder `dir`: the weights, the shards that the
+/// index lists, and the files of sentence-transformers' modules. Some are optional.
+pub(super) fn rest(dir: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     match json(&dir.join(INDEX))? {
         Some(index) => {
             let shards = index["weight_map"].as_object().into_iter().flatten();
             let shards: BTreeSet<&str> = shards.filter_map(|(_, file)| file.as_str()).collect();
-            files.extend(shards.into_iter().filter(|file| is_file(file)).map(str::to_owned));
+            let shards = shards.into_iter().filter(|file| is_relative_path(file));
+            files.extend(shards.map(str::to_owned));
         }
         None => files.push(WEIGHTS.to_owned()),
     }
@@ -46,8 +118,8 @@ pub(super) fn rest(dir: &Path) -> crate::Result<Vec<String>> {
     }
     let modules = json(&dir.join("modules.json"))?.unwrap_or_default();
     for module in modules.as_array().into_iter().flatten() {
-        // The decoder's own module has no folder.
-        if let Some(path) = module["path"].as_str().filter(|path| is_file(path)) {
+        // The decoder's module has an empty path: its files are in `dir` itself.
+        if let Some(path) = module["path"].as_str().filter(|path| is_relative_path(path)) {
             files.extend(["config.json", WEIGHTS].map(|file| format!("{path}/{file}")));
         }
         if module["type"].as_str().is_some_and(|kind| kind.ends_with(".LogitScore")) {
@@ -57,67 +129,62 @@ pub(super) fn rest(dir: &Path) -> crate::Result<Vec<String>> {
     Ok(files)
 }
 
-/// Whether the folder `dir` has what a model cannot do without: its configuration, its tokenizer and all
-/// of its weights, or those of an adapter. The name of what is missing if not.
-pub(super) fn missing(dir: &Path) -> crate::Result<Option<String>> {
+/// The first required file that the folder `dir` lacks: the configuration, the tokenizer, or weights. An adapter
+/// requires only its own two files.
+fn missing(dir: &Path) -> Result<Option<String>> {
     let has = |file: &str| dir.join(file).is_file();
     if has(ADAPTER_CONFIG) && has(ADAPTER) {
         return Ok(None);
     }
-    let needed = ["config.json", "tokenizer.json"].into_iter().find(|file| !has(file));
-    if needed.is_some() || has(WEIGHTS) {
-        return Ok(needed.map(str::to_owned));
+    let required = ["config.json", "tokenizer.json"].into_iter().find(|file| !has(file));
+    if required.is_some() || has(WEIGHTS) {
+        return Ok(required.map(str::to_owned));
     }
     Ok(rest(dir)?.into_iter().find(|file| !file.contains('/') && !has(file)))
 }
 
-/// Why a repository with these files is no model that can be read, if it is none.
-pub(super) enum Refused {
-    /// It has weights, but as a pickle file.
-    Pickle(String),
-    /// It has GGUF files, and none was chosen.
-    Gguf(Vec<String>),
-    NoWeights,
-}
-
-/// Checks that a repository has weights that are read.
-pub(super) fn check(id: &ModelId, files: &[String]) -> Result<(), Refused> {
-    if files.iter().any(|file| [WEIGHTS, INDEX, ADAPTER].contains(&file.as_str())) {
-        return Ok(());
+/// The GGUF file that an id names, or `None` if the id names a model in safetensors files.
+///
+/// # Errors
+///
+/// If the repository has no weights in a supported format, or the id does not name exactly one GGUF file.
+pub(super) fn gguf_of(id: &ModelId, files: &[String]) -> Result<Option<String>> {
+    let model = || id.to_string();
+    let ambiguous = || Error::WhichGguf { model: model(), choices: gguf_ids(id, files) };
+    if let Some(which) = &id.gguf {
+        return choose_gguf(which, files).map(Some).ok_or_else(ambiguous);
     }
-    let ggufs = gguf_files(files);
-    if !ggufs.is_empty() {
-        return Err(Refused::Gguf(choices(id, &ggufs)));
+    if files.iter().any(|file| [WEIGHTS, INDEX, ADAPTER].contains(&file.as_str())) {
+        return Ok(None);
+    }
+    if gguf_files(files).next().is_some() {
+        return Err(ambiguous());
     }
     match files.iter().find(|file| is_pickle(file)) {
-        Some(file) => Err(Refused::Pickle(file.clone())),
-        None => Err(Refused::NoWeights),
+        Some(file) => Err(Error::PickleWeights { model: model(), file: file.clone() }),
+        None => Err(Error::NoWeights { model: model() }),
     }
 }
 
-/// The one GGUF file that an id means: the one with this name, or the only one that has the words in
-/// its name. Otherwise the ids of all of them.
-pub(super) fn gguf(id: &ModelId, which: &str, files: &[String]) -> Result<String, Vec<String>> {
-    let ggufs = gguf_files(files);
-    if let Some(file) = ggufs.iter().find(|file| **file == which) {
-        return Ok((*file).to_owned());
+/// The GGUF file with the name `which`, or the only GGUF file whose name ends with `which`.
+fn choose_gguf(which: &str, files: &[String]) -> Option<String> {
+    if let Some(file) = gguf_files(files).find(|file| *file == which) {
+        return Some(file.to_owned());
     }
     let which = which.to_ascii_lowercase();
-    let is_meant = |file: &str| {
+    let matches = |file: &&str| {
         let name = file.rsplit('/').next().unwrap_or(file).to_ascii_lowercase();
         let stem = name.strip_suffix(".gguf").unwrap_or(&name);
-        // A word of its own: `K_M` is not `Q4_K_M`.
+        // The match begins at a word: `K_M` does not match `Q4_K_M`.
         stem.strip_suffix(&which).is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.']))
     };
-    let mut meant = ggufs.iter().filter(|file| is_meant(file));
-    match (meant.next(), meant.next()) {
-        (Some(file), None) => Ok((*file).to_owned()),
-        _ => Err(choices(id, &ggufs)),
-    }
+    let mut matching = gguf_files(files).filter(matches);
+    let file = matching.next()?;
+    matching.next().is_none().then(|| file.to_owned())
 }
 
-/// The tokenizer that may lie beside a GGUF file.
-pub(super) fn beside(gguf: &str) -> String {
+/// The path of the tokenizer in the folder of a GGUF file.
+fn tokenizer_next_to(gguf: &str) -> String {
     match gguf.rsplit_once('/') {
         Some((folder, _)) => format!("{folder}/tokenizer.json"),
         None => "tokenizer.json".to_owned(),
@@ -125,22 +192,19 @@ pub(super) fn beside(gguf: &str) -> String {
 }
 
 /// The GGUF files of a repository.
-fn gguf_files(files: &[String]) -> Vec<&str> {
+fn gguf_files(files: &[String]) -> impl Iterator<Item = &str> {
     let files = files.iter().map(String::as_str);
-    files.filter(|file| is_file(file) && is_gguf(Path::new(file))).collect()
+    files.filter(|file| is_relative_path(file) && is_gguf(Path::new(file)))
 }
 
-/// The ids that mean each of the files.
-fn choices(id: &ModelId, ggufs: &[&str]) -> Vec<String> {
-    let choice = |file: &&str| {
-        let (repo, revision) = (id.repo.clone(), id.revision.clone());
-        ModelId { repo, gguf: Some((*file).to_owned()), revision }.to_string()
-    };
-    ggufs.iter().map(choice).collect()
+/// One id for each GGUF file of a repository.
+fn gguf_ids(id: &ModelId, files: &[String]) -> Vec<String> {
+    let id_of = |file: &str| ModelId { repo: id.repo.clone(), gguf: Some(file.to_owned()) };
+    gguf_files(files).map(|file| id_of(file).to_string()).collect()
 }
 
-/// The contents of a JSON file, if there is such a file.
-fn json(path: &Path) -> crate::Result<Option<Value>> {
+/// The contents of a JSON file, if the file exists.
+fn json(path: &Path) -> Result<Option<Value>> {
     if !path.is_file() {
         return Ok(None);
     }

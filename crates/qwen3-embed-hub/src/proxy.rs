@@ -1,38 +1,39 @@
-//! Which proxy a request goes through, as the environment has it.
+//! Chooses the proxy of a request from environment variables.
 //!
-//! | variable | what it sets |
+//! | variable | sets |
 //! |---|---|
-//! | `http_proxy`, `HTTP_PROXY` | the proxy of `http://` URLs |
-//! | `https_proxy`, `HTTPS_PROXY` | the proxy of `https://` URLs |
-//! | `all_proxy`, `ALL_PROXY` | the proxy of URLs whose scheme has none |
+//! | `http_proxy`, `HTTP_PROXY` | the proxy for `http://` URLs |
+//! | `https_proxy`, `HTTPS_PROXY` | the proxy for `https://` URLs |
+//! | `all_proxy`, `ALL_PROXY` | the proxy for URLs whose scheme has no proxy of its own |
 //! | `no_proxy`, `NO_PROXY` | the hosts that are reached without a proxy |
 //!
-//! As for curl and Python's requests, lower case comes first, and the variable of the scheme before `all_proxy`. Both
-//! ignore an `HTTP_PROXY` that a CGI server has set from a request's header `Proxy`: curl ignores it always, requests
-//! where `REQUEST_METHOD` is set. The rule here is that of requests, because the hub's other programs use it.
+//! As in curl and in Python's requests library, the lower-case name takes precedence over the upper-case name, and the
+//! variable of the scheme over `all_proxy`. Both programs protect CGI servers, which set `HTTP_PROXY` from a client's
+//! `Proxy` header: curl always ignores the upper-case variable, requests ignores it if `REQUEST_METHOD` is set. This
+//! module follows requests, because the hub's other programs use that library.
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
 
 use ureq::http::Uri;
 
-use super::error::HubProblem;
+use crate::error::HubProblem;
 
 /// The proxies, and the hosts that are reached without one.
 #[derive(Clone, Default)]
-pub(super) struct Proxies {
+pub(crate) struct Proxies {
     http: Option<Setting>,
     https: Option<Setting>,
     exempt: Vec<Exempt>,
 }
 
-/// A variable that names a proxy.
+/// An environment variable that sets a proxy.
 #[derive(Clone)]
-pub(super) struct Setting {
+pub(crate) struct Setting {
     variable: String,
-    /// What the variable says, without a user's name and password.
+    /// The variable's value, without user name and password.
     value: String,
-    /// Nothing if the value is not a proxy's URL.
+    /// `None` if the value is not the URL of a proxy.
     proxy: Option<ureq::Proxy>,
 }
 
@@ -40,15 +41,15 @@ pub(super) struct Setting {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Exempt {
     All,
-    /// Addresses that begin with the same bits.
+    /// The addresses that share their first bits with this address.
     Network(IpAddr, u8),
-    /// A host and the hosts below it, at one port or at all of them.
+    /// A host and the hosts below it, at one port or at every port.
     Host(String, Option<u16>),
 }
 
 impl Proxies {
-    /// Reads the variables, of which `value` gives those that are set and not empty.
-    pub(super) fn read(value: impl Fn(&str) -> Option<OsString>) -> Self {
+    /// Reads the variables. `value` returns the value of a variable that is set and not empty.
+    pub(crate) fn read(value: impl Fn(&str) -> Option<OsString>) -> Self {
         let either = |name: &str| {
             let names = [name.to_owned(), name.to_ascii_uppercase()];
             names.into_iter().find_map(|name| value(&name).map(|value| (name, value)))
@@ -67,8 +68,8 @@ impl Proxies {
         }
     }
 
-    /// The variable whose proxy a URL is requested through, if it is not requested directly.
-    pub(super) fn of(&self, url: &str) -> Option<&Setting> {
+    /// The variable whose proxy is used for a URL, or `None` if the host is reached directly.
+    pub(crate) fn of(&self, url: &str) -> Option<&Setting> {
         let url: Uri = url.parse().ok()?;
         let is_https = url.scheme_str() == Some("https");
         let setting = if is_https { &self.https } else { &self.http };
@@ -86,15 +87,15 @@ impl Setting {
         Self { variable, value, proxy }
     }
 
-    /// The proxy that the variable names.
-    pub(super) fn proxy(&self) -> Result<&ureq::Proxy, HubProblem> {
+    /// The proxy, or an error if the variable's value is not the URL of a proxy.
+    pub(crate) fn proxy(&self) -> Result<&ureq::Proxy, HubProblem> {
         let Self { variable, value, proxy } = self;
         let problem = || HubProblem::Proxy { variable: variable.clone(), value: value.clone() };
         proxy.as_ref().ok_or_else(problem)
     }
 
-    /// The variable and its value, for a message.
-    pub(super) fn described(&self) -> String {
+    /// The variable and its value, for error messages.
+    pub(crate) fn described(&self) -> String {
         format!("{}={}", self.variable, self.value)
     }
 }
@@ -110,7 +111,7 @@ impl Exempt {
             Some(Self::Network(address.parse().ok()?, n_bits.parse().ok()?))
         });
         let (host, port) = match entry.rsplit_once(':') {
-            // An IPv6 address is not a host and a port, unless it stands in brackets.
+            // An IPv6 address contains colons, so a port follows it only if the address is in brackets.
             Some((host, port)) if entry.parse::<IpAddr>().is_err() => match port.parse() {
                 Ok(port) => (host, Some(port)),
                 Err(_) => (entry, None),
@@ -126,7 +127,7 @@ impl Exempt {
         }
     }
 
-    /// Whether a host, in lower case and without brackets, is meant at a port.
+    /// Whether the entry covers a host at a port. The host is in lower case and has no brackets.
     fn has(&self, host: &str, port: u16) -> bool {
         match self {
             Self::All => true,
@@ -144,7 +145,7 @@ impl Exempt {
     }
 }
 
-/// Whether two addresses begin with the same `n_bits` bits.
+/// Whether the first `n_bits` bits of two addresses are equal.
 fn is_within(address: IpAddr, network: IpAddr, n_bits: u8) -> bool {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
@@ -155,7 +156,7 @@ fn is_within(address: IpAddr, network: IpAddr, n_bits: u8) -> bool {
     length == n_max && n_bits <= n_max && !differs
 }
 
-/// Whether what is behind the host is a port, if there is anything. Otherwise it would be as good as absent.
+/// Whether the text after the host is a valid port or empty. ureq ignores an invalid port.
 fn has_port_or_none(proxy: &ureq::Proxy) -> bool {
     let uri = proxy.uri();
     let authority = uri.authority().map_or("", |authority| authority.as_str());
@@ -163,7 +164,7 @@ fn has_port_or_none(proxy: &ureq::Proxy) -> bool {
     !host.is_empty() && (uri.port_u16().is_some() || authority.ends_with(host))
 }
 
-/// A URL without a user's name and password, which may be in no message.
+/// Removes user name and password from a URL, because error messages must not contain them.
 fn without_credentials(url: &str) -> String {
     let Some((before, host)) = url.rsplit_once('@') else { return url.to_owned() };
     match before.split_once("://") {
@@ -186,7 +187,7 @@ mod tests {
     const CGI: (&str, &str) = ("REQUEST_METHOD", "GET");
 
     #[test]
-    fn variable_of_the_scheme_comes_before_all_proxy_and_lower_case_before_upper_case() {
+    fn scheme_variable_overrides_all_proxy_and_lower_case_overrides_upper_case() {
         let (http, https) = ("http://hub.example/a", "https://hub.example/a");
         let (of_http, of_https) = (("http_proxy", "http://h"), ("https_proxy", "http://s"));
         let of_all = ("all_proxy", "socks5h://a:1080");
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn value_that_is_no_proxy_is_an_error_without_the_password() {
+    fn rejects_invalid_proxy_without_showing_the_password() {
         let value = |value: &str| {
             let proxies = read(&[("all_proxy", value)]);
             proxies.of("https://hub.example").unwrap().proxy().map(|proxy| proxy.protocol())
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_of_no_proxy_are_reached_directly() {
+    fn no_proxy_exempts_hosts() {
         for (no_proxy, url, is_direct) in [
             ("hub.example", "https://hub.example/a", true),
             ("hub.example", "https://cdn.HUB.example", true),

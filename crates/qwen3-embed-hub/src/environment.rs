@@ -1,32 +1,33 @@
-//! The environment variables that the hub's other programs heed too: read here and nowhere else.
+//! The environment variables that the hub's other programs use too. No other module reads the environment.
 
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::hub::Hub;
-use super::proxy::Proxies;
+use crate::hub::Hub;
+use crate::proxy::Proxies;
 
 impl Hub {
-    /// The hub as the environment has it, like for the hub's own programs:
+    /// Reads the settings from the environment, as the hub's other programs do.
     ///
-    /// | variable | what it sets | otherwise |
+    /// | variable | sets | default |
     /// |---|---|---|
-    /// | `HF_HOME` | where the hub's programs keep their files | `huggingface` in `XDG_CACHE_HOME` or `~/.cache` |
-    /// | `HF_HUB_CACHE` | the cache of downloaded models | `hub` in `HF_HOME` |
-    /// | `HF_TOKEN` | the token for private and restricted models | the file `HF_TOKEN_PATH`, or `token` in `HF_HOME` |
+    /// | `HF_HOME` | the folder of the hub's programs | `huggingface` in `XDG_CACHE_HOME` or `~/.cache` |
+    /// | `HF_HUB_CACHE` | the folder of the cache | `hub` in `HF_HOME` |
+    /// | `HF_TOKEN` | the token for private and restricted models | the contents of `HF_TOKEN_PATH`, or of `token` in `HF_HOME` |
     /// | `HF_ENDPOINT` | the address of the hub | `https://huggingface.co` |
-    /// | `HF_HUB_OFFLINE` | `1`: no network, only the cache | `TRANSFORMERS_OFFLINE` |
-    /// | `HTTPS_PROXY`, `HTTP_PROXY` | the proxy of URLs of this scheme | `ALL_PROXY` |
+    /// | `HF_HUB_OFFLINE` | `1`: use only the cache | the value of `TRANSFORMERS_OFFLINE` |
+    /// | `HTTPS_PROXY`, `HTTP_PROXY` | the proxy for URLs of this scheme | the value of `ALL_PROXY` |
     /// | `NO_PROXY` | hosts that are reached without a proxy | none |
-    /// | `SSL_CERT_FILE` | a PEM file of the certificate authorities to trust | Mozilla's |
+    /// | `SSL_CERT_FILE` | a PEM file with the trusted certificate authorities | Mozilla's list |
     ///
-    /// The names of proxies may be in lower case, which comes first. A proxy is an HTTP, HTTPS or SOCKS proxy:
-    /// `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`. A value that is none of these is
-    /// an error of requests that would need it. `HTTP_PROXY` in upper case is ignored where `REQUEST_METHOD` is set,
-    /// because it may then come from a client of a CGI server. Hosts in `NO_PROXY` are divided by commas: names, which
-    /// stand for the hosts below them too, addresses, networks such as `10.0.0.0/8`, or `*`.
+    /// The proxy variables may also be in lower case; the lower-case name takes precedence. A proxy URL begins with
+    /// `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`. A request that needs a proxy whose
+    /// value is not such a URL fails with [`HubProblem::Proxy`](crate::HubProblem::Proxy). `HTTP_PROXY` in upper case is
+    /// ignored if `REQUEST_METHOD` is set, because a client of a CGI server could have set it. `NO_PROXY` is a list
+    /// separated by commas. An entry is a host name, which also covers the hosts below it, an address, a network such as
+    /// `10.0.0.0/8`, or `*`.
     pub fn from_env() -> Self {
         let home = path("HF_HOME").unwrap_or_else(|| {
             let caches = path("XDG_CACHE_HOME").unwrap_or_else(|| in_home(Path::new("~/.cache")));
@@ -53,7 +54,7 @@ impl Hub {
     }
 }
 
-/// A variable that is there and not empty.
+/// The value of a variable that is set and not empty.
 fn value(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
@@ -66,7 +67,7 @@ fn path(name: &str) -> Option<PathBuf> {
     value(name).map(|path| in_home(Path::new(&path)))
 }
 
-/// The path, with the user's folder for a `~` in front.
+/// Replaces a leading `~` by the user's home folder.
 fn in_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), env::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),

@@ -1,4 +1,6 @@
-//! A server on loopback that speaks the hub's API, and a second one for large files, as the hub has.
+//! A server on loopback with the API of the hub, and a second server for large files, as the hub has.
+
+pub(crate) mod xet;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,10 +12,10 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-/// The commit that every repository here is at.
+/// The newest commit of every repository.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The hub. Its threads live as long as the test's process.
+/// The hub. Its threads run until the process ends.
 #[derive(Clone)]
 pub(crate) struct Server {
     shared: Arc<Shared>,
@@ -22,20 +24,22 @@ pub(crate) struct Server {
 struct Shared {
     hub: String,
     cdn: String,
+    /// Whether large files are in Xet storage, and nowhere else.
+    has_xet: bool,
     repos: Mutex<BTreeMap<String, BTreeMap<String, Vec<u8>>>>,
     requests: Mutex<Vec<Request>>,
     change: Mutex<Box<Change>>,
 }
 
-/// Changes what would have been answered.
+/// Changes a response before it is sent.
 type Change = dyn FnMut(&Request, &mut Reply) + Send;
 
-/// A request, with the names of its headers in lower case.
+/// A request. The names of its headers are in lower case.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// Whether it came to the server of large files.
+    /// Whether the request was sent to the server for large files.
     pub(crate) to_cdn: bool,
     pub(crate) headers: BTreeMap<String, String>,
 }
@@ -46,17 +50,17 @@ impl Request {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
-    /// The connection is closed after so many bytes of the body.
+    /// The number of bytes of the body after which the connection is closed.
     pub(crate) cut: Option<usize>,
-    /// How long nothing is said before the answer.
+    /// The wait before the response.
     pub(crate) silence: Duration,
-    /// How long it takes to send each kilobyte of the body.
+    /// The wait before each kilobyte of the body.
     pub(crate) per_kilobyte: Duration,
 }
 
@@ -72,14 +76,24 @@ impl Reply {
 }
 
 impl Server {
-    /// A hub with these repositories.
+    /// Starts a hub with these repositories.
     pub(crate) fn start(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
+        Self::start_with(repos, false)
+    }
+
+    /// Starts a hub that has large files in Xet storage, and nowhere else.
+    pub(crate) fn start_with_xet(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
+        Self::start_with(repos, true)
+    }
+
+    fn start_with(repos: &[(&str, BTreeMap<String, Vec<u8>>)], has_xet: bool) -> Self {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [hub, cdn] = [0, 1].map(|i| format!("http://{}", listeners[i].local_addr().unwrap()));
         let repos = repos.iter().map(|(id, files)| ((*id).to_owned(), files.clone())).collect();
         let shared = Arc::new(Shared {
             hub,
             cdn,
+            has_xet,
             repos: Mutex::new(repos),
             requests: Mutex::default(),
             change: Mutex::new(Box::new(|_, _| {})),
@@ -97,17 +111,17 @@ impl Server {
         server
     }
 
-    /// The hub's address.
+    /// The address of the hub.
     pub(crate) fn url(&self) -> &str {
         &self.shared.hub
     }
 
-    /// Changes answers from now on.
+    /// Sets a function that changes responses.
     pub(crate) fn change(&self, change: impl FnMut(&Request, &mut Reply) + Send + 'static) {
         *self.shared.change.lock().unwrap() = Box::new(change);
     }
 
-    /// Leaves answers as they are from now on.
+    /// Sends responses unchanged again.
     pub(crate) fn behave(&self) {
         self.change(|_, _| {});
     }
@@ -117,7 +131,7 @@ impl Server {
         self.shared.repos.lock().unwrap()
     }
 
-    /// What was requested since the last call.
+    /// The requests since the last call.
     pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut *self.shared.requests.lock().unwrap())
     }
@@ -128,16 +142,22 @@ impl Server {
         let mut reply = self.reply(&request);
         (self.shared.change.lock().unwrap())(&request, &mut reply);
         thread::sleep(reply.silence);
-        // Whoever asked may be gone: that is its own affair.
+        // The client may have closed the connection.
         let _ = send(&mut stream, &request, &reply);
     }
 
     fn reply(&self, request: &Request) -> Reply {
         let repos = self.shared.repos.lock().unwrap();
+        if self.shared.has_xet && xet::is_request(request) {
+            let mut files = repos.values().flat_map(BTreeMap::values);
+            let file = files.find(|file| request.path.ends_with(&sha256(file)));
+            return xet::reply(request, file.map(Vec::as_slice), &self.shared.cdn);
+        }
         if request.to_cdn {
             let hash = request.path.trim_start_matches('/');
             let hash = hash.split('?').next().unwrap();
-            let file = repos.values().flat_map(BTreeMap::values).find(|file| sha256(file) == hash);
+            let mut files = repos.values().flat_map(BTreeMap::values);
+            let file = files.find(|file| sha256(file) == hash && !self.shared.has_xet);
             return file.map_or_else(|| Reply::status(404), |file| part_of(file, request));
         }
         if let Some(path) = request.path.strip_prefix("/api/models/") {
@@ -153,7 +173,7 @@ impl Server {
             let json = serde_json::json!({"id": id, "sha": COMMIT, "siblings": siblings});
             return Reply { body: json.to_string().into(), ..Reply::status(200) };
         }
-        // What the hub redirects to within itself for small files.
+        // The hub redirects requests for small files to this path.
         let (path, is_inner) = match request.path.strip_prefix("/api/resolve-cache/models") {
             Some(path) => (path, true),
             None => (request.path.as_str(), false),
@@ -171,7 +191,12 @@ impl Server {
         };
         let hash = sha256(contents);
         if is_large(file) {
-            return Reply::status(302)
+            let redirect = Reply::status(302);
+            let redirect = match self.shared.has_xet {
+                true => redirect.with("X-Xet-Hash", hash.as_str()),
+                false => redirect,
+            };
+            return redirect
                 .with("Location", format!("{}/{hash}?Signature=s", self.shared.cdn))
                 .with("X-Repo-Commit", COMMIT)
                 .with("ETag", format!("\"{}\"", &hash[..32]))
@@ -189,7 +214,7 @@ impl Server {
     }
 }
 
-/// The files of a fixture, and other ones.
+/// The files of a model fixture, and others.
 pub(crate) fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(fixture);
     let mut files = BTreeMap::new();
@@ -209,24 +234,24 @@ pub(crate) fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<Str
     files
 }
 
-/// The hash by which the hub names a large file.
+/// The SHA-256 in hexadecimal, which is the ETag of a large file.
 pub(crate) fn sha256(contents: &[u8]) -> String {
     Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the hub keeps such a file elsewhere.
+/// Whether the file is on the server for large files.
 fn is_large(file: &str) -> bool {
     [".safetensors", ".gguf", ".bin"].iter().any(|end| file.ends_with(end))
 }
 
 fn no_repo() -> Reply {
-    // The hub says so to those without a token, lest the names of private repositories be guessed.
+    // The hub answers 401 without a token, so that nobody can guess the names of private repositories.
     Reply::status(401)
         .with("X-Error-Code", "RepoNotFound")
         .with("X-Error-Message", "Repository not found")
 }
 
-/// The part of a file that a request asks for.
+/// The requested range of a file.
 fn part_of(file: &[u8], request: &Request) -> Reply {
     let Some(range) = request.header("range") else {
         return Reply { body: file.to_vec(), ..Reply::status(200) };
