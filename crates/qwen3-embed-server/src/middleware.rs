@@ -162,9 +162,8 @@ fn sent_key(headers: &HeaderMap) -> Option<Vec<u8>> {
 pub(crate) async fn limit(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let overloaded = || {
         let limit = state.options().max_concurrent_requests;
-        let message = format!(
-            "the server is processing {limit} requests, which is its limit; try again later"
-        );
+        let message =
+            format!("the limit of {limit} concurrent requests is reached; try again later");
         ApiError::overloaded(message, Duration::from_secs(1)).into_response()
     };
     if state.is_at_limit() {

@@ -49,7 +49,7 @@ fn retry_after(reply: &Reply) -> u64 {
 async fn rejects_more_concurrent_requests_than_the_limit() {
     let options = ServerOptions { max_concurrent_requests: 1, ..ServerOptions::default() };
     let state = started(both(), options).await;
-    let message = "the server is processing 1 requests, which is its limit; try again later";
+    let message = "the limit of 1 concurrent requests is reached; try again later";
     let expected = error("rate_limit_error", None::<&str>, "overloaded", message);
     let posts = [
         ("/v1/embeddings", json!({ "input": "a" })),
