@@ -353,7 +353,7 @@ fn modules_in_another_order_and_unknown_ones_are_refused_by_name() {
         ),
         (
             json!([transformer(), pooling(), module("../2_Dense", "Dense")]),
-            "`2.path`: expected the name of a folder beside modules.json",
+            "`2.path`: expected the name of a folder in the folder of modules.json",
         ),
     ] {
         let error = with_modules(&modules, &json!({"pooling_mode": "mean"})).unwrap_err();
