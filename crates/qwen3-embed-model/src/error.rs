@@ -181,7 +181,7 @@ pub enum Error {
     },
     /// The token of a reranker's answer is not in the model's vocabulary. The tokenizer belongs to another model.
     #[error(
-        "{}: the token id {id} of an answer is not below the vocabulary size {vocab_size}",
+        "{}: the answer's token id {id} is not below the vocabulary size {vocab_size}",
         path.display()
     )]
     AnswerOutOfRange {

@@ -301,7 +301,7 @@ fn rejects_unknown_and_misordered_modules_and_names_them() {
         ),
         (
             json!([transformer(), pooling(), module("../2_Dense", "Dense")]),
-            "`2.path`: expected the name of a folder beside modules.json",
+            "`2.path`: expected the name of a folder in the folder of modules.json",
         ),
     ] {
         let error = with_modules(&modules, &json!({"pooling_mode": "mean"})).unwrap_err();

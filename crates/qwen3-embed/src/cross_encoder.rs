@@ -13,9 +13,9 @@ use crate::source::read;
 /// How a repository uses its reranker.
 #[derive(Debug)]
 pub(crate) struct CrossEncoder {
-    /// The tokens of the answers yes and no.
+    /// The token ids of the answers yes and no.
     pub(crate) answers: [u32; 2],
-    /// The default instruction, if it is not that of the template.
+    /// The default instruction. `None` if it is that of the chat template.
     pub(crate) instruction: Option<String>,
 }
 
@@ -62,7 +62,9 @@ impl CrossEncoder {
             return Err(fields.error_with("type", expected, classes.join(", ")).into());
         }
         let Some(folder) = modules[idx].folder() else {
-            return Err(fields.error("1.path", "the name of a folder beside modules.json").into());
+            return Err(fields
+                .error("1.path", "the name of a folder in the folder of modules.json")
+                .into());
         };
         let answers = answers(files.module_config(folder)?)?;
         let instruction = files.prompts_json().map(instruction).transpose()?.flatten();
@@ -84,8 +86,8 @@ fn answers(fields: &Fields) -> Result<[u32; 2]> {
         let token = token.and_then(|token| u32::try_from(token).ok());
         token.ok_or_else(|| fields.error(field, expected))
     };
-    let yes = token("true_token_id", "the token of the answer yes")?;
-    Ok([yes, token("false_token_id", "the token of the answer no, as in Qwen3-Reranker")?])
+    let yes = token("true_token_id", "the token id of the answer yes")?;
+    Ok([yes, token("false_token_id", "the token id of the answer no, as in Qwen3-Reranker")?])
 }
 
 /// The default prompt in a `config_sentence_transformers.json`, which is the instruction, if there is one.
@@ -115,7 +117,7 @@ fn check_template(dir: &Path, uses_its_instruction: bool) -> Result<()> {
     };
     let got = format!("{template:?}");
     if !RerankTemplate::matches_chat_template(&template) {
-        let expected = "the prompt of Qwen3-Reranker, with expressions and `set` alone";
+        let expected = "the prompt of Qwen3-Reranker, with no statements but expressions and `set`";
         return Err(error(expected, got).into());
     }
     if uses_its_instruction && !template.contains(DEFAULT_INSTRUCTION) {

@@ -69,8 +69,7 @@ impl Matrix {
     }
 
     /// Packs a matrix in Q4_K, Q5_K or Q6_K without conversion. Activations are multiplied by `columns` if there are
-    /// any.
-    /// `None` if the matrix is stored in another type, or if the kernels do not support its shape.
+    /// any. `None` if the matrix is stored in another type, or if the kernels do not support its shape.
     pub(crate) fn pack_blocks(
         &self,
         layout: Layout,

@@ -8,6 +8,7 @@ pub(crate) mod file;
 pub(crate) mod gguf;
 pub(crate) mod gguf_vocabulary;
 pub(crate) mod head;
+pub(crate) mod known_tensors;
 pub(crate) mod low_rank;
 pub(crate) mod matrix;
 pub(crate) mod modules;
@@ -16,7 +17,6 @@ pub(crate) mod safetensors;
 pub(crate) mod sentence_transformers;
 pub(crate) mod stored_type;
 pub(crate) mod summary;
-pub(crate) mod tensors;
 pub(crate) mod weights;
 
 use std::path::{Path, PathBuf};

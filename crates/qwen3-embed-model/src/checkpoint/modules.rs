@@ -80,7 +80,9 @@ impl Modules {
                 ("Transformer", _) if module.path.is_empty() => {}
                 ("Transformer", _) => return path_error("\"\", the folder itself"),
                 ("Normalize", _) => modules.normalizes = true,
-                (_, None) => return path_error("the name of a folder beside modules.json"),
+                (_, None) => {
+                    return path_error("the name of a folder in the folder of modules.json");
+                }
                 ("Pooling", Some(folder)) => {
                     modules.pooling = pooling(repository.module_config(folder)?)?;
                 }

@@ -11,7 +11,7 @@ use crate::{Checkpoint, Error, Model, Result};
 /// `Qwen3ForSequenceClassification` with one label contain the vector itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RerankHead {
-    /// [C]
+    /// C values.
     weight: Vec<f32>,
 }
 

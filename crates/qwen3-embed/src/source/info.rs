@@ -10,21 +10,21 @@ use crate::engine::DEFAULT_BATCH_TOKENS;
 use crate::repository::Repository;
 use crate::reranker;
 
-/// What a model is, without loading it: see [`Source::info`].
+/// A description of a model that is not loaded: see [`Source::info`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Info {
-    /// What the model's configuration and the headers of its files say.
+    /// The model's configuration, and what the headers of its files tell.
     pub summary: Summary,
     /// The prompts of `config_sentence_transformers.json` by their names.
     pub prompts: BTreeMap<String, String>,
-    /// The longest text, in tokens, unless a builder sets another limit: that of an embedder, or of a reranker if the
-    /// model has a classifier's head.
+    /// The longest text in tokens, unless a builder sets another limit. It is the limit of a reranker if the model has
+    /// the head of a classifier, and the limit of an embedder otherwise.
     pub max_tokens: usize,
 }
 
 impl Source {
-    /// Looks at the model without loading it. Of a model of the hub that is not in the cache, only the
+    /// Describes the model without loading it. If the model is on the hub and not in the cache, only the
     /// configuration and the headers of the weights are downloaded, from
     #[cfg_attr(feature = "hub", doc = "[`Hub::from_env`](crate::Hub::from_env).")]
     #[cfg_attr(not(feature = "hub"), doc = "the hub.")]
@@ -55,26 +55,26 @@ impl Info {
         Ok(Self { summary, prompts, max_tokens })
     }
 
-    /// The fewest and the most dimensions of a vector.
+    /// The smallest and the largest number of dimensions of a vector.
     pub fn dimensions(&self) -> [usize; 2] {
         let most = self.summary.embedding_size;
         [min_dimensions(most), most]
     }
 
-    /// The memory that the model takes in a precision, with batches of the default size. The cache of
-    /// what texts have in common, the tokenizer and the program itself come on top. Texts that are longer than a
-    /// batch take more: see [`longest_text_memory`](Self::longest_text_memory).
+    /// Estimates the memory that the model needs in a precision, with batches of the default size. The prefix cache,
+    /// the tokenizer and the program itself need memory, too. Texts that are longer than a batch need more: see
+    /// [`longest_text_memory`](Self::longest_text_memory).
     pub fn memory(&self, precision: Precision) -> Memory {
         self.summary.memory(precision, DEFAULT_BATCH_TOKENS)
     }
 
-    /// The memory that the model takes in a precision when it computes a text of [`max_tokens`](Self::max_tokens), or
-    /// a batch if that is larger.
+    /// Estimates the memory that the model needs in a precision for a text of [`max_tokens`](Self::max_tokens) tokens,
+    /// or for a batch of the default size if that is larger.
     pub fn longest_text_memory(&self, precision: Precision) -> Memory {
         self.summary.memory(precision, DEFAULT_BATCH_TOKENS.max(self.max_tokens))
     }
 
-    /// What is behind the decoder.
+    /// The head after the decoder.
     pub fn head(&self) -> Head {
         self.summary.head
     }
