@@ -14,14 +14,17 @@ use crate::fixtures::checkpoint_name;
 use crate::workspace::root;
 use crate::{oracle_parity, rerank_parity};
 
-/// Compare this project's vectors with transformers'
+/// Compare embeddings and rerank scores with other implementations
 ///
-/// Without arguments: every fixture. With --model: that checkpoint, against the golden files given,
-/// which `fixtures/reference.py DIR FILE` writes, or else against the figures of the model cards,
-/// which only the published weights can meet. All in f32, or with --bf16 in bf16. With --reranker: the
-/// scores of that reranker, against golden files of `fixtures/rerank.py DIR FILE` or published scores. With --oracle,
-/// any of these checkpoints against another forward pass, on built-in texts and without Python. On a
-/// CUDA device a text's vector may differ with the batch, within the tolerance.
+/// Without options, all fixtures are compared with the golden files of transformers, in f32.
+///
+/// --model compares one checkpoint with the golden files that `fixtures/reference.py DIR FILE` has written. Without
+/// --golden, it compares with the figures of the model cards, which only the published weights give. --reranker does the
+/// same for scores, with golden files of `fixtures/rerank.py DIR FILE` or with published scores.
+///
+/// --oracle compares any of these checkpoints with another forward pass, on built-in texts and without Python.
+///
+/// On the CPU, a text's vector must not depend on the batch. On a CUDA device it may, within the tolerance.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of a checkpoint, or a .gguf file
@@ -33,23 +36,22 @@ pub(crate) struct Args {
     /// Folder of the fixtures [default: the repository's]
     #[arg(long, value_name = "DIR", conflicts_with = "checkpoint")]
     fixtures: Option<PathBuf>,
-    /// A golden file of that checkpoint: repeat the option for more
+    /// A golden file of the checkpoint. The option can be repeated
     #[arg(long, value_name = "FILE", requires = "checkpoint")]
     golden: Vec<PathBuf>,
-    /// Compare with a forward pass that runs here instead of with golden files. The checkpoints must be folders with
-    /// safetensors files
+    /// Compare with this forward pass instead of with golden files. The checkpoints must be folders with safetensors files
     #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["golden", "bf16", "int8"])]
     oracle: Option<OracleName>,
-    /// Largest difference of a component of a unit vector, or of a score
+    /// The largest allowed difference between components of unit vectors, or between scores
     #[arg(long, value_name = "X", default_value_t = 1e-5)]
     tolerance: f64,
-    /// Where the models run: cpu, cuda, or cuda:N for the CUDA device of that number
+    /// The device of the models: cpu, cuda, or cuda:N for the CUDA device with that number
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     device: Device,
-    /// Compare bf16 products, on any processor, with transformers' own bf16
+    /// Compare bf16 matrix multiplications with transformers' bf16. CPUs without bf16 instructions emulate them
     #[arg(long, conflicts_with = "tolerance")]
     bf16: bool,
-    /// Compare products with weights in 8 bits, those of any processor: every cosine must be 0.998
+    /// Compare matrix multiplications with weights in 8 bits. Every cosine must be at least 0.998
     #[arg(long, conflicts_with_all = ["tolerance", "bf16"])]
     int8: bool,
 }
@@ -60,7 +62,7 @@ enum OracleName {
     Candle,
 }
 
-/// The model card's cosines of its two queries and two documents.
+/// The cosines between the queries and the documents of a model card.
 #[derive(Deserialize)]
 struct Published {
     model: String,
@@ -108,7 +110,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return pairs.iter().try_for_each(|(dir, golden)| compare_bf16(dir, golden, args.device));
     }
     if args.int8 {
-        ensure!(args.device == Device::Cpu, "int8 is for the processor: elsewhere it is bf16");
+        ensure!(
+            args.device == Device::Cpu,
+            "--int8 needs `--device cpu`, because weights in 8 bits are converted to bf16 on a device"
+        );
         return pairs.iter().try_for_each(|(dir, golden)| compare_int8(dir, golden));
     }
     compare_all(&pairs, args.device, args.tolerance)?;
@@ -131,7 +136,7 @@ fn compare_all(pairs: &[(PathBuf, PathBuf)], device: Device, tolerance: f64) -> 
     pairs.iter().try_for_each(|(dir, golden)| compare(dir, golden, device, tolerance))
 }
 
-/// The folder or GGUF file and the golden file of every fixture.
+/// The checkpoint (a folder or a GGUF file) and the golden file of each fixture.
 fn fixture_files(fixtures: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     let folder = fixtures.join("models");
     let mut models: Vec<PathBuf> =
@@ -154,7 +159,7 @@ fn heading() {
     );
 }
 
-/// Compares a checkpoint with a golden file, prints a line, and fails beyond the tolerance.
+/// Compares a checkpoint with a golden file in f32, prints a line, and fails beyond the tolerance.
 fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -200,14 +205,14 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
     );
     ensure!(worst <= tolerance, "{name}: {worst:e} from {}", golden.source);
     ensure!(truth.unwrap_or(0.0) <= tolerance, "{name}: {truth:?} from the f64 truth");
-    // Hidden states are not of unit length: their difference is relative to the largest value.
+    // Hidden states are not normalized, so their difference is relative to the largest value.
     ensure!(layers.unwrap_or(0.0) <= tolerance, "{name}: {layers:?} in a layer");
     ensure!(invariant, "{name}: a text's vector depends on the batch");
     Ok(())
 }
 
-/// Compares bf16 products with transformers' in f32, prints a line, and fails if they are off by more
-/// than twice what transformers' bf16 is, or more than a cosine of 0.9995 allows.
+/// Compares a checkpoint in bf16 with transformers in f32 and prints a line. Fails if the mean error is more than twice that
+/// of transformers in bf16, or if a cosine is below 0.9995.
 fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -229,8 +234,8 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// Compares int8 products, from activations in 16 bits and where they fit in 8, with transformers' in f32, on
-/// any processor, prints lines, and fails below a cosine of 0.998.
+/// Compares weights in 8 bits, with activations in 16 bits and in 8 bits where they fit, with transformers in f32. Prints a
+/// line for each, and fails if a cosine is below 0.998.
 fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -259,7 +264,7 @@ fn errors(golden: &Vectors, model: &Model) -> Result<Vec<f64>> {
     Ok(rows.zip(&golden.embeddings).map(|(row, expected)| 1.0 - cosine(row, expected)).collect())
 }
 
-/// The tokens of every input. Texts are tokenized here, and the tokens compared with those of the golden file.
+/// The tokens of each input. Texts are tokenized here, and their tokens must be those of the golden file.
 fn inputs(golden: &Vectors, embedder: &Embedder) -> Result<Vec<Vec<u32>>> {
     let mut inputs = Vec::with_capacity(golden.texts.len());
     for (i, text) in golden.texts.iter().enumerate() {
@@ -286,8 +291,7 @@ fn layer_difference(model: &Model, tokens: &[Vec<u32>], expected: &HiddenStates)
     })?;
     ensure!(layers.len() == expected.layers.len(), "{} layers were traced", layers.len());
     let mut worst = 0f64;
-    // transformers gives the last layer's output after the final norm, which is compared as the
-    // embedding.
+    // transformers gives the output of its last layer after the final norm. It is compared as the embedding.
     for (ours, expected) in layers.iter().zip(&expected.layers).take(layers.len() - 1) {
         let expected: Vec<f64> = expected.iter().flatten().copied().collect();
         worst = worst.max(max_difference(ours, &expected) / max_abs(&expected));
@@ -295,14 +299,14 @@ fn layer_difference(model: &Model, tokens: &[Vec<u32>], expected: &HiddenStates)
     Ok(worst)
 }
 
-/// The hidden states of last tokens, which golden files have whatever a model's pooling is, of unit length.
+/// The normalized hidden states of last tokens. Golden files have these, whatever the pooling of the model is.
 fn vectors(model: &Model, tokens: &[Vec<u32>]) -> Result<Embeddings> {
     let (mut values, dim) = (model.forward(tokens)?, model.embedding_size());
     values.chunks_exact_mut(dim).for_each(normalize);
     Ok(Embeddings::new(values, dim)?)
 }
 
-/// How far off the vectors of a batch are those of each text alone, and of all of them in the opposite order.
+/// The largest difference between the vectors of a batch and those of each text alone or of the reversed batch.
 fn largest_change(model: &Model, tokens: &[Vec<u32>], batch: &Embeddings) -> Result<f64> {
     let mut reversed = tokens.to_vec();
     reversed.reverse();
@@ -317,7 +321,7 @@ fn largest_change(model: &Model, tokens: &[Vec<u32>], batch: &Embeddings) -> Res
     Ok(largest)
 }
 
-/// The cosines that the model card of a checkpoint of this size gives.
+/// Compares a checkpoint with the cosines of the model card for its size.
 fn published(dir: &Path, device: Device) -> Result<()> {
     let embedder = Embedder::builder(dir).precision(Precision::F32).device(device).build()?;
     let hidden_size = embedder.config().hidden_size;
@@ -336,6 +340,10 @@ fn published(dir: &Path, device: Device) -> Result<()> {
             worst = worst.max((expected - got).abs());
         }
     }
-    ensure!(worst <= card.tolerance, "off by {worst}, allowed are {}", card.tolerance);
+    ensure!(
+        worst <= card.tolerance,
+        "a cosine differs by {worst}, the tolerance is {}",
+        card.tolerance
+    );
     Ok(())
 }

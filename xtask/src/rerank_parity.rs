@@ -7,8 +7,8 @@ use qwen3_embed_testing::golden::{self, Scores};
 
 use crate::fixtures;
 
-/// The scores of Qwen3-Reranker-0.6B that were published for one query, and how far off they may be: the
-/// precision in which they were computed is not known.
+/// Published scores of Qwen3-Reranker-0.6B for one query, and their tolerances. The precision that the scores were computed
+/// in is unknown.
 const PUBLISHED: [(&str, f64, f64); 3] = [
     ("法国的首都是巴黎。", 0.79819, 0.01),
     ("德国的首都是柏林。", 2.034e-4, 1e-4),
@@ -20,7 +20,7 @@ const PUBLISHED_QUERY: &str = "法国首都是哪里？";
 const PUBLISHED_INSTRUCTION: &str =
     "Given a web search query, retrieve relevant passages that answer the query.";
 
-/// Every reranker among the fixtures against its golden file.
+/// Compares all rerankers among the fixtures with their golden files.
 pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Result<()> {
     println!("\n{:<18} {:>5} {:>10} {:>10}", "reranker", "pairs", "scores", "logits");
     let folder = fixtures.join("rerankers");
@@ -35,8 +35,8 @@ pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Resul
     })
 }
 
-/// Compares a reranker with a golden file of `fixtures/rerank.py`, prints a line, and fails if a score is
-/// off by more than the tolerance.
+/// Compares a reranker with a golden file of `fixtures/rerank.py`, prints a line, and fails if a score differs by more than
+/// the tolerance.
 pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let golden: Scores = golden::read(golden)?;
     let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;
@@ -64,7 +64,10 @@ pub(crate) fn published(model: &Path, device: Device) -> Result<()> {
         let pair = [(PUBLISHED_QUERY, document)];
         let score = f64::from(reranker.scores_with(PUBLISHED_INSTRUCTION, &pair)?[0]);
         println!("{document}: expected {expected:.4e}, got {score:.4e}");
-        ensure!((score - expected).abs() <= tolerance, "off by more than {tolerance}");
+        ensure!(
+            (score - expected).abs() <= tolerance,
+            "the score differs by more than {tolerance}"
+        );
     }
     Ok(())
 }

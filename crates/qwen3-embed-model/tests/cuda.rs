@@ -6,8 +6,9 @@ use std::{slice, thread};
 
 use qwen3_embed_model::{Device, Model, Precision, Sharing};
 use qwen3_embed_testing::fixtures;
+use qwen3_embed_testing::texts::random_texts;
 use qwen3_embed_testing::vectors::{cosine, max_difference, unit};
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use rand::{SeedableRng, rngs::SmallRng};
 
 fn load(name: &str, device: Device, precision: Precision) -> Model {
     Model::load(&fixtures::model(name), device, precision).unwrap()
@@ -33,18 +34,9 @@ fn assert_close(what: &str, got: &[Vec<f64>], expected: &[Vec<f64>], precision: 
     }
 }
 
-/// Random texts. Each begins with a part of an earlier text.
-fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
-    let mut texts: Vec<Vec<u32>> = vec![vec![7]];
-    while texts.len() < n {
-        let earlier = &texts[rng.random_range(0..texts.len())];
-        let mut text = earlier[..rng.random_range(0..=earlier.len())].to_vec();
-        let most = if rng.random_bool(0.2) { 200 } else { 20 };
-        let n_more = rng.random_range(1..most);
-        text.extend((0..n_more).map(|_| rng.random_range(0..1000)));
-        texts.push(text);
-    }
-    texts
+/// Texts of the fixtures' vocabulary with common prefixes.
+fn texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
+    random_texts(rng, n, 1000, 400)
 }
 
 #[test]
@@ -60,7 +52,7 @@ fn vectors_match_those_of_the_cpu_with_any_sharing() {
     let mut rng = SmallRng::seed_from_u64(1);
     for name in ["base", "wide", "attention-bias", "bidirectional", "gguf-q8-0"] {
         let cpu = load(name, Device::Cpu, Precision::F32);
-        let calls: Vec<_> = (0..4).map(|_| random_texts(&mut rng, 20)).collect();
+        let calls: Vec<_> = (0..4).map(|_| texts(&mut rng, 20)).collect();
         let expected: Vec<_> = calls.iter().map(|texts| rows(&cpu, texts)).collect();
         for precision in [Precision::F32, Precision::Bf16] {
             let mut model = load(name, Device::Cuda(0), precision);
@@ -87,7 +79,7 @@ fn vectors_match_those_of_the_cpu_with_any_sharing() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn threads_share_a_model() {
-    let texts = random_texts(&mut SmallRng::seed_from_u64(2), 12);
+    let texts = texts(&mut SmallRng::seed_from_u64(2), 12);
     let expected = rows(&load("base", Device::Cpu, Precision::F32), &texts);
     let model = load("base", Device::Cuda(0), Precision::F32);
     thread::scope(|scope| {

@@ -8,7 +8,8 @@ use qwen3_embed_model::{
     Arithmetic, Checkpoint, LoadOptions, Model, Precision, Sharing, SharingCounts,
 };
 use qwen3_embed_testing::fixtures;
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use qwen3_embed_testing::texts::random_texts;
+use rand::{SeedableRng, rngs::SmallRng};
 
 fn load(name: &str) -> Model {
     load_for(name, Precision::F32, Arithmetic::F32)
@@ -40,28 +41,9 @@ fn rows(model: &Model, texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     rows.map(|row| row.iter().map(|v| v.to_bits()).collect()).collect()
 }
 
-/// Random texts. Each begins with a part of an earlier text, often with all of it.
-fn random_texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
-    let mut texts: Vec<Vec<u32>> = Vec::new();
-    for _ in 0..n {
-        let earlier = match texts.len() {
-            0 => Vec::new(),
-            n => texts[rng.random_range(0..n)].clone(),
-        };
-        let n_shared = match rng.random_range(0..4) {
-            0 => 0,
-            1 => earlier.len(),
-            _ => rng.random_range(0..=earlier.len()),
-        };
-        let mut text = earlier[..n_shared].to_vec();
-        let most = if rng.random_bool(0.2) { 150 } else { 12 };
-        text.extend((0..rng.random_range(0..most)).map(|_| rng.random_range(0..1000)));
-        if text.is_empty() {
-            text.push(7);
-        }
-        texts.push(text);
-    }
-    texts
+/// Texts of the fixtures' vocabulary with common prefixes.
+fn texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
+    random_texts(rng, n, 1000, 300)
 }
 
 #[test]
@@ -69,7 +51,7 @@ fn vectors_do_not_depend_on_sharing_or_the_prefix_cache_bit_for_bit() {
     let mut rng = SmallRng::seed_from_u64(1);
     for name in ["base", "attention-bias"] {
         for model in every(name) {
-            let calls: Vec<_> = (0..6).map(|_| random_texts(&mut rng, 20)).collect();
+            let calls: Vec<_> = (0..6).map(|_| texts(&mut rng, 20)).collect();
             let mut model = model.with_sharing(Sharing::Off);
             let expected: Vec<_> = calls.iter().map(|texts| rows(&model, texts)).collect();
             // A cache without room, a cache that evicts all the time, and a cache with room for everything.
@@ -92,7 +74,7 @@ fn vectors_do_not_depend_on_sharing_or_the_prefix_cache_bit_for_bit() {
 
 #[test]
 fn shared_prefixes_give_the_same_vectors_with_any_number_of_threads_bit_for_bit() {
-    let texts = random_texts(&mut SmallRng::seed_from_u64(2), 30);
+    let texts = texts(&mut SmallRng::seed_from_u64(2), 30);
     let model = load("wide").with_sharing(Sharing::Off);
     let expected = rows(&model, &texts);
     let model = model.with_sharing(Sharing::default());
@@ -104,7 +86,7 @@ fn shared_prefixes_give_the_same_vectors_with_any_number_of_threads_bit_for_bit(
 
 #[test]
 fn concurrent_calls_share_the_prefix_cache() {
-    let texts = random_texts(&mut SmallRng::seed_from_u64(3), 40);
+    let texts = texts(&mut SmallRng::seed_from_u64(3), 40);
     let model = load("base").with_sharing(Sharing::Off);
     let expected = rows(&model, &texts);
     // Room for a few prefixes, so that calls evict prefixes of other calls.

@@ -6,6 +6,7 @@
 //! | [`golden`] | golden files: vectors and scores that another implementation has computed |
 //! | [`vectors`] | unit vectors, cosines and differences, computed in f64 |
 //! | [`checkpoint`] | checkpoints of any shape with random weights |
+//! | [`texts`] | random texts, as token ids |
 //! | [`oracle`] | a plain Qwen3 forward pass of candle-nn's layers, to compare a model with |
 //!
 //! The crate depends on no other crate of the workspace. All crates can therefore use it in their unit tests, and the
@@ -16,4 +17,5 @@ pub mod checkpoint;
 pub mod fixtures;
 pub mod golden;
 pub mod oracle;
+pub mod texts;
 pub mod vectors;

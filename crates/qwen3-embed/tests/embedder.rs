@@ -409,10 +409,7 @@ fn default_precision_is_that_of_the_checkpoint() {
 /// Only one text has the token whose embedding is NaN.
 #[test]
 fn non_finite_vector_is_an_error_with_the_index_of_the_text() {
-    let dir = changed("causal-lm-tied", "config.json", |_| {});
-    let path = dir.path().join("model.safetensors");
-    let poisoned = poison_token(&fs::read(&path).unwrap(), 7);
-    fs::write(&path, poisoned).unwrap();
+    let dir = with_nan_in_token(7);
     let embedder = Embedder::builder(dir.path()).batch_tokens(2).build().unwrap();
     assert!(embedder.embed_tokens(&[[1, 2], [3, 4]]).is_ok());
     let error = embedder.embed_tokens(&[[1, 2], [3, 4], [5, 7], [6, 8]]).unwrap_err();
@@ -423,9 +420,7 @@ fn non_finite_vector_is_an_error_with_the_index_of_the_text() {
 /// reads keys in blocks.
 #[test]
 fn failed_call_does_not_affect_later_calls() {
-    let dir = changed("causal-lm-tied", "config.json", |_| {});
-    let path = dir.path().join("model.safetensors");
-    fs::write(&path, poison_token(&fs::read(&path).unwrap(), 7)).unwrap();
+    let dir = with_nan_in_token(7);
     let load = || Embedder::builder(dir.path()).build().unwrap();
     let text = |end: &[u32]| [(300..320).collect(), end.to_vec()].concat();
     let embedder = load();
@@ -437,17 +432,15 @@ fn failed_call_does_not_affect_later_calls() {
     }
 }
 
-/// The bytes of an f32 safetensors file with NaN in the embedding of one token.
-fn poison_token(file: &[u8], token: usize) -> Vec<u8> {
-    let header_size = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-    let header: Value = serde_json::from_slice(&file[8..8 + header_size]).unwrap();
-    let info = &header["model.embed_tokens.weight"];
-    let start = info["data_offsets"][0].as_u64().unwrap() as usize;
-    let columns = info["shape"][1].as_u64().unwrap() as usize;
-    let at = 8 + header_size + start + token * columns * 4;
-    let mut file = file.to_vec();
-    file[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    file
+/// A copy of a model whose embedding of one token has NaN.
+fn with_nan_in_token(token: usize) -> tempfile::TempDir {
+    let dir = fixtures::copy("models/causal-lm-tied");
+    fixtures::edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+        let embeddings = tensors.get_mut("model.embed_tokens.weight").unwrap();
+        let at = token * embeddings.shape[1] * size_of::<f32>();
+        embeddings.data[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    dir
 }
 
 const GGUF_FIXTURES: [&str; 3] = ["gguf-k-quants", "gguf-q8-0", "gguf-float"];
