@@ -112,7 +112,7 @@ fn a_reranker_that_is_to_give_embeddings_is_warned_of_in_the_log() {
     let server = Server::start(&["--model-path", &model, "--port", "0"], &[]);
     server.signal("TERM");
     let (status, log) = server.ended();
-    let expected = "rerankers/tied may be no embedding model: it has `rerank` in its name";
+    let expected = "rerankers/tied may not be an embedding model: its name contains `rerank`";
     assert!(status.success() && log.contains("WARN") && log.contains(expected), "{log}");
 }
 

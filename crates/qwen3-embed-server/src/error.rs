@@ -198,9 +198,9 @@ impl ApiError {
     }
 
     /// What the model said about the texts of `field`.
-    pub(crate) fn from_model(mut error: Error, field: Field) -> Self {
+    pub(crate) fn from_model(error: Error, field: Field) -> Self {
         let message = chain(&error);
-        let index = error.text_mut().map(|index| *index);
+        let index = error.text_index();
         // Messages about a text begin with it.
         let said = index.and_then(|index| message.strip_prefix(&format!("text {index}")));
         let about_text = |index: usize| {

@@ -86,7 +86,7 @@ async fn closed(mut stream: TcpStream) -> String {
 #[tokio::test]
 async fn a_request_that_has_begun_is_answered_after_the_end_is_announced() {
     // A batch for every text, so that the request takes its time.
-    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let service = ServiceOptions::new().batch_tokens(1);
     let server = start(ServeOptions::default(), service).await;
     let asked = tokio::spawn(ask(server.address, 500));
     let idle = TcpStream::connect(server.address).await.unwrap();
@@ -164,7 +164,7 @@ async fn check_answered(mut stream: TcpStream) {
 
 #[tokio::test]
 async fn what_cannot_be_finished_in_time_is_said() {
-    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let service = ServiceOptions::new().batch_tokens(1);
     let options = ServeOptions { drain_timeout: Duration::ZERO, ..ServeOptions::default() };
     let server = start(options, service).await;
     let asked = tokio::spawn(ask(server.address, 2000));
@@ -178,7 +178,7 @@ async fn what_cannot_be_finished_in_time_is_said() {
 
 #[tokio::test]
 async fn texts_of_a_client_that_vanishes_are_not_computed() {
-    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let service = ServiceOptions::new().batch_tokens(1);
     let server = start(ServeOptions::default(), service).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(request(2000, "close").as_bytes()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Rerankers that sentence-transformers has saved: a causal language model and the module `LogitScore`.
+//! Rerankers that sentence-transformers has saved: a causal language model with a module `LogitScore`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,16 +11,16 @@ use serde_json::Value;
 use crate::Result;
 use crate::source::{read, read_json};
 
-/// What a repository says of how its reranker is used.
+/// The settings of a reranker in its repository.
 #[derive(Debug)]
 pub(crate) struct CrossEncoder {
-    /// The tokens of the answers yes and no.
+    /// The token ids of the answers yes and no.
     pub(crate) answers: [u32; 2],
-    /// The default instruction, if it is not that of the template.
+    /// The default instruction. `None` if it is that of the chat template.
     pub(crate) instruction: Option<String>,
 }
 
-/// Files that a chat template may be in, the first of them first.
+/// The files that may contain the chat template, in the order in which they are read.
 pub(crate) const CHAT_TEMPLATES: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
 
 /// A module of `modules.json`.
@@ -49,8 +49,8 @@ struct ModelConfig {
     default_prompt_name: Option<String>,
 }
 
-/// Functions that a score may be made with of a logit. It is the logit's sigmoid here whichever it is, and
-/// the logit is there too.
+/// The supported activation functions. The score is always the sigmoid of the logit, whichever of these functions a
+/// repository names, because the logit is returned too.
 const ACTIVATIONS: [&str; 4] = [
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.activation.Sigmoid",
@@ -59,21 +59,21 @@ const ACTIVATIONS: [&str; 4] = [
 ];
 
 impl CrossEncoder {
-    /// Whether a folder's `modules.json` has a `LogitScore` of sentence-transformers.
+    /// Whether the `modules.json` in a folder has a `LogitScore` of sentence-transformers.
     pub(crate) fn is_in(dir: &Path) -> Result<bool> {
         Ok(modules(dir)?.iter().any(Module::is_logit_score))
     }
 
-    /// Reads what a folder says of its reranker. Nothing if there is no `modules.json`, or if its modules are
-    /// others: those of an embedding model, or of a classifier.
+    /// Reads the settings of the reranker in a folder. `None` if there is no `modules.json`, or if its modules are
+    /// those of an embedding model or of a classifier.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Field`] for what would change scores and is not followed.
+    /// [`ModelError::Field`] if a setting would change scores and is not supported.
     pub(crate) fn read(dir: &Path) -> Result<Option<Self>> {
         let modules = modules(dir)?;
         let Some(idx) = modules.iter().position(Module::is_logit_score) else {
-            // A pooling is an embedding model's, which has no head.
+            // With a pooling it is an embedding model, which is refused because it has no head.
             return match modules.get(1).filter(|module| !module.is("Pooling")) {
                 Some(module) => {
                     let expected = "LogitScore of sentence_transformers";
@@ -89,7 +89,7 @@ impl CrossEncoder {
             return Err(field(dir, "modules.json", "type", expected, &kinds.join(", ")));
         }
         if path.is_empty() || path.starts_with('.') || path.contains(['/', '\\', ':']) {
-            let expected = "the name of a folder beside modules.json";
+            let expected = "the name of a folder in the folder of modules.json";
             return Err(field(dir, "modules.json", "1.path", expected, path));
         }
         let answers = answers(&dir.join(path))?;
@@ -110,13 +110,13 @@ impl Module {
     }
 }
 
-/// The modules of `modules.json`; none if there is no such file.
+/// The modules of `modules.json`. Empty if there is no such file.
 fn modules(dir: &Path) -> Result<Vec<Module>> {
     let path = dir.join("modules.json");
     if path.is_file() { read_json(&path) } else { Ok(Vec::new()) }
 }
 
-/// The tokens of the answers, from the `LogitScore` in `dir`.
+/// The token ids of the answers yes and no, from the `LogitScore` in `dir`.
 fn answers(dir: &Path) -> Result<[u32; 2]> {
     let config: LogitScore = read_json(&dir.join("config.json"))?;
     let input = config.module_input_name.as_deref().unwrap_or("causal_logits");
@@ -126,13 +126,13 @@ fn answers(dir: &Path) -> Result<[u32; 2]> {
     match config.false_token_id {
         Some(no) => Ok([config.true_token_id, no]),
         None => {
-            let expected = "the token of the answer no, as in Qwen3-Reranker";
+            let expected = "the token id of the answer no, as in Qwen3-Reranker";
             Err(field(dir, "config.json", "false_token_id", expected, "nothing"))
         }
     }
 }
 
-/// The default prompt, which is the instruction, if there is one.
+/// The default prompt, which is the instruction. `None` if there is no default prompt.
 fn instruction(dir: &Path) -> Result<Option<String>> {
     const FILE: &str = "config_sentence_transformers.json";
     let path = dir.join(FILE);
@@ -147,15 +147,15 @@ fn instruction(dir: &Path) -> Result<Option<String>> {
     }
     let Some(name) = config.default_prompt_name else { return Ok(None) };
     match config.prompts.get(&name) {
-        // An empty prompt leaves the template its own.
+        // With an empty prompt, the chat template uses its own instruction.
         Some(prompt) => Ok(prompt.clone().filter(|prompt| !prompt.is_empty())),
         None => Err(field(dir, FILE, "default_prompt_name", "one of `prompts`", &name)),
     }
 }
 
-/// Refuses a chat template that makes another prompt than Qwen3-Reranker's, or, if `its_instruction` is
-/// what counts, one whose instruction is not the default one.
-fn check_template(dir: &Path, its_instruction: bool) -> Result<()> {
+/// Refuses a chat template that makes another prompt than that of Qwen3-Reranker. If `uses_its_instruction`, also
+/// refuses a chat template whose instruction is not [`DEFAULT_INSTRUCTION`].
+fn check_template(dir: &Path, uses_its_instruction: bool) -> Result<()> {
     let [jinja, config] = CHAT_TEMPLATES;
     let (file, template) = match dir.join(jinja).is_file() {
         true => (jinja, Some(String::from_utf8_lossy(&read(&dir.join(jinja))?).into_owned())),
@@ -166,17 +166,17 @@ fn check_template(dir: &Path, its_instruction: bool) -> Result<()> {
         return Err(field(dir, file, "chat_template", "the prompt of Qwen3-Reranker", "nothing"));
     };
     if !RerankTemplate::is_made_by(&template) {
-        let expected = "the prompt of Qwen3-Reranker, with expressions and `set` alone";
+        let expected = "the prompt of Qwen3-Reranker, with no statements but expressions and `set`";
         return Err(field(dir, file, "chat_template", expected, &format!("{template:?}")));
     }
-    if its_instruction && !template.contains(DEFAULT_INSTRUCTION) {
+    if uses_its_instruction && !template.contains(DEFAULT_INSTRUCTION) {
         let expected = format!("`{DEFAULT_INSTRUCTION}` as the default instruction");
         return Err(field(dir, file, "chat_template", &expected, &format!("{template:?}")));
     }
     Ok(())
 }
 
-/// The chat template of `tokenizer_config.json`: the only one, or that with the name `default`.
+/// The chat template of `tokenizer_config.json`: the only one, or the one with the name `default`.
 fn template(config: &Value) -> Option<String> {
     let template = config.get("chat_template")?;
     let named = |template: &&Value| template.get("name").is_some_and(|name| name == "default");

@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed::{Embedder, Embeddings, Error, Head, Overflow, Pooling, Precision, Source};
+use qwen3_embed::{
+    EmbedOptions, Embedder, Embeddings, Error, Head, Overflow, Pooling, Precision, Prompt, Source,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -57,6 +59,11 @@ fn assert_vectors(ours: &Embeddings, expected: &Value, what: &str) {
     }
 }
 
+/// The options of a request with the prompt of this name.
+fn named(prompt: &str) -> EmbedOptions {
+    EmbedOptions::new().prompt(Prompt::Named(prompt.to_owned()))
+}
+
 #[test]
 fn repositories_give_the_vectors_of_sentence_transformers_behind_every_prompt() {
     for name in ["mean-dense", "weighted-mean", "last-token"] {
@@ -69,7 +76,7 @@ fn repositories_give_the_vectors_of_sentence_transformers_behind_every_prompt() 
         let documents = embedder.embed_documents(&texts).unwrap();
         assert_vectors(&documents, &vectors["document"], &format!("{name}, documents"));
         for prompt in embedder.prompts().keys() {
-            let ours = embedder.embed_with_prompt(prompt, &texts).unwrap();
+            let ours = embedder.embed_with(&texts, &named(prompt)).unwrap();
             assert_vectors(&ours, &vectors[prompt], &format!("{name}, {prompt}"));
         }
     }
@@ -99,7 +106,7 @@ fn a_repository_may_cut_the_dimensions_unless_others_are_asked_for() {
         assert_eq!((embedder.dimensions(), embedder.max_dimensions()), (expected, 24));
         let cut = full.truncate(expected).unwrap();
         let ours = embedder.embed_documents(&text).unwrap();
-        assert_eq!(ours.dim(), expected, "{truncate_dim}");
+        assert_eq!(ours.dimensions(), expected, "{truncate_dim}");
         for (ours, cut) in ours.as_slice().iter().zip(cut.as_slice()) {
             assert!((ours - cut).abs() <= 1e-6, "{truncate_dim}: {ours} for {cut}");
         }
@@ -131,14 +138,14 @@ fn prompts_are_chosen_as_sentence_transformers_does() {
     let default = json!({"prompts": {"a": "A ", "query": "q "}, "default_prompt_name": "a"});
     assert_eq!(chosen(default), pair("q ", "A "));
     let error = prompts(json!({"prompts": {"a": ""}, "default_prompt_name": "b"})).unwrap_err();
-    assert_eq!(error.to_string(), "the model has no prompt `b`, its prompts are [\"a\"]");
+    assert_eq!(error.to_string(), "the model has no prompt `b`, expected one of [\"a\"]");
     let error = prompts(json!({"prompts": "none"})).unwrap_err();
     assert!(error.to_string().contains("config_sentence_transformers.json"), "{error}");
     // Without the file they are those of the published models.
     let embedder = Embedder::builder(fixture("models/base")).build().unwrap();
     assert!(embedder.query_prompt().ends_with("\nQuery:") && embedder.document_prompt().is_empty());
     assert_eq!(embedder.prompts().keys().collect::<Vec<_>>(), ["document", "query"]);
-    let error = embedder.embed_with_prompt("code", &["a"]).unwrap_err();
+    let error = embedder.embed_with(["a"], &named("code")).unwrap_err();
     assert!(matches!(error, Error::NoSuchPrompt { .. }), "{error}");
 }
 

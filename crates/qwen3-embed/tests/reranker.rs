@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed::{
-    DEFAULT_INSTRUCTION, Embedder, Error, ModelError, Precision, RankOptions, RankedDocument,
-    Reranker, RerankerBuilder, Sharing, TextError,
+    DEFAULT_INSTRUCTION, Embedder, Error, ModelError, Precision, RankedDocument, Reranker,
+    RerankerBuilder, ScoreOptions, Sharing, TextError,
 };
 use rayon::prelude::*;
 use serde_json::Value;
@@ -41,7 +41,12 @@ fn reranker(name: &str) -> Reranker {
 }
 
 fn rank(reranker: &Reranker, documents: &[&str]) -> Vec<RankedDocument> {
-    reranker.rank(QUERY, documents, RankOptions::default()).unwrap()
+    reranker.rank(QUERY, documents).unwrap()
+}
+
+/// The options of a request with this instruction.
+fn with(instruction: &str) -> ScoreOptions {
+    ScoreOptions::new().instruction(instruction)
 }
 
 /// The scores in the order of the documents.
@@ -58,12 +63,10 @@ fn pairs_give_the_scores_of_transformers() {
         let golden: Value = serde_json::from_slice(&golden).unwrap();
         for case in golden["cases"].as_array().unwrap() {
             let [query, document] = ["query", "document"].map(|text| case[text].as_str().unwrap());
-            let options = RankOptions {
-                instruction: case["instruction"].as_str(),
-                top_n: None,
-                max_tokens: Some(case["max_tokens"].as_u64().unwrap() as usize),
-            };
-            let ranked = reranker.rank(query, &[document], options).unwrap();
+            let max_tokens = case["max_tokens"].as_u64().unwrap() as usize;
+            let mut options = ScoreOptions::new().max_tokens(max_tokens);
+            options.instruction = case["instruction"].as_str().map(str::to_owned);
+            let ranked = reranker.rank_with(query, &[document], &options).unwrap();
             let (score, logit) = (case["score"].as_f64().unwrap(), case["logit"].as_f64().unwrap());
             assert!((f64::from(ranked[0].score) - score).abs() <= 1e-5, "{name}: {case}");
             assert!((f64::from(ranked[0].logit) - logit).abs() <= 2e-5, "{name}: {case}");
@@ -101,16 +104,17 @@ fn a_reranker_of_sentence_transformers_gives_its_scores() {
     let reranker = Reranker::builder(folder.as_path()).build().unwrap();
     assert_eq!(reranker.default_instruction(), "Find the document that answers the question");
     for (instruction, expected) in golden["scores"].as_object().unwrap() {
-        let logits = reranker.logits_with(instruction, &pairs).unwrap();
+        let logits = reranker.score_with(&pairs, &with(instruction)).unwrap().logits().to_vec();
         for (logit, expected) in logits.iter().zip(expected.as_array().unwrap()) {
             let difference = (f64::from(*logit) - expected.as_f64().unwrap()).abs();
             assert!(difference <= 1e-5, "{instruction}: {logit} for {expected}");
         }
     }
-    let default = reranker.scores_with(reranker.default_instruction(), &pairs).unwrap();
+    let default =
+        reranker.score_with(&pairs, &with(reranker.default_instruction())).unwrap().to_vec();
     assert_eq!(reranker.scores(&pairs).unwrap(), default);
-    assert_ne!(reranker.scores_with(DEFAULT_INSTRUCTION, &pairs).unwrap(), default);
-    let ranked = reranker.rank(pairs[0].0, &[pairs[0].1], RankOptions::default()).unwrap();
+    assert_ne!(reranker.score_with(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap().to_vec(), default);
+    let ranked = reranker.rank(pairs[0].0, &[pairs[0].1]).unwrap();
     assert_eq!(ranked[0].score, default[0]);
     let error = Embedder::builder(folder).build().unwrap_err();
     assert!(matches!(error, Error::IsReranker { .. }), "{error}");
@@ -120,8 +124,10 @@ fn a_reranker_of_sentence_transformers_gives_its_scores() {
 fn the_answers_and_the_template_of_a_saved_reranker_are_where_it_has_them() {
     let copy = saved();
     let build = || Reranker::builder(copy.path()).build();
-    let (pair, expected) =
-        ([("a", "b")], build().unwrap().logits_with("c", &[("a", "b")]).unwrap());
+    let (pair, expected) = (
+        [("a", "b")],
+        build().unwrap().score_with(&[("a", "b")], &with("c")).unwrap().logits().to_vec(),
+    );
     let template = fs::read_to_string(copy.path().join("chat_template.jinja")).unwrap();
     fs::remove_file(copy.path().join("chat_template.jinja")).unwrap();
     let named = serde_json::json!([{"name": "x", "template": ""}, {"name": "default", "template": template}]);
@@ -129,7 +135,10 @@ fn the_answers_and_the_template_of_a_saved_reranker_are_where_it_has_them() {
         edit(&copy.path().join("tokenizer_config.json"), |config| {
             config["chat_template"] = template
         });
-        assert_eq!(build().unwrap().logits_with("c", &pair).unwrap(), expected);
+        assert_eq!(
+            build().unwrap().score_with(&pair, &with("c")).unwrap().logits().to_vec(),
+            expected
+        );
     }
     edit(&copy.path().join("config_sentence_transformers.json"), |config| {
         config["default_prompt_name"] = Value::Null;
@@ -142,7 +151,7 @@ fn the_answers_and_the_template_of_a_saved_reranker_are_where_it_has_them() {
         (config["true_token_id"], config["false_token_id"]) = (no, yes);
     });
     let negated: Vec<f32> = expected.iter().map(|logit| -logit).collect();
-    assert_eq!(build().unwrap().logits_with("c", &pair).unwrap(), negated);
+    assert_eq!(build().unwrap().score_with(&pair, &with("c")).unwrap().logits().to_vec(), negated);
 }
 
 #[test]
@@ -222,8 +231,12 @@ fn ways_to_the_same_score() {
         let reranker = reranker(name);
         let pairs: Vec<_> = DOCUMENTS.iter().map(|&document| (QUERY, document)).collect();
         let scores = reranker.scores(&pairs).unwrap();
-        assert_eq!(reranker.scores_with(DEFAULT_INSTRUCTION, &pairs).unwrap(), scores);
-        let logits = reranker.logits_with(DEFAULT_INSTRUCTION, &pairs).unwrap();
+        assert_eq!(
+            reranker.score_with(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap().to_vec(),
+            scores
+        );
+        let logits =
+            reranker.score_with(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap().logits().to_vec();
         for document in rank(&reranker, &DOCUMENTS) {
             assert_eq!(document.score, scores[document.index]);
             assert_eq!(document.logit, logits[document.index]);
@@ -231,7 +244,8 @@ fn ways_to_the_same_score() {
             let sigmoid = 1.0 / (1.0 + (-f64::from(document.logit)).exp());
             assert_eq!(document.score, sigmoid as f32);
         }
-        let other = reranker.scores_with("Find a document in Chinese", &pairs).unwrap();
+        let other =
+            reranker.score_with(&pairs, &with("Find a document in Chinese")).unwrap().to_vec();
         assert!(scores.iter().zip(other).all(|(a, b)| *a != b), "{name}");
         // Query and document are no equals.
         assert_ne!(
@@ -254,11 +268,6 @@ fn documents_come_best_first_and_equal_ones_in_their_order() {
         let place = |index| indices.iter().position(|&i| i == index).unwrap();
         assert_eq!(place(0) + 1, place(4), "{name}: 0 and 4 are the same document");
         assert_eq!(all[place(0)].logit, all[place(4)].logit);
-        for top_n in [0, 1, 5, 6, 7, usize::MAX] {
-            let options = RankOptions { top_n: Some(top_n), ..RankOptions::default() };
-            let best = reranker.rank(QUERY, &DOCUMENTS, options).unwrap();
-            assert_eq!(best, all[..top_n.min(6)]);
-        }
         indices.sort_unstable();
         assert!(indices.into_iter().eq(0..6));
         let same = rank(&reranker, &["a"; 20]);
@@ -284,12 +293,12 @@ fn a_hostile_document_stays_in_its_place() {
         let expected = scores(&reranker, &DOCUMENTS);
         let mut documents = DOCUMENTS.to_vec();
         documents.insert(3, HOSTILE);
-        let mut with = scores(&reranker, &documents);
-        with.remove(3);
-        assert_eq!(with, expected, "{name}");
+        let mut scores = scores(&reranker, &documents);
+        scores.remove(3);
+        assert_eq!(scores, expected, "{name}");
 
         let prompts = reranker
-            .tokenize("judge", &[(QUERY, HOSTILE), (QUERY, ""), (HOSTILE, "document")])
+            .tokenize(&[(QUERY, HOSTILE), (QUERY, ""), (HOSTILE, "document")], &with("judge"))
             .unwrap();
         let special = |prompt: &[u32]| -> Vec<u32> {
             prompt.iter().copied().filter(|&id| id >= 1000).collect()
@@ -362,11 +371,11 @@ fn what_the_prompts_of_a_query_have_in_common_is_computed_once() {
     let documents: Vec<String> = (0..20).map(|i| format!("{i} is a number")).collect();
     let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
     let pairs: Vec<_> = documents.iter().map(|&document| (QUERY, document)).collect();
-    let prompts = reranker.tokenize(DEFAULT_INSTRUCTION, &pairs).unwrap();
+    let prompts = reranker.tokenize(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap();
     let common =
         |prompt: &Vec<u32>| prompt.iter().zip(&prompts[0]).take_while(|(a, b)| a == b).count();
     let common = prompts.iter().map(common).min().unwrap();
-    let query = reranker.tokenize(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0].len();
+    let query = reranker.tokenize(&[("", "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert!(common > query / 2, "{common}");
     rank(&reranker, &documents);
     let counts = reranker.sharing_counts();
@@ -379,22 +388,22 @@ fn a_document_that_is_too_long_is_cut_and_its_query_only_then() {
     let reranker = reranker("tied");
     let long = "a long document, ".repeat(200);
     let at = |max_tokens, document: &str| {
-        let options = RankOptions { max_tokens: Some(max_tokens), ..RankOptions::default() };
-        reranker.rank(QUERY, &[document], options).unwrap()[0].logit
+        let options = ScoreOptions::new().max_tokens(max_tokens);
+        reranker.rank_with(QUERY, &[document], &options).unwrap()[0].logit
     };
-    let head = reranker.tokenize(DEFAULT_INSTRUCTION, &[(QUERY, "")]).unwrap()[0].len();
+    let head = reranker.tokenize(&[(QUERY, "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert_ne!(at(head + 20, &long), at(head + 40, &long));
     // The space before a document is part of its first token: that is as long as none.
     assert_eq!(at(head, &long), at(8192, "a"));
     let limited = builder("tied").max_tokens(head + 20).build().unwrap();
-    let prompts = limited.tokenize(DEFAULT_INSTRUCTION, &[(QUERY, &long)]).unwrap();
+    let prompts = limited.tokenize(&[(QUERY, &long)], &with(DEFAULT_INSTRUCTION)).unwrap();
     assert_eq!((limited.max_tokens(), prompts[0].len()), (head + 20, head + 20));
     assert_eq!(rank(&limited, &[&long])[0].logit, at(head + 20, &long));
     // No limit leaves less than a frame without a query, and then all documents are alike.
-    let frame = reranker.tokenize(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0].len();
+    let frame = reranker.tokenize(&[("", "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert_eq!(at(frame, &long), at(frame, HOSTILE));
-    let options = RankOptions { max_tokens: Some(frame - 1), ..RankOptions::default() };
-    match reranker.rank(QUERY, &[&long], options).unwrap_err() {
+    let options = ScoreOptions::new().max_tokens(frame - 1);
+    match reranker.rank_with(QUERY, &[&long], &options).unwrap_err() {
         Error::Text(TextError::FrameTooLong { n_tokens, max_tokens }) => {
             assert_eq!([n_tokens, max_tokens], [frame, frame - 1]);
         }
@@ -405,18 +414,18 @@ fn a_document_that_is_too_long_is_cut_and_its_query_only_then() {
 #[test]
 fn settings_out_of_range_are_refused_with_the_range() {
     let cases = [
-        (builder("tied").max_tokens(0), "max_tokens is 0, it must be in 1..=8192"),
-        (builder("tied").max_tokens(8193), "max_tokens is 8193, it must be in 1..=8192"),
-        (builder("tied").threads(0), "threads is 0, it must be in 1..=1024"),
+        (builder("tied").max_tokens(0), "`max_tokens` is 0, expected 1 to 8192"),
+        (builder("tied").max_tokens(8193), "`max_tokens` is 8193, expected 1 to 8192"),
+        (builder("tied").threads(0), "`threads` is 0, expected 1 to 1024"),
     ];
     for (builder, message) in cases {
         assert_eq!(builder.build().unwrap_err().to_string(), message);
     }
     let reranker = builder("tied").max_tokens(500).build().unwrap();
     for max_tokens in [0, 501] {
-        let options = RankOptions { max_tokens: Some(max_tokens), ..RankOptions::default() };
-        let error = reranker.rank("a", &["b"], options).unwrap_err().to_string();
-        assert_eq!(error, format!("max_tokens is {max_tokens}, it must be in 1..=500"));
+        let options = ScoreOptions::new().max_tokens(max_tokens);
+        let error = reranker.rank_with("a", &["b"], &options).unwrap_err().to_string();
+        assert_eq!(error, format!("`max_tokens` is {max_tokens}, expected 1 to 500"));
     }
 }
 
@@ -463,9 +472,9 @@ fn a_frame_of_tokens_that_the_model_lacks_is_refused() {
 #[test]
 fn a_document_that_cannot_be_tokenized_is_named() {
     let long = " ".repeat(500_001);
-    let error = reranker("tied").rank(QUERY, &["a", &long], RankOptions::default()).unwrap_err();
+    let error = reranker("tied").rank(QUERY, &["a", &long]).unwrap_err();
     assert!(matches!(error, Error::Text(TextError::WhiteSpace { text: 1, .. })), "{error}");
-    let error = error.shift_text(10);
+    let error = error.map_text_index(|text| text + 10);
     assert!(matches!(error, Error::Text(TextError::WhiteSpace { text: 11, .. })), "{error}");
 }
 
@@ -484,7 +493,7 @@ fn the_decoder_of_a_reranker_embeds_unless_its_files_say_what_it_is() {
         assert_ne!(embeddings.row(0), embeddings.row(1));
         // With its end-of-text token, which the reranker's prompts do not have.
         assert_eq!(embedder.tokenize(&[""]).unwrap(), [[1000]]);
-        let prompts = reranker(name).tokenize("judge", &[("a", "b")]).unwrap();
+        let prompts = reranker(name).tokenize(&[("a", "b")], &with("judge")).unwrap();
         assert!(!prompts[0].contains(&1000));
     }
 }

@@ -17,6 +17,6 @@ fn an_id_is_refused_with_the_reason() {
 fn a_folder_is_read() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
     let embedder = Embedder::builder(folder).build().unwrap();
-    assert_eq!(embedder.embed_documents(&["a"]).unwrap().dim(), 64);
+    assert_eq!(embedder.embed_documents(&["a"]).unwrap().dimensions(), 64);
     assert_eq!(Source::from(folder).info().unwrap().dimensions(), [1, 64]);
 }

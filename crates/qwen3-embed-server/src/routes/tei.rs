@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json as Answer};
 use qwen3_embed::{
-    Embedder, Piece, Pooling, Precision, Reranker, SpecialTokens, Texts, Tokenizer, cosine,
+    Embedder, Piece, Pooling, Precision, Reranker, SpecialTokens, Text, Tokenizer, cosine,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -173,8 +173,8 @@ pub(crate) async fn embed(
         normalize: request.normalize,
         ..Wishes::default()
     };
-    let embedded = wishes.embed(&state, model, texts, field).await?;
-    Ok(respond::json("[", embedded.embeddings, Rows::Bare, "]".to_owned()))
+    let embeddings = wishes.embed(&state, model, texts, field).await?;
+    Ok(respond::json("[", embeddings, Rows::Bare, "]".to_owned()))
 }
 
 /// The cosine similarity of a text to each of others.
@@ -207,10 +207,10 @@ pub(crate) async fn similarity(
     // The source comes last, so that the others keep their index in messages.
     let source = sentences.len();
     let field = Field::list(name).with_last(source, "inputs.source_sentence");
-    let texts: Vec<String> = sentences.into_iter().chain([source_sentence]).collect();
-    check_not_empty(&texts, String::is_empty, field)?;
-    let embedded = wishes.embed(&state, model, Texts::Strings(texts), field).await?;
-    let embeddings = embedded.embeddings;
+    let texts: Vec<Text<'static>> =
+        sentences.into_iter().chain([source_sentence]).map(Text::from).collect();
+    check_not_empty(&texts, Text::is_empty, field)?;
+    let embeddings = wishes.embed(&state, model, texts, field).await?;
     let similarity = |index| cosine(embeddings.row(source), embeddings.row(index));
     let similarities: Result<Vec<f32>, _> = (0..source).map(similarity).collect();
     let similarities = similarities.map_err(|error| ApiError::internal(error.to_string()))?;
@@ -242,7 +242,7 @@ pub(crate) async fn tokenize(
     for_each(permit, texts, move |index, text| {
         let tokenizing = Tokenizing::of(state.served()?)?;
         let tokens = tokenizing.tokens(&[&prompt, text.as_str()].concat(), adds_end);
-        tokens.map_err(|error| ApiError::from_model(error.shift_text(index), field))
+        tokens.map_err(|error| ApiError::from_model(error.map_text_index(|_| index), field))
     })
     .await
 }

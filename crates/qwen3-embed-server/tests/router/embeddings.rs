@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use qwen3_embed::{
-    EmbedOptions, Embedder, Embeddings, Overflow, ServiceOptions, Texts, instruct, normalize,
+    EmbedOptions, Embedder, Embeddings, Overflow, Prompt, ServiceOptions, instruct, normalize,
 };
 use qwen3_embed_server::{AppState, Models, ServerOptions};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens
     }
     assert_eq!(bits(&rows), bits(expected.as_slice()), "{request}");
     let item = |index| json!({ "object": "embedding", "index": index, "embedding": null });
-    let data: Vec<Value> = (0..expected.rows()).map(item).collect();
+    let data: Vec<Value> = (0..expected.len()).map(item).collect();
     let usage = json!({ "prompt_tokens": n_tokens, "total_tokens": n_tokens });
     let golden = json!({ "object": "list", "data": data, "model": "wide", "usage": usage });
     assert_eq!(body, golden, "{request}");
@@ -34,6 +34,11 @@ async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens
 
 fn count(texts: &[&str]) -> usize {
     embedder().count_tokens(texts).unwrap().iter().sum()
+}
+
+fn embed_with_instruction(embedder: &Embedder, instruction: &str, texts: &[&str]) -> Embeddings {
+    let prompt = Prompt::Instruction(instruction.to_owned());
+    embedder.embed_with(texts, &EmbedOptions::new().prompt(prompt)).unwrap()
 }
 
 fn documents(texts: &[&str]) -> Embeddings {
@@ -147,7 +152,7 @@ async fn texts_are_cut_to_the_tokens_that_vllms_field_asks_for() {
                 }
             }
             // The instruction counts too.
-            let expected = cut.embed_queries_with("Find", &[&long]).unwrap();
+            let expected = embed_with_instruction(&cut, "Find", &[&long]);
             let request = json!({
                 "input": long, name: asked, "truncation_side": side, "instruct": "Find",
             });
@@ -198,7 +203,7 @@ async fn dimensions_are_those_that_are_asked_for() {
     for dimensions in [1, 32, 33, 255, 256] {
         let embedder = Embedder::builder(wide()).dimensions(dimensions).build().unwrap();
         let expected = embedder.embed_documents(&[input]).unwrap();
-        assert_eq!(expected.dim(), dimensions);
+        assert_eq!(expected.dimensions(), dimensions);
         for encoding_format in ["float", "base64"] {
             let request = json!({
                 "input": input, "dimensions": dimensions, "encoding_format": encoding_format,
@@ -216,7 +221,7 @@ async fn an_instruction_or_a_prompt_stands_before_the_texts() {
         count(&input.map(|text| format!("{prompt}{text}")).each_ref().map(String::as_str))
     };
     let queries = embedder().embed_queries(&input).unwrap();
-    let instructed = embedder().embed_queries_with(task, &input).unwrap();
+    let instructed = embed_with_instruction(embedder(), task, &input);
     let query = json!({ "input": input, "prompt_name": "query" });
     check(state, query, &queries, behind(embedder().query_prompt())).await;
     let document = json!({ "input": input, "prompt_name": "document" });
@@ -234,7 +239,7 @@ async fn a_server_may_have_an_instruction_of_its_own() {
     let state = started(embedder_alone(), options).await;
     let input = TEXTS[0];
     let tokens = embedder().tokenize(&[input]).unwrap();
-    let instructed = embedder().embed_queries_with(task, &[input]).unwrap();
+    let instructed = embed_with_instruction(embedder(), task, &[input]);
     let n_tokens = count(&[&instruct(task, input)]);
     check(&state, json!({ "input": input }), &instructed, n_tokens).await;
     let plain = documents(&[input]);
@@ -380,13 +385,12 @@ async fn a_request_may_have_as_many_texts_as_the_server_says() {
 #[tokio::test]
 async fn a_request_may_have_more_texts_than_may_wait() {
     let state = AppState::new(ServerOptions::default());
-    let options = ServiceOptions { max_waiting_texts: 1, batch_tokens: 8, ..Default::default() };
+    let options = ServiceOptions::new().max_waiting_texts(1).batch_tokens(8);
     state.start(embedder_alone(), options).await.unwrap();
     let request = json!({ "input": TEXTS });
     check(&state, request, &documents(&TEXTS), count(&TEXTS)).await;
     // The program itself may ask as well as its clients.
     let service = state.embedder().unwrap();
-    let texts = Texts::Strings(vec![TEXTS[0].to_owned()]);
-    let embedded = service.embed(texts, EmbedOptions::default()).await.unwrap();
+    let embedded = service.embed([TEXTS[0]], EmbedOptions::new()).await.unwrap();
     assert_eq!(bits(embedded.embeddings.as_slice()), bits(documents(&TEXTS[..1]).as_slice()));
 }

@@ -10,7 +10,7 @@ use crate::common::*;
 async fn check_embed(state: &AppState, request: Value, expected: &qwen3_embed::Embeddings) {
     let body = post(state, "/embed", request.clone()).await.ok();
     let rows: Vec<f32> = body.as_array().unwrap().iter().flat_map(vector).collect();
-    assert_eq!(body.as_array().unwrap().len(), expected.rows());
+    assert_eq!(body.as_array().unwrap().len(), expected.len());
     assert_eq!(bits(&rows), bits(expected.as_slice()), "{request}");
 }
 
