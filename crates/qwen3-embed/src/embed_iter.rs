@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::iter::Fuse;
 
 use crate::embed_request::EmbedRequest;
-use crate::{Embedder, Error, Result, Text};
+use crate::{EmbedOptions, Embedder, Error, Result, Text};
 
 /// The maximum number of texts in a window.
 const WINDOW_TEXTS: usize = 1024;
@@ -29,25 +29,59 @@ pub struct EmbedIter<'e, I> {
     texts: Fuse<I>,
     /// Embeddings of the current window that have not been returned yet.
     ready: VecDeque<Result<Embedding>>,
-    /// The number of texts before the current window.
-    n_before: usize,
-    /// The number of texts in the current window.
-    n_window: usize,
+    /// The number of texts that were taken from `texts`.
+    n_taken: usize,
     /// Set by an error that is not about a text.
     has_failed: bool,
 }
 
-impl<'e, I: Iterator> EmbedIter<'e, I> {
-    pub(crate) fn new(embedder: &'e Embedder, request: EmbedRequest, texts: I) -> Self {
-        Self {
-            embedder,
-            request,
-            texts: texts.fuse(),
+impl Embedder {
+    /// Embeds the texts of an iterator of any length with limited memory.
+    ///
+    /// The returned iterator yields one result for each text, in the order of the texts. It takes a window of texts
+    /// from `texts`, at most 1,024 of them and about 1 MiB, embeds the window, and takes the next window when all
+    /// results of this one have been taken. It keeps in memory the texts, tokens and vectors of one window, and what
+    /// one batch takes on top, see [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens).
+    /// The vectors are those of [`embed_with`](Self::embed_with).
+    ///
+    /// # Errors
+    ///
+    /// The call itself fails if an option is out of range. The iterator yields an error in the place of a text that
+    /// cannot be embedded, with the text's index in `texts`, and goes on with the next text. After an error that is
+    /// not about a text ([`Error::text_index`](crate::Error::text_index) is `None`) the iterator ends.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::{BufRead, Cursor};
+    ///
+    /// use qwen3_embed::{EmbedOptions, Embedder};
+    ///
+    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
+    /// # let embedder = Embedder::builder(folder).build()?;
+    /// let lines = Cursor::new("It rains.\nThe sun shines.\n").lines().map_while(Result::ok);
+    /// for embedding in embedder.embed_iter(lines, &EmbedOptions::new())? {
+    ///     let embedding = embedding?;
+    ///     println!("{} tokens: {:?}", embedding.n_tokens, embedding.vector);
+    /// }
+    /// # Ok::<(), qwen3_embed::Error>(())
+    /// ```
+    pub fn embed_iter<'a, I>(
+        &self,
+        texts: I,
+        options: &EmbedOptions,
+    ) -> Result<EmbedIter<'_, I::IntoIter>>
+    where
+        I: IntoIterator<Item: Into<Text<'a>>>,
+    {
+        Ok(EmbedIter {
+            embedder: self,
+            request: self.request(options)?,
+            texts: texts.into_iter().fuse(),
             ready: VecDeque::new(),
-            n_before: 0,
-            n_window: 0,
+            n_taken: 0,
             has_failed: false,
-        }
+        })
     }
 }
 
@@ -59,10 +93,10 @@ where
 
     fn next(&mut self) -> Option<Result<Embedding>> {
         if self.ready.is_empty() && !self.has_failed {
-            self.n_before += self.n_window;
             let window = next_window(&mut self.texts);
-            self.n_window = window.len();
-            match self.embed(window) {
+            let first = self.n_taken;
+            self.n_taken += window.len();
+            match self.embed(window, first) {
                 Ok(embeddings) => self.ready = embeddings.into(),
                 Err(error) => {
                     self.has_failed = true;
@@ -75,11 +109,12 @@ where
 }
 
 impl<I> EmbedIter<'_, I> {
-    /// Embeds the texts of a window. An error about a text takes the place of its embedding.
-    fn embed(&self, window: Vec<Text<'_>>) -> Result<Vec<Result<Embedding>>> {
+    /// Embeds the texts of a window, of which the first has the index `first`. An error about a text takes the place of
+    /// its embedding.
+    fn embed(&self, window: Vec<Text<'_>>, first: usize) -> Result<Vec<Result<Embedding>>> {
         let (embedder, request) = (self.embedder, &self.request);
         let engine = &embedder.engine;
-        let about = |error: Error, text: usize| error.map_text_index(|_| self.n_before + text);
+        let about = |error: Error, text: usize| error.map_text_index(|_| first + text);
         let tokens = engine.install(|| embedder.tokenize_each(window, request));
         let mut embeddings = Vec::with_capacity(tokens.len());
         // The texts that have no vector yet.

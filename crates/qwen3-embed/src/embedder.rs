@@ -5,7 +5,6 @@ use qwen3_embed_model::{Arithmetic, Config, Pooling, Precision, SharingCounts};
 use qwen3_embed_text::{SpecialTokens, Tokenizer, instruct};
 use rayon::prelude::*;
 
-use crate::embed_iter::EmbedIter;
 use crate::embed_request::{EmbedRequest, RowFormat};
 use crate::engine::Engine;
 use crate::limits::{check_dimensions, check_setting, min_dimensions};
@@ -115,47 +114,6 @@ impl Embedder {
         };
         self.engine.install(|| self.engine.model.forward_each(&tokens, write))?;
         Ok(Embeddings::of_texts(values, dimensions, n_tokens))
-    }
-
-    /// Embeds the texts of an iterator of any length with limited memory.
-    ///
-    /// The returned iterator yields one result for each text, in the order of the texts. It takes a window of texts
-    /// from `texts`, at most 1,024 of them and about 1 MiB, embeds the window, and takes the next window when all
-    /// results of this one have been taken. It keeps in memory the texts, tokens and vectors of one window, and what
-    /// one batch takes on top, see [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens).
-    /// The vectors are those of [`embed_with`](Self::embed_with).
-    ///
-    /// # Errors
-    ///
-    /// The call itself fails if an option is out of range. The iterator yields an error in the place of a text that
-    /// cannot be embedded, with the text's index in `texts`, and goes on with the next text. After an error that is
-    /// not about a text ([`Error::text_index`](crate::Error::text_index) is `None`) the iterator ends.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::io::{BufRead, Cursor};
-    ///
-    /// use qwen3_embed::{EmbedOptions, Embedder};
-    ///
-    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-    /// # let embedder = Embedder::builder(folder).build()?;
-    /// let lines = Cursor::new("It rains.\nThe sun shines.\n").lines().map_while(Result::ok);
-    /// for embedding in embedder.embed_iter(lines, &EmbedOptions::new())? {
-    ///     let embedding = embedding?;
-    ///     println!("{} tokens: {:?}", embedding.n_tokens, embedding.vector);
-    /// }
-    /// # Ok::<(), qwen3_embed::Error>(())
-    /// ```
-    pub fn embed_iter<'a, I>(
-        &self,
-        texts: I,
-        options: &EmbedOptions,
-    ) -> Result<EmbedIter<'_, I::IntoIter>>
-    where
-        I: IntoIterator<Item: Into<Text<'a>>>,
-    {
-        Ok(EmbedIter::new(self, self.request(options)?, texts.into_iter()))
     }
 
     /// Tokenizes each text without a prompt: the end-of-text token is appended and the overflow policy applied. For
