@@ -1,4 +1,4 @@
-//! `qwen3-embed bench` as a program.
+//! Tests of `qwen3-embed bench` as a process.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -15,7 +15,7 @@ fn bench(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn every_workload_is_reported_as_json() {
+fn json_report_has_every_workload() {
     let lengths = tempfile::NamedTempFile::new().unwrap();
     fs::write(lengths.path(), "[3, 50, 7]").unwrap();
     let output = bench(&[
@@ -47,7 +47,7 @@ fn every_workload_is_reported_as_json() {
         assert!(share > 0.0 && share < 1.5, "{share}");
         let queries = result["shape"] == "5 queries";
         assert_eq!(result.get("queries_per_s").is_some(), queries);
-        // Queries have their instruction in common, and a run finds that of the run before.
+        // Queries share their instruction, which the prefix cache keeps from one run to the next.
         let computed = result["computed_share"].as_f64().unwrap();
         assert!(if queries { computed < 0.7 } else { computed == 1.0 }, "{computed}");
     }
@@ -57,7 +57,7 @@ fn every_workload_is_reported_as_json() {
 }
 
 #[test]
-fn a_table_has_a_line_for_each_workload() {
+fn table_has_a_line_for_each_workload() {
     let output = bench(&["--shape", "1x8", "--threads", "2"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
@@ -67,7 +67,7 @@ fn a_table_has_a_line_for_each_workload() {
 }
 
 #[test]
-fn a_prefix_is_computed_once_for_all_texts_of_a_shape() {
+fn prefix_of_a_shape_is_computed_once() {
     let output = bench(&["--json", "--shape", "4x10", "--prefix", "30"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let result = &report["results"][0];
@@ -75,7 +75,7 @@ fn a_prefix_is_computed_once_for_all_texts_of_a_shape() {
 }
 
 #[test]
-fn a_workload_that_cannot_be_is_refused() {
+fn rejects_invalid_workloads() {
     assert_eq!(bench(&["--shape", "8by128"]).status.code(), Some(2));
     assert_eq!(bench(&["--shape", "0x1"]).status.code(), Some(2));
     for arguments in [&[][..], &["--lengths", "/nowhere.json"], &["--shape", "1x9000"]] {

@@ -1,4 +1,4 @@
-//! The command as a program: standard input, standard output, exit status.
+//! Tests of `qwen3-embed embed` as a process: standard input, standard output and exit status.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +20,7 @@ fn command(arguments: &[&str]) -> Command {
 
 fn run(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut child = command(arguments).spawn().unwrap();
-    // The child may have refused its arguments before it read anything.
+    // Writing fails if the process has refused its arguments and ended.
     let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
@@ -49,7 +49,7 @@ fn warnings_go_to_standard_error() {
 }
 
 #[test]
-fn texts_and_tokens_are_embedded_in_order_as_transformers_does() {
+fn embeds_texts_and_tokens_in_order_with_the_vectors_of_transformers() {
     let golden = golden();
     let texts = golden["texts"].as_array().unwrap();
     let input: String = (0..texts.len())
@@ -96,16 +96,16 @@ fn options_reach_the_embedder() {
     assert_eq!(one(&["--precision", "bf16"])["n_tokens"], bare["n_tokens"]);
 }
 
-/// The server refuses empty strings; the command embeds the end-of-text token alone.
+/// The server refuses empty strings. The command embeds only the end-of-text token.
 #[test]
-fn an_empty_text_is_embedded() {
+fn embeds_an_empty_text() {
     let lines = lines(&run(&[], "{\"text\": \"\"}\n{\"text\": \"a\"}\n{\"text\": \" \"}\n"));
     let n_tokens: Vec<u64> = lines.iter().map(|line| line["n_tokens"].as_u64().unwrap()).collect();
     assert_eq!(n_tokens, [1, 2, 2]);
 }
 
 #[test]
-fn bad_input_fails_and_is_named() {
+fn invalid_input_is_an_error_that_names_the_line() {
     let cases: [(&[&str], &str, &str); 11] = [
         (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected an object"),
         (&[], "[\"x\", null]\n", "line 1 of standard input: expected an object"),
@@ -138,7 +138,7 @@ fn bad_input_fails_and_is_named() {
 }
 
 #[test]
-fn an_error_counts_texts_over_the_whole_input() {
+fn errors_contain_the_index_of_the_text_in_the_whole_input() {
     let input = "{\"tokens\": [1]}\n".repeat(3000) + "{\"tokens\": [9999]}\n";
     let output = run(&[], &input);
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -146,7 +146,7 @@ fn an_error_counts_texts_over_the_whole_input() {
 }
 
 #[test]
-fn the_lines_before_a_bad_one_are_written() {
+fn lines_before_an_invalid_line_are_written() {
     let bad = [
         "nonsense",
         "{\"tokens\": [9999]}",
@@ -164,7 +164,7 @@ fn the_lines_before_a_bad_one_are_written() {
 }
 
 #[test]
-fn what_is_no_character_fails_unless_it_is_replaced() {
+fn invalid_characters_are_errors_unless_they_are_replaced() {
     let replaced = lines(&run(&[], "{\"text\": \"b \u{fffd}\"}\n")).remove(0);
     for (bad, message) in [
         (
@@ -189,13 +189,13 @@ fn what_is_no_character_fails_unless_it_is_replaced() {
 }
 
 #[test]
-fn no_input_gives_no_output() {
+fn empty_input_gives_empty_output() {
     assert!(lines(&run(&[], "")).is_empty());
     assert!(lines(&run(&[], "\n \n")).is_empty());
 }
 
 #[test]
-fn a_line_is_answered_before_the_next_is_sent() {
+fn each_line_is_embedded_before_the_next_line_arrives() {
     let mut child = command(&[]).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -210,7 +210,7 @@ fn a_line_is_answered_before_the_next_is_sent() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_error() {
+fn closed_output_pipe_is_not_an_error() {
     let mut child = command(&[]).spawn().unwrap();
     drop(child.stdout.take());
     let _ = child.stdin.take().unwrap().write_all(b"{\"text\": \"hello\"}\n");

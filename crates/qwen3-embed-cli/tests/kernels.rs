@@ -1,4 +1,4 @@
-//! The kernel set that the environment chooses, as the command shows and uses it.
+//! Tests of the environment variable that chooses the kernel set.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
@@ -14,7 +14,7 @@ fn run(kernels: &str, arguments: &[&str], input: &str) -> Output {
     command.args(arguments).env(Kernels::VARIABLE, kernels);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // It may have ended before it read.
+    // Writing fails if the process has ended before it reads.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -35,7 +35,7 @@ fn every_kernel_set_of_this_cpu_runs() {
             assert!(similarity >= least, "{}, {precision}: {similarity}", kernels.name);
         }
     }
-    // Empty is as good as absent.
+    // An empty variable is treated as not set.
     assert_eq!(embed("", "f32"), embed(Kernels::current().name, "f32"));
 }
 

@@ -1,4 +1,4 @@
-//! The memory that `info` announces, and what a process takes.
+//! Compares the memory that `info` estimates with the memory that a process uses.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
 
-/// The longest text of the model here, in tokens.
+/// The maximum length of a text for this model, in tokens.
 const MAX_TOKENS: usize = 8192;
 
 const HIDDEN_SIZE: usize = 512;
@@ -21,8 +21,8 @@ const HEAD_DIM: usize = 64;
 const N_HEADS: usize = 8;
 const N_KEY_VALUE_HEADS: usize = 4;
 
-/// Writes a model whose activations are far larger than its weights, with two layers, because the last is computed for
-/// the last token only.
+/// Writes a model whose activations are far larger than its weights. It has two layers, because the last layer is only
+/// computed for the last token.
 fn write_model(dir: &Path) {
     let mut config: Value =
         serde_json::from_slice(&fs::read(format!("{FIXTURE}/config.json")).unwrap()).unwrap();
@@ -64,7 +64,7 @@ fn write_model(dir: &Path) {
     for (name, shape) in [embeddings, norm].into_iter().chain(layers) {
         let start = data.len();
         for i in 0..shape.iter().product() {
-            // Some numbers between -0.05 and 0.05.
+            // Arbitrary numbers between -0.05 and 0.05.
             data.extend(((i * 7919 % 101) as f32 * 0.001 - 0.05).to_le_bytes());
         }
         let offsets = [start, data.len()];
@@ -77,7 +77,7 @@ fn write_model(dir: &Path) {
     fs::write(dir.join("model.safetensors"), file).unwrap();
 }
 
-/// The most memory that a process has had, in bytes.
+/// The peak resident memory of a process, in bytes.
 fn peak(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -85,7 +85,7 @@ fn peak(child: &Child) -> u64 {
 }
 
 #[test]
-fn longest_text_takes_the_memory_that_info_says() {
+fn longest_text_uses_the_memory_that_info_estimates() {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path());
     let command = |name: &str| {

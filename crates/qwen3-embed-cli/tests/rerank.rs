@@ -1,4 +1,4 @@
-//! `qwen3-embed rerank` as a program: standard input, standard output, exit status.
+//! Tests of `qwen3-embed rerank` as a process: standard input, standard output and exit status.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
@@ -13,12 +13,12 @@ fn run(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
     command.args(["rerank", "--model", MODEL]).args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // The child may have refused its arguments before it read anything.
+    // Writing fails if the process has refused its arguments and ended.
     let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
-/// The lines of standard output: index and score.
+/// The index and the score on each line of standard output.
 fn lines(output: &Output) -> Vec<(usize, f64)> {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
@@ -32,7 +32,7 @@ fn lines(output: &Output) -> Vec<(usize, f64)> {
     values.collect()
 }
 
-/// The golden cases of one query and instruction, and the documents as input.
+/// The golden cases of a query and an instruction, and the lines of standard input with their documents.
 fn golden(query: &str, instruction: Option<&str>) -> (Vec<Value>, String) {
     let golden = std::fs::read(format!("{MODEL}/golden.json")).unwrap();
     let golden: Value = serde_json::from_slice(&golden).unwrap();
@@ -50,7 +50,7 @@ fn golden(query: &str, instruction: Option<&str>) -> (Vec<Value>, String) {
 }
 
 #[test]
-fn documents_are_ranked_best_first_with_the_scores_of_transformers() {
+fn ranks_documents_with_the_scores_of_transformers() {
     let (cases, input) = golden("What is the capital of China?", None);
     assert!(cases.len() >= 4);
     for (arguments, column) in [(&[][..], "score"), (&["--raw"][..], "logit")] {
@@ -90,7 +90,7 @@ fn options_reach_the_reranker() {
 }
 
 #[test]
-fn what_is_no_character_fails_unless_it_is_replaced() {
+fn invalid_characters_are_errors_unless_they_are_replaced() {
     let query = ["--query", "a"];
     let replaced = lines(&run(&query, "{\"text\": \"b \u{fffd}\"}\n"));
     for bad in [&b"{\"text\": \"b \\ud83d\"}\n"[..], b"{\"text\": \"b \xff\"}\n"] {
@@ -103,8 +103,8 @@ fn what_is_no_character_fails_unless_it_is_replaced() {
 }
 
 #[test]
-fn bad_input_fails_and_is_named() {
-    // With the space that stands before every document.
+fn invalid_input_is_an_error_that_names_the_line() {
+    // The prompt adds one space before the document.
     let white_space = json!({"text": " ".repeat(500_001)}).to_string();
     let after_others = format!("{{\"text\": \"a\"}}\n\n\n{white_space}\n");
     let cases: [(&[&str], &str, &str); 8] = [

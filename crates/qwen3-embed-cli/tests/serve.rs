@@ -1,4 +1,4 @@
-//! The command `serve`: flags, environment, and how it ends.
+//! Tests of `qwen3-embed serve` as a process: flags, environment variables and shutdown.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -18,7 +18,7 @@ fn fixture(name: &str) -> String {
     root.join(name).to_str().unwrap().to_owned()
 }
 
-/// The server as a process, which is killed when a test fails.
+/// A server process. It is killed when it is dropped.
 struct Server {
     child: Child,
     address: SocketAddr,
@@ -59,7 +59,7 @@ impl Server {
         ask(self.address, &post(path, body))
     }
 
-    /// Waits until texts wait.
+    /// Waits until there are texts in the queue.
     fn wait_for_texts(&self) {
         let none = "waiting_texts{model=\"embedder\"} 0";
         while self.get("/metrics").1.contains(none) {
@@ -73,7 +73,7 @@ impl Server {
         assert!(kill.status().unwrap().success());
     }
 
-    /// Waits for the end of the process: its status and what it has said on standard error.
+    /// Waits for the end of the process and returns its status and standard error.
     fn ended(mut self) -> (ExitStatus, String) {
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -90,7 +90,7 @@ fn post(path: &str, body: &Value) -> String {
     )
 }
 
-/// The status of an answer, and its body.
+/// Sends a request and returns the status and the body of the response.
 fn ask(address: SocketAddr, request: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
@@ -100,14 +100,14 @@ fn ask(address: SocketAddr, request: &str) -> (u16, String) {
     (head["HTTP/1.1 ".len()..][..3].parse().unwrap(), body.to_owned())
 }
 
-/// What takes the tiny model a while: long texts that have nothing in common.
+/// The body of a slow request: `n` long texts without a shared prefix.
 fn work(n: usize) -> Value {
     let text = |i: usize| (0..100).map(|word| format!("{} ", i * 7919 + word)).collect::<String>();
     json!({ "input": (0..n).map(text).collect::<Vec<_>>(), "encoding_format": "base64" })
 }
 
 #[test]
-fn a_reranker_that_is_to_give_embeddings_is_warned_of_in_the_log() {
+fn log_warns_of_a_reranker_that_is_served_for_embeddings() {
     let model = fixture("rerankers/tied");
     let server = Server::start(&["--model-path", &model, "--port", "0"], &[]);
     server.signal("TERM");
@@ -117,7 +117,7 @@ fn a_reranker_that_is_to_give_embeddings_is_warned_of_in_the_log() {
 }
 
 #[test]
-fn the_command_line_of_sglang_serves_the_model() {
+fn accepts_the_command_line_of_sglang() {
     let server = Server::start(
         &[
             "--model-path",
@@ -152,8 +152,8 @@ fn the_command_line_of_sglang_serves_the_model() {
     server.signal("TERM");
     let (status, said) = server.ended();
     assert!(status.success(), "{said}");
-    assert!(said.contains("--trust-remote-code does nothing"), "{said}");
-    assert!(said.contains("--tokenizer-mode does nothing"), "{said}");
+    assert!(said.contains("`--trust-remote-code` has no effect"), "{said}");
+    assert!(said.contains("`--tokenizer-mode` has no effect"), "{said}");
     let ready = said.lines().find_map(|line| Some(line.split_once(" ready: ")?.1)).unwrap();
     let name = "Qwen/Qwen3-Embedding-4B, 256 dimensions, f32 on ";
     let rest = ", 2 threads, texts of at most 1000 tokens";
@@ -161,7 +161,7 @@ fn the_command_line_of_sglang_serves_the_model() {
     assert!(ready.contains(&format!(" on {} kernels, ", Kernels::current().name)), "{ready}");
 }
 
-/// Fills a cache of the hub, as its own programs lay it out, with a model of this id.
+/// Puts a model into a cache folder under this id, in the layout of the hub's programs.
 fn fill_cache(cache: &Path, id: &str, model: &str) {
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let repository = cache.join(format!("models--{}", id.replace('/', "--")));
@@ -174,9 +174,9 @@ fn fill_cache(cache: &Path, id: &str, model: &str) {
     }
 }
 
-/// The model's id on the command line, the name behind its slash in requests.
+/// The id is used on the command line, the part after its slash in requests.
 #[test]
-fn a_model_of_the_hubs_cache_is_served_under_its_id_and_answers_to_its_name() {
+fn serves_a_cached_model_under_its_id_and_its_name() {
     let cache = tempfile::tempdir().unwrap();
     fill_cache(cache.path(), "Qwen/Qwen3-Embedding-4B", "models/wide");
     let environment = [("HF_HUB_CACHE", cache.path().to_str().unwrap()), ("HF_HUB_OFFLINE", "1")];
@@ -193,7 +193,7 @@ fn a_model_of_the_hubs_cache_is_served_under_its_id_and_answers_to_its_name() {
     assert_eq!(body["data"].as_array().unwrap().len(), 2);
 }
 
-/// Checks the ids that `/v1/models` lists, and the status of a request for a name that no model has.
+/// Checks the ids that `/v1/models` lists, and the status of a request with an unknown model name.
 fn check_names(arguments: &[&str], environment: &[(&str, &str)], ids: Value, status: u16) {
     let server = Server::start(&[arguments, &["--port", "0"]].concat(), environment);
     let list: Value = serde_json::from_str(&server.get("/v1/models").1).unwrap();
@@ -205,7 +205,7 @@ fn check_names(arguments: &[&str], environment: &[(&str, &str)], ids: Value, sta
 }
 
 #[test]
-fn models_have_the_names_that_they_are_given() {
+fn models_have_the_given_names() {
     let (wide, tied) = (fixture("models/wide"), fixture("rerankers/tied"));
     let embedder = |names: &[&'static str]| [&["--model-path", wide.as_str()], names].concat();
     let reranker = |names: &[&'static str]| [&["--reranker-path", tied.as_str()], names].concat();
@@ -232,9 +232,9 @@ fn models_have_the_names_that_they_are_given() {
     check_names(&both, &[(model_names, "B")], json!(["A", "C", "D"]), 200);
 }
 
-/// Where the server says that it listens, or cannot.
+/// The port that a server listens on, or fails to listen on, and its standard error.
 fn port_of(environment: &[(&str, &str)]) -> (String, String) {
-    // It listens before it loads, and ends when it cannot load.
+    // The server listens before it loads the model, and ends because the model does not exist.
     let output = command(&["--model-path", "/no/such"], environment).output().unwrap();
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     let listening = out.trim().strip_prefix("listening on http://127.0.0.1:");
@@ -244,7 +244,7 @@ fn port_of(environment: &[(&str, &str)]) -> (String, String) {
 }
 
 #[test]
-fn the_address_of_a_kubernetes_service_is_not_read_as_a_port() {
+fn ignores_a_port_variable_with_the_address_of_a_kubernetes_service() {
     for (protocol, format) in [("tcp", "text"), ("udp", "json"), ("sctp", "text")] {
         let address = format!("{protocol}://10.96.0.7:8123");
         let environment = [
@@ -268,7 +268,7 @@ fn the_address_of_a_kubernetes_service_is_not_read_as_a_port() {
 }
 
 #[test]
-fn the_health_check_of_the_dockerfile_asks_at_the_servers_port() {
+fn dockerfile_health_check_uses_the_port_of_the_server() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let file = fs::read_to_string(root.join("Dockerfile")).unwrap().replace("\\\n", "");
     let check = file.lines().find(|line| line.starts_with("HEALTHCHECK")).unwrap();
@@ -291,14 +291,14 @@ fn the_health_check_of_the_dockerfile_asks_at_the_servers_port() {
 }
 
 #[test]
-fn everything_can_be_set_in_the_environment() {
+fn every_flag_has_an_environment_variable() {
     let wide = fixture("models/wide");
     let reranker = fixture("rerankers/tied");
     let environment = [
         ("QWEN3_EMBED_MODEL_PATH", wide.as_str()),
         ("QWEN3_EMBED_RERANKER_PATH", reranker.as_str()),
         ("QWEN3_EMBED_PORT", "0"),
-        // As a file has it.
+        // With the line break of a file.
         ("QWEN3_EMBED_API_KEY", "secret\n"),
         ("QWEN3_EMBED_LOG_FORMAT", "json"),
         ("QWEN3_EMBED_TRUNCATE", "1"),
@@ -306,7 +306,7 @@ fn everything_can_be_set_in_the_environment() {
         ("QWEN3_EMBED_CORS_ALLOW_ORIGIN", "https://a.org,chrome-extension://b"),
         ("QWEN3_EMBED_PUBLIC_METRICS", "1"),
         ("QWEN3_EMBED_KEEP_ALIVE_TIMEOUT", "620"),
-        // As if they were not there.
+        // Empty variables are treated as not set.
         ("QWEN3_EMBED_ADAPTER", ""),
         ("QWEN3_EMBED_REVISION", ""),
         ("QWEN3_EMBED_PRECISION", ""),
@@ -338,10 +338,10 @@ fn everything_can_be_set_in_the_environment() {
     assert!(!said.contains("secret"));
 }
 
-/// Pools of as many threads as there are cores would take memory for nothing.
+/// Threads that are not used would take memory.
 #[cfg(target_os = "linux")]
 #[test]
-fn threads_are_as_many_as_were_asked_for() {
+fn threads_flag_limits_the_number_of_threads() {
     let model = fixture("models/base");
     let server = Server::start(&["--model-path", &model, "--port", "0", "--threads", "1"], &[]);
     let body = json!({ "input": ["a", "b"] });
@@ -357,7 +357,7 @@ fn threads_are_as_many_as_were_asked_for() {
 }
 
 #[test]
-fn a_request_that_was_accepted_is_answered_after_sigterm() {
+fn accepted_request_is_completed_after_sigterm() {
     let arguments = ["--model-path", &fixture("models/wide"), "--port", "0"];
     let server = Server::start(&[&arguments[..], &["--max-batch-tokens", "1"]].concat(), &[]);
     let address = server.address;
@@ -372,7 +372,7 @@ fn a_request_that_was_accepted_is_answered_after_sigterm() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once_and_a_deadline_is_kept() {
+fn second_signal_or_drain_timeout_ends_the_server() {
     for (timeout, signals, code) in [("600", 2, 130), ("0.05", 1, 1)] {
         let model = fixture("models/wide");
         let arguments = ["--model-path", &model, "--port", "0", "--max-batch-tokens", "1"];
@@ -383,7 +383,7 @@ fn a_second_signal_ends_it_at_once_and_a_deadline_is_kept() {
         server.wait_for_texts();
         server.signal("TERM");
         if signals == 2 {
-            // Until it has taken notice of the first: two that wait are one.
+            // Wait until the server has handled the first signal, because two pending signals are delivered as one.
             while TcpStream::connect(server.address).is_ok() {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -396,7 +396,7 @@ fn a_second_signal_ends_it_at_once_and_a_deadline_is_kept() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said() {
+fn errors_explain_what_cannot_be_served() {
     let wide = fixture("models/wide");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -417,7 +417,7 @@ fn what_cannot_be_served_is_said() {
                 "--port",
                 "0",
             ],
-            "both models would be called b",
+            "both models would have the name b",
         ),
         (
             &["--model-path", "/no/such/folder", "--port", "0"],
@@ -425,7 +425,7 @@ fn what_cannot_be_served_is_said() {
         ),
         (&["--model-path", &wide, "--port", &port], "Address already in use"),
         (&["--model-path", &wide, "--port", "0", "--host", "no such host"], "no such host:0"),
-        (&["--model-path", &wide, "--port", "0", "--revision", "main"], "--revision is for ids"),
+        (&["--model-path", &wide, "--port", "0", "--revision", "main"], "`--revision` is for ids"),
     ];
     for (arguments, expected) in cases {
         let output = command(arguments, &[]).output().unwrap();
@@ -435,20 +435,26 @@ fn what_cannot_be_served_is_said() {
 }
 
 #[test]
-fn a_setting_that_is_wrong_is_refused_before_anything_is_loaded() {
+fn rejects_invalid_flags_before_loading() {
     let needs_model = "not provided:\n  --model-path <PATH or ID>";
     let cases: [(&[&str], &str); 19] = [
         (&[], needs_model),
         (&["--reranker-path", "/no/such", "--adapter", "a/b"], needs_model),
         (&["--reranker-path", "/no/such", "--revision", "main"], needs_model),
-        (&["--model-path", "/no/such", "--dtype", "half"], "float16 is no precision here"),
+        (&["--model-path", "/no/such", "--dtype", "half"], "float16 is not supported"),
         (&["--model-path", "/no/such", "--drain-timeout=-1"], "--drain-timeout"),
         (&["--model-path", "/no/such", "--drain-timeout=x"], "expected a number, got `x`"),
         (&["--model-path", "/no/such", "--keep-alive-timeout=-1"], "--keep-alive-timeout"),
         (&["--model-path", "/no/such", "--keep-alive-timeout=nan"], "--keep-alive-timeout"),
-        (&["--model-path", "/no/such", "--keep-alive-timeout=0"], "it must be more than 0"),
-        (&["--model-path", "/no/such", "--served-model-name", ""], "a name is empty"),
-        (&["--model-path", "/no/such", "--served-model-name", "a,,b"], "a name is empty"),
+        (&["--model-path", "/no/such", "--keep-alive-timeout=0"], "expected more than 0 seconds"),
+        (
+            &["--model-path", "/no/such", "--served-model-name", ""],
+            "expected a name, got an empty one",
+        ),
+        (
+            &["--model-path", "/no/such", "--served-model-name", "a,,b"],
+            "expected a name, got an empty one",
+        ),
         (&["--model-path", "/no/such", "--max-batch-tokens", "0"], "-tokens <N>': 0 is not in"),
         (&["--model-path", "/no/such", "--max-queued-texts", "0"], "-texts <N>': 0 is not in"),
         (&["--model-path", "/no/such", "--max-client-batch-size", "0"], "<N>': 0 is not in"),
@@ -456,7 +462,10 @@ fn a_setting_that_is_wrong_is_refused_before_anything_is_loaded() {
         (&["--model-path", "/no/such", "--cors-allow-origin", "*,https://a/b"], "without a path"),
         (&["--model-path", "/no/such", "--cors-allow-origin", "https://ä.org"], "without a path"),
         (&["--model-path", "/no/such", "--cors-allow-origin", "https://A.org"], "in lower case"),
-        (&["--model-path", "/no/such", "--cors-allow-origin", "a.org"], "expected *, or an origin"),
+        (
+            &["--model-path", "/no/such", "--cors-allow-origin", "a.org"],
+            "expected `*`, or an origin",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = command(&[arguments, &["--port", "0"]].concat(), &[]).output().unwrap();

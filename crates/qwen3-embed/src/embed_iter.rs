@@ -1,6 +1,8 @@
 use std::collections::VecDeque;
 use std::iter::Fuse;
 
+use rayon::prelude::*;
+
 use crate::embed_request::EmbedRequest;
 use crate::{EmbedOptions, Embedder, Error, Result, Text};
 
@@ -115,7 +117,8 @@ impl<I> EmbedIter<'_, I> {
         let (embedder, request) = (self.embedder, &self.request);
         let engine = &embedder.engine;
         let about = |error: Error, text: usize| error.map_text_index(|_| first + text);
-        let tokens = engine.install(|| embedder.tokenize_each(window, request));
+        let tokens: Vec<Result<_>> =
+            engine.install(|| embedder.tokenize_each(window, request).collect());
         let mut embeddings = Vec::with_capacity(tokens.len());
         // The texts that have no vector yet.
         let mut pending = Vec::with_capacity(tokens.len());

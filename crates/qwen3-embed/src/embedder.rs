@@ -259,19 +259,19 @@ impl Embedder {
         texts: Vec<Text<'a>>,
         request: &EmbedRequest,
     ) -> Result<Vec<Cow<'a, [u32]>>> {
-        self.engine.install(|| self.tokenize_each(texts, request)).into_iter().collect()
+        self.engine.install(|| self.tokenize_each(texts, request).collect())
     }
 
-    /// The tokens of each text or the error about it, on rayon's current pool.
+    /// The tokens of each text or the error about it, computed in parallel on rayon's current pool.
     pub(crate) fn tokenize_each<'a>(
         &self,
         texts: Vec<Text<'a>>,
         request: &EmbedRequest,
-    ) -> Vec<Result<Cow<'a, [u32]>>> {
+    ) -> impl ParallelIterator<Item = Result<Cow<'a, [u32]>>> {
         let tokenize = |(idx, text)| {
             self.tokenize_one(text, request).map_err(|error| error.map_text_index(|_| idx))
         };
-        texts.into_par_iter().enumerate().map(tokenize).collect()
+        texts.into_par_iter().enumerate().map(tokenize)
     }
 
     fn tokenize_one<'a>(&self, text: Text<'a>, request: &EmbedRequest) -> Result<Cow<'a, [u32]>> {

@@ -16,16 +16,25 @@ pub(crate) const RERANKER_MAX_TOKENS: usize = 8192;
 /// The default batch budget of calls to an [`Embedder`](crate::Embedder) or a [`Reranker`](crate::Reranker), in
 /// tokens, on every device.
 ///
-/// A batch is what one forward pass computes. A larger budget raises the throughput, because the weights are read
-/// from memory once per batch. It also takes more memory for activations. Nobody waits for the first text of a call,
-/// so that latency does not matter here.
+/// A batch is what one forward pass computes. The budget trades throughput against latency and memory:
+///
+/// - A larger budget raises the throughput, because weights are read from memory once per batch.
+/// - A larger budget raises the latency in a service, because a request that arrives while a batch is computed waits
+///   until that batch is finished.
+/// - A larger budget takes more memory for activations.
+///
+/// Nobody waits for the first text of a call, so that latency does not count here.
+///
+/// The number is repeated in the documentation of `batch_tokens` in `engine.rs`.
 pub(crate) const BATCH_TOKENS: usize = 4096;
 
-/// The default batch budget of a [`Service`](crate::Service), in tokens.
+/// The default batch budget of a [`Service`](crate::Service), in tokens. For what it trades see [`BATCH_TOKENS`].
 ///
-/// It is smaller than [`BATCH_TOKENS`] on the CPU, because it trades throughput against latency: a request that
-/// arrives while a batch is computed waits until that batch is finished. A CUDA device needs more tokens to be
-/// fully used, and computes them in less time.
+/// It is smaller on the CPU, where latency counts. A CUDA device needs more tokens to be fully used, and computes them
+/// in less time.
+///
+/// The numbers are repeated in the documentation of `ServiceOptions::batch_tokens`, and in the help text of
+/// `serve --max-batch-tokens`.
 pub(crate) fn service_batch_tokens(device: Device) -> usize {
     match device {
         Device::Cpu => 1024,

@@ -344,7 +344,7 @@ async fn options_that_cannot_be_are_refused() {
         (
             r#"{"input":"a","prompt_name":"question"}"#,
             "prompt_name",
-            r#"the model has no prompt `question`, its prompts are ["document", "query"]"#,
+            r#"the model has no prompt `question`, expected one of ["document", "query"]"#,
         ),
         (
             r#"{"input":"a","instruct":"b","prompt_name":"query"}"#,

@@ -119,7 +119,7 @@ async fn embed_names_what_is_wrong() {
         (
             r#"{"inputs":"a","prompt_name":"x"}"#,
             "prompt_name",
-            r#"the model has no prompt `x`, its prompts are ["document", "query"]"#,
+            r#"the model has no prompt `x`, expected one of ["document", "query"]"#,
         ),
     ];
     check_refused(ready().await, "/embed", &cases).await;
@@ -302,7 +302,7 @@ async fn tokenize_names_what_is_wrong() {
         (
             r#"{"inputs":"a","prompt_name":"x"}"#,
             "prompt_name",
-            r#"the model has no prompt `x`, its prompts are ["document", "query"]"#,
+            r#"the model has no prompt `x`, expected one of ["document", "query"]"#,
         ),
         (
             &spaces,

@@ -1,6 +1,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::tokenize::pieces;
 use super::{Compute, Service, ServiceOptions, Timings, start};
 use crate::{EmbedOptions, Embedder, Embeddings, Result, Text};
@@ -58,7 +60,7 @@ impl Service<Embedder> {
         let mut texts = texts.into_iter();
         let encode = move |embedder: &Embedder, piece: Range<usize>| {
             let piece = texts.by_ref().take(piece.len()).collect();
-            let tokens = embedder.tokenize_each(piece, &request).into_iter();
+            let tokens = embedder.tokenize_each(piece, &request);
             let tokens: Vec<Vec<u32>> =
                 tokens.map(|tokens| tokens.map(Cow::into_owned)).collect::<Result<_>>()?;
             embedder.engine.model.check_tokens(&tokens)?;
