@@ -84,7 +84,7 @@ mod tests {
             }
             for got in [0, min - 1, embedding_size + 1, usize::MAX] {
                 let error = check_dimensions(got, embedding_size).unwrap_err();
-                let expected = format!("dimensions is {got}, expected {min} to {embedding_size}");
+                let expected = format!("`dimensions` is {got}, expected {min} to {embedding_size}");
                 assert_eq!(error.to_string(), expected);
             }
         }
