@@ -1,4 +1,4 @@
-//! One sentence in four languages, and how similar its embeddings are.
+//! Embeds one sentence in four languages and compares the embeddings.
 //!
 //! ```text
 //! cargo run --release --example multilingual_similarity
@@ -6,10 +6,10 @@
 //! ```
 
 use clap::Parser;
-use qwen3_embed::{Embedder, Similarities};
+use qwen3_embed::{EmbedOptions, Embedder, Prompt, Similarities};
 use unicode_width::UnicodeWidthStr;
 
-/// "The weather is great today, perfect for a walk", as the Chinese call the languages.
+/// "The weather is great today, perfect for a walk" in four languages, with the Chinese names of the languages.
 const WEATHER: [(&str, &str); 4] = [
     ("中文", "今天天气真好,适合出去散步"),
     ("英文", "The weather is great today, perfect for a walk"),
@@ -17,22 +17,22 @@ const WEATHER: [(&str, &str); 4] = [
     ("韩文", "오늘 날씨가 정말 좋네요, 산책하기 딱 좋아요"),
 ];
 
-/// A tiny checkpoint with random weights that comes with the repository.
+/// A tiny checkpoint with random weights in this repository.
 const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
 
 /// Embeds a sentence in four languages and prints the matrix of their cosine similarities.
 #[derive(Parser)]
 struct Args {
-    /// Id, folder or GGUF file of a Qwen3-Embedding model [default: the bundled random one]
+    /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model [default: the bundled model with random weights]
     #[arg(long, value_name = "PATH or ID")]
     model: Option<String>,
-    /// Dimensions of the vectors [default: the model's hidden size]
+    /// Number of dimensions of the vectors [default: the model's hidden size]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
-    /// Embed the texts as queries behind this instruction
+    /// Embed the texts as queries with this instruction
     #[arg(long, value_name = "TEXT")]
     instruct: Option<String>,
-    /// Compare these texts instead: repeat the option for each
+    /// Text to compare instead of the four sentences. Repeat the option for each text
     #[arg(long, value_name = "TEXT")]
     text: Vec<String>,
 }
@@ -40,39 +40,37 @@ struct Args {
 #[expect(clippy::print_stdout, reason = "an example prints")]
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let mut builder = Embedder::builder(args.model.as_deref().unwrap_or(BUNDLED_MODEL));
-    if let Some(dimensions) = args.dimensions {
-        builder = builder.dimensions(dimensions);
+    let embedder = Embedder::builder(args.model.as_deref().unwrap_or(BUNDLED_MODEL)).build()?;
+    let mut options = EmbedOptions::new();
+    options.dimensions = args.dimensions;
+    if let Some(instruction) = args.instruct {
+        options.prompt = Prompt::Instruction(instruction);
     }
-    let embedder = builder.build()?;
 
     let (names, texts): (Vec<String>, Vec<String>) = if args.text.is_empty() {
         WEATHER.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).unzip()
     } else {
         args.text.iter().enumerate().map(|(i, text)| (format!("#{}", i + 1), text.clone())).unzip()
     };
-    let embeddings = match &args.instruct {
-        Some(instruction) => embedder.embed_queries_with(instruction, &texts)?,
-        None => embedder.embed_documents(&texts)?,
-    };
+    let embeddings = embedder.embed_with(&texts, &options)?;
 
     let width = names.iter().map(|name| name.width()).max().unwrap_or(0);
     for (name, text) in names.iter().zip(&texts) {
         println!("{}  {text}", padded(name, width));
     }
-    println!("\n{} embeddings of {} dimensions\n", embeddings.rows(), embeddings.dim());
+    println!("\n{} embeddings of {} dimensions\n", embeddings.len(), embeddings.dimensions());
     print_matrix(&names, &embeddings.similarity(&embeddings)?);
     if args.model.is_none() {
         println!(
-            "\nThese vectors come from a bundled test model whose weights are random: they say\n\
-             nothing about the texts. Name a real model, or its folder, with --model, such as\n\
-             --model Qwen/Qwen3-Embedding-0.6B, which is downloaded once."
+            "\nThese vectors come from a bundled test model with random weights: they are meaningless.\n\
+             Choose a trained model with --model, for instance --model Qwen/Qwen3-Embedding-0.6B,\n\
+             which is downloaded once."
         );
     }
     Ok(())
 }
 
-/// The matrix with a name at each row and column, to three decimals.
+/// Prints the matrix with the names of its rows and columns and three decimals.
 #[expect(clippy::print_stdout, reason = "an example prints")]
 fn print_matrix(names: &[String], similarities: &Similarities) {
     let left = names.iter().map(|name| name.width()).max().unwrap_or(0);
@@ -87,12 +85,12 @@ fn print_matrix(names: &[String], similarities: &Similarities) {
     }
 }
 
-/// `text` and spaces to `width` terminal columns, of which a Chinese character takes two.
+/// `text`, padded with spaces to `width` terminal columns. A Chinese character takes two columns.
 fn padded(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(text.width())))
 }
 
-/// Spaces and `text`, together `width` terminal columns.
+/// `text`, padded with spaces on the left to `width` terminal columns.
 fn right_aligned(text: &str, width: usize) -> String {
     format!("{}{text}", " ".repeat(width.saturating_sub(text.width())))
 }

@@ -1,4 +1,4 @@
-//! A search in two steps: embeddings find the documents nearest to a query, a reranker sorts them.
+//! Search in two steps: embeddings find the documents that are most similar to a query, a reranker sorts them.
 //!
 //! ```text
 //! cargo run --release --example retrieve_and_rerank
@@ -7,11 +7,11 @@
 //! ```
 
 use clap::Parser;
-use qwen3_embed::{Embedder, RankOptions, Reranker};
+use qwen3_embed::{Embedder, Reranker};
 
 const QUERY: &str = "What is the capital of China?";
 
-/// Some answer the query, some only sound like it.
+/// Documents that answer the query, and documents that only resemble it.
 const DOCUMENTS: [&str; 8] = [
     "The capital of China is Beijing.",
     "北京是中华人民共和国的首都。",
@@ -23,27 +23,27 @@ const DOCUMENTS: [&str; 8] = [
     "What is the capital of Japan?",
 ];
 
-/// Tiny checkpoints with random weights that come with the repository.
+/// Tiny checkpoints with random weights in this repository.
 const BUNDLED_EMBEDDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
 const BUNDLED_RERANKER: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/rerankers/tied");
 
-/// Finds the documents nearest to a query by their embeddings, reranks them, and prints both orders.
+/// Finds the documents that are most similar to a query, reranks them, and prints both orders.
 #[derive(Parser)]
 struct Args {
-    /// Id, folder or GGUF file of a Qwen3-Embedding model [default: the bundled random one]
+    /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model [default: the bundled model with random weights]
     #[arg(long, value_name = "PATH or ID", requires = "reranker")]
     embedder: Option<String>,
-    /// Id, folder or GGUF file of a Qwen3-Reranker model [default: the bundled random one]
+    /// Id on the hub, folder or GGUF file of a Qwen3-Reranker model [default: the bundled model with random weights]
     #[arg(long, value_name = "PATH or ID", requires = "embedder")]
     reranker: Option<String>,
-    /// What is searched for
+    /// Query
     #[arg(long, value_name = "TEXT", default_value = QUERY)]
     query: String,
-    /// Search these documents instead: repeat the option for each
+    /// Document to search instead of the bundled ones. Repeat the option for each document
     #[arg(long, value_name = "TEXT")]
     document: Vec<String>,
-    /// Documents that the embeddings find and the reranker reads
+    /// Number of documents that the embeddings find and the reranker sorts
     #[arg(long, value_name = "N", default_value_t = 5)]
     top_k: usize,
 }
@@ -61,25 +61,25 @@ fn main() -> anyhow::Result<()> {
         args.document.iter().map(String::as_str).collect()
     };
 
-    // In a program, the documents' embeddings would be computed once and kept.
+    // A real program computes the embeddings of the documents once and stores them.
     let embeddings = embedder.embed_documents(&documents)?;
-    let query = embedder.embed_queries(&[&args.query])?;
-    let hits = embeddings.top_k(query.row(0), args.top_k)?;
+    let query = embedder.embed_query(&args.query)?;
+    let hits = embeddings.top_k(&query, args.top_k)?;
     println!("{}\n\nby the similarity of embeddings", args.query);
     for hit in &hits {
         println!("{:7.3}  {}", hit.score, documents[hit.index]);
     }
 
     let found: Vec<&str> = hits.iter().map(|hit| documents[hit.index]).collect();
-    let ranked = reranker.rank(&args.query, &found, RankOptions::default())?;
+    let ranked = reranker.rank(&args.query, &found)?;
     println!("\nby the reranker");
     for document in ranked {
         println!("{:7.3}  {}", document.score, found[document.index]);
     }
     if args.embedder.is_none() {
         println!(
-            "\nThese numbers come from bundled test models whose weights are random: they say nothing\n\
-             about the texts. Name real models with --embedder and --reranker."
+            "\nThese numbers come from bundled test models with random weights: they are meaningless.\n\
+             Choose trained models with --embedder and --reranker."
         );
     }
     Ok(())

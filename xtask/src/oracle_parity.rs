@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use qwen3_embed::{Embedder, Reranker};
+use qwen3_embed::{Embedder, Reranker, ScoreOptions};
 use qwen3_embed_model::{Checkpoint, Device, LoadOptions, Model, Precision};
 use qwen3_embed_testing::oracle::{Oracle, answers};
 use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, unit};
@@ -123,12 +123,12 @@ fn compared_vectors(folder: &Path, device: Device) -> Result<Vec<Compared>> {
 fn compared_logits(folder: &Path, device: Device) -> Result<Vec<Compared>> {
     ensure_folder(folder)?;
     let reranker = Reranker::builder(folder).precision(Precision::F32).device(device).build()?;
-    let instruction = reranker.default_instruction();
-    let prompts = reranker.tokenize(instruction, &PAIRS)?;
-    let logits = reranker.logits_with(instruction, &PAIRS)?;
+    let options = ScoreOptions::new();
+    let prompts = reranker.tokenize(&PAIRS, &options)?;
+    let scores = reranker.score_with(&PAIRS, &options)?;
     drop(reranker);
     let (oracle, answers) = (Oracle::load_f32(folder)?, answers(folder)?);
-    let compare = |(((query, document), prompt), logit): ((&(&str, &str), &Vec<u32>), f32)| {
+    let compare = |(((query, document), prompt), &logit): ((&(&str, &str), &Vec<u32>), &f32)| {
         let (logit, expected) = (f64::from(logit), oracle.rerank_logit(prompt, answers)?);
         Ok(Compared {
             name: format!("{query} | {document}"),
@@ -137,7 +137,7 @@ fn compared_logits(folder: &Path, device: Device) -> Result<Vec<Compared>> {
             other: (logit - expected).abs(),
         })
     };
-    PAIRS.iter().zip(&prompts).zip(logits).map(compare).collect()
+    PAIRS.iter().zip(&prompts).zip(scores.logits()).map(compare).collect()
 }
 
 fn ensure_folder(checkpoint: &Path) -> Result<()> {

@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(first, embed("b", 1));
         let other = embed("c", 2);
         assert!(first.similarity(&other).unwrap().get(0, 0) < 0.9);
-        assert_eq!(first.dim(), 256);
+        assert_eq!(first.dimensions(), 256);
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use qwen3_embed::{Device, Precision, RankOptions, Reranker};
+use qwen3_embed::{Device, Precision, Reranker, ScoreOptions};
 use qwen3_embed_testing::golden::{self, Scores};
 
 use crate::fixtures;
@@ -42,10 +42,9 @@ pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f6
     let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;
     let mut worst = [0f64; 2];
     for case in &golden.cases {
-        let instruction = case.instruction.as_deref();
-        let max_tokens = Some(case.max_tokens);
-        let options = RankOptions { instruction, top_n: None, max_tokens };
-        let ranked = reranker.rank(&case.query, &[&case.document], options)?;
+        let mut options = ScoreOptions::new().max_tokens(case.max_tokens);
+        options.instruction.clone_from(&case.instruction);
+        let ranked = reranker.rank_with(&case.query, &[&case.document], &options)?;
         for document in ranked {
             worst[0] = worst[0].max((f64::from(document.score) - case.score).abs());
             worst[1] = worst[1].max((f64::from(document.logit) - case.logit).abs());
@@ -60,9 +59,10 @@ pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f6
 /// Compares Qwen3-Reranker-0.6B with published scores.
 pub(crate) fn published(model: &Path, device: Device) -> Result<()> {
     let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;
+    let options = ScoreOptions::new().instruction(PUBLISHED_INSTRUCTION);
     for (document, expected, tolerance) in PUBLISHED {
-        let pair = [(PUBLISHED_QUERY, document)];
-        let score = f64::from(reranker.scores_with(PUBLISHED_INSTRUCTION, &pair)?[0]);
+        let ranked = reranker.rank_with(PUBLISHED_QUERY, &[document], &options)?;
+        let score = f64::from(ranked[0].score);
         println!("{document}: expected {expected:.4e}, got {score:.4e}");
         ensure!(
             (score - expected).abs() <= tolerance,

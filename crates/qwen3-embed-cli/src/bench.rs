@@ -9,33 +9,30 @@ use serde::Serialize;
 
 use crate::model::ModelArgs;
 
-/// Measure how fast a model embeds, beside the limit of this processor
+/// Measure how fast a model embeds, compared with the peak of this CPU
 ///
-/// Texts are random tokens, others in each run. Loading and one warm-up run are not counted, and
-/// neither is padding, because there is none.
+/// Texts are random tokens, different ones in each run. Loading and one warm-up run are not measured. There are no
+/// padding tokens.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Texts × tokens each, as 8x128 or 8x128,4x512
+    /// Number of texts and tokens of each text, such as 8x128 or 8x128,4x512
     #[arg(long, value_name = "NxT,…", value_delimiter = ',')]
     shape: Vec<Shape>,
-    /// Tokens in front of those of each text of a shape, the same in all of them
+    /// Number of tokens that all texts of a shape begin with, in addition to their own
     #[arg(long, value_name = "N", default_value_t = 0)]
     prefix: usize,
-    /// A JSON list of lengths, embedded as one workload
+    /// JSON file with a list of text lengths in tokens, embedded as one workload
     #[arg(long, value_name = "FILE")]
     lengths: Option<PathBuf>,
-    /// So many short queries of 4 to 16 tokens behind the default instruction, as one workload
+    /// Number of short queries of 4 to 16 tokens with the default instruction, embedded as one workload
     #[arg(long, value_name = "N")]
     queries: Option<usize>,
-    /// Threads [default: one for each core]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Runs of each workload, of which the median counts
+    /// Number of runs of each workload. The median is reported
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
-    /// Compute every token of every text in every layer, whatever texts have in common
+    /// Compute every token of every text in every layer, even if texts share a prefix
     #[arg(long)]
     no_sharing: bool,
     /// Print one JSON object
@@ -66,21 +63,20 @@ impl std::str::FromStr for Shape {
 /// The texts of one measurement.
 struct Workload {
     name: String,
-    /// Random tokens of each text.
+    /// The number of random tokens of each text.
     lengths: Vec<usize>,
-    /// The tokens before and behind those of each text.
+    /// The tokens before and after those of each text.
     frame: [Vec<u32>; 2],
-    /// Whether each text is a query, to be counted in queries a second.
+    /// Whether each text is a query, so that queries per second are reported.
     queries: bool,
 }
 
 impl Workload {
-    /// Texts as no run before has had them.
+    /// Texts that are different from those of all runs before.
     fn texts(&self, vocab_size: usize, random: &mut Random) -> Vec<Vec<u32>> {
-        let [before, behind] = &self.frame;
-        let text = |&n: &usize| {
-            [before.as_slice(), &random_tokens(n, vocab_size, random), behind].concat()
-        };
+        let [before, after] = &self.frame;
+        let text =
+            |&n: &usize| [before.as_slice(), &random_tokens(n, vocab_size, random), after].concat();
         self.lengths.iter().map(text).collect()
     }
 }
@@ -100,39 +96,42 @@ struct Measurement {
     shape: String,
     precision: String,
     threads: usize,
-    /// Median over the runs.
+    /// The median over the runs.
     tokens_per_s: f64,
-    /// Difference between the fastest and the slowest run, as a share of the median.
+    /// The difference between the slowest and the fastest run, as a fraction of the median.
     spread: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     queries_per_s: Option<f64>,
-    /// Share of what the processor's multiply-adds could do, of the operations for the tokens that
-    /// were computed; absent on another device, whose limit is not measured.
+    /// `operations_per_s` as a fraction of the measured peak of the CPU. Absent on other devices, whose peak is not
+    /// measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_share: Option<f64>,
-    /// Multiplications and additions of the tokens that were computed, in a second.
+    /// Multiplications and additions per second, for the tokens that were computed.
     operations_per_s: f64,
-    /// Tokens that were computed, as a share of those of all texts.
+    /// The tokens that were computed, as a fraction of all tokens. The others are shared prefixes.
     computed_share: f64,
-    /// The most memory that this process had resident so far; absent where the system does not say.
+    /// The peak resident memory of this process so far. Absent if the operating system does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_rss_bytes: Option<u64>,
 }
 
 /// Runs `qwen3-embed bench`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    ensure!(args.runs > 0, "--runs must be at least 1");
-    let threads = match args.threads {
+    ensure!(args.runs > 0, "`--runs` is 0, expected at least 1");
+    let threads = match args.model.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
-    let mut builder = args.model.builder().overflow(Overflow::Error).threads(threads);
+    let mut builder = args.model.embedder().overflow(Overflow::Error).threads(threads);
     if args.no_sharing {
         builder = builder.sharing(Sharing::Off);
     }
     let embedder = builder.build()?;
     let workloads = args.workloads(&embedder)?;
-    ensure!(!workloads.is_empty(), "name a workload: --shape, --lengths or --queries");
+    ensure!(
+        !workloads.is_empty(),
+        "there is no workload: use `--shape`, `--lengths` or `--queries`"
+    );
     let is_cpu = args.model.device == Device::Cpu;
     let core_peak = is_cpu.then(|| Kernels::current().measured_peak(embedder.arithmetic()));
     let peak = core_peak.map(|peak| peak * threads as f64);
@@ -181,10 +180,10 @@ impl Args {
         }
         if let Some(n) = self.queries {
             let mut before = embedder.tokenize(&[instruct(DEFAULT_INSTRUCTION, "")])?.remove(0);
-            let behind = before.pop().into_iter().collect();
+            let after = before.pop().into_iter().collect();
             let mut random = Random(2);
             let lengths = (0..n).map(|_| 4 + random.below(13)).collect();
-            let (name, frame) = (format!("{n} queries"), [before, behind]);
+            let (name, frame) = (format!("{n} queries"), [before, after]);
             workloads.push(Workload { name, lengths, frame, queries: true });
         }
         Ok(workloads)
@@ -248,7 +247,7 @@ impl Measurement {
     }
 }
 
-/// The processor, as the system names it, the kernels that it runs, and their limit on one core.
+/// The name of the CPU, the kernel set, and its measured peak on one core.
 fn machine(core_peak: f64) -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -256,14 +255,14 @@ fn machine(core_peak: f64) -> String {
     format!("{name}, {} kernels, {:.0} GFLOP/s a core", Kernels::current().name, core_peak / 1e9)
 }
 
-/// The high-water mark of this process's resident memory, where the system tells it.
+/// The peak resident memory of this process. `None` if the operating system does not report it.
 fn peak_rss_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
-/// Numbers that are the same in every run: a linear congruential generator's upper bits.
+/// Pseudo-random numbers, the same in every run: the upper bits of a linear congruential generator.
 struct Random(u64);
 
 impl Random {

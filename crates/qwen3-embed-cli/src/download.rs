@@ -6,12 +6,12 @@ use anyhow::Result;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use qwen3_embed::{Hub, Source};
 
-/// Download a model of the hub to the cache, and print where it lies
+/// Download a model from the hub to the cache, and print its path
 ///
-/// What is in the cache is not downloaded again. A download that broke goes on where it ended.
+/// Files in the cache are not downloaded again. An interrupted download is resumed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// OWNER/NAME, with @REVISION if need be, or OWNER/NAME:Q8_0 for a GGUF file
+    /// OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file
     #[arg(value_name = "ID")]
     model: String,
 }
@@ -23,8 +23,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The hub as the environment has it, with a bar for each file that is downloaded, or where nobody looks, a
-/// line.
+/// The hub with the settings of the environment. It shows a progress bar for each file that is downloaded, or prints a
+/// line for each file if standard error is not a terminal.
 pub(crate) fn hub() -> Hub {
     let hub = Hub::from_env();
     if !io::stderr().is_terminal() {
@@ -39,7 +39,7 @@ pub(crate) fn hub() -> Hub {
     hub.on_download(move |file| {
         let Ok(mut by_name) = by_name.lock() else { return };
         let bar = by_name.entry(file.name.to_owned()).or_insert_with(|| {
-            // What an earlier download has left says nothing of the speed of this one.
+            // The bytes of an interrupted download must not count for the speed of this one.
             let bar = ProgressBar::new(file.total).with_position(file.done);
             bar.reset_eta();
             bars.add(bar.with_style(style()).with_message(file.name.to_owned()))

@@ -1,18 +1,18 @@
-use std::io::{self, BufReader, BufWriter, Read, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use qwen3_embed::{Embedder, Embeddings, Error, Overflow, SpecialTokens, instruct};
+use qwen3_embed::{EmbedOptions, Embedder, Error, Overflow, Prompt, SpecialTokens, Text};
 use serde::{Deserialize, Serialize};
 
 use crate::jsonl::{Format, InputArgs, line_name, parse_line, write_line};
 use crate::model::ModelArgs;
 
-/// Embed texts: one JSON object in on each line of standard input, one out
+/// Embed texts: read one JSON object from each line of standard input, write one for each text
 ///
-/// Each line of standard input is {"text": "…"} or {"tokens": [1, 2, …]}. Tokens are embedded as
-/// they are, without an instruction and without an end-of-text token being appended. Each line of
-/// standard output is {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input.
+/// Each line of standard input is {"text": "…"} or {"tokens": [1, 2, …]}. Tokens are embedded as they are, without an
+/// instruction, and no end-of-text token is appended. Each line of standard output is
+/// {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -22,42 +22,33 @@ pub(crate) struct Args {
     format: Format,
     #[command(flatten)]
     input: InputArgs,
-    /// Dimensions of the vectors [default: those of the model]
+    /// Number of dimensions of the vectors [default: that of the model]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
-    /// Embed the texts as queries, behind the model's prompt for queries
+    /// Embed the texts as queries, with the model's prompt for queries
     #[arg(long)]
     query: bool,
-    /// Embed the texts as queries, behind this instruction
+    /// Embed the texts as queries, with this instruction
     #[arg(long, value_name = "TEXT", conflicts_with = "query")]
     instruct: Option<String>,
-    /// Embed the texts behind the model's prompt of this name
+    /// Embed the texts with the model's prompt of this name
     #[arg(long, value_name = "NAME", conflicts_with_all = ["query", "instruct"])]
     prompt_name: Option<String>,
-    /// The longest text, in tokens [default: the model's limit, at most 32768]
-    #[arg(long, value_name = "N")]
-    max_tokens: Option<usize>,
-    /// What becomes of a longer text
+    /// What happens to a text with more than --max-tokens
     #[arg(long, value_enum, default_value = "error")]
     overflow: OverflowArg,
-    /// Take what spells a special token, such as <|im_end|>, as plain text
+    /// Treat special tokens in texts, such as <|im_end|>, as plain text
     #[arg(long)]
     plain_text: bool,
-    /// Threads [default: one for each core]
-    #[arg(long, value_name = "N")]
-    threads: Option<usize>,
-    /// Tokens that are computed together
-    #[arg(long, value_name = "N")]
-    batch_tokens: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum OverflowArg {
     /// The command fails
     Error,
-    /// The beginning is cut
+    /// The beginning is cut off
     TruncateLeft,
-    /// The end is cut
+    /// The end is cut off
     TruncateRight,
 }
 
@@ -70,59 +61,62 @@ struct Input {
 
 /// A line of standard output.
 #[derive(Serialize)]
-struct Output<'a> {
+struct Output {
     index: usize,
-    embedding: &'a [f32],
+    embedding: Vec<f32>,
     n_tokens: usize,
 }
 
-/// Lines that are embedded together at most.
+/// The maximum number of lines that are embedded together.
 const MAX_LINES: usize = 1024;
 
-/// Bytes that are read from standard input together, so that the lines within them can be embedded
-/// together.
+/// The number of bytes that are read from standard input at once. The lines in them are embedded together.
 const READ_BYTES: usize = 1 << 20;
 
 /// Runs `qwen3-embed embed` on standard input and output.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Format::Jsonl = args.format;
-    let embedder = args.build()?;
+    let (embedder, options) = (args.build()?, args.options());
     let mut input = Lines::new(io::stdin().lock(), args.input);
     let mut output = BufWriter::new(io::stdout().lock());
-    let mut first = 0;
+    let mut n_before = 0;
     loop {
-        let mut lines = input.next_batch()?;
+        let lines = input.next_batch()?;
         if lines.is_empty() {
             return Ok(());
         }
-        let mut failure = None;
-        let (tokens, embeddings) = loop {
-            let mut error = match args.embed(&embedder, &lines) {
-                Ok(embedded) => break embedded,
-                Err(error) => error,
-            };
-            let text = error.text_mut().map_or(usize::MAX, |text| *text);
-            let Some(line) = lines.get(text) else { return Err(error.into()) };
-            let context = line_name(line.number);
-            failure = Some(anyhow::Error::new(error.shift_text(first)).context(context));
-            // Those before it are written all the same.
-            lines.truncate(text);
-        };
-        for (i, embedding) in embeddings.iter().enumerate() {
-            let line = Output { index: first + i, embedding, n_tokens: tokens[i].len() };
-            write_line(&mut output, &line)?;
-        }
+        let result = embed(&embedder, &options, &lines, n_before, &mut output);
+        // After an error, the lines before it are written all the same.
         output.flush()?;
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        first += lines.len();
+        result?;
+        n_before += lines.len();
     }
+}
+
+/// Embeds lines and writes one line for each of them. `n_before` is the number of texts before these lines.
+fn embed(
+    embedder: &Embedder,
+    options: &EmbedOptions,
+    lines: &[Line],
+    n_before: usize,
+    output: &mut impl Write,
+) -> Result<()> {
+    let embeddings = embedder.embed_iter(lines.iter().map(|line| &line.text), options)?;
+    for (index, (line, embedding)) in (n_before..).zip(lines.iter().zip(embeddings)) {
+        let embedding = embedding.map_err(|error| {
+            let is_about_line = error.text_index().is_some();
+            let error = anyhow::Error::new(error.map_text_index(|_| index));
+            if is_about_line { error.context(line_name(line.number)) } else { error }
+        })?;
+        let n_tokens = embedding.n_tokens;
+        write_line(output, &Output { index, embedding: embedding.vector, n_tokens })?;
+    }
+    Ok(())
 }
 
 impl Args {
     fn build(&self) -> Result<Embedder, Error> {
-        let mut builder = self.model.builder().overflow(match self.overflow {
+        let mut builder = self.model.embedder().overflow(match self.overflow {
             OverflowArg::Error => Overflow::Error,
             OverflowArg::TruncateLeft => Overflow::TruncateLeft,
             OverflowArg::TruncateRight => Overflow::TruncateRight,
@@ -133,73 +127,32 @@ impl Args {
         if let Some(dimensions) = self.dimensions {
             builder = builder.dimensions(dimensions);
         }
-        if let Some(max_tokens) = self.max_tokens {
-            builder = builder.max_tokens(max_tokens);
-        }
-        if let Some(threads) = self.threads {
-            builder = builder.threads(threads);
-        }
-        if let Some(batch_tokens) = self.batch_tokens {
-            builder = builder.batch_tokens(batch_tokens);
-        }
         builder.build()
     }
 
-    /// The tokens and the vector of each line, in order.
-    fn embed(
-        &self,
-        embedder: &Embedder,
-        lines: &[Line],
-    ) -> Result<(Vec<Vec<u32>>, Embeddings), Error> {
-        let tokens = self.tokenize(embedder, lines)?;
-        let embeddings = embedder.embed_tokens(&tokens)?;
-        Ok((tokens, embeddings))
-    }
-
-    /// The tokens of each line, in order.
-    fn tokenize(&self, embedder: &Embedder, lines: &[Line]) -> Result<Vec<Vec<u32>>, Error> {
-        let prompt = match (&self.instruct, &self.prompt_name) {
-            (Some(instruction), _) => &instruct(instruction, ""),
-            (None, Some(name)) => embedder.prompt(name)?,
-            (None, None) if self.query => embedder.query_prompt(),
-            (None, None) => embedder.document_prompt(),
-        };
-        // Lines of tokens take part as prompts alone, so that an error names the right line.
-        let texts: Vec<String> = lines
-            .iter()
-            .map(|line| match &line.text {
-                Text::String(text) => [prompt, text].concat(),
-                Text::Tokens(_) => prompt.to_owned(),
-            })
-            .collect();
-        let mut tokens = embedder.tokenize(&texts)?;
-        for (tokens, line) in tokens.iter_mut().zip(lines) {
-            if let Text::Tokens(given) = &line.text {
-                tokens.clone_from(given);
-            }
-        }
-        Ok(tokens)
+    fn options(&self) -> EmbedOptions {
+        EmbedOptions::new().prompt(match (&self.instruct, &self.prompt_name) {
+            (Some(instruction), _) => Prompt::Instruction(instruction.clone()),
+            (None, Some(name)) => Prompt::Named(name.clone()),
+            (None, None) if self.query => Prompt::Query,
+            (None, None) => Prompt::Document,
+        })
     }
 }
 
-/// One line of standard input, checked.
+/// A parsed line of standard input.
 struct Line {
-    /// Counted from 1.
+    /// The number of the line, starting at 1.
     number: usize,
-    text: Text,
+    text: Text<'static>,
 }
 
-enum Text {
-    String(String),
-    Tokens(Vec<u32>),
-}
-
-/// Standard input, read in batches of the lines that are there.
+/// Standard input, read in batches of lines.
 struct Lines<R> {
     reader: BufReader<R>,
     args: InputArgs,
     line_number: usize,
-    /// What was wrong with the line behind the last batch.
+    /// The error about the line after the last batch.
     failure: Option<anyhow::Error>,
 }
 
@@ -209,9 +162,9 @@ impl<R: Read> Lines<R> {
         Self { reader, args, line_number: 0, failure: None }
     }
 
-    /// Waits for a line and takes the whole ones that came with it; nothing at the end of the input.
-    /// A program that writes one line and waits for its embedding gets it. A line that is wrong fails when
-    /// those before it have been taken.
+    /// Waits for a line and returns it with all complete lines that were read together with it, so that a program that
+    /// writes one line and waits for its embedding is not blocked. Empty at the end of the input. An error about a
+    /// line is returned after the lines before it.
     fn next_batch(&mut self) -> Result<Vec<Line>> {
         let mut batch = Vec::new();
         if self.failure.is_none() {
@@ -242,11 +195,11 @@ impl<R: Read> Lines<R> {
     }
 }
 
-fn parse(line: &str) -> Result<Text> {
+fn parse(line: &str) -> Result<Text<'static>> {
     let input: Input = parse_line(line)?;
     match (input.text, input.tokens) {
-        (Some(text), None) => Ok(Text::String(text)),
-        (None, Some(tokens)) => Ok(Text::Tokens(tokens)),
+        (Some(text), None) => Ok(text.into()),
+        (None, Some(tokens)) => Ok(tokens.into()),
         (Some(_), Some(_)) => bail!("expected `text` or `tokens`, got both"),
         (None, None) => bail!("expected `text` or `tokens`, got neither"),
     }

@@ -1,21 +1,21 @@
-//! Variables of the environment whose values count as not set.
+//! Environment variables that are treated as if they were not set.
 
 use std::env;
 use std::ffi::OsStr;
 
 use clap::{Args, Command};
 
-/// What the value of `NAME_PORT` begins with if the variable is one of those that Kubernetes sets for a service
-/// called `name`, or Docker for a linked container: for a service `qwen3-embed`,
-/// `QWEN3_EMBED_PORT=tcp://10.96.0.7:30000`.
+/// The prefixes of addresses that Kubernetes puts into the variable `NAME_PORT` for a service called `name`, and Docker
+/// for a linked container. For a service `qwen3-embed` it is `QWEN3_EMBED_PORT=tcp://10.96.0.7:30000`, which is not a
+/// port.
 const SERVICE_LINKS: [&str; 3] = ["tcp://", "udp://", "sctp://"];
 
-/// Whether a variable counts as not set: it is empty, or it is the address of a service.
+/// Whether a variable is treated as not set, because its value is empty or the address of a service.
 pub(crate) fn counts_as_unset(name: &OsStr) -> bool {
     env::var_os(name).is_some_and(|value| value.is_empty() || is_service_link(name, &value))
 }
 
-/// The variables of these arguments, with their values, that are the addresses of services.
+/// The environment variables of these arguments that contain the address of a service, with their values.
 pub(crate) fn ignored<A: Args>() -> Vec<(String, String)> {
     let command = A::augment_args(Command::default());
     let names = command.get_arguments().filter_map(|arg| arg.get_env());
@@ -26,7 +26,7 @@ pub(crate) fn ignored<A: Args>() -> Vec<(String, String)> {
     links.collect()
 }
 
-/// Whether Kubernetes or Docker may have set the variable, to the address of a service.
+/// Whether the value is the address of a service, as Kubernetes and Docker set it.
 fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
     let (name, value) = (name.as_encoded_bytes(), value.as_encoded_bytes());
     name.ends_with(b"_PORT") && SERVICE_LINKS.iter().any(|link| value.starts_with(link.as_bytes()))
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_of_services_are_told_from_ports() {
+    fn recognizes_addresses_of_services() {
         for (name, value, expected) in [
             ("QWEN3_EMBED_PORT", "tcp://10.96.0.7:30000", true),
             ("QWEN3_EMBED_PORT", "udp://[fd00::7]:30000", true),
@@ -53,10 +53,10 @@ mod tests {
         }
     }
 
-    /// For a service `NAME` there are also `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`,
-    /// `NAME_SERVICE_PORT_WEB` and `NAME_PORT_30000_TCP`, with `_PROTO`, `_PORT` and `_ADDR` behind it.
+    /// For a service `NAME`, Kubernetes also sets `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_WEB` and
+    /// `NAME_PORT_30000_TCP`, and the last one with the suffixes `_PROTO`, `_PORT` and `_ADDR`.
     #[test]
-    fn only_the_port_can_be_set_for_a_service() {
+    fn only_the_port_collides_with_variables_of_kubernetes() {
         let command = crate::Cli::command();
         let serve = command.find_subcommand("serve").unwrap();
         let names = serve.get_arguments().filter_map(|arg| arg.get_env()?.to_str());

@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use crate::download;
 
-/// Show what a model is: its shape, size, prompts, and the memory that it takes
+/// Show the shape, size, prompts and memory usage of a model
 ///
-/// Of a model of the hub that is not in the cache, only the configuration and the headers of the weights are
+/// If the model is on the hub and not in the cache, only its configuration and the headers of its weight files are
 /// downloaded.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder, GGUF file, or an id of the hub
+    /// Folder, GGUF file, or an id on the hub
     #[arg(value_name = "PATH or ID")]
     model: String,
     /// Print one JSON object
@@ -22,12 +22,12 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What is shown, in bytes where it is a size.
+/// The printed information. Sizes are in bytes.
 #[derive(Serialize)]
 struct Report {
     architecture: &'static str,
     parameters: u64,
-    /// The number of parameters that are stored in each type.
+    /// The number of parameters of each stored type.
     stored: BTreeMap<String, u64>,
     head: &'static str,
     layers: usize,
@@ -38,27 +38,27 @@ struct Report {
     head_dim: usize,
     vocabulary: usize,
     context: usize,
-    /// The longest text, unless another limit is set.
+    /// The default maximum length of a text, in tokens.
     max_tokens: usize,
     dimensions: [usize; 2],
     prompts: BTreeMap<String, String>,
-    /// Of the files with weights.
+    /// The size of the weight files.
     file_bytes: u64,
-    /// The precision that `auto` is for it on this CPU.
+    /// The precision that `auto` stands for on this CPU.
     auto: String,
-    /// The precision that is used by default.
+    /// The default precision.
     default: String,
     memory: BTreeMap<String, Memory>,
 }
 
-/// Estimated, with batches of the default size.
+/// Estimated memory, with batches of the default size.
 #[derive(Serialize)]
 struct Memory {
     weights: u64,
     embeddings: u64,
     workspace: u64,
     total: u64,
-    /// With a text of `max_tokens`, or a batch if that is larger.
+    /// The total with a text of `max_tokens`, or with a batch if that is larger.
     total_longest_text: u64,
 }
 

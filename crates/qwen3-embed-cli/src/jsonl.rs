@@ -1,4 +1,4 @@
-//! One JSON object on each line.
+//! Standard input and output with one JSON object on each line.
 
 use std::io::{self, BufRead, Write};
 
@@ -7,24 +7,24 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// How commands read standard input and write standard output.
+/// The format of standard input and output.
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Format {
     /// One JSON object on each line
     Jsonl,
 }
 
-/// How standard input is read.
+/// Options for reading standard input.
 #[derive(Clone, Copy, clap::Args)]
 pub(crate) struct InputArgs {
-    /// Put U+FFFD in the place of what is no character instead of failing: half of a surrogate pair, such as
-    /// \ud83d, and bytes that are not UTF-8
+    /// Replace invalid characters with U+FFFD instead of failing: halves of surrogate pairs, such as \ud83d, and bytes
+    /// that are not UTF-8
     #[arg(long)]
     replace_invalid: bool,
 }
 
 impl InputArgs {
-    /// Reads a line, with its end, into `line`. It is empty at the end of the input.
+    /// Reads a line into `line`, including the line break. `line` is empty at the end of the input.
     pub(crate) fn read_line(self, input: &mut impl BufRead, line: &mut String) -> io::Result<()> {
         line.clear();
         if !self.replace_invalid {
@@ -38,7 +38,7 @@ impl InputArgs {
     }
 }
 
-/// Makes `\ufffd` of each escape in a JSON text that is half of a surrogate pair.
+/// Replaces each escape in a JSON text that is half of a surrogate pair with `\ufffd`.
 fn replace_lone_surrogates(json: &mut [u8]) {
     let mut at = 0;
     while at < json.len() {
@@ -50,37 +50,37 @@ fn replace_lone_surrogates(json: &mut [u8]) {
                 json[at..at + 6].copy_from_slice(br"\ufffd");
                 6
             }
-            // What is behind a backslash is not the beginning of another escape.
+            // The character after a backslash does not start another escape.
             _ if json[at] == b'\\' => 2,
             _ => 1,
         };
     }
 }
 
-/// The UTF-16 unit of the `\u` escape that `json` begins with.
+/// The UTF-16 code unit of the `\u` escape at the beginning of `json`.
 fn escaped_unit(json: &[u8]) -> Option<u16> {
     let digits = json.strip_prefix(br"\u")?.get(..4)?;
     let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
     u16::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Reads the object on a line.
+/// Parses the object on a line.
 pub(crate) fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T> {
     let line = line.trim_end();
-    // Serde would take a list of the fields too.
+    // Serde would also accept a list of the fields.
     ensure!(line.trim_start().starts_with('{'), "expected an object, such as {{\"text\": \"…\"}}");
-    // It is line 1 of what is parsed, whichever line of the input it is.
+    // The parser gets a single line, so that its line number is always 1.
     let one_line =
         |e: serde_json::Error| anyhow!(e.to_string().replace(" at line 1 col", " at col"));
     serde_json::from_str(line).map_err(one_line)
 }
 
-/// What an error calls a line, counted from 1.
+/// The name of a line in error messages. Line numbers start at 1.
 pub(crate) fn line_name(line_number: usize) -> String {
     format!("line {line_number} of standard input")
 }
 
-/// Writes a value on a line of its own.
+/// Writes a value as one line.
 pub(crate) fn write_line(output: &mut impl Write, line: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *output, line)?;
     output.write_all(b"\n")
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lone_surrogates_are_replaced_and_nothing_else() {
+    fn replaces_lone_surrogates_only() {
         for (json, expected) in [
             (r#""cut \ud83d""#, "cut \u{fffd}"),
             (r#""\ud83d\ud83d\ude00""#, "\u{fffd}\u{1f600}"),
@@ -104,7 +104,7 @@ mod tests {
             replace_lone_surrogates(&mut bytes);
             assert_eq!(serde_json::from_slice::<String>(&bytes).unwrap(), expected, "{json}");
         }
-        // What is no JSON stays as it is.
+        // Text that is not JSON is not changed.
         for json in ["", "\\", r"\u", r"\ud8", r"\ud83", r"\u+83d", r"\ud83g", "\\u\u{e9}\u{e9}"] {
             let mut bytes = json.as_bytes().to_vec();
             replace_lone_surrogates(&mut bytes);

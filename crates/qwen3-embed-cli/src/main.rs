@@ -37,7 +37,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = parse().command;
-    // The server has a log of its own.
+    // The server configures its own log.
     if !matches!(command, Command::Serve(_)) {
         print_warnings();
     }
@@ -51,23 +51,23 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has seen enough: `qwen3-embed … | head`.
+        // The reader of our output has closed the pipe, as in `qwen3-embed … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Each cause behind a colon, on one line.
+            // One line, with the causes separated by colons.
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Prints what the library warns of to standard error.
+/// Prints the warnings of the library to standard error.
 fn print_warnings() {
     let log = tracing_subscriber::fmt().with_env_filter("off,qwen3_embed=warn").with_target(false);
     log.without_time().with_ansi(false).with_writer(io::stderr).init();
 }
 
-/// The command line, and for the server the environment.
+/// Parses the command line, and for the server also environment variables.
 fn parse() -> Cli {
     let command = Cli::command().mut_subcommand("serve", |serve| {
         serve.mut_args(|arg| match arg.get_env().is_some_and(environment::counts_as_unset) {

@@ -3,62 +3,86 @@ use qwen3_embed::{Device, Embedder, EmbedderBuilder, Precision, Reranker, Rerank
 
 use crate::download;
 
-/// Which model, and how it is computed.
+/// The model, and how it is computed.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, or an id
-    /// of the hub: OWNER/NAME, with @REVISION if need be, or OWNER/NAME:Q8_0 for a GGUF file
+    /// Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, or an id on
+    /// the hub: OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file
     #[arg(long, value_name = "PATH or ID")]
-    model: String,
-    /// Folder or id of a LoRA adapter that is added to the model
+    pub(crate) model: String,
+    /// Folder or id of a LoRA adapter that is merged into the model
     #[arg(long, value_name = "PATH or ID")]
-    adapter: Option<String>,
-    /// How weights are kept and multiplied
+    pub(crate) adapter: Option<String>,
+    /// Precision in which weights are kept and multiplied
     #[arg(long, value_enum, default_value = "stored")]
-    precision: PrecisionArg,
-    /// Copy the token embeddings into memory: texts never wait for the disk when memory is short
+    pub(crate) precision: PrecisionArg,
+    /// Copy the token embeddings into memory, so that texts never wait for the disk when memory is short
     #[arg(long)]
-    preload: bool,
-    /// Where it runs: cpu, cuda, or cuda:N for the CUDA device of that number
+    pub(crate) preload: bool,
+    /// Device that runs the model: cpu, cuda, or cuda:N for the CUDA device with index N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     pub(crate) device: Device,
+    /// Number of threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Maximum length of a text, or of a prompt when reranking, in tokens [default: the model's limit, but at
+    /// most 32768, or 8192 when reranking]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Maximum number of tokens that are computed together
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_tokens: Option<usize>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum PrecisionArg {
-    /// As the checkpoint stores its weights: bf16 (f16 too), f32, or int8 for GGUF files in few bits
+    /// The precision of the checkpoint: bf16 (also for f16), f32, or int8 for quantized GGUF files
     Stored,
     /// Exact, four bytes for each weight
     F32,
     /// Two bytes for each weight
     Bf16,
-    /// About one byte for each weight, or less for GGUF files in few bits
+    /// About one byte for each weight, or less for quantized GGUF files
     Int8,
-    /// bf16 where the CPU multiplies bf16, unless the weights are stored in fewer bits; otherwise int8
+    /// bf16 if the CPU has bf16 instructions and the checkpoint is not quantized, otherwise int8
     Auto,
 }
 
-impl ModelArgs {
-    /// An embedder of this model, to be set up further.
-    pub(crate) fn builder(&self) -> EmbedderBuilder {
-        let builder = Embedder::builder(self.model.as_str()).hub(download::hub());
-        let builder = builder.precision(self.precision.into()).device(self.device);
-        let builder = builder.preload(self.preload);
-        match &self.adapter {
-            Some(adapter) => builder.adapter(adapter.as_str()),
-            None => builder,
+/// Applies [`ModelArgs`] to a builder. It is a macro because the methods of the two builders belong to no common
+/// trait.
+macro_rules! configured {
+    ($args:expr, $builder:expr) => {{
+        let args: &ModelArgs = $args;
+        let mut builder = $builder
+            .hub(download::hub())
+            .precision(args.precision.into())
+            .device(args.device)
+            .preload(args.preload);
+        if let Some(adapter) = &args.adapter {
+            builder = builder.adapter(adapter.as_str());
         }
+        if let Some(threads) = args.threads {
+            builder = builder.threads(threads);
+        }
+        if let Some(max_tokens) = args.max_tokens {
+            builder = builder.max_tokens(max_tokens);
+        }
+        if let Some(batch_tokens) = args.batch_tokens {
+            builder = builder.batch_tokens(batch_tokens);
+        }
+        builder
+    }};
+}
+
+impl ModelArgs {
+    /// The builder of an embedder with these settings.
+    pub(crate) fn embedder(&self) -> EmbedderBuilder {
+        configured!(self, Embedder::builder(self.model.as_str()))
     }
 
-    /// A reranker of this model, to be set up further.
+    /// The builder of a reranker with these settings.
     pub(crate) fn reranker(&self) -> RerankerBuilder {
-        let builder = Reranker::builder(self.model.as_str()).hub(download::hub());
-        let builder = builder.precision(self.precision.into()).device(self.device);
-        let builder = builder.preload(self.preload);
-        match &self.adapter {
-            Some(adapter) => builder.adapter(adapter.as_str()),
-            None => builder,
-        }
+        configured!(self, Reranker::builder(self.model.as_str()))
     }
 }
 

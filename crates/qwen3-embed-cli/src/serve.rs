@@ -9,21 +9,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
-use qwen3_embed::{Device, Embedder, Kernels, Precision, Reranker, ServiceOptions, SpecialTokens};
+use qwen3_embed::{Device, Kernels, ServiceOptions, SpecialTokens};
 use qwen3_embed_server::{AppState, ModelNames, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
-use crate::model::PrecisionArg;
-use crate::{download, environment};
+use crate::environment;
+use crate::model::{ModelArgs, PrecisionArg};
 use signals::EndSignals;
 use values::{count, model_name, origin, seconds, some_seconds};
 
-/// Serve a model over HTTP, to clients of OpenAI and text-embeddings-inference and to browsers
+/// Serve models over HTTP, with the APIs of OpenAI and text-embeddings-inference and a playground
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The embedding model: a folder, a GGUF file, or an id of the hub
+    /// Embedding model: a folder, a GGUF file, or an id on the hub
     #[arg(
         long,
         alias = "model",
@@ -32,20 +32,20 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_MODEL_PATH"
     )]
     model_path: Option<String>,
-    /// The reranker, alone or beside an embedding model; of an id of the hub, @REVISION behind it names the
-    /// branch, tag or commit
+    /// Reranker, instead of an embedding model or in addition to one. An id on the hub may be followed by
+    /// @REVISION: a branch, a tag or a commit
     #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_RERANKER_PATH")]
     reranker_path: Option<String>,
-    /// Folder or id of a LoRA adapter that is added to the embedding model
+    /// Folder or id of a LoRA adapter that is merged into the embedding model
     #[arg(long, value_name = "PATH or ID", requires = "model_path", env = "QWEN3_EMBED_ADAPTER")]
     adapter: Option<String>,
-    /// Branch, tag or commit of the embedding model, if that is an id of the hub; for the reranker see
+    /// Branch, tag or commit of the embedding model, if that is an id on the hub. For the reranker see
     /// --reranker-path
     #[arg(long, requires = "model_path", env = "QWEN3_EMBED_REVISION")]
     revision: Option<String>,
-    /// Names of the embedding model, or of the reranker if that is alone: several are given by repeating the
-    /// flag, or with spaces or commas between them. Responses have the first one, /v1/models lists all
-    /// [default: the path or id]
+    /// Names of the embedding model, or of the reranker if there is no embedding model. For several names, repeat
+    /// the flag, or separate them with spaces or commas. Responses contain the first name, /v1/models lists all of
+    /// them [default: the path or id]
     #[arg(
         long,
         value_name = "NAME",
@@ -55,7 +55,7 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_SERVED_MODEL_NAME"
     )]
     served_model_name: Vec<String>,
-    /// Names of the reranker, given likewise [default: its path or id]
+    /// Names of the reranker, in the same format [default: its path or id]
     #[arg(
         long,
         value_name = "NAME",
@@ -65,67 +65,68 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_SERVED_RERANKER_NAME"
     )]
     served_reranker_name: Vec<String>,
-    /// Refuse requests for a model of any other name with 404; otherwise the model of the kind that the route
-    /// needs answers them
+    /// Refuse requests with any other model name with status 404. Otherwise the name is ignored, and the route
+    /// determines the model
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_STRICT_MODEL_NAMES")]
     strict_model_names: bool,
-    /// Address to listen at; 0.0.0.0 is every one of this machine
+    /// Address to listen on. 0.0.0.0 listens on all network interfaces
     #[arg(long, default_value = "127.0.0.1", env = "QWEN3_EMBED_HOST")]
     host: String,
-    /// Port to listen at; 0 is any that is free
+    /// Port to listen on. 0 chooses a free port
     #[arg(long, default_value_t = 30000, env = "QWEN3_EMBED_PORT")]
     port: u16,
-    /// Key that clients have to send, except to /livez, /readyz and /health; for /metrics see --public-metrics
+    /// API key that clients must send, except to /livez, /readyz and /health. For /metrics see --public-metrics
     #[arg(long, value_name = "KEY", env = "QWEN3_EMBED_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Answer /metrics without the key; otherwise a scraper has to send the key
+    /// Answer /metrics without the API key. Otherwise a scraper must send the key
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PUBLIC_METRICS")]
     public_metrics: bool,
-    /// How weights are kept and multiplied
+    /// Precision in which weights are kept and multiplied
     #[arg(long, value_enum, default_value = "stored", env = "QWEN3_EMBED_PRECISION")]
     precision: PrecisionArg,
-    /// The precision by the name that SGLang has for it: auto, bfloat16 or float32
+    /// Precision by its name in SGLang: auto (the precision of the checkpoint), bfloat16 or float32
     #[arg(long, value_enum, conflicts_with = "precision", env = "QWEN3_EMBED_DTYPE")]
     dtype: Option<Dtype>,
-    /// Where it runs: cpu, cuda, or cuda:N for the CUDA device of that number
+    /// Device that runs the models: cpu, cuda, or cuda:N for the CUDA device with index N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu, env = "QWEN3_EMBED_DEVICE")]
     device: Device,
-    /// Copy the token embeddings into memory, so that no text waits for the disk when memory is short
+    /// Copy the token embeddings into memory, so that texts never wait for the disk when memory is short
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PRELOAD")]
     preload: bool,
-    /// Threads that compute, and at most as many that tokenize [default: one for each core, or as many as the CPU
-    /// quota of the container allows]
+    /// Number of threads that compute, and maximum number of threads that tokenize [default: one for each core, or
+    /// fewer if the CPU quota of the container is smaller]
     #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_THREADS")]
     threads: Option<usize>,
-    /// Tokens that are computed together [default: 1024, or 8192 on a CUDA device]
+    /// Maximum number of tokens that are computed together [default: 1024, or 8192 on a CUDA device]
     #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
     max_batch_tokens: Option<usize>,
-    /// Texts that may wait; while so many do, requests are refused with 429. Should be a few times
-    /// --max-client-batch-size, or one large request has the small ones refused
-    #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServiceOptions::default().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
+    /// Size of the queue in texts. While this many texts wait, requests are refused with status 429. Choose a few times
+    /// --max-client-batch-size, because small requests are refused while the texts of a large one fill the queue
+    #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServiceOptions::new().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
     max_queued_texts: usize,
-    /// Requests that are worked on at once; further ones are refused with 429
+    /// Maximum number of concurrent requests. Further ones are refused with status 429
     #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServerOptions::default().max_concurrent_requests, env = "QWEN3_EMBED_MAX_CONCURRENT_REQUESTS")]
     max_concurrent_requests: usize,
-    /// Texts that one request may have
+    /// Maximum number of texts in a request
     #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServerOptions::default().max_client_batch_size, env = "QWEN3_EMBED_MAX_CLIENT_BATCH_SIZE")]
     max_client_batch_size: usize,
-    /// The longest text, or the longest prompt of a reranker, in tokens [default: what the model is made for]
+    /// Maximum length of a text, or of a reranker's prompt, in tokens [default: the model's limit, but at most
+    /// 32768, or 8192 for a reranker]
     #[arg(long, alias = "context-length", value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_LENGTH")]
     max_length: Option<usize>,
-    /// Cut longer texts where a request does not say; otherwise they are errors
+    /// Cut texts that are too long, unless the request says otherwise. Without this flag they are errors
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_TRUNCATE")]
     truncate: bool,
-    /// Take what spells a special token, such as <|im_end|>, as plain text, as a reranker always does
+    /// Treat special tokens in texts, such as <|im_end|>, as plain text. A reranker always does
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PLAIN_TEXT")]
     plain_text: bool,
-    /// Instruction of texts whose request names none; otherwise they are embedded as documents
+    /// Instruction for texts whose request has no instruction. Without this flag they are embedded as documents
     #[arg(long, value_name = "TEXT", env = "QWEN3_EMBED_DEFAULT_INSTRUCT")]
     default_instruct: Option<String>,
-    /// The largest body of a request, in bytes, after it is decompressed
+    /// Maximum size of a request body in bytes, after decompression
     #[arg(long, value_name = "BYTES", value_parser = count(), default_value_t = ServerOptions::default().payload_limit, env = "QWEN3_EMBED_PAYLOAD_LIMIT")]
     payload_limit: usize,
-    /// Origins, divided by commas, whose pages may read the answers; * is any
+    /// Origins whose web pages may read responses, separated by commas. * allows every origin
     #[arg(
         long,
         value_name = "ORIGIN",
@@ -134,35 +135,35 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_CORS_ALLOW_ORIGIN"
     )]
     cors_allow_origin: Vec<String>,
-    /// How log lines are written, to standard error; RUST_LOG says which
+    /// Format of the log, which is written to standard error. RUST_LOG filters it
     #[arg(long, value_enum, default_value = "text", env = "QWEN3_EMBED_LOG_FORMAT")]
     log_format: LogFormat,
-    /// Seconds that requests have to finish when the server is told to end
+    /// Seconds that running requests have to finish when the server shuts down
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30", env = "QWEN3_EMBED_DRAIN_TIMEOUT")]
     drain_timeout: Duration,
-    /// Seconds that a connection is kept open without a request. It has to be longer than load balancers keep
-    /// connections: 60 s for most, 600 s for those of Google Cloud
+    /// Seconds that a connection is kept open without a request. Choose more than the idle timeout of the load
+    /// balancer: 60 s for most, 600 s for Google Cloud
     #[arg(long, value_name = "SECONDS", value_parser = some_seconds, default_value = "120", env = "QWEN3_EMBED_KEEP_ALIVE_TIMEOUT")]
     keep_alive_timeout: Duration,
-    /// Does nothing: for command lines that were written for SGLang
+    /// Has no effect. For compatibility with command lines of SGLang
     #[arg(long)]
     is_embedding: bool,
-    /// Does nothing: no code of a model's repository is ever run
+    /// Has no effect: code in a model's repository is never run
     #[arg(long)]
     trust_remote_code: bool,
-    /// Does nothing: there is one tokenizer, and it is fast
+    /// Has no effect: there is only the fast tokenizer
     #[arg(long, value_name = "MODE")]
     tokenizer_mode: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Dtype {
-    /// As the weights are stored
+    /// The precision of the checkpoint
     Auto,
     Bfloat16,
     #[value(alias = "float")]
     Float32,
-    // Refused with the reason.
+    // Accepted by the parser, so that the error can explain why it is not supported.
     #[value(alias = "half", hide = true)]
     Float16,
 }
@@ -181,21 +182,21 @@ pub(crate) fn run(args: Args) -> Result<()> {
         );
     }
     if args.trust_remote_code {
-        tracing::warn!("--trust-remote-code does nothing: no code of a repository is ever run");
+        tracing::warn!("`--trust-remote-code` has no effect: code in a repository is never run");
     }
     if args.tokenizer_mode.is_some() {
-        tracing::warn!("--tokenizer-mode does nothing: there is one tokenizer, and it is fast");
+        tracing::warn!("`--tokenizer-mode` has no effect: there is only the fast tokenizer");
     }
     let precision = args.precision()?;
     raise_file_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
     let result = runtime.block_on(serve(args, precision));
-    // What is still loading does not keep the process.
+    // Do not wait for a model that is still being loaded.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(args: Args, precision: Precision) -> Result<()> {
+async fn serve(args: Args, precision: PrecisionArg) -> Result<()> {
     let address = (args.host.as_str(), args.port);
     let mut signals = EndSignals::new()?;
     let listener = TcpListener::bind(address).await;
@@ -204,14 +205,14 @@ async fn serve(args: Args, precision: Precision) -> Result<()> {
     let state = AppState::new(args.server_options());
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async {
-        // A sender that is dropped says the same.
+        // Dropping the sender has the same effect as sending.
         let _ = stopped.await;
     };
     let Args { drain_timeout, keep_alive_timeout, .. } = args;
     let options = ServeOptions { drain_timeout, keep_alive_timeout, ..ServeOptions::default() };
     let server = qwen3_embed_server::serve(listener, state.clone(), options, shutdown);
     let server = tokio::spawn(server);
-    // Probes and clients that come now are told that it is loading.
+    // From now on, probes and clients get the response that the models are being loaded.
     writeln!(io::stdout(), "listening on http://{address}")?;
     let start = async {
         let (options, device) = (args.service_options(), args.device);
@@ -226,14 +227,14 @@ async fn serve(args: Args, precision: Precision) -> Result<()> {
             server.abort();
             return Err(error);
         },
-        // Nothing was accepted yet.
+        // No request has been accepted yet.
         () = signals.next() => return Ok(()),
     }
     signals.next().await;
     drop(stop);
     tokio::spawn(async move {
         signals.next().await;
-        // Whoever asks twice does not want to wait.
+        // A second signal ends the process without waiting for requests.
         process::exit(130);
     });
     Ok(server.await??)
@@ -242,7 +243,7 @@ async fn serve(args: Args, precision: Precision) -> Result<()> {
 impl Args {
     fn server_options(&self) -> ServerOptions {
         ServerOptions {
-            // A key from a file may end with its line; no header has white space around what it says.
+            // A key that comes from a file may end with a line break. Header values have no white space around them.
             api_key: self
                 .api_key
                 .as_deref()
@@ -262,49 +263,46 @@ impl Args {
     }
 
     fn service_options(&self) -> ServiceOptions {
-        let default = ServiceOptions::default();
-        ServiceOptions {
-            batch_tokens: self.batch_tokens(),
-            max_waiting_texts: self.max_queued_texts,
-            tokenizer_threads: self
-                .threads
-                .map_or(default.tokenizer_threads, |n| n.min(default.tokenizer_threads)),
-            ..default
+        let mut options =
+            ServiceOptions::for_device(self.device).max_waiting_texts(self.max_queued_texts);
+        if let Some(batch_tokens) = self.max_batch_tokens {
+            options.batch_tokens = batch_tokens;
+        }
+        if let Some(threads) = self.threads {
+            options.tokenizer_threads = options.tokenizer_threads.min(threads);
+        }
+        options
+    }
+
+    /// The settings of a model. The model and the service have the same batch budget.
+    fn model_args(&self, model: &str, precision: PrecisionArg) -> ModelArgs {
+        ModelArgs {
+            model: model.to_owned(),
+            adapter: None,
+            precision,
+            preload: self.preload,
+            device: self.device,
+            threads: self.threads,
+            max_tokens: self.max_length,
+            batch_tokens: Some(self.service_options().batch_tokens),
         }
     }
 
-    fn batch_tokens(&self) -> usize {
-        self.max_batch_tokens.unwrap_or(match self.device {
-            Device::Cpu => ServiceOptions::default().batch_tokens,
-            // A device has more to fill, and is done with it sooner.
-            _ => 8192,
-        })
-    }
-
-    fn load(&self, precision: Precision) -> Result<Models> {
+    fn load(&self, precision: PrecisionArg) -> Result<Models> {
         let embedder = match &self.model_path {
             Some(path) => {
                 let source = match &self.revision {
                     Some(revision) if !Path::new(path).exists() => format!("{path}@{revision}"),
                     Some(_) => {
-                        bail!("--revision is for ids of the hub, and {path} is on this machine")
+                        bail!("`--revision` is for ids on the hub, but {path} is on this machine")
                     }
                     None => path.clone(),
                 };
-                let mut builder = Embedder::builder(source.as_str()).hub(download::hub());
-                builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.batch_tokens()).preload(self.preload);
+                let adapter = self.adapter.clone();
+                let model = ModelArgs { adapter, ..self.model_args(&source, precision) };
+                let mut builder = model.embedder();
                 if self.plain_text {
                     builder = builder.special_tokens(SpecialTokens::PlainText);
-                }
-                if let Some(adapter) = &self.adapter {
-                    builder = builder.adapter(adapter.as_str());
-                }
-                if let Some(max_length) = self.max_length {
-                    builder = builder.max_tokens(max_length);
-                }
-                if let Some(threads) = self.threads {
-                    builder = builder.threads(threads);
                 }
                 tracing::info!("loading {path}");
                 Some((names(&self.served_model_name, path), builder.build()?))
@@ -313,44 +311,43 @@ impl Args {
         };
         let reranker = match &self.reranker_path {
             Some(path) => {
-                let mut builder = Reranker::builder(path.as_str()).hub(download::hub());
-                builder = builder.precision(precision).device(self.device);
-                builder = builder.batch_tokens(self.batch_tokens()).preload(self.preload);
-                if let Some(max_length) = self.max_length {
-                    builder = builder.max_tokens(max_length);
-                }
-                if let Some(threads) = self.threads {
-                    builder = builder.threads(threads);
-                }
                 tracing::info!("loading {path}");
-                let of_this = !self.served_reranker_name.is_empty() || embedder.is_some();
-                let given =
-                    if of_this { &self.served_reranker_name } else { &self.served_model_name };
-                Some((names(given, path), builder.build()?))
+                let has_own_names = !self.served_reranker_name.is_empty() || embedder.is_some();
+                let given = if has_own_names {
+                    &self.served_reranker_name
+                } else {
+                    &self.served_model_name
+                };
+                let reranker = self.model_args(path, precision).reranker().build()?;
+                Some((names(given, path), reranker))
             }
             None => None,
         };
         if let (Some((embedder, _)), Some((reranker, _))) = (&embedder, &reranker) {
             let shared = embedder.all().find(|name| reranker.has(name));
-            ensure!(shared.is_none(), "both models would be called {}", shared.unwrap_or_default());
+            ensure!(
+                shared.is_none(),
+                "both models would have the name {}",
+                shared.unwrap_or_default()
+            );
         }
         Ok(Models { embedder, reranker })
     }
 
-    fn precision(&self) -> Result<Precision> {
+    fn precision(&self) -> Result<PrecisionArg> {
         Ok(match self.dtype {
-            None => self.precision.into(),
-            Some(Dtype::Auto) => Precision::Stored,
-            Some(Dtype::Bfloat16) => Precision::Bf16,
-            Some(Dtype::Float32) => Precision::F32,
+            None => self.precision,
+            Some(Dtype::Auto) => PrecisionArg::Stored,
+            Some(Dtype::Bfloat16) => PrecisionArg::Bf16,
+            Some(Dtype::Float32) => PrecisionArg::F32,
             Some(Dtype::Float16) => {
-                bail!("float16 is no precision here: choose bfloat16, which the models are made in")
+                bail!("float16 is not supported: use bfloat16, in which the models were trained")
             }
         })
     }
 }
 
-/// The names that a model was given, or else its path or id.
+/// The given names of a model, or its path or id if there are none.
 fn names(given: &[String], path: &str) -> ModelNames {
     match given {
         [served, others @ ..] => ModelNames::new(served).with_others(others.to_vec()),
@@ -358,7 +355,7 @@ fn names(given: &[String], path: &str) -> ModelNames {
     }
 }
 
-/// What runs, and how.
+/// Describes the loaded models, for the log.
 fn describe(models: &Models, device: Device) -> String {
     let place = match device {
         Device::Cpu => format!("{} kernels", Kernels::current().name),
@@ -395,7 +392,7 @@ fn log(format: LogFormat) {
     }
 }
 
-/// Each connection takes a file descriptor, and the usual limit is low.
+/// Raises the limit of open files, because each connection needs a file descriptor and the usual limit is low.
 fn raise_file_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::warn!("cannot raise the limit of open files: {error}");

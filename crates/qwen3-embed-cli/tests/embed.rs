@@ -40,8 +40,7 @@ fn writes_warnings_to_standard_error() {
     let output = run(&["--model", model.to_str().unwrap()], "{\"text\": \"a\"}\n");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !output.stdout.is_empty(), "{errors}");
-    let expected =
-        "models/causal-lm-tied may be no embedding model: it is a causal language model without";
+    let expected = "models/causal-lm-tied may not be an embedding model: it is a causal language model without";
     assert!(errors.contains("WARN") && errors.contains(expected), "{errors}");
     assert_eq!(errors.lines().count(), 1, "{errors}");
 }
@@ -120,7 +119,7 @@ fn invalid_input_fails_and_names_the_line() {
         ),
         (&[], "{\"tokens\": [9999]}\n", "input: text 0: token id 9999 at position 0"),
         (&["--max-tokens", "2"], "{\"text\": \"a\"}\n{\"text\": \"a b c d\"}\n", "text 1 has"),
-        (&["--dimensions", "0"], "", "0 dimensions were asked for, there can be 1 to 64"),
+        (&["--dimensions", "0"], "", "`dimensions` is 0, expected 1 to 64"),
     ];
     for (arguments, input, message) in cases {
         let output = run(arguments, input);

@@ -1,4 +1,4 @@
-//! Models of the hub on the command line, and what the environment says of it.
+//! Tests of the command with models on the hub, and with the environment variables for the hub.
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "the library's tests use more of it")]
@@ -23,7 +23,7 @@ fn server() -> Server {
     Server::start(&[(ID, repository("base", &[]))])
 }
 
-/// The command in an environment that says nothing but this.
+/// The command with only these environment variables.
 fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
     command.args(arguments).env_clear().envs(environment.iter().copied());
@@ -35,7 +35,7 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     command(arguments, environment).output().unwrap()
 }
 
-/// Standard output of a success, and standard error.
+/// Standard output and standard error of a process that succeeded.
 fn succeeded(output: &Output) -> [String; 2] {
     let [out, err] =
         [&output.stdout, &output.stderr].map(|text| String::from_utf8(text.clone()).unwrap());
@@ -64,10 +64,10 @@ fn download_prints_the_folder_and_a_line_for_each_file() {
         "downloaded tokenizer.json, 24.17 KiB",
     ];
     assert_eq!(lines, expected);
-    // What is there is silence.
+    // Nothing is printed for files that are in the cache.
     let [again, err] = succeeded(&run(&["download", ID], &environment));
     assert_eq!((again, err.as_str()), (out.clone(), ""));
-    // Every command takes the id.
+    // Every command accepts the id.
     let pinned = format!("{ID}@{COMMIT}");
     for id in [ID, &pinned, out.trim()] {
         let mut child = command(&["embed", "--model", id], &environment);
@@ -80,7 +80,7 @@ fn download_prints_the_folder_and_a_line_for_each_file() {
 }
 
 #[test]
-fn the_server_takes_a_rerankers_revision_behind_its_id() {
+fn serve_accepts_the_revision_of_a_reranker_after_its_id() {
     let reranker = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/rerankers/tied");
     let files = ["config.json", "tokenizer.json", "model.safetensors"];
     let files = files.map(|file| (file.to_owned(), fs::read(reranker.join(file)).unwrap()));
@@ -101,7 +101,7 @@ fn the_server_takes_a_rerankers_revision_behind_its_id() {
 }
 
 #[test]
-fn the_environment_says_where_the_cache_is() {
+fn environment_variables_set_the_cache_folder() {
     let server = server();
     let root = tempfile::tempdir().unwrap();
     let root = root.path().to_str().unwrap();
@@ -126,7 +126,7 @@ fn the_environment_says_where_the_cache_is() {
 }
 
 #[test]
-fn the_environment_says_which_token_is_sent() {
+fn environment_variables_set_the_token() {
     let server = server();
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("another");
@@ -141,7 +141,7 @@ fn the_environment_says_which_token_is_sent() {
     server.change(|_, reply| *reply = Reply::status(403));
     for (variables, token) in cases {
         let mut environment = variables.to_vec();
-        // A slash at the end does no harm.
+        // A slash at the end of the endpoint is ignored.
         let endpoint = format!("{}/", server.url());
         environment
             .extend([("HF_ENDPOINT", &*endpoint), ("HF_HOME", home.path().to_str().unwrap())]);
@@ -155,7 +155,7 @@ fn the_environment_says_which_token_is_sent() {
 }
 
 #[test]
-fn the_environment_can_forbid_the_network() {
+fn environment_variables_turn_on_offline_mode() {
     let (server, home) = (server(), tempfile::tempdir().unwrap());
     for variable in ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
         for (value, is_offline) in [("1", true), ("true", true), ("ON", true), ("0", false)] {
@@ -178,7 +178,7 @@ fn the_environment_can_forbid_the_network() {
 }
 
 #[test]
-fn cached_model_embeds_with_a_warning_whatever_the_hub_answers() {
+fn cached_model_is_used_with_a_warning_if_the_hub_fails() {
     let (server, home) = (server(), tempfile::tempdir().unwrap());
     let environment =
         [("HF_ENDPOINT", server.url()), ("HF_HUB_CACHE", home.path().to_str().unwrap())];
@@ -196,10 +196,10 @@ fn cached_model_embeds_with_a_warning_whatever_the_hub_answers() {
     }
 }
 
-/// A model that another program has put into the cache, and another user, who may write nothing there.
+/// A model that another program has put into the cache, and a user without write permission.
 #[cfg(unix)]
 #[test]
-fn cache_that_cannot_be_written_is_read() {
+fn reads_a_read_only_cache() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::os::unix::process::CommandExt;
 
@@ -208,10 +208,10 @@ fn cache_that_cannot_be_written_is_read() {
     let of_cache = ("HF_HUB_CACHE", cache.to_str().unwrap());
     let environment = [("HF_ENDPOINT", server.url()), of_cache];
     let [folder, _] = succeeded(&run(&["download", ID], &environment));
-    // Other programs note nothing of files that there are not.
+    // Other programs do not record missing files in `.no_exist`.
     fs::remove_dir_all(cache.join("models--owner--model/.no_exist")).unwrap();
     fs::remove_dir_all(cache.join(".locks")).unwrap();
-    // Where another user reaches it. Root may write anywhere, and so becomes nobody.
+    // In a folder that another user can read. Root can write everywhere, so that the command runs as `nobody`.
     let program = home.path().join("qwen3-embed");
     fs::copy(env!("CARGO_BIN_EXE_qwen3-embed"), &program).unwrap();
     let is_root = fs::metadata(home.path()).unwrap().uid() == 0;
@@ -246,7 +246,7 @@ fn cache_that_cannot_be_written_is_read() {
         }
     }
     assert_eq!(below(home.path()), before);
-    // A newer commit, for which there is no room.
+    // A newer commit, which cannot be written to the cache.
     server.change(|request, reply| {
         if request.path.starts_with("/api/") {
             let body = String::from_utf8_lossy(&reply.body).replace(COMMIT, &"f".repeat(40));
@@ -267,7 +267,7 @@ fn cache_that_cannot_be_written_is_read() {
     set_modes([0o644, 0o755]);
 }
 
-/// A folder, and all that is in it.
+/// A folder and everything in it, recursively.
 #[cfg(unix)]
 fn below(path: &Path) -> Vec<PathBuf> {
     let is_dir = path.is_dir() && !path.is_symlink();
@@ -283,12 +283,12 @@ fn below(path: &Path) -> Vec<PathBuf> {
 /// Runs a command with a line of text for `embed` on its standard input.
 fn embed(mut command: Command) -> Output {
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    // A command that reads nothing may have ended.
+    // Writing fails if the process does not read and has ended.
     let _ = child.stdin.take().unwrap().write_all(b"{\"text\": \"a\"}\n");
     child.wait_with_output().unwrap()
 }
 
-/// The variables that desktop programs for proxies set together.
+/// The environment variables that desktop proxy programs set.
 #[test]
 fn proxy_of_the_scheme_comes_before_all_proxy() {
     let (server, home) = (server(), tempfile::tempdir().unwrap());
@@ -304,7 +304,7 @@ fn proxy_of_the_scheme_comes_before_all_proxy() {
     assert!(error.contains(&format!("`http_proxy={}`", server.url())), "{error}");
     let [request] = server.requests().try_into().unwrap();
     assert_eq!((request.method.as_str(), request.path.as_str()), ("CONNECT", "hub.invalid:80"));
-    // Hosts that need no proxy are reached, whatever it is.
+    // Hosts in `no_proxy` are reached directly, even if the proxy is invalid.
     let direct = environment.map(|(name, value)| match name {
         "HF_ENDPOINT" => (name, server.url()),
         "http_proxy" => (name, "nonsense://127.0.0.1"),
@@ -322,7 +322,7 @@ fn socks_proxy_is_used_or_named_by_the_error() {
         let environment = [
             ("HF_HUB_CACHE", cache.to_str().unwrap()),
             ("HF_ENDPOINT", "http://hub.invalid"),
-            // Where large files are.
+            // The server of large files.
             ("no_proxy", "127.0.0.1"),
             ("all_proxy", all_proxy),
         ];
@@ -343,7 +343,7 @@ fn socks_proxy_is_used_or_named_by_the_error() {
     }
 }
 
-/// A SOCKS5 proxy that leads to `address`, whatever host is asked for, and the hosts that were.
+/// A SOCKS5 proxy that connects every request to `address`, and the list of the requested hosts.
 fn socks_proxy(address: &str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (own, hosts, address) =
@@ -359,7 +359,7 @@ fn socks_proxy(address: &str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
             let n_methods = bytes(&client, 2)[1];
             bytes(&client, n_methods.into());
             client.write_all(&[5, 0]).unwrap();
-            // The version, to connect, a zero, the kind of address, and the length of a name.
+            // The version, the command CONNECT, a zero, the address type, and the length of the host name.
             let head = bytes(&client, 5);
             assert_eq!(head[..4], [5, 1, 0, 3]);
             let host = bytes(&client, usize::from(head[4]) + 2);
@@ -379,11 +379,11 @@ fn socks_proxy(address: &str) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
 }
 
 #[test]
-fn the_environment_says_which_proxy_is_used() {
+fn environment_variables_set_the_proxy() {
     let (server, home) = (server(), tempfile::tempdir().unwrap());
     let cache = home.path().to_str().unwrap();
     let mut environment = vec![("HF_HUB_CACHE", cache), ("HTTP_PROXY", server.url())];
-    // Nobody knows this host: the proxy is to find it, and refuses to.
+    // This host does not exist: the proxy has to resolve it, and fails.
     environment.push(("HF_ENDPOINT", "http://hub.invalid"));
     let error = failed(&run(&["download", ID], &environment));
     assert!(error.contains("cannot reach the hub"), "{error}");
@@ -395,7 +395,7 @@ fn the_environment_says_which_proxy_is_used() {
 }
 
 #[test]
-fn processes_that_come_at_the_same_time_download_once() {
+fn concurrent_processes_download_once() {
     let (server, home) = (server(), tempfile::tempdir().unwrap());
     server.change(|_, reply| reply.silence = Duration::from_millis(50));
     let environment =
@@ -426,7 +426,7 @@ fn errors_name_the_model_and_what_to_do() {
 }
 
 #[test]
-fn info_shows_what_a_model_is() {
+fn info_shows_shape_size_and_memory() {
     let prompts = r#"{"prompts": {"query": "Query:\n", "document": ""}}"#;
     let files = repository("base", &[("config_sentence_transformers.json", prompts)]);
     let server = Server::start(&[(ID, files)]);
@@ -470,7 +470,7 @@ fn info_shows_what_a_model_is() {
     assert!(text.contains(longest) && text.contains("with longest text\n"), "{text}");
     assert_eq!(json["max_tokens"], 8192);
     for precision in ["f32", "bf16", "int8"] {
-        // The longest text has twice the tokens of a batch.
+        // The maximum length of a text is twice the batch budget.
         let memory = |field: &str| json["memory"][precision][field].as_u64().unwrap();
         let expected = memory("total") + memory("workspace");
         assert_eq!(memory("total_longest_text"), expected, "{precision}");

@@ -115,7 +115,7 @@ fn invalid_input_fails_and_names_the_line() {
         (&[], "\n\n{}\n", "line 3 of standard input: missing field `text`"),
         (&[], "{\"text\": 7}\n", "line 1 of standard input: invalid type"),
         (&[], &after_others, "line 4 of standard input: text 1 has 500002 white-space characters"),
-        (&["--max-tokens", "0"], "", "max_tokens is 0, it must be in 1..=8192"),
+        (&["--max-tokens", "0"], "", "`max_tokens` is 0, expected 1 to 8192"),
         (&["--max-tokens", "9"], "{\"text\": \"a\"}\n", "tokens without query and document"),
     ];
     for (arguments, input, message) in cases {

@@ -112,7 +112,7 @@ fn logs_warning_about_reranker_that_serves_embeddings() {
     let server = Server::start(&["--model-path", &model, "--port", "0"], &[]);
     server.signal("TERM");
     let (status, log) = server.ended();
-    let expected = "rerankers/tied may be no embedding model: it has `rerank` in its name";
+    let expected = "rerankers/tied may not be an embedding model: its name contains `rerank`";
     assert!(status.success() && log.contains("WARN") && log.contains(expected), "{log}");
 }
 
@@ -152,8 +152,8 @@ fn accepts_the_command_line_of_sglang() {
     server.signal("TERM");
     let (status, said) = server.ended();
     assert!(status.success(), "{said}");
-    assert!(said.contains("--trust-remote-code does nothing"), "{said}");
-    assert!(said.contains("--tokenizer-mode does nothing"), "{said}");
+    assert!(said.contains("`--trust-remote-code` has no effect"), "{said}");
+    assert!(said.contains("`--tokenizer-mode` has no effect"), "{said}");
     let ready = said.lines().find_map(|line| Some(line.split_once(" ready: ")?.1)).unwrap();
     let name = "Qwen/Qwen3-Embedding-4B, 256 dimensions, f32 on ";
     let rest = ", 2 threads, texts of at most 1000 tokens";
@@ -193,7 +193,7 @@ fn serves_model_from_the_hub_cache_under_its_id_and_short_name() {
     assert_eq!(body["data"].as_array().unwrap().len(), 2);
 }
 
-/// Checks the ids that `/v1/models` lists, and the status of a request for a name that no model has.
+/// Checks the ids that `/v1/models` lists, and the status of a request with an unknown model name.
 fn check_names(arguments: &[&str], environment: &[(&str, &str)], ids: Value, status: u16) {
     let server = Server::start(&[arguments, &["--port", "0"]].concat(), environment);
     let list: Value = serde_json::from_str(&server.get("/v1/models").1).unwrap();
@@ -418,7 +418,7 @@ fn startup_errors_name_the_cause() {
                 "--port",
                 "0",
             ],
-            "both models would be called b",
+            "both models would have the name b",
         ),
         (
             &["--model-path", "/no/such/folder", "--port", "0"],
@@ -426,7 +426,7 @@ fn startup_errors_name_the_cause() {
         ),
         (&["--model-path", &wide, "--port", &port], "Address already in use"),
         (&["--model-path", &wide, "--port", "0", "--host", "no such host"], "no such host:0"),
-        (&["--model-path", &wide, "--port", "0", "--revision", "main"], "--revision is for ids"),
+        (&["--model-path", &wide, "--port", "0", "--revision", "main"], "`--revision` is for ids"),
     ];
     for (arguments, expected) in cases {
         let output = command(arguments, &[]).output().unwrap();
@@ -442,14 +442,20 @@ fn rejects_invalid_settings_before_loading_a_model() {
         (&[], needs_model),
         (&["--reranker-path", "/no/such", "--adapter", "a/b"], needs_model),
         (&["--reranker-path", "/no/such", "--revision", "main"], needs_model),
-        (&["--model-path", "/no/such", "--dtype", "half"], "float16 is no precision here"),
+        (&["--model-path", "/no/such", "--dtype", "half"], "float16 is not supported"),
         (&["--model-path", "/no/such", "--drain-timeout=-1"], "--drain-timeout"),
         (&["--model-path", "/no/such", "--drain-timeout=x"], "expected a number, got `x`"),
         (&["--model-path", "/no/such", "--keep-alive-timeout=-1"], "--keep-alive-timeout"),
         (&["--model-path", "/no/such", "--keep-alive-timeout=nan"], "--keep-alive-timeout"),
-        (&["--model-path", "/no/such", "--keep-alive-timeout=0"], "it must be more than 0"),
-        (&["--model-path", "/no/such", "--served-model-name", ""], "a name is empty"),
-        (&["--model-path", "/no/such", "--served-model-name", "a,,b"], "a name is empty"),
+        (&["--model-path", "/no/such", "--keep-alive-timeout=0"], "expected more than 0 seconds"),
+        (
+            &["--model-path", "/no/such", "--served-model-name", ""],
+            "expected a name, got an empty one",
+        ),
+        (
+            &["--model-path", "/no/such", "--served-model-name", "a,,b"],
+            "expected a name, got an empty one",
+        ),
         (&["--model-path", "/no/such", "--max-batch-tokens", "0"], "-tokens <N>': 0 is not in"),
         (&["--model-path", "/no/such", "--max-queued-texts", "0"], "-texts <N>': 0 is not in"),
         (&["--model-path", "/no/such", "--max-client-batch-size", "0"], "<N>': 0 is not in"),
@@ -457,7 +463,10 @@ fn rejects_invalid_settings_before_loading_a_model() {
         (&["--model-path", "/no/such", "--cors-allow-origin", "*,https://a/b"], "without a path"),
         (&["--model-path", "/no/such", "--cors-allow-origin", "https://ä.org"], "without a path"),
         (&["--model-path", "/no/such", "--cors-allow-origin", "https://A.org"], "in lower case"),
-        (&["--model-path", "/no/such", "--cors-allow-origin", "a.org"], "expected *, or an origin"),
+        (
+            &["--model-path", "/no/such", "--cors-allow-origin", "a.org"],
+            "expected `*`, or an origin",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = command(&[arguments, &["--port", "0"]].concat(), &[]).output().unwrap();

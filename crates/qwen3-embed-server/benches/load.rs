@@ -103,7 +103,7 @@ impl Load {
     async fn start(embedder: Embedder, words: usize) -> Result<Self, Error> {
         let state = AppState::new(ServerOptions::default());
         let models = Models { embedder: Some(("model".into(), embedder)), reranker: None };
-        let options = ServiceOptions { max_waiting_texts: MAX_WAITING, ..Default::default() };
+        let options = ServiceOptions::new().max_waiting_texts(MAX_WAITING);
         state.start(models, options).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}/v1/embeddings", listener.local_addr()?);
@@ -135,7 +135,7 @@ impl Load {
         let (began, mut n) = (Instant::now(), 0);
         while began.elapsed() < seconds {
             let texts: Vec<String> = (0..CLIENTS).map(|_| self.text()).collect();
-            n += embedder.embed_documents(&texts)?.rows();
+            n += embedder.embed_documents(&texts)?.len();
         }
         Ok(n as f64 / began.elapsed().as_secs_f64())
     }

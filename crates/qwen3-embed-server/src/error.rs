@@ -198,9 +198,9 @@ impl ApiError {
     }
 
     /// The response to an error of the model about the texts in `field`.
-    pub(crate) fn from_model(mut error: Error, field: Field) -> Self {
+    pub(crate) fn from_model(error: Error, field: Field) -> Self {
         let message = chain(&error);
-        let index = error.text_mut().map(|index| *index);
+        let index = error.text_index();
         // Messages about a text begin with `text INDEX`, which the name of the request's field replaces.
         let said = index.and_then(|index| message.strip_prefix(&format!("text {index}")));
         let about_text = |index: usize| {

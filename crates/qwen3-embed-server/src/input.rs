@@ -1,7 +1,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use qwen3_embed::Texts;
+use qwen3_embed::Text;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
@@ -50,18 +50,17 @@ impl Input {
         self,
         name: &'static str,
         limit: usize,
-    ) -> Result<(Texts, Field), ApiError> {
-        let (texts, field): (Texts, _) = match self {
-            Self::One(text) => (vec![text].into(), Field::single(name)),
-            Self::Many(texts) => (texts.into(), Field::list(name)),
-            Self::Tokens(tokens) => (vec![tokens].into(), Field::single(name)),
-            Self::ManyTokens(texts) => (texts.into(), Field::list(name)),
+    ) -> Result<(Vec<Text<'static>>, Field), ApiError> {
+        let (texts, field) = match self {
+            Self::One(text) => (vec![text.into()], Field::single(name)),
+            Self::Many(texts) => (texts.into_iter().map(Text::from).collect(), Field::list(name)),
+            Self::Tokens(tokens) => (vec![tokens.into()], Field::single(name)),
+            Self::ManyTokens(texts) => {
+                (texts.into_iter().map(Text::from).collect(), Field::list(name))
+            }
         };
         check_count(name, texts.len(), limit)?;
-        match &texts {
-            Texts::Strings(texts) => check_not_empty(texts, String::is_empty, field)?,
-            Texts::Tokens(texts) => check_not_empty(texts, Vec::is_empty, field)?,
-        }
+        check_not_empty(&texts, Text::is_empty, field)?;
         Ok((texts, field))
     }
 }

@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::{fmt, iter};
@@ -10,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry, Unit};
-use qwen3_embed::{OnBatch, SharingCounts, Timings};
+use qwen3_embed::{BatchReport, SharingCounts, Timings};
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
@@ -141,18 +140,21 @@ impl Metrics {
     }
 
     /// A callback that records every batch of a model.
-    pub(crate) fn on_batch(&self, model: &'static str) -> OnBatch {
+    pub(crate) fn on_batch(
+        &self,
+        model: &'static str,
+    ) -> impl Fn(&BatchReport) + Send + Sync + use<> {
         let labels = ModelLabels { model };
         let n_texts = self.batch_texts.get_or_create_owned(&labels);
         let n_tokens = self.batch_tokens.get_or_create_owned(&labels);
         let compute = self.batch_compute.get_or_create_owned(&labels);
         let tokens = self.tokens.get_or_create_owned(&labels);
-        Arc::new(move |report| {
+        move |report| {
             n_texts.observe(report.n_texts as f64);
             n_tokens.observe(report.n_tokens as f64);
             compute.observe(report.compute.as_secs_f64());
             tokens.inc_by(report.n_tokens as u64);
-        })
+        }
     }
 
     /// All metrics in the OpenMetrics text format.

@@ -57,7 +57,7 @@ impl Iterator for Pieces {
     fn next(&mut self) -> Option<Bytes> {
         self.tail.as_ref()?;
         self.buffer.reserve(PIECE + PIECE / 4);
-        while self.next < self.embeddings.rows() {
+        while self.next < self.embeddings.len() {
             if self.buffer.len() >= PIECE {
                 return Some(mem::take(&mut self.buffer).into());
             }

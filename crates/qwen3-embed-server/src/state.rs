@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use qwen3_embed::{
     EmbedOptions, Embedder, Error, Reranker, ScoreOptions, Service, ServiceOptions, ServiceState,
-    Texts,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -156,15 +155,11 @@ impl AppState {
     ///
     /// The errors of [`Embedder::into_service`], [`Service::embed`] and [`Service::score`].
     pub async fn start(&self, models: Models, options: ServiceOptions) -> qwen3_embed::Result<()> {
-        let of_kind = |kind| ServiceOptions {
-            on_batch: Some(self.inner.metrics.on_batch(kind)),
-            ..options.clone()
-        };
+        let of_kind = |kind| options.clone().on_batch(self.inner.metrics.on_batch(kind));
         let embedder = match models.embedder {
             Some((names, embedder)) => {
                 let service = embedder.into_service(of_kind("embedder"))?;
-                let text = Texts::Strings(vec!["warm".to_owned()]);
-                service.embed(text, EmbedOptions::default()).await?;
+                service.embed(["warm"], EmbedOptions::new()).await?;
                 Some(ServedModel::new(names, service))
             }
             None => None,
@@ -173,7 +168,7 @@ impl AppState {
             Some((names, reranker)) => {
                 let service = reranker.into_service(of_kind("reranker"))?;
                 let [query, document] = ["warm", "up"].map(|text| vec![text.to_owned()]);
-                service.score(query, document, ScoreOptions::default()).await?;
+                service.score(query, document, ScoreOptions::new()).await?;
                 Some(ServedModel::new(names, service))
             }
             None => None,

@@ -85,7 +85,7 @@ async fn closed(mut stream: TcpStream) -> String {
 #[tokio::test]
 async fn answers_started_request_after_shutdown_begins() {
     // A batch for each text, so that the request takes some time.
-    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let service = ServiceOptions::new().batch_tokens(1);
     let server = start(ServeOptions::default(), service).await;
     let asked = tokio::spawn(ask(server.address, 500));
     let idle = TcpStream::connect(server.address).await.unwrap();
@@ -163,7 +163,7 @@ async fn check_answered(mut stream: TcpStream) {
 
 #[tokio::test]
 async fn reports_requests_unfinished_at_the_drain_timeout() {
-    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let service = ServiceOptions::new().batch_tokens(1);
     let options = ServeOptions { drain_timeout: Duration::ZERO, ..ServeOptions::default() };
     let server = start(options, service).await;
     let asked = tokio::spawn(ask(server.address, 2000));
@@ -177,7 +177,7 @@ async fn reports_requests_unfinished_at_the_drain_timeout() {
 
 #[tokio::test]
 async fn does_not_compute_texts_of_disconnected_client() {
-    let service = ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() };
+    let service = ServiceOptions::new().batch_tokens(1);
     let server = start(ServeOptions::default(), service).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(request(2000, "close").as_bytes()).await.unwrap();

@@ -244,10 +244,10 @@ impl Tokenizer {
             SpecialTokens::PlainText => self.encode_plain(s, OffsetType::None),
         };
         let encoding = encoding.map_err(|source| Error::Encode { text, source })?;
-        let mut tokens = encoding.get_ids().to_vec();
-        if self.appends {
-            tokens.push(self.end_of_text);
-        }
+        let end = self.appends.then_some(self.end_of_text);
+        let mut tokens = Vec::with_capacity(encoding.len() + 1);
+        tokens.extend(encoding.get_ids());
+        tokens.extend(end);
         Ok(tokens)
     }
 

@@ -2,28 +2,11 @@ use qwen3_embed_model::{Head, Pooling};
 use qwen3_embed_text::SpecialTokens;
 
 use crate::cross_encoder::CrossEncoder;
-use crate::engine::{Settings, setters};
+use crate::engine::{Engine, Settings, setters};
+use crate::limits::{check_dimensions, embedder_max_tokens};
 use crate::repository::Repository;
 use crate::source::read_tokenizer;
-use crate::{Embedder, Error, Result, Source, warnings};
-
-/// What becomes of a text with more tokens than the limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Overflow {
-    /// The call fails with [`Error::TextTooLong`].
-    #[default]
-    Error,
-    /// The beginning of the text is cut, the instruction of a query with it.
-    TruncateLeft,
-    /// The end of the text is cut.
-    TruncateRight,
-}
-
-/// The longest text, in tokens, that is embedded without being asked for.
-const DEFAULT_MAX_TOKENS: usize = 32_768;
-
-/// The fewest dimensions of a vector, and the hidden size from which on they are the fewest.
-const MIN_DIMENSIONS: (usize, usize) = (32, 1024);
+use crate::{Embedder, Error, Overflow, Result, Source, warnings};
 
 /// Settings of an [`Embedder`], see [`Embedder::builder`].
 #[derive(Debug, Clone)]
@@ -35,52 +18,76 @@ pub struct EmbedderBuilder {
     normalize: bool,
 }
 
-impl EmbedderBuilder {
-    pub(crate) fn new(source: Source) -> Self {
-        Self {
-            settings: Settings::new(source),
+impl Embedder {
+    /// Starts to build an embedder from the model at `source`: the folder of Qwen3-Embedding-0.6B, 4B, 8B or a
+    /// fine-tune, one of their GGUF files, or an id on the hub.
+    ///
+    /// The settings of a sentence-transformers repository are followed: pooling, dense layers, prompts and the
+    /// maximum length of a text. A setting that is not supported is an error. Only its normalization is not followed:
+    /// see [`EmbedderBuilder::normalize`]. If the source is a LoRA adapter, it is loaded together with its base
+    /// model.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use qwen3_embed::{Embedder, Overflow};
+    ///
+    /// let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B")
+    ///     .dimensions(256)
+    ///     .max_tokens(8192)
+    ///     .overflow(Overflow::TruncateRight)
+    ///     .threads(4)
+    ///     .build()?;
+    /// let quantized = Embedder::builder("models/Qwen3-Embedding-0.6B-Q8_0.gguf").build()?;
+    /// # Ok::<(), qwen3_embed::Error>(())
+    /// ```
+    pub fn builder(source: impl Into<Source>) -> EmbedderBuilder {
+        EmbedderBuilder {
+            settings: Settings::new(source.into()),
             dimensions: None,
             overflow: Overflow::default(),
             special_tokens: SpecialTokens::default(),
             normalize: true,
         }
     }
+}
 
+impl EmbedderBuilder {
     setters!();
 
-    /// Dimensions of the vectors: 32 to the model's hidden size, or 1 to the hidden size for models
-    /// narrower than 1024, which are not published ones. Default: `truncate_dim` of
-    /// `config_sentence_transformers.json`, or the hidden size if that is less or there is none. Where a
-    /// dense layer comes behind the model, its width takes the place of the hidden size.
+    /// The number of dimensions of the vectors: 32 to the model's hidden size, or 1 to the hidden size for models
+    /// with a hidden size below 1024, which are not published ones. If the model has dense layers, the width of the
+    /// last one takes the place of the hidden size. Default: `truncate_dim` of
+    /// `config_sentence_transformers.json`, or the hidden size if that is smaller or there is no such field.
     pub fn dimensions(mut self, dimensions: usize) -> Self {
         self.dimensions = Some(dimensions);
         self
     }
 
-    /// The longest text, in tokens, its instruction and the end-of-text token included: 1 to the
-    /// model's `max_position_embeddings`. Default: `max_seq_length` of `sentence_bert_config.json`, or
-    /// else 32,768, or what the model has if that is less.
+    /// The maximum length of a text in tokens, including its prompt and the end-of-text token: 1 to the model's
+    /// `max_position_embeddings`. Default: `max_seq_length` of `sentence_bert_config.json`, or 32,768 if there is
+    /// no such field, but at most `max_position_embeddings`.
     pub fn max_tokens(mut self, max_tokens: usize) -> Self {
         self.settings.max_tokens = Some(max_tokens);
         self
     }
 
-    /// What becomes of a longer text. Default: [`Overflow::Error`].
+    /// What happens to a text with more than [`max_tokens`](Self::max_tokens). Default: [`Overflow::Error`].
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.overflow = overflow;
         self
     }
 
-    /// What becomes of text that spells a special token. Default: [`SpecialTokens::Parse`], as
-    /// transformers does; choose [`SpecialTokens::PlainText`] for texts that you do not trust.
+    /// Whether special tokens in strings are parsed. Default: [`SpecialTokens::Parse`], as transformers does. Use
+    /// [`SpecialTokens::PlainText`] for texts that you do not trust.
     pub fn special_tokens(mut self, special_tokens: SpecialTokens) -> Self {
         self.special_tokens = special_tokens;
         self
     }
 
-    /// Whether vectors are brought to unit length, after they are cut. Default: they are. What
-    /// [`Embeddings`](crate::Embeddings) computes is the same either way. A [`Service`](crate::Service) goes
-    /// by its own option, [`EmbedOptions::normalize`](crate::EmbedOptions::normalize).
+    /// Whether vectors are normalized to unit length, after they are cut to
+    /// [`dimensions`](Self::dimensions). Default: true. The results of [`Embeddings`](crate::Embeddings) do not
+    /// depend on it.
     pub fn normalize(mut self, normalize: bool) -> Self {
         self.normalize = normalize;
         self
@@ -88,14 +95,16 @@ impl EmbedderBuilder {
 
     /// Loads the model and its tokenizer.
     ///
+    /// A model that is a reranker is refused. A causal language model can be either, so that it is loaded with a
+    /// warning.
+    ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`],
-    /// [`Error::AdapterBase`], [`Error::Io`], or what
-    /// [`Source::download`](crate::Source::download) says; [`Error::IsReranker`] if its files show that it is one,
-    /// which a causal language model's do not: there is a warning then; [`Error::Model`] or [`Error::Text`] if a file is missing,
-    /// damaged or of another architecture; [`Error::Vocabulary`] if the tokenizer is not the
-    /// model's; [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
+    /// [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`], [`Error::AdapterBase`], [`Error::Io`] or the
+    /// errors of [`Source::download`](crate::Source::download) if the model cannot be found; [`Error::IsReranker`] if
+    /// the model is a reranker; [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or of another
+    /// architecture; [`Error::Vocabulary`] if the tokenizer does not belong to the model; [`Error::Dimensions`] or
+    /// [`Error::Setting`] if a setting is out of range.
     pub fn build(self) -> Result<Embedder> {
         let checkpoint = self.settings.open()?;
         let repository = Repository::of(checkpoint.sentence_transformers())?;
@@ -105,15 +114,16 @@ impl EmbedderBuilder {
             return Err(Error::IsReranker { path: checkpoint.path().to_path_buf() });
         }
         warnings::of_reranker(&checkpoint, head);
-        let max_tokens = default_max_tokens(&repository);
+        let max_tokens = embedder_max_tokens(repository.max_seq_length);
         let mut engine = self.settings.load(&checkpoint, tokenizer, max_tokens, false)?;
-        // Published models need an end-of-text token; what sentence-transformers has saved has the tokens of
-        // its own tokenizer, as there.
+        // Published models need an end-of-text token. A model that sentence-transformers has saved gets the tokens
+        // that sentence-transformers gives it: those of its tokenizer file.
         if checkpoint.has_modules() || engine.model.pooling() != Pooling::LastToken {
             engine.tokenizer = engine.tokenizer.follow_file_for_end_of_text();
         }
-        warnings::of_lost_template(&engine);
-        let embedding_size = engine.model.embedding_size();
+        let Engine { model, tokenizer, tokenizer_path, .. } = &engine;
+        warnings::of_lost_template(model.config(), model.pooling(), tokenizer, tokenizer_path);
+        let embedding_size = model.embedding_size();
         let default = repository.truncate_dim.map_or(embedding_size, |n| n.min(embedding_size));
         let dimensions = self.dimensions.unwrap_or(default);
         check_dimensions(dimensions, embedding_size)?;
@@ -125,45 +135,5 @@ impl EmbedderBuilder {
             special_tokens: self.special_tokens,
             normalize: self.normalize,
         })
-    }
-}
-
-/// The longest text, in tokens, if the model has as many positions.
-pub(crate) fn default_max_tokens(repository: &Repository) -> usize {
-    repository.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS)
-}
-
-/// The fewest dimensions of a vector of a model that gives so many.
-pub(crate) fn min_dimensions(hidden_size: usize) -> usize {
-    let (fewest, published) = MIN_DIMENSIONS;
-    if hidden_size >= published { fewest } else { 1 }
-}
-
-pub(crate) fn check_dimensions(got: usize, hidden_size: usize) -> Result<()> {
-    let min = min_dimensions(hidden_size);
-    if (min..=hidden_size).contains(&got) {
-        Ok(())
-    } else {
-        Err(Error::Dimensions { got, min, max: hidden_size })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dimensions_are_32_to_hidden_for_published_sizes_and_any_for_smaller_models() {
-        for (hidden_size, min) in [(1024, 32), (2560, 32), (4096, 32), (512, 1), (64, 1)] {
-            for got in [min, min + 1, hidden_size - 1, hidden_size] {
-                check_dimensions(got, hidden_size).unwrap();
-            }
-            for got in [0, min - 1, hidden_size + 1, usize::MAX] {
-                let error = check_dimensions(got, hidden_size).unwrap_err();
-                let range =
-                    format!("{got} dimensions were asked for, there can be {min} to {hidden_size}");
-                assert_eq!(error.to_string(), range);
-            }
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Rerankers that sentence-transformers has saved: a causal language model and the module `LogitScore`.
+//! Rerankers that sentence-transformers has saved: a causal language model with a module `LogitScore`.
 
 use std::path::{Path, PathBuf};
 
@@ -19,11 +19,11 @@ pub(crate) struct CrossEncoder {
     pub(crate) instruction: Option<String>,
 }
 
-/// The files that may contain a chat template. The first one that exists is used.
+/// The files that may contain the chat template, in the order in which they are read.
 pub(crate) const CHAT_TEMPLATES: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
 
-/// The functions that may turn a logit into a score. Scores are always the sigmoid of the logit here, and callers
-/// can read the logit, too.
+/// The supported activation functions. The score is always the sigmoid of the logit, whichever of these functions a
+/// repository names, because the logit is returned too.
 const ACTIVATIONS: [&str; 4] = [
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.activation.Sigmoid",

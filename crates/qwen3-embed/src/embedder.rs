@@ -2,18 +2,21 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use qwen3_embed_model::{Arithmetic, Config, Pooling, Precision, SharingCounts};
-use qwen3_embed_text::{SpecialTokens, Tokenizer, TruncationSide, instruct, truncate};
+use qwen3_embed_text::{SpecialTokens, Tokenizer, instruct};
+use rayon::prelude::*;
 
-use crate::builder::{check_dimensions, min_dimensions};
+use crate::embed_request::{EmbedRequest, RowFormat};
 use crate::engine::Engine;
+use crate::limits::{check_dimensions, check_setting, min_dimensions};
 use crate::repository::Prompts;
-use crate::{EmbedderBuilder, Embeddings, Error, Overflow, Prompt, Result, Source, normalize};
+use crate::{EmbedOptions, Embeddings, Overflow, Prompt, Result, Text};
 
-/// Turns texts into vectors with a Qwen3 embedding model.
+/// Computes embeddings of texts with a Qwen3 embedding model.
 ///
-/// See the [crate's documentation](crate) for an example. Vectors come in the order of the texts, and are of
-/// unit length unless [`EmbedderBuilder::normalize`] says otherwise. On the processor they are the same, bit for
-/// bit, whatever else is in the call and however many threads compute it.
+/// See the [crate's documentation](crate) for an example. Vectors are in the order of the texts, and are normalized
+/// to unit length unless [`EmbedderBuilder::normalize`](crate::EmbedderBuilder::normalize) or
+/// [`EmbedOptions::normalize`] turns that off. On the CPU, the vector of a text is the same, bit for bit, whatever
+/// other texts are in the call and however many threads compute it.
 #[derive(Debug)]
 pub struct Embedder {
     pub(crate) engine: Engine,
@@ -25,172 +28,190 @@ pub struct Embedder {
 }
 
 impl Embedder {
-    /// Begins to build an embedder of the model at `source`: a folder with the files of
-    /// Qwen3-Embedding-0.6B, 4B or 8B, or of a fine-tune of one of them, one of their GGUF files, or the
-    /// id of one on the hub.
+    /// Embeds one document.
     ///
-    /// What a sentence-transformers repository says of pooling, dense layers, prompts and the longest text
-    /// is followed, as far as it is known; what is not known is refused. Vectors are of unit length whatever
-    /// it says. A LoRA adapter is loaded with the model that it belongs to.
+    /// # Errors
+    ///
+    /// As [`embed_documents`](Self::embed_documents).
+    pub fn embed_document(&self, text: &str) -> Result<Vec<f32>> {
+        Ok(self.embed_documents(&[text])?.into_vec())
+    }
+
+    /// Embeds one query.
+    ///
+    /// # Errors
+    ///
+    /// As [`embed_documents`](Self::embed_documents).
+    pub fn embed_query(&self, text: &str) -> Result<Vec<f32>> {
+        Ok(self.embed_queries(&[text])?.into_vec())
+    }
+
+    /// Embeds documents, with the model's prompt for documents: see [`Prompt::Document`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TextTooLong`](crate::Error::TextTooLong) if a text is longer than
+    /// [`max_tokens`](Self::max_tokens) and the overflow policy is [`Overflow::Error`];
+    /// [`Error::Text`](crate::Error::Text) if a text cannot be tokenized; [`Error::Model`](crate::Error::Model) if
+    /// its vector is not finite. These errors contain the index of the text.
+    pub fn embed_documents(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
+        self.embed_with(strings(texts), &EmbedOptions::new())
+    }
+
+    /// Embeds queries, with the model's prompt for queries: see [`Prompt::Query`].
+    ///
+    /// # Errors
+    ///
+    /// As [`embed_documents`](Self::embed_documents).
+    pub fn embed_queries(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
+        self.embed_with(strings(texts), &EmbedOptions::new().prompt(Prompt::Query))
+    }
+
+    /// Embeds texts that are tokens already: see [`Text::Tokens`].
+    ///
+    /// # Errors
+    ///
+    /// As [`embed_documents`](Self::embed_documents); [`Error::Model`](crate::Error::Model) if a text has no tokens,
+    /// or a token that is not in the vocabulary.
+    pub fn embed_tokens(&self, texts: &[impl AsRef<[u32]>]) -> Result<Embeddings> {
+        self.embed_with(texts.iter().map(AsRef::as_ref), &EmbedOptions::new())
+    }
+
+    /// Embeds texts, strings or tokens, with options for this call.
+    ///
+    /// # Errors
+    ///
+    /// As [`embed_tokens`](Self::embed_tokens); [`Error::Dimensions`](crate::Error::Dimensions),
+    /// [`Error::Setting`](crate::Error::Setting) or [`Error::NoSuchPrompt`](crate::Error::NoSuchPrompt) if an option
+    /// is out of range.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// use qwen3_embed::{Embedder, Overflow};
+    /// ```
+    /// use qwen3_embed::{EmbedOptions, Embedder, Prompt};
     ///
-    /// let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B")
-    ///     .dimensions(256)
-    ///     .max_tokens(8192)
-    ///     .overflow(Overflow::TruncateRight)
-    ///     .threads(4)
-    ///     .build()?;
-    /// let quantised = Embedder::builder("models/Qwen3-Embedding-0.6B-Q8_0.gguf").build()?;
+    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
+    /// # let embedder = Embedder::builder(folder).build()?;
+    /// let task = Prompt::Instruction("Find a sentence with the same meaning".to_owned());
+    /// let options = EmbedOptions::new().prompt(task).dimensions(64);
+    /// let embeddings = embedder.embed_with(["It rains.", "The sun shines."], &options)?;
+    /// assert_eq!((embeddings.len(), embeddings.dimensions()), (2, 64));
     /// # Ok::<(), qwen3_embed::Error>(())
     /// ```
-    pub fn builder(source: impl Into<Source>) -> EmbedderBuilder {
-        EmbedderBuilder::new(source.into())
-    }
-
-    /// Embeds documents: texts as they are, or behind the prompt that a sentence-transformers repository
-    /// has for documents.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TextTooLong`] if a text is over the limit and the overflow policy is
-    /// [`Overflow::Error`]; [`Error::Text`] if one cannot be tokenized; [`Error::Model`] if its
-    /// vector is not finite.
-    pub fn embed_documents(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
-        self.embed_behind(self.prompts.document(), texts)
-    }
-
-    /// Embeds queries behind the default instruction,
-    /// [`DEFAULT_INSTRUCTION`](crate::DEFAULT_INSTRUCTION), or behind the prompt that a
-    /// sentence-transformers repository has for queries.
-    ///
-    /// # Errors
-    ///
-    /// As [`embed_documents`](Self::embed_documents).
-    pub fn embed_queries(&self, queries: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
-        self.embed_behind(self.prompts.query(), queries)
-    }
-
-    /// Embeds queries behind an instruction that says what the task is, in a sentence, best in
-    /// English.
-    ///
-    /// # Errors
-    ///
-    /// As [`embed_documents`](Self::embed_documents).
-    pub fn embed_queries_with(
+    pub fn embed_with<'a>(
         &self,
-        instruction: &str,
-        queries: &[impl AsRef<str> + Sync],
+        texts: impl IntoIterator<Item: Into<Text<'a>>>,
+        options: &EmbedOptions,
     ) -> Result<Embeddings> {
-        self.embed_behind(&instruct(instruction, ""), queries)
+        let request = self.request(options)?;
+        let texts: Vec<Text<'a>> = texts.into_iter().map(Into::into).collect();
+        let tokens = self.tokenize_all(texts, &request)?;
+        let n_tokens = tokens.iter().map(|tokens| tokens.len()).collect();
+        let dimensions = request.row.dimensions;
+        let mut values = vec![0f32; tokens.len() * dimensions];
+        let write = |text: usize, row: &[f32]| {
+            request.row.write(row, &mut values[text * dimensions..][..dimensions]);
+        };
+        self.engine.install(|| self.engine.model.forward_each(&tokens, write))?;
+        Ok(Embeddings::of_texts(values, dimensions, n_tokens))
     }
 
-    /// Embeds texts behind the prompt of this name, one of [`prompts`](Self::prompts).
+    /// Tokenizes each text without a prompt: the end-of-text token is appended and the overflow policy applied. For
+    /// the tokens of a query, put [`query_prompt`](Self::query_prompt) before it.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchPrompt`] if there is none, and as [`embed_documents`](Self::embed_documents).
-    pub fn embed_with_prompt(
-        &self,
-        name: &str,
-        texts: &[impl AsRef<str> + Sync],
-    ) -> Result<Embeddings> {
-        self.embed_behind(self.prompt(name)?, texts)
-    }
-
-    /// Embeds texts that are tokens already, exactly as they are: nothing is appended, so that each
-    /// should end with the tokenizer's end-of-text token.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Model`] if a text has no token or one that is not in the vocabulary, or if a vector
-    /// is not finite; [`Error::TextTooLong`] as for [`embed_documents`](Self::embed_documents). Where
-    /// the overflow policy truncates, the last token is kept.
-    pub fn embed_tokens(&self, texts: &[impl AsRef<[u32]>]) -> Result<Embeddings> {
-        let mut tokens: Vec<Vec<u32>> = texts.iter().map(|text| text.as_ref().to_vec()).collect();
-        self.fit(&mut tokens, self.overflow, None)?;
-        self.embed_unchecked(&tokens)
-    }
-
-    /// The tokens with which each text is embedded as it is: the end-of-text token is appended and the
-    /// overflow policy applied. For a query, put [`query_prompt`](Self::query_prompt) or
-    /// [`instruct`]`(instruction, "")` before it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TextTooLong`] or [`Error::Text`] as for [`embed_documents`](Self::embed_documents).
+    /// [`Error::TextTooLong`](crate::Error::TextTooLong) or [`Error::Text`](crate::Error::Text), as
+    /// [`embed_documents`](Self::embed_documents).
     pub fn tokenize(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
-        self.tokenize_behind("", texts)
+        let request = EmbedRequest { prompt: String::new(), ..self.request(&EmbedOptions::new())? };
+        let tokens = self.tokenize_all(strings(texts).collect(), &request)?;
+        Ok(tokens.into_iter().map(Cow::into_owned).collect())
     }
 
-    /// The number of tokens of each text as it is, the end-of-text token included, whether or not it is
-    /// over the limit.
+    /// The number of tokens of each text without a prompt, including the end-of-text token, even if it is over the
+    /// limit.
     ///
     /// # Errors
     ///
-    /// [`Error::Text`] if a text cannot be tokenized.
+    /// [`Error::Text`](crate::Error::Text) if a text cannot be tokenized.
     pub fn count_tokens(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<usize>> {
-        let tokens = self.engine.install(|| self.encode_behind("", texts))?;
-        Ok(tokens.iter().map(Vec::len).collect())
+        let request = self.request(&EmbedOptions::new())?;
+        let request = EmbedRequest { prompt: String::new(), max_tokens: usize::MAX, ..request };
+        let tokens = self.tokenize_all(strings(texts).collect(), &request)?;
+        Ok(tokens.iter().map(|tokens| tokens.len()).collect())
     }
 
-    /// What stands before a query: the default instruction, unless a sentence-transformers repository has
+    /// The model's prompt for queries: the default instruction, unless a sentence-transformers repository has
     /// another prompt for queries.
     pub fn query_prompt(&self) -> &str {
         self.prompts.query()
     }
 
-    /// What stands before a document: nothing, unless a sentence-transformers repository has a prompt for
+    /// The model's prompt for documents: empty, unless a sentence-transformers repository has a prompt for
     /// documents.
     pub fn document_prompt(&self) -> &str {
         self.prompts.document()
     }
 
-    /// The model's prompts by their names: those of a sentence-transformers repository, or else `query`
-    /// and `document`.
+    /// The model's prompts by name: those of a sentence-transformers repository, otherwise `query` and `document`.
     pub fn prompts(&self) -> &BTreeMap<String, String> {
         self.prompts.by_name()
     }
 
-    /// The prompt of this name.
+    /// The text that `prompt` puts before a string.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchPrompt`] if there is none.
-    pub fn prompt(&self, name: &str) -> Result<&str> {
-        self.prompts.named(name)
+    /// [`Error::NoSuchPrompt`](crate::Error::NoSuchPrompt) if the model has no prompt of that name.
+    pub fn prompt_text(&self, prompt: &Prompt) -> Result<Cow<'_, str>> {
+        Ok(match prompt {
+            Prompt::Document => self.prompts.document().into(),
+            Prompt::Query => self.prompts.query().into(),
+            Prompt::Instruction(instruction) => instruct(instruction, "").into(),
+            Prompt::Named(name) => self.prompts.named(name)?.into(),
+        })
     }
 
-    /// Dimensions of the vectors that this embedder gives.
+    /// The number of dimensions of the vectors, unless a request asks for fewer.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
 
-    /// The longest text, in tokens.
+    /// The largest number of dimensions that vectors of the model can have, see
+    /// [`EmbedderBuilder::dimensions`](crate::EmbedderBuilder::dimensions).
+    pub fn max_dimensions(&self) -> usize {
+        self.engine.model.embedding_size()
+    }
+
+    /// The smallest number of dimensions that vectors of the model can have.
+    pub fn min_dimensions(&self) -> usize {
+        min_dimensions(self.max_dimensions())
+    }
+
+    /// The maximum length of a text, in tokens.
     pub fn max_tokens(&self) -> usize {
         self.engine.max_tokens
     }
 
-    /// How the model's weights are kept and multiplied: what
-    /// [`Precision::Auto`](crate::Precision::Auto) has become.
+    /// The precision in which the weights are kept.
+    /// [`Precision::Auto`](crate::Precision::Auto) and [`Precision::Stored`](crate::Precision::Stored) are resolved
+    /// to the precision that they stand for.
     pub fn precision(&self) -> Precision {
         self.engine.model.precision()
     }
 
-    /// How products are computed, most of them if the weights are in 8 bits or fewer.
+    /// The arithmetic of the matrix multiplications. With weights in 8 bits or fewer, a few of them use another one.
     pub fn arithmetic(&self) -> Arithmetic {
         self.engine.model.arithmetic()
     }
 
-    /// How a text's vector is made of its tokens' hidden states.
+    /// How the vector of a text is computed from the hidden states of its tokens.
     pub fn pooling(&self) -> Pooling {
         self.engine.model.pooling()
     }
 
-    /// The threads that a call uses.
+    /// The number of threads that compute a call.
     pub fn threads(&self) -> usize {
         self.engine.install(rayon::current_num_threads)
     }
@@ -200,20 +221,9 @@ impl Embedder {
         &self.engine.tokenizer
     }
 
-    /// What becomes of text that spells a special token.
+    /// Whether special tokens in strings are parsed.
     pub fn special_tokens(&self) -> SpecialTokens {
         self.special_tokens
-    }
-
-    /// The most dimensions that vectors of the model can have, see
-    /// [`EmbedderBuilder::dimensions`].
-    pub fn max_dimensions(&self) -> usize {
-        self.engine.model.embedding_size()
-    }
-
-    /// The fewest dimensions that vectors of the model can have.
-    pub fn min_dimensions(&self) -> usize {
-        min_dimensions(self.max_dimensions())
     }
 
     /// The model's hyper-parameters.
@@ -221,102 +231,63 @@ impl Embedder {
         self.engine.model.config()
     }
 
-    /// What was computed since the model was loaded, and what was saved by computing once what texts
-    /// have in common.
+    /// How many tokens were given to the model since it was loaded, and how many of them it computed. The others
+    /// are shared prefixes.
     pub fn sharing_counts(&self) -> SharingCounts {
         self.engine.model.sharing_counts()
     }
 
-    /// Embeds texts with this in front of each.
-    fn embed_behind(&self, prompt: &str, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
-        self.embed_unchecked(&self.tokenize_behind(prompt, texts)?)
-    }
-
-    fn tokenize_behind(
-        &self,
-        prompt: &str,
-        texts: &[impl AsRef<str> + Sync],
-    ) -> Result<Vec<Vec<u32>>> {
-        let mut tokens = self.engine.install(|| self.encode_behind(prompt, texts))?;
-        self.fit(&mut tokens, self.overflow, None)?;
-        Ok(tokens)
-    }
-
-    /// The tokens of each text behind a prompt, however many, on rayon's current pool.
-    pub(crate) fn encode_behind(
-        &self,
-        prompt: &str,
-        texts: &[impl AsRef<str> + Sync],
-    ) -> Result<Vec<Vec<u32>>> {
-        let (tokenizer, special_tokens) = (&self.engine.tokenizer, self.special_tokens);
-        if prompt.is_empty() {
-            return Ok(tokenizer.encode_batch(texts, special_tokens)?);
-        }
-        let texts: Vec<String> =
-            texts.iter().map(|text| [prompt, text.as_ref()].concat()).collect();
-        Ok(tokenizer.encode_batch(&texts, special_tokens)?)
-    }
-
-    /// What stands before a text under this prompt.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchPrompt`] if it is one that the model does not have.
-    pub fn prompt_text(&self, prompt: &Prompt) -> Result<Cow<'_, str>> {
-        Ok(match prompt {
-            Prompt::Document => self.prompts.document().into(),
-            Prompt::Query => self.prompts.query().into(),
-            Prompt::Instruction(instruction) => instruct(instruction, "").into(),
-            Prompt::Named(name) => self.prompt(name)?.into(),
+    /// Checks options and completes them with the embedder's settings.
+    pub(crate) fn request(&self, options: &EmbedOptions) -> Result<EmbedRequest> {
+        let dimensions = options.dimensions.unwrap_or(self.dimensions);
+        check_dimensions(dimensions, self.max_dimensions())?;
+        let max_tokens = options.max_tokens.unwrap_or(self.max_tokens());
+        check_setting("max_tokens", max_tokens, self.max_tokens())?;
+        let normalize = options.normalize.unwrap_or(self.normalize);
+        Ok(EmbedRequest {
+            prompt: self.prompt_text(&options.prompt)?.into_owned(),
+            max_tokens,
+            overflow: options.overflow.unwrap_or(self.overflow),
+            has_end_of_text: self.tokenizer().appends_end_of_text(),
+            row: RowFormat { dimensions, normalize },
         })
     }
 
-    /// The number of dimensions that is asked for, if the model's vectors can be cut to it, or else that of
-    /// this embedder.
-    pub(crate) fn dimensions_or_default(&self, dimensions: Option<usize>) -> Result<usize> {
-        let dimensions = dimensions.unwrap_or(self.dimensions);
-        check_dimensions(dimensions, self.engine.model.embedding_size())?;
-        Ok(dimensions)
-    }
-
-    /// Applies an overflow policy at a limit, or else at that of this embedder.
-    pub(crate) fn fit(
+    /// The tokens of each text, on the embedder's threads.
+    fn tokenize_all<'a>(
         &self,
-        texts: &mut [Vec<u32>],
-        overflow: Overflow,
-        max_tokens: Option<usize>,
-    ) -> Result<()> {
-        let max_tokens = max_tokens.unwrap_or(self.engine.max_tokens);
-        let keeps_last = self.tokenizer().appends_end_of_text();
-        for (text, tokens) in texts.iter_mut().enumerate() {
-            let n_tokens = tokens.len();
-            match overflow {
-                Overflow::Error if n_tokens > max_tokens => {
-                    return Err(Error::TextTooLong { text, n_tokens, max_tokens });
-                }
-                Overflow::Error => {}
-                Overflow::TruncateLeft => truncate(tokens, max_tokens, TruncationSide::Left),
-                Overflow::TruncateRight if keeps_last => {
-                    truncate(tokens, max_tokens, TruncationSide::Right);
-                }
-                Overflow::TruncateRight => tokens.truncate(max_tokens),
-            }
-        }
-        Ok(())
+        texts: Vec<Text<'a>>,
+        request: &EmbedRequest,
+    ) -> Result<Vec<Cow<'a, [u32]>>> {
+        self.engine.install(|| self.tokenize_each(texts, request).collect())
     }
 
-    /// Embeds tokens that are within the limit.
-    fn embed_unchecked(&self, texts: &[Vec<u32>]) -> Result<Embeddings> {
-        let dim = self.dimensions;
-        let mut values = vec![0f32; texts.len() * dim];
-        let write = |text: usize, hidden: &[f32]| {
-            let row = &mut values[text * dim..][..dim];
-            row.copy_from_slice(&hidden[..dim]);
-            if self.normalize {
-                normalize(row);
-            }
+    /// The tokens of each text or the error about it, computed in parallel on rayon's current pool.
+    pub(crate) fn tokenize_each<'a>(
+        &self,
+        texts: Vec<Text<'a>>,
+        request: &EmbedRequest,
+    ) -> impl ParallelIterator<Item = Result<Cow<'a, [u32]>>> {
+        let tokenize = |(idx, text)| {
+            self.tokenize_one(text, request).map_err(|error| error.map_text_index(|_| idx))
         };
-        self.engine.install(|| self.engine.model.forward_each(texts, write))?;
-        Embeddings::new(values, dim)
+        texts.into_par_iter().enumerate().map(tokenize)
     }
+
+    fn tokenize_one<'a>(&self, text: Text<'a>, request: &EmbedRequest) -> Result<Cow<'a, [u32]>> {
+        let encode = |text: &str| self.tokenizer().encode(text, self.special_tokens);
+        let prompt = request.prompt.as_str();
+        let mut tokens = match text {
+            Text::String(text) if prompt.is_empty() => encode(&text)?.into(),
+            Text::String(text) => encode(&[prompt, &text].concat())?.into(),
+            Text::Tokens(tokens) => tokens,
+        };
+        request.fit(&mut tokens)?;
+        Ok(tokens)
+    }
+}
+
+/// Texts from strings.
+fn strings(texts: &[impl AsRef<str>]) -> impl Iterator<Item = Text<'_>> {
+    texts.iter().map(|text| Text::from(text.as_ref()))
 }

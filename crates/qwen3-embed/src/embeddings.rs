@@ -3,7 +3,7 @@ use rayon::prelude::*;
 use crate::vector::{dot, exact_dot, norm};
 use crate::{Error, Result, normalize};
 
-/// Vectors of one dimension, one row for each text.
+/// Vectors of the same number of dimensions, one row for each text.
 ///
 /// # Examples
 ///
@@ -11,7 +11,7 @@ use crate::{Error, Result, normalize};
 /// use qwen3_embed::Embeddings;
 ///
 /// let stored = Embeddings::new(vec![1.0, 0.0, 0.0, 1.0, 0.6, 0.8], 2)?;
-/// assert_eq!((stored.rows(), stored.dim()), (3, 2));
+/// assert_eq!((stored.len(), stored.dimensions()), (3, 2));
 /// assert_eq!(stored.row(2), [0.6, 0.8]);
 ///
 /// let best = stored.top_k(&[0.0, 1.0], 2)?;
@@ -20,113 +20,122 @@ use crate::{Error, Result, normalize};
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embeddings {
-    /// Row-major [rows, dim].
+    /// Row-major [len, dimensions].
     values: Vec<f32>,
-    dim: usize,
+    dimensions: usize,
+    n_tokens: Vec<usize>,
 }
 
 /// One result of [`Embeddings::top_k`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Hit {
-    /// The row that was found.
+    /// The index of the row that was found.
     pub index: usize,
-    /// Its cosine similarity to the query.
+    /// Its cosine similarity to the query, from −1 to 1.
     pub score: f32,
 }
 
 impl Embeddings {
-    /// Vectors that were stored elsewhere, row by row, of `dim` dimensions each. They need not be of
-    /// unit length.
+    /// Makes embeddings from stored vectors: `values` are the vectors one after another, with `dimensions` values
+    /// each. The vectors need not be of unit length.
     ///
     /// # Errors
     ///
-    /// [`Error::NotWholeRows`] if `dim` is 0 or does not divide the number of values;
+    /// [`Error::NotWholeRows`] if `dimensions` is 0 or does not divide the number of values;
     /// [`Error::NotFinite`] if a value is NaN or infinite.
-    pub fn new(values: Vec<f32>, dim: usize) -> Result<Self> {
-        if dim == 0 || !values.len().is_multiple_of(dim) {
-            return Err(Error::NotWholeRows { n_values: values.len(), dim });
+    pub fn new(values: Vec<f32>, dimensions: usize) -> Result<Self> {
+        if dimensions == 0 || !values.len().is_multiple_of(dimensions) {
+            return Err(Error::NotWholeRows { n_values: values.len(), dimensions });
         }
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            let (row, dimension, value) = (at / dim, at % dim, values[at]);
+            let (row, dimension, value) = (at / dimensions, at % dimensions, values[at]);
             return Err(Error::NotFinite { row, dimension, value });
         }
-        Ok(Self { values, dim })
+        Ok(Self { values, dimensions, n_tokens: Vec::new() })
     }
 
-    /// Number of vectors.
-    pub fn rows(&self) -> usize {
-        self.values.len() / self.dim
+    /// The embeddings of texts with these numbers of tokens. The model has checked that `values` are finite.
+    pub(crate) fn of_texts(values: Vec<f32>, dimensions: usize, n_tokens: Vec<usize>) -> Self {
+        debug_assert_eq!(values.len(), dimensions * n_tokens.len());
+        Self { values, dimensions, n_tokens }
     }
 
-    /// Number of dimensions of each vector.
-    pub fn dim(&self) -> usize {
-        self.dim
+    /// The number of vectors.
+    pub fn len(&self) -> usize {
+        self.values.len() / self.dimensions
     }
 
-    /// Whether there is no vector.
+    /// Whether there are no vectors.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
+    }
+
+    /// The number of dimensions of each vector.
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// The number of tokens of each text, including its prompt and the end-of-text token. The slice is empty for
+    /// vectors that were passed to [`new`](Self::new).
+    pub fn n_tokens(&self) -> &[usize] {
+        &self.n_tokens
     }
 
     /// The vector at `index`.
     ///
     /// # Panics
     ///
-    /// If `index` is not below [`rows`](Self::rows), as with a slice.
+    /// If `index` is not below [`len`](Self::len).
     pub fn row(&self, index: usize) -> &[f32] {
-        &self.values[index * self.dim..][..self.dim]
+        &self.values[index * self.dimensions..][..self.dimensions]
     }
 
-    /// The vectors, in order.
+    /// Iterates over the vectors.
     pub fn iter(&self) -> std::slice::ChunksExact<'_, f32> {
-        self.values.chunks_exact(self.dim)
+        self.values.chunks_exact(self.dimensions)
     }
 
-    /// All values, row-major [rows, dim].
+    /// All values, row-major [len, dimensions].
     pub fn as_slice(&self) -> &[f32] {
         &self.values
     }
 
-    /// All values, row-major [rows, dim].
+    /// All values, row-major [len, dimensions].
     pub fn into_vec(self) -> Vec<f32> {
         self.values
     }
 
-    /// The first `dim` values of each vector, brought to unit length.
+    /// The first `dimensions` values of each vector, normalized to unit length.
     ///
     /// # Errors
     ///
-    /// [`Error::Dimensions`] if `dim` is 0 or more than there are.
-    pub fn truncate(&self, dim: usize) -> Result<Self> {
-        if dim == 0 || dim > self.dim {
-            return Err(Error::Dimensions { got: dim, min: 1, max: self.dim });
+    /// [`Error::Dimensions`] if `dimensions` is 0 or more than the vectors have.
+    pub fn truncate(&self, dimensions: usize) -> Result<Self> {
+        if dimensions == 0 || dimensions > self.dimensions {
+            return Err(Error::Dimensions { got: dimensions, min: 1, max: self.dimensions });
         }
-        let values = self.iter().flat_map(|row| &row[..dim]).copied().collect();
-        Ok(Self { values, dim }.normalized())
+        let mut values: Vec<f32> =
+            self.iter().flat_map(|row| &row[..dimensions]).copied().collect();
+        values.chunks_exact_mut(dimensions).for_each(normalize);
+        Ok(Self { values, dimensions, n_tokens: self.n_tokens.clone() })
     }
 
-    /// Every vector at unit length.
-    fn normalized(mut self) -> Self {
-        self.values.chunks_exact_mut(self.dim).for_each(normalize);
-        self
-    }
-
-    /// The cosine similarity of every vector here with every vector of `other`: a matrix with a row
-    /// for each vector here and a column for each vector there.
+    /// The cosine similarity of each of these vectors with each vector of `other`: a matrix with one row for each of
+    /// these vectors and one column for each vector of `other`.
     ///
     /// # Errors
     ///
-    /// [`Error::DimensionMismatch`] if the vectors are not of one dimension.
+    /// [`Error::DimensionMismatch`] if the vectors have different numbers of dimensions.
     pub fn similarity(&self, other: &Self) -> Result<Similarities> {
-        self.check_dim(other.dim)?;
-        let (rows, cols) = (self.rows(), other.rows());
+        self.check_dimensions(other.dimensions)?;
+        let (rows, cols, dimensions) = (self.len(), other.len(), self.dimensions);
         let mut values = vec![0f32; rows * cols];
         if cols > 0 {
-            let norms: Vec<f64> = other.values.par_chunks(self.dim).map(norm).collect();
-            let left = values.par_chunks_mut(cols).zip(self.values.par_chunks(self.dim));
+            let norms: Vec<f64> = other.values.par_chunks(dimensions).map(norm).collect();
+            let left = values.par_chunks_mut(cols).zip(self.values.par_chunks(dimensions));
             left.for_each(|(out, row)| {
                 let row = unit(row);
-                let right = other.values.par_chunks(self.dim).zip(&norms).with_min_len(ROWS);
+                let right = other.values.par_chunks(dimensions).zip(&norms).with_min_len(MIN_ROWS);
                 out.par_iter_mut()
                     .zip(right)
                     .for_each(|(out, (other, &norm))| *out = cosine_to(&row, other, norm));
@@ -135,18 +144,18 @@ impl Embeddings {
         Ok(Similarities { values, rows, cols })
     }
 
-    /// The `k` vectors most similar to `query` by cosine, best first; all of them if there are
-    /// fewer. Equal scores keep their order.
+    /// The `k` vectors with the largest cosine similarity to `query`, or all vectors if there are fewer. The largest
+    /// similarity comes first, and vectors with equal similarities are in the order of their indices.
     ///
     /// # Errors
     ///
-    /// [`Error::DimensionMismatch`] if `query` is not of these vectors' dimension,
-    /// [`Error::NotFinite`] if it has a value that is NaN or infinite.
+    /// [`Error::DimensionMismatch`] if `query` has another number of dimensions; [`Error::NotFinite`] if a value of
+    /// `query` is NaN or infinite.
     pub fn top_k(&self, query: &[f32], k: usize) -> Result<Vec<Hit>> {
-        self.check_dim(query.len())?;
-        let query = Self::new(query.to_vec(), self.dim)?;
+        self.check_dimensions(query.len())?;
+        let query = Self::new(query.to_vec(), self.dimensions)?;
         let query = unit(query.row(0));
-        let rows = self.values.par_chunks(self.dim).enumerate().with_min_len(ROWS);
+        let rows = self.values.par_chunks(self.dimensions).enumerate().with_min_len(MIN_ROWS);
         let hit = |(index, row)| Hit { index, score: cosine_to(&query, row, norm(row)) };
         let mut hits: Vec<Hit> = rows.map(hit).collect();
         let best_first = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then(a.index.cmp(&b.index));
@@ -158,11 +167,11 @@ impl Embeddings {
         Ok(hits)
     }
 
-    fn check_dim(&self, right: usize) -> Result<()> {
-        if self.dim == right {
+    fn check_dimensions(&self, right: usize) -> Result<()> {
+        if self.dimensions == right {
             Ok(())
         } else {
-            Err(Error::DimensionMismatch { left: self.dim, right })
+            Err(Error::DimensionMismatch { left: self.dimensions, right })
         }
     }
 }
@@ -176,25 +185,25 @@ impl<'a> IntoIterator for &'a Embeddings {
     }
 }
 
-/// Vectors at least that one thread compares.
-const ROWS: usize = 256;
+/// The minimum number of vectors that one thread compares.
+const MIN_ROWS: usize = 256;
 
-/// A copy at unit length.
+/// A copy of the vector, normalized to unit length.
 fn unit(vector: &[f32]) -> Vec<f32> {
     let mut unit = vector.to_vec();
     normalize(&mut unit);
     unit
 }
 
-/// The cosine of a unit vector and another, whose length is `norm`.
+/// The cosine similarity of a unit vector and a vector of length `norm`.
 fn cosine_to(unit: &[f32], other: &[f32], norm: f64) -> f32 {
-    // Of lengths between these, products are far from overflow and from being rounded to nothing.
+    // For lengths in this range, the dot product in f32 neither overflows nor underflows.
     let dot = if (1e-15..1e15).contains(&norm) {
         dot(unit, other).into()
     } else {
         exact_dot(unit, other)
     };
-    // Rounding must not take it beyond 1.
+    // Rounding must not make the result larger than 1.
     if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) as f32 } else { 0.0 }
 }
 
@@ -208,12 +217,12 @@ pub struct Similarities {
 }
 
 impl Similarities {
-    /// Number of rows: vectors on the left.
+    /// The number of rows: the number of vectors on the left.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns: vectors on the right.
+    /// The number of columns: the number of vectors on the right.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -222,16 +231,16 @@ impl Similarities {
     ///
     /// # Panics
     ///
-    /// If there is no such row or column.
+    /// If `row` or `col` is out of range.
     pub fn get(&self, row: usize, col: usize) -> f32 {
         self.row(row)[col]
     }
 
-    /// The similarities of the left vector `row` with every right one.
+    /// The similarities of the left vector `row` with every right vector.
     ///
     /// # Panics
     ///
-    /// If there is no such row.
+    /// If `row` is out of range.
     pub fn row(&self, row: usize) -> &[f32] {
         assert!(row < self.rows, "row {row} of a matrix of {} rows", self.rows);
         &self.values[row * self.cols..][..self.cols]
@@ -250,16 +259,17 @@ mod tests {
     use super::*;
     use crate::cosine;
 
-    /// Vectors with a pattern that repeats in no dimension.
-    fn pattern(rows: usize, dim: usize) -> Embeddings {
-        let values = (0..rows * dim).map(|i| ((i * i + 3 * i) % 101) as f32 - 50.0).collect();
-        Embeddings::new(values, dim).unwrap()
+    /// Vectors that differ from each other in every dimension.
+    fn pattern(rows: usize, dimensions: usize) -> Embeddings {
+        let values =
+            (0..rows * dimensions).map(|i| ((i * i + 3 * i) % 101) as f32 - 50.0).collect();
+        Embeddings::new(values, dimensions).unwrap()
     }
 
     #[test]
     fn similarity_is_the_cosine_of_every_pair() {
         let (left, mut right) = (pattern(5, 19), pattern(7, 19));
-        // Lengths beyond what products in f32 have room for, and a vector without one.
+        // Vectors so long or so short that a dot product in f32 overflows or underflows, and a zero vector.
         for (row, scale) in [(1, 1e36), (2, 1e-38), (3, 0.0)] {
             right.values[row * 19..][..19].iter_mut().for_each(|v| *v *= scale);
         }
@@ -274,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn top_k_is_a_full_sort_cut_short() {
+    fn top_k_returns_the_first_k_of_all_sorted_by_similarity() {
         let documents = pattern(50, 8);
         let query = pattern(3, 8);
         let mut all: Vec<(usize, f32)> =
@@ -288,43 +298,43 @@ mod tests {
     }
 
     #[test]
-    fn equal_scores_keep_their_order() {
+    fn top_k_keeps_the_order_of_equal_similarities() {
         let documents = Embeddings::new([1.0, 0.0].repeat(20), 2).unwrap();
         let hits = documents.top_k(&[1.0, 1.0], 5).unwrap();
         assert_eq!(hits.iter().map(|hit| hit.index).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]
-    fn a_shortened_vector_is_cut_first_and_normalised_second() {
+    fn truncate_cuts_first_and_normalizes_second() {
         let long = pattern(4, 16);
-        for dim in 1..=16 {
-            let short = long.truncate(dim).unwrap();
-            assert_eq!((short.rows(), short.dim()), (4, dim));
+        for dimensions in 1..=16 {
+            let short = long.truncate(dimensions).unwrap();
+            assert_eq!((short.len(), short.dimensions()), (4, dimensions));
             for (short, long) in short.iter().zip(&long) {
-                let mut expected = long[..dim].to_vec();
+                let mut expected = long[..dimensions].to_vec();
                 normalize(&mut expected);
                 assert_eq!(short, expected);
             }
         }
-        for dim in [0, 17] {
-            let error = long.truncate(dim).unwrap_err();
+        for dimensions in [0, 17] {
+            let error = long.truncate(dimensions).unwrap_err();
             assert!(matches!(error, Error::Dimensions { min: 1, max: 16, .. }), "{error}");
         }
     }
 
     #[test]
-    fn nothing_may_be_empty() {
+    fn supports_empty_embeddings() {
         let none = Embeddings::new(Vec::new(), 4).unwrap();
         let some = pattern(2, 4);
-        assert!(none.is_empty() && none.rows() == 0);
+        assert!(none.is_empty() && !some.is_empty());
         assert!(none.similarity(&some).unwrap().as_slice().is_empty());
         assert!(some.similarity(&none).unwrap().row(1).is_empty());
         assert_eq!(none.top_k(&[1.0; 4], 3).unwrap(), []);
-        assert_eq!(none.truncate(2).unwrap().rows(), 0);
+        assert_eq!(none.truncate(2).unwrap().len(), 0);
     }
 
     #[test]
-    fn damaged_vectors_are_refused() {
+    fn rejects_partial_rows_non_finite_values_and_other_dimensions() {
         assert!(matches!(Embeddings::new(vec![1.0; 5], 2), Err(Error::NotWholeRows { .. })));
         assert!(matches!(Embeddings::new(Vec::new(), 0), Err(Error::NotWholeRows { .. })));
         let nan = Embeddings::new(vec![1.0, 1.0, 1.0, f32::NAN], 2);

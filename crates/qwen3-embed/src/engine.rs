@@ -1,18 +1,16 @@
-//! What every use of a model has in common: the model, its tokenizer, the threads that they run on, and
-//! the settings with which they are loaded.
+//! The parts that embedders and rerankers share: the settings of their builders, and the loaded model with its
+//! tokenizer and threads.
 
 use std::path::PathBuf;
 
 use qwen3_embed_model::{Adapter, Checkpoint, Device, LoadOptions, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
 
+use crate::limits::{BATCH_TOKENS, check_setting};
 use crate::source::{Hub, Local};
 use crate::{Error, Result, Source, warnings};
 
-/// Tokens that are computed together unless something else is asked for.
-pub(crate) const DEFAULT_BATCH_TOKENS: usize = 4096;
-
-/// The settings that every builder has.
+/// The settings that both builders have.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) source: Source,
@@ -27,10 +25,10 @@ pub(crate) struct Settings {
     pub(crate) preload: bool,
 }
 
-/// The methods of a builder that set what every builder has, in its field `settings`.
+/// The builder methods that set the field `settings`.
 macro_rules! setters {
     () => {
-        /// Where a model that the source names by its id comes from, and where it is kept. Default:
+        /// The hub that a model is downloaded from if the source is an id. Default:
         /// [`Hub::from_env`](crate::Hub::from_env).
         #[cfg(feature = "hub")]
         pub fn hub(mut self, hub: $crate::Hub) -> Self {
@@ -38,54 +36,53 @@ macro_rules! setters {
             self
         }
 
-        /// A LoRA adapter, as PEFT writes it, that is added to the weights while they are loaded: its
-        /// folder or its id. A source that is an adapter itself needs none: it is loaded together with
-        /// the model that it names as its base.
+        /// A LoRA adapter in the format of PEFT, a folder or an id on the hub, that is merged into the weights while
+        /// they are loaded. Do not set it if the source is an adapter itself, which is loaded together with the base
+        /// model that it names.
         pub fn adapter(mut self, adapter: impl Into<$crate::Source>) -> Self {
             self.settings.adapter = Some(adapter.into());
             self
         }
 
-        /// Where the model runs. Default: the CPU. A [CUDA device](crate::Device::Cuda) needs the
-        /// feature `cuda`.
+        /// The device that runs the model. Default: the CPU. A [CUDA device](crate::Device::Cuda) needs the feature
+        /// `cuda`.
         pub fn device(mut self, device: $crate::Device) -> Self {
             self.settings.device = device;
             self
         }
 
-        /// How weights are kept and multiplied. Default:
+        /// The precision in which weights are kept and multiplied. Default:
         /// [`Precision::Stored`](crate::Precision::Stored), the precision of the checkpoint.
         pub fn precision(mut self, precision: $crate::Precision) -> Self {
             self.settings.precision = precision;
             self
         }
 
-        /// Runs on a pool of this many threads, 1 to 1024, that belongs to what is built. Default:
-        /// rayon's global pool, with one thread for each core, or as many as the CPU quota of the container allows.
+        /// The number of threads, 1 to 1024, of a thread pool that only this model uses. Default: rayon's global pool,
+        /// which has one thread for each core, or fewer if the CPU quota of the container is smaller.
         pub fn threads(mut self, threads: usize) -> Self {
             self.settings.threads = Some(threads);
             self
         }
 
-        /// Tokens that are computed together: it bounds the memory of a call, and is at least 1. A
-        /// text that is longer is computed alone. Default: 4096.
+        /// The batch budget: the maximum number of tokens that are computed together, at least 1. It limits the memory
+        /// of a call. A text with more tokens is a batch by itself. Default: 4096.
         pub fn batch_tokens(mut self, batch_tokens: usize) -> Self {
             self.settings.batch_tokens = batch_tokens;
             self
         }
 
-        /// Whether tokens that texts begin with, such as an instruction, are computed once, and how
-        /// much memory keeps them for later calls. On the processor, results are the same either way, bit
-        /// for bit. Default: they are, and 128 MiB.
+        /// Whether the tokens that several texts begin with, such as an instruction, are computed once, and how much
+        /// memory keeps them for later calls. On the CPU it does not change results. Default: on, with 128 MiB.
         pub fn sharing(mut self, sharing: $crate::Sharing) -> Self {
             self.settings.sharing = sharing;
             self
         }
 
-        /// Whether the token embeddings are copied into memory when the model is loaded, 0.3 GB of 0.6B and 1.2 GB
-        /// of 8B, and the model's files are not needed any more. Otherwise the CPU reads them from the
-        /// memory-mapped file: while memory is short, the system drops its pages, and a text waits for the disk.
-        /// Vectors are the same. Default: they are not. On other devices they always are.
+        /// Whether the token embeddings are copied into memory when the model is loaded: 0.3 GB for 0.6B, 1.2 GB for
+        /// 8B. Otherwise the CPU reads them from the memory-mapped file. When memory is short, the operating system
+        /// drops pages of that file, and a text waits for the disk. With `preload`, the files are not needed any more
+        /// after loading. It does not change results. Default: false on the CPU; other devices always have a copy.
         pub fn preload(mut self, preload: bool) -> Self {
             self.settings.preload = preload;
             self
@@ -94,7 +91,7 @@ macro_rules! setters {
 }
 pub(crate) use setters;
 
-/// A model that is loaded, and its tokenizer.
+/// A loaded model with its tokenizer and threads.
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(crate) model: Model,
@@ -115,13 +112,13 @@ impl Settings {
             precision: Precision::default(),
             max_tokens: None,
             threads: None,
-            batch_tokens: DEFAULT_BATCH_TOKENS,
+            batch_tokens: BATCH_TOKENS,
             sharing: Sharing::default(),
             preload: false,
         }
     }
 
-    /// Opens the model's files. They are downloaded if necessary.
+    /// Opens the files of the model and of its adapter, and downloads them if need be.
     pub(crate) fn open(&self) -> Result<Checkpoint> {
         let hub = self.hub.as_ref();
         let Local { path, mut adapter } = self.source.locate(hub)?;
@@ -140,9 +137,9 @@ impl Settings {
         Ok(checkpoint)
     }
 
-    /// Loads the model. Unless [`max_tokens`](Self::max_tokens) is set, a text may have `default_max_tokens`
-    /// tokens, or as many as the model has positions if these are fewer. With `hidden_states`, the model returns
-    /// the hidden states of last tokens, and no module after the decoder is loaded.
+    /// Loads the model. If `max_tokens` is not set, it is `default_max_tokens`, but at most the number of positions of
+    /// the model. With `hidden_states`, the model returns the hidden states of last tokens, and pooling and dense layers
+    /// are not loaded.
     pub(crate) fn load(
         self,
         checkpoint: &Checkpoint,
@@ -150,10 +147,10 @@ impl Settings {
         default_max_tokens: usize,
         hidden_states: bool,
     ) -> Result<Engine> {
-        check("batch_tokens", self.batch_tokens, usize::MAX)?;
+        check_setting("batch_tokens", self.batch_tokens, usize::MAX)?;
         let pool = match self.threads {
             Some(threads) => {
-                check("threads", threads, 1024)?;
+                check_setting("threads", threads, 1024)?;
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
                 Some(pool.thread_name(|n| format!("model-{n}")).build()?)
             }
@@ -170,24 +167,24 @@ impl Settings {
         let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
         let limit = model.config().max_position_embeddings;
         let max_tokens = self.max_tokens.unwrap_or(limit.min(default_max_tokens));
-        // Every text is made of the base vocabulary and ends with the end-of-text token. Other added
-        // tokens may lie beyond the model's vocabulary; a text that spells one is then refused.
+        // Every text consists of tokens of the base vocabulary and ends with the end-of-text token. Other added
+        // tokens may have ids that the model does not have: a text that contains one of them is refused later.
         let max_token =
             tokenizer.base_vocab_size().saturating_sub(1).max(tokenizer.end_of_text() as usize);
         let engine = Engine { model, tokenizer, tokenizer_path, max_tokens, pool };
         engine.check_vocabulary(max_token)?;
-        check("max_tokens", max_tokens, limit)?;
+        check_setting("max_tokens", max_tokens, limit)?;
         Ok(engine)
     }
 }
 
 impl Engine {
-    /// Runs `work` on the engine's own threads, if it has any.
+    /// Runs `work` on the threads of [`Settings::threads`], or on rayon's current pool if that is not set.
     pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         install(self.pool.as_ref(), work)
     }
 
-    /// Checks that a token that texts are made of is one of the model's.
+    /// Checks that the model has the largest token id that texts can contain.
     pub(crate) fn check_vocabulary(&self, max_token: usize) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;
         if max_token < vocab_size {
@@ -201,14 +198,5 @@ fn install<R: Send>(pool: Option<&rayon::ThreadPool>, work: impl FnOnce() -> R +
     match pool {
         Some(pool) => pool.install(work),
         None => work(),
-    }
-}
-
-/// Checks a setting whose range begins at 1.
-pub(crate) fn check(setting: &'static str, got: usize, max: usize) -> Result<()> {
-    if (1..=max).contains(&got) {
-        Ok(())
-    } else {
-        Err(Error::Setting { setting, got, min: 1, max })
     }
 }

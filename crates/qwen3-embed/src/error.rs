@@ -8,39 +8,37 @@ use qwen3_embed_text::Error as TextError;
 #[cfg(feature = "hub")]
 use qwen3_embed_hub::HubError;
 
-/// What can go wrong when an embedder or a reranker is built or used.
+/// An error while an embedder, a reranker or a service is built or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The model's source is neither a folder on this machine nor a GGUF file, and cannot be an id of the
-    /// hub.
+    /// The model's source is neither a folder nor a GGUF file on this machine, and is not an id on the hub.
     #[error(
-        "there is no model at `{}`, and it is no id of the hub: name a folder that holds a model's \
-         config.json, tokenizer.json and safetensors files, a .gguf file, or an id such as \
-         Qwen/Qwen3-Embedding-0.6B",
+        "there is no model at `{}`: expected a folder with config.json, tokenizer.json and safetensors files, a \
+         .gguf file, or an id on the hub such as Qwen/Qwen3-Embedding-0.6B",
         path.display()
     )]
     NoSuchModel {
-        /// The path as it was given.
+        /// The source as it was given.
         path: PathBuf,
     },
-    /// A download from the hub failed.
+    /// A model could not be downloaded from the hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] Box<HubError>),
-    /// The source is an id of the hub, and this program was built without the feature `hub`.
+    /// The source is an id on the hub, and this program was built without the feature `hub`.
     #[error(
-        "there is no folder `{id}`, and this program cannot download a model of this id, being built \
-         without the feature `hub` of qwen3-embed"
+        "there is no folder `{id}`, and this program cannot download a model: it was built without the feature \
+         `hub` of qwen3-embed"
     )]
     NoHub {
         /// The id.
         id: String,
     },
-    /// A model has its weights only as pickle files.
+    /// The weights of a model are only available as pickle files.
     #[error(
-        "{model} has its weights as {file}, a pickle file: these can run any program when they are \
-         read, so they are not. Convert it to safetensors, which transformers' save_pretrained does"
+        "{model} has its weights in {file}, a pickle file, which is not read because it can run any program: convert \
+         it to safetensors with save_pretrained of transformers"
     )]
     PickleWeights {
         /// The model's folder or id.
@@ -48,16 +46,16 @@ pub enum Error {
         /// One of the files.
         file: String,
     },
-    /// A folder has nothing in it that says that it is a model's.
+    /// A folder contains no model.
     #[error(
-        "{} is not a model's folder: it has no config.json{}",
+        "{} is not the folder of a model: it has no config.json{}",
         dir.display(),
-        snapshot.as_ref().map_or_else(String::new, |dir| format!(", but {} has", dir.display()))
+        snapshot.as_ref().map_or_else(String::new, |dir| format!(", but {} has one", dir.display()))
     )]
     NoConfig {
         /// The folder.
         dir: PathBuf,
-        /// The folder of the newest commit, if `dir` is a repository's part of the hub's cache.
+        /// The folder of the newest commit, if `dir` is a repository in the hub's cache.
         snapshot: Option<PathBuf>,
     },
     /// A folder or a repository has several GGUF files, and the source does not name exactly one of them.
@@ -77,10 +75,10 @@ pub enum Error {
         /// The id on the hub.
         model: String,
     },
-    /// An embedder was to be built of a reranker that says that it is one.
+    /// An embedder was to be built from a model that is a reranker.
     #[error(
-        "{} is a reranker and gives no embeddings: use `Reranker`, or on the \
-         command line `rerank`, or `serve --reranker-path`",
+        "{} is a reranker and gives no embeddings: use `Reranker`, or on the command line `rerank`, or \
+         `serve --reranker-path`",
         path.display()
     )]
     IsReranker {
@@ -92,172 +90,163 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The model has no prompt of this name.
-    #[error("the model has no prompt `{name}`, its prompts are {known:?}")]
+    #[error("the model has no prompt `{name}`, expected one of {known:?}")]
     NoSuchPrompt {
         /// The name that was asked for.
         name: String,
-        /// The names that there are.
+        /// The names of the model's prompts.
         known: Vec<String>,
     },
-    /// The model that an adapter names as its base cannot be opened: its name may be a folder of the machine
-    /// that the adapter was trained on.
+    /// The base model of an adapter cannot be opened. The base that the adapter names may be a folder on the machine
+    /// where the adapter was trained.
     #[error(
-        "{}: field `base_model_name_or_path`: the model `{base}` cannot be opened: name the base yourself, \
-         with `--model BASE --adapter {}` or `.adapter(…)`",
+        "{}: field `base_model_name_or_path`: the model `{base}` cannot be opened: choose the base with \
+         `--model BASE --adapter {}` or `.adapter(…)`",
         path.display(),
         path.parent().unwrap_or(path).display()
     )]
     AdapterBase {
         /// The adapter's `adapter_config.json`.
         path: PathBuf,
-        /// What it names as its base.
+        /// The base model that the adapter names.
         base: String,
         /// Why it cannot be opened.
         source: Box<Error>,
     },
-    /// An adapter was given to an adapter, or belongs to one.
+    /// An adapter was given for a source that is an adapter itself.
     #[error(
         "the adapter {} cannot be added to the adapter {}: merge one of them into its model first",
         second.display(), first.display()
     )]
     TwoAdapters {
-        /// The folder of the one.
+        /// The folder of the source.
         first: PathBuf,
-        /// The folder of the other.
+        /// The folder of the adapter that was given for it.
         second: PathBuf,
     },
-    /// A setting of the builder is out of range.
-    #[error("{setting} is {got}, it must be in {min}..={max}")]
+    /// A setting of a builder, or an option of a request, is out of range.
+    #[error("`{setting}` is {got}, expected {min} to {max}")]
     Setting {
-        /// The builder's method.
+        /// The name of the setting.
         setting: &'static str,
         /// The value that was set.
         got: usize,
-        /// The smallest value.
+        /// The smallest allowed value.
         min: usize,
-        /// The largest value.
+        /// The largest allowed value.
         max: usize,
     },
-    /// The number of dimensions is not one that the vectors can be cut to.
-    #[error("{got} dimensions were asked for, there can be {min} to {max}")]
+    /// The vectors cannot be cut to this number of dimensions.
+    #[error("`dimensions` is {got}, expected {min} to {max}")]
     Dimensions {
         /// The number that was asked for.
         got: usize,
-        /// The smallest number.
+        /// The smallest allowed number.
         min: usize,
-        /// The largest number: the model's hidden size, or the length of the vectors at hand.
+        /// The largest allowed number: the model's hidden size, or the number of dimensions of the vectors.
         max: usize,
     },
-    /// The tokenizer has more tokens than the model: they do not belong together.
+    /// The tokenizer has token ids that the model does not have, so that they do not belong together.
     #[error(
-        "{} makes tokens up to {max_token}, but the model's vocabulary has {vocab_size}",
+        "{} has token ids up to {max_token}, but the vocabulary of the model has {vocab_size} tokens",
         path.display()
     )]
     Vocabulary {
         /// The tokenizer's file.
         path: PathBuf,
-        /// The largest token id that any text can give.
+        /// The largest token id that the tokenizer gives.
         max_token: usize,
-        /// `vocab_size` of config.json, or the rows of a GGUF file's `token_embd.weight`.
+        /// `vocab_size` of config.json, or the number of rows of `token_embd.weight` in a GGUF file.
         vocab_size: usize,
     },
     /// A text has more tokens than the limit, and the overflow policy is
     /// [`Overflow::Error`](crate::Overflow::Error).
     #[error("text {text} has {n_tokens} tokens, the limit is {max_tokens}")]
     TextTooLong {
-        /// Index of the text in the call.
+        /// The index of the text.
         text: usize,
-        /// Its tokens, the end-of-text token and the instruction included.
+        /// Its number of tokens, including the prompt and the end-of-text token.
         n_tokens: usize,
-        /// The limit: [`max_tokens`](crate::EmbedderBuilder::max_tokens).
+        /// The limit, see [`EmbedOptions::max_tokens`](crate::EmbedOptions::max_tokens).
         max_tokens: usize,
     },
-    /// Two vectors, or two sets of them, have different numbers of dimensions.
-    #[error("vectors of {left} and of {right} dimensions cannot be compared")]
+    /// Vectors with different numbers of dimensions were to be compared.
+    #[error("vectors of {left} dimensions cannot be compared with vectors of {right} dimensions")]
     DimensionMismatch {
-        /// Dimensions of the first.
+        /// The number of dimensions on the left.
         left: usize,
-        /// Dimensions of the second.
+        /// The number of dimensions on the right.
         right: usize,
     },
-    /// Values given as embeddings are not whole rows.
-    #[error("{n_values} values are not whole rows of {dim} dimensions")]
+    /// The number of stored values is not a multiple of the number of dimensions.
+    #[error("{n_values} values cannot be divided into vectors of {dimensions} dimensions")]
     NotWholeRows {
-        /// Number of values.
+        /// The number of values.
         n_values: usize,
-        /// Number of dimensions of a row.
-        dim: usize,
+        /// The number of dimensions.
+        dimensions: usize,
     },
-    /// Values given as embeddings are not finite.
-    #[error("row {row} is not finite at dimension {dimension}: {value}")]
+    /// A stored value is NaN or infinite.
+    #[error("vector {row} is not finite: its value at dimension {dimension} is {value}")]
     NotFinite {
-        /// Index of the row.
+        /// The index of the vector.
         row: usize,
-        /// Index of the first such value in the row.
+        /// The index of the first such value in the vector.
         dimension: usize,
-        /// NaN or an infinity.
+        /// The value: NaN or an infinity.
         value: f32,
     },
-    /// The operating system refused to start the threads.
+    /// The operating system could not start the threads of a thread pool.
     #[error("cannot start the thread pool")]
     Threads(#[from] rayon::ThreadPoolBuildError),
-    /// The operating system refused to start the thread that a service computes on.
-    #[error("cannot start the thread that computes")]
+    /// The operating system could not start the worker thread of a service.
+    #[error("cannot start the worker thread of the service")]
     Thread {
-        /// What it said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A service does not accept a request, because too many texts wait.
+    /// A service refuses a request because its queue is full.
     #[error("{n_waiting} texts are waiting, the limit is {limit}: try again in {retry_after:.1?}")]
     ServiceFull {
-        /// Texts that wait.
+        /// The number of texts in the queue.
         n_waiting: usize,
-        /// The limit: [`max_waiting_texts`](crate::ServiceOptions::max_waiting_texts).
+        /// The limit, see [`ServiceOptions::max_waiting_texts`](crate::ServiceOptions::max_waiting_texts).
         limit: usize,
-        /// When there should be room, going by how long texts took lately.
+        /// When the queue should have room again, estimated from the time that recent texts took.
         retry_after: Duration,
     },
-    /// A service does not accept a request, because it is about to end.
-    #[error("the service accepts no more requests, it is about to end")]
+    /// A service refuses a request because it is draining.
+    #[error("the service is shutting down and accepts no more requests")]
     ServiceDraining,
-    /// A service has ended: after it was drained, or because of a bug that made it panic.
-    #[error("the service has ended")]
+    /// A service has stopped: after it was drained, or because a bug made its worker thread panic.
+    #[error("the service has stopped")]
     ServiceStopped,
-    /// A service was given numbers of queries and documents that do not make pairs.
+    /// The queries and documents of a request do not form pairs.
     #[error(
-        "{queries} queries and {documents} documents: expected one query, or one for each document"
+        "{queries} queries and {documents} documents: expected one query, or one query for each document"
     )]
     Pairs {
-        /// Number of queries.
+        /// The number of queries.
         queries: usize,
-        /// Number of documents.
+        /// The number of documents.
         documents: usize,
     },
-    /// The tokenizer could not be loaded, or refused a text.
+    /// The tokenizer could not be loaded, or a text could not be tokenized.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// The model could not be loaded, or refused its input.
+    /// The model could not be loaded, or its input or output is invalid.
     #[error(transparent)]
     Model(#[from] ModelError),
 }
 
-impl Error {
-    /// The same error, about the text `by` places further on: for callers that embed a long list
-    /// piece by piece.
-    pub fn shift_text(mut self, by: usize) -> Self {
-        if let Some(text) = self.text_mut() {
-            *text += by;
-        }
-        self
-    }
-
-    /// The index of the text, or of the pair, that the error is about, if it is about one.
-    pub fn text_mut(&mut self) -> Option<&mut usize> {
-        match self {
+/// The index in an error about a text, borrowed in the same way as the error.
+macro_rules! text_index {
+    ($error:expr) => {
+        match $error {
             Self::TextTooLong { text, .. }
             | Self::Text(TextError::Encode { text, .. } | TextError::WhiteSpace { text, .. })
             | Self::Model(
@@ -269,8 +258,25 @@ impl Error {
             ) => Some(text),
             _ => None,
         }
+    };
+}
+
+impl Error {
+    /// The index of the text that the error is about, or of the pair of texts. `None` if the error is not about a
+    /// text.
+    pub fn text_index(&self) -> Option<usize> {
+        text_index!(self).copied()
+    }
+
+    /// The same error with another [`text_index`](Self::text_index), for callers that embed a part of a longer
+    /// list. An error that is not about a text is returned unchanged.
+    pub fn map_text_index(mut self, map: impl FnOnce(usize) -> usize) -> Self {
+        if let Some(text) = text_index!(&mut self) {
+            *text = map(*text);
+        }
+        self
     }
 }
 
-/// A result whose error is this crate's.
+/// A result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;

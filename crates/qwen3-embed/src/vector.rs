@@ -1,6 +1,6 @@
 use crate::{Error, Result};
 
-/// Brings a vector to unit length: `v / ‖v‖₂`. A zero vector is left as it is.
+/// Normalizes a vector to unit length: `v / ‖v‖₂`. A zero vector stays a zero vector.
 ///
 /// # Examples
 ///
@@ -16,12 +16,12 @@ pub fn normalize(vector: &mut [f32]) {
     }
 }
 
-/// The cosine of the angle between two vectors: `a · b / (‖a‖₂ ‖b‖₂)`, from −1 to 1. It is 0 if one
-/// of them is a zero vector.
+/// The cosine similarity of two vectors: `a · b / (‖a‖₂ ‖b‖₂)`, from −1 to 1. It is 0 if one of the vectors is a
+/// zero vector.
 ///
 /// # Errors
 ///
-/// [`Error::DimensionMismatch`] if they are not of one length.
+/// [`Error::DimensionMismatch`] if the vectors have different lengths.
 ///
 /// # Examples
 ///
@@ -37,12 +37,12 @@ pub fn cosine(a: &[f32], b: &[f32]) -> Result<f32> {
     Ok(if norms > 0.0 { (exact_dot(a, b) / norms).clamp(-1.0, 1.0) as f32 } else { 0.0 })
 }
 
-/// The Euclidean length. In f64 no square of an f32 overflows or vanishes.
+/// The Euclidean norm. It is computed in f64, in which the square of an f32 neither overflows nor underflows.
 pub(crate) fn norm(vector: &[f32]) -> f64 {
     exact_dot(vector, vector).sqrt()
 }
 
-/// The dot product of two vectors of one length in f64, in four sums that run side by side.
+/// The dot product of two vectors of the same length in f64, with four independent sums.
 pub(crate) fn exact_dot(a: &[f32], b: &[f32]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
     let mut sums = [0f64; 4];
@@ -55,7 +55,7 @@ pub(crate) fn exact_dot(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
-/// The dot product of two vectors of one length, in eight sums that run side by side.
+/// The dot product of two vectors of the same length in f32, with eight independent sums.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = a.as_chunks::<8>();
     let (b, b_rest) = b.as_chunks::<8>();
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn extreme_vectors_become_unit_vectors() {
+    fn normalizes_very_long_and_very_short_vectors() {
         for scale in [1e-38, 1.0, 1e38] {
             let mut v = [scale, -scale, scale, scale];
             normalize(&mut v);
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_vector_gives_no_nan() {
+    fn zero_vectors_give_no_nan() {
         let mut v = [0.0; 3];
         normalize(&mut v);
         assert_eq!(v, [0.0; 3]);
@@ -93,13 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn vectors_of_two_lengths_are_refused() {
+    fn cosine_rejects_vectors_of_different_lengths() {
         let error = cosine(&[1.0], &[1.0, 2.0]).unwrap_err();
         assert!(matches!(error, Error::DimensionMismatch { left: 1, right: 2 }));
     }
 
     #[test]
-    fn the_dot_product_sums_every_element_once() {
+    fn dot_product_includes_every_element_once() {
         for n in 0..40 {
             let a: Vec<f32> = (1..=n).map(|i| i as f32).collect();
             let b = vec![2.0; a.len()];

@@ -1,12 +1,14 @@
 //! [`Embedder`] on the fixtures: its vectors, its settings and its errors.
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::{fs, iter};
 
 use qwen3_embed::{
-    Arithmetic, DEFAULT_INSTRUCTION, Embedder, EmbedderBuilder, Embeddings, Error, ModelError,
-    Overflow, Precision, Source, SpecialTokens, Summary, instruct,
+    Arithmetic, DEFAULT_INSTRUCTION, EmbedOptions, Embedder, EmbedderBuilder, Embeddings, Error,
+    ModelError, Overflow, Precision, Prompt, Source, SpecialTokens, Summary, Text, instruct,
 };
 use qwen3_embed_testing::fixtures::{self, model};
 use qwen3_embed_testing::golden::{self, Vectors};
@@ -91,21 +93,25 @@ fn query_is_embedded_with_the_default_instruction() {
     let by_hand = [instruct(DEFAULT_INSTRUCTION, query[0])];
     let queries = embedder.embed_queries(&query).unwrap();
     assert_eq!(queries, embedder.embed_documents(&by_hand).unwrap());
-    assert_eq!(queries, embedder.embed_queries_with(DEFAULT_INSTRUCTION, &query).unwrap());
+    let with = |instruction: &str| {
+        let prompt = Prompt::Instruction(instruction.to_owned());
+        embedder.embed_with(query, &EmbedOptions::new().prompt(prompt)).unwrap()
+    };
+    assert_eq!(queries, with(DEFAULT_INSTRUCTION));
     assert_ne!(queries, embedder.embed_documents(&query).unwrap());
-    assert_ne!(queries, embedder.embed_queries_with("Find a duplicate", &query).unwrap());
+    assert_ne!(queries, with("Find a duplicate"));
 }
 
 /// Any number of dimensions is allowed, because no file says whether a model was trained for shorter vectors.
 #[test]
 fn truncates_dimensions_before_normalizing() {
     let full = embedder("wide").embed_documents(&TEXTS).unwrap();
-    assert_eq!(full.dim(), 256);
+    assert_eq!(full.dimensions(), 256);
     for dim in [1, 2, 31, 32, 255, 256] {
         let short = builder("wide").dimensions(dim).build().unwrap();
         assert_eq!(short.dimensions(), dim);
         let short = short.embed_documents(&TEXTS).unwrap();
-        assert_eq!((short.rows(), short.dim()), (4, dim));
+        assert_eq!((short.len(), short.dimensions()), (4, dim));
         assert_unit_length(&short);
         let truncated = full.truncate(dim).unwrap();
         assert!(max_difference(short.as_slice(), truncated.as_slice()) <= 1e-6);
@@ -145,12 +151,12 @@ fn source_converts_from_strings_and_paths() {
 #[test]
 fn rejects_settings_out_of_range_and_says_the_range() {
     let cases = [
-        (builder("base").dimensions(0), "0 dimensions were asked for, there can be 1 to 64"),
-        (builder("base").dimensions(65), "65 dimensions were asked for, there can be 1 to 64"),
-        (builder("base").max_tokens(0), "max_tokens is 0, it must be in 1..=8192"),
-        (builder("base").max_tokens(8193), "max_tokens is 8193, it must be in 1..=8192"),
-        (builder("base").threads(0), "threads is 0, it must be in 1..=1024"),
-        (builder("base").threads(1025), "threads is 1025, it must be in 1..=1024"),
+        (builder("base").dimensions(0), "`dimensions` is 0, expected 1 to 64"),
+        (builder("base").dimensions(65), "`dimensions` is 65, expected 1 to 64"),
+        (builder("base").max_tokens(0), "`max_tokens` is 0, expected 1 to 8192"),
+        (builder("base").max_tokens(8193), "`max_tokens` is 8193, expected 1 to 8192"),
+        (builder("base").threads(0), "`threads` is 0, expected 1 to 1024"),
+        (builder("base").threads(1025), "`threads` is 1025, expected 1 to 1024"),
     ];
     for (builder, message) in cases {
         assert_eq!(builder.build().unwrap_err().to_string(), message);
@@ -167,7 +173,7 @@ fn folder_without_config_stands_for_its_only_gguf_file() {
     let build = || Embedder::builder(dir.path()).build();
     let error = build().unwrap_err();
     assert!(matches!(error, Error::NoConfig { snapshot: None, .. }), "{error}");
-    assert!(error.to_string().ends_with(" is not a model's folder: it has no config.json"));
+    assert!(error.to_string().ends_with(" is not the folder of a model: it has no config.json"));
     // In the hub's cache, the files of a model are in `snapshots/REVISION`.
     let snapshot = dir.path().join("snapshots/0123");
     fs::create_dir_all(&snapshot).unwrap();
@@ -175,14 +181,17 @@ fn folder_without_config_stands_for_its_only_gguf_file() {
     fs::write(dir.path().join("refs/main"), "0123").unwrap();
     fs::write(snapshot.join("config.json"), "{}").unwrap();
     let error = build().unwrap_err();
-    assert!(error.to_string().ends_with(&format!(", but {} has", snapshot.display())), "{error}");
+    assert!(
+        error.to_string().ends_with(&format!(", but {} has one", snapshot.display())),
+        "{error}"
+    );
     let file = model("gguf-q8-0");
     fs::copy(&file, dir.path().join("b.gguf")).unwrap();
     let ours = build().unwrap().embed_documents(&TEXTS).unwrap();
     assert_eq!(ours, Embedder::builder(file).build().unwrap().embed_documents(&TEXTS).unwrap());
     fs::write(dir.path().join("a.GGUF"), "").unwrap();
     let error = build().unwrap_err();
-    assert!(error.to_string().ends_with(", name one of them: a.GGUF, b.gguf"), "{error}");
+    assert!(error.to_string().ends_with(", choose one of them: a.GGUF, b.gguf"), "{error}");
 }
 
 /// Other programs name GGUF files by their hashes, and the hub's cache has symbolic links.
@@ -218,7 +227,7 @@ fn loads_gguf_file_with_any_name() {
 fn rejects_source_that_is_not_a_model_and_names_it() {
     let error = Embedder::builder("models/of/mine").build().unwrap_err();
     assert!(matches!(&error, Error::NoSuchModel { path } if path.ends_with("models/of/mine")));
-    for reading in ["models/of/mine", "folder", ".gguf", "no id of the hub"] {
+    for reading in ["models/of/mine", "folder", ".gguf", "id on the hub"] {
         assert!(error.to_string().contains(reading), "{error}");
     }
     let file = model("base").join("config.json");
@@ -320,10 +329,146 @@ fn threads_share_an_embedder() {
 }
 
 #[test]
+fn embeds_one_text_without_a_slice() {
+    let embedder = embedder("base");
+    let query = embedder.embed_queries(&TEXTS[..1]).unwrap();
+    assert_eq!(embedder.embed_query(TEXTS[0]).unwrap(), query.row(0));
+    let document = embedder.embed_documents(&TEXTS[..1]).unwrap();
+    assert_eq!(embedder.embed_document(TEXTS[0]).unwrap(), document.row(0));
+}
+
+#[test]
+fn options_of_a_call_replace_the_settings_of_the_builder() {
+    let options = || EmbedOptions::new();
+    let cases = [
+        (options().dimensions(7), builder("base").dimensions(7)),
+        (options().normalize(false), builder("base").normalize(false)),
+        (
+            options().max_tokens(6).overflow(Overflow::TruncateLeft),
+            builder("base").max_tokens(6).overflow(Overflow::TruncateLeft),
+        ),
+        (
+            options().max_tokens(6).overflow(Overflow::TruncateRight),
+            builder("base").max_tokens(6).overflow(Overflow::TruncateRight),
+        ),
+    ];
+    let embedder = embedder("base");
+    for (options, builder) in cases {
+        let expected = builder.build().unwrap().embed_documents(&TEXTS).unwrap();
+        assert_eq!(embedder.embed_with(TEXTS, &options).unwrap(), expected, "{options:?}");
+        assert_ne!(embedder.embed_documents(&TEXTS).unwrap(), expected, "{options:?}");
+    }
+    let raw = builder("base").normalize(false).build().unwrap();
+    let expected = embedder.embed_documents(&TEXTS).unwrap();
+    assert_eq!(raw.embed_with(TEXTS, &options().normalize(true)).unwrap(), expected);
+    for options in [options().dimensions(65), options().max_tokens(8193), options().max_tokens(0)] {
+        let error = embedder.embed_with(TEXTS, &options).unwrap_err();
+        assert!(matches!(error, Error::Dimensions { .. } | Error::Setting { .. }), "{error}");
+        assert_eq!(
+            embedder.embed_iter(TEXTS, &options).unwrap_err().to_string(),
+            error.to_string()
+        );
+    }
+}
+
+#[test]
+fn strings_and_tokens_are_embedded_in_one_call() {
+    let embedder = embedder("base");
+    let tokens = embedder.tokenize(&TEXTS).unwrap();
+    let texts = [Text::from(TEXTS[0]), Text::from(&tokens[1]), Text::from(TEXTS[2])];
+    let options = EmbedOptions::new().prompt(Prompt::Query);
+    let mixed = embedder.embed_with(&texts, &options).unwrap();
+    let (queries, documents) =
+        (embedder.embed_queries(&TEXTS).unwrap(), embedder.embed_documents(&TEXTS).unwrap());
+    assert_eq!(mixed.row(0), queries.row(0));
+    assert_eq!(mixed.row(1), documents.row(1));
+    assert_eq!(mixed.row(2), queries.row(2));
+    let n_tokens = [queries.n_tokens()[0], tokens[1].len(), queries.n_tokens()[2]];
+    assert_eq!(mixed.n_tokens(), n_tokens);
+    assert_eq!(documents.n_tokens(), embedder.count_tokens(&TEXTS).unwrap());
+}
+
+/// A model whose vector of token 7 is not finite.
+fn embedder_without_a_vector_for_token_7() -> Embedder {
+    let dir = changed("causal-lm-tied", "config.json", |_| {});
+    let path = dir.path().join("model.safetensors");
+    fs::write(&path, poison_token(&fs::read(&path).unwrap(), 7)).unwrap();
+    Embedder::builder(dir.path()).batch_tokens(64).preload(true).build().unwrap()
+}
+
+#[test]
+fn an_iterator_is_embedded_in_order_with_the_vectors_of_a_single_call() {
+    let embedder = embedder("base");
+    let texts: Vec<String> =
+        (0..5000).map(|i| format!("{} {}", TEXTS[i % 4], "word ".repeat(i % 7))).collect();
+    let options = EmbedOptions::new().prompt(Prompt::Query);
+    let expected = embedder.embed_queries(&texts).unwrap();
+    let embeddings = embedder.embed_iter(texts.iter(), &options).unwrap();
+    let mut n = 0;
+    for (i, embedding) in embeddings.enumerate() {
+        let embedding = embedding.unwrap();
+        assert_eq!(embedding.vector, expected.row(i), "text {i}");
+        assert_eq!(embedding.n_tokens, expected.n_tokens()[i], "text {i}");
+        n += 1;
+    }
+    assert_eq!(n, texts.len());
+}
+
+#[test]
+fn an_iterator_is_read_window_by_window() {
+    let embedder = embedder("base");
+    let n_read = Cell::new(0);
+    let short = iter::repeat("a").inspect(|_| n_read.set(n_read.get() + 1));
+    let mut embeddings = embedder.embed_iter(short, &EmbedOptions::new()).unwrap();
+    assert_eq!(n_read.get(), 0);
+    for i in 0..3000 {
+        embeddings.next().unwrap().unwrap();
+        assert_eq!(n_read.get(), (i / 1024 + 1) * 1024, "after {i} texts");
+    }
+    // A window has about 1 MiB of text, and a long text is a window by itself.
+    n_read.set(0);
+    let long = "a".repeat(600_000);
+    let options = EmbedOptions::new().max_tokens(2).overflow(Overflow::TruncateRight);
+    let long = iter::repeat(&long).inspect(|_| n_read.set(n_read.get() + 1));
+    embedder.embed_iter(long, &options).unwrap().next().unwrap().unwrap();
+    assert_eq!(n_read.get(), 2);
+    assert_eq!(embedder.embed_iter([] as [&str; 0], &options).unwrap().count(), 0);
+}
+
+#[test]
+fn an_iterator_continues_after_an_error_about_a_text() {
+    let embedder = embedder_without_a_vector_for_token_7();
+    let text = |i: usize| match i {
+        10 | 1500 => vec![1, 7, 2],
+        700 | 701 => Vec::new(),
+        2000 => vec![1, 9999],
+        _ => vec![1, 2, 10 + (i % 50) as u32],
+    };
+    let options = EmbedOptions::new();
+    let mut failed = Vec::new();
+    let mut expected = BTreeMap::new();
+    for (i, embedding) in embedder.embed_iter((0..2500).map(text), &options).unwrap().enumerate() {
+        match embedding {
+            Ok(embedding) => {
+                let expected = expected
+                    .entry(text(i))
+                    .or_insert_with(|| embedder.embed_tokens(&[text(i)]).unwrap().into_vec());
+                assert_eq!(embedding.vector, *expected, "text {i}");
+            }
+            Err(error) => {
+                assert_eq!(error.text_index(), Some(i), "{error}");
+                failed.push(i);
+            }
+        }
+    }
+    assert_eq!(failed, [10, 700, 701, 1500, 2000]);
+}
+
+#[test]
 fn empty_text_is_embedded_as_its_end_of_text_token() {
     let embedder = embedder("base");
     let none = embedder.embed_documents(&[] as &[&str]).unwrap();
-    assert_eq!((none.rows(), none.dim()), (0, 64));
+    assert_eq!((none.len(), none.dimensions()), (0, 64));
     assert!(embedder.embed_tokens(&[] as &[Vec<u32>]).unwrap().is_empty());
     assert_eq!(embedder.tokenize(&[""]).unwrap(), [[1000]]);
     let empty = embedder.embed_documents(&[""]).unwrap();
@@ -352,7 +497,7 @@ fn rejects_invalid_tokens_with_the_index_of_the_text() {
     );
     let error = embedder.embed_tokens(&[vec![1], vec![]]).unwrap_err();
     assert!(matches!(error, Error::Model(ModelError::EmptyText { text: 1 })));
-    let error = error.shift_text(10);
+    let error = error.map_text_index(|text| text + 10);
     assert!(matches!(error, Error::Model(ModelError::EmptyText { text: 11 })));
 }
 

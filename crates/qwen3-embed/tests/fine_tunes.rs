@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use qwen3_embed::{Embedder, Embeddings, Error, Head, Overflow, Pooling, Precision, Source};
+use qwen3_embed::{
+    EmbedOptions, Embedder, Embeddings, Error, Head, Overflow, Pooling, Precision, Prompt, Source,
+};
 use qwen3_embed_testing::fixtures::{self, copy, edit_json as edit, path as fixture};
 use qwen3_embed_testing::vectors::{max_difference, unit};
 use serde_json::{Value, json};
@@ -27,6 +29,11 @@ fn assert_vectors(ours: &Embeddings, expected: &Value, what: &str) {
     }
 }
 
+/// The options of a request with the prompt of this name.
+fn named(prompt: &str) -> EmbedOptions {
+    EmbedOptions::new().prompt(Prompt::Named(prompt.to_owned()))
+}
+
 #[test]
 fn embeddings_with_every_prompt_match_sentence_transformers() {
     for name in ["mean-dense", "weighted-mean", "last-token"] {
@@ -39,7 +46,7 @@ fn embeddings_with_every_prompt_match_sentence_transformers() {
         let documents = embedder.embed_documents(&texts).unwrap();
         assert_vectors(&documents, &vectors["document"], &format!("{name}, documents"));
         for prompt in embedder.prompts().keys() {
-            let ours = embedder.embed_with_prompt(prompt, &texts).unwrap();
+            let ours = embedder.embed_with(&texts, &named(prompt)).unwrap();
             assert_vectors(&ours, &vectors[prompt], &format!("{name}, {prompt}"));
         }
     }
@@ -69,7 +76,7 @@ fn truncate_dim_is_the_default_for_dimensions() {
         assert_eq!((embedder.dimensions(), embedder.max_dimensions()), (expected, 24));
         let cut = full.truncate(expected).unwrap();
         let ours = embedder.embed_documents(&text).unwrap();
-        assert_eq!(ours.dim(), expected, "{truncate_dim}");
+        assert_eq!(ours.dimensions(), expected, "{truncate_dim}");
         assert!(max_difference(ours.as_slice(), cut.as_slice()) <= 1e-6, "{truncate_dim}");
         assert_eq!(build().dimensions(16).build().unwrap().dimensions(), 16);
     }
@@ -99,14 +106,14 @@ fn chooses_prompts_like_sentence_transformers() {
     let default = json!({"prompts": {"a": "A ", "query": "q "}, "default_prompt_name": "a"});
     assert_eq!(chosen(default), pair("q ", "A "));
     let error = prompts(json!({"prompts": {"a": ""}, "default_prompt_name": "b"})).unwrap_err();
-    assert_eq!(error.to_string(), "the model has no prompt `b`, its prompts are [\"a\"]");
+    assert_eq!(error.to_string(), "the model has no prompt `b`, expected one of [\"a\"]");
     let error = prompts(json!({"prompts": "none"})).unwrap_err();
     assert!(error.to_string().contains("config_sentence_transformers.json"), "{error}");
     // A model without the file has the prompts of the published models.
     let embedder = Embedder::builder(fixture("models/base")).build().unwrap();
     assert!(embedder.query_prompt().ends_with("\nQuery:") && embedder.document_prompt().is_empty());
     assert_eq!(embedder.prompts().keys().collect::<Vec<_>>(), ["document", "query"]);
-    let error = embedder.embed_with_prompt("code", &["a"]).unwrap_err();
+    let error = embedder.embed_with(["a"], &named("code")).unwrap_err();
     assert!(matches!(error, Error::NoSuchPrompt { .. }), "{error}");
 }
 

@@ -5,11 +5,11 @@ use std::fs;
 
 use approx::assert_abs_diff_eq;
 use qwen3_embed::{
-    DEFAULT_INSTRUCTION, Embedder, Error, ModelError, Precision, RankOptions, RankedDocument,
-    Reranker, RerankerBuilder, Sharing, TextError,
+    DEFAULT_INSTRUCTION, Embedder, Error, ModelError, Precision, RankedDocument, Reranker,
+    RerankerBuilder, ScoreOptions, Sharing, TextError,
 };
 use qwen3_embed_testing::fixtures::{self, edit_json as edit};
-use qwen3_embed_testing::golden::{self, Scores};
+use qwen3_embed_testing::golden;
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -38,7 +38,12 @@ fn reranker(name: &str) -> Reranker {
 }
 
 fn rank(reranker: &Reranker, documents: &[&str]) -> Vec<RankedDocument> {
-    reranker.rank(QUERY, documents, RankOptions::default()).unwrap()
+    reranker.rank(QUERY, documents).unwrap()
+}
+
+/// The options of a request with this instruction.
+fn with(instruction: &str) -> ScoreOptions {
+    ScoreOptions::new().instruction(instruction)
 }
 
 /// The scores in the order of the documents.
@@ -52,14 +57,11 @@ fn scores_match_transformers() {
     for name in RERANKERS {
         let reranker = builder(name).precision(Precision::F32).build().unwrap();
         let path = fixtures::path("rerankers").join(name).join("golden.json");
-        let golden: Scores = golden::read(&path).unwrap();
+        let golden: golden::Scores = golden::read(&path).unwrap();
         for case in golden.cases {
-            let options = RankOptions {
-                instruction: case.instruction.as_deref(),
-                top_n: None,
-                max_tokens: Some(case.max_tokens),
-            };
-            let ranked = reranker.rank(&case.query, &[&case.document], options).unwrap();
+            let mut options = ScoreOptions::new().max_tokens(case.max_tokens);
+            options.instruction = case.instruction;
+            let ranked = reranker.rank_with(&case.query, &[&case.document], &options).unwrap();
             assert_abs_diff_eq!(f64::from(ranked[0].score), case.score, epsilon = 1e-5);
             assert_abs_diff_eq!(f64::from(ranked[0].logit), case.logit, epsilon = 2e-5);
         }
@@ -80,15 +82,16 @@ fn scores_of_saved_cross_encoder_match_sentence_transformers() {
     let reranker = Reranker::builder(folder.as_path()).build().unwrap();
     assert_eq!(reranker.default_instruction(), "Find the document that answers the question");
     for (instruction, expected) in golden["scores"].as_object().unwrap() {
-        let logits = reranker.logits_with(instruction, &pairs).unwrap();
+        let logits = reranker.score_with(&pairs, &with(instruction)).unwrap().logits().to_vec();
         for (logit, expected) in logits.iter().zip(expected.as_array().unwrap()) {
             assert_abs_diff_eq!(f64::from(*logit), expected.as_f64().unwrap(), epsilon = 1e-5);
         }
     }
-    let default = reranker.scores_with(reranker.default_instruction(), &pairs).unwrap();
+    let default =
+        reranker.score_with(&pairs, &with(reranker.default_instruction())).unwrap().to_vec();
     assert_eq!(reranker.scores(&pairs).unwrap(), default);
-    assert_ne!(reranker.scores_with(DEFAULT_INSTRUCTION, &pairs).unwrap(), default);
-    let ranked = reranker.rank(pairs[0].0, &[pairs[0].1], RankOptions::default()).unwrap();
+    assert_ne!(reranker.score_with(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap().to_vec(), default);
+    let ranked = reranker.rank(pairs[0].0, &[pairs[0].1]).unwrap();
     assert_eq!(ranked[0].score, default[0]);
     let error = Embedder::builder(folder).build().unwrap_err();
     assert!(matches!(error, Error::IsReranker { .. }), "{error}");
@@ -98,8 +101,10 @@ fn scores_of_saved_cross_encoder_match_sentence_transformers() {
 fn reads_answers_and_template_of_saved_cross_encoder() {
     let copy = saved();
     let build = || Reranker::builder(copy.path()).build();
-    let (pair, expected) =
-        ([("a", "b")], build().unwrap().logits_with("c", &[("a", "b")]).unwrap());
+    let (pair, expected) = (
+        [("a", "b")],
+        build().unwrap().score_with(&[("a", "b")], &with("c")).unwrap().logits().to_vec(),
+    );
     let template = fs::read_to_string(copy.path().join("chat_template.jinja")).unwrap();
     fs::remove_file(copy.path().join("chat_template.jinja")).unwrap();
     let named = serde_json::json!([{"name": "x", "template": ""}, {"name": "default", "template": template}]);
@@ -107,7 +112,10 @@ fn reads_answers_and_template_of_saved_cross_encoder() {
         edit(&copy.path().join("tokenizer_config.json"), |config| {
             config["chat_template"] = template
         });
-        assert_eq!(build().unwrap().logits_with("c", &pair).unwrap(), expected);
+        assert_eq!(
+            build().unwrap().score_with(&pair, &with("c")).unwrap().logits().to_vec(),
+            expected
+        );
     }
     edit(&copy.path().join("config_sentence_transformers.json"), |config| {
         config["default_prompt_name"] = Value::Null;
@@ -120,7 +128,7 @@ fn reads_answers_and_template_of_saved_cross_encoder() {
         (config["true_token_id"], config["false_token_id"]) = (no, yes);
     });
     let negated: Vec<f32> = expected.iter().map(|logit| -logit).collect();
-    assert_eq!(build().unwrap().logits_with("c", &pair).unwrap(), negated);
+    assert_eq!(build().unwrap().score_with(&pair, &with("c")).unwrap().logits().to_vec(), negated);
 }
 
 #[test]
@@ -200,8 +208,12 @@ fn all_methods_give_the_same_scores() {
         let reranker = reranker(name);
         let pairs: Vec<_> = DOCUMENTS.iter().map(|&document| (QUERY, document)).collect();
         let scores = reranker.scores(&pairs).unwrap();
-        assert_eq!(reranker.scores_with(DEFAULT_INSTRUCTION, &pairs).unwrap(), scores);
-        let logits = reranker.logits_with(DEFAULT_INSTRUCTION, &pairs).unwrap();
+        assert_eq!(
+            reranker.score_with(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap().to_vec(),
+            scores
+        );
+        let logits =
+            reranker.score_with(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap().logits().to_vec();
         for document in rank(&reranker, &DOCUMENTS) {
             assert_eq!(document.score, scores[document.index]);
             assert_eq!(document.logit, logits[document.index]);
@@ -209,7 +221,8 @@ fn all_methods_give_the_same_scores() {
             let sigmoid = 1.0 / (1.0 + (-f64::from(document.logit)).exp());
             assert_eq!(document.score, sigmoid as f32);
         }
-        let other = reranker.scores_with("Find a document in Chinese", &pairs).unwrap();
+        let other =
+            reranker.score_with(&pairs, &with("Find a document in Chinese")).unwrap().to_vec();
         assert!(scores.iter().zip(other).all(|(a, b)| *a != b), "{name}");
         // Query and document are not interchangeable.
         assert_ne!(
@@ -232,11 +245,6 @@ fn ranks_best_document_first_and_keeps_the_order_of_ties() {
         let place = |index| indices.iter().position(|&i| i == index).unwrap();
         assert_eq!(place(0) + 1, place(4), "{name}: 0 and 4 are the same document");
         assert_eq!(all[place(0)].logit, all[place(4)].logit);
-        for top_n in [0, 1, 5, 6, 7, usize::MAX] {
-            let options = RankOptions { top_n: Some(top_n), ..RankOptions::default() };
-            let best = reranker.rank(QUERY, &DOCUMENTS, options).unwrap();
-            assert_eq!(best, all[..top_n.min(6)]);
-        }
         indices.sort_unstable();
         assert!(indices.into_iter().eq(0..6));
         let same = rank(&reranker, &["a"; 20]);
@@ -262,12 +270,12 @@ fn hostile_document_changes_no_other_score() {
         let expected = scores(&reranker, &DOCUMENTS);
         let mut documents = DOCUMENTS.to_vec();
         documents.insert(3, HOSTILE);
-        let mut with = scores(&reranker, &documents);
-        with.remove(3);
-        assert_eq!(with, expected, "{name}");
+        let mut scores = scores(&reranker, &documents);
+        scores.remove(3);
+        assert_eq!(scores, expected, "{name}");
 
         let prompts = reranker
-            .tokenize("judge", &[(QUERY, HOSTILE), (QUERY, ""), (HOSTILE, "document")])
+            .tokenize(&[(QUERY, HOSTILE), (QUERY, ""), (HOSTILE, "document")], &with("judge"))
             .unwrap();
         let special = |prompt: &[u32]| -> Vec<u32> {
             prompt.iter().copied().filter(|&id| id >= 1000).collect()
@@ -340,11 +348,11 @@ fn common_prefix_of_a_querys_prompts_is_computed_once() {
     let documents: Vec<String> = (0..20).map(|i| format!("{i} is a number")).collect();
     let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
     let pairs: Vec<_> = documents.iter().map(|&document| (QUERY, document)).collect();
-    let prompts = reranker.tokenize(DEFAULT_INSTRUCTION, &pairs).unwrap();
+    let prompts = reranker.tokenize(&pairs, &with(DEFAULT_INSTRUCTION)).unwrap();
     let common =
         |prompt: &Vec<u32>| prompt.iter().zip(&prompts[0]).take_while(|(a, b)| a == b).count();
     let common = prompts.iter().map(common).min().unwrap();
-    let query = reranker.tokenize(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0].len();
+    let query = reranker.tokenize(&[("", "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert!(common > query / 2, "{common}");
     rank(&reranker, &documents);
     let counts = reranker.sharing_counts();
@@ -357,22 +365,22 @@ fn overlong_document_is_truncated_before_its_query() {
     let reranker = reranker("tied");
     let long = "a long document, ".repeat(200);
     let at = |max_tokens, document: &str| {
-        let options = RankOptions { max_tokens: Some(max_tokens), ..RankOptions::default() };
-        reranker.rank(QUERY, &[document], options).unwrap()[0].logit
+        let options = ScoreOptions::new().max_tokens(max_tokens);
+        reranker.rank_with(QUERY, &[document], &options).unwrap()[0].logit
     };
-    let head = reranker.tokenize(DEFAULT_INSTRUCTION, &[(QUERY, "")]).unwrap()[0].len();
+    let head = reranker.tokenize(&[(QUERY, "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert_ne!(at(head + 20, &long), at(head + 40, &long));
     // The space before a document is part of its first token, so a document of one token needs no more room than none.
     assert_eq!(at(head, &long), at(8192, "a"));
     let limited = builder("tied").max_tokens(head + 20).build().unwrap();
-    let prompts = limited.tokenize(DEFAULT_INSTRUCTION, &[(QUERY, &long)]).unwrap();
+    let prompts = limited.tokenize(&[(QUERY, &long)], &with(DEFAULT_INSTRUCTION)).unwrap();
     assert_eq!((limited.max_tokens(), prompts[0].len()), (head + 20, head + 20));
     assert_eq!(rank(&limited, &[&long])[0].logit, at(head + 20, &long));
     // At the smallest limit, only the frame is left, so all documents have the same score.
-    let frame = reranker.tokenize(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0].len();
+    let frame = reranker.tokenize(&[("", "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert_eq!(at(frame, &long), at(frame, HOSTILE));
-    let options = RankOptions { max_tokens: Some(frame - 1), ..RankOptions::default() };
-    match reranker.rank(QUERY, &[&long], options).unwrap_err() {
+    let options = ScoreOptions::new().max_tokens(frame - 1);
+    match reranker.rank_with(QUERY, &[&long], &options).unwrap_err() {
         Error::Text(TextError::FrameTooLong { n_tokens, max_tokens }) => {
             assert_eq!([n_tokens, max_tokens], [frame, frame - 1]);
         }
@@ -383,18 +391,18 @@ fn overlong_document_is_truncated_before_its_query() {
 #[test]
 fn rejects_settings_out_of_range_and_says_the_range() {
     let cases = [
-        (builder("tied").max_tokens(0), "max_tokens is 0, it must be in 1..=8192"),
-        (builder("tied").max_tokens(8193), "max_tokens is 8193, it must be in 1..=8192"),
-        (builder("tied").threads(0), "threads is 0, it must be in 1..=1024"),
+        (builder("tied").max_tokens(0), "`max_tokens` is 0, expected 1 to 8192"),
+        (builder("tied").max_tokens(8193), "`max_tokens` is 8193, expected 1 to 8192"),
+        (builder("tied").threads(0), "`threads` is 0, expected 1 to 1024"),
     ];
     for (builder, message) in cases {
         assert_eq!(builder.build().unwrap_err().to_string(), message);
     }
     let reranker = builder("tied").max_tokens(500).build().unwrap();
     for max_tokens in [0, 501] {
-        let options = RankOptions { max_tokens: Some(max_tokens), ..RankOptions::default() };
-        let error = reranker.rank("a", &["b"], options).unwrap_err().to_string();
-        assert_eq!(error, format!("max_tokens is {max_tokens}, it must be in 1..=500"));
+        let options = ScoreOptions::new().max_tokens(max_tokens);
+        let error = reranker.rank_with("a", &["b"], &options).unwrap_err().to_string();
+        assert_eq!(error, format!("`max_tokens` is {max_tokens}, expected 1 to 500"));
     }
 }
 
@@ -433,9 +441,9 @@ fn rejects_prompt_tokens_outside_the_models_vocabulary() {
 #[test]
 fn untokenizable_document_is_an_error_with_its_index() {
     let long = " ".repeat(500_001);
-    let error = reranker("tied").rank(QUERY, &["a", &long], RankOptions::default()).unwrap_err();
+    let error = reranker("tied").rank(QUERY, &["a", &long]).unwrap_err();
     assert!(matches!(error, Error::Text(TextError::WhiteSpace { text: 1, .. })), "{error}");
-    let error = error.shift_text(10);
+    let error = error.map_text_index(|text| text + 10);
     assert!(matches!(error, Error::Text(TextError::WhiteSpace { text: 11, .. })), "{error}");
 }
 
@@ -454,7 +462,7 @@ fn embedder_rejects_reranker_only_if_its_files_say_so() {
         assert_ne!(embeddings.row(0), embeddings.row(1));
         // Embedded texts end with the end-of-text token, rerank prompts do not have it.
         assert_eq!(embedder.tokenize(&[""]).unwrap(), [[1000]]);
-        let prompts = reranker(name).tokenize("judge", &[("a", "b")]).unwrap();
+        let prompts = reranker(name).tokenize(&[("a", "b")], &with("judge")).unwrap();
         assert!(!prompts[0].contains(&1000));
     }
 }

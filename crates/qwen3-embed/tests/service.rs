@@ -9,8 +9,8 @@ use std::thread;
 
 use futures_executor::block_on;
 use qwen3_embed::{
-    BatchReport, EmbedOptions, Embedder, Error, ModelError, OnBatch, Overflow, Prompt, RankOptions,
-    Reranker, ScoreOptions, Service, ServiceOptions, ServiceState, SpecialTokens, TextError, Texts,
+    BatchReport, EmbedOptions, Embedder, Error, ModelError, Overflow, Precision, Prompt, Reranker,
+    ScoreOptions, Service, ServiceOptions, ServiceState, Sharing, SpecialTokens, Text, TextError,
 };
 use qwen3_embed_testing::fixtures::{self, model};
 
@@ -26,8 +26,12 @@ fn service(options: ServiceOptions) -> Service<Embedder> {
     embedder().into_service(options).unwrap()
 }
 
-fn strings(texts: &[&str]) -> Texts {
-    Texts::Strings(texts.iter().map(|&text| text.to_owned()).collect())
+fn strings(texts: &[&str]) -> Vec<Text<'static>> {
+    texts.iter().map(|&text| Text::from(text.to_owned())).collect()
+}
+
+fn tokens(texts: &[&[u32]]) -> Vec<Text<'static>> {
+    texts.iter().map(|&tokens| Text::from(tokens.to_vec())).collect()
 }
 
 type Reports = Arc<Mutex<Vec<BatchReport>>>;
@@ -37,11 +41,11 @@ fn stepwise(mut options: ServiceOptions) -> (Service<Embedder>, Reports, mpsc::S
     let (go, gone) = mpsc::channel();
     let (gone, reports) = (Mutex::new(gone), Arc::new(Mutex::new(Vec::new())));
     let seen = Arc::clone(&reports);
-    options.on_batch = Some(Arc::new(move |report| {
+    options = options.on_batch(move |report: &BatchReport| {
         seen.lock().unwrap().push(*report);
         // The sender is gone if the test is over.
         let _ = gone.lock().unwrap().recv();
-    }));
+    });
     (service(options), reports, go)
 }
 
@@ -55,19 +59,19 @@ fn wait_for(reports: &Mutex<Vec<BatchReport>>, n: usize) {
 #[test]
 fn service_gives_the_vectors_of_the_embedder_bit_for_bit() {
     let direct = embedder();
-    let service = service(ServiceOptions { batch_tokens: 40, ..ServiceOptions::default() });
+    let service = service(ServiceOptions::new().batch_tokens(40));
     thread::scope(|scope| {
         for caller in 0..8 {
             let (service, direct) = (service.clone(), &direct);
             scope.spawn(move || {
                 let texts: Vec<String> =
                     (0..=caller).map(|i| format!("text {i} of caller {caller}")).collect();
-                let options = EmbedOptions { prompt: Prompt::Query, ..EmbedOptions::default() };
-                let embedded = block_on(service.embed(texts.clone().into(), options)).unwrap();
+                let options = EmbedOptions::new().prompt(Prompt::Query);
+                let embedded = block_on(service.embed(texts.clone(), options)).unwrap();
                 assert_eq!(embedded.embeddings, direct.embed_queries(&texts).unwrap());
                 let queries: Vec<String> =
                     texts.iter().map(|text| direct.query_prompt().to_owned() + text).collect();
-                assert_eq!(embedded.n_tokens, direct.count_tokens(&queries).unwrap());
+                assert_eq!(embedded.embeddings.n_tokens(), direct.count_tokens(&queries).unwrap());
             });
         }
     });
@@ -75,80 +79,134 @@ fn service_gives_the_vectors_of_the_embedder_bit_for_bit() {
 
 #[test]
 fn embed_options_match_the_embedders_methods() {
-    let (direct, service) = (embedder(), service(ServiceOptions::default()));
-    let embed = |options| block_on(service.embed(strings(&["one", "two"]), options)).unwrap();
-    let plain = EmbedOptions::default();
-    let documents = direct.embed_documents(&["one", "two"]).unwrap();
-    assert_eq!(embed(plain.clone()).embeddings, documents);
+    let (direct, service) = (embedder(), service(ServiceOptions::new()));
+    let texts = ["one", "two words and some more"];
+    let prompts = [
+        Prompt::Query,
+        Prompt::Instruction("Find the number".to_owned()),
+        Prompt::Named("query".to_owned()),
+    ];
+    let cut = EmbedOptions::new().max_tokens(3);
+    let options = [
+        EmbedOptions::new(),
+        EmbedOptions::new().dimensions(32),
+        EmbedOptions::new().normalize(false),
+        cut.clone().overflow(Overflow::TruncateLeft),
+        cut.overflow(Overflow::TruncateRight),
+    ];
+    for options in prompts.map(|prompt| EmbedOptions::new().prompt(prompt)).iter().chain(&options) {
+        let embedded = block_on(service.embed(texts, options.clone())).unwrap();
+        let expected = direct.embed_with(texts, options).unwrap();
+        assert_eq!(embedded.embeddings, expected, "{options:?}");
+    }
+    let tokens = direct.tokenize(&texts).unwrap();
+    let embedded = block_on(service.embed(tokens, EmbedOptions::new())).unwrap();
+    assert_eq!(embedded.embeddings, direct.embed_documents(&texts).unwrap());
+}
 
-    let short = embed(EmbedOptions { dimensions: Some(32), ..plain.clone() }).embeddings;
-    let shorter = Embedder::builder(model("wide")).dimensions(32).build().unwrap();
-    assert_eq!(short, shorter.embed_documents(&["one", "two"]).unwrap());
+#[test]
+fn a_service_has_every_setting_of_the_embedder_builder() {
+    let texts = ["one", "ignore this<|im_end|> and these words"];
+    let builder = || Embedder::builder(model("wide"));
+    let by_default = builder().build().unwrap().embed_documents(&texts).unwrap();
+    let settings = [
+        ("dimensions", true, builder().dimensions(32)),
+        ("normalize", true, builder().normalize(false)),
+        ("special_tokens", true, builder().special_tokens(SpecialTokens::PlainText)),
+        ("overflow", true, builder().max_tokens(4).overflow(Overflow::TruncateRight)),
+        ("precision", true, builder().precision(Precision::Int8)),
+        ("threads", false, builder().threads(3)),
+        ("batch_tokens", false, builder().batch_tokens(1)),
+        ("sharing", false, builder().sharing(Sharing::Off)),
+        ("preload", false, builder().preload(true)),
+    ];
+    for (setting, changes_vectors, builder) in settings {
+        let expected = builder.clone().build().unwrap().embed_documents(&texts).unwrap();
+        let service = builder.build().unwrap().into_service(ServiceOptions::new()).unwrap();
+        let embedded = block_on(service.embed(texts, EmbedOptions::new())).unwrap();
+        assert_eq!(embedded.embeddings, expected, "{setting}");
+        assert_eq!(expected != by_default, changes_vectors, "{setting}");
+        let counts = service.model().sharing_counts();
+        match setting {
+            "threads" => assert_eq!(service.model().threads(), 3),
+            "sharing" => assert_eq!(counts.n_tokens, counts.n_computed),
+            _ => {}
+        }
+    }
+    let limited = builder().max_tokens(4).build().unwrap();
+    let service = limited.into_service(ServiceOptions::new()).unwrap();
+    let error = block_on(service.embed(texts, EmbedOptions::new())).unwrap_err();
+    assert!(matches!(error, Error::TextTooLong { text: 1, max_tokens: 4, .. }), "{error}");
+}
 
-    let instruction = "Find the number";
-    let prompt = Prompt::Instruction(instruction.to_owned());
-    let instructed = embed(EmbedOptions { prompt, ..plain.clone() }).embeddings;
-    assert_eq!(instructed, direct.embed_queries_with(instruction, &["one", "two"]).unwrap());
-
-    let prompt = Prompt::Named("query".to_owned());
-    let named = embed(EmbedOptions { prompt, ..plain.clone() }).embeddings;
-    assert_eq!(named, direct.embed_queries(&["one", "two"]).unwrap());
-
-    let raw = embed(EmbedOptions { normalize: false, ..plain.clone() }).embeddings;
-    let mut row = raw.row(0).to_vec();
-    assert_ne!(row, documents.row(0));
-    qwen3_embed::normalize(&mut row);
-    assert_eq!(row, documents.row(0));
-
-    let tokens = direct.tokenize(&["one"]).unwrap();
-    let embedded = block_on(service.embed(tokens.into(), plain)).unwrap();
-    assert_eq!(embedded.embeddings.row(0), documents.row(0));
+#[test]
+fn a_service_has_every_setting_of_the_reranker_builder() {
+    let builder = || Reranker::builder(fixtures::reranker("tied"));
+    let (query, long) = ("query", "a long document, ".repeat(200));
+    let default = builder().build().unwrap();
+    let max_tokens = default.tokenize(&[(query, "")], &ScoreOptions::new()).unwrap()[0].len() + 9;
+    for (setting, builder) in [
+        ("max_tokens", builder().max_tokens(max_tokens)),
+        ("precision", builder().precision(Precision::Int8)),
+        ("threads", builder().threads(3)),
+        ("batch_tokens", builder().batch_tokens(1)),
+        ("sharing", builder().sharing(Sharing::Off)),
+        ("preload", builder().preload(true)),
+    ] {
+        let direct = builder.clone().build().unwrap();
+        let expected = direct.score_with(&[(query, &long)], &ScoreOptions::new()).unwrap();
+        let service = builder.build().unwrap().into_service(ServiceOptions::new()).unwrap();
+        let (query, document) = (vec![query.to_owned()], vec![long.clone()]);
+        let scored = block_on(service.score(query, document, ScoreOptions::new())).unwrap();
+        assert_eq!(scored.scores, expected, "{setting}");
+        match setting {
+            "max_tokens" => assert_eq!(expected.n_tokens(), [max_tokens]),
+            "threads" => assert_eq!(service.model().threads(), 3),
+            _ => {}
+        }
+    }
 }
 
 #[test]
 fn errors_are_those_of_the_embedder_with_the_index_of_the_text() {
     let direct = Embedder::builder(model("wide")).max_tokens(8).build().unwrap();
-    let service = direct.into_service(ServiceOptions::default()).unwrap();
+    let service = direct.into_service(ServiceOptions::new()).unwrap();
     let embed = |texts, options| block_on(service.embed(texts, options)).unwrap_err();
-    let plain = EmbedOptions::default();
+    let plain = EmbedOptions::new();
     let long = "many words are in this text, which has more tokens than the limit allows";
 
     let error = embed(strings(&["a", long]), plain.clone());
     assert!(matches!(error, Error::TextTooLong { text: 1, max_tokens: 8, .. }), "{error:?}");
-    let cut = EmbedOptions { overflow: Some(Overflow::TruncateRight), ..plain.clone() };
+    let cut = EmbedOptions::new().overflow(Overflow::TruncateRight);
     let embedded = block_on(service.embed(strings(&["a", long]), cut)).unwrap();
-    assert_eq!(embedded.n_tokens[1], 8);
+    assert_eq!(embedded.embeddings.n_tokens()[1], 8);
     for (overflow, max_tokens) in
         [(Overflow::TruncateRight, 4), (Overflow::TruncateLeft, 1), (Overflow::TruncateRight, 8)]
     {
-        let cut = EmbedOptions {
-            overflow: Some(overflow),
-            max_tokens: Some(max_tokens),
-            ..plain.clone()
-        };
+        let cut = EmbedOptions::new().overflow(overflow).max_tokens(max_tokens);
         let embedded = block_on(service.embed(strings(&[long, long]), cut)).unwrap();
-        assert_eq!(embedded.n_tokens, [max_tokens; 2]);
+        assert_eq!(embedded.embeddings.n_tokens(), [max_tokens; 2]);
     }
-    let error = embed(strings(&[long]), EmbedOptions { max_tokens: Some(3), ..plain.clone() });
+    let error = embed(strings(&[long]), EmbedOptions::new().max_tokens(3));
     assert!(matches!(error, Error::TextTooLong { text: 0, max_tokens: 3, .. }), "{error:?}");
     for got in [0, 9] {
-        let error = embed(strings(&["a"]), EmbedOptions { max_tokens: Some(got), ..plain.clone() });
+        let error = embed(strings(&["a"]), EmbedOptions::new().max_tokens(got));
         assert!(matches!(error, Error::Setting { min: 1, max: 8, .. }), "{error:?}");
     }
 
-    let error = embed(vec![vec![0], vec![]].into(), plain.clone());
+    let error = embed(tokens(&[&[0], &[]]), plain.clone());
     assert!(matches!(error, Error::Model(ModelError::EmptyText { text: 1 })), "{error:?}");
-    let error = embed(vec![vec![0, u32::MAX]].into(), plain.clone());
+    let error = embed(tokens(&[&[0, u32::MAX]]), plain.clone());
     let out_of_range =
         ModelError::TokenOutOfRange { text: 0, position: 1, id: u32::MAX, vocab_size: 0 };
     assert_eq!(
         error.to_string().split_once("below").unwrap().0,
         out_of_range.to_string().split_once("below").unwrap().0
     );
-    let error = embed(strings(&["a"]), EmbedOptions { dimensions: Some(1 << 20), ..plain.clone() });
+    let error = embed(strings(&["a"]), EmbedOptions::new().dimensions(1 << 20));
     assert!(matches!(error, Error::Dimensions { got: 1_048_576, .. }), "{error:?}");
     let prompt = Prompt::Named("nonsense".to_owned());
-    let error = embed(strings(&["a"]), EmbedOptions { prompt, ..plain.clone() });
+    let error = embed(strings(&["a"]), EmbedOptions::new().prompt(prompt));
     assert!(matches!(error, Error::NoSuchPrompt { .. }), "{error:?}");
     let spaces = [" ".repeat(600_000)];
     let error = embed(strings(&["a", &spaces[0]]), plain.clone());
@@ -157,16 +215,16 @@ fn errors_are_those_of_the_embedder_with_the_index_of_the_text() {
     // The service still works after all these errors.
     let embedded = block_on(service.embed(strings(&[]), plain.clone())).unwrap();
     assert!(embedded.embeddings.is_empty());
-    assert_eq!(block_on(service.embed(strings(&["a"]), plain)).unwrap().embeddings.rows(), 1);
+    assert_eq!(block_on(service.embed(strings(&["a"]), plain)).unwrap().embeddings.len(), 1);
     assert_eq!((service.state(), service.waiting_texts()), (ServiceState::Running, 0));
 }
 
 #[test]
 fn texts_of_several_callers_share_a_batch() {
-    let options = ServiceOptions { tokenizer_threads: 1, ..ServiceOptions::default() };
+    let options = ServiceOptions::new().tokenizer_threads(1);
     let (service, reports, go) = stepwise(options);
     let mut context = Context::from_waker(Waker::noop());
-    let embed = |texts: Texts| Box::pin(service.embed(texts, EmbedOptions::default()));
+    let embed = |texts: Vec<Text<'static>>| Box::pin(service.embed(texts, EmbedOptions::new()));
     let mut first = embed(strings(&["first"]));
     assert!(first.as_mut().poll(&mut context).is_pending());
     wait_for(&reports, 1);
@@ -175,7 +233,7 @@ fn texts_of_several_callers_share_a_batch() {
         assert!(caller.as_mut().poll(&mut context).is_pending());
     }
     // The only tokenizer thread reads this request last, so when it fails, the others have been queued.
-    block_on(embed(vec![vec![]].into())).unwrap_err();
+    block_on(embed(tokens(&[&[]]))).unwrap_err();
     drop(go);
     for caller in callers {
         block_on(caller).unwrap();
@@ -187,21 +245,21 @@ fn texts_of_several_callers_share_a_batch() {
 
 #[test]
 fn dropped_requests_are_not_computed() {
-    let (service, reports, go) = stepwise(ServiceOptions::default());
+    let (service, reports, go) = stepwise(ServiceOptions::new());
     let mut context = Context::from_waker(Waker::noop());
-    let first = service.embed(strings(&["first"]), EmbedOptions::default());
+    let first = service.embed(strings(&["first"]), EmbedOptions::new());
     let mut first = pin!(first);
     assert!(first.as_mut().poll(&mut context).is_pending());
     wait_for(&reports, 1);
     {
-        let gone = pin!(service.embed(strings(&["a", "b", "c"]), EmbedOptions::default()));
+        let gone = pin!(service.embed(strings(&["a", "b", "c"]), EmbedOptions::new()));
         assert!(gone.poll(&mut context).is_pending());
         assert_eq!(service.waiting_texts(), 3);
     }
     assert_eq!(service.waiting_texts(), 0);
     drop(go);
     assert!(matches!(first.poll(&mut context), Poll::Ready(Ok(_))));
-    block_on(service.embed(strings(&["last"]), EmbedOptions::default())).unwrap();
+    block_on(service.embed(strings(&["last"]), EmbedOptions::new())).unwrap();
     wait_for(&reports, 2);
     let n_texts: Vec<usize> = reports.lock().unwrap().iter().map(|report| report.n_texts).collect();
     assert_eq!(n_texts, [1, 1]);
@@ -209,10 +267,10 @@ fn dropped_requests_are_not_computed() {
 
 #[test]
 fn full_queue_rejects_request_and_suggests_a_delay() {
-    let options = ServiceOptions { max_waiting_texts: 2, ..ServiceOptions::default() };
+    let options = ServiceOptions::new().max_waiting_texts(2);
     let (service, reports, go) = stepwise(options);
     let mut context = Context::from_waker(Waker::noop());
-    let embed = |texts: &[&str]| Box::pin(service.embed(strings(texts), EmbedOptions::default()));
+    let embed = |texts: &[&str]| Box::pin(service.embed(strings(texts), EmbedOptions::new()));
     let mut first = embed(&["first"]);
     assert!(first.as_mut().poll(&mut context).is_pending());
     wait_for(&reports, 1);
@@ -225,23 +283,23 @@ fn full_queue_rejects_request_and_suggests_a_delay() {
     };
     assert!(!retry_after.is_zero());
     drop(go);
-    assert_eq!(block_on(large).unwrap().embeddings.rows(), 5);
+    assert_eq!(block_on(large).unwrap().embeddings.len(), 5);
     block_on(embed(&["late"])).unwrap();
 }
 
 #[test]
 fn draining_finishes_accepted_requests() {
-    let service = service(ServiceOptions { batch_tokens: 1, ..ServiceOptions::default() });
+    let service = service(ServiceOptions::new().batch_tokens(1));
     let mut context = Context::from_waker(Waker::noop());
-    let mut accepted = pin!(service.embed(strings(&["a"; 20]), EmbedOptions::default()));
+    let mut accepted = pin!(service.embed(strings(&["a"; 20]), EmbedOptions::new()));
     assert!(accepted.as_mut().poll(&mut context).is_pending());
     let drained = service.drain();
-    let refused = block_on(service.embed(strings(&["b"]), EmbedOptions::default()));
+    let refused = block_on(service.embed(strings(&["b"]), EmbedOptions::new()));
     assert!(matches!(refused, Err(Error::ServiceDraining)), "{refused:?}");
     block_on(drained);
     assert_eq!(service.state(), ServiceState::Stopped);
-    assert_eq!(block_on(accepted).unwrap().embeddings.rows(), 20);
-    let refused = block_on(service.embed(strings(&["b"]), EmbedOptions::default()));
+    assert_eq!(block_on(accepted).unwrap().embeddings.len(), 20);
+    let refused = block_on(service.embed(strings(&["b"]), EmbedOptions::new()));
     assert!(matches!(refused, Err(Error::ServiceStopped)), "{refused:?}");
     // A second call has nothing to wait for.
     block_on(service.drain());
@@ -249,12 +307,12 @@ fn draining_finishes_accepted_requests() {
 
 #[test]
 fn panic_of_the_worker_thread_fails_all_requests() {
-    let (service, reports, go) = stepwise(ServiceOptions::default());
+    let (service, reports, go) = stepwise(ServiceOptions::new());
     let mut context = Context::from_waker(Waker::noop());
-    let mut first = pin!(service.embed(strings(&["first"]), EmbedOptions::default()));
+    let mut first = pin!(service.embed(strings(&["first"]), EmbedOptions::new()));
     assert!(first.as_mut().poll(&mut context).is_pending());
     wait_for(&reports, 1);
-    let mut waiting = pin!(service.embed(strings(&["waiting"]), EmbedOptions::default()));
+    let mut waiting = pin!(service.embed(strings(&["waiting"]), EmbedOptions::new()));
     assert!(waiting.as_mut().poll(&mut context).is_pending());
     service.panic();
     drop(go);
@@ -262,7 +320,7 @@ fn panic_of_the_worker_thread_fails_all_requests() {
     let lost = block_on(waiting);
     assert!(matches!(lost, Err(Error::ServiceStopped)), "{lost:?}");
     assert_eq!(service.state(), ServiceState::Stopped);
-    let refused = block_on(service.embed(strings(&["late"]), EmbedOptions::default()));
+    let refused = block_on(service.embed(strings(&["late"]), EmbedOptions::new()));
     assert!(matches!(refused, Err(Error::ServiceStopped)), "{refused:?}");
     block_on(service.drain());
 }
@@ -277,13 +335,12 @@ fn worker_thread_ends_when_the_last_handle_is_dropped() {
     }
     let (ended, end) = mpsc::channel();
     let signal = Signal(ended);
-    let on_batch: OnBatch = Arc::new(move |_| {
+    let service = service(ServiceOptions::new().on_batch(move |_| {
         let _ = &signal;
-    });
-    let service = service(ServiceOptions { on_batch: Some(on_batch), ..ServiceOptions::default() });
+    }));
     let second = service.clone();
     drop(service);
-    block_on(second.embed(strings(&["still"]), EmbedOptions::default())).unwrap();
+    block_on(second.embed(strings(&["still"]), EmbedOptions::new())).unwrap();
     assert!(end.try_recv().is_err());
     drop(second);
     end.recv().unwrap();
@@ -292,25 +349,20 @@ fn worker_thread_ends_when_the_last_handle_is_dropped() {
 #[test]
 fn service_gives_the_scores_of_the_reranker() {
     let direct = reranker();
-    let service = reranker().into_service(ServiceOptions::default()).unwrap();
+    let service = reranker().into_service(ServiceOptions::new()).unwrap();
     let (query, documents) = ("the capital of China", ["Beijing", "gravity", "Paris"]);
     let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
-    let instruction = Some("Find it".to_owned());
-    let options = ScoreOptions { instruction, ..ScoreOptions::default() };
+    let options = ScoreOptions::new().instruction("Find it");
     let scored =
         block_on(service.score(owned(&[query]), owned(&documents), options.clone())).unwrap();
-    let rank_options = RankOptions { instruction: Some("Find it"), ..RankOptions::default() };
-    assert_eq!(scored.ranked(), direct.rank(query, &documents, rank_options).unwrap());
     let pairs = documents.map(|document| (query, document));
-    assert_eq!(scored.scores(), direct.scores_with("Find it", &pairs).unwrap());
-    let prompts = direct.tokenize("Find it", &pairs).unwrap();
-    assert_eq!(scored.n_tokens, prompts.iter().map(Vec::len).collect::<Vec<_>>());
+    assert_eq!(scored.scores, direct.score_with(&pairs, &options).unwrap());
+    let ranked = direct.rank_with(query, &documents, &options).unwrap();
+    assert_eq!(scored.scores.ranked(), ranked);
 
     let paired = block_on(service.score(owned(&["a", "b"]), owned(&["c", "d"]), options.clone()));
-    assert_eq!(
-        paired.unwrap().scores(),
-        direct.scores_with("Find it", &[("a", "c"), ("b", "d")]).unwrap()
-    );
+    let pairs = [("a", "c"), ("b", "d")];
+    assert_eq!(paired.unwrap().scores, direct.score_with(&pairs, &options).unwrap());
     let error = block_on(service.score(owned(&["a", "b"]), owned(&["c"]), options)).unwrap_err();
     assert!(matches!(error, Error::Pairs { queries: 2, documents: 1 }), "{error:?}");
     // `max_document_tokens` truncates each document.
@@ -320,23 +372,24 @@ fn service_gives_the_scores_of_the_reranker() {
         cut[0].len() < long[0].len()
             && direct.tokenizer().pieces(cut[0], SpecialTokens::PlainText).unwrap().len() == 4
     );
-    let options = ScoreOptions { max_document_tokens: Some(3), ..ScoreOptions::default() };
-    let scored = block_on(service.score(owned(&[query]), owned(&long), options)).unwrap();
-    assert_eq!(scored.scores(), direct.scores(&cut.map(|document| (query, document))).unwrap());
+    let options = ScoreOptions::new().max_document_tokens(3);
+    let scored = block_on(service.score(owned(&[query]), owned(&long), options.clone())).unwrap();
+    let pairs = cut.map(|document| (query, document));
+    assert_eq!(scored.scores, direct.score_with(&pairs, &ScoreOptions::new()).unwrap());
+    assert_eq!(scored.scores.ranked(), direct.rank_with(query, &long, &options).unwrap());
 
-    let options = ScoreOptions { max_tokens: Some(0), ..ScoreOptions::default() };
+    let options = ScoreOptions::new().max_tokens(0);
     let error = block_on(service.score(owned(&["a"]), owned(&["c"]), options)).unwrap_err();
     assert!(matches!(error, Error::Setting { setting: "max_tokens", got: 0, .. }), "{error:?}");
 }
 
 #[test]
 fn rejects_settings_out_of_range() {
-    let plain = ServiceOptions::default();
     let settings = [
-        ("batch_tokens", ServiceOptions { batch_tokens: 0, ..plain.clone() }),
-        ("max_waiting_texts", ServiceOptions { max_waiting_texts: 0, ..plain.clone() }),
-        ("tokenizer_threads", ServiceOptions { tokenizer_threads: 0, ..plain.clone() }),
-        ("tokenizer_threads", ServiceOptions { tokenizer_threads: 1025, ..plain }),
+        ("batch_tokens", ServiceOptions::new().batch_tokens(0)),
+        ("max_waiting_texts", ServiceOptions::new().max_waiting_texts(0)),
+        ("tokenizer_threads", ServiceOptions::new().tokenizer_threads(0)),
+        ("tokenizer_threads", ServiceOptions::new().tokenizer_threads(1025)),
     ];
     for (expected, options) in settings {
         let error = embedder().into_service(options).unwrap_err();

@@ -29,7 +29,7 @@ fn of_embedder(source: impl AsRef<Path>) -> String {
 #[test]
 fn warns_about_model_that_looks_like_a_reranker() {
     let causal_lm = "it is a causal language model without a modules.json";
-    let named = "it has `rerank` in its name";
+    let named = "its name contains `rerank`";
     let gguf = tempfile::tempdir().unwrap();
     let gguf = gguf.path().join("Qwen3-Reranker.gguf");
     fs::create_dir_all(gguf.parent().unwrap()).unwrap();
@@ -105,7 +105,7 @@ fn with_vocabulary(n_tokens: usize, appends: bool) -> TempDir {
 #[test]
 fn warns_about_published_model_without_post_processor() {
     let log = of_embedder(with_vocabulary(151_669, false).path());
-    assert!(log.contains("tokenizer.json appends no end-of-text token"), "{log}");
+    assert!(log.contains("tokenizer.json does not append an end-of-text token"), "{log}");
     assert_eq!(of_embedder(with_vocabulary(151_669, true).path()), "");
     // The vocabulary of base models, whose tokenizers never append the token.
     assert_eq!(of_embedder(with_vocabulary(151_936, false).path()), "");

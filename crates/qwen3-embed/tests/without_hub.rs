@@ -17,6 +17,6 @@ fn rejects_id_and_says_why() {
 fn reads_folder() {
     let folder = qwen3_embed_testing::fixtures::model("base");
     let embedder = Embedder::builder(folder.as_path()).build().unwrap();
-    assert_eq!(embedder.embed_documents(&["a"]).unwrap().dim(), 64);
+    assert_eq!(embedder.embed_documents(&["a"]).unwrap().dimensions(), 64);
     assert_eq!(Source::from(folder).info().unwrap().dimensions(), [1, 64]);
 }

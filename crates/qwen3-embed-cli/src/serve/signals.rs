@@ -1,6 +1,6 @@
 use anyhow::Result;
 
-/// What tells the process to end: SIGTERM and SIGINT.
+/// The signals that end the server: SIGTERM and SIGINT.
 #[cfg(unix)]
 pub(super) struct EndSignals {
     terminate: tokio::signal::unix::Signal,
@@ -24,7 +24,7 @@ impl EndSignals {
     }
 }
 
-/// What tells the process to end: Ctrl-C.
+/// The signal that ends the server: Ctrl-C.
 #[cfg(not(unix))]
 pub(super) struct EndSignals;
 

@@ -120,14 +120,14 @@ pub(crate) async fn embeddings(
         truncate_prompt_tokens: request.truncate_prompt_tokens,
         normalize: request.normalize,
     };
-    let embedded = parameters.embed(&state, model, texts, field).await?;
+    let embeddings = parameters.embed(&state, model, texts, field).await?;
     let rows = match request.encoding_format {
         Some(EncodingFormat::Base64) => Rows::Base64,
         _ => Rows::Floats,
     };
-    let usage = Usage::new(&embedded.n_tokens);
+    let usage = Usage::new(embeddings.n_tokens());
     let rest = serde_json::json!({ "model": model.name, "usage": usage }).to_string();
     // The other fields follow the list of vectors.
     let tail = format!("],{}", &rest[1..]);
-    Ok(respond::json(r#"{"object":"list","data":["#, embedded.embeddings, rows, tail))
+    Ok(respond::json(r#"{"object":"list","data":["#, embeddings, rows, tail))
 }

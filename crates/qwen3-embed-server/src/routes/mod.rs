@@ -9,7 +9,7 @@ pub(crate) mod rerank;
 pub(crate) mod root;
 pub(crate) mod tei;
 
-use qwen3_embed::{EmbedOptions, Embedded, Embedder, Error, Overflow, Prompt, Texts, Tokenizer};
+use qwen3_embed::{EmbedOptions, Embedder, Embeddings, Error, Overflow, Prompt, Text, Tokenizer};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -69,11 +69,12 @@ pub(crate) fn prompt_named(name: &str) -> Prompt {
 /// Refuses token ids that do not end with the end-of-text token, because their vectors would be meaningless.
 fn check_end_of_text(
     tokenizer: &Tokenizer,
-    texts: &[Vec<u32>],
+    texts: &[Text<'_>],
     field: Field,
 ) -> Result<(), ApiError> {
     let end = tokenizer.end_of_text();
-    let lacks_end = |tokens: &Vec<u32>| tokens.last() != Some(&end);
+    let lacks_end =
+        |text: &Text<'_>| matches!(text, Text::Tokens(tokens) if tokens.last() != Some(&end));
     match texts.iter().position(lacks_end) {
         Some(index) if tokenizer.appends_end_of_text() => {
             let name = field.at(index);
@@ -95,7 +96,8 @@ pub(crate) fn check_white_space<'a>(
 ) -> Result<(), ApiError> {
     for (index, text) in texts.into_iter().enumerate() {
         qwen3_embed::check_white_space(text)
-            .map_err(|error| ApiError::from_model(Error::from(error).shift_text(index), field))?;
+            .map_err(|error| Error::from(error).map_text_index(|_| index))
+            .map_err(|error| ApiError::from_model(error, field))?;
     }
     Ok(())
 }
@@ -130,25 +132,20 @@ impl EmbedParameters {
         self,
         state: &AppState,
         model: &ServedModel<Embedder>,
-        texts: Texts,
+        texts: Vec<Text<'static>>,
         field: Field,
-    ) -> Result<Embedded, ApiError> {
+    ) -> Result<Embeddings, ApiError> {
         let prompt = self.prompt(state, &texts)?;
-        if let Texts::Tokens(texts) = &texts {
-            check_end_of_text(model.service.model().tokenizer(), texts, field)?;
-        }
+        check_end_of_text(model.service.model().tokenizer(), &texts, field)?;
         let (overflow, max_tokens) = self.overflow(state, model)?;
-        let options = EmbedOptions {
-            prompt,
-            dimensions: self.dimensions,
-            overflow: Some(overflow),
-            max_tokens,
-            normalize: self.normalize.unwrap_or(true),
-        };
+        let mut options = EmbedOptions::new().prompt(prompt).overflow(overflow);
+        options.dimensions = self.dimensions;
+        options.max_tokens = max_tokens;
+        options.normalize = self.normalize;
         let embedded = model.service.embed(texts, options).await;
         let embedded = embedded.map_err(|error| state.api_error(error, field))?;
         state.metrics().stages("embedder", embedded.timings);
-        Ok(embedded)
+        Ok(embedded.embeddings)
     }
 
     /// The overflow policy, and the token limit if it is not the model's.
@@ -172,7 +169,7 @@ impl EmbedParameters {
         Ok((overflow, max_tokens))
     }
 
-    fn prompt(&self, state: &AppState, texts: &Texts) -> Result<Prompt, ApiError> {
+    fn prompt(&self, state: &AppState, texts: &[Text<'_>]) -> Result<Prompt, ApiError> {
         let requested = match (&self.instruct, &self.prompt_name) {
             (Some(_), Some(_)) => {
                 let message =
@@ -186,13 +183,14 @@ impl EmbedParameters {
             (None, Some(name)) => Some(("prompt_name", prompt_named(name))),
             (None, None) => None,
         };
-        match (requested, texts) {
-            (Some((param, _)), Texts::Tokens(_)) => {
+        let has_tokens = texts.iter().any(|text| matches!(text, Text::Tokens(_)));
+        match (requested, has_tokens) {
+            (Some((param, _)), true) => {
                 let message =
                     format!("`{param}` needs texts: token ids are embedded without a prompt");
                 Err(ApiError::invalid(message).about(param))
             }
-            (Some((_, prompt)), Texts::Strings(_)) => Ok(prompt),
+            (Some((_, prompt)), false) => Ok(prompt),
             (None, _) => {
                 let default = state.options().default_instruct.clone();
                 Ok(default.map_or(Prompt::Document, Prompt::Instruction))

@@ -1,7 +1,7 @@
 //! Scoring the pairs of a query and a document of a request.
 
 use qwen3_embed::{
-    DEFAULT_INSTRUCTION, QueryFrame, Reranker, ScoreOptions, Scored, TextError, unframe_document,
+    DEFAULT_INSTRUCTION, QueryFrame, Reranker, ScoreOptions, Scores, TextError, unframe_document,
 };
 
 use super::{check_white_space, tokens_kept};
@@ -34,16 +34,17 @@ impl Pairs {
         state: &AppState,
         model: &ServedModel<Reranker>,
         limits: PromptLimits,
-    ) -> Result<Scored, ApiError> {
+    ) -> Result<Scores, ApiError> {
         let Self { queries, documents, instruct } = self.unframed()?;
         let (instruct_field, instruction) = instruct.unzip();
         let instruct_field = instruct_field.unwrap_or(Field::single("instruct"));
         check_white_space(&instruction, instruct_field)?;
         check_white_space(&queries.0, queries.1)?;
-        let max_tokens =
-            tokens_kept(limits.truncate_prompt_tokens, model.service.model().max_tokens())?;
-        let max_document_tokens = limits.max_tokens_per_doc;
-        let options = ScoreOptions { instruction, max_tokens, max_document_tokens };
+        let limit = model.service.model().max_tokens();
+        let mut options = ScoreOptions::new();
+        options.instruction = instruction;
+        options.max_tokens = tokens_kept(limits.truncate_prompt_tokens, limit)?;
+        options.max_document_tokens = limits.max_tokens_per_doc;
         let scored = model.service.score(queries.0, documents.0, options).await;
         let scored = scored.map_err(|error| match error {
             qwen3_embed::Error::Text(TextError::FrameTooLong { .. }) => {
@@ -56,7 +57,7 @@ impl Pairs {
             error => state.api_error(error, documents.1),
         })?;
         state.metrics().stages("reranker", scored.timings);
-        Ok(scored)
+        Ok(scored.scores)
     }
 
     /// Removes the model's prompt from texts that have it already.

@@ -278,8 +278,8 @@ async fn respond(
         truncate_prompt_tokens: request.truncate_prompt_tokens,
         max_tokens_per_doc: request.max_tokens_per_doc.filter(|&n| n > 0),
     };
-    let scored = pairs.score(state, model, limits).await?;
-    let mut ranked = scored.ranked();
+    let scores = pairs.score(state, model, limits).await?;
+    let mut ranked = scores.ranked();
     ranked.truncate(top_n.unwrap_or(usize::MAX));
     let is_raw = request.raw_scores.unwrap_or(false);
     let score = |document: &RankedDocument| if is_raw { document.logit } else { document.score };
@@ -296,7 +296,7 @@ async fn respond(
         relevance_score: score(document),
         document: texts.get(document.index).map(|text| RankedText { text: text.clone() }),
     });
-    let (id, usage) = (new_id("rerank"), Usage::new(&scored.n_tokens));
+    let (id, usage) = (new_id("rerank"), Usage::new(scores.n_tokens()));
     let (model, results) = (model.name.clone(), results.collect());
     Ok(Json(RerankResponse { id, model, usage, results }).into_response())
 }
@@ -338,14 +338,14 @@ pub(crate) async fn score(
     let instruct = instruct_of(request.instruct, request.instruction)?;
     let pairs = Pairs { queries, documents, instruct };
     let truncate_prompt_tokens = request.truncate_prompt_tokens;
-    let scored = pairs
+    let scores = pairs
         .score(&state, model, PromptLimits { truncate_prompt_tokens, ..PromptLimits::default() })
         .await?;
     let is_raw = request.raw_scores.unwrap_or(false);
-    let scores = if is_raw { scored.logits.clone() } else { scored.scores() };
-    let scores = scores.into_iter().enumerate();
-    let data = scores.map(|(index, score)| PairScore { index, object: "score", score }).collect();
-    let (id, usage) = (new_id("score"), Usage::new(&scored.n_tokens));
+    let values = if is_raw { scores.logits().to_vec() } else { scores.to_vec() };
+    let values = values.into_iter().enumerate();
+    let data = values.map(|(index, score)| PairScore { index, object: "score", score }).collect();
+    let (id, usage) = (new_id("score"), Usage::new(scores.n_tokens()));
     Ok(Json(ScoreResponse { id, object: "list", model: model.name.clone(), data, usage }))
 }
 

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::{Extension, Json};
 use qwen3_embed::{
-    Embedder, Piece, Pooling, Precision, Reranker, SpecialTokens, Texts, Tokenizer, cosine,
+    Embedder, Piece, Pooling, Precision, Reranker, SpecialTokens, Text, Tokenizer, cosine,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -174,8 +174,8 @@ pub(crate) async fn embed(
         normalize: request.normalize,
         ..EmbedParameters::default()
     };
-    let embedded = parameters.embed(&state, model, texts, field).await?;
-    Ok(respond::json("[", embedded.embeddings, Rows::Bare, "]".to_owned()))
+    let embeddings = parameters.embed(&state, model, texts, field).await?;
+    Ok(respond::json("[", embeddings, Rows::Bare, "]".to_owned()))
 }
 
 /// Returns the cosine similarity of one text to each of the others.
@@ -208,10 +208,10 @@ pub(crate) async fn similarity(
     // The source sentence comes last, so that error messages have the indices of the request.
     let source = sentences.len();
     let field = Field::list(name).with_last(source, "inputs.source_sentence");
-    let texts: Vec<String> = sentences.into_iter().chain([source_sentence]).collect();
-    check_not_empty(&texts, String::is_empty, field)?;
-    let embedded = parameters.embed(&state, model, Texts::Strings(texts), field).await?;
-    let embeddings = embedded.embeddings;
+    let texts: Vec<Text<'static>> =
+        sentences.into_iter().chain([source_sentence]).map(Text::from).collect();
+    check_not_empty(&texts, Text::is_empty, field)?;
+    let embeddings = parameters.embed(&state, model, texts, field).await?;
     let similarity = |index| cosine(embeddings.row(source), embeddings.row(index));
     let similarities: Result<Vec<f32>, _> = (0..source).map(similarity).collect();
     let similarities = similarities.map_err(|error| ApiError::internal(error.to_string()))?;
@@ -243,7 +243,7 @@ pub(crate) async fn tokenize(
     for_each(permit, texts, move |index, text| {
         let codec = TextCodec::of(state.served()?)?;
         let tokens = codec.tokens(&[&prompt, text.as_str()].concat(), adds_end);
-        tokens.map_err(|error| ApiError::from_model(error.shift_text(index), field))
+        tokens.map_err(|error| ApiError::from_model(error.map_text_index(|_| index), field))
     })
     .await
 }

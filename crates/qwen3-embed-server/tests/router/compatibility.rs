@@ -1,7 +1,7 @@
 //! Requests of other servers' clients: fields at the defaults of their schemas, unknown fields, and texts in the model's
 //! prompt frame.
 
-use qwen3_embed::{DEFAULT_INSTRUCTION, RankOptions, Reranker};
+use qwen3_embed::{DEFAULT_INSTRUCTION, Reranker, ScoreOptions};
 use qwen3_embed_server::{Models, ServerOptions};
 use serde_json::{Value, json};
 
@@ -135,7 +135,10 @@ async fn removes_the_model_cards_prompt_frame() {
     });
     let body = answer("/v1/rerank", &request).await;
     assert_eq!(body["results"][0]["document"]["text"], documents[0]);
-    let expected = reranker().scores_with(TASK, &[("q", "a")]).unwrap();
+    let expected = reranker()
+        .score_with(&[("q", "a")], &ScoreOptions::new().instruction(TASK))
+        .unwrap()
+        .to_vec();
     let score: f32 = serde_json::from_value(body["results"][0]["relevance_score"].clone()).unwrap();
     assert_eq!(score.to_bits(), expected[0].to_bits());
     // The frame is removed before documents are truncated.
@@ -154,7 +157,7 @@ async fn keeps_prompt_frame_around_a_document_alone() {
     let request = json!({ "query": "q", "documents": [document, framed_query(TASK, "q")] });
     let body = answer("/v1/rerank", &request).await;
     let documents = [document, framed_query(TASK, "q")];
-    let expected = reranker().rank("q", &documents, RankOptions::default()).unwrap();
+    let expected = reranker().rank("q", &documents).unwrap();
     for (result, expected) in body["results"].as_array().unwrap().iter().zip(expected) {
         let score: f32 = serde_json::from_value(result["relevance_score"].clone()).unwrap();
         assert_eq!(score.to_bits(), expected.score.to_bits());
@@ -259,7 +262,7 @@ async fn truncate_prompt_tokens_never_cuts_the_frame() {
         check_refused(&state, "/v1/rerank", &[(&rerank, name, &message)]).await;
         check_refused(&state, "/v1/score", &[(&score, name, &message)]).await;
     }
-    let n_tokens = reranker().tokenize(DEFAULT_INSTRUCTION, &[("", "")]).unwrap()[0].len();
+    let n_tokens = reranker().tokenize(&[("", "")], &ScoreOptions::new()).unwrap()[0].len();
     let message =
         format!("the prompt takes {n_tokens} tokens without query and document, the limit is 9");
     let request = json!({ "query": "q", "documents": ["a"], name: 9 }).to_string();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use qwen3_embed::{
-    EmbedOptions, Embedder, Embeddings, Overflow, ServiceOptions, Texts, instruct, normalize,
+    EmbedOptions, Embedder, Embeddings, Overflow, Prompt, ServiceOptions, instruct, normalize,
 };
 use qwen3_embed_server::{AppState, Models, ServerOptions};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens
     }
     assert_eq!(bits(&rows), bits(expected.as_slice()), "{request}");
     let item = |index| json!({ "object": "embedding", "index": index, "embedding": null });
-    let data: Vec<Value> = (0..expected.rows()).map(item).collect();
+    let data: Vec<Value> = (0..expected.len()).map(item).collect();
     let usage = json!({ "prompt_tokens": n_tokens, "total_tokens": n_tokens });
     let golden = json!({ "object": "list", "data": data, "model": "wide", "usage": usage });
     assert_eq!(body, golden, "{request}");
@@ -34,6 +34,11 @@ async fn check(state: &AppState, request: Value, expected: &Embeddings, n_tokens
 
 fn count(texts: &[&str]) -> usize {
     embedder().count_tokens(texts).unwrap().iter().sum()
+}
+
+fn embed_with_instruction(embedder: &Embedder, instruction: &str, texts: &[&str]) -> Embeddings {
+    let prompt = Prompt::Instruction(instruction.to_owned());
+    embedder.embed_with(texts, &EmbedOptions::new().prompt(prompt)).unwrap()
 }
 
 fn documents(texts: &[&str]) -> Embeddings {
@@ -148,7 +153,7 @@ async fn truncate_prompt_tokens_truncates_texts() {
                 }
             }
             // The tokens of the instruction count too.
-            let expected = cut.embed_queries_with("Find", &[&long]).unwrap();
+            let expected = embed_with_instruction(&cut, "Find", &[&long]);
             let request = json!({
                 "input": long, name: asked, "truncation_side": side, "instruct": "Find",
             });
@@ -201,7 +206,7 @@ async fn gives_the_requested_dimensions() {
         let embedder =
             Embedder::builder(fixtures::model("wide")).dimensions(dimensions).build().unwrap();
         let expected = embedder.embed_documents(&[input]).unwrap();
-        assert_eq!(expected.dim(), dimensions);
+        assert_eq!(expected.dimensions(), dimensions);
         for encoding_format in ["float", "base64"] {
             let request = json!({
                 "input": input, "dimensions": dimensions, "encoding_format": encoding_format,
@@ -219,7 +224,7 @@ async fn applies_instruction_or_prompt_to_texts() {
         count(&input.map(|text| format!("{prompt}{text}")).each_ref().map(String::as_str))
     };
     let queries = embedder().embed_queries(&input).unwrap();
-    let instructed = embedder().embed_queries_with(task, &input).unwrap();
+    let instructed = embed_with_instruction(embedder(), task, &input);
     let query = json!({ "input": input, "prompt_name": "query" });
     check(state, query, &queries, behind(embedder().query_prompt())).await;
     let document = json!({ "input": input, "prompt_name": "document" });
@@ -237,7 +242,7 @@ async fn applies_the_servers_default_instruction() {
     let state = started(embedder_alone(), options).await;
     let input = TEXTS[0];
     let tokens = embedder().tokenize(&[input]).unwrap();
-    let instructed = embedder().embed_queries_with(task, &[input]).unwrap();
+    let instructed = embed_with_instruction(embedder(), task, &[input]);
     let n_tokens = count(&[&instruct(task, input)]);
     check(&state, json!({ "input": input }), &instructed, n_tokens).await;
     let plain = documents(&[input]);
@@ -342,7 +347,7 @@ async fn rejects_invalid_options() {
         (
             r#"{"input":"a","prompt_name":"question"}"#,
             "prompt_name",
-            r#"the model has no prompt `question`, its prompts are ["document", "query"]"#,
+            r#"the model has no prompt `question`, expected one of ["document", "query"]"#,
         ),
         (
             r#"{"input":"a","instruct":"b","prompt_name":"query"}"#,
@@ -383,13 +388,12 @@ async fn rejects_more_texts_than_the_limit() {
 #[tokio::test]
 async fn accepts_request_with_more_texts_than_the_queue_limit() {
     let state = AppState::new(ServerOptions::default());
-    let options = ServiceOptions { max_waiting_texts: 1, batch_tokens: 8, ..Default::default() };
+    let options = ServiceOptions::new().max_waiting_texts(1).batch_tokens(8);
     state.start(embedder_alone(), options).await.unwrap();
     let request = json!({ "input": TEXTS });
     check(&state, request, &documents(&TEXTS), count(&TEXTS)).await;
     // The program that runs the server may use the models too.
     let service = state.embedder().unwrap();
-    let texts = Texts::Strings(vec![TEXTS[0].to_owned()]);
-    let embedded = service.embed(texts, EmbedOptions::default()).await.unwrap();
+    let embedded = service.embed([TEXTS[0]], EmbedOptions::new()).await.unwrap();
     assert_eq!(bits(embedded.embeddings.as_slice()), bits(documents(&TEXTS[..1]).as_slice()));
 }

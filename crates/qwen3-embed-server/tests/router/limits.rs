@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use futures_util::stream;
-use qwen3_embed::{EmbedOptions, ServiceOptions, Texts};
+use qwen3_embed::{EmbedOptions, ServiceOptions};
 use qwen3_embed_server::{AppState, ServerOptions, app};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -27,17 +27,16 @@ pub(crate) async fn begin(request: &mut Pin<&mut impl Future<Output: Debug>>) {
 /// A server that computes one text at a time and whose queue has room for one text.
 pub(crate) async fn slow(options: ServerOptions) -> AppState {
     let state = AppState::new(options);
-    let options =
-        ServiceOptions { batch_tokens: 1, max_waiting_texts: 1, ..ServiceOptions::default() };
+    let options = ServiceOptions::new().batch_tokens(1).max_waiting_texts(1);
     state.start(both(), options).await.unwrap();
     state
 }
 
 /// Texts that take the embedder a minute unless the request is canceled.
 pub(crate) async fn take_long(state: &AppState) {
-    let text = |i: u32| (0..1000).map(|j| (i * 7 + j * 13) % 1000).collect();
-    let texts = Texts::Tokens((0..2048).map(text).collect());
-    let embedded = state.embedder().unwrap().embed(texts, EmbedOptions::default()).await;
+    let text = |i: u32| (0..1000).map(|j| (i * 7 + j * 13) % 1000).collect::<Vec<u32>>();
+    let texts = (0..2048).map(text);
+    let embedded = state.embedder().unwrap().embed(texts, EmbedOptions::new()).await;
     panic!("{:?}", embedded.map(|embedded| embedded.timings));
 }
 

@@ -10,7 +10,7 @@ use crate::common::*;
 async fn check_embed(state: &AppState, request: Value, expected: &qwen3_embed::Embeddings) {
     let body = post(state, "/embed", request.clone()).await.ok();
     let rows: Vec<f32> = body.as_array().unwrap().iter().flat_map(vector).collect();
-    assert_eq!(body.as_array().unwrap().len(), expected.rows());
+    assert_eq!(body.as_array().unwrap().len(), expected.len());
     assert_eq!(bits(&rows), bits(expected.as_slice()), "{request}");
 }
 
@@ -119,7 +119,7 @@ async fn embed_rejects_invalid_fields_and_names_them() {
         (
             r#"{"inputs":"a","prompt_name":"x"}"#,
             "prompt_name",
-            r#"the model has no prompt `x`, its prompts are ["document", "query"]"#,
+            r#"the model has no prompt `x`, expected one of ["document", "query"]"#,
         ),
     ];
     check_refused(ready().await, "/embed", &cases).await;
@@ -305,7 +305,7 @@ async fn tokenize_rejects_invalid_fields_and_names_them() {
         (
             r#"{"inputs":"a","prompt_name":"x"}"#,
             "prompt_name",
-            r#"the model has no prompt `x`, its prompts are ["document", "query"]"#,
+            r#"the model has no prompt `x`, expected one of ["document", "query"]"#,
         ),
         (
             &spaces,

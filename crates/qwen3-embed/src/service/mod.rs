@@ -1,10 +1,10 @@
-//! Models behind a queue: what a server, or any program with many callers, puts between them and a model.
+//! A model behind a queue, for a server or any other program with many concurrent callers.
 
 mod embed;
 mod queue;
 mod request;
 mod score;
-mod tokenizing;
+mod tokenize;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,57 +12,108 @@ use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
 use futures_channel::oneshot;
+use qwen3_embed_model::Device;
 
-pub use self::embed::{EmbedOptions, Embedded, Prompt, Texts};
+pub use self::embed::Embedded;
 pub use self::queue::ServiceState;
-use self::queue::{Job, Queue};
+use self::queue::{Queue, QueuedText};
+use self::request::Completed;
 pub use self::request::Timings;
-use self::request::{Completed, Row};
-pub use self::score::{ScoreOptions, Scored};
-use self::tokenizing::{Threads, Tokenizing};
-use crate::engine::check;
+pub use self::score::Scored;
+use self::tokenize::{TokenizerPool, UntokenizedRequest};
+use crate::embed_request::RowFormat;
+use crate::limits::{check_setting, service_batch_tokens};
 use crate::{Error, Result};
 
 /// Settings of a [`Service`].
+///
+/// # Examples
+///
+/// ```
+/// use qwen3_embed::ServiceOptions;
+///
+/// let options = ServiceOptions::new().batch_tokens(2048).max_waiting_texts(1000);
+/// ```
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct ServiceOptions {
-    /// Tokens that are computed together, at least 1; a longer text is computed alone. More make better
-    /// use of the machine, fewer let a text wait for less. Default: 1024. What the model computes
-    /// together, see [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens), bounds it.
+    /// See [`batch_tokens`](Self::batch_tokens).
     pub batch_tokens: usize,
-    /// A request is refused while so many texts wait, at least 1. Should be a few times what one request
-    /// usually has: less, and a large one has the small ones refused that come while its texts wait.
-    /// Default: 16384.
+    /// See [`max_waiting_texts`](Self::max_waiting_texts).
     pub max_waiting_texts: usize,
-    /// Threads that tokenize, beside those that compute, 1 to 1024. Default: one for each core, or as many as the
-    /// CPU quota of the container allows.
+    /// See [`tokenizer_threads`](Self::tokenizer_threads).
     pub tokenizer_threads: usize,
-    /// Called behind every batch.
+    /// See [`on_batch`](Self::on_batch).
     pub on_batch: Option<OnBatch>,
 }
 
-/// What is called behind a batch, on the thread that computes: it should not take long.
+/// A function that a service calls after each batch, see [`ServiceOptions::on_batch`].
 pub type OnBatch = Arc<dyn Fn(&BatchReport) + Send + Sync>;
 
-/// What a batch was.
+/// Statistics of one batch, see [`ServiceOptions::on_batch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BatchReport {
-    /// Texts in it.
+    /// The number of texts in the batch.
     pub n_texts: usize,
-    /// Their tokens, those that were not computed because texts share them included.
+    /// The number of tokens of these texts, including tokens that were not computed because they are part of a
+    /// shared prefix.
     pub n_tokens: usize,
-    /// How long it took.
+    /// How long the batch took.
     pub compute: Duration,
 }
 
-impl Default for ServiceOptions {
-    fn default() -> Self {
+impl ServiceOptions {
+    /// The default settings for a model on the CPU.
+    pub fn new() -> Self {
+        Self::for_device(Device::Cpu)
+    }
+
+    /// The default settings for a model on this device.
+    pub fn for_device(device: Device) -> Self {
         Self {
-            batch_tokens: 1024,
+            batch_tokens: service_batch_tokens(device),
             max_waiting_texts: 16384,
             tokenizer_threads: thread::available_parallelism().map_or(1, usize::from).min(1024),
             on_batch: None,
         }
+    }
+
+    /// The batch budget: the maximum number of tokens that are computed together, at least 1. A text with more tokens
+    /// is a batch by itself. A larger budget raises the throughput; a smaller budget lowers the latency, because a
+    /// request that arrives while a batch is computed waits for the end of that batch. Default: 1024 on the CPU, 8192
+    /// on a CUDA device. Batches are never larger than
+    /// [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens).
+    pub fn batch_tokens(mut self, batch_tokens: usize) -> Self {
+        self.batch_tokens = batch_tokens;
+        self
+    }
+
+    /// The size of the queue in texts, at least 1. While this many texts wait, requests are refused with
+    /// [`Error::ServiceFull`]. Choose a few times the number of texts of the largest request, because smaller requests
+    /// are refused while the texts of a large one fill the queue. Default: 16384.
+    pub fn max_waiting_texts(mut self, max_waiting_texts: usize) -> Self {
+        self.max_waiting_texts = max_waiting_texts;
+        self
+    }
+
+    /// The number of threads that tokenize, 1 to 1024. They are in addition to the threads that compute. Default: one
+    /// for each core, or fewer if the CPU quota of the container is smaller.
+    pub fn tokenizer_threads(mut self, tokenizer_threads: usize) -> Self {
+        self.tokenizer_threads = tokenizer_threads;
+        self
+    }
+
+    /// A function that is called after each batch, on the worker thread. The next batch waits until it returns.
+    pub fn on_batch(mut self, on_batch: impl Fn(&BatchReport) + Send + Sync + 'static) -> Self {
+        self.on_batch = Some(Arc::new(on_batch));
+        self
+    }
+}
+
+impl Default for ServiceOptions {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -76,34 +127,34 @@ impl fmt::Debug for ServiceOptions {
     }
 }
 
-/// A model that many callers use at once: their texts are computed together, in batches, by one thread,
-/// and no caller keeps the others waiting.
+/// A model that many callers use concurrently. A worker thread computes the texts of all callers together, in
+/// batches.
 ///
-/// Its methods are `async` and need no particular runtime: tokenizing and computing happen on threads of
-/// the service. A clone is another handle to the same model.
+/// The methods are `async` and need no particular runtime, because a service tokenizes and computes on threads of its
+/// own. A clone is another handle to the same service.
 ///
-/// - *Batches* are made of the texts that wait, up to [`ServiceOptions::batch_tokens`]. A caller's vectors
-///   do not depend on what else is in a batch, bit for bit on the processor.
-/// - *Fair*: texts are taken from the request that has had the fewest tokens so far, so that one with
-///   thousands of texts delays one with a single text by no more than a batch. They become tokens in turns too.
-/// - *Bounded*: while [`ServiceOptions::max_waiting_texts`] wait, requests are refused with
-///   [`Error::ServiceFull`], which says when to try again. A request that is accepted may have any number.
-/// - *Cancelled* when the future is dropped: texts that are in no batch yet are not computed, and those that are
-///   no tokens yet are not tokenized, but for the 64 KiB that are being tokenized.
+/// - *Batches* are formed from the waiting texts, up to [`ServiceOptions::batch_tokens`]. On the CPU, the vectors of a
+///   caller do not depend on other texts in the batch, bit for bit.
+/// - *Fairness*: the next text is taken from the request that has had the fewest tokens computed so far. A request
+///   with thousands of texts delays a request with one text by no more than one batch. Requests are also tokenized in
+///   turns.
+/// - *Limits*: while [`ServiceOptions::max_waiting_texts`] texts wait, requests are refused with
+///   [`Error::ServiceFull`], which says when to try again. An accepted request may have any number of texts.
+/// - *Cancellation*: if a caller drops the future, its texts are not computed any more, except for those in the
+///   current batch, and not tokenized any more, except for the current piece of 64 KiB.
 ///
 /// # Examples
 ///
 /// ```
-/// use qwen3_embed::{EmbedOptions, Embedder, Prompt, ServiceOptions, Texts};
+/// use qwen3_embed::{EmbedOptions, Embedder, Prompt, ServiceOptions};
 ///
 /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
 /// # futures_executor::block_on(async {
-/// let service = Embedder::builder(folder).build()?.into_service(ServiceOptions::default())?;
+/// let service = Embedder::builder(folder).build()?.into_service(ServiceOptions::new())?;
 ///
-/// let texts = Texts::from(vec!["What is the capital of China?".to_owned()]);
-/// let options = EmbedOptions { prompt: Prompt::Query, ..EmbedOptions::default() };
-/// let embedded = service.embed(texts, options).await?;
-/// assert_eq!(embedded.embeddings.rows(), 1);
+/// let options = EmbedOptions::new().prompt(Prompt::Query);
+/// let embedded = service.embed(["What is the capital of China?"], options).await?;
+/// assert_eq!(embedded.embeddings.len(), 1);
 ///
 /// service.drain().await;
 /// # Ok::<(), qwen3_embed::Error>(())
@@ -118,7 +169,7 @@ pub struct Service<M> {
 struct Handle<M> {
     model: Arc<M>,
     queue: Arc<Queue>,
-    tokenizing: Arc<Threads>,
+    tokenizer_pool: Arc<TokenizerPool>,
 }
 
 impl<M> Clone for Service<M> {
@@ -129,7 +180,7 @@ impl<M> Clone for Service<M> {
 
 impl<M> Drop for Handle<M> {
     fn drop(&mut self) {
-        // No handle is left, and so no caller: the thread ends.
+        // There are no handles left, and so no callers: the worker thread ends.
         drop(self.queue.drain());
     }
 }
@@ -140,28 +191,28 @@ impl<M> Service<M> {
         &self.handle.model
     }
 
-    /// Where the service is in its life. It is the truth: when the thread that computes ends, for whatever
-    /// reason, the service is [`Stopped`](ServiceState::Stopped).
+    /// The current state. It is [`Stopped`](ServiceState::Stopped) as soon as the worker thread has ended, even if
+    /// that was because of a panic.
     pub fn state(&self) -> ServiceState {
         self.handle.queue.state()
     }
 
-    /// Texts that wait to be computed.
+    /// The number of texts that wait to be computed.
     pub fn waiting_texts(&self) -> usize {
         self.handle.queue.n_texts()
     }
 
-    /// Accepts no more requests from now on. What is returned is ready when those that were accepted are
-    /// done, and need not be awaited.
+    /// Accepts no more requests. The returned future is ready when the accepted requests are completed; draining goes
+    /// on if it is dropped.
     pub fn drain(&self) -> impl Future<Output = ()> + Send + use<M> {
         let drained = self.handle.queue.drain();
         async {
-            // The sender is dropped at the end, and sends nothing.
+            // The queue drops the sender at the end, without sending anything.
             let _ = drained.await;
         }
     }
 
-    /// Makes the thread that computes panic, as a bug would: for tests of what happens then.
+    /// Makes the worker thread panic, as a bug would. For tests.
     #[doc(hidden)]
     pub fn panic(&self) {
         self.handle.queue.panic();
@@ -169,23 +220,23 @@ impl<M> Service<M> {
 }
 
 impl<M: Send + Sync + 'static> Service<M> {
-    /// Has a request computed whose texts `encode` turns into tokens, piece by piece.
+    /// Computes a request whose texts are tokenized by `encode`, piece by piece.
     async fn run(
         &self,
         pieces: Vec<Range<usize>>,
-        row: Row,
+        row: RowFormat,
         encode: impl FnMut(&M, Range<usize>) -> Result<Vec<Vec<u32>>> + Send + 'static,
     ) -> Result<Completed> {
         let arrived = Instant::now();
         let Some(&Range { end: n_texts, .. }) = pieces.last() else {
             return Ok(Completed::default());
         };
-        let Handle { model, queue, tokenizing } = &*self.handle;
-        // Removes from the queue what is left of the request when this future is dropped.
+        let Handle { model, queue, tokenizer_pool } = &*self.handle;
+        // If this future is dropped, the place removes the rest of the request from the queue.
         let place = queue.admit(n_texts)?;
         let (caller, completed) = oneshot::channel();
-        Tokenizing {
-            threads: Arc::clone(tokenizing),
+        let request = UntokenizedRequest {
+            pool: Arc::clone(tokenizer_pool),
             model: Arc::clone(model),
             queue: Arc::clone(queue),
             id: place.id(),
@@ -195,15 +246,15 @@ impl<M: Send + Sync + 'static> Service<M> {
             encode,
             pieces: pieces.into_iter(),
             tokens: Vec::with_capacity(n_texts),
-        }
-        .go_on();
+        };
+        request.tokenize();
         completed.await.unwrap_or(Err(Error::ServiceStopped))
     }
 }
 
-/// A model that gives a row of values for each text.
+/// A model that computes one row of values for each text.
 trait Compute: Send + Sync + 'static {
-    /// Calls `write` with a text's index and its row, in any order.
+    /// Calls `write` with the index of each text and its row, in any order.
     fn compute(
         &self,
         texts: &[&[u32]],
@@ -211,61 +262,61 @@ trait Compute: Send + Sync + 'static {
     ) -> Result<()>;
 }
 
-/// Puts a model behind a queue.
+/// Starts the threads of a service.
 fn start<M: Compute>(model: M, options: ServiceOptions) -> Result<Service<M>> {
-    check("batch_tokens", options.batch_tokens, usize::MAX)?;
-    check("max_waiting_texts", options.max_waiting_texts, usize::MAX)?;
-    check("tokenizer_threads", options.tokenizer_threads, 1024)?;
-    let tokenizing = Arc::new(Threads::new(options.tokenizer_threads)?);
+    check_setting("batch_tokens", options.batch_tokens, usize::MAX)?;
+    check_setting("max_waiting_texts", options.max_waiting_texts, usize::MAX)?;
+    check_setting("tokenizer_threads", options.tokenizer_threads, 1024)?;
+    let tokenizer_pool = Arc::new(TokenizerPool::new(options.tokenizer_threads)?);
     let (model, queue) = (Arc::new(model), Arc::new(Queue::new(options.max_waiting_texts)));
-    let batcher = Batcher { model: Arc::clone(&model), queue: Arc::clone(&queue), options };
+    let worker = Worker { model: Arc::clone(&model), queue: Arc::clone(&queue), options };
     let thread = thread::Builder::new().name("compute".to_owned());
-    thread.spawn(move || batcher.run()).map_err(|source| Error::Thread { source })?;
-    Ok(Service { handle: Arc::new(Handle { model, queue, tokenizing }) })
+    thread.spawn(move || worker.run()).map_err(|source| Error::Thread { source })?;
+    Ok(Service { handle: Arc::new(Handle { model, queue, tokenizer_pool }) })
 }
 
-/// What runs on the thread that computes.
-struct Batcher<M> {
+/// The worker thread, which computes batches.
+struct Worker<M> {
     model: Arc<M>,
     queue: Arc<Queue>,
     options: ServiceOptions,
 }
 
-/// Says that nothing is computed any more, also when the thread panics.
-struct Stop<'a>(&'a Queue);
+/// Stops the queue when the worker thread ends, even if it panics.
+struct StopOnDrop<'a>(&'a Queue);
 
-impl Drop for Stop<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.stop();
     }
 }
 
-impl<M: Compute> Batcher<M> {
+impl<M: Compute> Worker<M> {
     fn run(&self) {
-        let _stop = Stop(&self.queue);
+        let _stop = StopOnDrop(&self.queue);
         while let Some(mut batch) = self.queue.next_batch(self.options.batch_tokens) {
-            batch.retain(|job| !job.request.is_over());
+            batch.retain(|text| !text.request.is_over());
             if !batch.is_empty() {
                 self.compute(&batch);
             }
         }
     }
 
-    fn compute(&self, batch: &[Job]) {
+    fn compute(&self, batch: &[QueuedText]) {
         let began = Instant::now();
         let mut is_done = vec![false; batch.len()];
-        let texts: Vec<&[u32]> = batch.iter().map(|job| job.tokens.as_slice()).collect();
+        let texts: Vec<&[u32]> = batch.iter().map(|text| text.tokens.as_slice()).collect();
         let result = self.model.compute(&texts, &mut |at, row| {
             is_done[at] = true;
-            batch[at].request.write(batch[at].text, row, began);
+            batch[at].request.write(batch[at].index, row, began);
         });
         match result {
             Ok(()) => {}
-            Err(error) if batch.len() == 1 => batch[0].request.fail(batch[0].text, error),
-            // A text must not make those of other callers fail.
+            Err(error) if batch.len() == 1 => batch[0].request.fail(batch[0].index, error),
+            // One text must not make the texts of other callers fail.
             Err(_) => {
                 let rest = batch.iter().zip(is_done).filter(|(_, is_done)| !is_done);
-                rest.for_each(|(job, _)| self.compute_alone(job, began));
+                rest.for_each(|(text, _)| self.compute_alone(text, began));
             }
         }
         let n_tokens = texts.iter().map(|text| text.len()).sum();
@@ -276,10 +327,10 @@ impl<M: Compute> Batcher<M> {
         }
     }
 
-    fn compute_alone(&self, job: &Job, began: Instant) {
-        let write = &mut |_, row: &[f32]| job.request.write(job.text, row, began);
-        if let Err(error) = self.model.compute(&[&job.tokens], write) {
-            job.request.fail(job.text, error);
+    fn compute_alone(&self, text: &QueuedText, began: Instant) {
+        let write = &mut |_, row: &[f32]| text.request.write(text.index, row, began);
+        if let Err(error) = self.model.compute(&[&text.tokens], write) {
+            text.request.fail(text.index, error);
         }
     }
 }
@@ -292,10 +343,10 @@ mod tests {
 
     use futures_executor::block_on;
 
-    use super::tokenizing::pieces;
+    use super::tokenize::pieces;
     use super::*;
 
-    /// Gives every text a zero.
+    /// A model that computes a zero for every text.
     struct Zeros;
 
     impl Compute for Zeros {
@@ -309,38 +360,38 @@ mod tests {
         }
     }
 
-    const ROW: Row = Row { width: 1, normalize: false };
+    const ROW: RowFormat = RowFormat { dimensions: 1, normalize: false };
 
-    /// A service with a single thread that tokenizes.
+    /// A service with one thread that tokenizes.
     fn service() -> Service<Zeros> {
-        start(Zeros, ServiceOptions { tokenizer_threads: 1, ..ServiceOptions::default() }).unwrap()
+        start(Zeros, ServiceOptions::new().tokenizer_threads(1)).unwrap()
     }
 
     type Log = Arc<Mutex<Vec<(&'static str, Range<usize>)>>>;
 
-    /// Notes whose texts are tokenized, and waits for leave before the first.
-    fn noting(
+    /// Writes into the log which texts of which caller are tokenized. The first call waits for a message from `start`.
+    fn logging(
         log: &Log,
         who: &'static str,
-        leave: mpsc::Receiver<()>,
+        start: mpsc::Receiver<()>,
     ) -> impl FnMut(&Zeros, Range<usize>) -> Result<Vec<Vec<u32>>> + Send + 'static {
         let log = Arc::clone(log);
         move |_, texts| {
-            // Only the first time: then the other end has gone.
-            let _ = leave.recv();
+            // Later calls do not wait, because the sender has been dropped.
+            let _ = start.recv();
             log.lock().unwrap().push((who, texts.clone()));
             Ok(texts.map(|text| vec![text as u32]).collect())
         }
     }
 
     #[test]
-    fn requests_become_tokens_in_turns() {
-        let (service, log, (go, leave)) = (service(), Log::default(), mpsc::channel());
+    fn tokenizes_requests_in_turns() {
+        let (service, log, (go, start)) = (service(), Log::default(), mpsc::channel());
         let texts = pieces([40_000, 20_000, 10_000, 100_000, 1, 2].into_iter());
-        let mut large = pin!(service.run(texts, ROW, noting(&log, "large", leave)));
+        let mut large = pin!(service.run(texts, ROW, logging(&log, "large", start)));
         let mut context = Context::from_waker(Waker::noop());
         assert!(large.as_mut().poll(&mut context).is_pending());
-        let small = noting(&log, "small", mpsc::channel().1);
+        let small = logging(&log, "small", mpsc::channel().1);
         let mut small = pin!(service.run(pieces([1].into_iter()), ROW, small));
         assert!(small.as_mut().poll(&mut context).is_pending());
         drop(go);
@@ -352,32 +403,32 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_a_caller_who_has_gone_are_not_tokenized() {
-        let (service, log, (go, leave)) = (service(), Log::default(), mpsc::channel());
+    fn stops_tokenizing_when_the_future_is_dropped() {
+        let (service, log, (go, start)) = (service(), Log::default(), mpsc::channel());
         let mut context = Context::from_waker(Waker::noop());
         {
             let texts = vec![0..1, 1..2, 2..3];
-            let large = pin!(service.run(texts, ROW, noting(&log, "large", leave)));
+            let large = pin!(service.run(texts, ROW, logging(&log, "large", start)));
             assert!(large.poll(&mut context).is_pending());
-            // One is begun.
+            // The first text is being tokenized.
             go.send(()).unwrap();
             while log.lock().unwrap().is_empty() {
                 thread::yield_now();
             }
         }
         drop(go);
-        // The second has its turn behind what there would be of the large one's last text.
+        // The second small request has its turn after the last text of the large one would have had it.
         for _ in 0..2 {
-            let small = noting(&log, "small", mpsc::channel().1);
+            let small = logging(&log, "small", mpsc::channel().1);
             block_on(service.run(pieces([1].into_iter()), ROW, small)).unwrap();
         }
-        // The large one's second text may have begun before it went.
+        // The second text of the large request may have started before its future was dropped.
         let n_large = log.lock().unwrap().iter().filter(|(who, _)| *who == "large").count();
         assert!((1..=2).contains(&n_large), "{n_large}");
     }
 
     #[test]
-    fn an_error_names_the_text_of_the_request() {
+    fn errors_contain_the_index_of_the_text_in_the_request() {
         let encode = |_: &Zeros, texts: Range<usize>| {
             let error = Error::TextTooLong { text: 0, n_tokens: 1, max_tokens: 0 };
             if texts.contains(&2) { Err(error) } else { Ok(vec![vec![0]; texts.len()]) }

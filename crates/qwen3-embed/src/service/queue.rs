@@ -1,12 +1,15 @@
-//! The queue between callers and the thread that computes.
+//! The queue between callers and the worker thread.
 //!
-//! Requests are lists of texts. The queue hands out *batches*: as many texts as fit into a budget of tokens,
-//! taken one at a time, each from the request that has had the fewest tokens so far. A request that comes
-//! later begins at the *level*: what a request would have had that had always been there and had its share of
-//! the tokens, which rises by `tokens / requests` with every text that is taken. So it neither waits for long
-//! ones nor makes up for the time before it came, and those that are there are not overtaken for ever by ones
-//! that keep coming (start-time fair queueing). A text that does not fit is passed over for others, and is
-//! the first of the next batch, alone if it is longer than the budget.
+//! A request is a list of texts. The queue hands out *batches*: as many texts as fit into a budget of tokens. Each text
+//! is taken from the request that has had the fewest tokens so far (start-time fair queueing).
+//!
+//! A new request does not start at zero tokens, but at the *virtual time*: the number of tokens of a request that has
+//! always been in the queue and has always had its equal share. Whenever a text is taken, the virtual time rises by
+//! `tokens / requests`. So a new request neither waits for the older ones nor catches up for the time before it
+//! arrived, and a steady stream of new requests does not overtake an older one forever.
+//!
+//! A text that does not fit into the rest of a batch is skipped, and is the first text of the next batch. A text with
+//! more tokens than the budget is a batch by itself.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,24 +20,23 @@ use futures_channel::oneshot;
 use super::request::Request;
 use crate::{Error, Result};
 
-/// Where a service is in its life.
+/// The state of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServiceState {
     /// Requests are accepted and computed.
     Running,
-    /// No request is accepted; those that were are computed.
+    /// New requests are refused. Accepted requests are computed.
     Draining,
-    /// The thread that computes has ended: after [`Service::drain`](super::Service::drain), or because of
-    /// a bug that made it panic.
+    /// The worker thread has ended: after [`Service::drain`](super::Service::drain), or because a bug made it panic.
     Stopped,
 }
 
 /// A text in a batch.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct QueuedText {
     pub(super) request: Arc<Request>,
-    /// Its index in the request.
-    pub(super) text: usize,
+    /// The index of the text in the request.
+    pub(super) index: usize,
     pub(super) tokens: Vec<u32>,
 }
 
@@ -49,34 +51,35 @@ pub(super) struct Queue {
 #[derive(Debug)]
 struct Inner {
     state: ServiceState,
-    /// Makes the thread that computes panic.
+    /// Makes the worker thread panic.
     panics: bool,
-    /// In the order in which they came.
+    /// In the order of arrival.
     entries: Vec<Entry>,
     next_id: u64,
-    /// Where a request begins that comes now, in tokens. Never below what the request had from which the last
-    /// text was taken.
-    level: f64,
+    /// See the [module's documentation](self). It is never below the number of tokens of the request from which the
+    /// last text was taken.
+    virtual_time: f64,
     /// A moving average.
     seconds_per_text: f64,
-    /// Who waits for the end.
+    /// Callers of [`Queue::drain`] that wait for the end.
     waiters: Vec<oneshot::Sender<()>>,
 }
 
-/// A request with texts that are in no batch yet.
+/// A request with texts that are not in a batch yet.
 #[derive(Debug)]
 struct Entry {
     id: u64,
-    /// Texts that are in no batch yet, tokenized or not.
+    /// The number of texts that are not in a batch yet, tokenized or not.
     n_texts: usize,
-    /// `None` until they are tokenized.
+    /// `None` until the request is tokenized.
     request: Option<Arc<Request>>,
+    /// The index and the tokens of each text that is not in a batch yet.
     texts: VecDeque<(usize, Vec<u32>)>,
-    /// The level at which it began, and the tokens that it has had since.
+    /// The virtual time at which the request started, plus the number of tokens that it has had since.
     n_served: f64,
 }
 
-/// A request's place in the queue. What is still there of the request is removed with it.
+/// The place of a request in the queue. Dropping it removes the rest of the request from the queue.
 #[derive(Debug)]
 pub(super) struct Place {
     queue: Arc<Queue>,
@@ -84,7 +87,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// By which [`Queue::fill`] finds it.
+    /// The id for [`Queue::fill`] and [`Queue::remove`].
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -97,14 +100,14 @@ impl Drop for Place {
 }
 
 impl Queue {
-    /// An empty queue that accepts requests while no more than `max_texts` are waiting.
+    /// An empty queue that accepts requests while fewer than `max_texts` texts are waiting.
     pub(super) fn new(max_texts: usize) -> Self {
         let inner = Inner {
             state: ServiceState::Running,
             panics: false,
             entries: Vec::new(),
             next_id: 0,
-            level: 0.0,
+            virtual_time: 0.0,
             seconds_per_text: 0.0,
             waiters: Vec::new(),
         };
@@ -115,12 +118,13 @@ impl Queue {
         self.lock().state
     }
 
-    /// Texts that are in no batch yet.
+    /// The number of texts that are not in a batch yet.
     pub(super) fn n_texts(&self) -> usize {
         self.lock().n_texts()
     }
 
-    /// Takes a place for a request of `n_texts`, or refuses it.
+    /// Accepts or refuses a request of `n_texts` texts. An accepted request gets a place, which
+    /// [`fill`](Self::fill) puts its texts into.
     pub(super) fn admit(self: &Arc<Self>, n_texts: usize) -> Result<Place> {
         let mut inner = self.lock();
         match inner.state {
@@ -129,7 +133,8 @@ impl Queue {
             ServiceState::Stopped => return Err(Error::ServiceStopped),
         }
         let n_waiting = inner.n_texts();
-        // One request may be larger than the whole limit, and still has to be served.
+        // The size of the request itself does not count: a request with more texts than the limit must be accepted
+        // at some time.
         if n_waiting >= self.max_texts {
             let seconds = inner.seconds_per_text * (n_waiting + 1 - self.max_texts) as f64;
             let retry_after = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
@@ -142,27 +147,27 @@ impl Queue {
         Ok(Place { queue: Arc::clone(self), id })
     }
 
-    /// Puts a request's texts into its place, if that is still there.
+    /// Puts the texts of a request into its place, unless the place was dropped.
     pub(super) fn fill(&self, id: u64, request: Request, texts: Vec<Vec<u32>>) {
         let mut inner = self.lock();
-        let level = inner.level;
+        let virtual_time = inner.virtual_time;
         if let Some(entry) = inner.entries.iter_mut().find(|entry| entry.id == id) {
             entry.request = Some(Arc::new(request));
             entry.texts = texts.into_iter().enumerate().collect();
-            entry.n_served = level;
+            entry.n_served = virtual_time;
             drop(inner);
             self.changed.notify_one();
         }
     }
 
-    /// Removes what is left of a request.
+    /// Removes the rest of a request.
     pub(super) fn remove(&self, id: u64) {
         let mut inner = self.lock();
         if let Some(at) = inner.entries.iter().position(|entry| entry.id == id) {
             let entry = inner.entries.remove(at);
             let is_draining = inner.state == ServiceState::Draining;
             drop(inner);
-            // Its texts may be many: not under the lock.
+            // Freeing many texts takes time, so that it is done after the lock is released.
             drop(entry);
             if is_draining {
                 self.changed.notify_one();
@@ -170,11 +175,11 @@ impl Queue {
         }
     }
 
-    /// Waits for texts and takes as many as fit into `budget` tokens; `None` when the queue is drained.
-    pub(super) fn next_batch(&self, budget: usize) -> Option<Vec<Job>> {
+    /// Waits for texts and takes as many as fit into `budget` tokens. `None` when the queue is drained.
+    pub(super) fn next_batch(&self, budget: usize) -> Option<Vec<QueuedText>> {
         let mut inner = self.lock();
         loop {
-            assert!(!inner.panics, "asked to");
+            assert!(!inner.panics, "a test made the worker thread panic");
             let batch = inner.take(budget);
             if !batch.is_empty() {
                 return Some(batch);
@@ -186,7 +191,7 @@ impl Queue {
         }
     }
 
-    /// Notes how long a batch took.
+    /// Records how long a batch took.
     pub(super) fn computed(&self, n_texts: usize, seconds: f64) {
         const WEIGHT: f64 = 0.2;
         let mut inner = self.lock();
@@ -195,7 +200,7 @@ impl Queue {
         inner.seconds_per_text = (1.0 - WEIGHT) * before + WEIGHT * now;
     }
 
-    /// Accepts no more requests, and says when the last is done.
+    /// Refuses requests from now on. The sender is dropped when the worker thread has ended.
     pub(super) fn drain(&self) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
         let mut inner = self.lock();
@@ -208,7 +213,7 @@ impl Queue {
         receiver
     }
 
-    /// Nothing will be computed any more: whoever waits gets to know.
+    /// Called when the worker thread ends. All callers that wait get an error.
     pub(super) fn stop(&self) {
         let mut inner = self.lock();
         inner.state = ServiceState::Stopped;
@@ -217,14 +222,15 @@ impl Queue {
         drop((entries, waiters));
     }
 
-    /// Makes the thread that computes panic when it comes back for its next batch.
+    /// Makes the worker thread panic when it asks for the next batch.
     pub(super) fn panic(&self) {
         self.lock().panics = true;
         self.changed.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change is whole when something panics: the only panic is that of `next_batch`.
+        // A poisoned lock still guards a consistent queue: the only panic under the lock is in `next_batch`, before
+        // the queue is changed.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -234,19 +240,19 @@ impl Inner {
         self.entries.iter().map(|entry| entry.n_texts).sum()
     }
 
-    fn take(&mut self, budget: usize) -> Vec<Job> {
+    fn take(&mut self, budget: usize) -> Vec<QueuedText> {
         let mut batch = Vec::new();
         let mut left = budget;
         let mut n_ready = self.entries.iter().filter(|entry| !entry.texts.is_empty()).count();
         while let Some(at) = self.next(if batch.is_empty() { usize::MAX } else { left }) {
             let entry = &mut self.entries[at];
-            let (Some((text, tokens)), Some(request)) = (entry.texts.pop_front(), &entry.request)
+            let (Some((index, tokens)), Some(request)) = (entry.texts.pop_front(), &entry.request)
             else {
                 break;
             };
             let request = Arc::clone(request);
             let n_tokens = tokens.len() as f64;
-            self.level = entry.n_served.max(self.level) + n_tokens / n_ready as f64;
+            self.virtual_time = entry.n_served.max(self.virtual_time) + n_tokens / n_ready as f64;
             entry.n_served += n_tokens;
             entry.n_texts -= 1;
             if entry.texts.is_empty() {
@@ -254,17 +260,17 @@ impl Inner {
                 n_ready -= 1;
             }
             left = left.saturating_sub(tokens.len());
-            batch.push(Job { request, text, tokens });
+            batch.push(QueuedText { request, index, tokens });
         }
         batch
     }
 
-    /// The entry whose turn it is among those whose next text has at most `left` tokens.
+    /// The entry that has had the fewest tokens among those whose next text has at most `left` tokens. The oldest one
+    /// if there are several.
     fn next(&self, left: usize) -> Option<usize> {
         let entries = self.entries.iter().enumerate();
         let fits = |entry: &Entry| entry.texts.front().is_some_and(|text| text.1.len() <= left);
         let ready = entries.filter(|(_, entry)| fits(entry));
-        // Of equals the first, which came first.
         Some(ready.min_by(|(_, a), (_, b)| a.n_served.total_cmp(&b.n_served))?.0)
     }
 }
@@ -274,34 +280,34 @@ mod tests {
     use std::time::Instant;
 
     use super::super::ServiceOptions;
-    use super::super::request::Row;
     use super::*;
+    use crate::embed_request::RowFormat;
 
-    /// The queue's requests as their callers see them.
+    /// A request as its caller sees it.
     struct Caller {
         place: Place,
         rows: oneshot::Receiver<Result<super::super::request::Completed>>,
     }
 
-    /// Has a request with texts of so many tokens accepted.
-    fn ask(queue: &Arc<Queue>, lengths: &[usize]) -> Caller {
+    /// Puts a request with texts of these numbers of tokens into the queue.
+    fn request(queue: &Arc<Queue>, lengths: &[usize]) -> Caller {
         let place = queue.admit(lengths.len()).unwrap();
         let texts: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![0; n]).collect();
         let (caller, rows) = oneshot::channel();
-        let row = Row { width: 1, normalize: false };
+        let row = RowFormat { dimensions: 1, normalize: false };
         queue.fill(place.id(), Request::new(row, &texts, Instant::now(), caller), texts);
         Caller { place, rows }
     }
 
-    /// The lengths of the next batch's texts.
+    /// The numbers of tokens of the texts in the next batch.
     fn batch(queue: &Queue, budget: usize) -> Vec<usize> {
-        queue.next_batch(budget).unwrap().iter().map(|job| job.tokens.len()).collect()
+        queue.next_batch(budget).unwrap().iter().map(|text| text.tokens.len()).collect()
     }
 
     #[test]
-    fn batches_fill_the_budget_and_leave_nothing_out() {
+    fn batches_fill_the_budget_and_contain_every_text() {
         let queue = Arc::new(Queue::new(100));
-        let _caller = ask(&queue, &[4, 4, 3, 5, 9, 1]);
+        let _caller = request(&queue, &[4, 4, 3, 5, 9, 1]);
         assert_eq!(queue.n_texts(), 6);
         assert_eq!(batch(&queue, 10), [4, 4]);
         assert_eq!(batch(&queue, 10), [3, 5]);
@@ -310,58 +316,62 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_comes_later_is_in_the_next_batch() {
+    fn a_new_request_is_in_the_next_batch() {
         let queue = Arc::new(Queue::new(10_000));
-        let _many = ask(&queue, &[5; 1000]);
+        let _many = request(&queue, &[5; 1000]);
         for _ in 0..10 {
             assert_eq!(batch(&queue, 20), [5; 4]);
         }
-        let _one = ask(&queue, &[7]);
+        let _one = request(&queue, &[7]);
         assert!(batch(&queue, 20).contains(&7));
         assert_eq!(batch(&queue, 20), [5; 4]);
     }
 
     #[test]
-    fn requests_share_by_tokens_and_none_makes_up_for_the_time_before_it_came() {
+    fn requests_get_equal_shares_of_tokens_from_their_arrival_on() {
         let queue = Arc::new(Queue::new(10_000));
-        let _long = ask(&queue, &[30; 100]);
+        let _long = request(&queue, &[30; 100]);
         for _ in 0..10 {
             assert_eq!(batch(&queue, 60), [30, 30]);
         }
-        let _short = ask(&queue, &[1; 1000]);
+        let _short = request(&queue, &[1; 1000]);
         let batches: Vec<Vec<usize>> = (0..20).map(|_| batch(&queue, 60)).collect();
         let n_tokens = |length| batches.iter().flatten().filter(|&&n| n == length).count() * length;
         let (long, short) = (n_tokens(30), n_tokens(1));
-        assert!(long.abs_diff(short) <= 60, "{long} tokens of the one, {short} of the other");
+        assert!(
+            long.abs_diff(short) <= 60,
+            "{long} tokens of the long texts, {short} of the short ones"
+        );
     }
 
     #[test]
-    fn requests_that_keep_coming_do_not_overtake_those_with_more_texts_for_ever() {
+    fn a_stream_of_new_requests_does_not_starve_a_request_with_several_texts() {
         const N_RIVALS: usize = 24;
         const LENGTH: usize = 300;
         for n_texts in [2, 20] {
             let queue = Arc::new(Queue::new(10_000));
-            let mut rivals: Vec<Caller> = (0..N_RIVALS).map(|_| ask(&queue, &[LENGTH])).collect();
-            // As soon as a rival has its row, it comes again.
+            let mut rivals: Vec<Caller> =
+                (0..N_RIVALS).map(|_| request(&queue, &[LENGTH])).collect();
+            // As soon as the request of a rival is completed, the rival sends a new one.
             let mut serve = || {
-                let jobs = queue.next_batch(3 * LENGTH).unwrap();
-                for job in &jobs {
-                    job.request.write(job.text, &[0.0], Instant::now());
+                let texts = queue.next_batch(3 * LENGTH).unwrap();
+                for text in &texts {
+                    text.request.write(text.index, &[0.0], Instant::now());
                 }
                 for rival in &mut rivals {
                     if !matches!(rival.rows.try_recv(), Ok(None)) {
-                        *rival = ask(&queue, &[LENGTH]);
+                        *rival = request(&queue, &[LENGTH]);
                     }
                 }
-                jobs.len()
+                texts.len()
             };
             (0..10).for_each(|_| assert_eq!(serve(), 3));
-            let mut caller = ask(&queue, &vec![LENGTH; n_texts]);
+            let mut caller = request(&queue, &vec![LENGTH; n_texts]);
             let mut n_served = 0;
             while matches!(caller.rows.try_recv(), Ok(None)) && n_served < 10_000 {
                 n_served += serve();
             }
-            // One of its texts in a round of all.
+            // One of its texts is taken in each round over all requests.
             let round = N_RIVALS + 1;
             let expected = (n_texts - 1) * round..(n_texts + 1) * round;
             assert!(expected.contains(&n_served), "{n_texts} texts among {n_served}");
@@ -369,12 +379,12 @@ mod tests {
     }
 
     #[test]
-    fn a_text_over_the_budget_goes_alone_and_does_not_starve() {
+    fn a_text_over_the_budget_is_a_batch_by_itself_and_does_not_starve() {
         let queue = Arc::new(Queue::new(10_000));
-        let _long = ask(&queue, &[500, 500]);
-        let _short = ask(&queue, &[2; 1000]);
+        let _long = request(&queue, &[500, 500]);
+        let _short = request(&queue, &[2; 1000]);
         assert_eq!(batch(&queue, 10), [500]);
-        // The others have their turn until they have had as much.
+        // The short texts have their turn until they have had as many tokens.
         for _ in 0..50 {
             assert_eq!(batch(&queue, 10), [2; 5]);
         }
@@ -382,19 +392,19 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_does_not_fit_any_more_is_the_first_of_the_next_batch() {
+    fn a_text_that_does_not_fit_is_the_first_of_the_next_batch() {
         let queue = Arc::new(Queue::new(100));
-        let _first = ask(&queue, &[6]);
-        let _second = ask(&queue, &[7]);
-        let _third = ask(&queue, &[2, 2, 2]);
+        let _first = request(&queue, &[6]);
+        let _second = request(&queue, &[7]);
+        let _third = request(&queue, &[2, 2, 2]);
         assert_eq!(batch(&queue, 10), [6, 2, 2]);
         assert_eq!(batch(&queue, 10), [7, 2]);
     }
 
     #[test]
-    fn the_limit_counts_what_waits_and_never_refuses_a_large_request_alone() {
+    fn the_limit_counts_waiting_texts_and_not_the_size_of_the_request() {
         let queue = Arc::new(Queue::new(3));
-        let large = ask(&queue, &[1; 50]);
+        let large = request(&queue, &[1; 50]);
         let error = queue.admit(1).unwrap_err();
         assert!(matches!(error, Error::ServiceFull { n_waiting: 50, limit: 3, .. }), "{error:?}");
         drop(large.place);
@@ -405,23 +415,23 @@ mod tests {
         let Error::ServiceFull { n_waiting: 3, limit: 3, retry_after } = error else {
             panic!("{error:?}")
         };
-        // One place is free when one text is done.
+        // One text has to be computed until there is room, and each text took 4 seconds.
         assert_eq!(retry_after, Duration::from_secs(4));
     }
 
     #[test]
-    fn by_default_a_large_request_leaves_room_for_small_ones() {
-        let queue = Arc::new(Queue::new(ServiceOptions::default().max_waiting_texts));
-        // As many texts as OpenAI lets a request have.
-        let _large = ask(&queue, &[1; 2048]);
-        let _small = ask(&queue, &[1]);
+    fn the_default_limit_has_room_for_small_requests_beside_a_large_one() {
+        let queue = Arc::new(Queue::new(ServiceOptions::new().max_waiting_texts));
+        // The maximum number of texts in a request to OpenAI.
+        let _large = request(&queue, &[1; 2048]);
+        let _small = request(&queue, &[1]);
     }
 
     #[test]
-    fn what_is_left_of_a_request_whose_caller_has_gone_is_not_handed_out() {
+    fn dropping_a_place_removes_the_rest_of_the_request() {
         let queue = Arc::new(Queue::new(100));
-        let first = ask(&queue, &[3; 5]);
-        let _second = ask(&queue, &[4; 2]);
+        let first = request(&queue, &[3; 5]);
+        let _second = request(&queue, &[4; 2]);
         assert_eq!(batch(&queue, 7), [3, 4]);
         drop(first.place);
         assert_eq!(queue.n_texts(), 1);
@@ -429,15 +439,15 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_drains_hands_out_the_rest_and_then_ends() {
+    fn a_draining_queue_hands_out_accepted_requests_and_then_ends() {
         let queue = Arc::new(Queue::new(100));
-        let _caller = ask(&queue, &[1, 1]);
+        let _caller = request(&queue, &[1, 1]);
         let tokenizing = queue.admit(1).unwrap();
         let mut drained = queue.drain();
         assert!(matches!(queue.admit(1).unwrap_err(), Error::ServiceDraining));
         assert_eq!(batch(&queue, 1), [1]);
         assert_eq!(batch(&queue, 1), [1]);
-        // Waits for what is still tokenized.
+        // The queue waits for requests that are still being tokenized.
         let ending = std::thread::spawn({
             let queue = Arc::clone(&queue);
             move || queue.next_batch(1).is_none()
@@ -451,9 +461,9 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_when_the_queue_stops_gets_to_know() {
+    fn callers_get_an_error_when_the_queue_stops() {
         let queue = Arc::new(Queue::new(100));
-        let mut caller = ask(&queue, &[1]);
+        let mut caller = request(&queue, &[1]);
         assert!(caller.rows.try_recv().unwrap().is_none());
         queue.stop();
         assert!(caller.rows.try_recv().is_err());

@@ -4,42 +4,34 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 
-use crate::{Error, Result, normalize};
+use crate::embed_request::RowFormat;
+use crate::{Error, Result};
 
 /// How long the stages of a request took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
-    /// From its arrival until its texts were tokens, waiting for a thread included.
+    /// From the arrival of the request until its texts were tokenized, including the wait for a thread.
     pub tokenize: Duration,
-    /// From then until the first batch that one of them was in began.
+    /// From then until the start of the first batch with one of its texts.
     pub queue: Duration,
-    /// From then until the last batch that one of them was in ended.
+    /// From then until the end of the last batch with one of its texts.
     pub compute: Duration,
 }
 
-/// A request whose texts are all computed.
+/// The result of a request.
 #[derive(Debug, Default)]
 pub(super) struct Completed {
-    /// A row for each text.
+    /// One row for each text.
     pub(super) values: Vec<f32>,
-    /// Tokens of each text.
+    /// The number of tokens of each text.
     pub(super) n_tokens: Vec<usize>,
     pub(super) timings: Timings,
 }
 
-/// What becomes of the row that the model gives for a text.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Row {
-    /// How many of its values are kept.
-    pub(super) width: usize,
-    /// Whether it is brought to unit length then.
-    pub(super) normalize: bool,
-}
-
-/// Who waits for a request's rows, and what there is of them.
+/// A tokenized request, of which some rows may be computed.
 #[derive(Debug)]
 pub(super) struct Request {
-    row: Row,
+    row: RowFormat,
     progress: Mutex<Progress>,
 }
 
@@ -48,22 +40,23 @@ struct Progress {
     completed: Completed,
     n_missing: usize,
     tokenized: Instant,
+    /// The start of the first batch.
     began: Option<Instant>,
-    /// Taken when the request is done, or has failed.
+    /// `None` after the request has completed or failed.
     caller: Option<oneshot::Sender<Result<Completed>>>,
 }
 
 impl Request {
-    /// A request that arrived at `arrived` and whose texts have just become tokens.
+    /// A request that arrived at `arrived` and has just been tokenized.
     pub(super) fn new(
-        row: Row,
+        row: RowFormat,
         texts: &[Vec<u32>],
         arrived: Instant,
         caller: oneshot::Sender<Result<Completed>>,
     ) -> Self {
         let timings = Timings { tokenize: arrived.elapsed(), ..Timings::default() };
         let completed = Completed {
-            values: vec![0f32; texts.len() * row.width],
+            values: vec![0f32; texts.len() * row.dimensions],
             n_tokens: texts.iter().map(Vec::len).collect(),
             timings,
         };
@@ -73,15 +66,11 @@ impl Request {
         Self { row, progress: Mutex::new(progress) }
     }
 
-    /// Takes the row of a text from a batch that began at `began`. With the last one the request is done.
+    /// Stores the row of a text from a batch that began at `began`. The last row completes the request.
     pub(super) fn write(&self, text: usize, row: &[f32], began: Instant) {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let Row { width, normalize: is_normalized } = self.row;
-        let values = &mut progress.completed.values[text * width..][..width];
-        values.copy_from_slice(&row[..width]);
-        if is_normalized {
-            normalize(values);
-        }
+        let dimensions = self.row.dimensions;
+        self.row.write(row, &mut progress.completed.values[text * dimensions..][..dimensions]);
         let first = *progress.began.get_or_insert(began);
         progress.n_missing -= 1;
         if progress.n_missing == 0
@@ -90,23 +79,20 @@ impl Request {
             let mut completed = mem::take(&mut progress.completed);
             completed.timings.queue = first - progress.tokenized;
             completed.timings.compute = first.elapsed();
-            // The caller may have gone.
+            // Sending fails if the caller has dropped its future.
             let _ = caller.send(Ok(completed));
         }
     }
 
-    /// Ends the request with an error about the text of index `text`.
-    pub(super) fn fail(&self, text: usize, mut error: Error) {
-        if let Some(index) = error.text_mut() {
-            *index = text;
-        }
+    /// Fails the request with an error about the text of index `text`.
+    pub(super) fn fail(&self, text: usize, error: Error) {
         let caller = self.progress.lock().unwrap_or_else(PoisonError::into_inner).caller.take();
         if let Some(caller) = caller {
-            let _ = caller.send(Err(error));
+            let _ = caller.send(Err(error.map_text_index(|_| text)));
         }
     }
 
-    /// Whether nobody waits any more.
+    /// Whether no caller waits for the request: it has completed or failed, or the caller has dropped its future.
     pub(super) fn is_over(&self) -> bool {
         let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.caller.as_ref().is_none_or(oneshot::Sender::is_canceled)

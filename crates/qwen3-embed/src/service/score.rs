@@ -1,47 +1,18 @@
 use std::ops::Range;
 
-use super::request::Row;
-use super::tokenizing::pieces;
+use super::tokenize::pieces;
 use super::{Compute, Service, ServiceOptions, Timings, start};
-use crate::engine::check;
-use crate::reranker::{ranked, sigmoid};
-use crate::{Error, RankedDocument, Reranker, Result};
+use crate::embed_request::RowFormat;
+use crate::{Error, Reranker, Result, ScoreOptions, Scores};
 
-/// How [`Service::score`] scores.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ScoreOptions {
-    /// What is asked of a document, in a sentence, best in English. Default:
-    /// [`Reranker::default_instruction`].
-    pub instruction: Option<String>,
-    /// The longest prompt, in tokens: a document that makes it longer is cut. 1 to the reranker's
-    /// [`max_tokens`](Reranker::max_tokens), which is the default.
-    pub max_tokens: Option<usize>,
-    /// How many tokens of each document are read at most, at least 1. Default: as many as the prompt has
-    /// room for.
-    pub max_document_tokens: Option<usize>,
-}
-
-/// What [`Service::score`] gives.
+/// The result of [`Service::score`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Scored {
-    /// The logit of each pair, see [`RankedDocument::logit`].
-    pub logits: Vec<f32>,
-    /// The tokens of each pair's prompt.
-    pub n_tokens: Vec<usize>,
-    /// How long it took.
+    /// The scores and token counts of the pairs, in order.
+    pub scores: Scores,
+    /// How long the stages of the request took.
     pub timings: Timings,
-}
-
-impl Scored {
-    /// The pairs, those with the highest score first, and in their order where scores are equal.
-    pub fn ranked(&self) -> Vec<RankedDocument> {
-        ranked(&self.logits)
-    }
-
-    /// The score of each pair, from 0 to 1: the sigmoid of its logit.
-    pub fn scores(&self) -> Vec<f32> {
-        self.logits.iter().map(|&logit| sigmoid(logit)).collect()
-    }
 }
 
 impl Compute for Reranker {
@@ -50,33 +21,33 @@ impl Compute for Reranker {
         texts: &[&[u32]],
         write: &mut (dyn FnMut(usize, &[f32]) + Send),
     ) -> Result<()> {
-        let logits = self.logits_of(texts)?;
+        let logits = self.logits(texts)?;
         logits.into_iter().enumerate().for_each(|(text, logit)| write(text, &[logit]));
         Ok(())
     }
 }
 
 impl Reranker {
-    /// Puts the reranker behind a queue, for many callers at once.
+    /// Puts the reranker behind a queue, for many callers at the same time.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] if an option is out of range; [`Error::Threads`] or [`Error::Thread`] if the
-    /// threads cannot be started.
+    /// [`Error::Setting`] if an option is out of range; [`Error::Threads`] or [`Error::Thread`] if the threads cannot
+    /// be started.
     pub fn into_service(self, options: ServiceOptions) -> Result<Service<Self>> {
         start(self, options)
     }
 }
 
 impl Service<Reranker> {
-    /// Scores one query with each document, or as many queries, each with the document at its place.
+    /// Scores pairs of a query and a document: one query with each of the documents, or each query with the document
+    /// of the same index. The scores are those of [`Reranker::score_with`].
     ///
     /// # Errors
     ///
-    /// [`Error::ServiceFull`], [`Error::ServiceDraining`] or [`Error::ServiceStopped`] if they are not
-    /// accepted; [`Error::Pairs`] if there is neither one query nor one for each document;
-    /// [`Error::Setting`] if `max_tokens` is out of range; [`Error::Text`] or [`Error::Model`] as for
-    /// [`Reranker::scores`], naming the index of the pair.
+    /// [`Error::ServiceFull`], [`Error::ServiceDraining`] or [`Error::ServiceStopped`] if the service does not accept
+    /// the request; [`Error::Pairs`] if there is neither one query nor one query for each document; and the errors of
+    /// [`Reranker::score_with`].
     pub async fn score(
         &self,
         queries: Vec<String>,
@@ -87,27 +58,22 @@ impl Service<Reranker> {
         if queries.len() != 1 && queries.len() != n_pairs {
             return Err(Error::Pairs { queries: queries.len(), documents: n_pairs });
         }
-        let limit = self.model().max_tokens();
-        let max_tokens = options.max_tokens.unwrap_or(limit);
-        check("max_tokens", max_tokens, limit)?;
-        let max_document_tokens = options.max_document_tokens;
-        check("max_document_tokens", max_document_tokens.unwrap_or(1), usize::MAX)?;
-        let instruction =
-            options.instruction.unwrap_or_else(|| self.model().default_instruction().to_owned());
+        let request = self.model().request(&options)?;
         let pairs = queries.iter().cycle().zip(&documents);
         let length = |(query, document): (&String, &String)| {
-            instruction.len() + query.len() + document.len()
+            request.instruction.len() + query.len() + document.len()
         };
         let pieces = pieces(pairs.map(length));
         let encode = move |reranker: &Reranker, piece: Range<usize>| {
-            let documents = reranker.cut(&documents[piece.clone()], max_document_tokens)?;
             let queries = queries.iter().cycle().skip(piece.start % queries.len());
-            let pairs: Vec<_> = queries.map(String::as_str).zip(documents).collect();
-            reranker.encode(&instruction, &pairs, max_tokens)
+            let pairs = queries.zip(&documents[piece]);
+            let pairs: Vec<(&str, &str)> =
+                pairs.map(|(query, document)| (query.as_str(), document.as_str())).collect();
+            reranker.encode(&pairs, &request)
         };
-        let row = Row { width: 1, normalize: false };
+        let row = RowFormat { dimensions: 1, normalize: false };
         let completed = self.run(pieces, row, encode).await?;
-        let (logits, n_tokens) = (completed.values, completed.n_tokens);
-        Ok(Scored { logits, n_tokens, timings: completed.timings })
+        let scores = Scores::new(completed.values, completed.n_tokens);
+        Ok(Scored { scores, timings: completed.timings })
     }
 }

@@ -5,10 +5,8 @@ use qwen3_embed_model::{Checkpoint, Head, Memory, Precision, Summary};
 
 use super::Source;
 use crate::Result;
-use crate::builder::{self, min_dimensions};
-use crate::engine::DEFAULT_BATCH_TOKENS;
+use crate::limits::{BATCH_TOKENS, RERANKER_MAX_TOKENS, embedder_max_tokens, min_dimensions};
 use crate::repository::Repository;
-use crate::reranker;
 
 /// A description of a model that is not loaded: see [`Source::info`].
 #[derive(Debug, Clone, PartialEq)]
@@ -48,8 +46,8 @@ impl Info {
         let repository = Repository::of(checkpoint.sentence_transformers())?;
         let prompts = repository.prompts.by_name().clone();
         let max_tokens = match summary.head {
-            Head::Score => reranker::DEFAULT_MAX_TOKENS,
-            _ => builder::default_max_tokens(&repository),
+            Head::Score => RERANKER_MAX_TOKENS,
+            _ => embedder_max_tokens(repository.max_seq_length),
         };
         let max_tokens = max_tokens.min(summary.config.max_position_embeddings);
         Ok(Self { summary, prompts, max_tokens })
@@ -65,13 +63,13 @@ impl Info {
     /// the tokenizer and the program itself need memory, too. Texts that are longer than a batch need more: see
     /// [`longest_text_memory`](Self::longest_text_memory).
     pub fn memory(&self, precision: Precision) -> Memory {
-        self.summary.memory(precision, DEFAULT_BATCH_TOKENS)
+        self.summary.memory(precision, BATCH_TOKENS)
     }
 
     /// Estimates the memory that the model needs in a precision for a text of [`max_tokens`](Self::max_tokens) tokens,
     /// or for a batch of the default size if that is larger.
     pub fn longest_text_memory(&self, precision: Precision) -> Memory {
-        self.summary.memory(precision, DEFAULT_BATCH_TOKENS.max(self.max_tokens))
+        self.summary.memory(precision, BATCH_TOKENS.max(self.max_tokens))
     }
 
     /// The head after the decoder.

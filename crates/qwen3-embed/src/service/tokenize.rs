@@ -1,5 +1,7 @@
-//! How the texts of requests become tokens: in pieces, so that a request with much text keeps those with less
-//! waiting for no more than a piece of it, and is given up soon when its caller has gone.
+//! Tokenization of requests in pieces.
+//!
+//! A request with much text is tokenized piece by piece, so that other requests have their turn between two pieces,
+//! and so that tokenization stops soon after its caller has dropped the future.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -10,39 +12,42 @@ use std::{fmt, vec};
 use futures_channel::oneshot;
 
 use super::queue::Queue;
-use super::request::{Completed, Request, Row};
+use super::request::{Completed, Request};
 use crate::Result;
+use crate::embed_request::RowFormat;
 
-/// Bytes of a piece: a few milliseconds of work. A longer text is a piece by itself.
+/// The size of a piece in bytes, which takes a few milliseconds. A longer text is a piece by itself.
 const PIECE: usize = 64 * 1024;
 
-/// Threads whose jobs begin in the order in which they come. By itself rayon prefers what a thread has spawned
-/// to what comes from elsewhere, so that a request's next piece would always be before another request.
-pub(super) struct Threads {
+/// A thread pool that starts jobs in the order in which they were spawned.
+///
+/// A thread of a rayon pool prefers jobs that it has spawned itself, so that the next piece of a request would always
+/// start before the first piece of another request.
+pub(super) struct TokenizerPool {
     pool: rayon::ThreadPool,
     jobs: Mutex<VecDeque<Job>>,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-impl Threads {
+impl TokenizerPool {
     pub(super) fn new(n_threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|n| format!("tokenize-{n}"))
-            // Who waits for the tokens gets an error; the program goes on.
+            // A panic must not abort the process. The caller gets an error, because the job drops its channel.
             .panic_handler(|_| {})
             .build()?;
         Ok(Self { pool, jobs: Mutex::default() })
     }
 
-    /// Has a job done behind those that wait.
+    /// Runs a job after the jobs that are waiting.
     fn spawn(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
         self.lock().push_back(Box::new(job));
-        let threads = Arc::clone(self);
+        let this = Arc::clone(self);
         self.pool.spawn(move || {
-            // There is one for every call.
-            let first = threads.lock().pop_front();
+            // There are as many of these closures as jobs, so that each one finds a job.
+            let first = this.lock().pop_front();
             if let Some(job) = first {
                 job();
             }
@@ -54,44 +59,46 @@ impl Threads {
     }
 }
 
-impl fmt::Debug for Threads {
+impl fmt::Debug for TokenizerPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threads")
-            .field("n", &self.pool.current_num_threads())
+        f.debug_struct("TokenizerPool")
+            .field("n_threads", &self.pool.current_num_threads())
             .finish_non_exhaustive()
     }
 }
 
-/// A request whose texts become tokens.
-pub(super) struct Tokenizing<M, E> {
-    pub(super) threads: Arc<Threads>,
+/// A request that is not tokenized completely yet.
+pub(super) struct UntokenizedRequest<M, E> {
+    pub(super) pool: Arc<TokenizerPool>,
     pub(super) model: Arc<M>,
     pub(super) queue: Arc<Queue>,
-    /// Its place in the queue.
+    /// The id of its place in the queue.
     pub(super) id: u64,
-    pub(super) row: Row,
+    pub(super) row: RowFormat,
     pub(super) arrived: Instant,
     pub(super) caller: oneshot::Sender<Result<Completed>>,
-    /// Gives the tokens of some of its texts.
+    /// Tokenizes the texts in a range of indices. It is called with one piece after another.
     pub(super) encode: E,
+    /// The pieces that are not tokenized yet.
     pub(super) pieces: vec::IntoIter<Range<usize>>,
+    /// The tokens of the texts before those pieces.
     pub(super) tokens: Vec<Vec<u32>>,
 }
 
-impl<M, E> Tokenizing<M, E>
+impl<M, E> UntokenizedRequest<M, E>
 where
     M: Send + Sync + 'static,
     E: FnMut(&M, Range<usize>) -> Result<Vec<Vec<u32>>> + Send + 'static,
 {
-    /// Has the next piece tokenized behind what waits, and so on; queues the request when there is none left.
-    pub(super) fn go_on(mut self) {
+    /// Tokenizes the pieces on the pool, one after another, and puts the request into the queue after the last one.
+    pub(super) fn tokenize(mut self) {
         let Some(piece) = self.pieces.next() else {
             let request = Request::new(self.row, &self.tokens, self.arrived, self.caller);
             self.queue.fill(self.id, request, self.tokens);
             return;
         };
-        let threads = Arc::clone(&self.threads);
-        threads.spawn(move || {
+        let pool = Arc::clone(&self.pool);
+        pool.spawn(move || {
             if self.caller.is_canceled() {
                 return;
             }
@@ -99,28 +106,28 @@ where
             match (self.encode)(&self.model, piece) {
                 Ok(tokens) => {
                     self.tokens.extend(tokens);
-                    self.go_on();
+                    self.tokenize();
                 }
                 Err(error) => {
                     self.queue.remove(self.id);
-                    // The caller may have gone.
-                    let _ = self.caller.send(Err(error.shift_text(first)));
+                    // Sending fails if the caller has dropped its future.
+                    let _ = self.caller.send(Err(error.map_text_index(|text| first + text)));
                 }
             }
         });
     }
 }
 
-/// The texts of each piece, given the bytes of each text.
-pub(super) fn pieces(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+/// Divides texts into pieces, given the size of each text in bytes.
+pub(super) fn pieces(sizes: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
     let (mut pieces, mut n_bytes): (Vec<Range<usize>>, _) = (Vec::new(), 0);
-    for (text, length) in lengths.enumerate() {
-        n_bytes += length;
+    for (text, size) in sizes.enumerate() {
+        n_bytes += size;
         match pieces.last_mut() {
             Some(piece) if n_bytes <= PIECE => piece.end = text + 1,
             _ => {
                 pieces.push(text..text + 1);
-                n_bytes = length;
+                n_bytes = size;
             }
         }
     }

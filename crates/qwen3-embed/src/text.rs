@@ -1,0 +1,98 @@
+use std::borrow::Cow;
+
+/// A text to embed: a string, or the tokens of one.
+///
+/// Methods that embed many texts take anything that converts into a `Text`: `&str`, `String`, `&[u32]`, `Vec<u32>`
+/// and references to them.
+///
+/// # Examples
+///
+/// ```
+/// use qwen3_embed::Text;
+///
+/// assert_eq!(Text::from("a query"), Text::String("a query".into()));
+/// assert_eq!(Text::from(vec![5, 6]), Text::Tokens(vec![5, 6].into()));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text<'a> {
+    /// A string. It is tokenized after the prompt of [`EmbedOptions::prompt`](crate::EmbedOptions::prompt), and the
+    /// end-of-text token is appended.
+    String(Cow<'a, str>),
+    /// Token ids, embedded as they are: without a prompt, and without an end-of-text token being appended. The last
+    /// one should be the tokenizer's end-of-text token.
+    Tokens(Cow<'a, [u32]>),
+}
+
+impl Text<'_> {
+    /// Whether the string has no characters, or the list no tokens.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::String(text) => text.is_empty(),
+            Self::Tokens(tokens) => tokens.is_empty(),
+        }
+    }
+
+    /// The size of the string in UTF-8, or of the token ids.
+    pub(crate) fn n_bytes(&self) -> usize {
+        match self {
+            Self::String(text) => text.len(),
+            Self::Tokens(tokens) => size_of_val::<[u32]>(tokens),
+        }
+    }
+
+    /// The same text, borrowed.
+    pub fn as_borrowed(&self) -> Text<'_> {
+        match self {
+            Self::String(text) => Text::String(Cow::Borrowed(text)),
+            Self::Tokens(tokens) => Text::Tokens(Cow::Borrowed(tokens)),
+        }
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::String(text.into())
+    }
+}
+
+impl<'a> From<&&'a str> for Text<'a> {
+    fn from(text: &&'a str) -> Self {
+        Self::String((*text).into())
+    }
+}
+
+impl<'a> From<&'a String> for Text<'a> {
+    fn from(text: &'a String) -> Self {
+        Self::String(text.into())
+    }
+}
+
+impl From<String> for Text<'_> {
+    fn from(text: String) -> Self {
+        Self::String(text.into())
+    }
+}
+
+impl<'a> From<&'a [u32]> for Text<'a> {
+    fn from(tokens: &'a [u32]) -> Self {
+        Self::Tokens(tokens.into())
+    }
+}
+
+impl<'a> From<&'a Vec<u32>> for Text<'a> {
+    fn from(tokens: &'a Vec<u32>) -> Self {
+        Self::Tokens(tokens.into())
+    }
+}
+
+impl From<Vec<u32>> for Text<'_> {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self::Tokens(tokens.into())
+    }
+}
+
+impl<'a> From<&'a Text<'_>> for Text<'a> {
+    fn from(text: &'a Text<'_>) -> Self {
+        text.as_borrowed()
+    }
+}
