@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use hub_server::{Reply, xet};
 use qwen3_embed_hub::{HubProblem, Transport};
-use support::{World, download, tree};
+use support::{World, download, is_weights, tree};
 
 #[test]
 fn downloads_file_from_xet_storage() {
@@ -96,4 +96,18 @@ fn silent_hub_times_out() {
     let start = Instant::now();
     download(&world.hub().timeout(Duration::from_millis(500))).unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// While hf-hub transfers chunks, its own timeouts apply: a chunk may take longer than the hub may be silent.
+#[test]
+fn slow_storage_does_not_time_out() {
+    let world = World::xet();
+    world.server.change(|request, reply| {
+        if is_weights(request) {
+            reply.silence = Duration::from_millis(1_500);
+        }
+    });
+    download(&world.hub().timeout(Duration::from_millis(500))).unwrap();
+    let requests = world.server.requests();
+    assert_eq!(requests.iter().filter(|request| is_weights(request)).count(), 1);
 }

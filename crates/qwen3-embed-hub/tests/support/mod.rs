@@ -96,7 +96,7 @@ pub(crate) fn files(others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Required and optional files, the latter in the order in which they are requested.
+/// Required files and optional files.
 pub(crate) struct Files(&'static [&'static str], &'static [&'static str]);
 
 /// The files that most tests download.
