@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::repository::prompts;
-use crate::source::read;
+use crate::source::{CHAT_TEMPLATES, read};
 
 /// How a repository uses its reranker.
 #[derive(Debug)]
@@ -18,9 +18,6 @@ pub(crate) struct CrossEncoder {
     /// The default instruction. `None` if it is that of the chat template.
     pub(crate) instruction: Option<String>,
 }
-
-/// The files that may contain the chat template, in the order in which they are read.
-pub(crate) const CHAT_TEMPLATES: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
 
 /// The supported activation functions. The score is always the sigmoid of the logit, whichever of these functions a
 /// repository names, because the logit is returned too.

@@ -5,6 +5,8 @@ use crate::{Error, Result, normalize};
 
 /// Vectors of the same number of dimensions, one row for each text.
 ///
+/// Two `Embeddings` are equal if their vectors and their token counts are equal.
+///
 /// # Examples
 ///
 /// ```

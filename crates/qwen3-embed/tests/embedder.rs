@@ -191,7 +191,7 @@ fn folder_without_config_stands_for_its_only_gguf_file() {
     assert_eq!(ours, Embedder::builder(file).build().unwrap().embed_documents(&TEXTS).unwrap());
     fs::write(dir.path().join("a.GGUF"), "").unwrap();
     let error = build().unwrap_err();
-    assert!(error.to_string().ends_with(", choose one of them: a.GGUF, b.gguf"), "{error}");
+    assert!(error.to_string().ends_with(": use one of a.GGUF, b.gguf"), "{error}");
 }
 
 /// Other programs name GGUF files by their hashes, and the hub's cache has symbolic links.

@@ -2,10 +2,9 @@ use std::path::Path;
 
 use qwen3_embed_model::Adapter;
 
-use super::{Source, has_weights};
+use super::Source;
+use super::files::{ADAPTER_CONFIG, has_weights};
 use crate::{Error, Result};
-
-pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// An adapter and the model that it names as its base.
 #[derive(Debug)]

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use qwen3_embed_hub::{Cached, Commit, Hub, Newest, Repository, Selection, Snapshot};
 
+use super::files::is_gguf;
 use super::id::ModelId;
+use super::open::Parsed;
 use super::selection::{self, WholeModel};
-use super::{Info, Parsed, Source, adapter, is_gguf};
+use super::{Info, Source, adapter};
 use crate::{Error, Result};
 
 /// Bytes that are first requested of a safetensors file. The file says how long its header is.

@@ -8,9 +8,8 @@ use qwen3_embed_hub::{
 };
 use serde_json::Value;
 
+use super::files::{ADAPTER_CONFIG, CHAT_TEMPLATES, is_gguf, is_pickle, read};
 use super::id::ModelId;
-use super::{ADAPTER_CONFIG, is_gguf, is_pickle, read};
-use crate::cross_encoder::CHAT_TEMPLATES;
 use crate::{Error, Result};
 
 /// The optional and required files that say which further files the model has.

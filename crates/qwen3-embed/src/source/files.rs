@@ -1,0 +1,71 @@
+//! The names of a model's files, and functions that read single files.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use qwen3_embed_model::{Checkpoint, StoredTokenizer};
+use qwen3_embed_text::{Tokenizer, Vocabulary};
+
+use crate::{Error, Result};
+
+/// The settings of a LoRA adapter.
+pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// The files that may contain the chat template, in the order in which they are read.
+pub(crate) const CHAT_TEMPLATES: [&str; 2] = ["chat_template.jinja", "tokenizer_config.json"];
+
+/// The files with a model's weights. A folder has one of them.
+const MODEL_WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
+
+/// Whether the name of a file is that of a GGUF file.
+pub(super) fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Whether a file begins with the bytes of a GGUF file. Other programs store such files under any name.
+pub(super) fn begins_as_gguf(path: &Path) -> Result<bool> {
+    let mut magic = [0; 4];
+    let begin = |mut file: File| match file.read_exact(&mut magic) {
+        Ok(()) => Ok(magic == *b"GGUF"),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    };
+    let begun = File::open(path).and_then(begin);
+    begun.map_err(|source| Error::Io { path: path.to_path_buf(), source })
+}
+
+/// Whether a folder contains the weights of a model.
+pub(super) fn has_weights(dir: &Path) -> bool {
+    MODEL_WEIGHTS.iter().any(|file| dir.join(file).is_file())
+}
+
+/// Whether the name of a file is that of weights in a pickle file.
+pub(super) fn is_pickle(name: &str) -> bool {
+    let (stem, extension) = name.rsplit_once('.').unwrap_or_default();
+    let is_weights = ["model", "adapter", "weights"].iter().any(|word| stem.contains(word));
+    is_weights && ["bin", "pt", "pth", "ckpt", "pkl"].contains(&extension)
+}
+
+/// Reads the tokenizer of a checkpoint. Returns the file that contains it, too.
+pub(crate) fn read_tokenizer(checkpoint: &Checkpoint) -> Result<(Tokenizer, PathBuf)> {
+    match checkpoint.tokenizer()? {
+        StoredTokenizer::Json(path) => Ok((Tokenizer::from_json(&read(&path)?, &path)?, path)),
+        StoredTokenizer::Gguf(stored) => {
+            let vocabulary = Vocabulary {
+                model: &stored.model,
+                pre_tokenizer: &stored.pre_tokenizer,
+                tokens: &stored.tokens,
+                token_types: &stored.token_types,
+                merges: &stored.merges,
+            };
+            let path = checkpoint.path().to_path_buf();
+            Ok((Tokenizer::from_vocabulary(&vocabulary, &path)?, path))
+        }
+    }
+}
+
+/// Reads a whole file.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
+}

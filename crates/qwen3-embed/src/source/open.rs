@@ -1,0 +1,146 @@
+//! Finds the files of a source: on this machine, or on the hub.
+
+use std::fs::{self, DirEntry};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use qwen3_embed_model::Adapter;
+
+use super::files::{ADAPTER_CONFIG, begins_as_gguf, is_gguf, is_pickle};
+use super::id::ModelId;
+#[cfg(feature = "hub")]
+use super::selection;
+use super::{Hub, Source, adapter};
+use crate::{Error, Result};
+
+impl Source {
+    /// Downloads the files that the model needs and that are not in the cache of `hub`.
+    ///
+    /// Returns the model's folder or GGUF file. The path of a local model is returned as it is.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::NoSuchModel`] if the source neither exists nor is an id.
+    /// - [`Error::Hub`] if a download fails.
+    /// - [`Error::WhichGguf`] if the repository has several GGUF files and the id does not name exactly one of them.
+    /// - [`Error::PickleWeights`] or [`Error::NoWeights`] if the repository has no weights in a supported format.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use qwen3_embed::{Embedder, Hub, Source};
+    ///
+    /// let hub = Hub::from_env().on_download(|file| eprintln!("{}: {}/{}", file.name, file.done, file.total));
+    /// let folder = Source::from("Qwen/Qwen3-Embedding-0.6B").download(&hub)?;
+    /// let embedder = Embedder::builder(folder).build()?;
+    /// // The builder downloads too:
+    /// let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").hub(hub).build()?;
+    /// # Ok::<(), qwen3_embed::Error>(())
+    /// ```
+    #[cfg(feature = "hub")]
+    pub fn download(&self, hub: &Hub) -> Result<PathBuf> {
+        self.open_alone(Some(hub))
+    }
+
+    /// The model's place on this machine. The model is downloaded if necessary. The source may be an adapter,
+    /// which belongs to the model that it names as its base.
+    pub(crate) fn locate(&self, hub: Option<&Hub>) -> Result<Local> {
+        let path = self.open_alone(hub)?;
+        let Some(base) = adapter::base(&path)? else {
+            return Ok(Local { path, adapter: None });
+        };
+        let opened = base.source.open_alone(hub);
+        let base_path = base.named(opened)?;
+        match adapter::base(&base_path)? {
+            None => Ok(Local { path: base_path, adapter: Some(*base.adapter) }),
+            Some(_) => Err(Error::TwoAdapters { first: base_path, second: path }),
+        }
+    }
+
+    /// The folder of an adapter, after downloading it if necessary.
+    pub(crate) fn open_adapter(&self, hub: Option<&Hub>) -> Result<PathBuf> {
+        self.open_alone(hub)
+    }
+
+    /// The folder or GGUF file, after downloading it if necessary.
+    pub(super) fn open_alone(&self, hub: Option<&Hub>) -> Result<PathBuf> {
+        match self.parse()? {
+            Parsed::Local(path) => Ok(path),
+            #[cfg(feature = "hub")]
+            Parsed::Id(id) => match hub {
+                Some(hub) => selection::download(hub, &id),
+                None => selection::download(&Hub::from_env(), &id),
+            },
+            #[cfg(not(feature = "hub"))]
+            Parsed::Id(id) => match hub {
+                Some(hub) => match *hub {},
+                None => Err(Error::NoHub { id: id.to_string() }),
+            },
+        }
+    }
+
+    /// Decides between a folder, a GGUF file and an id.
+    pub(super) fn parse(&self) -> Result<Parsed> {
+        let path = &self.path;
+        if path.is_dir() {
+            return look_into(path).map(Parsed::Local);
+        }
+        if path.is_file() {
+            return Ok(Parsed::Local(path.clone()));
+        }
+        let id = path.to_str().filter(|_| self.is_text && !path.exists()).and_then(ModelId::parse);
+        id.map(Parsed::Id).ok_or_else(|| Error::NoSuchModel { path: path.clone() })
+    }
+}
+
+/// The kind of a source.
+pub(super) enum Parsed {
+    Local(PathBuf),
+    Id(ModelId),
+}
+
+/// A model on this machine.
+#[derive(Debug)]
+pub(crate) struct Local {
+    /// The model's folder or GGUF file, which exists.
+    pub(crate) path: PathBuf,
+    /// The adapter that is added to the model.
+    pub(crate) adapter: Option<Adapter>,
+}
+
+/// The model in a folder: the folder itself, or without a configuration, the only GGUF file in it.
+fn look_into(dir: &Path) -> Result<PathBuf> {
+    let io = |source| Error::Io { path: dir.to_path_buf(), source };
+    let name = |entry: io::Result<DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let names: io::Result<Vec<String>> = fs::read_dir(dir).and_then(|all| all.map(name).collect());
+    let names = names.map_err(io)?;
+    let is_safetensors =
+        |name: &String| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    let pickle = names.iter().filter(|name| is_pickle(name)).max();
+    if let (Some(file), false) = (pickle, names.iter().any(is_safetensors)) {
+        return Err(Error::PickleWeights { model: dir.display().to_string(), file: file.clone() });
+    }
+    if ["config.json", ADAPTER_CONFIG].iter().any(|file| dir.join(file).is_file()) {
+        return Ok(dir.to_path_buf());
+    }
+    let mut files = Vec::new();
+    for name in names {
+        let path = dir.join(&name);
+        if path.is_file() && (is_gguf(&path) || begins_as_gguf(&path)?) {
+            files.push(name);
+        }
+    }
+    files.sort_unstable();
+    match &files[..] {
+        [] => Err(Error::NoConfig { dir: dir.to_path_buf(), snapshot: snapshot(dir) }),
+        [file] => Ok(dir.join(file)),
+        _ => Err(Error::WhichGguf { model: dir.display().to_string(), choices: files }),
+    }
+}
+
+/// The folder of the newest commit, if `dir` is a repository's part of the hub's cache.
+fn snapshot(dir: &Path) -> Option<PathBuf> {
+    let commit = fs::read_to_string(dir.join("refs/main")).ok()?;
+    let snapshot = dir.join("snapshots").join(commit.trim());
+    snapshot.join("config.json").is_file().then_some(snapshot)
+}
