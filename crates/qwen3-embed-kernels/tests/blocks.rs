@@ -1,21 +1,20 @@
-//! Products with weights in blocks of few bits, of every kernel set, against the f64 reference.
+//! Products with weights of 4 to 6 bits, for every kernel set, against the f64 reference.
 //!
-//! The weights are used as they are: what is lost is that of activations, rounded to multiples of their block's
-//! scale, which are off by at most half of it, a block's largest magnitude over 254. That times what they are
-//! multiplied with, and the roundings of the sums in f32, bound the result's error.
+//! The weights are exact. Activations are rounded to multiples of the scale of their block, which is the largest
+//! magnitude of the block over 127, so that they are off by at most half of that. The error of the result is bounded by
+//! these errors times the weights, plus the roundings of the f32 sums.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    BLOCK, Bits, BlockRow, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut,
-    Values,
+    BLOCK, Bits, BlockRow, Epilogue, Kernels, Layout, PackedWeight, QuantizeBuffer, Rows, RowsMut,
 };
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 const ALL: [Bits; 3] = [Bits::Four, Bits::Five, Bits::Six];
 
-/// A weight [O, I] in blocks, and the values that it stands for.
+/// A weight [O, I] in blocks.
 struct Weight {
     bits: Vec<Bits>,
     rows: Vec<BlockRow>,
@@ -23,7 +22,7 @@ struct Weight {
 }
 
 impl Weight {
-    /// Random whole numbers, all of them that there may be, and random scales.
+    /// Random integers in their whole range, and random scales.
     fn random(seed: u64, n_in: usize, bits: Vec<Bits>) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let rows = bits.iter().map(|&bits| {
@@ -42,7 +41,7 @@ impl Weight {
         Self { rows: rows.collect(), bits, n_in }
     }
 
-    /// Packed for a kernel set.
+    /// The weight, packed for a kernel set.
     fn pack(
         &self,
         layout: Layout,
@@ -62,7 +61,7 @@ impl Weight {
             .repacked(kernels)
     }
 
-    /// [O, I] in f64, which holds them exactly.
+    /// The values, [O, I]. f64 represents them exactly.
     fn values(&self) -> Vec<f64> {
         let of_row = |(row, &bits): (&BlockRow, &Bits)| {
             let group = bits.group();
@@ -81,7 +80,7 @@ impl Weight {
         self.rows.iter().zip(&self.bits).flat_map(of_row).collect()
     }
 
-    /// The magnitudes of what the values are sums of: `d·s·q` and `m·n`, or `d·s·32`.
+    /// The sums of the magnitudes of the terms of each value: `d·s·q` and `m·n`, or `d·s·(q − 32)`.
     fn magnitudes(&self) -> Vec<f64> {
         let of_row = |(row, &bits): (&BlockRow, &Bits)| {
             let group = bits.group();
@@ -101,7 +100,7 @@ impl Weight {
     }
 }
 
-/// The largest whole number.
+/// The largest integer that has this many bits.
 fn most(bits: Bits) -> u8 {
     match bits {
         Bits::Four => 15,
@@ -125,7 +124,7 @@ fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| v.into()).collect()
 }
 
-/// The product of rows that begin one element into their allocation, with a gap of NaN behind each.
+/// The product of rows that begin one element into their allocation, with a gap of NaN after each row.
 fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let (n_in, n_out) = (weight.n_in(), weight.n_columns());
     let n_rows = x.len() / n_in;
@@ -135,8 +134,8 @@ fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> 
         out[..n_in].copy_from_slice(row);
     }
     let mut out = vec![f32::NAN; n_rows * n_out];
-    let mut quantised = Quantised::default();
-    let x = quantised.quantise(weight, Rows::new(&padded[1..], [n_rows, n_in], stride));
+    let mut buffer = QuantizeBuffer::default();
+    let x = weight.quantize(Rows::new(&padded[1..], [n_rows, n_in], stride), &mut buffer);
     let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, n_out], n_out);
     weight.multiply(x, bias, rows, Epilogue::Store);
     out
@@ -158,14 +157,14 @@ fn shapes() -> Vec<[usize; 3]> {
     shapes
 }
 
-/// What the roundings of the sums in f32 may be of the sum of all magnitudes: four within a block, one when it
-/// is added, and the bias.
+/// The relative error of the f32 sums, as a factor of the sum of all magnitudes: four roundings in a block, one when
+/// the block is added, and one for the bias.
 fn roundings(n_in: usize) -> f64 {
     gamma(n_in / BLOCK + 6)
 }
 
-/// Rows whose blocks are whole multiples of a power of two, up to 127, which bytes hold.
-fn whole(seed: u64, n: usize) -> Vec<f32> {
+/// Rows whose blocks are integers up to 127 times a power of two, so that quantizing them to 8 bits is exact.
+fn quantizable(seed: u64, n: usize) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut values = Vec::with_capacity(n);
     while values.len() < n {
@@ -179,11 +178,11 @@ fn whole(seed: u64, n: usize) -> Vec<f32> {
 }
 
 #[test]
-fn what_bytes_hold_is_multiplied_exactly() {
+fn multiplies_exactly_if_activations_fit_in_8_bits() {
     for ([rows, n_in, n_out], bits) in
         shapes().into_iter().flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
-        let (x, weight) = (whole(1, rows * n_in), Weight::random(2, n_in, vec![bits; n_out]));
+        let (x, weight) = (quantizable(1, rows * n_in), Weight::random(2, n_in, vec![bits; n_out]));
         let (bias, x64) = (random(3, n_out), widened(&x));
         let expected = reference::linear(&x64, &weight.values(), Some(&widened(&bias)), n_in);
         let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
@@ -198,10 +197,10 @@ fn what_bytes_hold_is_multiplied_exactly() {
     }
 }
 
-/// The largest error that rounding activations makes of each element, and the roundings of the sums.
+/// The largest error of each element: of rounding activations, and of the f32 sums.
 fn bounds(x: &[f64], weight: &Weight) -> Vec<f64> {
     let n_in = weight.n_in;
-    // As far as f32 knows the scale and its inverse.
+    // The scale and its inverse are rounded to f32.
     let half = 0.5 + 1e-3;
     let errors: Vec<f64> = x
         .chunks_exact(BLOCK)
@@ -218,7 +217,7 @@ fn bounds(x: &[f64], weight: &Weight) -> Vec<f64> {
 }
 
 #[test]
-fn random_activations_are_within_what_rounding_them_costs() {
+fn error_of_random_activations_is_within_the_rounding_bound() {
     for ([rows, n_in, n_out], bits) in
         shapes().into_iter().flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
@@ -238,9 +237,9 @@ fn random_activations_are_within_what_rounding_them_costs() {
     }
 }
 
-/// All that saturates if anything does: the largest values of either sign, with the largest scales.
+/// The operands that would saturate first: the largest values of either sign, with the largest scales.
 #[test]
-fn the_largest_sums_are_exact() {
+fn largest_sums_do_not_saturate() {
     let n_in = BLOCK;
     for bits in ALL {
         let filled = |value: u8, scale: i8| BlockRow {
@@ -255,7 +254,7 @@ fn the_largest_sums_are_exact() {
         let weight = Weight { bits: vec![bits; rows.len()], rows, n_in };
         for kernels in Kernels::available() {
             let packed = weight.pack(Layout::Plain, None, kernels);
-            // All alike; signs that alternate by value, by pair and by quad.
+            // Equal signs, and signs that alternate by value, by pair and by quad.
             for half_period in [n_in, 1, 2, 4, 16] {
                 let sign =
                     |k: usize| if (k / half_period).is_multiple_of(2) { 127.0 } else { -127.0 };
@@ -270,9 +269,9 @@ fn the_largest_sums_are_exact() {
     }
 }
 
-/// Of small scales all sums are whole numbers that f32 has: every set gives the same bits.
+/// With small scales all sums are integers that f32 represents exactly, so that every set gives the same bits.
 #[test]
-fn whole_numbers_are_exact() {
+fn integers_are_multiplied_exactly() {
     for ([rows, n_in, n_out], bits) in
         shapes().into_iter().flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
@@ -283,7 +282,7 @@ fn whole_numbers_are_exact() {
             row.d.fill(1.0);
             row.m.fill(1.0);
         }
-        let mut x = whole(1, rows * n_in);
+        let mut x = quantizable(1, rows * n_in);
         for group in x.chunks_exact_mut(BLOCK) {
             let largest = group.iter().fold(0f32, |largest, x| largest.max(x.abs()));
             group.iter_mut().for_each(|x| *x = (*x / largest * 127.0).round());
@@ -298,7 +297,7 @@ fn whole_numbers_are_exact() {
 }
 
 #[test]
-fn bf16_activations_are_those_of_f32() {
+fn bf16_activations_give_the_result_of_the_same_f32_activations() {
     let (n_rows, n_in) = (13, BLOCK);
     let weight = Weight::random(2, n_in, vec![Bits::Four; 20]);
     let bf16: Vec<bf16> = random(1, n_rows * n_in).into_iter().map(bf16::from_f32).collect();
@@ -306,10 +305,10 @@ fn bf16_activations_are_those_of_f32() {
     for columns in [None, Some(random(5, n_in))] {
         for kernels in Kernels::available() {
             let packed = weight.pack(Layout::Plain, columns.as_deref(), kernels);
-            let mut quantised = Quantised::default();
+            let mut buffer = QuantizeBuffer::default();
             let mut out = vec![0f32; n_rows * 20];
             let x = Rows::new(bf16.as_slice(), [n_rows, n_in], n_in);
-            let x = quantised.quantise(&packed, x);
+            let x = packed.quantize(x, &mut buffer);
             let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, 20], 20);
             packed.multiply(x, None, rows, Epilogue::Store);
             assert!(out == multiply(&packed, &f32, None), "{}", kernels.name);
@@ -318,7 +317,7 @@ fn bf16_activations_are_those_of_f32() {
 }
 
 #[test]
-fn panels_may_be_in_different_bits_and_a_panel_may_not() {
+fn panels_may_have_different_bits_but_columns_of_a_panel_may_not() {
     // Panels of all sets have 16 or 32 columns.
     let bits = [[Bits::Four; 64], [Bits::Six; 64], [Bits::Five; 64]].concat();
     let weight = Weight::random(2, BLOCK, bits);
@@ -335,23 +334,15 @@ fn panels_may_be_in_different_bits_and_a_panel_may_not() {
     assert!(pack(BLOCK, 33).is_some() && pack(BLOCK, 34).is_none() && pack(128, 33).is_none());
 }
 
-/// Nothing is read behind a row that is too short for what belongs to its groups.
 #[test]
-#[should_panic(expected = "values for")]
-fn blocks_without_their_scales_are_refused() {
-    let values = vec![0i8; 2 * BLOCK];
-    Rows::new(Values::Blocks(&values), [1, 2 * BLOCK], 1000);
-}
-
-#[test]
-fn gates_and_ups_share_panels() {
+fn swiglu_matches_the_reference() {
     for ([rows, ffn], bits) in [[1, 1], [3, 7], [13, 17], [6, 100]]
         .into_iter()
         .flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
         let n_in = BLOCK;
         let mut weight = Weight::random(2, n_in, vec![bits; 2 * ffn]);
-        // Gates of about one.
+        // Scales that make gates about one.
         weight.rows.iter_mut().for_each(|row| {
             row.d.iter_mut().chain(&mut row.m).for_each(|scale| *scale *= 1e-5);
         });
@@ -359,7 +350,7 @@ fn gates_and_ups_share_panels() {
         let gate_up = reference::linear(&widened(&x), &weight.values(), None, n_in);
         let expected = reference::swiglu(&gate_up, ffn);
         let bounds = bounds(&widened(&x), &weight);
-        // SiLU's slope is at most 1.1, and an exponential and what is around it eight roundings.
+        // The slope of SiLU is at most 1.1, and the exponential and the operations around it round eight times.
         let bound = |i: usize| {
             let at = i / ffn * 2 * ffn + i % ffn;
             let (gate, up) = (gate_up[at].abs(), gate_up[at + ffn].abs());
@@ -374,7 +365,7 @@ fn gates_and_ups_share_panels() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_other_rows() {
+fn result_for_a_row_does_not_depend_on_other_rows() {
     let (n_in, n_out) = (2 * BLOCK, 90);
     let x = random(1, 400 * n_in);
     for bits in ALL {
@@ -392,14 +383,14 @@ fn a_row_does_not_depend_on_the_other_rows() {
 }
 
 #[test]
-fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
+fn zeros_give_zero_and_non_finite_values_give_non_finite_results() {
     let n_in = 2 * BLOCK;
     for bits in ALL {
         let weight = Weight::random(2, n_in, vec![bits; 8]);
         for kernels in Kernels::available() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             assert_eq!(multiply(&packed, &vec![0.0; n_in], None), [0.0; 8], "{}", kernels.name);
-            // Smaller than any scale: as good as zero, and no division by it.
+            // Values below every scale count as zero, without a division by zero.
             let tiny = vec![f32::from_bits(1); n_in];
             assert!(multiply(&packed, &tiny, None).iter().all(|y| y.abs() < 1e-30));
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -418,7 +409,7 @@ fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
 }
 
 #[test]
-fn empty_operands_are_computed() {
+fn multiplies_empty_operands() {
     for kernels in Kernels::available() {
         for [rows, n_out] in [[0, 5], [2, 0]] {
             let weight = Weight::random(1, BLOCK, vec![Bits::Four; n_out]);

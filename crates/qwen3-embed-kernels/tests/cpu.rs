@@ -1,14 +1,12 @@
-//! Every kernel of every kernel set against its f64 reference, with bounds derived from the
-//! standard model of rounding: a sum of n products in f32 is off by at most
-//! γ(n) = n·u / (1 − n·u) times the sum of their magnitudes, where u is half the distance from 1 to
-//! the next f32 (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1).
+//! Every kernel of every kernel set against its f64 reference. Bounds are derived from the standard model of rounding:
+//! the error of a sum of n products in f32 is at most γ(n) = n·u / (1 − n·u) times the sum of their magnitudes, where u is
+//! half the distance from 1 to the next f32 (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1).
 //!
-//! Where a value is stored as bf16, half the distance from 1 to the next bf16, times the value, is
-//! added to the bound.
+//! Where a value is stored as bf16, half the distance from 1 to the next bf16, times the value, is added to the bound.
 //!
-//! Inputs begin one element into their allocation, so that no kernel may count on alignment; outputs
-//! hold NaN, so that none may leave an element out; gaps between rows hold NaN, so that none may read
-//! them, and still do afterwards.
+//! Inputs begin one element into their allocation, so that kernels cannot rely on alignment. Outputs are initialized with
+//! NaN, so that tests see elements that are not written. Gaps between rows are NaN, so that tests see reads of gaps, and
+//! must be NaN afterwards.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -21,7 +19,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 const U: f64 = f32::EPSILON as f64 / 2.0;
 
-/// An exponential is within 2 ulp, and what surrounds it adds a few roundings.
+/// An exponential is within 2 ulp, and the operations around it add a few roundings.
 const EXP_ROUNDINGS: usize = 8;
 
 fn gamma(n: usize) -> f64 {
@@ -54,7 +52,7 @@ impl Misaligned {
 /// A type of activations.
 trait Value: Copy + Into<f64> + PartialEq + 'static {
     const NAN: Self;
-    /// Half the distance from 1 to the next value beyond what f32 has, 0 for f32 itself.
+    /// Half the distance from 1 to the next value, 0 for f32.
     const U: f64;
     fn of(value: f32) -> Self;
     fn read(values: &[Self]) -> Values<'_>;
@@ -125,7 +123,7 @@ impl<T: Value> Grid<T> {
         RowsMut::new(T::write(&mut self.values[1..]), self.shape, self.shape[1] + Self::GAP)
     }
 
-    /// The values without the gaps, after a look at those.
+    /// The values without the gaps, which are checked.
     fn dense(&self) -> Vec<f64> {
         let mut dense = Vec::new();
         for row in self.values[1..].chunks_exact(self.shape[1] + Self::GAP) {
@@ -136,7 +134,7 @@ impl<T: Value> Grid<T> {
         dense
     }
 
-    /// Compares with what was expected before it was rounded to `T`.
+    /// Compares with expected values that are not yet rounded to `T`.
     fn assert_close(&self, expected: &[f64], bound: impl Fn(usize) -> f64, what: &str) {
         let got = self.dense();
         assert_eq!(got.len(), expected.len(), "{what}");
@@ -170,7 +168,7 @@ fn assert_close(got: &[f32], expected: &[f64], bound: impl Fn(usize) -> f64, wha
 }
 
 #[test]
-fn current_set_is_the_one_that_the_environment_names_or_one_of_this_cpu() {
+fn current_set_is_the_set_named_by_the_environment_or_an_available_set() {
     assert_eq!(Kernels::available()[0].name, "portable");
     let current = Kernels::current();
     match std::env::var(Kernels::VARIABLE).ok().filter(|name| !name.is_empty()) {
@@ -180,15 +178,9 @@ fn current_set_is_the_one_that_the_environment_names_or_one_of_this_cpu() {
 }
 
 #[test]
-fn the_measured_peak_is_one_a_processor_can_have() {
+fn measured_peak_is_plausible() {
     for kernels in Kernels::available() {
-        for arithmetic in [
-            Arithmetic::F32,
-            Arithmetic::Bf16,
-            Arithmetic::Int8,
-            Arithmetic::Bytes,
-            Arithmetic::Blocks,
-        ] {
+        for arithmetic in Arithmetic::ALL {
             let peak = kernels.measured_peak(arithmetic);
             assert!((1e7..2e12).contains(&peak), "{}: {peak:e}", kernels.name);
         }
@@ -221,11 +213,11 @@ fn rms_norm_matches_the_reference() {
     }
 }
 
-/// Every bf16 value that f32 can be rounded to, from both sides and from half-way, and what is not
-/// finite: as the `half` crate rounds them.
+/// f32 values around every seventh bf16 value and half-way between two, and values that are not finite: as the `half`
+/// crate rounds them.
 #[test]
-fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
-    // Normal numbers, zeros and infinities; processors may round what is subnormal to zero.
+fn rounds_to_nearest_bf16_with_ties_to_even_and_keeps_non_finite_values() {
+    // Normal numbers, zeros and infinities. CPUs may round subnormal values to zero.
     let upper = (0u32..0x8000).filter(|u| *u == 0 || (0x80..=0x7f80).contains(u)).step_by(7);
     let mut values: Vec<f32> = upper
         .flat_map(|u| [u, u | 0x8000])
@@ -235,7 +227,7 @@ fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
         .collect();
     values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY]);
     for kernels in Kernels::available() {
-        // A product with one stores what it is given.
+        // A product with 1 stores its input.
         let one = PackedWeight::pack_f32(1, 1, Layout::Plain, |_, row| row[0] = 1.0);
         let x = Grid::<f32>::of(&values, 1);
         let mut out = Grid::<bf16>::nan(values.len(), 1);
@@ -244,7 +236,7 @@ fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
             let expected = bf16::from_f32(*value).to_f64();
             assert!(got == expected, "{}: {got:e} for {value:e}", kernels.name);
         }
-        // NaN with the lowest and the highest bits set, which rounding could carry away.
+        // NaN with the lowest and the highest bits set, which the addition of rounding could overflow.
         for bits in [0x7f80_0001, 0x7fff_ffff, 0xff80_0001, 0xffff_ffff] {
             let nan = Grid::<f32>::of(&[f32::from_bits(bits)], 1);
             let mut out = Grid::<bf16>::of(&[0.0], 1);
@@ -257,7 +249,7 @@ fn bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite() {
 /// Sizes around the edges of tiles and panels of 8 to 32 columns.
 const SIZES: [usize; 10] = [1, 2, 7, 8, 15, 16, 17, 31, 33, 130];
 
-/// A product whose input is `X` and whose weight is kept in bf16, or not.
+/// A product whose input is `X` and whose weight is in bf16, or in f32.
 fn check_linear<X: Value>(keep_bf16: bool, [rows, n_in, n_out]: [usize; 3]) {
     let x = Grid::<X>::random(1, rows, n_in);
     let weight = Misaligned::random(2, n_out * n_in);
@@ -309,8 +301,8 @@ fn check_swiglu<X: Value, O: Value>(keep_bf16: bool, [rows, n_in, ffn]: [usize; 
         let packed = packed.repacked(kernels);
         assert_eq!(packed.n_columns(), ffn);
         packed.multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
-        // SiLU's slope is at most 1.1, so that an error of the gate grows no further, and
-        // what it multiplies is the up value with its own error.
+        // The slope of SiLU is at most 1.1, so that it hardly increases the error of the gate. It is multiplied with
+        // the up value, which has an error of its own.
         let bound = |i: usize| {
             let (row, column) = (i / ffn, i % ffn);
             let at = row * 2 * ffn + column;
@@ -332,9 +324,9 @@ fn swiglu_matches_the_reference() {
 }
 
 #[test]
-fn swiglu_of_extreme_gates_is_finite_and_right() {
+fn swiglu_of_extreme_gates_is_finite_and_accurate() {
     for kernels in Kernels::available() {
-        // One input of 1, so that the weight's rows are the gates and, behind them, the ups.
+        // The input is 1, so that the rows of the weight are the gates and then the ups.
         let gates = [-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 88.0, 200.0, 1e30];
         let rows: Vec<f32> = gates.iter().copied().chain([1.0; 9]).collect();
         let packed = PackedWeight::pack_f32(18, 1, Layout::SwiGlu, |o, row| row[0] = rows[o]);
@@ -372,7 +364,7 @@ fn check_rows_alone<X: Value, O: Value>(keep_bf16: bool, layout: Layout) {
 }
 
 #[test]
-fn a_row_of_a_product_does_not_depend_on_the_other_rows() {
+fn result_for_a_row_does_not_depend_on_other_rows() {
     for layout in [Layout::Plain, Layout::SwiGlu] {
         check_rows_alone::<f32, f32>(false, layout);
         check_rows_alone::<f32, f32>(true, layout);
@@ -419,7 +411,7 @@ fn qk_norm_rope_matches_the_reference() {
                 let x = widened(&part(before.get()));
                 let expected = reference::qk_norm_rope(&x, &norm.f64(), 1e-6, 1e4, &batch);
                 let normed = reference::rms_norm(&x, &norm.f64(), 1e-6);
-                // The norm's error, and a rotation of the pair: rounded tables, two products, a sum.
+                // The error of the norm, and a rotation of the pair: rounded tables, two products and a sum.
                 let bound = |i: usize| {
                     let (head, lane) = (i / head_dim * head_dim, i % half);
                     gamma(head_dim + 12)
@@ -450,7 +442,7 @@ fn attend_from<T: Value>(
 ) -> Grid<T> {
     let mut out = Grid::nan(batch.n_rows() - batch.first_query(queries), heads.q_columns());
     let mut scratch = AttentionScratch::default();
-    // What an earlier and larger batch left in the scratch must not matter.
+    // Values that an earlier and larger batch left in the scratch buffers must not matter.
     let larger = Ragged::from_lengths([batch.n_tokens() + 40]).unwrap();
     let ones = vec![1.0; larger.n_tokens() * heads.qkv_columns()];
     let mut ignored = Grid::<T>::nan(larger.n_tokens(), heads.q_columns());
@@ -470,13 +462,13 @@ fn check_attention<T: Value>(batch: &Ragged, heads: Heads) {
             .map(|v| T::of(v).into() * scale)
             .collect()
     };
-    // The kernel takes queries that were divided by √D, the reference divides them itself.
+    // The kernel expects queries that are divided by √D. The reference divides them itself.
     let q = part(0, n_heads, (head_dim as f64).sqrt());
     let k = part(n_heads, n_kv_heads, 1.0);
     let v = part(n_heads + n_kv_heads, n_kv_heads, 1.0);
     let expected = reference::attention(&q, &k, &v, batch, n_heads, n_kv_heads, head_dim);
-    // Values are at most 2: a score is off by δ, hence a weight by the factor exp(2δ); the
-    // exponentials, their sum, the weighted sum and its rescaling add their own roundings.
+    // Values are at most 2. An error δ of the scores is a factor exp(2δ) of the weights. The exponentials, their sum,
+    // the weighted sum and its rescaling round too.
     let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
     let roundings = 2 * batch.max_length() + 2 * EXP_ROUNDINGS + batch.max_length() / 16;
     let bound = 2.0 * (2.0 * score_error + gamma(roundings) + T::U);
@@ -513,8 +505,7 @@ fn attention_matches_the_reference() {
     }
 }
 
-/// Segments that continue one another at and around the edges of blocks and panels, given ones and
-/// such without a text of their own among them.
+/// Segments that continue one another at and around the edges of blocks and panels, of all kinds.
 fn forests() -> Vec<Ragged> {
     use SegmentKind::{Given, Inner, Text};
     let segment = |n_tokens, parent, kind| Segment { n_tokens, parent, kind };
@@ -556,7 +547,7 @@ fn attention_along_segments_matches_the_reference() {
     }
 }
 
-/// Each segment's rows are, bit for bit, those of a batch in which its text is alone and whole.
+/// The rows of each segment equal, bit for bit, those of a batch with only its whole text.
 fn check_segments_alone<T: Value>() {
     let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
     let (columns, out_columns) = (heads.qkv_columns(), heads.q_columns());
@@ -590,7 +581,7 @@ fn check_segments_alone<T: Value>() {
 }
 
 #[test]
-fn attention_along_segments_is_that_of_whole_texts_bit_for_bit() {
+fn attention_along_segments_equals_attention_of_whole_texts_bit_for_bit() {
     check_segments_alone::<f32>();
     check_segments_alone::<bf16>();
 }
@@ -607,7 +598,7 @@ fn check_text_alone<T: Value>() {
         let together = bits(&attend::<T>(kernels, qkv.get(), batch, heads));
         for (end, n_tokens) in batch.last_rows().into_iter().zip(lengths) {
             let text = end as usize + 1 - n_tokens..end as usize + 1;
-            // Alone, and cut short: what comes after a token does not matter, unless it is seen.
+            // The text alone, whole and truncated: later tokens only matter in bidirectional batches.
             for n in [text.len(), text.len().div_ceil(2), 1] {
                 if n < text.len() && !batch.is_causal() {
                     continue;
@@ -624,7 +615,7 @@ fn check_text_alone<T: Value>() {
 }
 
 #[test]
-fn attention_depends_on_nothing_but_the_text_bit_for_bit() {
+fn attention_depends_only_on_its_text_bit_for_bit() {
     check_text_alone::<f32>();
     check_text_alone::<bf16>();
 }
@@ -639,7 +630,7 @@ fn scores_of_hundreds_do_not_overflow() {
     for kernels in Kernels::available() {
         let out = attend::<f32>(kernels, &rows, &batch, heads).dense();
         for (position, out) in out.chunks_exact(2).enumerate() {
-            // All weight is on the tokens with the largest score seen so far.
+            // The softmax selects the tokens with the largest score so far.
             let best = (0..=position).map(|p| p % 5).max().unwrap();
             let places: Vec<usize> = (0..=position).filter(|p| p % 5 == best).collect();
             let mean = places.iter().sum::<usize>() as f64 / places.len() as f64;
@@ -649,16 +640,16 @@ fn scores_of_hundreds_do_not_overflow() {
     }
 }
 
-/// A score that is not finite, of a token that others see, must not vanish in the softmax.
+/// A score that is not finite must not vanish in the softmax of the tokens that see it.
 #[test]
-fn what_is_not_finite_stays_so() {
+fn non_finite_values_give_non_finite_results() {
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 2 };
     let batch = Ragged::from_lengths([40]).unwrap();
     for (kernels, value) in Kernels::available()
         .iter()
         .flat_map(|kernels| [f32::NAN, f32::INFINITY].map(|value| (kernels, value)))
     {
-        // The first key's, and then the first value's.
+        // In the first key, and then in the first value.
         for column in [2, 4] {
             let mut qkv = vec![1.0; 40 * heads.qkv_columns()];
             qkv[column] = value;
@@ -680,7 +671,7 @@ fn what_is_not_finite_stays_so() {
 }
 
 #[test]
-fn empty_operands_are_computed() {
+fn computes_empty_operands() {
     for kernels in Kernels::available() {
         for [rows, n_in, n_out] in [[0, 3, 5], [2, 0, 5], [2, 3, 0]] {
             let weight = PackedWeight::pack_bf16(n_out, n_in, Layout::Plain, |_, _| {});
@@ -700,15 +691,15 @@ fn empty_operands_are_computed() {
     }
 }
 
-/// What safe code can pass and kernels cannot compute is a panic, not a read beyond the end.
+/// Operands that would make kernels read out of bounds cause a panic.
 #[test]
-fn operands_that_no_kernel_can_read_are_refused() {
+fn panics_on_operands_that_do_not_fit() {
     let refused = |f: &dyn Fn()| {
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err());
     };
     refused(&|| _ = Rows::new(&[0f32; 9][..], [2, 5], 5));
     refused(&|| _ = Rows::new(&[0f32; 9][..], [2, 5], 4));
-    // Products that wrap around to something small.
+    // Sizes whose product overflows to a small number.
     refused(&|| _ = Rows::new(&[0f32][..], [(1 << 62) + 1, 1], 4));
     refused(&|| _ = RowsMut::new(&mut [0f32][..], [(1 << 62) + 1, 1], 4));
     refused(&|| drop(PackedWeight::pack_f32(3, 1, Layout::SwiGlu, |_, row| row[0] = 1.0)));
@@ -743,7 +734,7 @@ fn pack(
     }
 }
 
-/// A weight's values as they are kept.
+/// The values of a weight after packing.
 fn kept(weight: &Misaligned, keep_bf16: bool) -> Vec<f64> {
     let value = |v: &f32| if keep_bf16 { bf16::from_f32(*v).to_f64() } else { f64::from(*v) };
     weight.get().iter().map(value).collect()

@@ -1,24 +1,24 @@
-//! Products with weights in 8 bits, of every kernel set, against the f64 reference.
+//! Products with 8-bit weights, for every kernel set, against the f64 reference.
 //!
-//! Rounding a weight to a multiple of its group's scale is off by at most half of that, which is the
-//! group's largest magnitude over 254; rounding an activation to 16 bits, by its row's largest over 65,534,
-//! and to 8 bits, by its group's over 254. These errors times what they are multiplied with, and the
-//! roundings of the sums in f32, bound the result's.
+//! Rounding a weight to a multiple of the scale of its group has an error of at most half of that scale, which is the
+//! largest magnitude of the group over 254. For an activation it is the largest of its row over 65,534 in 16 bits, and
+//! the largest of its group over 254 in 8 bits. The error of the result is bounded by these errors times the other
+//! operand, plus the roundings of the f32 sums.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut, Values, rotate,
+    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, QuantizeBuffer, Rows, RowsMut, rotate,
 };
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-/// How products with weights in 8 bits are computed.
+/// The arithmetic of products with 8-bit weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
-    /// From activations in 16 bits.
+    /// With activations in 16 bits.
     Int8,
-    /// From activations in 8 bits.
+    /// With activations in 8 bits.
     Bytes,
 }
 
@@ -30,7 +30,7 @@ impl Kind {
         if self == Self::Int8 { 32 } else { BYTE_GROUP }
     }
 
-    /// Activations of a row of `n_in` that share a scale, and their largest multiple of it.
+    /// The number of activations of a row of `n_in` that share a scale, and the largest multiple of that scale.
     fn activations(self, n_in: usize) -> (usize, i32) {
         if self == Self::Int8 { (n_in, 32_767) } else { (BYTE_GROUP, 127) }
     }
@@ -44,7 +44,7 @@ impl Kind {
         }
     }
 
-    /// Each of them with every kernel set.
+    /// Every kind with every kernel set.
     fn with_kernels() -> impl Iterator<Item = (Self, &'static Kernels)> {
         Self::ALL.into_iter().flat_map(|kind| Kernels::available().iter().map(move |k| (kind, k)))
     }
@@ -76,7 +76,7 @@ fn pack_precise(weight: &[f32], n_in: usize, precise: &[usize]) -> PackedWeight 
     })
 }
 
-/// The product of rows that begin one element into their allocation, with a gap of NaN behind each.
+/// The product of rows that begin one element into their allocation, with a gap of NaN after each row.
 fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let (n_in, n_out) = (weight.n_in(), weight.n_columns());
     let n_rows = x.len() / n_in;
@@ -86,11 +86,11 @@ fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> 
         out[..n_in].copy_from_slice(row);
     }
     let mut out = vec![f32::NAN; n_rows * n_out];
-    let mut quantised = Quantised::default();
-    // What an earlier and larger product left must not matter.
-    let ones = vec![f32::NAN; (n_rows + 3) * n_in];
-    quantised.quantise(weight, Rows::new(ones.as_slice(), [n_rows + 3, n_in], n_in));
-    let x = quantised.quantise(weight, Rows::new(&padded[1..], [n_rows, n_in], stride));
+    let mut buffer = QuantizeBuffer::default();
+    // Values that an earlier and larger product left in the buffer must not matter.
+    let nans = vec![f32::NAN; (n_rows + 3) * n_in];
+    weight.quantize(Rows::new(nans.as_slice(), [n_rows + 3, n_in], n_in), &mut buffer);
+    let x = weight.quantize(Rows::new(&padded[1..], [n_rows, n_in], stride), &mut buffer);
     let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, n_out], n_out);
     weight.multiply(x, bias, rows, Epilogue::Store);
     out
@@ -117,9 +117,9 @@ fn shapes() -> Vec<[usize; 3]> {
     shapes
 }
 
-/// Rows of `n` whole numbers up to `largest`, each `group` of which have one of that magnitude and are
-/// multiplied with a power of two: bringing them into as many bits loses nothing.
-fn whole(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<f32> {
+/// Rows of `n` integers up to `largest` times a power of two for each `group`, one of which has the largest magnitude:
+/// quantizing them is exact.
+fn quantizable(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut values = Vec::with_capacity(n_rows * n);
     for _ in 0..n_rows {
@@ -137,20 +137,20 @@ fn whole(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<
 }
 
 #[test]
-fn what_quantisation_keeps_is_multiplied_exactly() {
+fn multiplies_exactly_if_quantization_is_exact() {
     for ([rows, n_in, n_out], kind) in
         shapes().into_iter().flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
     {
         let (group, largest) = kind.activations(n_in);
-        let x = whole(1, [rows, n_in], group, largest);
-        let weight = whole(2, [n_out, n_in], kind.group(), 127);
+        let x = quantizable(1, [rows, n_in], group, largest);
+        let weight = quantizable(2, [n_out, n_in], kind.group(), 127);
         let bias = random(3, n_out);
         let (x64, w64) = (widened(&x), widened(&weight));
         let expected = reference::linear(&x64, &w64, Some(&widened(&bias)), n_in);
         let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
         let sums =
             reference::linear(&sizes(&x64), &sizes(&w64), Some(&sizes(&widened(&bias))), n_in);
-        // Each group's sum is rounded once when it becomes f32, and once when it is added.
+        // The sum of a group is rounded once when it becomes f32, and once when it is added.
         let roundings = gamma(2 * n_in.div_ceil(kind.group()) + 2);
         for kernels in Kernels::available() {
             let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
@@ -166,7 +166,7 @@ fn what_quantisation_keeps_is_multiplied_exactly() {
     }
 }
 
-/// A weight whose groups' scales are powers of two, from its integers and scales.
+/// A weight that was quantized before, to integers and scales.
 fn from_q8(weight: &[f32], n_in: usize) -> PackedWeight {
     let group = Kind::Int8.group();
     PackedWeight::pack_q8(weight.len() / n_in, n_in, Layout::Plain, |o, values, scales| {
@@ -180,7 +180,7 @@ fn from_q8(weight: &[f32], n_in: usize) -> PackedWeight {
     })
 }
 
-/// The largest error that rounding the operands makes of each element, and the roundings of the sums.
+/// The largest error of each element: of rounding the operands, and of the f32 sums.
 fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize]) -> Vec<f64> {
     let (x_group, most) = kind.activations(n_in);
     // The largest of the values that share a scale with the one at `k`.
@@ -195,7 +195,7 @@ fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize])
             for (k, (&x_k, &w_k)) in x.iter().zip(w).enumerate() {
                 let dx = largest_beside(x, k, x_group) / f64::from(2 * most);
                 let first = largest_beside(w, k, kind.group()) / 254.0;
-                // What is left is at most that, and is rounded to a multiple of its largest over 127.
+                // The remainder is at most `first`, and is quantized again.
                 let dw = if precise.contains(&k) { first / 254.0 } else { first };
                 let (x, w) = (f64::from(x_k.abs()), f64::from(w_k.abs()));
                 bound += x * dw + dx * (w + dw);
@@ -208,7 +208,7 @@ fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize])
 }
 
 #[test]
-fn random_weights_are_within_what_rounding_them_costs() {
+fn error_of_random_weights_is_within_the_rounding_bound() {
     for [rows, n_in, n_out] in shapes() {
         let (x, weight) = (random(1, rows * n_in), random(2, n_out * n_in));
         let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
@@ -231,8 +231,8 @@ fn random_weights_are_within_what_rounding_them_costs() {
     }
 }
 
-/// Rotating operands in the kernels gives, bit for bit, what the kernels give for operands that are rotated before;
-/// and the product is that of the operands, within what rounding rotated ones costs.
+/// If the kernels rotate the operands, the result has the same bits as for operands that were rotated before. It is the
+/// product of the operands, within the rounding bound for rotated operands.
 #[test]
 fn rotated_operands_have_the_same_product() {
     for [rows, n_in, n_out] in [[1, 256, 5], [7, 512, 33], [13, 1024, 40]] {
@@ -250,15 +250,15 @@ fn rotated_operands_have_the_same_product() {
             let what = format!("{}, {rows} × {n_in} × {n_out}", kernels.name);
             let got = multiply(&within.repacked(kernels), &x, None);
             assert_eq!(got, multiply(&before.repacked(kernels), &rotated_x, None), "{what}");
-            // Rotating rounds five times.
+            // A rotation rounds five times.
             assert_close(&got, &expected, |i| bounds[i] * (1.0 + gamma(10)), &what);
         }
     }
 }
 
-/// Features with all of the activations' weight: a thousand times closer when they are kept so.
+/// Only the precise features have activations that are not zero.
 #[test]
-fn precise_features_have_sixteen_bits() {
+fn precise_features_have_weights_of_16_bits() {
     let n_in = 300;
     let precise = [7, 40, 41, 299];
     let mut x = vec![0f32; n_in];
@@ -277,9 +277,9 @@ fn precise_features_have_sixteen_bits() {
     }
 }
 
-/// Groups of either sign whose values are all as large as they can be: no sum on the way saturates.
+/// Groups of either sign whose values are all as large as possible.
 #[test]
-fn the_largest_sums_are_exact() {
+fn largest_sums_do_not_saturate() {
     let n_in = 2 * BYTE_GROUP;
     let weight: Vec<f32> = [[127.0; 128], [-127.0; 128]].concat();
     for (kind, kernels) in Kind::with_kernels() {
@@ -293,33 +293,25 @@ fn the_largest_sums_are_exact() {
 }
 
 #[test]
-fn bf16_activations_are_those_of_f32() {
+fn bf16_activations_give_the_result_of_the_same_f32_activations() {
     let (n_rows, n_in) = (13, 150);
     let weight = random(2, 20 * n_in);
     let bf16: Vec<bf16> = random(1, n_rows * n_in).into_iter().map(bf16::from_f32).collect();
     let f32: Vec<f32> = bf16.iter().map(|x| x.to_f32()).collect();
     for (kind, kernels) in Kind::with_kernels() {
         let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
-        let mut quantised = Quantised::default();
+        let mut buffer = QuantizeBuffer::default();
         let mut out = vec![0f32; n_rows * 20];
         let x = Rows::new(bf16.as_slice(), [n_rows, n_in], n_in);
-        let x = quantised.quantise(&packed, x);
+        let x = packed.quantize(x, &mut buffer);
         let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, 20], 20);
         packed.multiply(x, None, rows, Epilogue::Store);
         assert!(out == multiply(&packed, &f32, None), "{}, {kind:?}", kernels.name);
     }
 }
 
-/// Nothing is read behind a row that is too short for its groups.
 #[test]
-#[should_panic(expected = "values for")]
-fn bytes_without_their_scales_are_refused() {
-    let values = vec![0i8; 2 * BYTE_GROUP];
-    Rows::new(Values::Bytes(&values), [1, 2 * BYTE_GROUP], 200);
-}
-
-#[test]
-fn gates_and_ups_share_panels() {
+fn swiglu_matches_the_reference() {
     for ([rows, n_in, ffn], kind) in [[1, 9, 1], [3, 40, 7], [13, 33, 17], [6, 64, 100]]
         .into_iter()
         .flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
@@ -330,7 +322,7 @@ fn gates_and_ups_share_panels() {
         let bounds = bounds(kind, &x, &weight, n_in, &[]);
         for kernels in Kernels::available() {
             let packed = kind.pack(&weight, n_in, Layout::SwiGlu).repacked(kernels);
-            // SiLU's slope is at most 1.1, and an exponential and what is around it eight roundings.
+            // The slope of SiLU is at most 1.1, and the exponential and the operations around it round eight times.
             let bound = |i: usize| {
                 let at = i / ffn * 2 * ffn + i % ffn;
                 let (gate, up) = (gate_up[at].abs(), gate_up[at + ffn].abs());
@@ -343,7 +335,7 @@ fn gates_and_ups_share_panels() {
 }
 
 #[test]
-fn a_row_does_not_depend_on_the_other_rows() {
+fn result_for_a_row_does_not_depend_on_other_rows() {
     let (n_in, n_out) = (70, 90);
     let (x, weight) = (random(1, 400 * n_in), random(2, n_out * n_in));
     for (kind, kernels) in Kind::with_kernels() {
@@ -358,13 +350,13 @@ fn a_row_does_not_depend_on_the_other_rows() {
 }
 
 #[test]
-fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
+fn zeros_give_zero_and_non_finite_values_give_non_finite_results() {
     let n_in = 40;
     let finite = random(2, 8 * n_in);
     for (kind, kernels) in Kind::with_kernels() {
         let packed = kind.pack(&finite, n_in, Layout::Plain).repacked(kernels);
         assert_eq!(multiply(&packed, &vec![0.0; n_in], None), [0.0; 8], "{}", kernels.name);
-        // Smaller than any scale: as good as zero, and no division by it.
+        // Values below every scale count as zero, without a division by zero.
         let tiny = vec![f32::from_bits(1); n_in];
         assert!(multiply(&packed, &tiny, None).iter().all(|y| y.abs() < 1e-30));
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -386,7 +378,7 @@ fn zeros_stay_zero_and_what_is_not_finite_is_seen() {
 }
 
 #[test]
-fn empty_operands_are_computed() {
+fn multiplies_empty_operands() {
     for (kind, kernels) in Kind::with_kernels() {
         for [rows, n_in, n_out] in [[0, 3, 5], [2, 3, 0]] {
             let weight = kind.pack(&vec![1.0; n_out * n_in], n_in, Layout::Plain);

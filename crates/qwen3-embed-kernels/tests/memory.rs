@@ -1,5 +1,5 @@
-//! Attention's memory grows with a text's length, not with its square; and once the buffers are
-//! there, a layer allocates nothing of its own.
+//! The memory of attention grows with the length of a text and not with its square, and a layer does not allocate once its
+//! buffers exist.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -15,30 +15,30 @@ use qwen3_embed_kernels::cpu::{
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
-/// Counts allocations, the bytes that are allocated, and the most there ever were.
+/// Counts allocations, allocated bytes, and the peak of allocated bytes.
 struct Counting;
 
 thread_local! {
-    /// Allocations of this thread: those of the test harness do not count.
+    /// Allocations of this thread, without those of the test harness.
     static COUNT: Cell<usize> = const { Cell::new(0) };
 }
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call is passed on unchanged to the system's allocator.
+// SAFETY: every call is passed unchanged to the allocator of the system.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         COUNT.set(COUNT.get() + 1);
         let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
         PEAK.fetch_max(now, Relaxed);
-        // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller keeps `GlobalAlloc::dealloc`'s contract.
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -46,11 +46,11 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The counters of bytes are the whole process's: one test at a time.
+/// Tests run one at a time, because the counters of bytes are shared by the process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
-fn sixteen_thousand_tokens_need_no_square_matrix() {
+fn attention_over_16384_tokens_needs_no_square_matrix() {
     let _alone = ALONE.lock();
     let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 8 };
     let n_tokens = 16_384;
@@ -67,10 +67,10 @@ fn sixteen_thousand_tokens_need_no_square_matrix() {
         attention(kernels, &qkv, &batch, Queries::All, heads, &mut scratch, out);
         PEAK.load(Relaxed) - before
     };
-    // The scores of all tokens would be 2 GiB; packed keys and values are 2 MiB.
+    // A matrix of all scores would have 2 GiB. Packed keys and values have 2 MiB.
     let first = peak_of();
     assert!(first < 8 << 20, "{} KiB", first >> 10);
-    // The second call packs into what the first left.
+    // The second call uses the buffers of the first.
     let second = peak_of();
     assert!(second < 2 << 20, "{} KiB", second >> 10);
 }
@@ -95,7 +95,7 @@ fn linear(n_out: usize, n_in: usize, layout: cpu::Layout, arithmetic: Arithmetic
 }
 
 #[test]
-fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
+fn second_call_of_a_layer_allocates_only_the_lists_of_candle() {
     let _alone = ALONE.lock();
     let heads = Heads { n_heads: 16, n_kv_heads: 2, head_dim: 16 };
     let (c, f, q, n) = (256, 512, heads.q_columns(), 210);
@@ -112,7 +112,7 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
     let head_norm = Tensor::ones(16, DType::F32, &Device::Cpu).unwrap();
     let table = Tensor::ones((n, 8), DType::F32, &Device::Cpu).unwrap();
     let (x, qkv) = (zeros(n, c, DType::F32), zeros(n, heads.qkv_columns(), DType::F32));
-    // A call from outside a pool allocates when it hands over; a model's calls come from within.
+    // Calls from outside a thread pool allocate when they enter it. A model calls from within.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     for (dtype, arithmetic) in [
         (DType::F32, Arithmetic::F32),
@@ -145,7 +145,7 @@ fn after_the_first_call_a_layer_allocates_nothing_but_candles_lists() {
             layer();
             COUNT.get() - before
         });
-        // candle makes a small list for each operation that it calls: seven in a layer.
+        // candle allocates a small list for each operation, of which a layer has seven.
         assert!(allocations <= 14, "{dtype:?}, {arithmetic:?}: {allocations} allocations");
     }
 }

@@ -6,16 +6,16 @@
 use std::ffi::c_void;
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::cublas::result::{CublasError, gemm_ex};
+use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
 use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
-use candle_core::cuda_backend::cudarc::driver::result::DriverError;
-use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage};
 use candle_core::{DType, Device};
 use half::{bf16, f16};
 
-use super::{Element, Launch, Product, Shape};
+use super::{ElementType, Gemm, Launch, Shape};
+use crate::error::says_out_of_memory;
 use crate::{Error, Result};
 
 /// Each file of kernels, compiled, and the operations that are in it.
@@ -84,7 +84,7 @@ pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
 pub(crate) struct Operand {
     /// Where its first element is.
     pub(crate) address: u64,
-    pub(crate) element: Element,
+    pub(crate) element: ElementType,
     pub(crate) shape: Shape,
     /// Where its first element is within its allocation, which begins at a multiple of 256 bytes.
     pub(crate) start: usize,
@@ -99,9 +99,9 @@ impl Operand {
         shape: Shape,
     ) -> Result<Self> {
         let (element, address) = match storage.dtype() {
-            DType::F32 => (Element::F32, address_of::<f32>(storage, start)?),
-            DType::BF16 => (Element::Bf16, address_of::<bf16>(storage, start)?),
-            DType::F16 => (Element::F16, address_of::<f16>(storage, start)?),
+            DType::F32 => (ElementType::F32, address_of::<f32>(storage, start)?),
+            DType::BF16 => (ElementType::Bf16, address_of::<bf16>(storage, start)?),
+            DType::F16 => (ElementType::F16, address_of::<f16>(storage, start)?),
             other => {
                 let (expected, got) = ("f32, bf16 or f16", other.as_str());
                 return Err(Error::Type { op, expected, got });
@@ -166,7 +166,7 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
 /// The product was made for these matrices and a weight without gaps at this address, of the type of `x`.
 pub(crate) unsafe fn multiply(
     device: &CudaDevice,
-    product: &Product,
+    product: &Gemm,
     weight: u64,
     x: Operand,
     out: Operand,
@@ -179,7 +179,7 @@ pub(crate) unsafe fn multiply(
     let stream = device.cuda_stream();
     stream.context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
     let (one, beta) = (1f32, if add { 1f32 } else { 0f32 });
-    let at = |address: u64, offset: usize, element: Element| {
+    let at = |address: u64, offset: usize, element: ElementType| {
         (address + (offset * element.size()) as u64) as *mut c_void
     };
     let [lda, ldb, ldc] = product.strides;
@@ -211,11 +211,11 @@ pub(crate) unsafe fn multiply(
     status.map_err(|e| failed(OP, e.into()))
 }
 
-fn data_type(element: Element) -> cublas::cudaDataType {
+fn data_type(element: ElementType) -> cublas::cudaDataType {
     match element {
-        Element::F32 => cublas::cudaDataType::CUDA_R_32F,
-        Element::Bf16 => cublas::cudaDataType::CUDA_R_16BF,
-        Element::F16 => cublas::cudaDataType::CUDA_R_16F,
+        ElementType::F32 => cublas::cudaDataType::CUDA_R_32F,
+        ElementType::Bf16 => cublas::cudaDataType::CUDA_R_16BF,
+        ElementType::F16 => cublas::cudaDataType::CUDA_R_16F,
     }
 }
 
@@ -232,26 +232,5 @@ fn without_backtrace(error: candle_core::Error) -> candle_core::Error {
     match error {
         candle_core::Error::WithBacktrace { inner, .. } => *inner,
         error => error,
-    }
-}
-
-/// Whether an error of candle's says that the card has no memory left.
-pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. }
-        | candle_core::Error::WithPath { inner, .. }
-        | candle_core::Error::Context { inner, .. } => is_out_of_memory(inner),
-        candle_core::Error::Cuda(error) => error.downcast_ref().is_some_and(says_out_of_memory),
-        _ => false,
-    }
-}
-
-fn says_out_of_memory(error: &CudaError) -> bool {
-    match error {
-        CudaError::Cuda(DriverError(status)) => *status == CUresult::CUDA_ERROR_OUT_OF_MEMORY,
-        CudaError::Cublas(CublasError(status)) => {
-            *status == cublas::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
-        }
-        _ => false,
     }
 }

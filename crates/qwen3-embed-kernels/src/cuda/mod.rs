@@ -11,26 +11,27 @@ mod attention;
 pub(crate) mod device;
 #[cfg(test)]
 mod emulator;
-mod product;
+mod gemm;
+
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attention::{Attention, Index, Kernel, attention};
+pub(crate) use attention::{Attention, AttentionIndex, AttentionKernel, attention};
 #[cfg(feature = "cuda")]
-pub(crate) use product::Product;
+pub(crate) use gemm::Gemm;
 
 use crate::cpu::Heads;
 use crate::{Error, Result};
 
 /// A type of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Element {
+pub(crate) enum ElementType {
     F32,
     Bf16,
     F16,
 }
 
-impl Element {
+impl ElementType {
     /// What kernels for it are called behind their operation.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -55,7 +56,7 @@ pub(crate) struct Launch {
     /// What the kernel does; also the first part of its name.
     pub(crate) operation: &'static str,
     /// The type that it does it in: the rest of its name.
-    pub(crate) element: Element,
+    pub(crate) element: ElementType,
     /// Blocks in each dimension. None where there is nothing to do.
     pub(crate) grid: [u32; 3],
     /// Threads of a block, whole warps.
@@ -104,7 +105,7 @@ const MOST_HEAD_DIM: usize = 256;
 const MOST_BLOCKS: [usize; 2] = [i32::MAX as usize, 65_535];
 
 /// Pointers: `x`, f32, `weight`, f32, and `out`.
-pub(crate) fn rms_norm(element: Element, x: Shape, out: Shape, eps: f32) -> Result<Launch> {
+pub(crate) fn rms_norm(element: ElementType, x: Shape, out: Shape, eps: f32) -> Result<Launch> {
     const OP: &str = "rms_norm";
     Ok(Launch {
         operation: OP,
@@ -118,7 +119,7 @@ pub(crate) fn rms_norm(element: Element, x: Shape, out: Shape, eps: f32) -> Resu
 
 /// Pointers: `qkv`, the weights of queries and keys, cosines and sines, all f32 but `qkv`.
 pub(crate) fn qk_norm_rope(
-    element: Element,
+    element: ElementType,
     qkv: Shape,
     heads: Heads,
     first_query: usize,
@@ -143,24 +144,24 @@ pub(crate) fn qk_norm_rope(
 }
 
 /// Pointers: `gate_up` and `out`.
-pub(crate) fn swiglu(element: Element, gate_up: Shape, out: Shape) -> Result<Launch> {
+pub(crate) fn swiglu(element: ElementType, gate_up: Shape, out: Shape) -> Result<Launch> {
     const CHUNK_BYTES: usize = 16;
     let numbers = [out.n_columns, gate_up.stride, out.stride];
     columns("swiglu", element, out, CHUNK_BYTES / element.size(), &numbers)
 }
 
 /// Pointers: `bias`, f32, and `out`. What is in `out` is kept if the bias is to be added.
-pub(crate) fn bias(element: Element, out: Shape, add: bool) -> Result<Launch> {
+pub(crate) fn bias(element: ElementType, out: Shape, add: bool) -> Result<Launch> {
     columns("bias", element, out, 1, &[out.n_columns, out.stride, add.into()])
 }
 
 /// Pointers: `x` and `out`.
-pub(crate) fn copy_rows(element: Element, x: Shape, out: Shape) -> Result<Launch> {
+pub(crate) fn copy_rows(element: ElementType, x: Shape, out: Shape) -> Result<Launch> {
     columns("copy_rows", element, out, 1, &[out.n_columns, x.stride, out.stride])
 }
 
 /// Pointers: the table, of the type, the numbers of its rows, u32, and `out`, f32.
-pub(crate) fn gather_rows(element: Element, table: Shape, out: Shape) -> Result<Launch> {
+pub(crate) fn gather_rows(element: ElementType, table: Shape, out: Shape) -> Result<Launch> {
     const OP: &str = "gather_rows";
     const NEIGHBOURS: usize = 4;
     let n_threads = out.n_columns.div_ceil(NEIGHBOURS).next_multiple_of(32);
@@ -177,7 +178,7 @@ pub(crate) fn gather_rows(element: Element, table: Shape, out: Shape) -> Result<
 /// A launch with a thread for each so many neighbours in a row of `out`.
 fn columns(
     op: &'static str,
-    element: Element,
+    element: ElementType,
     out: Shape,
     n_neighbours: usize,
     args: &[usize],

@@ -8,7 +8,7 @@ use crate::Result;
 /// A product `out = x · weightᵀ` as cuBLAS sees it, which thinks in columns: the matrix that it calls C is
 /// `outᵀ`, [O, T], its A is the weight, transposed, and its B is `xᵀ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Product {
+pub(crate) struct Gemm {
     /// Rows of C: columns of `out` that are computed.
     pub(crate) m: i32,
     /// Columns of C: rows of `out`.
@@ -21,7 +21,7 @@ pub(crate) struct Product {
     pub(crate) offsets: [usize; 2],
 }
 
-impl Product {
+impl Gemm {
     /// The product of rows with some rows of a weight [O, I] without gaps, which gives these columns of
     /// `out`.
     pub(crate) fn new(x: Shape, columns: Range<usize>, out: Shape) -> Result<Self> {
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     /// What cuBLAS does with `op(A) = Aᵀ` and `op(B) = B`, both stored column by column.
-    fn gemm(p: &Product, a: &[f64], b: &[f64], c: &mut [f64]) {
+    fn gemm(p: &Gemm, a: &[f64], b: &[f64], c: &mut [f64]) {
         let [lda, ldb, ldc] = p.strides.map(|stride| stride as usize);
         let (a, c) = (&a[p.offsets[0]..], &mut c[p.offsets[1]..]);
         for column in 0..p.n as usize {
@@ -70,7 +70,7 @@ mod tests {
         let (a, b) = (values(n_out * n_in), values(n_rows * x.stride));
         for columns in [0..4, 1..3, 3..4, 2..2] {
             let mut c = vec![f64::NAN; n_rows * out.stride];
-            let product = Product::new(x, columns.clone(), out).unwrap();
+            let product = Gemm::new(x, columns.clone(), out).unwrap();
             gemm(&product, &a, &b, &mut c);
             assert_eq!(product.is_empty(), columns.is_empty());
             for (at, &got) in c.iter().enumerate() {
