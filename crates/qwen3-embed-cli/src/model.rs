@@ -1,4 +1,3 @@
-use clap::ValueEnum;
 use qwen3_embed::{Device, Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder};
 
 use crate::download;
@@ -13,9 +12,11 @@ pub(crate) struct ModelArgs {
     /// Folder or id of a LoRA adapter that is added to the model
     #[arg(long, value_name = "PATH or ID")]
     adapter: Option<String>,
-    /// How weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "stored")]
-    precision: PrecisionArg,
+    /// How weights are stored and multiplied. `stored`, also called `auto`: as the checkpoint stores them, bf16 (f16
+    /// too), f32, or int8 for GGUF files in few bits. `f32`: exact, 4 bytes for each weight. `bf16`: 2 bytes. `int8`:
+    /// about 1 byte, or less for GGUF files in few bits
+    #[arg(long, value_name = "PRECISION", default_value_t)]
+    precision: Precision,
     /// Copy the token embeddings into memory: texts never wait for the disk when memory is short
     #[arg(long)]
     preload: bool,
@@ -24,25 +25,11 @@ pub(crate) struct ModelArgs {
     pub(crate) device: Device,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum PrecisionArg {
-    /// As the checkpoint stores its weights: bf16 (f16 too), f32, or int8 for GGUF files in few bits
-    Stored,
-    /// Exact, four bytes for each weight
-    F32,
-    /// Two bytes for each weight
-    Bf16,
-    /// About one byte for each weight, or less for GGUF files in few bits
-    Int8,
-    /// bf16 where the CPU multiplies bf16, unless the weights are stored in fewer bits; otherwise int8
-    Auto,
-}
-
 impl ModelArgs {
     /// An embedder of this model, to be set up further.
     pub(crate) fn builder(&self) -> EmbedderBuilder {
         let builder = Embedder::builder(self.model.as_str()).hub(download::hub());
-        let builder = builder.precision(self.precision.into()).device(self.device);
+        let builder = builder.precision(self.precision).device(self.device);
         let builder = builder.preload(self.preload);
         match &self.adapter {
             Some(adapter) => builder.adapter(adapter.as_str()),
@@ -53,23 +40,11 @@ impl ModelArgs {
     /// A reranker of this model, to be set up further.
     pub(crate) fn reranker(&self) -> RerankerBuilder {
         let builder = Reranker::builder(self.model.as_str()).hub(download::hub());
-        let builder = builder.precision(self.precision.into()).device(self.device);
+        let builder = builder.precision(self.precision).device(self.device);
         let builder = builder.preload(self.preload);
         match &self.adapter {
             Some(adapter) => builder.adapter(adapter.as_str()),
             None => builder,
-        }
-    }
-}
-
-impl From<PrecisionArg> for Precision {
-    fn from(precision: PrecisionArg) -> Self {
-        match precision {
-            PrecisionArg::Stored => Self::Stored,
-            PrecisionArg::F32 => Self::F32,
-            PrecisionArg::Bf16 => Self::Bf16,
-            PrecisionArg::Int8 => Self::Int8,
-            PrecisionArg::Auto => Self::Auto,
         }
     }
 }

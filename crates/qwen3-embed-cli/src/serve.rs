@@ -15,7 +15,6 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
-use crate::model::PrecisionArg;
 use crate::{download, environment};
 use signals::EndSignals;
 use values::{count, model_name, origin, seconds, some_seconds};
@@ -81,9 +80,11 @@ pub(crate) struct Args {
     /// Answer /metrics without the key; otherwise a scraper has to send the key
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PUBLIC_METRICS")]
     public_metrics: bool,
-    /// How weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "stored", env = "QWEN3_EMBED_PRECISION")]
-    precision: PrecisionArg,
+    /// How weights are stored and multiplied. `stored`, also called `auto`: as the checkpoint stores them, bf16 (f16
+    /// too), f32, or int8 for GGUF files in few bits. `f32`: exact, 4 bytes for each weight. `bf16`: 2 bytes. `int8`:
+    /// about 1 byte, or less for GGUF files in few bits
+    #[arg(long, value_name = "PRECISION", default_value_t, env = "QWEN3_EMBED_PRECISION")]
+    precision: Precision,
     /// The precision by the name that SGLang has for it: auto, bfloat16 or float32
     #[arg(long, value_enum, conflicts_with = "precision", env = "QWEN3_EMBED_DTYPE")]
     dtype: Option<Dtype>,
@@ -339,7 +340,7 @@ impl Args {
 
     fn precision(&self) -> Result<Precision> {
         Ok(match self.dtype {
-            None => self.precision.into(),
+            None => self.precision,
             Some(Dtype::Auto) => Precision::Stored,
             Some(Dtype::Bfloat16) => Precision::Bf16,
             Some(Dtype::Float32) => Precision::F32,

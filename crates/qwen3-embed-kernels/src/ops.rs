@@ -51,6 +51,25 @@ pub fn int8_arithmetic(device: &Device) -> Option<Arithmetic> {
     device.is_cpu().then(|| Kernels::current().int8_weights)
 }
 
+/// Whether tensors of a device are in host memory, so that operations can read memory-mapped files.
+pub fn reads_host_memory(device: &Device) -> bool {
+    device.is_cpu()
+}
+
+/// The type of the activations between linear layers of this arithmetic.
+pub fn activation_type(arithmetic: Arithmetic) -> DType {
+    match arithmetic {
+        Arithmetic::F32 | Arithmetic::Int8 => DType::F32,
+        Arithmetic::Bf16 => DType::BF16,
+        // Both quantize activations of either type. Attention, whose products have the type of its result, is faster in
+        // bf16 on CPUs that multiply bf16.
+        Arithmetic::Bytes | Arithmetic::Blocks => match Kernels::current().bf16_weights {
+            Arithmetic::Bf16 => DType::BF16,
+            _ => DType::F32,
+        },
+    }
+}
+
 /// The type of queries, keys and values on a device where linear layers read activations of type `activations`.
 pub fn attention_type(device: &Device, activations: DType) -> DType {
     if device.is_cpu() { DType::F32 } else { activations }

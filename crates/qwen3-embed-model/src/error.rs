@@ -227,6 +227,12 @@ pub enum Error {
         /// The name.
         got: String,
     },
+    /// The name of a precision is unknown.
+    #[error("expected a precision stored, f32, bf16 or int8, got `{got}`")]
+    PrecisionName {
+        /// The name.
+        got: String,
+    },
     /// A batch does not fit in the device's memory, and neither did one of half the tokens.
     #[error(
         "a batch of {n_tokens} tokens takes about {} MiB on the device, which has {} MiB left: a budget \

@@ -17,15 +17,17 @@ mod checkpoint;
 mod device;
 mod error;
 mod forward;
+mod numerics;
+mod precision;
 
 pub use batching::sharing::{Sharing, SharingCounts};
 pub use checkpoint::config::Config;
 pub use checkpoint::summary::{Head, Memory, Summary};
 pub use checkpoint::vocabulary::Vocabulary;
-pub use checkpoint::weights::Precision;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use forward::decoder::{LoadOptions, Model, Trace};
 pub use forward::head::RerankHead;
 pub use forward::pooling::Pooling;
+pub use precision::Precision;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};

@@ -56,8 +56,7 @@
 //! # Precision and memory
 //!
 //! Weights are kept in the precision that the checkpoint is stored in, bf16 for the published ones, unless
-//! [`EmbedderBuilder::precision`] says otherwise: see [`Precision`]. [`Precision::Auto`] chooses between 16 bits and
-//! 8 by the CPU and the file.
+//! [`EmbedderBuilder::precision`] says otherwise: see [`Precision`].
 //! [`Source::info`] says, without loading a model, what it takes in each: [`Info::memory`]. Token embeddings
 //! stay in the memory-mapped file, and [`EmbedderBuilder::batch_tokens`] bounds what a call takes on top.
 //!

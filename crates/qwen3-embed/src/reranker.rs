@@ -196,8 +196,8 @@ impl Reranker {
         self.engine.max_tokens
     }
 
-    /// How the model's weights are kept and multiplied: what
-    /// [`Precision::Auto`](crate::Precision::Auto) has become.
+    /// How the weights of the model are stored and multiplied. It is never
+    /// [`Precision::Stored`](crate::Precision::Stored), which is resolved when a model is loaded.
     pub fn precision(&self) -> Precision {
         self.engine.model.precision()
     }

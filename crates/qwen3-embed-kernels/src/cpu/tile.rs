@@ -50,7 +50,7 @@ macro_rules! with_rows {
         with_rows!(@each $most, $sums, $rows, $call, 1 2 3 4 5 6 7 8 9 10 11 12)
     };
     (@each $most:expr, $sums:expr, $rows:ident, $call:expr, $($n:literal)*) => {{
-        const { assert!($most <= 12) };
+        const { assert!($most <= $crate::cpu::tile::MOST_ROWS) };
         match $sums.len() {
             $($n if const { $n <= $most } => {
                 const $rows: usize = $n;
@@ -158,15 +158,16 @@ pub(super) struct Tile<L, R> {
 }
 
 impl<L, R> Tile<L, R> {
-    /// The addresses of `N` rows.
+    /// The addresses of the rows.
     ///
     /// # Safety
     ///
-    /// The tile has `N` rows.
+    /// The rows that are accessed are rows of the tile.
     #[inline(always)]
-    pub(super) unsafe fn rows<const N: usize>(&self) -> TileRows<L, N> {
-        let starts = std::array::from_fn(|i| self.first.wrapping_add(i * self.stride));
-        TileRows { starts, stride: self.stride }
+    pub(super) unsafe fn rows(&self) -> TileRows<L> {
+        let (first, stride) = (self.first, self.stride);
+        let every_third = std::array::from_fn(|i| first.wrapping_add(3 * i * stride));
+        TileRows { every_third, stride }
     }
 
     /// Prefetches the cache line of step `step`.
@@ -176,16 +177,19 @@ impl<L, R> Tile<L, R> {
     }
 }
 
-/// The addresses of the rows of a tile.
+/// The addresses of the rows of a tile, of which there are at most [`MOST_ROWS`].
 #[derive(Clone, Copy)]
-pub(super) struct TileRows<T, const N: usize> {
-    /// Only every third address is used. CPUs address the two rows after it with the stride, without a register for
-    /// each row.
-    starts: [*const T; N],
+pub(super) struct TileRows<T> {
+    /// The address of every third row. CPUs address the two rows after it with the stride, without a register for each
+    /// row.
+    every_third: [*const T; MOST_ROWS.div_ceil(3)],
     stride: usize,
 }
 
-impl<T, const N: usize> TileRows<T, N> {
+/// Rows of a tile whose sums are in registers, at most.
+pub(super) const MOST_ROWS: usize = 12;
+
+impl<T> TileRows<T> {
     /// The address of value `k` of row `row`.
     ///
     /// # Safety
@@ -194,6 +198,6 @@ impl<T, const N: usize> TileRows<T, N> {
     #[inline(always)]
     pub(super) unsafe fn at(&self, row: usize, k: usize) -> *const T {
         // SAFETY: the caller's promise.
-        unsafe { self.starts[row / 3 * 3].add(row % 3 * self.stride).add(k) }
+        unsafe { self.every_third[row / 3].add(row % 3 * self.stride).add(k) }
     }
 }

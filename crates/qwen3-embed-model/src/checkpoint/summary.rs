@@ -2,13 +2,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Device;
-use qwen3_embed_kernels::cpu::Arithmetic;
 
 use crate::checkpoint::fields::Fields;
 use crate::checkpoint::modules::Modules;
 use crate::forward::decoder::open;
 use crate::forward::dense::projected_size;
 use crate::forward::workspace;
+use crate::numerics::{Numerics, StoredTypes};
 use crate::{Config, Precision, Result};
 
 /// What a checkpoint is, read from its configuration and the headers of its files: no weight is read.
@@ -30,8 +30,6 @@ pub struct Summary {
     pub embedding_size: usize,
     /// The precision that [`Precision::Stored`] is for this checkpoint.
     pub stored_precision: Precision,
-    /// The precision that [`Precision::Auto`] is for this checkpoint on this CPU.
-    pub auto: Precision,
     /// Bytes of the token embeddings in the file, which stay there.
     embedding_bytes: u64,
     /// The values of the layers' matrices that are in blocks of few bits, and their bytes when they are packed.
@@ -98,8 +96,7 @@ impl Summary {
                 path,
                 projected_size(&weights, &config).unwrap_or(config.hidden_size),
             )?,
-            stored_precision: Precision::Stored.for_weights(&weights, &Device::Cpu),
-            auto: Precision::Auto.for_weights(&weights, &Device::Cpu),
+            stored_precision: weights.layer_types().precision,
             blocks: weights.blocks(),
             embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
             config,
@@ -109,17 +106,14 @@ impl Summary {
     /// The memory that the model takes in a precision, with texts that are computed in batches of
     /// `batch_tokens` tokens. In `Int8` it is at most this much. The cache of what texts have in common, the tokenizer and the program itself come on top.
     pub fn memory(&self, precision: Precision, batch_tokens: usize) -> Memory {
-        let precision = match precision {
-            Precision::Auto => self.auto,
-            Precision::Stored => self.stored_precision,
-            precision => precision,
-        };
+        let has_blocks = self.blocks != [0; 2];
+        let stored = StoredTypes { precision: self.stored_precision, has_blocks };
+        let numerics = Numerics::choose(precision, stored, &Device::Cpu);
+        let bytes_per_token = workspace::bytes_per_token(&self.config, numerics, &Device::Cpu);
         Memory {
-            weights: self.config.weight_bytes(precision, self.blocks, INT8_SIZE),
+            weights: self.config.weight_bytes(numerics.precision, self.blocks, INT8_SIZE),
             embeddings: self.embedding_bytes,
-            workspace: self
-                .config
-                .workspace_bytes(precision.arithmetic_on(&Device::Cpu), batch_tokens),
+            workspace: (bytes_per_token as u64).saturating_mul(batch_tokens as u64),
         }
     }
 }
@@ -146,36 +140,18 @@ impl Config {
         let matrices = match precision {
             Precision::F32 => matrices * 4.0,
             Precision::Bf16 => matrices * 2.0,
-            Precision::Int8 | Precision::Stored | Precision::Auto => {
+            Precision::Int8 | Precision::Stored => {
                 let [values, bytes] = blocks.map(|n| n as f64);
                 (matrices - values).max(0.0) * int8_size + bytes
             }
         };
         (matrices + vectors * 4.0) as u64
     }
-
-    /// Bytes of the activations of a batch.
-    fn workspace_bytes(&self, arithmetic: Arithmetic, n_tokens: usize) -> u64 {
-        let [c, f, qkv, q] = self.widths();
-        let kv = qkv - q;
-        // The residual stream, queries, keys and values.
-        let in_f32 = c + qkv;
-        // The inputs of products, and packed keys and values.
-        let in_product_type = c + q + f + kv;
-        let product_type = workspace::product_type(arithmetic).size_in_bytes() as f64;
-        let quantized = match arithmetic {
-            Arithmetic::F32 | Arithmetic::Bf16 => 0.0,
-            // The widest input of a product once more, in 16 bits and in 8.
-            Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => 3.0 * f.max(q),
-        };
-        let per_token = 4.0 * in_f32 + product_type * in_product_type + quantized;
-        (n_tokens as f64 * per_token) as u64
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use qwen3_embed_kernels::cpu::{BYTE_GROUP, Kernels};
+    use qwen3_embed_kernels::cpu::{Arithmetic, BYTE_GROUP, Kernels};
 
     use super::*;
     use crate::{Device, Model};

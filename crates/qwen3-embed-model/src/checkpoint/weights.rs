@@ -1,12 +1,9 @@
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
-use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK};
-use qwen3_embed_kernels::ops;
+use qwen3_embed_kernels::cpu::BLOCK;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -16,85 +13,8 @@ use crate::checkpoint::gguf::Header;
 use crate::checkpoint::matrix::{MappedRows, Matrix, Part, Stored};
 use crate::checkpoint::naming::Naming;
 use crate::checkpoint::stored_type::{SAFETENSORS_TYPES, StoredType};
-use crate::{Config, Error, Head, Result};
-
-/// How weights are kept and multiplied.
-///
-/// Vectors of different precisions are close to each other but not equal: an index should be searched with
-/// the precision that it was made with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Precision {
-    /// As the checkpoint stores most of its layers' weights: `Bf16` for bf16 and f16, `F32` for f32, and
-    /// `Int8` for the types of GGUF files that have fewer than 16 bits.
-    #[default]
-    Stored,
-    /// Weights and products in f32: exact, four bytes for each weight.
-    F32,
-    /// Weights in bf16, as the published checkpoints store them: two bytes for each. Where the
-    /// processor multiplies bf16, activations are rounded to bf16 for every product and attention,
-    /// and sums are f32. Elsewhere products are in f32, with the same result as `F32` where the
-    /// checkpoint is in bf16, and as fast.
-    Bf16,
-    /// Weights in 8 bits with a scale for every 32, and activations brought into 16 bits for every
-    /// product: a little over one byte for each weight. Attention, norms and sums are f32, token
-    /// embeddings as the checkpoint stores them. The weights of a GGUF file in Q8_0 are used as they
-    /// are. Others are rounded, after the weight of the norm before them has become part of them; the
-    /// features with the largest activations, which a few tokens that pass the layers while they are
-    /// loaded show, then have weights of twice as many bits.
-    ///
-    /// Where the CPU multiplies bytes (VNNI), the same tokens show which products lose little with
-    /// activations in 8 bits, as they are or rotated. Those have weights, in Q8_0 too, and activations in 8 bits
-    /// with a scale for every 64, twice as fast. Where it multiplies bf16 as well, attention is in bf16.
-    ///
-    /// The weights of a GGUF file in Q4_K, Q5_K and Q6_K are used as they are, in their few bits, where the same
-    /// tokens show that little is lost with activations in 8 bits and a scale for every 256.
-    ///
-    /// On a CUDA device this is `Bf16`, as it is for GGUF files in any type.
-    Int8,
-    /// `Bf16` where the processor multiplies bf16, being the more exact there though not the faster, unless
-    /// the weights are stored in fewer bits; else `Int8`. On a CUDA device: `Bf16`.
-    Auto,
-}
-
-impl Precision {
-    /// How a device multiplies with weights of this precision, which is what
-    /// [`for_weights`](Self::for_weights) has made of another.
-    pub(crate) fn arithmetic_on(self, device: &Device) -> Arithmetic {
-        match self {
-            Self::Bf16 => ops::bf16_arithmetic(device),
-            Self::Int8 => ops::int8_arithmetic(device).unwrap_or(Arithmetic::F32),
-            Self::F32 | Self::Stored | Self::Auto => Arithmetic::F32,
-        }
-    }
-
-    /// The precision itself if the device has it, or what [`Stored`](Self::Stored) or
-    /// [`Auto`](Self::Auto) is for these weights.
-    pub(crate) fn for_weights(self, weights: &Weights, device: &Device) -> Self {
-        let has_bf16 = ops::bf16_arithmetic(device) == Arithmetic::Bf16;
-        let has_int8 = ops::int8_arithmetic(device).is_some();
-        match self {
-            Self::Stored => weights.stored_precision().for_weights(weights, device),
-            Self::Int8 | Self::Auto if !has_int8 => Self::Bf16,
-            Self::Auto if has_bf16 && weights.stored_precision() != Self::Int8 => Self::Bf16,
-            Self::Auto => Self::Int8,
-            precision => precision,
-        }
-    }
-}
-
-impl fmt::Display for Precision {
-    /// `stored`, `f32`, `bf16`, `int8` or `auto`, as on the command line.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stored => "stored",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-            Self::Auto => "auto",
-        })
-    }
-}
+use crate::numerics::StoredTypes;
+use crate::{Config, Error, Head, Precision, Result};
 
 /// The tensors of a checkpoint, memory-mapped.
 #[derive(Debug)]
@@ -207,6 +127,12 @@ impl Weights {
         // The more exact one where there are as many of both.
         let precisions = [Precision::Int8, Precision::Bf16, Precision::F32];
         precisions.into_iter().max_by_key(|&precision| values_in(precision)).unwrap_or_default()
+    }
+
+    /// The types in which the matrices of the layers are stored, for the choice of numerics.
+    pub(crate) fn layer_types(&self) -> StoredTypes {
+        let precision = self.stored_precision();
+        StoredTypes { precision, has_blocks: self.blocks() != [0; 2] }
     }
 
     /// Whether all matrices of the layers are stored in Q8_0, and so need no rounding to 8 bits.

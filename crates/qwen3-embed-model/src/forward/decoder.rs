@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 
@@ -13,14 +13,15 @@ use crate::batching::sharing::{Sharing, SharingCounts};
 use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::file::read_file;
 use crate::checkpoint::modules::{Modules, quantize};
-use crate::checkpoint::weights::{Precision, Weights};
+use crate::checkpoint::weights::Weights;
 use crate::forward::calibration::Calibration;
 use crate::forward::dense::Dense;
 use crate::forward::layer::{DecoderLayer, LayerLoader};
 use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::{self, Workspace};
-use crate::{Config, Device, Error, Pooling, Result};
+use crate::numerics::Numerics;
+use crate::{Config, Device, Error, Pooling, Precision, Result};
 
 /// A Qwen3 decoder and what makes a vector of what it computes.
 ///
@@ -42,8 +43,7 @@ pub struct Model {
     dense: Vec<Dense>,
     /// Whether vectors are brought into whole numbers of 8 bits in the end.
     quantizes: bool,
-    precision: Precision,
-    arithmetic: Arithmetic,
+    numerics: Numerics,
     device: candle_core::Device,
     /// Room for activations, one for each call that has run at the same time as others.
     workspaces: Mutex<Vec<Workspace>>,
@@ -134,11 +134,10 @@ impl Model {
             false => Dense::projection(&weights, &config)?,
         };
         let dense = modules.load_dense(projection, config.hidden_size)?;
-        let precision = precision.for_weights(&weights, &device);
-        let arithmetic = arithmetic.unwrap_or_else(|| match precision {
-            Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
-            precision => precision.arithmetic_on(&device),
-        });
+        let mut numerics = Numerics::choose(precision, weights.layer_types(), &device);
+        if let Some(arithmetic) = arithmetic {
+            numerics = Numerics::new(numerics.precision, arithmetic, &device);
+        }
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = TokenEmbeddings::new(
             weights.rows("embed_tokens.weight", shape)?,
@@ -149,14 +148,14 @@ impl Model {
         let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        let rounds = arithmetic == Arithmetic::Bytes || !weights.are_q8_0();
-        let rounds = rounds && precision == Precision::Int8;
-        let calibration = rounds.then(|| Calibration::new(&config, &embed_tokens, &rope, &device));
-        let mut calibration = calibration.transpose()?;
+        let mut calibration = match numerics.needs_calibration(weights.are_q8_0()) {
+            true => Some(Calibration::new(&config, &embed_tokens, &rope, &device)?),
+            false => None,
+        };
         let mut layers = Vec::new();
         for layer_idx in 0..config.num_hidden_layers {
             let (weights, config, device) = (&weights, &config, &device);
-            let loader = LayerLoader { weights, config, layer_idx, precision, arithmetic, device };
+            let loader = LayerLoader { weights, config, layer_idx, numerics, device };
             layers.push(loader.load(calibration.as_mut())?);
         }
         let (n_tokens, n_computed) = Default::default();
@@ -169,8 +168,7 @@ impl Model {
             pooling: modules.pooling,
             dense,
             quantizes: modules.quantizes,
-            precision,
-            arithmetic,
+            numerics,
             device,
             workspaces: Mutex::default(),
             turn: Mutex::default(),
@@ -196,7 +194,7 @@ impl Model {
             Sharing::On { cache_bytes } => cache_bytes,
             Sharing::Off => 0,
         };
-        let kv_type = ops::attention_type(&self.device, self.product_type());
+        let kv_type = ops::attention_type(&self.device, self.numerics.activations);
         let bytes_per_token = self.layers.len() * self.kv_columns().len() * kv_type.size_in_bytes();
         Self { sharing, prefixes: PrefixCache::new(capacity, bytes_per_token), ..self }
     }
@@ -218,12 +216,12 @@ impl Model {
     /// How products are computed, most of them if they are in whole numbers: those whose input does not fit are
     /// computed otherwise.
     pub fn arithmetic(&self) -> Arithmetic {
-        self.arithmetic
+        self.numerics.arithmetic
     }
 
-    /// How the weights are kept and multiplied: what [`Precision::Auto`] has become.
+    /// The precision of the weights: never [`Precision::Stored`], which is resolved when a model is loaded.
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.numerics.precision
     }
 
     /// Bytes of the packed weights.
@@ -381,8 +379,7 @@ impl Model {
 
     /// The error of a batch of so many tokens that the device has no room for.
     fn out_of_memory(&self, n_tokens: usize, source: KernelError) -> Error {
-        let bytes_per_token =
-            workspace::bytes_per_token(&self.config, self.product_type(), &self.device);
+        let bytes_per_token = workspace::bytes_per_token(&self.config, self.numerics, &self.device);
         // A device that does not say has nothing left.
         let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
         let needed_bytes = n_tokens.saturating_mul(bytes_per_token);
@@ -415,7 +412,7 @@ impl Model {
             }
             Ok(())
         };
-        let room = workspace.room(batch, &self.config, self.product_type(), &self.device)?;
+        let room = workspace.room(batch, &self.config, self.numerics.activations, &self.device)?;
         let mut kept: Vec<Vec<Tensor>> = vec![Vec::new(); plan.kept.len()];
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             show(layer_idx, &x)?;
@@ -476,11 +473,6 @@ impl Model {
             n_copied += rows.len();
         }
         Ok(copy)
-    }
-
-    /// The type of the activations that products read.
-    fn product_type(&self) -> DType {
-        workspace::product_type(self.arithmetic)
     }
 
     /// Checks every text's tokens as [`forward`](Self::forward) does, without computing anything.

@@ -3,15 +3,16 @@ use std::rc::Rc;
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::{
-    Arithmetic, BLOCK, BYTE_GROUP, Epilogue, Heads, Kernels, Layout, PackedWeight,
+    Arithmetic, BLOCK, BYTE_GROUP, Epilogue, Heads, Layout, PackedWeight,
 };
 use qwen3_embed_kernels::{Queries, Ragged, ops};
 
 use crate::checkpoint::matrix::Matrix;
-use crate::checkpoint::weights::{Precision, Weights};
+use crate::checkpoint::weights::Weights;
 use crate::forward::calibration::{Calibration, Fitting, Input};
 use crate::forward::workspace::Room;
-use crate::{Config, Result};
+use crate::numerics::Numerics;
+use crate::{Config, Precision, Result};
 
 /// One decoder layer. Names are the checkpoint's. `L` is a linear layer: while loading, one that is yet to
 /// be packed.
@@ -123,15 +124,13 @@ pub(crate) struct LayerLoader<'a> {
     pub(crate) weights: &'a Weights,
     pub(crate) config: &'a Config,
     pub(crate) layer_idx: usize,
-    pub(crate) precision: Precision,
-    pub(crate) arithmetic: Arithmetic,
+    pub(crate) numerics: Numerics,
     pub(crate) device: &'a candle_core::Device,
 }
 
 /// A linear layer in its file, and how it is to be packed.
 struct Projection {
-    precision: Precision,
-    arithmetic: Arithmetic,
+    numerics: Numerics,
     device: candle_core::Device,
     matrix: Matrix,
     layout: Layout,
@@ -206,7 +205,7 @@ impl LayerLoader<'_> {
     /// what the channel is worth.
     fn norm(&self, module: &str, length: usize, behind: &mut Projection) -> Result<Tensor> {
         let weight = self.vector(module, length)?;
-        if self.precision != Precision::Int8 || behind.matrix.is_q8_0() {
+        if self.numerics.precision != Precision::Int8 || behind.matrix.is_q8_0() {
             return self.tensor(weight);
         }
         behind.norm = Some(weight);
@@ -229,8 +228,7 @@ impl LayerLoader<'_> {
             bias.extend(self.weights.vector(&self.name(module, "bias"), rows)?);
         }
         Ok(Projection {
-            precision: self.precision,
-            arithmetic: self.arithmetic,
+            numerics: self.numerics,
             device: self.device.clone(),
             matrix,
             layout,
@@ -284,10 +282,8 @@ impl Projection {
     /// Packs it for such an input.
     fn pack(&self, input: &Input) -> Result<ops::Linear> {
         let (matrix, device) = (&self.matrix, &self.device);
-        let linear = match self.precision {
-            Precision::F32 | Precision::Stored | Precision::Auto => {
-                matrix.in_f32(device, self.layout)?
-            }
+        let linear = match self.numerics.precision {
+            Precision::F32 | Precision::Stored => matrix.in_f32(device, self.layout)?,
             Precision::Bf16 => matrix.in_bf16(device, self.layout)?,
             Precision::Int8 => ops::Linear::new(self.pack_whole(input)),
         };
@@ -302,8 +298,7 @@ impl Projection {
     /// or rounded to 8 bits.
     fn pack_whole(&self, input: &Input) -> PackedWeight {
         let (layout, norm, matrix) = (self.layout, self.norm.as_deref(), &self.matrix);
-        let mut arithmetic = self.arithmetic;
-        if arithmetic == Arithmetic::Blocks {
+        if self.numerics.arithmetic == Arithmetic::Blocks {
             // What multiplies the columns of such a weight is its input.
             let scaled = norm.map(|norm| input.times(norm));
             let input = scaled.as_ref().unwrap_or(input);
@@ -311,11 +306,11 @@ impl Projection {
             if let Some(weight) = fits.then(|| matrix.pack_blocks(layout, norm)).flatten() {
                 return weight;
             }
-            arithmetic = Kernels::current().int8_weights;
         }
         let outliers = input.outliers();
         self.has_outliers.set(self.has_outliers.get() || !outliers.is_empty());
-        let bytes = (arithmetic == Arithmetic::Bytes).then(|| input.fitting_bytes(BYTE_GROUP));
+        let reads_bytes = self.numerics.int8 == Arithmetic::Bytes;
+        let bytes = reads_bytes.then(|| input.fitting_bytes(BYTE_GROUP));
         match bytes.flatten() {
             Some(Fitting::Plain) => matrix.pack_bytes(layout, norm, false),
             // Where a few channels hold most of the residual stream, what is added to them must be more exact.

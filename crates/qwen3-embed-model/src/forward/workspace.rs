@@ -1,18 +1,18 @@
 use candle_core::{DType, Device, Tensor};
 use qwen3_embed_kernels::Ragged;
-use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 use qwen3_embed_kernels::ops::{self, Scratch};
 
+use crate::numerics::Numerics;
 use crate::{Config, Result};
 
-/// Room for the activations of a call, kept for the next one: a layer allocates nothing.
+/// Buffers for the activations of a call. They are kept for the next call, so that layers do not allocate.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
     buffers: Option<Buffers>,
     scratch: Scratch,
 }
 
-/// Tensors of as many rows as the largest batch so far, `qkv` of as many as it had with given ones.
+/// Tensors with as many rows as the largest batch so far; `qkv` also has rows for its given tokens.
 #[derive(Debug)]
 struct Buffers {
     n_tokens: usize,
@@ -23,52 +23,39 @@ struct Buffers {
     ffn: Tensor,
 }
 
-/// Room for the activations of one batch.
+/// The buffers of one batch.
 #[derive(Debug)]
 pub(crate) struct Room<'a> {
-    /// A norm's result, [T, C].
+    /// The result of a norm, [T, C].
     pub(crate) hidden: Tensor,
     /// [P + T, (H + 2K) · D]
     pub(crate) qkv: Tensor,
     /// [T, H · D]
     pub(crate) attention: Tensor,
-    /// SwiGLU's result, [T, F].
+    /// The result of SwiGLU, [T, F].
     pub(crate) ffn: Tensor,
     pub(crate) scratch: &'a Scratch,
 }
 
-/// Columns between one row and the next of what a product reads. Without them rows begin at the same
-/// place of a page, and the twelve of a tile would contend for the same few lines of the cache.
+/// Columns between the end of a row of activations and the beginning of the next row. Without a gap, rows would begin at
+/// the same offset of a page, and the rows of a tile would contend for a few lines of the cache.
 const GAP: usize = 32;
 
-/// The type of the activations that products read.
-pub(crate) fn product_type(arithmetic: Arithmetic) -> DType {
-    match arithmetic {
-        Arithmetic::Bf16 => DType::BF16,
-        // These products quantize their input in any case: they read bf16 where attention is faster in it.
-        Arithmetic::Bytes | Arithmetic::Blocks
-            if Kernels::current().bf16_weights == Arithmetic::Bf16 =>
-        {
-            DType::BF16
-        }
-        Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => DType::F32,
-    }
-}
-
-/// Bytes that the activations of a token take, about: those of the workspace, gates and ups where they are
-/// not multiplied at once, and the residual stream.
-pub(crate) fn bytes_per_token(config: &Config, product: DType, device: &Device) -> usize {
-    let heads = config.heads();
-    let of_products =
-        config.hidden_size + heads.q_columns() + 3 * config.intermediate_size + 3 * GAP;
-    let of_attention = ops::attention_type(device, product).size_in_bytes();
-    of_products * product.size_in_bytes()
-        + heads.qkv_columns() * of_attention
-        + (2 * config.hidden_size + config.head_dim) * DType::F32.size_in_bytes()
+/// Bytes of the activations of a token, an estimate: the buffers of a workspace, the scratch buffers of operations, the
+/// residual stream before and after the final norm, and the rotary tables. `info` and batches on a device use it.
+pub(crate) fn bytes_per_token(config: &Config, numerics: Numerics, device: &Device) -> usize {
+    let Numerics { arithmetic, activations, .. } = numerics;
+    let (heads, c, f) = (config.heads(), config.hidden_size, config.intermediate_size);
+    let inputs = c + heads.q_columns() + f + 3 * GAP;
+    let attention = ops::attention_type(device, activations);
+    inputs * activations.size_in_bytes()
+        + heads.qkv_columns() * attention.size_in_bytes()
+        + (2 * c + config.head_dim) * DType::F32.size_in_bytes()
+        + Scratch::bytes_per_token(device, heads, f, activations, arithmetic)
 }
 
 impl Workspace {
-    /// Room for a batch, where products read values of type `product`.
+    /// The buffers for a batch, where linear layers read activations of type `product`.
     pub(crate) fn room(
         &mut self,
         batch: &Ragged,
@@ -98,7 +85,7 @@ impl Workspace {
 }
 
 impl Room<'_> {
-    /// The room for the first `n_tokens` of the tokens, all rows of queries, keys and values.
+    /// The buffers for the first `n_tokens` tokens, with all rows of queries, keys and values.
     pub(crate) fn first(&self, n_tokens: usize) -> Result<Self> {
         let first = |tensor: &Tensor| tensor.narrow(0, 0, n_tokens);
         Ok(Self {

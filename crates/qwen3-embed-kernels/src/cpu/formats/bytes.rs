@@ -230,7 +230,7 @@ unsafe fn bytes_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i8, u8>) -> [[S:
         // SAFETY: the caller's promise, for the quads of the group in every row and in the panel, and for the scales
         // and corrections after them.
         unsafe {
-            let rows = tile.rows::<R>();
+            let rows = tile.rows();
             let at = group * ROW_GROUP;
             let panel = tile.panel.add(group * group_size::<u8>(columns));
             for (row, products) in products.iter_mut().enumerate() {

@@ -147,7 +147,7 @@ trait Chain: TileKernel {
     unsafe fn step<S: Simd, const R: usize>(
         self,
         s: S,
-        rows: &TileRows<Self::Left, R>,
+        rows: &TileRows<Self::Left>,
         k: usize,
         panel: *const Self::Right,
         sums: &mut [[S::V; 2]; R],
@@ -162,7 +162,7 @@ trait Chain: TileKernel {
     unsafe fn last<S: Simd, const R: usize>(
         self,
         _: S,
-        _: &TileRows<Self::Left, R>,
+        _: &TileRows<Self::Left>,
         _: usize,
         _: *const Self::Right,
         _: &mut [[S::V; 2]; R],
@@ -188,7 +188,7 @@ unsafe fn chain<S: Simd, K: Chain, const R: usize>(
     let mut sums = [[s.splat(0.0); 2]; R];
     // SAFETY: the caller's promise, for every `k` below n_k.
     unsafe {
-        let rows = tile.rows::<R>();
+        let rows = tile.rows();
         for i in 0..n_k / depth {
             tile.prefetch(s, i);
             kernel.step(s, &rows, i * depth, panel.add(i * step), &mut sums);
@@ -208,7 +208,7 @@ unsafe fn chain<S: Simd, K: Chain, const R: usize>(
 #[inline(always)]
 unsafe fn add_products<S: Simd, const R: usize>(
     s: S,
-    rows: &TileRows<f32, R>,
+    rows: &TileRows<f32>,
     k: usize,
     b: [S::V; 2],
     sums: &mut [[S::V; 2]; R],
@@ -270,7 +270,7 @@ impl Chain for F32Kernel {
     unsafe fn step<S: Simd, const R: usize>(
         self,
         s: S,
-        rows: &TileRows<f32, R>,
+        rows: &TileRows<f32>,
         k: usize,
         panel: *const f32,
         sums: &mut [[S::V; 2]; R],
@@ -288,7 +288,7 @@ impl Chain for WidenedKernel {
     unsafe fn step<S: Simd, const R: usize>(
         self,
         s: S,
-        rows: &TileRows<f32, R>,
+        rows: &TileRows<f32>,
         k: usize,
         panel: *const bf16,
         sums: &mut [[S::V; 2]; R],
@@ -308,7 +308,7 @@ impl Chain for WidenedKernel {
     unsafe fn last<S: Simd, const R: usize>(
         self,
         s: S,
-        rows: &TileRows<f32, R>,
+        rows: &TileRows<f32>,
         k: usize,
         panel: *const bf16,
         sums: &mut [[S::V; 2]; R],
@@ -326,7 +326,7 @@ impl Chain for Bf16Kernel {
     unsafe fn step<S: Simd, const R: usize>(
         self,
         s: S,
-        rows: &TileRows<bf16, R>,
+        rows: &TileRows<bf16>,
         k: usize,
         panel: *const bf16,
         sums: &mut [[S::V; 2]; R],
@@ -346,7 +346,7 @@ impl Chain for Bf16Kernel {
     unsafe fn last<S: Simd, const R: usize>(
         self,
         s: S,
-        rows: &TileRows<bf16, R>,
+        rows: &TileRows<bf16>,
         k: usize,
         panel: *const bf16,
         sums: &mut [[S::V; 2]; R],

@@ -220,7 +220,7 @@ unsafe fn int8_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i16, i8>) -> [[S:
         // SAFETY: the caller's promise, for the pairs of the group in every row and in the panel, and for the scales of
         // the columns after them.
         unsafe {
-            let rows = tile.rows::<R>();
+            let rows = tile.rows();
             let panel = tile.panel.add(group * group_size::<i8>(columns));
             for k in (0..GROUP).step_by(2) {
                 tile.prefetch(s, (group * GROUP + k) / 2);

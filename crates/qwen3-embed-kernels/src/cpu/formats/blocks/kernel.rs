@@ -42,7 +42,7 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
             // SAFETY: the caller's promise, for the blocks of every row and of the panel, and for the scales and sums
             // after the values of each block.
             unsafe {
-                let rows = tile.rows::<R>();
+                let rows = tile.rows();
                 let at = block * BLOCK_ROW;
                 let panel = tile.panel.add(block * unpacked_size(QUADS) * columns);
                 let mut products = [[s.zeros(); 2]; R];
@@ -99,7 +99,7 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
         let mut partial = [[s.zeros(); 2]; R];
         // SAFETY: the caller's promise.
         unsafe {
-            let rows = tile.rows::<R>();
+            let rows = tile.rows();
             let at = block * BLOCK_ROW;
             let panel = panel.add(4 * part * QUADS * columns);
             let mut quad = 0;
@@ -140,7 +140,7 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
 #[inline(always)]
 unsafe fn minima<S: Simd, const R: usize>(
     s: S,
-    rows: TileRows<i8, R>,
+    rows: TileRows<i8>,
     at: usize,
     panel: *const u8,
 ) -> [[S::I; 2]; R] {
