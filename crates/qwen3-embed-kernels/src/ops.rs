@@ -58,16 +58,11 @@ pub fn reads_host_memory(device: &Device) -> bool {
 
 /// The type of the activations between linear layers of this arithmetic.
 pub fn activation_type(arithmetic: Arithmetic) -> DType {
-    match arithmetic {
-        Arithmetic::F32 | Arithmetic::Int8 => DType::F32,
-        Arithmetic::Bf16 => DType::BF16,
-        // Both quantize activations of either type. Attention, whose products have the type of its result, is faster in
-        // bf16 on CPUs that multiply bf16.
-        Arithmetic::Bytes | Arithmetic::Blocks => match Kernels::current().bf16_weights {
-            Arithmetic::Bf16 => DType::BF16,
-            _ => DType::F32,
-        },
-    }
+    // Byte products quantize activations of either type. Attention, whose products have the type of its result, is faster in
+    // bf16 on CPUs that multiply bf16.
+    let reads_both = matches!(arithmetic, Arithmetic::Bytes | Arithmetic::Blocks);
+    let is_bf16 = reads_both && Kernels::current().bf16_weights == Arithmetic::Bf16;
+    if is_bf16 || arithmetic == Arithmetic::Bf16 { DType::BF16 } else { DType::F32 }
 }
 
 /// The type of queries, keys and values on a device where linear layers read activations of type `activations`.

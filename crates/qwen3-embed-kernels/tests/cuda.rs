@@ -1,5 +1,4 @@
-//! The operations on a CUDA device, through tensors. The kernels' own results are compared with the
-//! reference in `src/cuda/tests.rs`.
+//! The operations on tensors of a CUDA device. `src/cuda/tests.rs` compares the results of the kernels with the reference.
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};
@@ -17,7 +16,7 @@ fn random(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// Values that bf16 has.
+/// The nearest bf16 values.
 fn rounded(values: Vec<f32>) -> Vec<f32> {
     values.into_iter().map(|v| bf16::from_f32(v).to_f32()).collect()
 }
@@ -35,14 +34,14 @@ fn assert_close(got: &[f32], expected: &[f64], bound: f64) {
     }
 }
 
-/// Products of [−1, 1) in f32 are off by at most n roundings of a sum of n.
+/// The error bound of a sum of n products of values in [−1, 1): n roundings of a sum of at most n.
 fn bound(n_in: usize) -> f64 {
     (n_in * n_in) as f64 * f64::from(f32::EPSILON) / 2.0
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn a_linear_layer_stores_or_adds_whole_or_in_part() {
+fn linear_stores_or_adds_all_or_some_columns() {
     let device = device();
     let (n_rows, n_in, n_out) = (37, 96, 80);
     for (dtype, round) in [(DType::F32, false), (DType::BF16, true)] {
@@ -71,7 +70,7 @@ fn a_linear_layer_stores_or_adds_whole_or_in_part() {
         layer.forward(&tensor, &out, Epilogue::Add, &scratch).unwrap();
         let twice: Vec<f64> = expected.iter().map(|v| 2.0 * v).collect();
         assert_close(&ops::to_f32(&out).unwrap(), &twice, 3.0 * bound(n_in));
-        // Some columns, of the last rows.
+        // Some columns of the last rows.
         let part = out.narrow(0, 30, 7).unwrap();
         let x = tensor.narrow(0, 30, 7).unwrap();
         layer.forward_columns(&x, 16..48, &part, Epilogue::Store, &scratch).unwrap();
@@ -86,7 +85,7 @@ fn a_linear_layer_stores_or_adds_whole_or_in_part() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn gates_and_ups_are_one_product() {
+fn swiglu_matches_the_reference() {
     let device = device();
     let (n_rows, n_in, ffn) = (5, 64, 40);
     let (x, weight) = (random(4, n_rows * n_in), random(5, 2 * ffn * n_in));
@@ -99,13 +98,13 @@ fn gates_and_ups_are_one_product() {
     layer.unwrap().forward(&tensor, &out, Epilogue::Store, &scratch).unwrap();
     let gate_up = reference::linear(&widened(&x), &widened(&weight), None, n_in);
     let expected = reference::swiglu(&gate_up, ffn);
-    // A gate and an up are at most as large as their sums, 64, and so is what an error of theirs does.
+    // Gates and ups are at most 64, and an error of one is multiplied with the other.
     assert_close(&ops::to_f32(&out).unwrap(), &expected, 3.0 * n_in as f64 * bound(n_in));
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn attention_finds_the_rows_of_a_batch() {
+fn attention_matches_the_reference() {
     let device = device();
     let segment = |n_tokens, parent, kind| Segment { n_tokens, parent, kind };
     let batch = Ragged::from_segments([
@@ -130,7 +129,7 @@ fn attention_finds_the_rows_of_a_batch() {
         let tensor = Tensor::from_slice(&qkv, (batch.n_rows(), n_columns), &device).unwrap();
         let tensor = tensor.to_dtype(dtype).unwrap();
         let scratch = ops::Scratch::default();
-        // Twice, because the second call finds its index.
+        // Twice, because the second call uses the index of the first.
         for queries in [Queries::All, Queries::Last, Queries::All] {
             let first = batch.first_query(queries);
             let shape = (batch.n_rows() - first, heads.q_columns());
@@ -144,7 +143,7 @@ fn attention_finds_the_rows_of_a_batch() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn operands_that_do_not_fit_are_refused_before_anything_is_launched() {
+fn rejects_operands_that_do_not_fit_before_a_launch() {
     let device = device();
     let tensor = |shape: (usize, usize), dtype| Tensor::zeros(shape, dtype, &device).unwrap();
     let on_cpu = Tensor::zeros((2, 6), DType::F32, &Device::Cpu).unwrap();
@@ -170,7 +169,7 @@ fn operands_that_do_not_fit_are_refused_before_anything_is_launched() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn more_memory_than_there_is_is_an_error_of_its_own() {
+fn allocation_beyond_the_memory_is_out_of_memory() {
     let device = device();
     let error = Tensor::zeros((1 << 20, 1 << 20), DType::F32, &device).unwrap_err();
     assert!(matches!(Error::from(error), Error::OutOfMemory(_)));

@@ -1,5 +1,5 @@
-//! The operations on tensors: that they reach the kernels, and refuse operands that do not fit.
-//! The kernels' own results are compared with the reference in `cpu.rs`.
+//! The operations on tensors: they call the kernels and reject operands that do not fit. `cpu.rs` compares the results of
+//! the kernels with the reference.
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};
@@ -22,7 +22,7 @@ fn identity(n: usize, layout: Layout) -> ops::Linear {
 }
 
 #[test]
-fn a_linear_layer_stores_or_adds_into_part_of_a_buffer() {
+fn linear_stores_or_adds_into_part_of_a_buffer() {
     let x = tensor(&[1.0, 2.0, 3.0, 4.0], &[2, 2]);
     let buffer = ones(&[3, 2]);
     let out = buffer.narrow(0, 0, 2).unwrap();
@@ -35,11 +35,11 @@ fn a_linear_layer_stores_or_adds_into_part_of_a_buffer() {
 }
 
 #[test]
-fn rope_leaves_the_first_position_and_turns_the_others() {
+fn rope_rotates_all_positions_but_the_first() {
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 4 };
     let row = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
     let qkv = tensor(&[row, row].concat(), &[2, 12]);
-    // The second token's first pair is turned by one radian, its second pair not at all.
+    // The first pair of the second token is rotated by one radian, its second pair by zero.
     let cos = tensor(&[1.0, 1.0, 1f32.cos(), 1.0], &[2, 2]);
     let sin = tensor(&[0.0, 0.0, 1f32.sin(), 0.0], &[2, 2]);
     let norm = ones(&[4]);
@@ -52,7 +52,7 @@ fn rope_leaves_the_first_position_and_turns_the_others() {
         close(value, scale * (lane % 4 + 1) as f32);
     }
     for head in [12, 16] {
-        // Lane 0 is paired with lane 2, half a head away, and not with its neighbour.
+        // Lane 0 is paired with lane 2, half a head away, and not with its neighbor.
         close(rotated[head], scale * (1f32.cos() - 3.0 * 1f32.sin()));
         close(rotated[head + 1], scale * 2.0);
         close(rotated[head + 2], scale * (3.0 * 1f32.cos() + 1f32.sin()));
@@ -61,14 +61,14 @@ fn rope_leaves_the_first_position_and_turns_the_others() {
 }
 
 #[test]
-fn gather_rows_picks_rows_in_order() {
+fn gather_rows_returns_rows_in_the_given_order() {
     let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
     let y = ops::gather_rows(&tensor(&x, &[4, 3]), &[3, 0, 3]).unwrap();
     assert_eq!(ops::to_f32(&y).unwrap(), [9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 9.0, 10.0, 11.0]);
 }
 
 #[test]
-fn operands_that_do_not_fit_are_refused() {
+fn rejects_operands_of_other_shapes() {
     let x = ones(&[2, 6]);
     let heads = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 2 };
     let qkv = ones(&[2, 8]);
@@ -126,14 +126,14 @@ fn operands_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn part_of_a_linear_layers_columns_are_those_of_all_of_them() {
+fn forward_columns_computes_the_same_values_as_forward() {
     let x = tensor(&(0..40).map(|v| v as f32).collect::<Vec<_>>(), &[1, 40]);
     let (layer, scratch) = (identity(40, Layout::Plain), ops::Scratch::default());
     for columns in [0..40, 0..1, 33..40, 16..16, 7..20] {
         let out = tensor(&[-1.0; 40], &[1, 40]);
         layer.forward_columns(&x, columns.clone(), &out, Epilogue::Store, &scratch).unwrap();
         for (column, value) in ops::to_f32(&out).unwrap().into_iter().enumerate() {
-            // What lies in the same panel may be there or not.
+            // Other columns of the same panel may be computed too.
             let is_there = value == column as f32;
             assert!(is_there || value == -1.0 && !columns.contains(&column), "{columns:?}");
         }
@@ -141,7 +141,7 @@ fn part_of_a_linear_layers_columns_are_those_of_all_of_them() {
 }
 
 #[test]
-fn rows_are_copied_between_matrices_with_gaps() {
+fn copies_rows_between_matrices_with_gaps() {
     let x = tensor(&(0..12).map(|v| v as f32).collect::<Vec<_>>(), &[3, 4]);
     let out = ones(&[4, 5]);
     let part = out.narrow(0, 2, 2).unwrap().narrow(1, 1, 3).unwrap();
@@ -152,7 +152,7 @@ fn rows_are_copied_between_matrices_with_gaps() {
 }
 
 #[test]
-fn tensors_of_another_type_are_refused() {
+fn rejects_tensors_of_other_types() {
     let x = ones(&[2, 6]);
     let bf16 = x.to_dtype(DType::BF16).unwrap();
     let f16 = x.to_dtype(DType::F16).unwrap();
@@ -192,7 +192,7 @@ fn tensors_of_another_type_are_refused() {
 }
 
 #[test]
-fn a_result_in_the_buffer_of_an_operand_is_refused() {
+fn rejects_result_in_the_buffer_of_an_operand() {
     let buffer = ones(&[4, 6]);
     let (upper, lower) = (buffer.narrow(0, 0, 2).unwrap(), buffer.narrow(0, 2, 2).unwrap());
     for out in [&upper, &lower] {
@@ -202,7 +202,7 @@ fn a_result_in_the_buffer_of_an_operand_is_refused() {
 }
 
 #[test]
-fn a_row_of_a_matrix_with_gaps_has_none() {
+fn accepts_one_row_of_a_matrix_with_gaps() {
     let row = ones(&[3, 8]).narrow(0, 1, 1).unwrap().narrow(1, 0, 6).unwrap();
     let out = ones(&[1, 6]);
     ops::rms_norm(&row, &ones(&[6]), 0.0, &out).unwrap();
@@ -210,7 +210,7 @@ fn a_row_of_a_matrix_with_gaps_has_none() {
 }
 
 #[test]
-fn activations_between_products_may_be_bf16_with_gaps() {
+fn accepts_bf16_activations_with_gaps() {
     let x = tensor(&[1.0, 2.0, 3.0, 4.0], &[2, 2]);
     let buffer = Tensor::ones((2, 5), DType::BF16, &Device::Cpu).unwrap();
     let normed = buffer.narrow(1, 0, 2).unwrap();
@@ -221,7 +221,7 @@ fn activations_between_products_may_be_bf16_with_gaps() {
     }));
     let out = ones(&[2, 2]);
     layer.forward(&normed, &out, Epilogue::Store, &ops::Scratch::default()).unwrap();
-    // Each row over its root mean square, rounded to bf16, with its columns swapped.
+    // Each row divided by its root mean square, rounded to bf16, with its columns swapped.
     let rounded = |v: f32| half::bf16::from_f32(v).to_f32();
     let (a, b) = (2.5f32.sqrt(), 12.5f32.sqrt());
     let expected = [2.0 / a, 1.0 / a, 4.0 / b, 3.0 / b].map(rounded);

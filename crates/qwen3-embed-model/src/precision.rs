@@ -52,6 +52,16 @@ pub enum Precision {
 impl Precision {
     /// All values, in the order of their declaration.
     pub const ALL: [Self; 4] = [Self::Stored, Self::F32, Self::Bf16, Self::Int8];
+
+    /// Bytes of a weight of a linear layer, with its share of a scale. For `Int8` it is an upper bound: a scale for every
+    /// 32 weights.
+    pub(crate) fn bytes_per_weight(self) -> f64 {
+        match self {
+            Self::F32 => 4.0,
+            Self::Bf16 => 2.0,
+            Self::Int8 | Self::Stored => 1.0 + 4.0 / 32.0,
+        }
+    }
 }
 
 impl fmt::Display for Precision {

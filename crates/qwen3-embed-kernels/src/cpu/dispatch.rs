@@ -8,8 +8,7 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use super::arithmetic::Arithmetic;
-use super::peak::MultiplyAdds;
+use super::arithmetic::{Arithmetic, MultiplyAdds};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd, SimdOp, TileSums};
@@ -213,16 +212,16 @@ fn has_fast_bf16() -> bool {
     false
 }
 
-/// Defines `InstructionSet`, and how a kernel is compiled for each set: inlined into a function that enables the
-/// features of the set. A set with state for each thread, as the tile configuration of AMX, can set it up in that
+/// Defines `InstructionSet` from lines of a name, an architecture, a type and a value of `simd`, and features; and how a
+/// kernel is compiled for each set: inlined into a function that enables the features. A set with state for each thread, as the tile configuration of AMX, can set it up in that
 /// function.
 macro_rules! instruction_sets {
-    ($($set:ident: $simd:ty, $new:expr, #[$feature:meta];)*) => {
+    ($($set:ident: $arch:literal, $simd:ty, $new:expr, #[$feature:meta];)*) => {
         #[derive(Debug, Clone, Copy)]
         enum InstructionSet {
             Portable,
             $(
-                #[cfg(target_arch = "x86_64")]
+                #[cfg(target_arch = $arch)]
                 $set,
             )*
         }
@@ -238,7 +237,7 @@ macro_rules! instruction_sets {
                 match self {
                     Self::Portable => op.run(Portable),
                     $(
-                        #[cfg(target_arch = "x86_64")]
+                        #[cfg(target_arch = $arch)]
                         Self::$set => {
                             #[$feature]
                             unsafe fn with_features<O: SimdOp>(op: O) -> O::Output {
@@ -256,13 +255,14 @@ macro_rules! instruction_sets {
 }
 
 instruction_sets! {
-    Avx2: Avx2<false>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
-    Avx2Vnni: Avx2<true>, Avx2::new(), #[target_feature(enable = "avx2,fma,avxvnni")];
-    Avx512: Avx512<false, false>, Avx512::new(),
+    Avx2: "x86_64", Avx2<false>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
+    Avx2Vnni: "x86_64", Avx2<true>, Avx2::new(),
+        #[target_feature(enable = "avx2,fma,avxvnni")];
+    Avx512: "x86_64", Avx512<false, false>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx2,fma")];
-    Avx512Vnni: Avx512<true, false>, Avx512::new(),
+    Avx512Vnni: "x86_64", Avx512<true, false>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")];
-    Avx512Bf16: Avx512<true, true>, Avx512::new(),
+    Avx512Bf16: "x86_64", Avx512<true, true>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")];
 }
 

@@ -18,7 +18,6 @@ mod formats;
 mod gemm;
 mod packed;
 mod panels;
-mod peak;
 mod quantize;
 mod rotation;
 mod rows;

@@ -1,8 +1,8 @@
-//! Every kernel against its f64 reference, on the emulator and on a card.
+//! Every kernel against its f64 reference, on the emulator and on a GPU.
 //!
-//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the
-//! next value of a 16-bit type where a value is stored in it. Outputs hold NaN, so that none may be left
-//! out, and gaps between rows hold NaN, which must still be there afterwards.
+//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the next value of a
+//! 16-bit type where values are stored in it. Outputs are initialized with NaN, so that tests see elements that are not
+//! written, and gaps between rows are NaN, which must be NaN afterwards.
 
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -16,13 +16,13 @@ use super::{gather_rows, qk_norm_rope, rms_norm, swiglu};
 use crate::cpu::Heads;
 use crate::{Error, Queries, Ragged, Segment, SegmentKind, reference};
 
-/// Where kernels are launched.
+/// Runs launches: the emulator or a GPU.
 pub(super) trait Runner {
     /// Runs a launch with these buffers for pointers.
     fn run(&self, launch: &Launch, buffers: &mut [Buffer]);
 }
 
-/// Memory of a device.
+/// A buffer in the memory of a device.
 #[derive(Debug, Clone)]
 pub(super) enum Buffer {
     F32(Vec<f32>),
@@ -58,7 +58,7 @@ impl Buffer {
         }
     }
 
-    /// The same with other values.
+    /// A buffer of the same type with other contents.
     pub(super) fn with_bytes(&self, bytes: &[u8]) -> Self {
         let (two, four) = (bytes.as_chunks().0.iter(), bytes.as_chunks().0.iter());
         match self {
@@ -79,7 +79,7 @@ fn gamma(n: usize) -> f64 {
     nu / (1.0 - nu)
 }
 
-/// What storing a value in a type loses of it, beside what f32 does.
+/// The relative error of storing a value in a type, beyond the error of f32.
 fn unit(element: ElementType) -> f64 {
     match element {
         ElementType::F32 => 0.0,
@@ -88,14 +88,14 @@ fn unit(element: ElementType) -> f64 {
     }
 }
 
-/// The smallest values of f16 are this far apart.
+/// The distance between the smallest values of f16.
 const TINY: f64 = 1.0 / (1 << 24) as f64;
 
 fn random(rng: &mut SmallRng, n: usize) -> Vec<f64> {
     (0..n).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
 
-/// Rows with gaps of NaN between them.
+/// Inserts gaps of NaN between rows.
 fn spread(values: &[f64], shape: Shape) -> Vec<f64> {
     let mut spread = vec![f64::NAN; shape.n_rows * shape.stride];
     for row in 0..shape.n_rows {
@@ -105,7 +105,7 @@ fn spread(values: &[f64], shape: Shape) -> Vec<f64> {
     spread
 }
 
-/// The rows of a matrix whose gaps must hold NaN.
+/// The rows of a matrix, without its gaps, which must be NaN.
 fn gathered(values: &[f64], shape: Shape) -> Vec<f64> {
     let mut rows = Vec::new();
     for row in values.chunks(shape.stride) {
@@ -193,7 +193,7 @@ fn rotations(runner: &dyn Runner) {
             for (norm, from, n, first) in [(&norms[0], 0, q, first_query), (&norms[1], q, k, 0)] {
                 let x = columns(&qkv, from, n);
                 let expected = reference::qk_norm_rope(&x, &norm.f64(), 1e-6, theta, &batch);
-                // Both products of a rotated value are at most as large as the pair is long.
+                // Both products of a rotated value are at most as large as the length of the pair.
                 let normed = reference::rms_norm(&x, &norm.f64(), 1e-6);
                 let pair = |i: usize| {
                     let (head, lane) = (i / head_dim * head_dim, i % (head_dim / 2));
@@ -219,7 +219,7 @@ fn gates(runner: &dyn Runner) {
             let in_shape = gaps(n_rows, 2 * ffn_size, gap);
             let shape = gaps(n_rows, ffn_size, 2 * gap);
             let mut values = random(&mut rng, n_rows * 2 * ffn_size);
-            // Far out on both sides of the sigmoid.
+            // Extreme values on both sides of the sigmoid.
             values[0] = -100.0;
             values[(n_rows - 1) * 2 * ffn_size] = 100.0;
             let gate_up = Buffer::new(element, &values).f64();
@@ -283,7 +283,7 @@ fn biases_and_copies(runner: &dyn Runner) {
     }
 }
 
-/// A batch in which segments of every kind continue segments of every kind, across the borders of blocks.
+/// A batch in which segments of every kind continue segments of every kind, across the edges of blocks.
 fn forest(rng: &mut SmallRng, n_segments: usize, longest: usize) -> Ragged {
     let mut kinds = Vec::new();
     let segments = (0..n_segments).map(|idx| {
@@ -300,14 +300,14 @@ fn forest(rng: &mut SmallRng, n_segments: usize, longest: usize) -> Ragged {
     Ragged::from_segments(segments.collect::<Vec<_>>()).unwrap()
 }
 
-/// Texts of which all tokens see all, and of which last tokens lie together.
+/// Bidirectional texts, whose last tokens are the last rows.
 fn bidirectional(lengths: &[usize]) -> Ragged {
     let (parent, kind) = (None, SegmentKind::Text);
     let segments = lengths.iter().map(|&n_tokens| Segment { n_tokens, parent, kind });
     Ragged::from_segments(segments).unwrap().bidirectional().unwrap()
 }
 
-/// One batch through one kernel, for all queries and the last ones.
+/// Compares attention over a batch with the reference, for all queries and for the last queries.
 fn attend(
     runner: &dyn Runner,
     rng: &mut SmallRng,
@@ -319,7 +319,7 @@ fn attend(
     let qkv_shape = gaps(batch.n_rows(), heads.qkv_columns(), 8);
     let values = random(rng, batch.n_rows() * heads.qkv_columns());
     let mut qkv = Buffer::new(element, &values).f64();
-    // As large as trained models have them, so that the softmax has a tail.
+    // As large as in trained models, so that the softmax has a tail.
     for row in qkv.chunks_mut(heads.qkv_columns()) {
         row[..heads.q_columns()].iter_mut().for_each(|q| *q *= 0.25);
     }
@@ -327,7 +327,7 @@ fn attend(
         let rows = qkv.chunks(heads.qkv_columns());
         rows.flat_map(|row| row[from * head_dim..][..n * head_dim].to_vec()).collect()
     };
-    // The kernels take queries that are divided already.
+    // The kernels expect queries that are divided by √D.
     let sqrt = (head_dim as f64).sqrt();
     let q: Vec<f64> = columns(0, n_heads).into_iter().map(|q| q * sqrt).collect();
     let (k, v) = (columns(n_heads, n_kv_heads), columns(n_heads + n_kv_heads, n_kv_heads));
@@ -361,9 +361,8 @@ fn attend(
         let got = gathered(&buffers[1].f64(), shape);
         let skipped = first_query * heads.q_columns();
         let (expected, weighted) = (&expected[skipped..], &weighted[skipped..]);
-        // A score is off by the roundings of its sum, and its weight by as much, relatively; twice,
-        // because the sum of all weights is off too. The weights themselves are rounded for the
-        // product on tensor cores.
+        // The error of a score is the roundings of its sum, and the relative error of its weight is as large; twice,
+        // because the sum of all weights has an error too. Weights are rounded for products on tensor cores.
         let score = (gamma(head_dim + 2) + 4.0 * U) * largest_score;
         let weight = 2.0 * score + gamma(batch.max_length() + 16);
         let rounded = if kernel == AttentionKernel::Flash { unit(element) } else { 0.0 };
@@ -409,8 +408,8 @@ fn attention_on_tensor_cores(runner: &dyn Runner) {
     }
 }
 
-/// Keys of one large score, whose values are 1 in the first half of a text and −1 in the second: what is wrong by a
-/// little with every block of keys is then wrong by much.
+/// All keys have the same large score, and values are 1 in the first half of a text and −1 in the second, so that small
+/// errors of every block of keys add up to a large error.
 fn attention_over_many_blocks(runner: &dyn Runner) {
     const N: usize = 64 * 100;
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 128 };
@@ -441,7 +440,7 @@ fn attention_over_many_blocks(runner: &dyn Runner) {
     }
 }
 
-macro_rules! on_emulator_and_card {
+macro_rules! on_emulator_and_gpu {
     ($($check:ident)*) => {
         mod on_the_emulator {
             use super::*;
@@ -454,41 +453,41 @@ macro_rules! on_emulator_and_card {
         }
 
         #[cfg(feature = "cuda")]
-        mod on_a_card {
+        mod on_a_gpu {
             $(
                 #[test]
                 #[ignore = "needs a CUDA device"]
                 fn $check() {
-                    super::$check(&super::card::Card::open());
+                    super::$check(&super::gpu::Gpu::open());
                 }
             )*
         }
     };
 }
 
-on_emulator_and_card! {
+on_emulator_and_gpu! {
     norms rotations gates biases_and_copies gathered_rows attention_along_segments attention_on_tensor_cores
     attention_over_many_blocks
 }
 
-/// The first card of this machine.
+/// The first GPU of this machine.
 #[cfg(feature = "cuda")]
-mod card {
+mod gpu {
     use candle_core::cuda_backend::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::DevicePtr;
 
     use super::{Buffer, Launch, Runner};
     use crate::cuda::device;
 
-    pub(super) struct Card(CudaDevice);
+    pub(super) struct Gpu(CudaDevice);
 
-    impl Card {
+    impl Gpu {
         pub(super) fn open() -> Self {
             Self(device::open(0).unwrap().as_cuda_device().unwrap().clone())
         }
     }
 
-    impl Runner for Card {
+    impl Runner for Gpu {
         fn run(&self, launch: &Launch, buffers: &mut [Buffer]) {
             let stream = self.0.cuda_stream();
             let memory: Vec<_> =
@@ -504,7 +503,7 @@ mod card {
 }
 
 #[test]
-fn what_the_kernels_cannot_do_is_refused() {
+fn rejects_sizes_beyond_the_limits_of_the_kernels() {
     let heads = |head_dim| Heads { n_heads: 1, n_kv_heads: 1, head_dim };
     let wide = Shape::dense(1, 3 * 258);
     let options = Attention { heads: heads(258), queries: Queries::All, causal: true };
@@ -522,7 +521,7 @@ fn what_the_kernels_cannot_do_is_refused() {
 }
 
 #[test]
-fn tensor_cores_are_used_where_they_can_be() {
+fn chooses_tensor_cores_for_supported_types_and_shapes() {
     let choose = |element, n_heads, head_dim, places| {
         AttentionKernel::choose(element, Heads { n_heads, n_kv_heads: 1, head_dim }, places)
     };

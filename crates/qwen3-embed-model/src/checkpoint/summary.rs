@@ -69,10 +69,6 @@ impl Memory {
     }
 }
 
-/// Bytes of a weight in 8 bits, with its share of the scale of 32. Weights that meet activations in 8 bits have a
-/// scale for every 64 and take 6 % less; which ones do shows only while a model is loaded.
-const INT8_SIZE: f64 = 1.0 + 4.0 / 32.0;
-
 impl Summary {
     /// Looks at the checkpoint at `path`, a folder or a GGUF file, as [`Model::load`](crate::Model::load)
     /// does.
@@ -111,7 +107,11 @@ impl Summary {
         let numerics = Numerics::choose(precision, stored, &Device::Cpu);
         let bytes_per_token = workspace::bytes_per_token(&self.config, numerics, &Device::Cpu);
         Memory {
-            weights: self.config.weight_bytes(numerics.precision, self.blocks, INT8_SIZE),
+            weights: self.config.weight_bytes(
+                numerics.precision,
+                numerics.precision.bytes_per_weight(),
+                self.blocks,
+            ),
             embeddings: self.embedding_bytes,
             workspace: (bytes_per_token as u64).saturating_mul(batch_tokens as u64),
         }
@@ -129,22 +129,18 @@ fn embedding_size(path: &Path, hidden_size: usize) -> Result<usize> {
 }
 
 impl Config {
-    /// Bytes of the packed weights, without the padding of the last panel, if a weight in 8 bits takes
-    /// `int8_size` bytes with its share of a scale. Of the `blocks`, values and bytes, most are kept in few
-    /// bits in `Int8`, and counted so.
-    fn weight_bytes(&self, precision: Precision, blocks: [u64; 2], int8_size: f64) -> u64 {
+    /// Bytes of the packed weights, without the padding of the last panel. `blocks` are the values and the packed bytes of
+    /// the matrices that are in blocks of few bits, most of which `Int8` uses without conversion.
+    fn weight_bytes(&self, precision: Precision, bytes_per_weight: f64, blocks: [u64; 2]) -> u64 {
         let [c, f, qkv, q] = self.widths();
         let (layers, head_dim) = (self.num_hidden_layers as f64, self.head_dim as f64);
         let matrices = layers * (c * (qkv + q) + 3.0 * c * f);
         let vectors = layers * (2.0 * c + 2.0 * head_dim) + c;
-        let matrices = match precision {
-            Precision::F32 => matrices * 4.0,
-            Precision::Bf16 => matrices * 2.0,
-            Precision::Int8 | Precision::Stored => {
-                let [values, bytes] = blocks.map(|n| n as f64);
-                (matrices - values).max(0.0) * int8_size + bytes
-            }
+        let [values, bytes] = match precision {
+            Precision::Int8 => blocks.map(|n| n as f64),
+            _ => [0.0; 2],
         };
+        let matrices = (matrices - values).max(0.0) * bytes_per_weight + bytes;
         (matrices + vectors * 4.0) as u64
     }
 }
@@ -229,10 +225,13 @@ mod tests {
                 let model = Model::load(&path, Device::Cpu, precision).unwrap();
                 let real = model.weight_bytes() as f64;
                 let at_most = summary.memory(precision, 1).weights as f64;
-                // On a CPU that multiplies bytes, any of the products may have groups of this size.
+                // On CPUs that multiply bytes, any weight may have larger groups and fewer scales.
                 let may_be_bytes = Kernels::current().int8_weights == Arithmetic::Bytes;
-                let smallest = if may_be_bytes { 1.0 + 4.0 / BYTE_GROUP as f64 } else { INT8_SIZE };
-                let at_least = summary.config.weight_bytes(precision, summary.blocks, smallest);
+                let smallest = match may_be_bytes && precision == Precision::Int8 {
+                    true => 1.0 + 4.0 / BYTE_GROUP as f64,
+                    false => precision.bytes_per_weight(),
+                };
+                let at_least = summary.config.weight_bytes(precision, smallest, summary.blocks);
                 let [most, least] = [at_most, at_least as f64].map(|estimate| estimate / real);
                 // Narrow matrices are padded to whole panels, and those that meet outliers have a few
                 // columns more.

@@ -309,16 +309,18 @@ impl Projection {
         }
         let outliers = input.outliers();
         self.has_outliers.set(self.has_outliers.get() || !outliers.is_empty());
+        let (n_out, n_in) = (matrix.n_rows, matrix.n_columns);
+        let read_row = |o: usize, row: &mut [f32]| matrix.read_scaled_row(o, norm, row);
         let reads_bytes = self.numerics.int8 == Arithmetic::Bytes;
         let bytes = reads_bytes.then(|| input.fitting_bytes(BYTE_GROUP));
         match bytes.flatten() {
-            Some(Fitting::Plain) => matrix.pack_bytes(layout, norm, false),
+            Some(Fitting::Plain) => PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row),
             // Where a few channels hold most of the residual stream, what is added to them must be more exact.
             Some(Fitting::Rotated) if !self.has_outliers.get() => {
-                matrix.pack_bytes(layout, norm, true)
+                PackedWeight::pack_bytes(n_out, n_in, layout, true, read_row)
             }
             _ if matrix.is_q8_0() => matrix.pack_q8_0(layout),
-            _ => matrix.pack_int8(layout, norm, &outliers),
+            _ => PackedWeight::pack_int8(n_out, n_in, layout, &outliers, read_row),
         }
     }
 }
