@@ -1,18 +1,17 @@
-//! Compiles the CUDA kernels, if the feature `cuda` is on: each `.cu` file to PTX, which the driver
-//! compiles for the card that there is.
+//! Compiles the CUDA kernels if the feature `cuda` is on: each `.cu` file to PTX, which the driver compiles for the GPU of
+//! the machine.
 //!
-//! `NVCC` names the compiler; else it is in `CUDA_HOME` or `CUDA_PATH`, on the path, or in
-//! `/usr/local/cuda`. `CUDA_COMPUTE_CAP` is the first compute capability that the kernels are for, 80 if
-//! it says nothing.
+//! The compiler is `NVCC`, or is searched in `CUDA_HOME`, in `CUDA_PATH`, on the path, and in `/usr/local/cuda`.
+//! `CUDA_COMPUTE_CAP` is the lowest compute capability that the kernels support, 80 by default.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The files with kernels.
+/// The files of kernels.
 const KERNELS: [&str; 3] = ["rows", "attention", "flash"];
 
-/// The first compute capability with the instructions that the kernels use.
+/// The lowest compute capability that has the instructions of the kernels.
 const LEAST_CAPABILITY: u32 = 80;
 
 fn main() {
@@ -44,7 +43,7 @@ fn compile() -> Result<(), String> {
             .map_err(|e| format!("the feature `cuda` needs nvcc: {}: {e}", nvcc.display()))?;
         if !output.status.success() {
             let message = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
-            return Err(format!("nvcc refuses {}: {message}", source.display()));
+            return Err(format!("nvcc failed to compile {}: {message}", source.display()));
         }
     }
     Ok(())
@@ -76,7 +75,7 @@ fn capability() -> Result<u32, String> {
     match value.replace('.', "").parse() {
         Ok(capability) if capability >= LEAST_CAPABILITY => Ok(capability),
         _ => {
-            Err(format!("CUDA_COMPUTE_CAP is {value}, the kernels need {LEAST_CAPABILITY} or more"))
+            Err(format!("CUDA_COMPUTE_CAP is {value}: the kernels need {LEAST_CAPABILITY} or more"))
         }
     }
 }

@@ -44,8 +44,6 @@ struct Report {
     prompts: BTreeMap<String, String>,
     /// The size of the weight files.
     file_bytes: u64,
-    /// The precision that `auto` stands for on this CPU.
-    auto: String,
     /// The default precision.
     default: String,
     memory: BTreeMap<String, Memory>,
@@ -111,7 +109,6 @@ impl Report {
             dimensions,
             prompts: info.prompts,
             file_bytes: info.summary.file_bytes,
-            auto: info.summary.auto.to_string(),
             default: info.summary.stored_precision.to_string(),
             memory: memory.into(),
         }
@@ -155,6 +152,6 @@ impl Report {
                 "{name:14}{weights:>12}{embeddings:>14}{workspace:>14}{total:>12}{longest:>19}"
             )?;
         }
-        writeln!(output, "the default is {}; auto is {} on this CPU", self.default, self.auto)
+        writeln!(output, "the default is {}", self.default)
     }
 }

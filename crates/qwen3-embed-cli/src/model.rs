@@ -1,4 +1,3 @@
-use clap::ValueEnum;
 use qwen3_embed::{Device, Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder};
 
 use crate::download;
@@ -13,9 +12,11 @@ pub(crate) struct ModelArgs {
     /// Folder or id of a LoRA adapter that is merged into the model
     #[arg(long, value_name = "PATH or ID")]
     pub(crate) adapter: Option<String>,
-    /// Precision in which weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "stored")]
-    pub(crate) precision: PrecisionArg,
+    /// Precision of weights and matrix multiplications: `stored`, also called `auto` (the precision of the checkpoint:
+    /// bf16, also for f16, f32, or int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight), `bf16`
+    /// (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files)
+    #[arg(long, value_name = "PRECISION", default_value_t)]
+    pub(crate) precision: Precision,
     /// Copy the token embeddings into memory, so that texts never wait for the disk when memory is short
     #[arg(long)]
     pub(crate) preload: bool,
@@ -34,20 +35,6 @@ pub(crate) struct ModelArgs {
     pub(crate) batch_tokens: Option<usize>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum PrecisionArg {
-    /// The precision of the checkpoint: bf16 (also for f16), f32, or int8 for quantized GGUF files
-    Stored,
-    /// Exact, four bytes for each weight
-    F32,
-    /// Two bytes for each weight
-    Bf16,
-    /// About one byte for each weight, or less for quantized GGUF files
-    Int8,
-    /// bf16 if the CPU has bf16 instructions and the checkpoint is not quantized, otherwise int8
-    Auto,
-}
-
 /// Applies [`ModelArgs`] to a builder. It is a macro because the methods of the two builders belong to no common
 /// trait.
 macro_rules! configured {
@@ -55,7 +42,7 @@ macro_rules! configured {
         let args: &ModelArgs = $args;
         let mut builder = $builder
             .hub(download::hub())
-            .precision(args.precision.into())
+            .precision(args.precision)
             .device(args.device)
             .preload(args.preload);
         if let Some(adapter) = &args.adapter {
@@ -83,17 +70,5 @@ impl ModelArgs {
     /// The builder of a reranker with these settings.
     pub(crate) fn reranker(&self) -> RerankerBuilder {
         configured!(self, Reranker::builder(self.model.as_str()))
-    }
-}
-
-impl From<PrecisionArg> for Precision {
-    fn from(precision: PrecisionArg) -> Self {
-        match precision {
-            PrecisionArg::Stored => Self::Stored,
-            PrecisionArg::F32 => Self::F32,
-            PrecisionArg::Bf16 => Self::Bf16,
-            PrecisionArg::Int8 => Self::Int8,
-            PrecisionArg::Auto => Self::Auto,
-        }
     }
 }

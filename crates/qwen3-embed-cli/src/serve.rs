@@ -9,14 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
-use qwen3_embed::{Device, Kernels, ServiceOptions, SpecialTokens};
+use qwen3_embed::{Device, Kernels, Precision, ServiceOptions, SpecialTokens};
 use qwen3_embed_server::{AppState, ModelNames, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
 use crate::environment;
-use crate::model::{ModelArgs, PrecisionArg};
+use crate::model::ModelArgs;
 use signals::EndSignals;
 use values::{count, model_name, origin, seconds, some_seconds};
 
@@ -81,9 +81,11 @@ pub(crate) struct Args {
     /// Answer /metrics without the API key. Otherwise a scraper must send the key
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PUBLIC_METRICS")]
     public_metrics: bool,
-    /// Precision in which weights are kept and multiplied
-    #[arg(long, value_enum, default_value = "stored", env = "QWEN3_EMBED_PRECISION")]
-    precision: PrecisionArg,
+    /// Precision of weights and matrix multiplications: `stored`, also called `auto` (the precision of the checkpoint:
+    /// bf16, also for f16, f32, or int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight), `bf16`
+    /// (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files)
+    #[arg(long, value_name = "PRECISION", default_value_t, env = "QWEN3_EMBED_PRECISION")]
+    precision: Precision,
     /// Precision by its name in SGLang: auto (the precision of the checkpoint), bfloat16 or float32
     #[arg(long, value_enum, conflicts_with = "precision", env = "QWEN3_EMBED_DTYPE")]
     dtype: Option<Dtype>,
@@ -196,7 +198,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     result
 }
 
-async fn serve(args: Args, precision: PrecisionArg) -> Result<()> {
+async fn serve(args: Args, precision: Precision) -> Result<()> {
     let address = (args.host.as_str(), args.port);
     let mut signals = EndSignals::new()?;
     let listener = TcpListener::bind(address).await;
@@ -275,7 +277,7 @@ impl Args {
     }
 
     /// The settings of a model. The model and the service have the same batch budget.
-    fn model_args(&self, model: &str, precision: PrecisionArg) -> ModelArgs {
+    fn model_args(&self, model: &str, precision: Precision) -> ModelArgs {
         ModelArgs {
             model: model.to_owned(),
             adapter: None,
@@ -288,7 +290,7 @@ impl Args {
         }
     }
 
-    fn load(&self, precision: PrecisionArg) -> Result<Models> {
+    fn load(&self, precision: Precision) -> Result<Models> {
         let embedder = match &self.model_path {
             Some(path) => {
                 let source = match &self.revision {
@@ -334,12 +336,12 @@ impl Args {
         Ok(Models { embedder, reranker })
     }
 
-    fn precision(&self) -> Result<PrecisionArg> {
+    fn precision(&self) -> Result<Precision> {
         Ok(match self.dtype {
             None => self.precision,
-            Some(Dtype::Auto) => PrecisionArg::Stored,
-            Some(Dtype::Bfloat16) => PrecisionArg::Bf16,
-            Some(Dtype::Float32) => PrecisionArg::F32,
+            Some(Dtype::Auto) => Precision::Stored,
+            Some(Dtype::Bfloat16) => Precision::Bf16,
+            Some(Dtype::Float32) => Precision::F32,
             Some(Dtype::Float16) => {
                 bail!("float16 is not supported: use bfloat16, in which the models were trained")
             }

@@ -1,6 +1,6 @@
 //! Every kernel of every kernel set in the shapes of Qwen3-Embedding-0.6B, on one thread:
-//! `cargo bench --package qwen3-embed-kernels`. Throughput is counted in floating-point operations
-//! (read "elem/s" as FLOP/s), to be held against the peak that is printed for the set.
+//! `cargo bench --package qwen3-embed-kernels`. Throughput counts floating-point operations (read "elem/s" as FLOP/s), to
+//! be compared with the peak that is printed for the set.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -9,7 +9,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
     Arithmetic, AttentionScratch, Bits, BlockRow, Epilogue, Heads, Kernels, Layout, PackedWeight,
-    Quantised, Rows, RowsMut, Values, ValuesMut, attention, qk_norm_rope, rms_norm,
+    QuantizeBuffer, Rows, RowsMut, Values, ValuesMut, attention, qk_norm_rope, rms_norm,
 };
 use qwen3_embed_kernels::{Queries, Ragged};
 
@@ -21,7 +21,7 @@ fn values(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i % 17) as f32 / 16.0 - 0.5).collect()
 }
 
-/// A matrix [rows, columns] of `T` with the gap that workspaces leave between rows.
+/// A matrix [rows, columns] with the gaps that workspaces have between rows.
 struct Activations<T> {
     values: Vec<T>,
     shape: [usize; 2],
@@ -98,15 +98,15 @@ fn linear(group: &mut Group<'_>, kernels: &'static Kernels) {
                 ("bytes × 5 bits", &blocks[1]),
                 ("bytes × 6 bits", &blocks[2]),
             ] {
-                let mut quantised = Quantised::default();
+                let mut buffer = QuantizeBuffer::default();
                 let mut out = Activations::<f32>::new([rows, packed.n_columns()], |v| v);
                 group.bench_function(format!("{name} {kind}, {rows} rows"), |b| {
                     let out = &mut out.rows_mut();
-                    let x = quantised.quantise(packed, x.rows());
+                    let x = packed.quantize(x.rows(), &mut buffer);
                     b.iter(|| packed.multiply(black_box(x), None, out, Epilogue::Store));
                 });
                 group.bench_function(format!("{name} activations for {kind}, {rows} rows"), |b| {
-                    b.iter(|| _ = quantised.quantise(packed, black_box(x.rows())));
+                    b.iter(|| _ = packed.quantize(black_box(x.rows()), &mut buffer));
                 });
             }
         }
@@ -121,7 +121,7 @@ fn attention_of(group: &mut Group<'_>, kernels: &'static Kernels) {
         let mut f32 = Activations::<f32>::new(shape, |v| v);
         let mut bf16 = Activations::new(shape, bf16::from_f32);
         let mut scratch = AttentionScratch::default();
-        // Scores and weighted values of half of all pairs, the causal ones.
+        // Scores and weighted values of the causal half of all pairs.
         flop(group, 2 * texts * length * (length + 1) * HEADS.q_columns());
         for (kind, mut out) in [("f32", f32.rows_mut()), ("bf16", bf16.rows_mut())] {
             group.bench_function(format!("attention {kind}, {texts} × {length}"), |b| {
@@ -160,13 +160,7 @@ fn kernels(criterion: &mut Criterion) {
     for kernels in Kernels::available() {
         let mut group = criterion.benchmark_group(kernels.name);
         group.sample_size(10);
-        for arithmetic in [
-            Arithmetic::F32,
-            Arithmetic::Bf16,
-            Arithmetic::Int8,
-            Arithmetic::Bytes,
-            Arithmetic::Blocks,
-        ] {
+        for arithmetic in Arithmetic::ALL {
             let peak = kernels.measured_peak(arithmetic) / 1e9;
             println!("{}: peak of {arithmetic:?} {peak:.1} GOP/s", kernels.name);
         }

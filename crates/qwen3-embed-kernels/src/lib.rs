@@ -1,20 +1,19 @@
 //! Tensor kernels of the Qwen3 forward pass over ragged batches.
 //!
-//! [`ops`] holds one function for each operation of the forward pass, on candle tensors. [`cpu`]
-//! holds the kernels that they run on the processor, on slices, for several instruction sets.
-//! [`reference`](mod@reference) holds the same operations as plain loops in f64: the oracle against
-//! which every kernel is tested.
+//! [`ops`] has one function for each operation of the forward pass, on candle tensors. [`cpu`] has the kernels that they
+//! run on the CPU, on slices, for several instruction sets. [`reference`](mod@reference) has the same operations as plain
+//! loops in f64, the oracles with which every kernel is compared.
 //!
-//! A batch is *ragged*: the tokens of all texts lie end to end, without padding, those that texts
-//! share only once, and [`Ragged`] says where they are.
+//! A batch is *ragged*: the tokens of all texts are concatenated without padding, and tokens that texts share are there
+//! only once. [`Ragged`] describes a batch.
 //!
-//! Shapes are written with these letters, everywhere in this crate:
+//! Shapes are written with these letters throughout the crate:
 //!
 //! | letter | meaning |
 //! |---|---|
 //! | N | texts in the batch |
-//! | T | tokens in the batch that are computed, all texts together |
-//! | P | tokens in the batch whose keys and values are given |
+//! | T | tokens of all texts that are computed |
+//! | P | tokens whose keys and values are given |
 //! | H | query heads |
 //! | K | key/value heads; each serves H / K query heads |
 //! | D | head dimension |

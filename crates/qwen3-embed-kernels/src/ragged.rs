@@ -2,16 +2,17 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// Where the tokens of a ragged batch are: which rows of its matrices, at which positions of which
-/// texts.
+/// The rows and positions of the tokens of a ragged batch.
 ///
-/// A batch is a forest of *segments*, runs of tokens that are computed once. A text is a segment, or a
-/// chain of them from a root on: what several texts begin with is the segment that theirs continue.
+/// A batch is a forest of *segments*: runs of tokens that are computed once. A text is a segment, or a chain of segments
+/// from a root on. A prefix that several texts share is a segment that their own segments continue.
 ///
-/// Its rows are, in this order: those of [given](SegmentKind::Given) segments, whose keys and values
-/// are known already; those that are computed, text by text; and, among these the last, the last
-/// token of each text that [ends](SegmentKind::Text) in a segment, side by side, because the last
-/// layer needs no other.
+/// The rows of the matrices are in this order:
+///
+/// 1. the tokens of [given](SegmentKind::Given) segments, whose keys and values are known already;
+/// 2. the tokens that are computed, segment by segment, except for
+/// 3. the last token of each segment that [ends a text](SegmentKind::Text). These are together, because the last layer
+///    computes only them.
 ///
 /// # Examples
 ///
@@ -52,20 +53,20 @@ pub struct Ragged {
 pub struct Segment {
     /// At least one.
     pub n_tokens: usize,
-    /// The segment that this one continues, an earlier one; none where a text begins.
+    /// The index of the segment that this one continues, which must be smaller; `None` at the beginning of a text.
     pub parent: Option<usize>,
-    /// What is known of it and wanted from it.
+    /// Whether the segment is computed, and whether it ends a text.
     pub kind: SegmentKind,
 }
 
-/// What is known of a segment and wanted from it.
+/// Whether a segment is computed, and whether it ends a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SegmentKind {
-    /// Its keys and values are known. Nothing is computed.
+    /// The keys and values of the segment are known. It is not computed.
     Given,
-    /// It is computed, all its tokens alike.
+    /// The segment is computed and ends no text.
     Inner,
-    /// It is computed, and a text ends with it: its last token is among the last rows of the batch.
+    /// The segment is computed and ends a text: its last token is among the last rows of the batch.
     Text,
 }
 
@@ -75,24 +76,24 @@ struct Placed {
     segment: Segment,
     /// Position of the first token in its texts.
     start: usize,
-    /// Row of the first token, if it is not the last token of a text.
+    /// Row of the first token, unless that is the last token of a text.
     row: usize,
     /// Row of the last token.
     last_row: usize,
 }
 
-/// Which rows have queries.
+/// The rows that have queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queries {
-    /// All that are computed.
+    /// All rows that are computed.
     All,
     /// The last token of each text.
     Last,
 }
 
 impl Ragged {
-    /// A batch of texts with these lengths, in tokens, each an [inner](SegmentKind::Inner) segment of
-    /// its own: their rows lie in order, end to end.
+    /// A batch of texts with these numbers of tokens. Each text is an [inner](SegmentKind::Inner) segment, so that its rows
+    /// follow those of the text before it.
     ///
     /// # Errors
     ///
@@ -109,8 +110,8 @@ impl Ragged {
     ///
     /// # Errors
     ///
-    /// [`Error::EmptyText`] if one has no token, [`Error::Parent`] if one continues itself or a later
-    /// one, [`Error::BatchTooLarge`] if row indices would not fit in 32 bits.
+    /// [`Error::EmptyText`] if a segment has no tokens, [`Error::Parent`] if a segment continues itself or a later
+    /// segment, [`Error::BatchTooLarge`] if row indices do not fit in 32 bits.
     pub fn from_segments(segments: impl IntoIterator<Item = Segment>) -> Result<Self> {
         let mut placed: Vec<Placed> = Vec::new();
         let (mut n_given, mut n_inner, mut n_last) = (0usize, 0usize, 0usize);
@@ -126,7 +127,7 @@ impl Ragged {
             };
             let is_text = kind == SegmentKind::Text;
             let rows = if kind == SegmentKind::Given { &mut n_given } else { &mut n_inner };
-            // Within its own part of the rows so far.
+            // The row is relative to its group of rows. The offset is added below.
             let row = *rows;
             *rows = rows.saturating_add(n_tokens - usize::from(is_text));
             n_last += usize::from(is_text);
@@ -149,12 +150,12 @@ impl Ragged {
         Ok(Self { segments: placed, is_causal: true, n_given, n_tokens: n_inner + n_last, n_last })
     }
 
-    /// The same batch, in which every token sees all of its text, not only what comes before it.
+    /// The same batch with bidirectional attention: every token sees all of its text, not only the tokens before it.
     ///
     /// # Errors
     ///
-    /// [`Error::Parent`] if a segment continues another: what is computed for a token then depends on
-    /// the whole text, so that texts have nothing to share.
+    /// [`Error::Parent`] if a segment continues another, because in bidirectional attention the result for a token depends
+    /// on the whole text, so that texts cannot share segments.
     pub fn bidirectional(self) -> Result<Self> {
         let mut parents = self.segments.iter().map(|placed| placed.segment.parent).enumerate();
         match parents.find_map(|(segment, parent)| Some((segment, parent?))) {
@@ -163,8 +164,8 @@ impl Ragged {
         }
     }
 
-    /// The positions that the token at `position` in the texts of `segment` sees: from 0 up to itself,
-    /// or to the text's end in a [bidirectional](Self::bidirectional) batch.
+    /// The positions that the token at `position` in the texts of `segment` sees: up to the token itself, or up to the end
+    /// of the text in a [bidirectional](Self::bidirectional) batch.
     pub fn seen_from(&self, segment: usize, position: usize) -> Range<usize> {
         if self.is_causal { 0..position + 1 } else { 0..self.segments[segment].end() }
     }
@@ -174,22 +175,22 @@ impl Ragged {
         self.segments.len()
     }
 
-    /// Rows of given segments, which come first.
+    /// Rows of given segments. These are the first rows.
     pub fn n_given(&self) -> usize {
         self.n_given
     }
 
-    /// Tokens that are computed, T: the rows behind those of given segments.
+    /// Tokens that are computed, T: the rows after those of given segments.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }
 
-    /// Last tokens of texts, N, the last of the rows that are computed.
+    /// Last tokens of texts, N. These are the last rows.
     pub fn n_last(&self) -> usize {
         self.n_last
     }
 
-    /// All rows.
+    /// Number of rows, P + T.
     pub fn n_rows(&self) -> usize {
         self.n_given + self.n_tokens
     }
@@ -202,33 +203,33 @@ impl Ragged {
         }
     }
 
-    /// Whether a token sees only what comes before it, and itself.
+    /// Whether a token sees only itself and the tokens before it.
     pub fn is_causal(&self) -> bool {
         self.is_causal
     }
 
-    /// What a segment is.
+    /// The segment with this index.
     ///
     /// # Panics
     ///
-    /// If there is no such segment; so do the methods below.
+    /// If there is no such segment. The same holds for the methods below.
     pub fn segment(&self, segment: usize) -> Segment {
         self.segments[segment].segment
     }
 
-    /// The positions of a segment's tokens in its texts.
+    /// The positions of the tokens of a segment in its texts.
     pub fn positions_of(&self, segment: usize) -> Range<usize> {
         self.segments[segment].start..self.segments[segment].end()
     }
 
-    /// The row of a segment's first token, if that is not its last one, and of its last one.
+    /// The row of the first token of a segment, unless it is also the last token of a text, and the row of its last token.
     #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn rows_of(&self, segment: usize) -> [usize; 2] {
         [self.segments[segment].row, self.segments[segment].last_row]
     }
 
-    /// The row of the token at `position` in the texts of `segment`, where one of its own tokens or
-    /// what it continues is.
+    /// The row of the token at `position` in the texts of `segment`, which is a token of this segment or of a segment that
+    /// it continues.
     pub fn row(&self, mut segment: usize, position: usize) -> usize {
         loop {
             let placed = &self.segments[segment];
@@ -240,18 +241,18 @@ impl Ragged {
         }
     }
 
-    /// The rows from the beginning of a segment's texts to its end.
+    /// The rows of the texts of a segment, from their beginning to the end of the segment.
     pub fn path(&self, segment: usize) -> impl Iterator<Item = usize> + '_ {
         (0..self.segments[segment].end()).map(move |position| self.row(segment, position))
     }
 
-    /// The row of each segment's last token.
+    /// The row of the last token of each segment.
     pub fn last_rows(&self) -> Vec<u32> {
         // `from_segments` keeps every row within u32.
         self.segments.iter().map(|placed| placed.last_row as u32).collect()
     }
 
-    /// The position of each row that is computed, in its text.
+    /// The position in its text of each row that is computed.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
         let computed = || self.segments.iter().filter(|p| p.segment.kind != SegmentKind::Given);
         let inner = computed().flat_map(|p| p.start..p.end() - usize::from(p.is_text()));
@@ -265,7 +266,7 @@ impl Ragged {
 }
 
 impl Placed {
-    /// The position behind the last token.
+    /// The position after the last token.
     fn end(&self) -> usize {
         self.start + self.segment.n_tokens
     }
@@ -280,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_batch_has_no_rows() {
+    fn empty_batch_has_no_rows() {
         let batch = Ragged::from_lengths([]).unwrap();
         assert_eq!((batch.n_segments(), batch.n_rows(), batch.max_length()), (0, 0, 0));
         assert!(batch.last_rows().is_empty());
@@ -288,13 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_tokens_is_refused() {
+    fn rejects_text_without_tokens() {
         let error = Ragged::from_lengths([2, 0]).unwrap_err();
         assert!(matches!(error, Error::EmptyText { text: 1 }), "{error}");
     }
 
     #[test]
-    fn more_rows_than_indices_are_refused() {
+    fn rejects_more_rows_than_32_bit_indices() {
         for lengths in [vec![u32::MAX as usize, 1], vec![usize::MAX, 1], vec![1, usize::MAX]] {
             let error = Ragged::from_lengths(lengths).unwrap_err();
             assert!(matches!(error, Error::BatchTooLarge { .. }), "{error}");
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_continues_an_earlier_one() {
+    fn rejects_segment_that_continues_itself_or_a_later_one() {
         let segment = |parent| Segment { n_tokens: 1, parent, kind: SegmentKind::Inner };
         for parent in [1, 2, usize::MAX] {
             let error = Ragged::from_segments([segment(None), segment(Some(parent))]).unwrap_err();
@@ -311,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn every_token_of_a_bidirectional_batch_sees_its_whole_text() {
+    fn tokens_of_a_bidirectional_batch_see_their_whole_text() {
         let batch = Ragged::from_lengths([2, 3]).unwrap();
         assert_eq!((batch.seen_from(1, 0), batch.seen_from(1, 2)), (0..1, 0..3));
         let batch = batch.bidirectional().unwrap();
@@ -323,9 +324,8 @@ mod tests {
         assert!(matches!(error, Error::Parent { segment: 1, parent: 0 }), "{error}");
     }
 
-    /// What is given, what is computed, and of that the last tokens of texts come in this order.
     #[test]
-    fn rows_lie_in_the_order_in_which_they_are_needed() {
+    fn rows_are_given_then_computed_then_last_tokens() {
         use SegmentKind::{Given, Inner, Text};
         let segment = |n_tokens, parent, kind| Segment { n_tokens, parent, kind };
         let batch = Ragged::from_segments([
@@ -333,7 +333,7 @@ mod tests {
             segment(2, None, Given),
             segment(1, Some(1), Inner),
             segment(2, Some(2), Text),
-            // Continues the text that is the second segment's beginning of another.
+            // This text continues another text.
             segment(1, Some(3), Text),
             segment(2, Some(0), Given),
             segment(1, Some(5), Text),

@@ -1,7 +1,7 @@
 //! Every operation of the forward pass as plain loops in f64.
 //!
-//! These are the oracle that kernels are tested against: nothing here is fast, and nothing here is
-//! used outside of tests. Matrices are row-major slices.
+//! These are the oracles that kernels are compared with in tests. They are slow and are not used outside of tests.
+//! Matrices are row-major slices.
 
 use crate::{Ragged, SegmentKind};
 
@@ -41,8 +41,8 @@ pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, n_in: usize) -> V
     y
 }
 
-/// Rotary position embedding of one head at one position, pairing lane `i` with lane `i + D/2`:
-/// the pair is turned by the angle `position · theta^(−2i/D)`.
+/// Rotary position embedding of one head at one position: lanes `i` and `i + D/2` are rotated by the angle
+/// `position · theta^(−2i/D)`.
 ///
 /// # Source
 ///
@@ -59,7 +59,7 @@ pub fn rope(head: &[f64], position: usize, theta: f64) -> Vec<f64> {
     y
 }
 
-/// Per-head RMSNorm followed by RoPE, for the queries or the keys of what is computed of a batch.
+/// Per-head RMSNorm followed by RoPE, for the queries or the keys of the computed tokens of a batch.
 ///
 /// # Shapes
 ///
@@ -76,14 +76,12 @@ pub fn qk_norm_rope(x: &[f64], weight: &[f64], eps: f64, theta: f64, batch: &Rag
     y
 }
 
-/// Grouped-query attention within each text: query head `h` reads key/value head `h / (H / K)`, and a
-/// token sees itself and what comes before it in its own text, or all of it if the batch is
-/// bidirectional.
+/// Grouped-query attention within each text: query head `h` reads key/value head `h / (H / K)`, and a token sees itself and
+/// the tokens before it in its own text, or the whole text if the batch is bidirectional.
 ///
 /// # Shapes
 ///
-/// `q` is [P + T, H · D]; `k` and `v` are [P + T, K · D]; the result is [P + T, H · D], zero where
-/// nothing is computed.
+/// `q` is [P + T, H · D]; `k` and `v` are [P + T, K · D]; the result is [P + T, H · D], with zeros for given tokens.
 ///
 /// # Source
 ///
@@ -128,7 +126,7 @@ pub fn attention(
     y
 }
 
-/// `exp(x) / sum(exp(x))`, shifted by the maximum so that nothing overflows.
+/// `exp(x) / sum(exp(x))`, with the maximum subtracted from `x` to avoid overflow.
 pub fn softmax(x: &[f64]) -> Vec<f64> {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<f64> = x.iter().map(|v| (v - max).exp()).collect();
@@ -140,8 +138,7 @@ pub fn softmax(x: &[f64]) -> Vec<f64> {
 ///
 /// # Shapes
 ///
-/// `gate_up` is [rows, 2F], each row its F gate values and then its F up values; the result is
-/// [rows, F].
+/// `gate_up` is [rows, 2F], where a row has F gates and then F ups; the result is [rows, F].
 ///
 /// # Source
 ///
@@ -155,7 +152,7 @@ pub fn swiglu(gate_up: &[f64], ffn_size: usize) -> Vec<f64> {
     y
 }
 
-/// The rows of `x` at `rows`, in that order.
+/// The rows of `x` with the indices `rows`, in that order.
 ///
 /// # Shapes
 ///

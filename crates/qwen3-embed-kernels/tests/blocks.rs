@@ -7,8 +7,7 @@
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    BLOCK, Bits, BlockRow, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut,
-    Values,
+    BLOCK, Bits, BlockRow, Epilogue, Kernels, Layout, PackedWeight, QuantizeBuffer, Rows, RowsMut,
 };
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -135,8 +134,8 @@ fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> 
         out[..n_in].copy_from_slice(row);
     }
     let mut out = vec![f32::NAN; n_rows * n_out];
-    let mut quantised = Quantised::default();
-    let x = quantised.quantise(weight, Rows::new(&padded[1..], [n_rows, n_in], stride));
+    let mut buffer = QuantizeBuffer::default();
+    let x = weight.quantize(Rows::new(&padded[1..], [n_rows, n_in], stride), &mut buffer);
     let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, n_out], n_out);
     weight.multiply(x, bias, rows, Epilogue::Store);
     out
@@ -165,7 +164,7 @@ fn roundings(n_in: usize) -> f64 {
 }
 
 /// Rows whose blocks are multiples of a power of two by integers up to 127, which 8 bits represent exactly.
-fn whole(seed: u64, n: usize) -> Vec<f32> {
+fn quantizable(seed: u64, n: usize) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut values = Vec::with_capacity(n);
     while values.len() < n {
@@ -183,7 +182,7 @@ fn activations_that_fit_8_bits_are_multiplied_exactly() {
     for ([rows, n_in, n_out], bits) in
         shapes().into_iter().flat_map(|shape| ALL.map(|bits| (shape, bits)))
     {
-        let (x, weight) = (whole(1, rows * n_in), Weight::random(2, n_in, vec![bits; n_out]));
+        let (x, weight) = (quantizable(1, rows * n_in), Weight::random(2, n_in, vec![bits; n_out]));
         let (bias, x64) = (random(3, n_out), widened(&x));
         let expected = reference::linear(&x64, &weight.values(), Some(&widened(&bias)), n_in);
         let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
@@ -283,7 +282,7 @@ fn integer_operands_give_exact_results() {
             row.d.fill(1.0);
             row.m.fill(1.0);
         }
-        let mut x = whole(1, rows * n_in);
+        let mut x = quantizable(1, rows * n_in);
         for group in x.chunks_exact_mut(BLOCK) {
             let largest = group.iter().fold(0f32, |largest, x| largest.max(x.abs()));
             group.iter_mut().for_each(|x| *x = (*x / largest * 127.0).round());
@@ -306,10 +305,10 @@ fn bf16_activations_give_the_results_of_f32() {
     for columns in [None, Some(random(5, n_in))] {
         for kernels in Kernels::available() {
             let packed = weight.pack(Layout::Plain, columns.as_deref(), kernels);
-            let mut quantised = Quantised::default();
+            let mut buffer = QuantizeBuffer::default();
             let mut out = vec![0f32; n_rows * 20];
             let x = Rows::new(bf16.as_slice(), [n_rows, n_in], n_in);
-            let x = quantised.quantise(&packed, x);
+            let x = packed.quantize(x, &mut buffer);
             let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, 20], 20);
             packed.multiply(x, None, rows, Epilogue::Store);
             assert!(out == multiply(&packed, &f32, None), "{}", kernels.name);
@@ -333,14 +332,6 @@ fn panels_may_differ_in_bits_but_columns_of_a_panel_may_not() {
     let pack =
         |n_in, n_out| PackedWeight::pack_blocks(n_out, n_in, Layout::Plain, None, bits, |_, _| ());
     assert!(pack(BLOCK, 33).is_some() && pack(BLOCK, 34).is_none() && pack(128, 33).is_none());
-}
-
-/// The kernel panics instead of reading beyond the end of a row without scales.
-#[test]
-#[should_panic(expected = "values for")]
-fn rejects_blocks_without_scales() {
-    let values = vec![0i8; 2 * BLOCK];
-    Rows::new(Values::Blocks(&values), [1, 2 * BLOCK], 1000);
 }
 
 #[test]

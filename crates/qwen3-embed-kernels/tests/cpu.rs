@@ -180,13 +180,7 @@ fn current_kernel_set_is_the_requested_one_or_runs_on_this_cpu() {
 #[test]
 fn measured_peak_is_plausible_for_a_cpu() {
     for kernels in Kernels::available() {
-        for arithmetic in [
-            Arithmetic::F32,
-            Arithmetic::Bf16,
-            Arithmetic::Int8,
-            Arithmetic::Bytes,
-            Arithmetic::Blocks,
-        ] {
+        for arithmetic in Arithmetic::ALL {
             let peak = kernels.measured_peak(arithmetic);
             assert!((1e7..2e12).contains(&peak), "{}: {peak:e}", kernels.name);
         }

@@ -8,7 +8,7 @@
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, Quantised, Rows, RowsMut, Values, rotate,
+    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, QuantizeBuffer, Rows, RowsMut, rotate,
 };
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -86,11 +86,11 @@ fn multiply(weight: &PackedWeight, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> 
         out[..n_in].copy_from_slice(row);
     }
     let mut out = vec![f32::NAN; n_rows * n_out];
-    let mut quantised = Quantised::default();
-    // The scratch buffer has values of an earlier, larger call, which must not matter.
-    let ones = vec![f32::NAN; (n_rows + 3) * n_in];
-    quantised.quantise(weight, Rows::new(ones.as_slice(), [n_rows + 3, n_in], n_in));
-    let x = quantised.quantise(weight, Rows::new(&padded[1..], [n_rows, n_in], stride));
+    let mut buffer = QuantizeBuffer::default();
+    // An earlier, larger multiplication leaves NaN in the buffer, which must not matter.
+    let nans = vec![f32::NAN; (n_rows + 3) * n_in];
+    weight.quantize(Rows::new(nans.as_slice(), [n_rows + 3, n_in], n_in), &mut buffer);
+    let x = weight.quantize(Rows::new(&padded[1..], [n_rows, n_in], stride), &mut buffer);
     let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, n_out], n_out);
     weight.multiply(x, bias, rows, Epilogue::Store);
     out
@@ -119,7 +119,7 @@ fn shapes() -> Vec<[usize; 3]> {
 
 /// Rows of `n` integers up to `largest`, times a power of two for each group. Each group has an integer of the largest
 /// magnitude, so quantizing the rows loses nothing.
-fn whole(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<f32> {
+fn quantizable(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -> Vec<f32> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut values = Vec::with_capacity(n_rows * n);
     for _ in 0..n_rows {
@@ -142,8 +142,8 @@ fn operands_that_quantization_keeps_are_multiplied_exactly() {
         shapes().into_iter().flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
     {
         let (group, largest) = kind.activations(n_in);
-        let x = whole(1, [rows, n_in], group, largest);
-        let weight = whole(2, [n_out, n_in], kind.group(), 127);
+        let x = quantizable(1, [rows, n_in], group, largest);
+        let weight = quantizable(2, [n_out, n_in], kind.group(), 127);
         let bias = random(3, n_out);
         let (x64, w64) = (widened(&x), widened(&weight));
         let expected = reference::linear(&x64, &w64, Some(&widened(&bias)), n_in);
@@ -300,22 +300,14 @@ fn bf16_activations_give_the_results_of_f32() {
     let f32: Vec<f32> = bf16.iter().map(|x| x.to_f32()).collect();
     for (kind, kernels) in Kind::with_kernels() {
         let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
-        let mut quantised = Quantised::default();
+        let mut buffer = QuantizeBuffer::default();
         let mut out = vec![0f32; n_rows * 20];
         let x = Rows::new(bf16.as_slice(), [n_rows, n_in], n_in);
-        let x = quantised.quantise(&packed, x);
+        let x = packed.quantize(x, &mut buffer);
         let rows = &mut RowsMut::new(out.as_mut_slice(), [n_rows, 20], 20);
         packed.multiply(x, None, rows, Epilogue::Store);
         assert!(out == multiply(&packed, &f32, None), "{}, {kind:?}", kernels.name);
     }
-}
-
-/// The kernel panics instead of reading beyond the end of a row without scales.
-#[test]
-#[should_panic(expected = "values for")]
-fn rejects_bytes_without_scales() {
-    let values = vec![0i8; 2 * BYTE_GROUP];
-    Rows::new(Values::Bytes(&values), [1, 2 * BYTE_GROUP], 200);
 }
 
 #[test]

@@ -239,6 +239,12 @@ pub enum Error {
         /// The name.
         got: String,
     },
+    /// The name of a precision is not valid.
+    #[error("expected a precision: `stored`, `f32`, `bf16` or `int8`, got `{got}`")]
+    PrecisionName {
+        /// The name.
+        got: String,
+    },
     /// A batch does not fit in the device's memory, and a batch of half the tokens does not fit either.
     #[error(
         "a batch of {n_tokens} tokens takes about {} MiB on the device, which has {} MiB left: a budget \

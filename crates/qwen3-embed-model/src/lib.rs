@@ -19,6 +19,7 @@ mod checkpoint;
 mod device;
 mod error;
 mod forward;
+mod numerics;
 mod precision;
 
 pub use batching::sharing::{Sharing, SharingCounts};

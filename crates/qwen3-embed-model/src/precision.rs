@@ -1,13 +1,23 @@
 use std::fmt;
+use std::str::FromStr;
 
-use candle_core::Device;
-use qwen3_embed_kernels::cpu::Arithmetic;
-use qwen3_embed_kernels::ops;
+use crate::{Error, Result};
 
 /// The precision of weights and matrix multiplications.
 ///
 /// The vectors of two precisions are similar and not equal, so an index should be searched with the precision with
 /// which it was built.
+///
+/// # Examples
+///
+/// ```
+/// use qwen3_embed_model::Precision;
+///
+/// assert_eq!("bf16".parse::<Precision>()?, Precision::Bf16);
+/// assert_eq!("auto".parse::<Precision>()?, Precision::Stored);
+/// assert_eq!(Precision::Stored.to_string(), "stored");
+/// # Ok::<(), qwen3_embed_model::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Precision {
@@ -23,62 +33,84 @@ pub enum Precision {
     /// bf16, and sums are f32. Otherwise, matrix multiplications are computed in f32, as fast as with `F32`, and with
     /// the same result if the checkpoint is in bf16.
     Bf16,
-    /// Weights in 8 bits with a scale for every 32 values, and activations that are quantized to 16 bits for each
-    /// matrix multiplication. A weight needs a little more than one byte. Attention, norms and sums are f32, and token
-    /// embeddings stay as they are stored.
+    /// Matrix multiplications in integers, with weights in 8 bits or in the fewer bits in which a GGUF file stores them.
     ///
-    /// The weights of a GGUF file in Q8_0 are used without conversion. Other weights are multiplied by the weight of
-    /// the norm before them and then rounded. While the model is loaded, a few tokens pass through the layers and show
-    /// which features have the largest activations. The weights of these features have 16 bits.
+    /// - Weights of a GGUF file in Q4_K, Q5_K and Q6_K are used without conversion if little accuracy is lost with
+    ///   activations in 8 bits and a scale for every 256 values.
+    /// - Weights of a GGUF file in Q8_0 are used without conversion, with activations that are quantized to 16 bits for
+    ///   each matrix multiplication. A weight needs a little more than one byte.
+    /// - Other weights are multiplied by the weight of the norm before them and then rounded to 8 bits, with a scale for
+    ///   every 32 values. The weights of the features with the largest activations have 16 bits.
+    /// - On a CPU with VNNI, matrix multiplications that lose little accuracy with activations in 8 bits, directly or
+    ///   after a rotation, use weights and activations in 8 bits with a scale for every 64 values, which is twice as
+    ///   fast, also for Q8_0. If the CPU has fast bf16 instructions, too, attention uses bf16.
     ///
-    /// On a CPU with VNNI, the same tokens show which matrix multiplications lose little accuracy with activations in
-    /// 8 bits, directly or after a rotation. These use weights and activations in 8 bits with a scale for every 64
-    /// values, which is twice as fast, also for Q8_0. If the CPU has fast bf16 instructions, too, attention uses bf16.
-    ///
-    /// The weights of a GGUF file in Q4_K, Q5_K and Q6_K are used without conversion if the same tokens show that
-    /// little accuracy is lost with activations in 8 bits and a scale for every 256 values.
+    /// While the model is loaded, a few tokens pass through the layers and show how much accuracy is lost with activations
+    /// in 8 bits. Norms and sums are f32, and token embeddings stay as they are stored.
     ///
     /// A CUDA device uses `Bf16` instead, for all types of GGUF files.
     Int8,
-    /// `Int8`, except on a CPU with fast bf16 instructions: `Bf16`, which is more accurate and not faster, unless the
-    /// weights are stored in fewer than 16 bits. On a CUDA device: `Bf16`.
-    Auto,
 }
 
 impl Precision {
-    /// The arithmetic of matrix multiplications on a device. The precision must come from [`resolve`](Self::resolve).
-    pub(crate) fn arithmetic_on(self, device: &Device) -> Arithmetic {
-        match self {
-            Self::Bf16 => ops::bf16_arithmetic(device),
-            Self::Int8 => ops::int8_arithmetic(device).unwrap_or(Arithmetic::F32),
-            Self::F32 | Self::Stored | Self::Auto => Arithmetic::F32,
-        }
-    }
+    /// All values, in the order of their declaration.
+    pub const ALL: [Self; 4] = [Self::Stored, Self::F32, Self::Bf16, Self::Int8];
 
-    /// The precision that is used on a device: replaces [`Stored`](Self::Stored) and [`Auto`](Self::Auto), and `Int8`
-    /// if the device does not support it. `stored` is the precision of the stored weights.
-    pub(crate) fn resolve(self, stored: Self, device: &Device) -> Self {
-        let has_bf16 = ops::bf16_arithmetic(device) == Arithmetic::Bf16;
-        let has_int8 = ops::int8_arithmetic(device).is_some();
+    /// Bytes of a weight of a linear layer, with its share of a scale. For `Int8` it is an upper bound: a scale for every
+    /// 32 weights.
+    pub(crate) fn bytes_per_weight(self) -> f64 {
         match self {
-            Self::Stored => stored.resolve(stored, device),
-            Self::Int8 | Self::Auto if !has_int8 => Self::Bf16,
-            Self::Auto if has_bf16 && stored != Self::Int8 => Self::Bf16,
-            Self::Auto => Self::Int8,
-            precision => precision,
+            Self::F32 => 4.0,
+            Self::Bf16 => 2.0,
+            Self::Int8 | Self::Stored => 1.0 + 4.0 / 32.0,
         }
     }
 }
 
 impl fmt::Display for Precision {
-    /// Writes `stored`, `f32`, `bf16`, `int8` or `auto`, the names on the command line.
+    /// `stored`, `f32`, `bf16` or `int8`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Stored => "stored",
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
-            Self::Auto => "auto",
         })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    /// Parses the names that [`Display`](fmt::Display) writes, and `auto` as another name for `stored`, which is the
+    /// meaning of `dtype="auto"` in transformers and SGLang.
+    fn from_str(name: &str) -> Result<Self> {
+        if name == "auto" {
+            return Ok(Self::Stored);
+        }
+        let mut all = Self::ALL.into_iter();
+        all.find(|precision| precision.to_string() == name)
+            .ok_or_else(|| Error::PrecisionName { got: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_the_names_that_it_prints() {
+        for precision in Precision::ALL {
+            assert_eq!(precision.to_string().parse::<Precision>().unwrap(), precision);
+        }
+        assert_eq!("auto".parse::<Precision>().unwrap(), Precision::Stored);
+    }
+
+    #[test]
+    fn rejects_unknown_names() {
+        for name in ["", "F32", "float32", "int4"] {
+            let error = name.parse::<Precision>().unwrap_err();
+            assert!(error.to_string().contains("`stored`, `f32`, `bf16` or `int8`"), "{error}");
+        }
     }
 }

@@ -98,7 +98,7 @@ fn threads_share_a_model() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn int8_weights_are_multiplied_in_bf16() {
-    for precision in [Precision::Int8, Precision::Auto, Precision::Bf16] {
+    for precision in [Precision::Int8, Precision::Bf16] {
         let model = load("gguf-q8-0", Device::Cuda(0), precision);
         assert_eq!(model.precision(), Precision::Bf16);
     }

@@ -1,7 +1,7 @@
 //! The model against transformers and against an f64 implementation, on every fixture.
 #![allow(clippy::unwrap_used)]
 
-use qwen3_embed_model::{Arithmetic, Checkpoint, Device, Kernels, LoadOptions, Model, Precision};
+use qwen3_embed_model::{Arithmetic, Checkpoint, Device, LoadOptions, Model, Precision};
 use qwen3_embed_testing::fixtures::{self, model};
 use qwen3_embed_testing::golden::{self, Vectors};
 use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, mean, unit};
@@ -142,12 +142,4 @@ fn quantized_blocks_are_multiplied_without_repacking() {
 fn q8_0_weights_are_multiplied_without_repacking() {
     let worst = max_abs(&errors("gguf-q8-0", Precision::Int8, Arithmetic::Int8));
     assert!(worst <= 1e-6, "{worst:e}");
-}
-
-#[test]
-fn auto_precision_is_the_fastest_for_the_weights() {
-    let auto = |name| Model::load(&model(name), Device::Cpu, Precision::Auto).unwrap().precision();
-    assert_eq!(auto("gguf-q8-0"), Precision::Int8);
-    let has_bf16 = Kernels::current().bf16_weights == Arithmetic::Bf16;
-    assert_eq!(auto("wide"), if has_bf16 { Precision::Bf16 } else { Precision::Int8 });
 }

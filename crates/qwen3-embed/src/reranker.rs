@@ -165,8 +165,7 @@ impl Reranker {
     }
 
     /// The precision in which the weights are kept.
-    /// [`Precision::Auto`](crate::Precision::Auto) and [`Precision::Stored`](crate::Precision::Stored) are resolved
-    /// to the precision that they stand for.
+    /// [`Precision::Stored`](crate::Precision::Stored) is resolved when the model is loaded.
     pub fn precision(&self) -> Precision {
         self.engine.model.precision()
     }

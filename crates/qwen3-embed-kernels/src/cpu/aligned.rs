@@ -1,36 +1,36 @@
-//! Memory for panels: whole cache lines, so that no register of a panel lies across two.
+//! Buffers that begin at a cache line, so that no register of a panel crosses two lines.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-use super::product::Element;
+use super::scalar::Scalar;
 
-/// A slice that begins at a cache line, zero to begin with. The system gives zeroed pages when they
-/// are first touched, by the threads that fill them.
+/// A boxed slice that begins at a cache line. New buffers are zero: the operating system provides zeroed pages on
+/// first access, on the threads that fill them.
 pub(super) struct Aligned<T> {
     first: NonNull<T>,
     len: usize,
 }
 
-// SAFETY: it owns its elements as a `Vec` does.
+// SAFETY: `Aligned` owns its elements, as `Vec` does.
 unsafe impl<T: Send> Send for Aligned<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Aligned<T> {}
 
-impl<T: Element> Aligned<T> {
-    /// `len` zeros.
+impl<T: Scalar> Aligned<T> {
+    /// A buffer of `len` zeros.
     ///
     /// # Panics
     ///
-    /// If they are more bytes than an address can count.
+    /// If the size in bytes overflows `isize`.
     pub(super) fn zeroed(len: usize) -> Self {
         if len == 0 {
             return Self::default();
         }
         let layout = layout::<T>(len);
-        // SAFETY: the layout has a size, because a value has one and there is one at least.
+        // SAFETY: the layout is not empty, because `len` is not 0 and no `Scalar` has size 0.
         let first = unsafe { alloc_zeroed(layout) };
         match NonNull::new(first.cast()) {
             Some(first) => Self { first, len },
@@ -38,7 +38,7 @@ impl<T: Element> Aligned<T> {
         }
     }
 
-    /// Room for `len` values, which may be any; what was there is kept if that is enough.
+    /// Makes sure that there are `len` values at least. Existing values are kept or replaced by zeros.
     pub(super) fn reserve(&mut self, len: usize) {
         if self.len < len {
             *self = Self::zeroed(len);
@@ -46,11 +46,12 @@ impl<T: Element> Aligned<T> {
     }
 }
 
+/// Bytes of a cache line.
 const LINE: usize = 64;
 
 fn layout<T>(len: usize) -> Layout {
-    let array = Layout::array::<T>(len).expect("as many bytes as an address can count");
-    array.align_to(LINE).expect("a line is a power of two")
+    let array = Layout::array::<T>(len).expect("the size in bytes fits isize");
+    array.align_to(LINE).expect("the size of a cache line is a power of two")
 }
 
 impl<T> Drop for Aligned<T> {
@@ -66,23 +67,15 @@ impl<T> Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `zeroed` has made so many values, and zeros are one, as `Element` promises.
+        // SAFETY: `zeroed` allocated `len` values, and zero bits are a value, as `Scalar` promises.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
 
 impl<T> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `deref`, and `self` is borrowed alone.
+        // SAFETY: as in `deref`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.len) }
-    }
-}
-
-impl<T: Element> Clone for Aligned<T> {
-    fn clone(&self) -> Self {
-        let mut clone = Self::zeroed(self.len);
-        clone.copy_from_slice(self);
-        clone
     }
 }
 

@@ -1,68 +1,36 @@
-//! The kernel sets, which of them this CPU can run, and which one runs.
+//! The kernel sets: which of them this CPU can run, and which one is used.
+//!
+//! Only this file asks what the CPU can do. A new kernel set is an implementation of the operations in `simd` and a
+//! line in [`instruction_sets!`] and [`Kernels::available`] below.
 
 use std::env;
 use std::hint::black_box;
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use half::bf16;
-
-use super::activations::{Arithmetic, RowsMut, Values};
-use super::aligned::Aligned;
-use super::attention::{self, AttentionKernels, Block, Pack};
-use super::linear::{self, BlockCall, Call};
-use super::product::{self, Bf16, Bytes, F32, Int8, Widened};
-use super::quantised;
-use super::rows;
+use super::arithmetic::{Arithmetic, MultiplyAdds};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
-use super::simd::{Portable, Simd};
+use super::simd::{Portable, Simd, SimdOp, TileSums};
 
-/// The kernels of one instruction set, which this processor has: there is no other way to come by a
-/// table than [`Kernels::available`]. That makes it safe to call the functions in it.
+/// The kernels of one instruction set, which this CPU has.
+///
+/// The only sources of a `Kernels` are [`available`](Self::available) and the functions below that choose from it. So
+/// a value proves that the CPU has the instructions, and [`run`](Self::run) is safe.
 #[derive(Debug)]
 pub struct Kernels {
-    /// The instruction set's name, which is also the set's value in [`Kernels::VARIABLE`].
+    /// The name of the set: a value of [`Kernels::VARIABLE`].
     pub name: &'static str,
-    /// How it multiplies fastest where the weights are bf16.
+    /// The fastest arithmetic for bf16 weights: [`F32`](Arithmetic::F32) or [`Bf16`](Arithmetic::Bf16).
     pub bf16_weights: Arithmetic,
-    /// How it multiplies fastest where the weights are in 8 bits.
+    /// The fastest arithmetic for 8-bit weights: [`Int8`](Arithmetic::Int8) or [`Bytes`](Arithmetic::Bytes).
     pub int8_weights: Arithmetic,
-    /// f32 values in a register; a panel has twice as many columns.
+    /// f32 values in a register. A panel has twice as many columns.
     pub(super) lanes: usize,
-    /// Rows of a tile.
-    pub(super) rows: usize,
-    pub(super) linear_f32: unsafe fn(&Call<'_, f32, f32>),
-    pub(super) linear_widened: unsafe fn(&Call<'_, f32, bf16>),
-    pub(super) linear_bf16: unsafe fn(&Call<'_, bf16, bf16>),
-    pub(super) linear_int8: unsafe fn(&Call<'_, i16, i8>),
-    pub(super) linear_bytes: unsafe fn(&Call<'_, i8, u8>),
-    pub(super) linear_blocks: unsafe fn(&BlockCall<'_>, &mut Aligned<u8>),
-    pub(super) quantise_int8: QuantiseInt8,
-    pub(super) quantise_bytes: QuantiseBytes,
-    pub(super) quantise_blocks: QuantiseBlocks,
-    pub(super) attention_f32: AttentionKernels<f32>,
-    pub(super) attention_bf16: AttentionKernels<bf16>,
-    pub(super) rms_norm: RmsNorm,
-    pub(super) qk_norm_rope: QkNormRope,
-    multiply_adds: unsafe fn(usize, Arithmetic) -> f32,
+    /// Rows of the largest tile of a product in f32.
+    pub(super) tile_rows: usize,
+    instructions: InstructionSet,
 }
-
-/// Of a row, with its weight and eps, into a row of an output, which must be one of that output's rows
-/// and no other task's.
-type RmsNorm = unsafe fn(&[f32], &[f32], f32, &RowsMut<'_>, usize);
-
-/// Of a row, with the places of what is written twice, into a row of an output; returns the scale.
-type QuantiseInt8 = unsafe fn(Values<'_>, &[usize], &mut [i16]) -> f32;
-
-/// Of a row, which is rotated before or not, into a row of an output.
-type QuantiseBytes = unsafe fn(Values<'_>, bool, &mut [i8]);
-
-/// Of a row, with what its values are multiplied with before, into a row of an output.
-type QuantiseBlocks = unsafe fn(Values<'_>, Option<&[f32]>, &mut [i8]);
-
-/// Of a token's heads, with their weight, eps, cosines and sines.
-type QkNormRope = unsafe fn(&mut [f32], &[f32], f32, &[f32], &[f32]);
 
 /// [`Kernels::VARIABLE`] names a kernel set that does not exist or that this CPU cannot run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,47 +40,51 @@ type QkNormRope = unsafe fn(&mut [f32], &[f32], f32, &[f32], &[f32]);
     available.join(", ")
 )]
 pub struct UnknownKernels {
-    /// The variable's value.
+    /// The value of the variable.
     pub got: String,
-    /// The values that this CPU can run.
+    /// The names of the sets that this CPU can run.
     pub available: Vec<&'static str>,
 }
 
 impl Kernels {
     /// The environment variable that chooses the kernel set. Without it, or if it is empty, the fastest
-    /// set that the CPU can run is used: the last of this table, but `avx512-bf16` only on AMD's CPUs, because
-    /// Intel's take longer for bf16 products in AVX-512 than for those in f32. Each program reads it once.
+    /// set that the CPU can run is used: the last of this table, except that `avx512-bf16` is only chosen on AMD's
+    /// CPUs, because Intel's CPUs take longer for AVX-512 products in bf16 than for those in f32. A program reads the
+    /// variable once.
     ///
     /// | value | instructions | bf16 weights | 8-bit weights |
     /// |---|---|---|---|
-    /// | `portable` | none in particular | f32 products | 16-bit activations |
+    /// | `portable` | those of every CPU of the architecture | f32 products | 16-bit activations |
     /// | `avx2` | AVX2, FMA | f32 products | 16-bit activations |
     /// | `avx2-vnni` | AVX2, FMA, AVX-VNNI | f32 products | 8-bit activations |
     /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
-    /// | `avx512-vnni` | and AVX-512 VNNI | f32 products | 8-bit activations |
-    /// | `avx512-bf16` | and AVX-512 BF16 | bf16 products | 8-bit activations |
+    /// | `avx512-vnni` | also AVX-512 VNNI | f32 products | 8-bit activations |
+    /// | `avx512-bf16` | also AVX-512 BF16 | bf16 products | 8-bit activations |
     /// | `emulate-avx512-bf16` | those of `avx2`, or of `portable` | bf16 products | 8-bit activations |
     ///
-    /// The last set rounds activations as `avx512-bf16` does, so that the arithmetic of that CPU can be
-    /// tested on any other. It is slow, and is only used if the variable names it.
+    /// The last set rounds activations as `avx512-bf16` does, so that the arithmetic of that set can be
+    /// tested on any CPU. It is slow, and is only used if the variable names it.
     pub const VARIABLE: &str = "QWEN3_EMBED_KERNELS";
 
-    /// The sets whose instructions this CPU has, those with more instructions later.
+    /// The sets whose instructions this CPU has. Sets with more instructions come later.
     pub fn available() -> &'static [Kernels] {
         static AVAILABLE: LazyLock<Vec<Kernels>> = LazyLock::new(|| {
-            let mut sets = vec![portable::table()];
+            use Arithmetic::{Bf16, Bytes, F32, Int8};
+            let mut sets = vec![Kernels::new("portable", InstructionSet::Portable, F32, Int8)];
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                sets.push(avx2::table());
+                let mut push =
+                    |name, set, bf16, int8| sets.push(Kernels::new(name, set, bf16, int8));
+                push("avx2", InstructionSet::Avx2, F32, Int8);
                 if is_x86_feature_detected!("avxvnni") {
-                    sets.push(avx2_vnni::table());
+                    push("avx2-vnni", InstructionSet::Avx2Vnni, F32, Bytes);
                 }
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
-                    sets.push(avx512::table());
+                    push("avx512", InstructionSet::Avx512, F32, Int8);
                     if is_x86_feature_detected!("avx512vnni") {
-                        sets.push(avx512_vnni::table());
+                        push("avx512-vnni", InstructionSet::Avx512Vnni, F32, Bytes);
                         if is_x86_feature_detected!("avx512bf16") {
-                            sets.push(avx512_bf16::table());
+                            push("avx512-bf16", InstructionSet::Avx512Bf16, Bf16, Bytes);
                         }
                     }
                 }
@@ -125,23 +97,15 @@ impl Kernels {
     /// The set that computes as `avx512-bf16` does, without its instructions.
     pub fn emulated() -> &'static Kernels {
         static EMULATED: LazyLock<Kernels> = LazyLock::new(|| {
-            let mut table = portable::table();
-            #[cfg(target_arch = "x86_64")]
-            if Kernels::available().iter().any(|set| set.name == "avx2") {
-                table = avx2::table();
-            }
-            Kernels {
-                name: "emulate-avx512-bf16",
-                bf16_weights: Arithmetic::Bf16,
-                int8_weights: Arithmetic::Bytes,
-                ..table
-            }
+            let mut sets = Kernels::available().iter();
+            let base = sets.find(|set| set.name == "avx2").unwrap_or(&Kernels::available()[0]);
+            let (bf16, int8) = (Arithmetic::Bf16, Arithmetic::Bytes);
+            Kernels::new("emulate-avx512-bf16", base.instructions, bf16, int8)
         });
         &EMULATED
     }
 
-    /// Every set that this CPU can run, the emulated one included: the values that [`Kernels::VARIABLE`]
-    /// may have.
+    /// All sets that this CPU can run, including the emulated set: the possible values of [`Kernels::VARIABLE`].
     pub fn all() -> impl Iterator<Item = &'static Kernels> {
         Self::available().iter().chain([Self::emulated()])
     }
@@ -161,13 +125,12 @@ impl Kernels {
         CHOSEN.clone()
     }
 
-    /// The set that kernels run with: the [chosen](Self::chosen) one, or the fastest if there is no such
-    /// set, which is an error when a model is loaded.
+    /// The set that operations use: the [chosen](Self::chosen) set. If the variable names an unknown set, which is an
+    /// error when a model is loaded, it is the fastest set.
     pub fn current() -> &'static Kernels {
         Self::chosen().unwrap_or_else(|_| Self::fastest())
     }
 
-    /// The set of this name.
     fn named(name: &str) -> Result<&'static Kernels, UnknownKernels> {
         Self::all().find(|set| set.name == name).ok_or_else(|| UnknownKernels {
             got: name.to_owned(),
@@ -175,253 +138,147 @@ impl Kernels {
         })
     }
 
-    /// The fastest set that this CPU can run: the last one, except that bf16 products are passed over where the
-    /// CPU takes longer for them than for f32 products. It is chosen by the kind of CPU and not by a measurement,
-    /// because another choice is another rounding.
+    /// The fastest set that this CPU can run: the last set, unless that has bf16 products and this CPU takes longer for
+    /// them than for f32 products. The choice depends on the model of the CPU and not on a measurement, because
+    /// another choice would give other roundings from run to run.
     fn fastest() -> &'static Kernels {
         let mut sets = Self::available().iter().rev();
         let fastest = sets.find(|set| set.bf16_weights == Arithmetic::F32 || has_fast_bf16());
         fastest.unwrap_or(&Self::available()[0])
     }
 
-    /// Operations that one core can do in a second with this set's instruction for
-    /// such products, measured for about a tenth of a second: the limit of every kernel of the set.
+    /// Operations per second of one core in this arithmetic, measured for about a tenth of a second with the
+    /// instructions of this set. No kernel of the set can be faster.
     pub fn measured_peak(&self, arithmetic: Arithmetic) -> f64 {
-        const ROUNDS: usize = 1 << 20;
-        let depth = match arithmetic {
-            Arithmetic::F32 => 1,
-            Arithmetic::Bf16 | Arithmetic::Int8 => 2,
-            Arithmetic::Bytes | Arithmetic::Blocks => 4,
-        };
-        // A multiply-add is two operations; there are twelve registers of them in a round.
-        let operations = (2 * 12 * depth * self.lanes * ROUNDS) as f64;
+        const N_ROUNDS: usize = 1 << 20;
         let mut best = 0f64;
         let begin = Instant::now();
         while begin.elapsed().as_millis() < 100 {
-            let start = Instant::now();
-            // SAFETY: the table's instructions are there, as for every table.
-            black_box(unsafe { (self.multiply_adds)(black_box(ROUNDS), arithmetic) });
-            best = best.max(operations / start.elapsed().as_secs_f64());
+            let op = MultiplyAdds { n_rounds: black_box(N_ROUNDS), arithmetic };
+            let (n_operations, start) = (op.n_operations(self.lanes), Instant::now());
+            black_box(self.run(op));
+            best = best.max(n_operations / start.elapsed().as_secs_f64());
         }
         best
     }
+
+    /// Only call it for an instruction set that this CPU has.
+    fn new(
+        name: &'static str,
+        instructions: InstructionSet,
+        bf16_weights: Arithmetic,
+        int8_weights: Arithmetic,
+    ) -> Self {
+        let set = Self { name, bf16_weights, int8_weights, lanes: 0, tile_rows: 0, instructions };
+        let [lanes, tile_rows] = set.run(Dimensions);
+        Self { lanes, tile_rows, ..set }
+    }
+
+    /// Runs a kernel with the instructions of this set.
+    #[inline]
+    pub(super) fn run<O: SimdOp>(&self, op: O) -> O::Output {
+        // SAFETY: `new` is only called for instruction sets that this CPU has.
+        unsafe { self.instructions.run(op) }
+    }
 }
 
-/// Whether the CPU multiplies bf16 pairs at twice the rate of f32 values. AMD's do (Zen 4: 236 and 118 GFLOP/s a core).
-/// Intel's have AMX for it, and AVX-512 BF16 at less than half of the rate of f32 (5th generation Xeon: 77 and 177).
+/// Lanes of a register and rows of an f32 tile.
+struct Dimensions;
+
+impl SimdOp for Dimensions {
+    type Output = [usize; 2];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> [usize; 2] {
+        [S::LANES, <S::FloatTile as TileSums<S::V>>::ROWS]
+    }
+}
+
+/// Whether the CPU multiplies pairs of bf16 values at twice the rate of f32 values. AMD's CPUs do (Zen 4: 236 and 118
+/// GFLOP/s a core). Intel's CPUs multiply bf16 with AMX, and with AVX-512 BF16 at less than half of the rate of f32
+/// (5th generation Xeon: 77 and 177 GFLOP/s).
 #[cfg(target_arch = "x86_64")]
 fn has_fast_bf16() -> bool {
-    // Newer versions of Rust than the oldest that is supported call it safe.
+    // `__cpuid` is a safe function in versions of Rust later than the minimum supported version.
     #[allow(unused_unsafe)]
     // SAFETY: every CPU of this architecture has the instruction.
     let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
 }
 
-/// No other CPU has a set with bf16 products.
+/// There are no kernel sets with bf16 products for other architectures.
 #[cfg(not(target_arch = "x86_64"))]
 fn has_fast_bf16() -> bool {
     false
 }
 
-/// A module with the table of one instruction set: every kernel inlined into a function that enables
-/// the set's features.
-macro_rules! kernel_set {
-    ($module:ident, $name:literal, $simd:ty, $new:expr, $bf16:ident, $int8:ident, $(#[$feature:meta])?) => {
-        mod $module {
-            use super::*;
+/// Defines `InstructionSet` from lines of a name, an architecture, a type and a value of `simd`, and features; and how a
+/// kernel is compiled for each set: inlined into a function that enables the features. A set with state for each thread, as the tile configuration of AMX, can set it up in that
+/// function.
+macro_rules! instruction_sets {
+    ($($set:ident: $arch:literal, $simd:ty, $new:expr, #[$feature:meta];)*) => {
+        #[derive(Debug, Clone, Copy)]
+        enum InstructionSet {
+            Portable,
+            $(
+                #[cfg(target_arch = $arch)]
+                $set,
+            )*
+        }
 
-            /// The table. It must only be made where the features were detected.
-            pub(super) fn table() -> Kernels {
-                Kernels {
-                    name: $name,
-                    bf16_weights: Arithmetic::$bf16,
-                    int8_weights: Arithmetic::$int8,
-                    lanes: <$simd>::LANES,
-                    rows: <$simd>::ROWS,
-                    linear_f32,
-                    linear_widened,
-                    linear_bf16,
-                    linear_int8,
-                    linear_bytes,
-                    linear_blocks,
-                    quantise_int8,
-                    quantise_bytes,
-                    quantise_blocks,
-                    attention_f32: AttentionKernels { pack: pack_f32, attend: attend_f32 },
-                    attention_bf16: AttentionKernels { pack: pack_bf16, attend: attend_bf16 },
-                    rms_norm,
-                    qk_norm_rope,
-                    multiply_adds,
+        impl InstructionSet {
+            /// Runs a kernel.
+            ///
+            /// # Safety
+            ///
+            /// The CPU has the instructions.
+            #[inline]
+            unsafe fn run<O: SimdOp>(self, op: O) -> O::Output {
+                match self {
+                    Self::Portable => op.run(Portable),
+                    $(
+                        #[cfg(target_arch = $arch)]
+                        Self::$set => {
+                            #[$feature]
+                            unsafe fn with_features<O: SimdOp>(op: O) -> O::Output {
+                                // SAFETY: this function is only called where the CPU has the features.
+                                op.run::<$simd>(unsafe { $new })
+                            }
+                            // SAFETY: the caller's promise.
+                            unsafe { with_features(op) }
+                        }
+                    )*
                 }
-            }
-
-            $(#[$feature])?
-            unsafe fn linear_f32(call: &Call<'_, f32, f32>) {
-                linear::multiply(F32($new), call);
-            }
-
-            $(#[$feature])?
-            unsafe fn linear_widened(call: &Call<'_, f32, bf16>) {
-                linear::multiply(Widened($new), call);
-            }
-
-            $(#[$feature])?
-            unsafe fn linear_bf16(call: &Call<'_, bf16, bf16>) {
-                linear::multiply(Bf16($new), call);
-            }
-
-            $(#[$feature])?
-            unsafe fn linear_int8(call: &Call<'_, i16, i8>) {
-                linear::multiply(Int8($new), call);
-            }
-
-            $(#[$feature])?
-            unsafe fn linear_bytes(call: &Call<'_, i8, u8>) {
-                linear::multiply(Bytes($new), call);
-            }
-
-            $(#[$feature])?
-            unsafe fn linear_blocks(call: &BlockCall<'_>, unpacked: &mut Aligned<u8>) {
-                linear::multiply_blocks($new, call, unpacked);
-            }
-
-            $(#[$feature])?
-            unsafe fn quantise_int8(x: Values<'_>, precise: &[usize], out: &mut [i16]) -> f32 {
-                quantised::quantise_int8($new, x, precise, out)
-            }
-
-            $(#[$feature])?
-            unsafe fn quantise_bytes(x: Values<'_>, is_rotated: bool, out: &mut [i8]) {
-                quantised::quantise_bytes($new, x, is_rotated, out);
-            }
-
-            $(#[$feature])?
-            unsafe fn quantise_blocks(x: Values<'_>, columns: Option<&[f32]>, out: &mut [i8]) {
-                quantised::quantise_blocks($new, x, columns, out);
-            }
-
-            $(#[$feature])?
-            unsafe fn pack_f32(pack: &mut Pack<'_, f32>) {
-                attention::pack($new, pack);
-            }
-
-            $(#[$feature])?
-            unsafe fn pack_bf16(pack: &mut Pack<'_, bf16>) {
-                attention::pack($new, pack);
-            }
-
-            $(#[$feature])?
-            unsafe fn attend_f32(block: &Block<'_, f32>) {
-                attention::attend(F32($new), block);
-            }
-
-            $(#[$feature])?
-            unsafe fn attend_bf16(block: &Block<'_, bf16>) {
-                attention::attend(Bf16($new), block);
-            }
-
-            $(#[$feature])?
-            unsafe fn multiply_adds(n: usize, arithmetic: Arithmetic) -> f32 {
-                product::multiply_adds($new, n, arithmetic)
-            }
-
-            $(#[$feature])?
-            unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &RowsMut<'_>, row: usize) {
-                let s = $new;
-                // SAFETY: the caller's promise.
-                unsafe { rows::rms_norm(s, x, weight, eps, out, row) }
-            }
-
-            $(#[$feature])?
-            unsafe fn qk_norm_rope(
-                heads: &mut [f32],
-                weight: &[f32],
-                eps: f32,
-                cos: &[f32],
-                sin: &[f32],
-            ) {
-                rows::qk_norm_rope($new, heads, weight, eps, cos, sin);
             }
         }
     };
 }
 
-kernel_set!(portable, "portable", Portable, Portable, F32, Int8,);
-
-#[cfg(target_arch = "x86_64")]
-kernel_set!(
-    avx2,
-    "avx2",
-    Avx2<false>,
-    // SAFETY: the functions of this table run only where the features were detected.
-    unsafe { Avx2::<false>::new() },
-    F32,
-    Int8,
-    #[target_feature(enable = "avx2,fma")]
-);
-
-#[cfg(target_arch = "x86_64")]
-kernel_set!(
-    avx2_vnni,
-    "avx2-vnni",
-    Avx2<true>,
-    // SAFETY: as above.
-    unsafe { Avx2::<true>::new() },
-    F32,
-    Bytes,
-    #[target_feature(enable = "avx2,fma,avxvnni")]
-);
-
-#[cfg(target_arch = "x86_64")]
-kernel_set!(
-    avx512,
-    "avx512",
-    Avx512<false, false>,
-    // SAFETY: as above.
-    unsafe { Avx512::<false, false>::new() },
-    F32,
-    Int8,
-    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
-);
-
-#[cfg(target_arch = "x86_64")]
-kernel_set!(
-    avx512_vnni,
-    "avx512-vnni",
-    Avx512<true, false>,
-    // SAFETY: as above.
-    unsafe { Avx512::<true, false>::new() },
-    F32,
-    Bytes,
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")]
-);
-
-#[cfg(target_arch = "x86_64")]
-kernel_set!(
-    avx512_bf16,
-    "avx512-bf16",
-    Avx512<true, true>,
-    // SAFETY: as above.
-    unsafe { Avx512::<true, true>::new() },
-    Bf16,
-    Bytes,
-    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")]
-);
+instruction_sets! {
+    Avx2: "x86_64", Avx2<false>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
+    Avx2Vnni: "x86_64", Avx2<true>, Avx2::new(),
+        #[target_feature(enable = "avx2,fma,avxvnni")];
+    Avx512: "x86_64", Avx512<false, false>, Avx512::new(),
+        #[target_feature(enable = "avx512f,avx512bw,avx2,fma")];
+    Avx512Vnni: "x86_64", Avx512<true, false>, Avx512::new(),
+        #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")];
+    Avx512Bf16: "x86_64", Avx512<true, true>, Avx512::new(),
+        #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")];
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_set_is_found_by_its_name() {
+    fn finds_every_set_by_its_name() {
         for set in Kernels::all() {
             assert!(std::ptr::eq(Kernels::named(set.name).unwrap(), set));
         }
     }
 
     #[test]
-    fn fastest_set_has_bf16_products_only_where_they_are_fast() {
+    fn chooses_bf16_products_only_on_cpus_where_they_are_fast() {
         let (fastest, last) = (Kernels::fastest(), Kernels::available().last().unwrap());
         let passed_over = last.bf16_weights == Arithmetic::Bf16 && !has_fast_bf16();
         assert_eq!(fastest.name == last.name, !passed_over);
@@ -431,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_set_is_an_error_that_lists_the_sets_of_this_cpu() {
+    fn error_for_unknown_set_lists_the_sets_of_this_cpu() {
         let error = Kernels::named("avx1024").unwrap_err();
         let names: Vec<_> = Kernels::all().map(|set| set.name).collect();
         let expected = format!(
@@ -442,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn emulated_set_rounds_as_avx512_bf16_does() {
+    fn emulated_set_has_the_arithmetic_of_avx512_bf16() {
         let emulated = Kernels::emulated();
         assert_eq!(emulated.bf16_weights, Arithmetic::Bf16);
         assert_eq!(emulated.int8_weights, Arithmetic::Bytes);

@@ -1,42 +1,46 @@
-//! The forward pass's operations on the processor, on slices.
+//! The operations of the forward pass on the CPU, on slices.
 //!
-//! Each kernel is written once, over the vector operations of `simd`, and compiled for several
-//! instruction sets. [`Kernels`] is a table of one set's kernels, and the only code that asks what
-//! the processor can do is [`Kernels::available`].
+//! Each kernel is written once, over the vector operations of `simd`, and compiled for several instruction sets. A
+//! [`Kernels`] runs kernels with one of these sets, and the only code that asks what the CPU can do is
+//! [`Kernels::available`].
 //!
 //! # Determinism
 //!
-//! With one kernel set, a row's result depends on that row alone (for attention: on its text
-//! alone), bit for bit: not on the rest of the batch, nor on the number of threads.
+//! With one kernel set, the result for a row depends on that row alone (for attention: on its text alone), bit for bit.
+//! It depends neither on the rest of the batch nor on the number of threads.
 
 mod activations;
 mod aligned;
+mod arithmetic;
 mod attention;
-mod blocks;
 mod dispatch;
-mod linear;
+mod formats;
+mod gemm;
 mod packed;
-mod product;
-mod quantised;
+mod panels;
+mod quantize;
 mod rotation;
 mod rows;
+mod scalar;
 mod simd;
+mod tile;
 mod vector;
 
 use rayon::prelude::*;
 
-pub use activations::{Arithmetic, Rows, RowsMut, Values, ValuesMut};
+pub use activations::{QuantizeBuffer, Quantized, Rows, RowsMut, Values, ValuesMut};
+pub use arithmetic::Arithmetic;
 pub use attention::{AttentionScratch, Heads, KEY_BLOCK, attention};
-pub use blocks::BlockRow;
 pub use dispatch::{Kernels, UnknownKernels};
-pub use linear::Epilogue;
-pub use packed::{Layout, PackedWeight};
-pub use product::{BLOCK, BYTE_GROUP, Bits};
-pub use quantised::Quantised;
+pub use formats::{BLOCK, BYTE_GROUP, Bits, BlockRow};
+pub use gemm::Epilogue;
+pub use packed::PackedWeight;
+pub use panels::Layout;
 pub use rotation::{ROTATION, rotate};
 
-/// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current
-/// pool.
+use rows::{QkNormRope, RmsNorm};
+
+/// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`, in parallel on rayon's current pool.
 ///
 /// # Shapes
 ///
@@ -44,7 +48,7 @@ pub use rotation::{ROTATION, rotate};
 ///
 /// # Panics
 ///
-/// If they are not; `qwen3_embed_kernels::ops` checks before it calls.
+/// If the shapes are others; `qwen3_embed_kernels::ops` checks before it calls.
 pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mut RowsMut<'_>) {
     let n = weight.len();
     if n == 0 {
@@ -54,13 +58,12 @@ pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mu
     assert_eq!(x.len(), out.n_rows * n, "x is [rows, C]");
     let out = &*out;
     let rows = x.par_chunks_exact(n).enumerate().with_min_len(MIN_ROWS);
-    // SAFETY: the table's instructions are there, as for every table; the sizes were just checked, and
-    // each row is one task's.
-    rows.for_each(|(row, x)| unsafe { (kernels.rms_norm)(x, weight, eps, out, row) });
+    // SAFETY: the sizes were just checked, and each row is written by one task.
+    rows.for_each(|(row, x)| kernels.run(unsafe { RmsNorm::new(x, weight, eps, out, row) }));
 }
 
-/// Per-head RMSNorm and RoPE of the queries and keys of a batch, in place, in parallel on rayon's
-/// current pool. The rows before `first_query` have no queries.
+/// Per-head RMSNorm and RoPE of the queries and keys of a batch, in place, in parallel on rayon's current pool. The
+/// queries of the rows before `first_query` are left unchanged.
 ///
 /// # Shapes
 ///
@@ -69,7 +72,7 @@ pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mu
 ///
 /// # Panics
 ///
-/// If they are not, or if the heads are none that attention can have;
+/// If the shapes are others, or if the heads do not fit together (see [`Heads::is_whole`]);
 /// `qwen3_embed_kernels::ops` checks before it calls.
 pub fn qk_norm_rope(
     kernels: &Kernels,
@@ -95,24 +98,21 @@ pub fn qk_norm_rope(
     rows.zip(tables).enumerate().for_each(|(row_idx, (row, (cos, sin)))| {
         let (q, kv) = row.split_at_mut(heads.q_columns());
         let k = &mut kv[..heads.n_kv_heads * heads.head_dim];
-        // SAFETY: the table's instructions are there, as for every table.
-        unsafe {
-            if row_idx >= first_query {
-                (kernels.qk_norm_rope)(q, q_norm, eps, cos, sin);
-            }
-            (kernels.qk_norm_rope)(k, k_norm, eps, cos, sin);
+        if row_idx >= first_query {
+            kernels.run(QkNormRope { heads: q, weight: q_norm, eps, cos, sin });
         }
+        kernels.run(QkNormRope { heads: k, weight: k_norm, eps, cos, sin });
     });
 }
 
-/// Copies rows: `out = x`, both f32.
+/// Copies rows of f32 values: `out = x`.
 ///
 /// # Panics
 ///
-/// If they are not, or not of the same shape; `qwen3_embed_kernels::ops` checks before it calls.
+/// If a matrix is not f32, or if the shapes differ; `qwen3_embed_kernels::ops` checks before it calls.
 pub fn copy_rows(x: Rows<'_>, out: &mut RowsMut<'_>) {
-    let Values::F32(values) = x.values else { panic!("f32 values, not {:?}", x.values) };
-    assert_eq!([out.n_rows, out.n_columns], [x.n_rows, x.n_columns], "out is as large as x");
+    let Values::F32(values) = x.values else { panic!("x is a matrix of f32") };
+    assert_eq!([out.n_rows, out.n_columns], [x.n_rows, x.n_columns], "out has the shape of x");
     for row in 0..x.n_rows {
         out.row_mut(row).copy_from_slice(&values[row * x.stride..][..x.n_columns]);
     }

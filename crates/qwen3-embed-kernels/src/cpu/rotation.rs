@@ -1,12 +1,11 @@
-//! An orthogonal transform of the input of a product, which spreads large values over their neighbours.
+//! An orthogonal transform of the input of a linear layer that spreads large values over their neighbors.
 //!
-//! What 8 bits lose of a group grows with the square of its largest value. The inputs of down projections are
-//! products of two activations, whose largest values are far above the others. Rotated, they have about the
-//! distribution of normal values. Weights are rotated alike when they are packed, so that the product is the same:
-//! `(R x) · (R w) = x · w`.
+//! The error of quantizing a group to 8 bits grows with the square of its largest value. The inputs of down projections
+//! are products of two activations, whose largest values are far above the others. Rotated, they are distributed about
+//! normally. Weights are rotated too when they are packed, so that the product is the same: `(R x) · (R w) = x · w`.
 //!
-//! `R` is a Walsh–Hadamard transform of 16 values that lie [`POINTS`] apart, within blocks of [`ROTATION`]: then
-//! it is additions of whole registers, and no value changes its lane.
+//! `R` is a Walsh–Hadamard transform of 16 values that are [`POINTS`] apart, within blocks of [`ROTATION`]. Therefore it
+//! consists of additions of whole registers, and no value changes its lane.
 //!
 //! ```text
 //! for h in 1, 2, 4, 8:
@@ -15,32 +14,32 @@
 //! out = r / 4
 //! ```
 
-use super::product::Float;
+use super::scalar::FloatScalar;
 use super::simd::{Portable, Simd};
 use super::vector::{load_part, store_part};
 
-/// Values that are rotated together; an input is rotated only if it is whole blocks of so many.
+/// Values of a block that is rotated. Only rows of whole blocks can be rotated.
 pub const ROTATION: usize = 256;
 
-/// Values that are mixed with each other, and how far apart they are.
+/// The number of values that are transformed together, and the distance between them.
 const POINTS: usize = 16;
 
 /// Rotates a row in place.
 ///
 /// # Panics
 ///
-/// If it is not whole blocks of [`ROTATION`] values.
+/// If the length of the row is not a multiple of [`ROTATION`].
 pub fn rotate(row: &mut [f32]) {
     let (blocks, rest) = row.as_chunks_mut::<ROTATION>();
-    assert!(rest.is_empty(), "rows of whole blocks of {ROTATION} are rotated");
+    assert!(rest.is_empty(), "the length of a rotated row is a multiple of {ROTATION}");
     for block in blocks {
         *block = rotated(Portable, block.as_slice());
     }
 }
 
-/// A block, rotated.
+/// Rotates a block.
 #[inline(always)]
-pub(super) fn rotated<S: Simd, T: Float>(s: S, block: &[T]) -> [f32; ROTATION] {
+pub(super) fn rotated<S: Simd, T: FloatScalar>(s: S, block: &[T]) -> [f32; ROTATION] {
     const { assert!(POINTS.is_multiple_of(S::LANES) && POINTS * POINTS == ROTATION) };
     let mut out = [0f32; ROTATION];
     for lane in (0..POINTS).step_by(S::LANES) {
@@ -59,7 +58,7 @@ pub(super) fn rotated<S: Simd, T: Float>(s: S, block: &[T]) -> [f32; ROTATION] {
     out
 }
 
-/// A step of the transform: sums and differences of registers `H` apart.
+/// One step of the transform: sums and differences of registers that are `H` apart.
 #[inline(always)]
 fn butterflies<S: Simd, const H: usize>(s: S, r: &mut [S::V; POINTS]) {
     for pairs in r.chunks_exact_mut(2 * H) {
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn rotation_keeps_products_and_is_its_own_inverse() {
+    fn rotation_keeps_dot_products_and_is_its_own_inverse() {
         let (mut a, mut b) = (waves(1), waves(2));
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn rotation_spreads_a_value_over_sixteen() {
+    fn rotation_spreads_one_value_over_sixteen() {
         let mut x = vec![0f32; ROTATION];
         x[37] = 8.0;
         rotate(&mut x);
@@ -104,8 +103,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "whole blocks")]
-    fn rows_of_other_lengths_are_refused() {
+    #[should_panic(expected = "a multiple of")]
+    fn rejects_rows_that_are_not_whole_blocks() {
         rotate(&mut [0.0; 300]);
     }
 }

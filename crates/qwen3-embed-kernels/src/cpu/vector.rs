@@ -1,11 +1,11 @@
-//! Slices that need not be a whole number of registers.
+//! Loads and stores of slices that may be shorter than a register.
 
-use super::product::{Float, Whole};
+use super::scalar::{FloatScalar, IntScalar};
 use super::simd::Simd;
 
-/// The first values of a slice, zeros where it is shorter than a register.
+/// Loads the first values of a slice. Lanes beyond the end of the slice are zero.
 #[inline(always)]
-pub(super) fn load_part<S: Simd, T: Float>(s: S, values: &[T]) -> S::V {
+pub(super) fn load_part<S: Simd, T: FloatScalar>(s: S, values: &[T]) -> S::V {
     const { assert!(S::LANES <= MAX_LANES) };
     if values.len() >= S::LANES {
         // SAFETY: the length was just checked.
@@ -17,9 +17,9 @@ pub(super) fn load_part<S: Simd, T: Float>(s: S, values: &[T]) -> S::V {
     unsafe { T::load(s, padded.as_ptr()) }
 }
 
-/// Writes a register to a slice, as much of it as fits.
+/// Stores as much of a register as fits in the slice.
 #[inline(always)]
-pub(super) fn store_part<S: Simd, T: Float>(s: S, out: &mut [T], values: S::V) {
+pub(super) fn store_part<S: Simd, T: FloatScalar>(s: S, out: &mut [T], values: S::V) {
     const { assert!(S::LANES <= MAX_LANES) };
     if out.len() >= S::LANES {
         // SAFETY: the length was just checked.
@@ -31,9 +31,9 @@ pub(super) fn store_part<S: Simd, T: Float>(s: S, out: &mut [T], values: S::V) {
     out.copy_from_slice(&padded[..out.len()]);
 }
 
-/// Writes the nearest whole numbers to a slice, as many of them as fit.
+/// Stores as much of a register as fits in the slice, rounded to the nearest integers.
 #[inline(always)]
-pub(super) fn store_whole_part<S: Simd, T: Whole>(s: S, out: &mut [T], values: S::V) {
+pub(super) fn store_int_part<S: Simd, T: IntScalar>(s: S, out: &mut [T], values: S::V) {
     const { assert!(S::LANES <= MAX_LANES) };
     if out.len() >= S::LANES {
         // SAFETY: the length was just checked.
@@ -45,13 +45,13 @@ pub(super) fn store_whole_part<S: Simd, T: Whole>(s: S, out: &mut [T], values: S
     out.copy_from_slice(&padded[..out.len()]);
 }
 
-/// `out[i] = values[i]`, for as many as there are.
+/// Converts values: `out[i] = values[i]`, up to the end of the shorter slice.
 #[inline(always)]
-pub(super) fn convert<S: Simd, T: Float>(s: S, values: &[f32], out: &mut [T]) {
+pub(super) fn convert<S: Simd, T: FloatScalar>(s: S, values: &[f32], out: &mut [T]) {
     for (values, out) in values.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
         store_part(s, &mut out[..values.len()], load_part(s, values));
     }
 }
 
-/// Lanes of the widest register of any kernel set.
+/// Lanes of the widest register of any instruction set.
 const MAX_LANES: usize = 16;

@@ -1,6 +1,6 @@
-//! Attention: where the tokens of a batch are, as the kernels read it, and which queries a block has.
+//! Launches of attention: the index of the tokens of a batch, and the queries of each block.
 
-use super::{Element, Launch, MOST_HEAD_DIM, Shape, at_most, grid, numbers};
+use super::{ElementType, Launch, MOST_HEAD_DIM, Shape, at_most, grid, numbers};
 use crate::cpu::Heads;
 use crate::{Queries, Ragged, Result, SegmentKind};
 
@@ -9,51 +9,51 @@ use crate::{Queries, Ragged, Result, SegmentKind};
 pub(crate) struct Attention {
     pub(crate) heads: Heads,
     pub(crate) queries: Queries,
-    /// Whether a token sees only what comes before it, or all of its segment and of what that continues.
+    /// Whether a token sees only itself and the tokens before it, or its whole text.
     pub(crate) causal: bool,
 }
 
 /// A kernel for attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kernel {
-    /// On tensor cores: 16-bit types, and a head_dim of 128.
+pub(crate) enum AttentionKernel {
+    /// The kernel for tensor cores: for 16-bit types and a head_dim of 128.
     Flash,
-    /// For every type, and any head_dim up to 256.
+    /// The kernel for every type and any head_dim up to 256.
     Simple,
 }
 
-/// What the kernels read of a batch.
+/// The description of a batch that the kernels read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Index {
+pub(crate) struct AttentionIndex {
     /// Five numbers for each segment: `struct Segment` of `kernels/segments.cuh`.
     pub(crate) segments: Vec<u32>,
-    /// Three numbers for each tile: `struct Tile` of the same file. Those with most keys come first, so
-    /// that no long one is left when the others are done.
+    /// Three numbers for each tile: `struct Tile` of the same file. Tiles with many keys come first, so that no long tile
+    /// starts when the others are done.
     pub(crate) tiles: Vec<u32>,
 }
 
 /// The head_dim of the kernel for tensor cores.
 const FLASH_HEAD_DIM: usize = 128;
 
-/// Rows of queries of its blocks, each query once for each head of its group.
+/// Rows of its blocks: queries times the query heads of a group.
 const FLASH_ROWS: usize = 64;
 
-/// Queries of a block of the simple one: a warp for each.
+/// Queries of a block of the simple kernel, which has a warp for each query.
 const SIMPLE_QUERIES: usize = 4;
 
-/// 16 bytes, which the kernel for tensor cores reads at once, are so many values.
+/// Values in the 16 bytes that the kernel for tensor cores reads at once.
 const FLASH_ALIGNMENT: usize = 8;
 
-impl Kernel {
-    /// The faster kernel that computes such heads, for operands whose rows are so far apart, and begin so
-    /// far behind the beginning of their allocation.
-    pub(crate) fn choose(element: Element, heads: Heads, places: [[usize; 2]; 2]) -> Self {
+impl AttentionKernel {
+    /// The fastest kernel that supports these heads and operands. `places` are the distance between rows of each operand and
+    /// its offset in its allocation.
+    pub(crate) fn choose(element: ElementType, heads: Heads, places: [[usize; 2]; 2]) -> Self {
         let is_aligned = places.concat().iter().all(|n| n.is_multiple_of(FLASH_ALIGNMENT));
         let fits = heads.head_dim == FLASH_HEAD_DIM && heads.group() <= FLASH_ROWS;
-        if element != Element::F32 && fits && is_aligned { Self::Flash } else { Self::Simple }
+        if element != ElementType::F32 && fits && is_aligned { Self::Flash } else { Self::Simple }
     }
 
-    /// Queries of a block at most.
+    /// The largest number of queries of a block.
     fn n_queries(self, heads: Heads) -> usize {
         match self {
             Self::Flash => FLASH_ROWS / heads.group(),
@@ -62,12 +62,12 @@ impl Kernel {
     }
 }
 
-impl Index {
+impl AttentionIndex {
     /// The index of a batch for a kernel.
-    pub(crate) fn new(batch: &Ragged, attention: Attention, kernel: Kernel) -> Self {
+    pub(crate) fn new(batch: &Ragged, attention: Attention, kernel: AttentionKernel) -> Self {
         const NO_PARENT: u32 = u32::MAX;
         let n_queries = kernel.n_queries(attention.heads);
-        // Rows and positions are within u32: `Ragged` has checked.
+        // `Ragged` has checked that rows and positions fit in u32.
         let mut segments = Vec::with_capacity(5 * batch.n_segments());
         let mut tiles: Vec<[u32; 3]> = Vec::new();
         for idx in 0..batch.n_segments() {
@@ -93,10 +93,10 @@ impl Index {
     }
 }
 
-/// Pointers: `qkv`, `out`, and an [`Index`]'s segments and tiles. `out` has the rows from `first_query` on.
+/// Pointers: `qkv`, `out`, and the segments and tiles of an [`AttentionIndex`]. `out` has the rows from `first_query` on.
 pub(crate) fn attention(
-    element: Element,
-    kernel: Kernel,
+    element: ElementType,
+    kernel: AttentionKernel,
     attention: Attention,
     n_tiles: usize,
     [qkv, out]: [Shape; 2],
@@ -104,12 +104,12 @@ pub(crate) fn attention(
 ) -> Result<Launch> {
     let Heads { n_heads, n_kv_heads, head_dim } = attention.heads;
     let (op, blocks, n_threads) = match kernel {
-        Kernel::Flash => ("flash_attention", n_kv_heads, 128),
-        Kernel::Simple => ("attention", n_heads, SIMPLE_QUERIES as u32 * 32),
+        AttentionKernel::Flash => ("flash_attention", n_kv_heads, 128),
+        AttentionKernel::Simple => ("attention", n_heads, SIMPLE_QUERIES as u32 * 32),
     };
     at_most(op, "head_dim", head_dim, MOST_HEAD_DIM)?;
     let mut sizes = vec![n_heads, n_kv_heads];
-    if kernel == Kernel::Simple {
+    if kernel == AttentionKernel::Simple {
         sizes.push(head_dim);
     }
     sizes.extend([qkv.stride, out.stride, first_query, attention.causal.into()]);

@@ -1,24 +1,23 @@
-//! Launches on a card, through candle's device.
+//! Launches on a GPU, through the device of candle.
 //!
-//! A device has one stream of its own, and everything that is done on it is done there, in order,
-//! whichever thread asks for it.
+//! A device has one stream of its own. All work on the device is queued on that stream, in the order of the calls.
 
 use std::ffi::c_void;
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::cublas::result::{CublasError, gemm_ex};
+use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
 use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
-use candle_core::cuda_backend::cudarc::driver::result::DriverError;
-use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage};
 use candle_core::{DType, Device};
 use half::{bf16, f16};
 
-use super::{Element, Launch, Product, Shape};
+use super::{ElementType, Gemm, Launch, Shape};
+use crate::error::says_out_of_memory;
 use crate::{Error, Result};
 
-/// Each file of kernels, compiled, and the operations that are in it.
+/// The name of each compiled file of kernels, its PTX, and its operations.
 const MODULES: [(&str, &str, &[&str]); 3] = [
     (
         "qwen3_embed_rows",
@@ -37,18 +36,18 @@ const MODULES: [(&str, &str, &[&str]); 3] = [
     ),
 ];
 
-/// The first compute capability that the kernels were compiled for.
+/// The lowest compute capability for which the kernels were compiled, times ten.
 const LEAST_CAPABILITY: &str = env!("QWEN3_EMBED_CUDA_CAPABILITY");
 
-/// Opens the card of this number, with a stream of its own.
+/// Opens the GPU with this number, with a stream of its own.
 pub(crate) fn open(ordinal: usize) -> Result<Device> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Cuda { ordinal, source };
-    // The driver counts in `i32`, and candle wraps what does not fit.
+    // The driver numbers devices with `i32`, and candle wraps numbers that do not fit.
     i32::try_from(ordinal).map_err(|e| failed(Box::new(e)))?;
     let device = CudaDevice::new_with_stream(ordinal)
         .map_err(|error| failed(Box::new(without_backtrace(error))))?;
-    // SAFETY: nothing of this device is ever used on another stream: `Device` is only made here, and
-    // candle and this module use its own stream for everything.
+    // SAFETY: memory of this device is only used on its own stream: `Device` is only made here, and candle and this module
+    // use its stream for everything.
     unsafe { device.disable_event_tracking() };
     let stream = device.cuda_stream();
     let attribute =
@@ -58,20 +57,20 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     let capability = 10 * major + minor;
     if LEAST_CAPABILITY.parse().is_ok_and(|least: i32| capability < least) {
         let message = format!(
-            "this program has kernels for compute capability {LEAST_CAPABILITY} and later, in tenths, the device \
+            "the kernels of this program need compute capability {LEAST_CAPABILITY} or later (times ten), the device \
              has {capability}"
         );
         return Err(failed(message.into()));
     }
-    // Sums stay f32, where a product is split and its parts are added, too.
+    // Sums stay f32 even if cuBLAS splits a product and adds its parts.
     let math = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-    // SAFETY: the handle is this device's own, and whole.
+    // SAFETY: the handle is the valid handle of this device.
     let status = unsafe { cublas::cublasSetMathMode(*device.cublas_handle().handle(), math) };
     status.result().map_err(|e| failed(Box::new(e)))?;
     Ok(Device::Cuda(device))
 }
 
-/// Bytes of the card's memory that are free, once what was asked for so far is done.
+/// Bytes of free memory of the GPU, after all queued work is done.
 pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
     let stream = device.cuda_stream();
     let free = stream.synchronize().and_then(|()| stream.context().mem_get_info());
@@ -79,14 +78,14 @@ pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
     Ok(free)
 }
 
-/// A matrix on the card.
+/// A matrix on the GPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operand {
-    /// Where its first element is.
+    /// The address of its first element.
     pub(crate) address: u64,
-    pub(crate) element: Element,
+    pub(crate) element: ElementType,
     pub(crate) shape: Shape,
-    /// Where its first element is within its allocation, which begins at a multiple of 256 bytes.
+    /// The offset of its first element in its allocation, which is aligned to 256 bytes.
     pub(crate) start: usize,
 }
 
@@ -99,9 +98,9 @@ impl Operand {
         shape: Shape,
     ) -> Result<Self> {
         let (element, address) = match storage.dtype() {
-            DType::F32 => (Element::F32, address_of::<f32>(storage, start)?),
-            DType::BF16 => (Element::Bf16, address_of::<bf16>(storage, start)?),
-            DType::F16 => (Element::F16, address_of::<f16>(storage, start)?),
+            DType::F32 => (ElementType::F32, address_of::<f32>(storage, start)?),
+            DType::BF16 => (ElementType::Bf16, address_of::<bf16>(storage, start)?),
+            DType::F16 => (ElementType::F16, address_of::<f16>(storage, start)?),
             other => {
                 let (expected, got) = ("f32, bf16 or f16", other.as_str());
                 return Err(Error::Type { op, expected, got });
@@ -110,7 +109,7 @@ impl Operand {
         Ok(Self { address, element, shape, start })
     }
 
-    /// Where its rows begin: elements between them, and before the first.
+    /// The distance between its rows, and the offset of the first row, in elements.
     pub(crate) fn place(self) -> [usize; 2] {
         [self.shape.stride, self.start]
     }
@@ -120,7 +119,7 @@ impl Operand {
 pub(crate) fn address_of<T: CudaDType>(storage: &CudaStorage, start: usize) -> Result<u64> {
     let slice = storage.as_cuda_slice::<T>()?;
     let stream = storage.device().cuda_stream();
-    // The device tracks no uses, so that there is nothing to wait for; all uses are on its one stream.
+    // The device does not track uses, because all uses are on its one stream. So there is nothing to wait for.
     let (address, _) = slice.slice(start..).device_ptr(&stream);
     Ok(address)
 }
@@ -129,8 +128,8 @@ pub(crate) fn address_of<T: CudaDType>(storage: &CudaStorage, start: usize) -> R
 ///
 /// # Safety
 ///
-/// The pointers are those that the function that made the launch asks for, to matrices of the shapes that
-/// it was made for, and nothing but this stream uses them.
+/// The pointers are those that the function that made the launch documents, to matrices of the shapes that it was given,
+/// and only this stream uses the matrices.
 pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u64]) -> Result<()> {
     if launch.is_empty() {
         return Ok(());
@@ -153,20 +152,20 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
     let [x, y, z] = launch.grid;
     let config =
         LaunchConfig { grid_dim: (x, y, z), block_dim: (launch.block, 1, 1), shared_mem_bytes: 0 };
-    // SAFETY: the kernel takes these pointers, as the caller vouches, and behind them the numbers, which
-    // the launch has in the kernel's order: tests run every launch on the emulator, which counts them.
+    // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the order of
+    // the launch. Tests run every launch on the emulator, which checks their number.
     unsafe { arguments.launch(config) }.map_err(|e| failed(launch.operation, e.into()))?;
     Ok(())
 }
 
-/// Multiplies on the card: `out = x · weightᵀ`, or `out += …`, sums in f32.
+/// Multiplies on the GPU: `out = x · weightᵀ`, or `out += …`, with sums in f32.
 ///
 /// # Safety
 ///
-/// The product was made for these matrices and a weight without gaps at this address, of the type of `x`.
+/// The product was made for these matrices and a contiguous weight at this address, of the type of `x`.
 pub(crate) unsafe fn multiply(
     device: &CudaDevice,
-    product: &Product,
+    product: &Gemm,
     weight: u64,
     x: Operand,
     out: Operand,
@@ -179,12 +178,12 @@ pub(crate) unsafe fn multiply(
     let stream = device.cuda_stream();
     stream.context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
     let (one, beta) = (1f32, if add { 1f32 } else { 0f32 });
-    let at = |address: u64, offset: usize, element: Element| {
+    let at = |address: u64, offset: usize, element: ElementType| {
         (address + (offset * element.size()) as u64) as *mut c_void
     };
     let [lda, ldb, ldc] = product.strides;
-    // SAFETY: the matrices are on this card, as large as the product is, as the caller vouches; the
-    // factors are read before the call returns.
+    // SAFETY: the matrices are on this GPU and have the size of the product, as the caller promises. The factors are read
+    // before the call returns.
     let status = unsafe {
         gemm_ex(
             *device.cublas_handle().handle(),
@@ -211,15 +210,15 @@ pub(crate) unsafe fn multiply(
     status.map_err(|e| failed(OP, e.into()))
 }
 
-fn data_type(element: Element) -> cublas::cudaDataType {
+fn data_type(element: ElementType) -> cublas::cudaDataType {
     match element {
-        Element::F32 => cublas::cudaDataType::CUDA_R_32F,
-        Element::Bf16 => cublas::cudaDataType::CUDA_R_16BF,
-        Element::F16 => cublas::cudaDataType::CUDA_R_16F,
+        ElementType::F32 => cublas::cudaDataType::CUDA_R_32F,
+        ElementType::Bf16 => cublas::cudaDataType::CUDA_R_16BF,
+        ElementType::F16 => cublas::cudaDataType::CUDA_R_16F,
     }
 }
 
-/// The error of something that the card was asked for.
+/// The error of an operation that failed on the GPU.
 fn failed(op: &'static str, error: CudaError) -> Error {
     if says_out_of_memory(&error) {
         return Error::OutOfMemory(candle_core::Error::Cuda(Box::new(error)));
@@ -227,31 +226,10 @@ fn failed(op: &'static str, error: CudaError) -> Error {
     Error::Launch { op, source: Box::new(error) }
 }
 
-/// What happened, without where in the program: that there is no device is nobody's mistake.
+/// The error without its backtrace: a missing device is no bug.
 fn without_backtrace(error: candle_core::Error) -> candle_core::Error {
     match error {
         candle_core::Error::WithBacktrace { inner, .. } => *inner,
         error => error,
-    }
-}
-
-/// Whether an error of candle's says that the card has no memory left.
-pub(crate) fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. }
-        | candle_core::Error::WithPath { inner, .. }
-        | candle_core::Error::Context { inner, .. } => is_out_of_memory(inner),
-        candle_core::Error::Cuda(error) => error.downcast_ref().is_some_and(says_out_of_memory),
-        _ => false,
-    }
-}
-
-fn says_out_of_memory(error: &CudaError) -> bool {
-    match error {
-        CudaError::Cuda(DriverError(status)) => *status == CUresult::CUDA_ERROR_OUT_OF_MEMORY,
-        CudaError::Cublas(CublasError(status)) => {
-            *status == cublas::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
-        }
-        _ => false,
     }
 }

@@ -1,4 +1,4 @@
-//! Launches on the processor: the kernels as a C++ program, see `kernels/emulator.cpp`.
+//! Launches on the CPU: the kernels as a C++ program, see `kernels/emulator.cpp`.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,22 +8,21 @@ use std::sync::OnceLock;
 use super::Launch;
 use super::tests::{Buffer, Runner};
 
-/// Runs a launch in a process of its own.
+/// Runs each launch in a process of its own.
 pub(super) struct Emulator {
     program: &'static Path,
-    /// Whether the threads of a block take their turns from the last to the first.
+    /// Whether the threads of a block run from the last to the first.
     is_reversed: bool,
 }
 
 impl Emulator {
-    /// The emulator with its threads in either order, or nothing where there is no C++ compiler, which is
-    /// said where it is heard.
+    /// The emulator with its threads in either order. Empty if there is no C++ compiler, with a message.
     pub(super) fn both() -> Vec<Self> {
         static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
         let Some(program) = PROGRAM.get_or_init(build) else {
-            // Not captured, as what `eprintln!` prints is.
+            // Unlike the output of `eprintln!`, this is not captured by the test harness.
             let message =
-                "NOT RUN: the CUDA kernels on the emulator, for want of Linux or a C++ compiler\n";
+                "NOT RUN: the CUDA kernels on the emulator, which needs Linux and a C++ compiler\n";
             io::stderr().write_all(message.as_bytes()).unwrap();
             return Vec::new();
         };
@@ -31,12 +30,12 @@ impl Emulator {
     }
 }
 
-/// Compiles the program; `None` without a compiler, or on a system that it does not know.
+/// Compiles the program. `None` without a compiler, or on systems that it does not support.
 fn build() -> Option<PathBuf> {
     if !cfg!(target_os = "linux") {
         return None;
     }
-    // Beside that of another run of the tests, until it takes its place.
+    // Compiled under a unique name and renamed, because another run of the tests may do the same.
     let folder = Path::new(env!("OUT_DIR"));
     let (new, program) =
         (folder.join(format!("emulator-{}", std::process::id())), folder.join("emulator"));
@@ -45,9 +44,9 @@ fn build() -> Option<PathBuf> {
     let compilers = named.iter().map(String::as_str).chain(["c++", "g++", "clang++"]);
     for compiler in compilers {
         let mut command = Command::new(compiler);
-        // Some systems check that jumps stay on one stack, which those of the emulator do not.
+        // Some systems check that jumps stay on one stack, but the emulator jumps between stacks.
         let command = command.args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE"]);
-        // As on a card, a product and a sum are rounded once, where this processor can do that.
+        // As on a GPU, multiply-adds are rounded once, if this CPU has such instructions.
         if cfg!(target_arch = "x86_64") {
             command.args(["-march=native", "-ffp-contract=fast"]);
         }
@@ -88,7 +87,7 @@ impl Runner for Emulator {
         }
         let mut process =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it was built");
-        // It reads all of the request before it answers.
+        // It reads the whole request before it writes its output.
         process.stdin.take().unwrap().write_all(&request).unwrap();
         let mut answer = Vec::new();
         process.stdout.take().unwrap().read_to_end(&mut answer).unwrap();

@@ -1,37 +1,37 @@
 //! The forward pass's operations on CUDA devices.
 //!
-//! Kernels are in `kernels/*.cu`, which the build script compiles when the feature `cuda` is on. Here
-//! is how each is launched: a [`Launch`] says which kernel, how many blocks of how many threads, and its
-//! numbers, once every size was checked against what the kernel can do. `device` launches it on a card.
-//! Tests also launch it on an emulator, which runs the same kernels on the processor: what it is launched
-//! with is tested where there is no card.
+//! Kernels are in `kernels/*.cu`, which the build script compiles if the feature `cuda` is on. The functions here check
+//! sizes against the limits of a kernel and return a [`Launch`]: the kernel, the number of blocks and threads, and its
+//! scalar arguments. `device` launches it on a GPU. Tests also launch it on an emulator, which runs the same kernels on the
+//! CPU, so that launches are tested without a GPU.
 
 mod attention;
 #[cfg(feature = "cuda")]
 pub(crate) mod device;
 #[cfg(test)]
 mod emulator;
-mod product;
+mod gemm;
+
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attention::{Attention, Index, Kernel, attention};
+pub(crate) use attention::{Attention, AttentionIndex, AttentionKernel, attention};
 #[cfg(feature = "cuda")]
-pub(crate) use product::Product;
+pub(crate) use gemm::Gemm;
 
 use crate::cpu::Heads;
 use crate::{Error, Result};
 
 /// A type of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Element {
+pub(crate) enum ElementType {
     F32,
     Bf16,
     F16,
 }
 
-impl Element {
-    /// What kernels for it are called behind their operation.
+impl ElementType {
+    /// The suffix of the names of kernels for this type.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -49,36 +49,36 @@ impl Element {
     }
 }
 
-/// A launch of a kernel, all but its pointers, which come first among its arguments.
+/// A launch of a kernel, without its pointers, which are its first arguments.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Launch {
-    /// What the kernel does; also the first part of its name.
+    /// The operation, which is the first part of the name of the kernel.
     pub(crate) operation: &'static str,
-    /// The type that it does it in: the rest of its name.
-    pub(crate) element: Element,
-    /// Blocks in each dimension. None where there is nothing to do.
+    /// The type, which is the rest of the name.
+    pub(crate) element: ElementType,
+    /// Blocks in each dimension. Zero if there is nothing to do.
     pub(crate) grid: [u32; 3],
-    /// Threads of a block, whole warps.
+    /// Threads of a block: a multiple of a warp.
     pub(crate) block: u32,
-    /// Its whole numbers, in order.
+    /// Integer arguments, in order.
     pub(crate) numbers: Vec<u32>,
-    /// Its other numbers, in order.
+    /// Floating-point arguments, in order.
     pub(crate) floats: Vec<f32>,
 }
 
 impl Launch {
-    /// The kernel's name.
+    /// The name of the kernel.
     pub(crate) fn name(&self) -> String {
         format!("{}_{}", self.operation, self.element.name())
     }
 
-    /// Whether there is nothing to do: such a launch would be an error.
+    /// Whether there is nothing to do. CUDA rejects such launches.
     pub(crate) fn is_empty(&self) -> bool {
         self.grid.contains(&0)
     }
 }
 
-/// A matrix as kernels see it: how many rows and columns, and elements from one row to the next.
+/// The shape of a matrix, and the distance between its rows in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) n_rows: usize,
@@ -87,24 +87,24 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// A matrix without gaps.
+    /// A matrix without gaps between rows.
     #[cfg(test)]
     pub(crate) fn dense(n_rows: usize, n_columns: usize) -> Self {
         Self { n_rows, n_columns, stride: n_columns }
     }
 }
 
-/// Threads of a block that has one row, or a part of one.
+/// Threads of a block that computes a row or a part of a row.
 const ROW_BLOCK: u32 = 256;
 
-/// The most values of a head that the kernels have registers for.
+/// The largest head dimension for which the kernels have registers.
 const MOST_HEAD_DIM: usize = 256;
 
-/// Blocks in the first dimension, and in the others.
+/// The largest number of blocks in the first dimension, and in the others.
 const MOST_BLOCKS: [usize; 2] = [i32::MAX as usize, 65_535];
 
 /// Pointers: `x`, f32, `weight`, f32, and `out`.
-pub(crate) fn rms_norm(element: Element, x: Shape, out: Shape, eps: f32) -> Result<Launch> {
+pub(crate) fn rms_norm(element: ElementType, x: Shape, out: Shape, eps: f32) -> Result<Launch> {
     const OP: &str = "rms_norm";
     Ok(Launch {
         operation: OP,
@@ -116,9 +116,9 @@ pub(crate) fn rms_norm(element: Element, x: Shape, out: Shape, eps: f32) -> Resu
     })
 }
 
-/// Pointers: `qkv`, the weights of queries and keys, cosines and sines, all f32 but `qkv`.
+/// Pointers: `qkv`, and the weights of queries and keys, cosines and sines, which are f32.
 pub(crate) fn qk_norm_rope(
-    element: Element,
+    element: ElementType,
     qkv: Shape,
     heads: Heads,
     first_query: usize,
@@ -143,27 +143,27 @@ pub(crate) fn qk_norm_rope(
 }
 
 /// Pointers: `gate_up` and `out`.
-pub(crate) fn swiglu(element: Element, gate_up: Shape, out: Shape) -> Result<Launch> {
+pub(crate) fn swiglu(element: ElementType, gate_up: Shape, out: Shape) -> Result<Launch> {
     const CHUNK_BYTES: usize = 16;
     let numbers = [out.n_columns, gate_up.stride, out.stride];
     columns("swiglu", element, out, CHUNK_BYTES / element.size(), &numbers)
 }
 
-/// Pointers: `bias`, f32, and `out`. What is in `out` is kept if the bias is to be added.
-pub(crate) fn bias(element: Element, out: Shape, add: bool) -> Result<Launch> {
+/// Pointers: `bias`, f32, and `out`. The bias is added to `out` if `add`, and otherwise overwrites it.
+pub(crate) fn bias(element: ElementType, out: Shape, add: bool) -> Result<Launch> {
     columns("bias", element, out, 1, &[out.n_columns, out.stride, add.into()])
 }
 
 /// Pointers: `x` and `out`.
-pub(crate) fn copy_rows(element: Element, x: Shape, out: Shape) -> Result<Launch> {
+pub(crate) fn copy_rows(element: ElementType, x: Shape, out: Shape) -> Result<Launch> {
     columns("copy_rows", element, out, 1, &[out.n_columns, x.stride, out.stride])
 }
 
-/// Pointers: the table, of the type, the numbers of its rows, u32, and `out`, f32.
-pub(crate) fn gather_rows(element: Element, table: Shape, out: Shape) -> Result<Launch> {
+/// Pointers: the table, the indices of its rows, u32, and `out`, f32.
+pub(crate) fn gather_rows(element: ElementType, table: Shape, out: Shape) -> Result<Launch> {
     const OP: &str = "gather_rows";
-    const NEIGHBOURS: usize = 4;
-    let n_threads = out.n_columns.div_ceil(NEIGHBOURS).next_multiple_of(32);
+    const NEIGHBORS: usize = 4;
+    let n_threads = out.n_columns.div_ceil(NEIGHBORS).next_multiple_of(32);
     Ok(Launch {
         operation: OP,
         element,
@@ -174,15 +174,15 @@ pub(crate) fn gather_rows(element: Element, table: Shape, out: Shape) -> Result<
     })
 }
 
-/// A launch with a thread for each so many neighbours in a row of `out`.
+/// A launch with a thread for each `n_neighbors` values in a row of `out`.
 fn columns(
     op: &'static str,
-    element: Element,
+    element: ElementType,
     out: Shape,
-    n_neighbours: usize,
+    n_neighbors: usize,
     args: &[usize],
 ) -> Result<Launch> {
-    let n_columns = ROW_BLOCK as usize * n_neighbours;
+    let n_columns = ROW_BLOCK as usize * n_neighbors;
     Ok(Launch {
         operation: op,
         element,

@@ -1,25 +1,28 @@
-//! Every kernel against its f64 reference, on the emulator and on a card.
+//! Every kernel against its f64 reference, on the emulator and on a GPU.
 //!
-//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the
-//! next value of a 16-bit type where a value is stored in it. Outputs hold NaN, so that none may be left
-//! out, and gaps between rows hold NaN, which must still be there afterwards.
+//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the next value of a
+//! 16-bit type where values are stored in it. Outputs are initialized with NaN, so that tests see elements that are not
+//! written, and gaps between rows are NaN, which must be NaN afterwards.
 
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::emulator::Emulator;
-use super::{Attention, Element, Index, Kernel, Launch, Shape, attention, bias, copy_rows};
+use super::{
+    Attention, AttentionIndex, AttentionKernel, ElementType, Launch, Shape, attention, bias,
+    copy_rows,
+};
 use super::{gather_rows, qk_norm_rope, rms_norm, swiglu};
 use crate::cpu::Heads;
 use crate::{Error, Queries, Ragged, Segment, SegmentKind, reference};
 
-/// Where kernels are launched.
+/// Runs launches: the emulator or a GPU.
 pub(super) trait Runner {
     /// Runs a launch with these buffers for pointers.
     fn run(&self, launch: &Launch, buffers: &mut [Buffer]);
 }
 
-/// Memory of a device.
+/// A buffer in the memory of a device.
 #[derive(Debug, Clone)]
 pub(super) enum Buffer {
     F32(Vec<f32>),
@@ -29,11 +32,11 @@ pub(super) enum Buffer {
 }
 
 impl Buffer {
-    fn new(element: Element, values: &[f64]) -> Self {
+    fn new(element: ElementType, values: &[f64]) -> Self {
         match element {
-            Element::F32 => Self::F32(values.iter().map(|&v| v as f32).collect()),
-            Element::Bf16 => Self::Bf16(values.iter().map(|&v| bf16::from_f64(v)).collect()),
-            Element::F16 => Self::F16(values.iter().map(|&v| f16::from_f64(v)).collect()),
+            ElementType::F32 => Self::F32(values.iter().map(|&v| v as f32).collect()),
+            ElementType::Bf16 => Self::Bf16(values.iter().map(|&v| bf16::from_f64(v)).collect()),
+            ElementType::F16 => Self::F16(values.iter().map(|&v| f16::from_f64(v)).collect()),
         }
     }
 
@@ -55,7 +58,7 @@ impl Buffer {
         }
     }
 
-    /// The same with other values.
+    /// A buffer of the same type with other contents.
     pub(super) fn with_bytes(&self, bytes: &[u8]) -> Self {
         let (two, four) = (bytes.as_chunks().0.iter(), bytes.as_chunks().0.iter());
         match self {
@@ -67,7 +70,7 @@ impl Buffer {
     }
 }
 
-const ELEMENTS: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
+const ELEMENT_TYPES: [ElementType; 3] = [ElementType::F32, ElementType::Bf16, ElementType::F16];
 
 const U: f64 = f32::EPSILON as f64 / 2.0;
 
@@ -76,23 +79,23 @@ fn gamma(n: usize) -> f64 {
     nu / (1.0 - nu)
 }
 
-/// What storing a value in a type loses of it, beside what f32 does.
-fn unit(element: Element) -> f64 {
+/// The relative error of storing a value in a type, beyond the error of f32.
+fn unit(element: ElementType) -> f64 {
     match element {
-        Element::F32 => 0.0,
-        Element::Bf16 => 1.0 / 256.0,
-        Element::F16 => 1.0 / 2048.0,
+        ElementType::F32 => 0.0,
+        ElementType::Bf16 => 1.0 / 256.0,
+        ElementType::F16 => 1.0 / 2048.0,
     }
 }
 
-/// The smallest values of f16 are this far apart.
+/// The distance between the smallest values of f16.
 const TINY: f64 = 1.0 / (1 << 24) as f64;
 
 fn random(rng: &mut SmallRng, n: usize) -> Vec<f64> {
     (0..n).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
 
-/// Rows with gaps of NaN between them.
+/// Inserts gaps of NaN between rows.
 fn spread(values: &[f64], shape: Shape) -> Vec<f64> {
     let mut spread = vec![f64::NAN; shape.n_rows * shape.stride];
     for row in 0..shape.n_rows {
@@ -102,7 +105,7 @@ fn spread(values: &[f64], shape: Shape) -> Vec<f64> {
     spread
 }
 
-/// The rows of a matrix whose gaps must hold NaN.
+/// The rows of a matrix, without its gaps, which must be NaN.
 fn gathered(values: &[f64], shape: Shape) -> Vec<f64> {
     let mut rows = Vec::new();
     for row in values.chunks(shape.stride) {
@@ -127,17 +130,17 @@ fn assert_close(what: &str, got: &[f64], expected: &[f64], bound: impl Fn(usize)
 
 fn norms(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(1);
-    for element in ELEMENTS {
+    for element in ELEMENT_TYPES {
         for (n_rows, n_columns, gap) in
             [(1, 1, 3), (3, 31, 3), (5, 256, 0), (2, 1000, 8), (2, 1000, 3), (4, 1028, 8)]
         {
             let (x_shape, shape) = (gaps(n_rows, n_columns, gap), gaps(n_rows, n_columns, 2 * gap));
-            let x = Buffer::new(Element::F32, &random(&mut rng, n_rows * n_columns)).f64();
-            let weight = Buffer::new(Element::F32, &random(&mut rng, n_columns));
+            let x = Buffer::new(ElementType::F32, &random(&mut rng, n_rows * n_columns)).f64();
+            let weight = Buffer::new(ElementType::F32, &random(&mut rng, n_columns));
             let expected = reference::rms_norm(&x, &weight.f64(), 1e-6);
             let launch = rms_norm(element, x_shape, shape, 1e-6).unwrap();
             let mut buffers = [
-                Buffer::new(Element::F32, &spread(&x, x_shape)),
+                Buffer::new(ElementType::F32, &spread(&x, x_shape)),
                 weight,
                 Buffer::new(element, &vec![f64::NAN; n_rows * shape.stride]),
             ];
@@ -152,7 +155,7 @@ fn norms(runner: &dyn Runner) {
 fn rotations(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(2);
     let theta = 1e4;
-    for element in ELEMENTS {
+    for element in ELEMENT_TYPES {
         for (n_heads, n_kv_heads, head_dim, first_query, gap) in [
             (4, 2, 128, 0, 2),
             (4, 2, 128, 0, 1),
@@ -165,14 +168,14 @@ fn rotations(runner: &dyn Runner) {
             let n_rows = batch.n_tokens();
             let shape = gaps(n_rows, heads.qkv_columns(), gap);
             let qkv = Buffer::new(element, &random(&mut rng, n_rows * shape.n_columns)).f64();
-            let norms = [0; 2].map(|_| Buffer::new(Element::F32, &random(&mut rng, head_dim)));
+            let norms = [0; 2].map(|_| Buffer::new(ElementType::F32, &random(&mut rng, head_dim)));
             let angles = || {
                 let half = head_dim / 2;
                 let frequency = move |i| f64::powf(theta, -2.0 * i as f64 / head_dim as f64);
                 batch.positions().flat_map(move |p| (0..half).map(move |i| p as f64 * frequency(i)))
             };
             let tables = [f64::cos, f64::sin]
-                .map(|of| Buffer::new(Element::F32, &angles().map(of).collect::<Vec<_>>()));
+                .map(|of| Buffer::new(ElementType::F32, &angles().map(of).collect::<Vec<_>>()));
             let launch = qk_norm_rope(element, shape, heads, first_query, 1e-6).unwrap();
             let [q_norm, k_norm] = norms.clone();
             let [cos, sin] = tables;
@@ -190,7 +193,7 @@ fn rotations(runner: &dyn Runner) {
             for (norm, from, n, first) in [(&norms[0], 0, q, first_query), (&norms[1], q, k, 0)] {
                 let x = columns(&qkv, from, n);
                 let expected = reference::qk_norm_rope(&x, &norm.f64(), 1e-6, theta, &batch);
-                // Both products of a rotated value are at most as large as the pair is long.
+                // Both products of a rotated value are at most as large as the length of the pair.
                 let normed = reference::rms_norm(&x, &norm.f64(), 1e-6);
                 let pair = |i: usize| {
                     let (head, lane) = (i / head_dim * head_dim, i % (head_dim / 2));
@@ -211,12 +214,12 @@ fn rotations(runner: &dyn Runner) {
 
 fn gates(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(3);
-    for element in ELEMENTS {
+    for element in ELEMENT_TYPES {
         for (n_rows, ffn_size, gap) in [(1, 1, 3), (3, 300, 3), (2, 2056, 8), (4, 96, 0)] {
             let in_shape = gaps(n_rows, 2 * ffn_size, gap);
             let shape = gaps(n_rows, ffn_size, 2 * gap);
             let mut values = random(&mut rng, n_rows * 2 * ffn_size);
-            // Far out on both sides of the sigmoid.
+            // Extreme values on both sides of the sigmoid.
             values[0] = -100.0;
             values[(n_rows - 1) * 2 * ffn_size] = 100.0;
             let gate_up = Buffer::new(element, &values).f64();
@@ -236,7 +239,7 @@ fn gates(runner: &dyn Runner) {
 
 fn gathered_rows(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(7);
-    for element in ELEMENTS {
+    for element in ELEMENT_TYPES {
         for (n_columns, gap) in [(64, 0), (1, 2), (30, 3), (1028, 8)] {
             let (table, out) = (gaps(9, n_columns, gap), gaps(5, n_columns, gap));
             let x = Buffer::new(element, &random(&mut rng, 9 * n_columns)).f64();
@@ -245,7 +248,7 @@ fn gathered_rows(runner: &dyn Runner) {
             let mut buffers = [
                 Buffer::new(element, &spread(&x, table)),
                 Buffer::U32(rows.to_vec()),
-                Buffer::new(Element::F32, &vec![f64::NAN; 5 * out.stride]),
+                Buffer::new(ElementType::F32, &vec![f64::NAN; 5 * out.stride]),
             ];
             runner.run(&gather_rows(element, table, out).unwrap(), &mut buffers);
             assert_eq!(gathered(&buffers[2].f64(), out), expected);
@@ -255,11 +258,11 @@ fn gathered_rows(runner: &dyn Runner) {
 
 fn biases_and_copies(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(4);
-    for element in ELEMENTS {
+    for element in ELEMENT_TYPES {
         let (n_rows, n_columns) = (3, 300);
         let (from, to) = (gaps(n_rows, n_columns, 1), gaps(n_rows, n_columns, 2));
         let x = Buffer::new(element, &random(&mut rng, n_rows * n_columns)).f64();
-        let values = Buffer::new(Element::F32, &random(&mut rng, n_columns));
+        let values = Buffer::new(ElementType::F32, &random(&mut rng, n_columns));
         let unwritten = Buffer::new(element, &vec![f64::NAN; n_rows * to.stride]);
         let spread = Buffer::new(element, &spread(&x, to));
 
@@ -280,7 +283,7 @@ fn biases_and_copies(runner: &dyn Runner) {
     }
 }
 
-/// A batch in which segments of every kind continue segments of every kind, across the borders of blocks.
+/// A batch in which segments of every kind continue segments of every kind, across the edges of blocks.
 fn forest(rng: &mut SmallRng, n_segments: usize, longest: usize) -> Ragged {
     let mut kinds = Vec::new();
     let segments = (0..n_segments).map(|idx| {
@@ -297,20 +300,26 @@ fn forest(rng: &mut SmallRng, n_segments: usize, longest: usize) -> Ragged {
     Ragged::from_segments(segments.collect::<Vec<_>>()).unwrap()
 }
 
-/// Texts of which all tokens see all, and of which last tokens lie together.
+/// Bidirectional texts, whose last tokens are the last rows.
 fn bidirectional(lengths: &[usize]) -> Ragged {
     let (parent, kind) = (None, SegmentKind::Text);
     let segments = lengths.iter().map(|&n_tokens| Segment { n_tokens, parent, kind });
     Ragged::from_segments(segments).unwrap().bidirectional().unwrap()
 }
 
-/// One batch through one kernel, for all queries and the last ones.
-fn attend(runner: &dyn Runner, rng: &mut SmallRng, batch: &Ragged, heads: Heads, element: Element) {
+/// Compares attention over a batch with the reference, for all queries and for the last queries.
+fn attend(
+    runner: &dyn Runner,
+    rng: &mut SmallRng,
+    batch: &Ragged,
+    heads: Heads,
+    element: ElementType,
+) {
     let Heads { n_heads, n_kv_heads, head_dim } = heads;
     let qkv_shape = gaps(batch.n_rows(), heads.qkv_columns(), 8);
     let values = random(rng, batch.n_rows() * heads.qkv_columns());
     let mut qkv = Buffer::new(element, &values).f64();
-    // As large as trained models have them, so that the softmax has a tail.
+    // As large as in trained models, so that the softmax has a tail.
     for row in qkv.chunks_mut(heads.qkv_columns()) {
         row[..heads.q_columns()].iter_mut().for_each(|q| *q *= 0.25);
     }
@@ -318,7 +327,7 @@ fn attend(runner: &dyn Runner, rng: &mut SmallRng, batch: &Ragged, heads: Heads,
         let rows = qkv.chunks(heads.qkv_columns());
         rows.flat_map(|row| row[from * head_dim..][..n * head_dim].to_vec()).collect()
     };
-    // The kernels take queries that are divided already.
+    // The kernels expect queries that are divided by √D.
     let sqrt = (head_dim as f64).sqrt();
     let q: Vec<f64> = columns(0, n_heads).into_iter().map(|q| q * sqrt).collect();
     let (k, v) = (columns(n_heads, n_kv_heads), columns(n_heads + n_kv_heads, n_kv_heads));
@@ -332,9 +341,9 @@ fn attend(runner: &dyn Runner, rng: &mut SmallRng, batch: &Ragged, heads: Heads,
         let n_queries = batch.n_rows() - first_query;
         let shape = gaps(n_queries, heads.q_columns(), 8);
         let place = |shape: Shape| [shape.stride, 0];
-        let kernel = Kernel::choose(element, heads, [qkv_shape, shape].map(place));
+        let kernel = AttentionKernel::choose(element, heads, [qkv_shape, shape].map(place));
         let options = Attention { heads, queries, causal: batch.is_causal() };
-        let index = Index::new(batch, options, kernel);
+        let index = AttentionIndex::new(batch, options, kernel);
         let n_tiles = index.tiles.len() / 3;
         let shapes = [qkv_shape, shape];
         let launch = attention(element, kernel, options, n_tiles, shapes, first_query).unwrap();
@@ -352,12 +361,11 @@ fn attend(runner: &dyn Runner, rng: &mut SmallRng, batch: &Ragged, heads: Heads,
         let got = gathered(&buffers[1].f64(), shape);
         let skipped = first_query * heads.q_columns();
         let (expected, weighted) = (&expected[skipped..], &weighted[skipped..]);
-        // A score is off by the roundings of its sum, and its weight by as much, relatively; twice,
-        // because the sum of all weights is off too. The weights themselves are rounded for the
-        // product on tensor cores.
+        // The error of a score is the roundings of its sum, and the relative error of its weight is as large; twice,
+        // because the sum of all weights has an error too. Weights are rounded for products on tensor cores.
         let score = (gamma(head_dim + 2) + 4.0 * U) * largest_score;
         let weight = 2.0 * score + gamma(batch.max_length() + 16);
-        let rounded = if kernel == Kernel::Flash { unit(element) } else { 0.0 };
+        let rounded = if kernel == AttentionKernel::Flash { unit(element) } else { 0.0 };
         let what = format!("{}, causal: {}, {queries:?}", launch.name(), options.causal);
         assert_close(&what, &got, expected, |i| {
             (weight + rounded) * weighted[i] + unit(element) * expected[i].abs()
@@ -368,11 +376,11 @@ fn attend(runner: &dyn Runner, rng: &mut SmallRng, batch: &Ragged, heads: Heads,
 fn attention_along_segments(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(5);
     for (element, n_heads, n_kv_heads, head_dim) in [
-        (Element::F32, 2, 1, 8),
-        (Element::F32, 4, 2, 128),
-        (Element::F32, 1, 1, 256),
-        (Element::Bf16, 3, 1, 34),
-        (Element::F16, 2, 2, 64),
+        (ElementType::F32, 2, 1, 8),
+        (ElementType::F32, 4, 2, 128),
+        (ElementType::F32, 1, 1, 256),
+        (ElementType::Bf16, 3, 1, 34),
+        (ElementType::F16, 2, 2, 64),
     ] {
         let heads = Heads { n_heads, n_kv_heads, head_dim };
         let lengths = [1, 33, 2];
@@ -385,9 +393,12 @@ fn attention_along_segments(runner: &dyn Runner) {
 
 fn attention_on_tensor_cores(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(6);
-    for (element, n_heads, n_kv_heads) in
-        [(Element::Bf16, 4, 2), (Element::F16, 1, 1), (Element::Bf16, 8, 2), (Element::Bf16, 3, 1)]
-    {
+    for (element, n_heads, n_kv_heads) in [
+        (ElementType::Bf16, 4, 2),
+        (ElementType::F16, 1, 1),
+        (ElementType::Bf16, 8, 2),
+        (ElementType::Bf16, 3, 1),
+    ] {
         let heads = Heads { n_heads, n_kv_heads, head_dim: 128 };
         let lengths = [1, 64, 65, 130];
         attend(runner, &mut rng, &Ragged::from_lengths(lengths).unwrap(), heads, element);
@@ -397,8 +408,8 @@ fn attention_on_tensor_cores(runner: &dyn Runner) {
     }
 }
 
-/// Keys of one large score, whose values are 1 in the first half of a text and −1 in the second: what is wrong by a
-/// little with every block of keys is then wrong by much.
+/// All keys have the same large score, and values are 1 in the first half of a text and −1 in the second, so that small
+/// errors of every block of keys add up to a large error.
 fn attention_over_many_blocks(runner: &dyn Runner) {
     const N: usize = 64 * 100;
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 128 };
@@ -413,14 +424,14 @@ fn attention_over_many_blocks(runner: &dyn Runner) {
             [2.75, 2.5, value].into_iter().flat_map(|v| [v; 128])
         })
         .collect();
-    for kernel in [Kernel::Flash, Kernel::Simple] {
-        let index = Index::new(&batch, options, kernel);
+    for kernel in [AttentionKernel::Flash, AttentionKernel::Simple] {
+        let index = AttentionIndex::new(&batch, options, kernel);
         let (n_tiles, shapes) = (index.tiles.len() / 3, [shape, out_shape]);
         let launch =
-            attention(Element::Bf16, kernel, options, n_tiles, shapes, first_query).unwrap();
+            attention(ElementType::Bf16, kernel, options, n_tiles, shapes, first_query).unwrap();
         let mut buffers = [
-            Buffer::new(Element::Bf16, &qkv),
-            Buffer::new(Element::Bf16, &[f64::NAN; 128]),
+            Buffer::new(ElementType::Bf16, &qkv),
+            Buffer::new(ElementType::Bf16, &[f64::NAN; 128]),
             Buffer::U32(index.segments),
             Buffer::U32(index.tiles),
         ];
@@ -429,7 +440,7 @@ fn attention_over_many_blocks(runner: &dyn Runner) {
     }
 }
 
-macro_rules! on_emulator_and_card {
+macro_rules! on_emulator_and_gpu {
     ($($check:ident)*) => {
         mod on_the_emulator {
             use super::*;
@@ -442,41 +453,41 @@ macro_rules! on_emulator_and_card {
         }
 
         #[cfg(feature = "cuda")]
-        mod on_a_card {
+        mod on_a_gpu {
             $(
                 #[test]
                 #[ignore = "needs a CUDA device"]
                 fn $check() {
-                    super::$check(&super::card::Card::open());
+                    super::$check(&super::gpu::Gpu::open());
                 }
             )*
         }
     };
 }
 
-on_emulator_and_card! {
+on_emulator_and_gpu! {
     norms rotations gates biases_and_copies gathered_rows attention_along_segments attention_on_tensor_cores
     attention_over_many_blocks
 }
 
-/// The first card of this machine.
+/// The first GPU of this machine.
 #[cfg(feature = "cuda")]
-mod card {
+mod gpu {
     use candle_core::cuda_backend::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::DevicePtr;
 
     use super::{Buffer, Launch, Runner};
     use crate::cuda::device;
 
-    pub(super) struct Card(CudaDevice);
+    pub(super) struct Gpu(CudaDevice);
 
-    impl Card {
+    impl Gpu {
         pub(super) fn open() -> Self {
             Self(device::open(0).unwrap().as_cuda_device().unwrap().clone())
         }
     }
 
-    impl Runner for Card {
+    impl Runner for Gpu {
         fn run(&self, launch: &Launch, buffers: &mut [Buffer]) {
             let stream = self.0.cuda_stream();
             let memory: Vec<_> =
@@ -492,17 +503,17 @@ mod card {
 }
 
 #[test]
-fn what_the_kernels_cannot_do_is_refused() {
+fn rejects_sizes_beyond_the_limits_of_the_kernels() {
     let heads = |head_dim| Heads { n_heads: 1, n_kv_heads: 1, head_dim };
     let wide = Shape::dense(1, 3 * 258);
     let options = Attention { heads: heads(258), queries: Queries::All, causal: true };
     let too_many = Shape::dense(1 << 31, 1);
     let launches = [
-        qk_norm_rope(Element::F32, wide, heads(258), 0, 0.0),
-        attention(Element::F32, Kernel::Simple, options, 1, [wide, wide], 0),
-        rms_norm(Element::F32, too_many, too_many, 0.0),
-        swiglu(Element::F32, Shape::dense(1, 1 << 34), Shape::dense(1, 1 << 33)),
-        copy_rows(Element::F32, Shape::dense(1, 1), gaps(1, 1, u32::MAX as usize)),
+        qk_norm_rope(ElementType::F32, wide, heads(258), 0, 0.0),
+        attention(ElementType::F32, AttentionKernel::Simple, options, 1, [wide, wide], 0),
+        rms_norm(ElementType::F32, too_many, too_many, 0.0),
+        swiglu(ElementType::F32, Shape::dense(1, 1 << 34), Shape::dense(1, 1 << 33)),
+        copy_rows(ElementType::F32, Shape::dense(1, 1), gaps(1, 1, u32::MAX as usize)),
     ];
     for launch in launches {
         assert!(matches!(launch, Err(Error::Limit { .. })), "{launch:?}");
@@ -510,17 +521,17 @@ fn what_the_kernels_cannot_do_is_refused() {
 }
 
 #[test]
-fn tensor_cores_are_used_where_they_can_be() {
+fn chooses_tensor_cores_for_supported_types_and_shapes() {
     let choose = |element, n_heads, head_dim, places| {
-        Kernel::choose(element, Heads { n_heads, n_kv_heads: 1, head_dim }, places)
+        AttentionKernel::choose(element, Heads { n_heads, n_kv_heads: 1, head_dim }, places)
     };
     let aligned = [[768, 0], [288, 16]];
-    assert_eq!(choose(Element::Bf16, 4, 128, aligned), Kernel::Flash);
-    assert_eq!(choose(Element::F16, 64, 128, aligned), Kernel::Flash);
-    assert_eq!(choose(Element::F32, 4, 128, aligned), Kernel::Simple);
-    assert_eq!(choose(Element::Bf16, 4, 64, aligned), Kernel::Simple);
-    assert_eq!(choose(Element::Bf16, 65, 128, aligned), Kernel::Simple);
+    assert_eq!(choose(ElementType::Bf16, 4, 128, aligned), AttentionKernel::Flash);
+    assert_eq!(choose(ElementType::F16, 64, 128, aligned), AttentionKernel::Flash);
+    assert_eq!(choose(ElementType::F32, 4, 128, aligned), AttentionKernel::Simple);
+    assert_eq!(choose(ElementType::Bf16, 4, 64, aligned), AttentionKernel::Simple);
+    assert_eq!(choose(ElementType::Bf16, 65, 128, aligned), AttentionKernel::Simple);
     for places in [[[769, 0], [288, 0]], [[768, 4], [288, 0]], [[768, 0], [260, 0]]] {
-        assert_eq!(choose(Element::Bf16, 4, 128, places), Kernel::Simple);
+        assert_eq!(choose(ElementType::Bf16, 4, 128, places), AttentionKernel::Simple);
     }
 }

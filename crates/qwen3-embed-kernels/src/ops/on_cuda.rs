@@ -1,4 +1,5 @@
-//! The operations on a CUDA device: operands are checked, and kernels launched on them.
+//! The operations on a CUDA device: checks operands and launches kernels. Without the feature `cuda`,
+//! `without_cuda.rs` takes the place of this file.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -10,110 +11,140 @@ use candle_core::{
 };
 use rayon::prelude::*;
 
-use super::{expect_elsewhere, matrix, type_error};
+use super::tensors::{expect_elsewhere, matrix, type_error};
 use crate::cpu::{Epilogue, Heads, Layout};
-use crate::cuda::device::{Operand, address_of, launch, multiply};
-use crate::cuda::{self, Attention, Element, Index, Kernel, Product, Shape};
+use crate::cuda::device::{self, Operand, address_of, launch, multiply};
+use crate::cuda::{self, Attention, AttentionIndex, AttentionKernel, ElementType, Gemm, Shape};
 use crate::{Error, Queries, Ragged, Result};
 
-pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor) -> Result<()> {
-    apply("rms_norm", out, [x, weight], |device, out, [x, weight]| {
-        let plan = cuda::rms_norm(out.element, x.shape, out.shape, eps as f32)?;
-        // SAFETY: `ops::rms_norm` has checked the shapes, and that `x` and the weight are f32.
-        unsafe { launch(device, &plan, &[x.address, weight.address, out.address]) }
-    })
+/// Opens the device with this number.
+pub(super) fn open(ordinal: usize) -> Result<Device> {
+    device::open(ordinal)
 }
 
-/// `f32` has the weights of queries and keys, cosines and sines.
-pub(super) fn qk_norm_rope(
-    qkv: &Tensor,
-    heads: Heads,
-    first_query: usize,
-    f32: [&Tensor; 4],
-    eps: f64,
-) -> Result<()> {
-    apply("qk_norm_rope", qkv, f32, |device, qkv, f32| {
-        let plan = cuda::qk_norm_rope(qkv.element, qkv.shape, heads, first_query, eps as f32)?;
-        let [q_norm, k_norm, cos, sin] = f32.map(|operand| operand.address);
-        // SAFETY: `ops::qk_norm_rope` has checked the shapes, and that all but `qkv` are dense and f32.
-        unsafe { launch(device, &plan, &[qkv.address, q_norm, k_norm, cos, sin]) }
-    })
-}
+/// A CUDA device.
+pub(super) struct Cuda(CudaDevice);
 
-pub(super) fn copy_rows(x: &Tensor, out: &Tensor) -> Result<()> {
-    apply("copy_rows", out, [x], |device, out, [from]| {
-        expect_element("copy_rows", x, from, out.element)?;
-        let plan = cuda::copy_rows(out.element, from.shape, out.shape)?;
-        // SAFETY: `ops::copy_rows` has checked the shapes, and the types are the same.
-        unsafe { launch(device, &plan, &[from.address, out.address]) }
-    })
-}
-
-pub(super) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    let (_, n_columns) = x.dims2()?;
-    let out = Tensor::zeros((rows.len(), n_columns), DType::F32, x.device())?;
-    if rows.is_empty() {
-        return Ok(out);
+impl Cuda {
+    /// The device, if it is a CUDA device.
+    pub(super) fn of(device: &Device) -> Option<Self> {
+        match device {
+            Device::Cuda(device) => Some(Self(device.clone())),
+            _ => None,
+        }
     }
-    let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
-    let numbers = address_of_numbers(&rows)?;
-    apply("gather_rows", &out, [x], |device, out, [table]| {
-        let plan = cuda::gather_rows(table.element, table.shape, out.shape)?;
-        // SAFETY: `ops::gather_rows` has checked the rows' numbers, and there are as many as `out` has rows.
-        unsafe { launch(device, &plan, &[table.address, numbers, out.address]) }
-    })?;
-    Ok(out)
-}
 
-pub(super) fn attention(
-    qkv: &Tensor,
-    batch: &Ragged,
-    queries: Queries,
-    heads: Heads,
-    scratch: &super::Scratch,
-    out: &Tensor,
-) -> Result<()> {
-    let attention = Attention { heads, queries, causal: batch.is_causal() };
-    let mut scratch = scratch.on_cuda.borrow_mut();
-    apply("attention", out, [qkv], |device, out, [from]| {
-        expect_element("attention", qkv, from, out.element)?;
-        let kernel = Kernel::choose(out.element, heads, [from, out].map(Operand::place));
-        let index = scratch.index(batch, attention, kernel, qkv.device())?;
-        let first_query = batch.first_query(attention.queries);
-        let shapes = [from.shape, out.shape];
-        let n_tiles = index.n_tiles;
-        let plan = cuda::attention(out.element, kernel, attention, n_tiles, shapes, first_query)?;
-        let [segments, tiles] = index.addresses()?;
-        // SAFETY: `ops::attention` has checked the shapes, and the types are the same. The index
-        // is this batch's, and so all rows that it names are among those of `qkv`.
-        unsafe { launch(device, &plan, &[from.address, out.address, segments, tiles]) }
-    })
+    pub(super) fn free_bytes(&self) -> Result<usize> {
+        device::free_bytes(&self.0)
+    }
+
+    pub(super) fn rms_norm(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+        out: &Tensor,
+    ) -> Result<()> {
+        apply("rms_norm", out, [x, weight], |device, out, [x, weight]| {
+            let plan = cuda::rms_norm(out.element, x.shape, out.shape, eps as f32)?;
+            // SAFETY: `ops::rms_norm` has checked the shapes, and that `x` and the weight are f32.
+            unsafe { launch(device, &plan, &[x.address, weight.address, out.address]) }
+        })
+    }
+
+    /// `f32` has the weights of queries and keys, cosines and sines.
+    pub(super) fn qk_norm_rope(
+        &self,
+        qkv: &Tensor,
+        heads: Heads,
+        first_query: usize,
+        f32: [&Tensor; 4],
+        eps: f64,
+    ) -> Result<()> {
+        apply("qk_norm_rope", qkv, f32, |device, qkv, f32| {
+            let plan = cuda::qk_norm_rope(qkv.element, qkv.shape, heads, first_query, eps as f32)?;
+            let [q_norm, k_norm, cos, sin] = f32.map(|operand| operand.address);
+            // SAFETY: `ops::qk_norm_rope` has checked the shapes, and that all but `qkv` are contiguous and f32.
+            unsafe { launch(device, &plan, &[qkv.address, q_norm, k_norm, cos, sin]) }
+        })
+    }
+
+    pub(super) fn copy_rows(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+        apply("copy_rows", out, [x], |device, out, [from]| {
+            expect_element("copy_rows", x, from, out.element)?;
+            let plan = cuda::copy_rows(out.element, from.shape, out.shape)?;
+            // SAFETY: `ops::copy_rows` has checked the shapes, and the types are the same.
+            unsafe { launch(device, &plan, &[from.address, out.address]) }
+        })
+    }
+
+    pub(super) fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let (_, n_columns) = x.dims2()?;
+        let out = Tensor::zeros((rows.len(), n_columns), DType::F32, x.device())?;
+        if rows.is_empty() {
+            return Ok(out);
+        }
+        let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
+        let indices = address_of_u32(&rows)?;
+        apply("gather_rows", &out, [x], |device, out, [table]| {
+            let plan = cuda::gather_rows(table.element, table.shape, out.shape)?;
+            // SAFETY: `ops::gather_rows` has checked the indices, and there are as many as `out` has rows.
+            unsafe { launch(device, &plan, &[table.address, indices, out.address]) }
+        })?;
+        Ok(out)
+    }
+
+    pub(super) fn attention(
+        &self,
+        qkv: &Tensor,
+        batch: &Ragged,
+        queries: Queries,
+        heads: Heads,
+        scratch: &mut CudaScratch,
+        out: &Tensor,
+    ) -> Result<()> {
+        let attention = Attention { heads, queries, causal: batch.is_causal() };
+        apply("attention", out, [qkv], |device, out, [from]| {
+            expect_element("attention", qkv, from, out.element)?;
+            let places = [from, out].map(Operand::place);
+            let kernel = AttentionKernel::choose(out.element, heads, places);
+            let index = scratch.index(batch, attention, kernel, qkv.device())?;
+            let first_query = batch.first_query(attention.queries);
+            let (shapes, n_tiles) = ([from.shape, out.shape], index.n_tiles);
+            let plan =
+                cuda::attention(out.element, kernel, attention, n_tiles, shapes, first_query)?;
+            let [segments, tiles] = index.addresses()?;
+            // SAFETY: `ops::attention` has checked the shapes, and the types are the same. The index was made for this
+            // batch, so that `qkv` has all rows that it names.
+            unsafe { launch(device, &plan, &[from.address, out.address, segments, tiles]) }
+        })
+    }
+
+    /// Reads the rows of a weight, in parallel on rayon's current pool, and copies them to the device.
+    pub(super) fn load_weight<T: WithDType>(
+        &self,
+        [n_out, n_in]: [usize; 2],
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Result<CudaWeight> {
+        assert!(layout == Layout::Plain || n_out.is_multiple_of(2), "as many gates as ups");
+        let mut values = vec![T::zero(); n_out * n_in];
+        let rows = values.par_chunks_exact_mut(n_in.max(1)).enumerate();
+        rows.for_each(|(o, row)| read_row(o, row));
+        let weight = Tensor::from_vec(values, (n_out, n_in), &Device::Cuda(self.0.clone()))?;
+        Ok(CudaWeight { weight, layout, bias: None })
+    }
 }
 
 /// The weight of a linear layer, [O, I], and its bias.
-#[derive(Debug, Clone)]
-pub(super) struct Weight {
+#[derive(Debug)]
+pub(super) struct CudaWeight {
     weight: Tensor,
     layout: Layout,
     bias: Option<Tensor>,
 }
 
-impl Weight {
-    /// Reads the rows, in parallel on rayon's current pool, and sends them to the device.
-    pub(super) fn load<T: WithDType>(
-        device: &Device,
-        [n_out, n_in]: [usize; 2],
-        layout: Layout,
-        read_row: impl Fn(usize, &mut [T]) + Sync,
-    ) -> Result<Self> {
-        assert!(layout == Layout::Plain || n_out.is_multiple_of(2), "gates and ups");
-        let mut values = vec![T::zero(); n_out * n_in];
-        let rows = values.par_chunks_exact_mut(n_in.max(1)).enumerate();
-        rows.for_each(|(o, row)| read_row(o, row));
-        let weight = Tensor::from_vec(values, (n_out, n_in), device)?;
-        Ok(Self { weight, layout, bias: None })
-    }
-
+impl CudaWeight {
     pub(super) fn n_bytes(&self) -> usize {
         self.weight.elem_count() * self.weight.dtype().size_in_bytes()
     }
@@ -140,19 +171,19 @@ impl Weight {
         Ok(())
     }
 
-    /// Multiplies, as `ops::Linear::forward_columns`, which has checked the shapes.
+    /// Multiplies as `ops::Linear::forward_columns` does, which has checked the shapes.
     pub(super) fn multiply(
         &self,
         x: &Tensor,
         columns: Range<usize>,
         out: &Tensor,
         epilogue: Epilogue,
-        scratch: &super::Scratch,
+        scratch: &mut CudaScratch,
     ) -> Result<()> {
         match (self.layout, epilogue) {
             (Layout::Plain, _) => self.product(x, columns, out, epilogue == Epilogue::Add),
             (Layout::SwiGlu, Epilogue::Store) => {
-                let gate_up = scratch.on_cuda.borrow_mut().gate_up(x, self.n_out())?;
+                let gate_up = scratch.gate_up(x, self.n_out())?;
                 self.product(x, 0..self.n_out(), &gate_up, false)?;
                 apply("swiglu", out, [&gate_up], |device, to, [from]| {
                     expect_element("swiglu", out, to, from.element)?;
@@ -162,7 +193,7 @@ impl Weight {
                 })
             }
             (Layout::SwiGlu, Epilogue::Add) => {
-                let message = "linear: SwiGLU adds to nothing on a CUDA device";
+                let message = "linear: the result of SwiGLU cannot be added on a CUDA device";
                 Err(candle_core::Error::Msg(message.into()).into())
             }
         }
@@ -175,48 +206,48 @@ impl Weight {
             let part = out.narrow(1, start, n)?;
             apply("linear bias", &part, [&bias.narrow(0, start, n)?], |device, part, [bias]| {
                 let plan = cuda::bias(part.element, part.shape, add)?;
-                // SAFETY: the bias is f32, and the launch is for as many columns as it has.
+                // SAFETY: the bias is f32, and the launch has as many columns as the bias.
                 unsafe { launch(device, &plan, &[bias.address, part.address]) }
             })?;
             add = true;
         }
         apply("linear", out, [x, &self.weight], |device, to, [from, weight]| {
             expect_element("linear", x, from, weight.element)?;
-            if to.element != Element::F32 {
+            if to.element != ElementType::F32 {
                 expect_element("linear out", out, to, weight.element)?;
             }
-            let product = Product::new(from.shape, columns.clone(), to.shape)?;
-            // SAFETY: the shapes were checked, the weight has no gaps, and the types are the same.
-            unsafe { multiply(device, &product, weight.address, from, to, add) }
+            let gemm = Gemm::new(from.shape, columns.clone(), to.shape)?;
+            // SAFETY: the shapes were checked, the weight is contiguous, and the types are the same.
+            unsafe { multiply(device, &gemm, weight.address, from, to, add) }
         })
     }
 }
 
-/// What operations keep on the device from call to call.
+/// Buffers on the device that are kept from call to call.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// Gates and ups, [T, 2F], of as many rows as the largest batch so far.
+pub(super) struct CudaScratch {
+    /// Gates and ups, [T, 2F], with as many rows as the largest batch so far.
     gate_up: Option<Tensor>,
-    /// Where the tokens of the batch are, for all queries and for the last ones.
-    indices: Vec<OnDevice>,
+    /// The indices of recent batches.
+    indices: Vec<IndexOnDevice>,
 }
 
-/// Batches whose index is kept: one for all layers but the last, one for that.
+/// Indices that are kept: one for all layers but the last, and one for the last layer.
 const INDICES: usize = 2;
 
-/// An [`Index`] on the device.
+/// An [`AttentionIndex`] on the device.
 #[derive(Debug)]
-struct OnDevice {
+struct IndexOnDevice {
     batch: Ragged,
     attention: Attention,
-    kernel: Kernel,
+    kernel: AttentionKernel,
     segments: Tensor,
     tiles: Tensor,
     n_tiles: usize,
 }
 
-impl Scratch {
-    /// Room for the gates and ups of `x`.
+impl CudaScratch {
+    /// A buffer for the gates and ups of `x`.
     fn gate_up(&mut self, x: &Tensor, n_columns: usize) -> Result<Tensor> {
         let n_rows = x.dims()[0];
         let fits = |room: &Tensor| {
@@ -229,24 +260,24 @@ impl Scratch {
         Ok(self.gate_up.insert(room).narrow(0, 0, n_rows)?)
     }
 
-    /// The index of a batch, which is made for the first of its layers.
+    /// The index of a batch. The first layer makes it, the other layers use it again.
     fn index(
         &mut self,
         batch: &Ragged,
         attention: Attention,
-        kernel: Kernel,
+        kernel: AttentionKernel,
         device: &Device,
-    ) -> Result<&OnDevice> {
-        let is_it = |index: &OnDevice| {
+    ) -> Result<&IndexOnDevice> {
+        let is_it = |index: &IndexOnDevice| {
             index.attention == attention && index.kernel == kernel && index.batch == *batch
         };
         let at = match self.indices.iter().position(is_it) {
             Some(at) => at,
             None => {
-                let index = Index::new(batch, attention, kernel);
+                let index = AttentionIndex::new(batch, attention, kernel);
                 let upload = |values: Vec<u32>| {
                     let n = values.len();
-                    // There is no tensor without elements on a device.
+                    // A device cannot allocate a tensor without elements.
                     let values = if n == 0 { vec![0] } else { values };
                     Tensor::from_vec(values, n.max(1), device)
                 };
@@ -254,7 +285,7 @@ impl Scratch {
                 if self.indices.len() == INDICES {
                     self.indices.remove(0);
                 }
-                self.indices.push(OnDevice {
+                self.indices.push(IndexOnDevice {
                     batch: batch.clone(),
                     attention,
                     kernel,
@@ -269,22 +300,22 @@ impl Scratch {
     }
 }
 
-impl OnDevice {
+impl IndexOnDevice {
     fn addresses(&self) -> Result<[u64; 2]> {
-        Ok([address_of_numbers(&self.segments)?, address_of_numbers(&self.tiles)?])
+        Ok([address_of_u32(&self.segments)?, address_of_u32(&self.tiles)?])
     }
 }
 
-/// The address of whole numbers on the device.
-fn address_of_numbers(tensor: &Tensor) -> Result<u64> {
+/// The address of a tensor of u32 on the device.
+fn address_of_u32(tensor: &Tensor) -> Result<u64> {
     let (storage, strides) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => address_of::<u32>(storage, strides.start_offset()),
-        _ => Err(elsewhere("whole numbers")),
+        _ => Err(elsewhere("a tensor of u32")),
     }
 }
 
-/// Runs something that writes `out` and reads `inputs`, which lie in other buffers of the same device.
+/// Runs `run`, which writes `out` and reads `inputs`. The inputs must be in other buffers of the same device.
 fn apply<const N: usize>(
     op: &'static str,
     out: &Tensor,
@@ -312,12 +343,12 @@ fn apply<const N: usize>(
     }
 }
 
-/// Something to be done on the device, as candle calls it.
+/// Work on the device as an operation of candle.
 struct Operation<F, const N: usize> {
     op: &'static str,
     operands: [Operand; N],
     run: RefCell<F>,
-    /// What went wrong: candle's own errors cannot carry it.
+    /// The error of `run`, which the error type of candle cannot hold.
     error: RefCell<Option<Error>>,
 }
 
@@ -353,7 +384,7 @@ fn expect_element(
     op: &'static str,
     tensor: &Tensor,
     operand: Operand,
-    element: Element,
+    element: ElementType,
 ) -> Result<()> {
     if operand.element == element { Ok(()) } else { Err(type_error(op, element.name(), tensor)) }
 }

@@ -96,38 +96,13 @@ impl Matrix {
         self.parts.iter().all(|part| is_blocks(part) && part.update.is_none())
     }
 
-    /// Packs the matrix in 8 bits for activations in 8 bits. Its columns are multiplied by `columns` if there are any,
-    /// and its rows are rotated with `is_rotated`.
-    pub(crate) fn pack_bytes(
-        &self,
-        layout: Layout,
-        columns: Option<&[f32]>,
-        is_rotated: bool,
-    ) -> PackedWeight {
-        PackedWeight::pack_bytes(self.n_rows, self.n_columns, layout, is_rotated, |o, row| {
-            self.read_scaled_row(o, columns, row);
-        })
-    }
-
-    /// Packs the matrix in 8 bits for activations in 16 bits. Its columns are multiplied by `columns` if there are any.
-    /// The columns `precise` have 16 bits.
-    pub(crate) fn pack_int8(
-        &self,
-        layout: Layout,
-        columns: Option<&[f32]>,
-        precise: &[usize],
-    ) -> PackedWeight {
-        PackedWeight::pack_int8(self.n_rows, self.n_columns, layout, precise, |o, row| {
-            self.read_scaled_row(o, columns, row);
-        })
-    }
-
     /// Tells the system that the matrix is packed and its pages of the file are not needed any more.
     pub(crate) fn release(&self) {
         self.parts.iter().for_each(|part| part.stored.release());
     }
 
-    fn read_scaled_row(&self, row_idx: usize, columns: Option<&[f32]>, out: &mut [f32]) {
+    /// Reads a row in f32. Its columns are multiplied by `columns` if there are any.
+    pub(crate) fn read_scaled_row(&self, row_idx: usize, columns: Option<&[f32]>, out: &mut [f32]) {
         self.read_row(row_idx, out);
         for (weight, column) in out.iter_mut().zip(columns.into_iter().flatten()) {
             *weight *= column;

@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 
 use candle_core::Device;
-use qwen3_embed_kernels::cpu::Arithmetic;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::head::Head;
 use crate::forward::workspace;
+use crate::numerics::{Numerics, StoredTypes};
 use crate::precision::Precision;
 use crate::{Config, Result};
 
@@ -27,8 +27,6 @@ pub struct Summary {
     pub embedding_size: usize,
     /// The precision that [`Precision::Stored`] selects for this checkpoint.
     pub stored_precision: Precision,
-    /// The precision that [`Precision::Auto`] selects for this checkpoint on this CPU.
-    pub auto: Precision,
     /// The size in bytes of the token embeddings, which stay in the memory-mapped file.
     embedding_bytes: u64,
     /// The size of the matrices in the layers whose blocks the kernels use without conversion: the number of values,
@@ -56,10 +54,6 @@ impl Memory {
     }
 }
 
-/// The bytes of a weight in 8 bits, including its share of the scale of 32 weights. Weights for activations in 8 bits
-/// share a scale among 64 and need 6 % less. Which weights these are is only known after the model is loaded.
-const INT8_SIZE: f64 = 1.0 + 4.0 / 32.0;
-
 impl Summary {
     /// Describes a checkpoint.
     ///
@@ -75,15 +69,13 @@ impl Summary {
             *stored.entry(name).or_default() += n_values;
         }
         let shape = [config.vocab_size, config.hidden_size];
-        let stored_precision = weights.stored_precision();
         Ok(Self {
             n_parameters: stored.values().sum(),
             stored,
             file_bytes: weights.file_bytes(),
             head: weights.head(),
             embedding_size: embedding_size(checkpoint)?,
-            stored_precision: Precision::Stored.resolve(stored_precision, &Device::Cpu),
-            auto: Precision::Auto.resolve(stored_precision, &Device::Cpu),
+            stored_precision: weights.layer_types().precision,
             blocks: weights.blocks(),
             embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
             config: config.clone(),
@@ -93,17 +85,15 @@ impl Summary {
     /// Estimates the memory that the model needs in a precision, with batches of `batch_tokens` tokens. For `Int8`, the
     /// estimate is an upper limit. The prefix cache, the tokenizer and the program itself need memory, too.
     pub fn memory(&self, precision: Precision, batch_tokens: usize) -> Memory {
-        let precision = match precision {
-            Precision::Auto => self.auto,
-            Precision::Stored => self.stored_precision,
-            precision => precision,
-        };
+        let has_blocks = self.blocks != [0; 2];
+        let stored = StoredTypes { precision: self.stored_precision, has_blocks };
+        let numerics = Numerics::choose(precision, stored, &Device::Cpu);
+        let bytes_per_weight = numerics.precision.bytes_per_weight();
+        let bytes_per_token = workspace::bytes_per_token(&self.config, numerics, &Device::Cpu);
         Memory {
-            weights: self.config.weight_bytes(precision, self.blocks, INT8_SIZE),
+            weights: self.config.weight_bytes(numerics.precision, bytes_per_weight, self.blocks),
             embeddings: self.embedding_bytes,
-            workspace: self
-                .config
-                .workspace_bytes(precision.arithmetic_on(&Device::Cpu), batch_tokens),
+            workspace: (bytes_per_token as u64).saturating_mul(batch_tokens as u64),
         }
     }
 }
@@ -119,41 +109,19 @@ fn embedding_size(checkpoint: &Checkpoint) -> Result<usize> {
 }
 
 impl Config {
-    /// The bytes of the packed weights, without the padding of the last panel. A weight in 8 bits needs `int8_size`
-    /// bytes with its share of a scale. `blocks` are the values and the packed bytes of the matrices that `Int8` uses
-    /// without conversion.
-    fn weight_bytes(&self, precision: Precision, blocks: [u64; 2], int8_size: f64) -> u64 {
+    /// The bytes of the packed weights, without the padding of the last panel. `bytes_per_weight` includes the share of
+    /// a scale. `blocks` are the values and the packed bytes of the matrices that `Int8` uses without conversion.
+    fn weight_bytes(&self, precision: Precision, bytes_per_weight: f64, blocks: [u64; 2]) -> u64 {
         let [c, f, qkv, q] = self.widths();
         let (layers, head_dim) = (self.num_hidden_layers as f64, self.head_dim as f64);
         let matrices = layers * (c * (qkv + q) + 3.0 * c * f);
         let vectors = layers * (2.0 * c + 2.0 * head_dim) + c;
-        let matrices = match precision {
-            Precision::F32 => matrices * 4.0,
-            Precision::Bf16 => matrices * 2.0,
-            Precision::Int8 | Precision::Stored | Precision::Auto => {
-                let [values, bytes] = blocks.map(|n| n as f64);
-                (matrices - values).max(0.0) * int8_size + bytes
-            }
+        let [values, bytes] = match precision {
+            Precision::Int8 => blocks.map(|n| n as f64),
+            _ => [0.0; 2],
         };
+        let matrices = (matrices - values).max(0.0) * bytes_per_weight + bytes;
         (matrices + vectors * 4.0) as u64
-    }
-
-    /// The bytes of the activations of a batch.
-    fn workspace_bytes(&self, arithmetic: Arithmetic, n_tokens: usize) -> u64 {
-        let [c, f, qkv, q] = self.widths();
-        let kv = qkv - q;
-        // The residual stream, queries, keys and values.
-        let in_f32 = c + qkv;
-        // The inputs of matrix multiplications, and packed keys and values.
-        let in_product_type = c + q + f + kv;
-        let product_type = workspace::product_type(arithmetic).size_in_bytes() as f64;
-        let quantized = match arithmetic {
-            Arithmetic::F32 | Arithmetic::Bf16 => 0.0,
-            // The widest input again, quantized to 16 bits and to 8 bits.
-            Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => 3.0 * f.max(q),
-        };
-        let per_token = 4.0 * in_f32 + product_type * in_product_type + quantized;
-        (n_tokens as f64 * per_token) as u64
     }
 }
 
@@ -161,7 +129,7 @@ impl Config {
 mod tests {
     use std::path::Path;
 
-    use qwen3_embed_kernels::cpu::{BYTE_GROUP, Kernels};
+    use qwen3_embed_kernels::cpu::{Arithmetic, BYTE_GROUP, Kernels};
 
     use super::*;
     use crate::{Device, Model};
@@ -243,10 +211,13 @@ mod tests {
                 let model = Model::load(&path, Device::Cpu, precision).unwrap();
                 let real = model.weight_bytes() as f64;
                 let at_most = summary.memory(precision, 1).weights as f64;
-                // On a CPU with VNNI, any matrix may have groups of this size.
+                // On a CPU with VNNI, any matrix may have larger groups and fewer scales.
                 let may_be_bytes = Kernels::current().int8_weights == Arithmetic::Bytes;
-                let smallest = if may_be_bytes { 1.0 + 4.0 / BYTE_GROUP as f64 } else { INT8_SIZE };
-                let at_least = summary.config.weight_bytes(precision, summary.blocks, smallest);
+                let smallest = match may_be_bytes && precision == Precision::Int8 {
+                    true => 1.0 + 4.0 / BYTE_GROUP as f64,
+                    false => precision.bytes_per_weight(),
+                };
+                let at_least = summary.config.weight_bytes(precision, smallest, summary.blocks);
                 let [most, least] = [at_most, at_least as f64].map(|estimate| estimate / real);
                 // Narrow matrices are padded to whole panels, and matrices whose inputs have outliers have additional
                 // columns.

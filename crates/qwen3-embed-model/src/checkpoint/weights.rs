@@ -12,6 +12,7 @@ use crate::checkpoint::low_rank::LowRankUpdate;
 use crate::checkpoint::matrix::{MappedRows, Matrix, Part, Stored};
 use crate::checkpoint::naming::Naming;
 use crate::checkpoint::stored_type::{SAFETENSORS_TYPES, StoredType};
+use crate::numerics::StoredTypes;
 use crate::precision::Precision;
 use crate::{Error, Result};
 
@@ -92,8 +93,13 @@ impl Weights {
         })
     }
 
+    /// The types in which the matrices of the layers are stored, for the choice of numerics.
+    pub(crate) fn layer_types(&self) -> StoredTypes {
+        StoredTypes { precision: self.stored_precision(), has_blocks: self.blocks() != [0; 2] }
+    }
+
     /// The precision of the type in which most weights of the layers are stored.
-    pub(crate) fn stored_precision(&self) -> Precision {
+    fn stored_precision(&self) -> Precision {
         let values_in = |precision| -> u64 {
             let matrices = self.layer_matrices();
             matrices.filter(|(stored, _)| stored.precision() == precision).map(|(_, n)| n).sum()

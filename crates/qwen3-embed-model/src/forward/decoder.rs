@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::Arithmetic;
 use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
 
@@ -16,6 +16,7 @@ use crate::forward::quantizer::round_to_int8;
 use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::{self, Workspace};
+use crate::numerics::Numerics;
 use crate::precision::Precision;
 use crate::{Config, Error, Pooling, Result};
 
@@ -39,8 +40,7 @@ pub struct Model {
     pub(super) dense: Vec<Dense>,
     /// Whether vectors are rounded to 8-bit integers in the last step.
     pub(super) quantizes: bool,
-    pub(super) precision: Precision,
-    pub(super) arithmetic: Arithmetic,
+    pub(super) numerics: Numerics,
     pub(super) device: candle_core::Device,
     /// Workspaces that no call uses at the moment. Concurrent calls use one each.
     pub(super) workspaces: Mutex<Vec<Workspace>>,
@@ -74,7 +74,7 @@ impl Model {
             Sharing::On { cache_bytes } => cache_bytes,
             Sharing::Off => 0,
         };
-        let kv_type = ops::attention_type(&self.device, self.product_type());
+        let kv_type = ops::attention_type(&self.device, self.numerics.activations);
         let bytes_per_token = self.layers.len() * self.kv_columns().len() * kv_type.size_in_bytes();
         Self { sharing, prefixes: PrefixCache::new(capacity, bytes_per_token), ..self }
     }
@@ -96,13 +96,12 @@ impl Model {
     /// The arithmetic of the matrix multiplications. In integer arithmetic, a matrix multiplication whose input would
     /// lose too much accuracy uses another arithmetic.
     pub fn arithmetic(&self) -> Arithmetic {
-        self.arithmetic
+        self.numerics.arithmetic
     }
 
-    /// The precision of the weights. [`Precision::Auto`] and [`Precision::Stored`] are resolved when the model is
-    /// loaded.
+    /// The precision of the weights. [`Precision::Stored`] is resolved when the model is loaded.
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.numerics.precision
     }
 
     /// The size of the packed weights in bytes.
@@ -259,8 +258,7 @@ impl Model {
 
     /// The error that the device has no memory for a batch of `n_tokens` tokens.
     fn out_of_memory(&self, n_tokens: usize, source: KernelError) -> Error {
-        let bytes_per_token =
-            workspace::bytes_per_token(&self.config, self.product_type(), &self.device);
+        let bytes_per_token = workspace::bytes_per_token(&self.config, self.numerics, &self.device);
         // A device that does not report its free memory is assumed to have none.
         let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
         let needed_bytes = n_tokens.saturating_mul(bytes_per_token);
@@ -294,7 +292,7 @@ impl Model {
             }
             Ok(())
         };
-        let room = workspace.room(batch, &self.config, self.product_type(), &self.device)?;
+        let room = workspace.room(batch, &self.config, self.numerics.activations, &self.device)?;
         let mut kept: Vec<Vec<Tensor>> = vec![Vec::new(); plan.kept.len()];
         for (layer_idx, layer) in self.layers.iter().enumerate() {
             show(layer_idx, &x)?;
@@ -355,11 +353,6 @@ impl Model {
             n_copied += rows.len();
         }
         Ok(copy)
-    }
-
-    /// The type of the inputs of matrix multiplications.
-    fn product_type(&self) -> DType {
-        workspace::product_type(self.arithmetic)
     }
 
     /// Checks the tokens of all texts, as [`forward`](Self::forward) does before it computes.

@@ -2,7 +2,7 @@ use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 
 use candle_core::Tensor;
-use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK, BYTE_GROUP, Kernels, Layout, PackedWeight};
+use qwen3_embed_kernels::cpu::{Arithmetic, BLOCK, BYTE_GROUP, Layout, PackedWeight};
 use qwen3_embed_kernels::ops;
 
 use crate::checkpoint::matrix::Matrix;
@@ -10,6 +10,7 @@ use crate::checkpoint::weights::Weights;
 use crate::forward::activations::{Activations, ByteFit};
 use crate::forward::calibration::Calibration;
 use crate::forward::layer::{DecoderLayer, Projection};
+use crate::numerics::Numerics;
 use crate::precision::Precision;
 use crate::{Config, Result};
 
@@ -18,15 +19,13 @@ pub(crate) struct LayerLoader<'a> {
     pub(crate) weights: &'a Weights,
     pub(crate) config: &'a Config,
     pub(crate) layer_idx: usize,
-    pub(crate) precision: Precision,
-    pub(crate) arithmetic: Arithmetic,
+    pub(crate) numerics: Numerics,
     pub(crate) device: &'a candle_core::Device,
 }
 
 /// A linear layer that is packed when it receives its first input, or at the end of loading its layer.
 struct UnpackedProjection {
-    precision: Precision,
-    arithmetic: Arithmetic,
+    numerics: Numerics,
     device: candle_core::Device,
     matrix: Matrix,
     layout: Layout,
@@ -101,7 +100,7 @@ impl LayerLoader<'_> {
     /// how important the feature is.
     fn norm(&self, module: &str, length: usize, after: &mut UnpackedProjection) -> Result<Tensor> {
         let weight = self.vector(module, length)?;
-        if self.precision != Precision::Int8 || after.matrix.is_q8_0() {
+        if self.numerics.precision != Precision::Int8 || after.matrix.is_q8_0() {
             return self.tensor(weight);
         }
         after.norm = Some(weight);
@@ -124,8 +123,7 @@ impl LayerLoader<'_> {
             bias.extend(self.weights.vector(&self.name(module, "bias"), rows)?);
         }
         Ok(UnpackedProjection {
-            precision: self.precision,
-            arithmetic: self.arithmetic,
+            numerics: self.numerics,
             device: self.device.clone(),
             matrix,
             layout,
@@ -179,10 +177,8 @@ impl UnpackedProjection {
     /// Packs the layer for activations like `input`.
     fn pack(&self, input: &Activations) -> Result<ops::Linear> {
         let (matrix, device) = (&self.matrix, &self.device);
-        let linear = match self.precision {
-            Precision::F32 | Precision::Stored | Precision::Auto => {
-                matrix.in_f32(device, self.layout)?
-            }
+        let linear = match self.numerics.precision {
+            Precision::F32 | Precision::Stored => matrix.in_f32(device, self.layout)?,
             Precision::Bf16 => matrix.in_bf16(device, self.layout)?,
             Precision::Int8 => ops::Linear::new(self.pack_whole(input)),
         };
@@ -197,8 +193,7 @@ impl UnpackedProjection {
     /// otherwise rounded to 8 bits.
     fn pack_whole(&self, input: &Activations) -> PackedWeight {
         let (layout, norm, matrix) = (self.layout, self.norm.as_deref(), &self.matrix);
-        let mut arithmetic = self.arithmetic;
-        if arithmetic == Arithmetic::Blocks {
+        if self.numerics.arithmetic == Arithmetic::Blocks {
             // The weights are not changed, so the weight of the norm is multiplied into the input.
             let scaled = norm.map(|norm| input.times(norm));
             let input = scaled.as_ref().unwrap_or(input);
@@ -206,19 +201,21 @@ impl UnpackedProjection {
             if let Some(weight) = fits.then(|| matrix.pack_blocks(layout, norm)).flatten() {
                 return weight;
             }
-            arithmetic = Kernels::current().int8_weights;
         }
         let outliers = input.outliers();
         self.has_outliers.set(self.has_outliers.get() || !outliers.is_empty());
-        let bytes = (arithmetic == Arithmetic::Bytes).then(|| input.fitting_bytes(BYTE_GROUP));
+        let (n_out, n_in) = (matrix.n_rows, matrix.n_columns);
+        let read_row = |o: usize, row: &mut [f32]| matrix.read_scaled_row(o, norm, row);
+        let has_bytes = self.numerics.int8 == Arithmetic::Bytes;
+        let bytes = has_bytes.then(|| input.fitting_bytes(BYTE_GROUP));
         match bytes.flatten() {
-            Some(ByteFit::Plain) => matrix.pack_bytes(layout, norm, false),
+            Some(ByteFit::Plain) => PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row),
             // If a few features have most of the residual stream, the values that are added to them must be more exact.
             Some(ByteFit::Rotated) if !self.has_outliers.get() => {
-                matrix.pack_bytes(layout, norm, true)
+                PackedWeight::pack_bytes(n_out, n_in, layout, true, read_row)
             }
             _ if matrix.is_q8_0() => matrix.pack_q8_0(layout),
-            _ => matrix.pack_int8(layout, norm, &outliers),
+            _ => PackedWeight::pack_int8(n_out, n_in, layout, &outliers, read_row),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::forward::dense::Dense;
 use crate::forward::layer_loader::LayerLoader;
 use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
+use crate::numerics::Numerics;
 use crate::precision::Precision;
 use crate::{Checkpoint, Device, Model, Result};
 
@@ -79,11 +80,10 @@ impl Model {
             false => Dense::projection(checkpoint)?,
         };
         let dense = Dense::load_all(projection, &modules, config.hidden_size)?;
-        let precision = options.precision.resolve(weights.stored_precision(), &device);
-        let arithmetic = options.arithmetic.unwrap_or_else(|| match precision {
-            Precision::Int8 if weights.blocks() != [0; 2] => Arithmetic::Blocks,
-            precision => precision.arithmetic_on(&device),
-        });
+        let mut numerics = Numerics::choose(options.precision, weights.layer_types(), &device);
+        if let Some(arithmetic) = options.arithmetic {
+            numerics = Numerics::new(numerics.precision, arithmetic, &device);
+        }
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = TokenEmbeddings::new(
             weights.rows("embed_tokens.weight", shape)?,
@@ -94,14 +94,14 @@ impl Model {
         let norm = Tensor::from_vec(norm, config.hidden_size, &device)?;
         let rope =
             RopeTable::new(config.head_dim, config.rope_theta, config.max_position_embeddings);
-        let rounds = arithmetic == Arithmetic::Bytes || !weights.are_q8_0();
-        let rounds = rounds && precision == Precision::Int8;
-        let calibration = rounds.then(|| Calibration::new(config, &embed_tokens, &rope, &device));
-        let mut calibration = calibration.transpose()?;
+        let mut calibration = match numerics.needs_calibration(weights.are_q8_0()) {
+            true => Some(Calibration::new(config, &embed_tokens, &rope, &device)?),
+            false => None,
+        };
         let mut layers = Vec::new();
         for layer_idx in 0..config.num_hidden_layers {
             let device = &device;
-            let loader = LayerLoader { weights, config, layer_idx, precision, arithmetic, device };
+            let loader = LayerLoader { weights, config, layer_idx, numerics, device };
             layers.push(loader.load(calibration.as_mut())?);
         }
         let (n_tokens, n_computed) = Default::default();
@@ -114,8 +114,7 @@ impl Model {
             pooling: modules.pooling,
             dense,
             quantizes: modules.quantizes,
-            precision,
-            arithmetic,
+            numerics,
             device,
             workspaces: Mutex::default(),
             turn: Mutex::default(),

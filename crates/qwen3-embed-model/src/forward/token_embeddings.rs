@@ -17,9 +17,9 @@ pub(crate) enum TokenEmbeddings {
 impl TokenEmbeddings {
     /// Prepares the embeddings for a device. With `preload`, the CPU uses a copy in memory and not the file.
     pub(crate) fn new(rows: MappedRows, device: &Device, preload: bool) -> Result<Self> {
-        Ok(match device {
-            Device::Cpu => Self::Stored(if preload { rows.copied()? } else { rows }),
-            device => Self::OnDevice(rows.to_tensor(device)?),
+        Ok(match ops::reads_host_memory(device) {
+            true => Self::Stored(if preload { rows.copied()? } else { rows }),
+            false => Self::OnDevice(rows.to_tensor(device)?),
         })
     }
 

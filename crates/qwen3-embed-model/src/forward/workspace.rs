@@ -1,8 +1,8 @@
 use candle_core::{DType, Device, Tensor};
 use qwen3_embed_kernels::Ragged;
-use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
 use qwen3_embed_kernels::ops::{self, Scratch};
 
+use crate::numerics::Numerics;
 use crate::{Config, Result};
 
 /// Memory for the activations of a batch, which is reused, so that layers allocate nothing.
@@ -41,39 +41,28 @@ pub(crate) struct Room<'a> {
 /// offset in their pages, so that the twelve rows of a tile compete for the same few cache lines.
 const GAP: usize = 32;
 
-/// The type of the inputs of matrix multiplications.
-pub(crate) fn product_type(arithmetic: Arithmetic) -> DType {
-    match arithmetic {
-        Arithmetic::Bf16 => DType::BF16,
-        // The input is quantized in any case, so it is bf16 if attention is faster in bf16.
-        Arithmetic::Bytes | Arithmetic::Blocks
-            if Kernels::current().bf16_weights == Arithmetic::Bf16 =>
-        {
-            DType::BF16
-        }
-        Arithmetic::F32 | Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => DType::F32,
-    }
-}
-
-/// The memory of a token's activations in bytes, estimated: the workspace, the outputs of gate_proj and up_proj on
-/// devices that store them, and the residual stream.
-pub(crate) fn bytes_per_token(config: &Config, product: DType, device: &Device) -> usize {
-    let heads = config.heads();
-    let of_products =
-        config.hidden_size + heads.q_columns() + 3 * config.intermediate_size + 3 * GAP;
-    let of_attention = ops::attention_type(device, product).size_in_bytes();
-    of_products * product.size_in_bytes()
-        + heads.qkv_columns() * of_attention
-        + (2 * config.hidden_size + config.head_dim) * DType::F32.size_in_bytes()
+/// The memory of a token's activations in bytes, estimated: the workspace, the scratch buffers of operations, the
+/// residual stream before and after the final norm, and the rotary tables.
+///
+/// [`Summary::memory`](crate::Summary::memory) and the error of a batch that does not fit use this estimate.
+pub(crate) fn bytes_per_token(config: &Config, numerics: Numerics, device: &Device) -> usize {
+    let Numerics { arithmetic, activations, .. } = numerics;
+    let (heads, c, f) = (config.heads(), config.hidden_size, config.intermediate_size);
+    let inputs = c + heads.q_columns() + f + 3 * GAP;
+    let attention = ops::attention_type(device, activations);
+    inputs * activations.size_in_bytes()
+        + heads.qkv_columns() * attention.size_in_bytes()
+        + (2 * c + config.head_dim) * DType::F32.size_in_bytes()
+        + Scratch::bytes_per_token(device, heads, f, activations, arithmetic)
 }
 
 impl Workspace {
-    /// The memory for a batch. `product` is the type of the inputs of matrix multiplications.
+    /// The memory for a batch. `activations` is the type of the inputs of linear layers.
     pub(crate) fn room(
         &mut self,
         batch: &Ragged,
         config: &Config,
-        product: DType,
+        activations: DType,
         device: &Device,
     ) -> Result<Room<'_>> {
         let (n_tokens, n_rows) = (batch.n_tokens(), batch.n_rows());
@@ -81,7 +70,7 @@ impl Workspace {
             |buffers: &Buffers| buffers.n_tokens >= n_tokens && buffers.n_rows >= n_rows;
         let buffers = match self.buffers.take().filter(is_enough) {
             Some(buffers) => buffers,
-            None => Buffers::new(n_tokens, n_rows, config, product, device)?,
+            None => Buffers::new(n_tokens, n_rows, config, activations, device)?,
         };
         let buffers = self.buffers.insert(buffers);
         let heads = config.heads();
@@ -116,18 +105,18 @@ impl Buffers {
         n_tokens: usize,
         n_rows: usize,
         config: &Config,
-        product: DType,
+        activations: DType,
         device: &Device,
     ) -> Result<Self> {
         let heads = config.heads();
-        let input = |columns| Tensor::zeros((n_tokens, columns + GAP), product, device);
+        let input = |columns| Tensor::zeros((n_tokens, columns + GAP), activations, device);
         Ok(Self {
             n_tokens,
             n_rows,
             hidden: input(config.hidden_size)?,
             qkv: Tensor::zeros(
                 (n_rows, heads.qkv_columns()),
-                ops::attention_type(device, product),
+                ops::attention_type(device, activations),
                 device,
             )?,
             attention: input(heads.q_columns())?,

@@ -1,20 +1,80 @@
-//! A block of queries: scores, softmax and weighted sums, one block of keys after the other.
+//! Computes a block of queries: scores, softmax and weighted sums, one block of keys after the other.
 
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::{Block, KEY_BLOCK, Part};
-use crate::cpu::product::{Element, Finish, Float, Operands, Product, panel_columns, tiles};
-use crate::cpu::simd::Simd;
+use super::plan::{AttentionCall, KEY_BLOCK, KeyValuePart, PackedKeyValues, QueryTask};
+use crate::cpu::scalar::{FloatScalar, Scalar};
+use crate::cpu::simd::{Simd, SimdOp};
+use crate::cpu::tile::{Operands, Prefetch, RowSink, TileKernel, multiply_panel, panel_columns};
 use crate::cpu::vector::{convert, load_part, store_part};
 
-/// What a task keeps for its rows. Buffers only grow, and are as a task before left them.
+/// Computes a task, with products of this kernel.
+#[derive(Clone, Copy)]
+pub(super) struct Attend<'a, K: TileKernel> {
+    pub(super) kernel: K,
+    pub(super) call: &'a AttentionCall<'a>,
+    pub(super) parts: &'a [KeyValuePart],
+    pub(super) task: &'a QueryTask,
+    pub(super) packed: &'a PackedKeyValues<K::Left>,
+}
+
+impl<T: FloatScalar, K: TileKernel<Left = T, Right = T>> SimdOp for Attend<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        const { assert!(KEY_BLOCK.is_multiple_of(panel_columns::<S>())) };
+        // Taken and put back, because a closure would be compiled without the features of this function.
+        let mut rows = BUFFERS_OF_THREAD.take();
+        let heads = self.call.heads;
+        let n_rows = self.task.n_queries * heads.group();
+        let width = heads.head_dim.next_multiple_of(panel_columns::<S>());
+        let end = self.seen_end(self.task.n_queries - 1);
+        rows.reserve(n_rows, width, heads.head_dim);
+        take_queries(s, &self, n_rows, &mut rows);
+        for start in (0..end).step_by(KEY_BLOCK) {
+            let keys = start..(start + KEY_BLOCK).min(end);
+            score(s, &self, &keys, n_rows, &mut rows);
+            softmax(s, &self, &keys, n_rows, &mut rows);
+            accumulate(s, &self, &keys, n_rows, width, &mut rows);
+        }
+        write(s, &self, n_rows, width, &rows);
+        BUFFERS_OF_THREAD.set(rows);
+    }
+}
+
+impl<'a, K: TileKernel> Attend<'a, K> {
+    fn part(&self) -> &'a KeyValuePart {
+        &self.parts[self.task.part]
+    }
+
+    /// The position after the last key that a query of the task sees.
+    fn seen_end(&self, query: usize) -> usize {
+        self.call.batch.seen_from(self.part().segment, self.task.first + query).end
+    }
+
+    /// The part that has the block of keys from position `start` on, and its packed keys and values. It is the part of
+    /// the task, or of a segment that the task's segment continues.
+    fn holder(&self, start: usize) -> (&'a KeyValuePart, &'a [K::Left], &'a [K::Left]) {
+        let AttentionCall { batch, heads, columns, .. } = *self.call;
+        let mut part = self.part();
+        while start < part.first {
+            let parent = batch.segment(part.segment).parent.expect("a text begins at position 0");
+            part = &self.parts[parent * heads.n_kv_heads + part.kv_head];
+        }
+        let keys = &self.packed.keys[part.keys..][..part.key_size(heads, columns)];
+        let n_values = part.value_size(heads, columns, K::Left::DEPTH);
+        (part, keys, &self.packed.values[part.values..][..n_values])
+    }
+}
+
+/// Buffers of a task, with one entry for each row. They only grow, and contain values of earlier tasks.
 #[derive(Default)]
 struct Buffers {
-    /// [rows, D]: the queries, in the type that is multiplied, each row in the room for f32.
+    /// [rows, D]: the queries, in the type of the products. A row begins where it would begin if it were f32.
     queries: Vec<f32>,
-    /// [rows, KEY_BLOCK]: scores, then in their place their exponentials in the type that is
-    /// multiplied.
+    /// [rows, KEY_BLOCK]: the scores, later overwritten with their exponentials in the type of the products.
     scores: Vec<f32>,
     /// [rows, D rounded up to whole panels]: the weighted sums of values so far.
     sums: Vec<f32>,
@@ -22,7 +82,7 @@ struct Buffers {
     max: Vec<f32>,
     /// The sum of the exponentials so far.
     total: Vec<f32>,
-    /// What the sums of the block are to be multiplied with before the block is added.
+    /// The factor for the weighted sums so far, before those of the block are added.
     rescale: Vec<f32>,
 }
 
@@ -30,38 +90,13 @@ thread_local! {
     static BUFFERS_OF_THREAD: Cell<Buffers> = Cell::default();
 }
 
-/// Computes a task.
-#[inline(always)]
-pub(in crate::cpu) fn attend<T: Float, P: Product<Left = T, Right = T>>(
-    p: P,
-    block: &Block<'_, T>,
-) {
-    const { assert!(KEY_BLOCK.is_multiple_of(panel_columns::<P::S>())) };
-    // Taken and put back, because a closure would be compiled without this function's features.
-    let mut rows = BUFFERS_OF_THREAD.take();
-    let heads = block.call.heads;
-    let n_rows = block.task.n_queries * heads.group();
-    let width = heads.head_dim.next_multiple_of(panel_columns::<P::S>());
-    let end = block.seen_from(block.task.n_queries - 1);
-    rows.reserve(n_rows, width, heads.head_dim);
-    take_queries(p, block, n_rows, &mut rows);
-    for start in (0..end).step_by(KEY_BLOCK) {
-        let keys = start..(start + KEY_BLOCK).min(end);
-        score(p, block, &keys, n_rows, &mut rows);
-        softmax(p, block, &keys, n_rows, &mut rows);
-        accumulate(p, block, &keys, n_rows, width, &mut rows);
-    }
-    write(p.simd(), block, n_rows, width, &rows);
-    BUFFERS_OF_THREAD.set(rows);
-}
-
-/// Elements from one row to the next where rows of a `T` lie in the room for `width` f32.
+/// The distance between rows, in values of `T`, where each row has room for `width` f32.
 const fn stride_in<T>(width: usize) -> usize {
     width * (size_of::<f32>() / size_of::<T>())
 }
 
 impl Buffers {
-    /// Makes room for `n_rows` rows of `dim` dimensions whose sums are `width` wide.
+    /// Makes room for `n_rows` rows of `dim` dimensions whose sums have `width` columns.
     fn reserve(&mut self, n_rows: usize, width: usize, dim: usize) {
         for (buffer, length) in [
             (&mut self.queries, n_rows * dim),
@@ -80,81 +115,83 @@ impl Buffers {
     }
 }
 
-/// Where row `r` comes from, a row of the batch and a column: it is query `r / group` for head
-/// `r % group` of the group.
+/// The row of the batch and the first column of row `r` of the task, which is query `r / group` for head `r % group` of
+/// the group.
 #[inline(always)]
-fn place<T: Float>(block: &Block<'_, T>, r: usize) -> (usize, usize) {
+fn position<K: TileKernel>(block: &Attend<'_, K>, r: usize) -> (usize, usize) {
     let (heads, group) = (block.call.heads, block.call.heads.group());
-    let Part { segment, kv_head, .. } = *block.part();
+    let KeyValuePart { segment, kv_head, .. } = *block.part();
     let head = kv_head * group + r % group;
     (block.call.batch.row(segment, block.task.first + r / group), head * heads.head_dim)
 }
 
-/// Copies the task's queries, row by row.
+/// Copies the queries of the task, row by row.
 #[inline(always)]
-fn take_queries<P: Product<Left: Float>>(
-    p: P,
-    block: &Block<'_, P::Left>,
+fn take_queries<S: Simd, K: TileKernel<Left: FloatScalar>>(
+    s: S,
+    block: &Attend<'_, K>,
     n_rows: usize,
     rows: &mut Buffers,
 ) {
     let heads = block.call.heads;
     let dim = heads.head_dim;
     for (r, out) in rows.queries[..n_rows * dim].chunks_exact_mut(dim).enumerate() {
-        let (row, column) = place(block, r);
+        let (row, column) = position(block, r);
         let query = &block.call.qkv[row * heads.qkv_columns() + column..][..dim];
-        // SAFETY: as `Float` promises, a value is at most as large as f32 and as strictly aligned, and
-        // every pattern of bits is one.
+        // SAFETY: as `FloatScalar` and `Scalar` promise, a value is no larger and no more strictly aligned than f32, and
+        // every bit pattern is a value.
         let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), dim) };
-        convert::<P::S, P::Left>(p.simd(), query, out);
+        convert::<S, K::Left>(s, query, out);
     }
 }
 
 /// `scores = queries · keys`.
 #[inline(always)]
-fn score<P: Product<Right: Float>>(
-    p: P,
-    block: &Block<'_, P::Right>,
+fn score<S: Simd, T: FloatScalar, K: TileKernel<Left = T, Right = T>>(
+    s: S,
+    block: &Attend<'_, K>,
     keys: &Range<usize>,
     n_rows: usize,
     rows: &mut Buffers,
 ) {
-    let (dim, columns) = (block.call.heads.head_dim, panel_columns::<P::S>());
+    let (dim, columns) = (block.call.heads.head_dim, panel_columns::<S>());
     let (part, packed, _) = block.holder(keys.start);
     for column in (0..keys.len()).step_by(columns) {
         let panel = &packed[(keys.start - part.first + column) * dim..][..dim * columns];
         let operands = Operands {
             rows: rows.queries.as_ptr().cast(),
-            stride: stride_in::<P::Left>(dim),
+            stride: stride_in::<T>(dim),
             n_rows,
             panel,
             n_k: dim,
         };
-        // SAFETY: there are as many rows of `dim` queries, and `panel` is a whole one.
-        unsafe { tiles(p, &operands, StoreScores { scores: &mut rows.scores, column }) };
+        let (next, sink) =
+            (Prefetch::after(panel), StoreScores { scores: &mut rows.scores, column });
+        // SAFETY: there are as many rows of `dim` queries, and the panel is whole.
+        unsafe { multiply_panel(s, block.kernel, &operands, next, sink) };
     }
 }
 
-/// Stores scores from `column` of the block on.
+/// Stores the scores of the keys from `column` of the block on.
 struct StoreScores<'a> {
     scores: &'a mut [f32],
     column: usize,
 }
 
-impl<S: Simd> Finish<S> for StoreScores<'_> {
+impl<S: Simd> RowSink<S> for StoreScores<'_> {
     #[inline(always)]
-    fn finish(&mut self, s: S, row: usize, sums: [S::V; 2]) {
+    fn take(&mut self, s: S, row: usize, sums: [S::V; 2]) {
         let out = &mut self.scores[row * KEY_BLOCK + self.column..][..2 * S::LANES];
         store_part(s, &mut out[..S::LANES], sums[0]);
         store_part(s, &mut out[S::LANES..], sums[1]);
     }
 }
 
-/// Turns the block's scores into exponentials, and notes how far the maximum moved.
+/// Turns the scores of the block into exponentials, and notes how far the maximum moved.
 #[inline(always)]
-fn softmax<P: Product<Left: Float>>(
-    p: P,
-    block: &Block<'_, P::Left>,
+fn softmax<S: Simd, K: TileKernel<Left: FloatScalar>>(
+    s: S,
+    block: &Attend<'_, K>,
     keys: &Range<usize>,
     n_rows: usize,
     rows: &mut Buffers,
@@ -162,34 +199,34 @@ fn softmax<P: Product<Left: Float>>(
     let group = block.call.heads.group();
     for r in 0..n_rows {
         let scores = &mut rows.scores[r * KEY_BLOCK..][..KEY_BLOCK];
-        let seen = block.seen_from(r / group).saturating_sub(keys.start).min(keys.len());
+        let seen = block.seen_end(r / group).saturating_sub(keys.start).min(keys.len());
         if seen == 0 {
-            // Nothing to add: zeros times finite values leave the sums as they are.
-            exponentials(p, scores, 0, keys.len(), 0.0);
+            // The row sees no key of the block: zeros times finite values leave its sums unchanged.
+            exponentials::<S, K::Left>(s, scores, 0, keys.len(), 0.0);
             rows.rescale[r] = 1.0;
             continue;
         }
         let old = rows.max[r];
-        let max = largest(p.simd(), old, scores, seen);
-        let total = exponentials(p, scores, seen, keys.len(), max);
-        // In the first block there is nothing to rescale.
+        let max = largest(s, old, scores, seen);
+        let total = exponentials::<S, K::Left>(s, scores, seen, keys.len(), max);
+        // In the first block there are no sums to rescale.
         rows.rescale[r] = if keys.start == 0 { 0.0 } else { (old - max).exp() };
         rows.total[r] = rows.total[r] * rows.rescale[r] + total;
         rows.max[r] = max;
     }
 }
 
-/// Replaces the first `seen` scores by `exp(score − max)` and the others by zero, in the type that is
-/// multiplied, and returns their sum.
+/// Replaces the first `seen` scores by `exp(score − max)` and the others up to `end` by zero, in the type of the
+/// products. Returns the sum.
 #[inline(always)]
-fn exponentials<P: Product<Left: Float>>(
-    p: P,
+fn exponentials<S: Simd, T: FloatScalar>(
+    s: S,
     scores: &mut [f32],
     seen: usize,
     end: usize,
     max: f32,
 ) -> f32 {
-    let (s, lanes) = (p.simd(), P::S::LANES);
+    let lanes = S::LANES;
     let max = s.splat(max);
     let mut sums = s.splat(0.0);
     for start in (0..end).step_by(lanes) {
@@ -201,14 +238,14 @@ fn exponentials<P: Product<Left: Float>>(
             }
         };
         sums = s.add(sums, exp);
-        // SAFETY: scores are whole registers, as KEY_BLOCK is; an exponential is no larger than a
-        // score, as `Float` promises, so that it overwrites none that is still to be read.
-        unsafe { P::Left::store(s, scores.as_mut_ptr().cast::<P::Left>().add(start), exp) };
+        // SAFETY: there are whole registers of scores, because KEY_BLOCK is a multiple of a register. An exponential is
+        // no larger than a score, as `FloatScalar` promises, so that it overwrites no score that has not been read.
+        unsafe { T::store(s, scores.as_mut_ptr().cast::<T>().add(start), exp) };
     }
     s.sum(sums)
 }
 
-/// The largest of `old` and the first `seen` scores, of which there are whole registers.
+/// The largest of `old` and the first `seen` scores. `scores` has whole registers.
 #[inline(always)]
 fn largest<S: Simd>(s: S, old: f32, scores: &[f32], seen: usize) -> f32 {
     let mut max = s.splat(old);
@@ -222,16 +259,15 @@ fn largest<S: Simd>(s: S, old: f32, scores: &[f32], seen: usize) -> f32 {
 
 /// `sums = sums · rescale + exponentials · values`.
 #[inline(always)]
-fn accumulate<P: Product<Right: Float>>(
-    p: P,
-    block: &Block<'_, P::Right>,
+fn accumulate<S: Simd, T: FloatScalar, K: TileKernel<Left = T, Right = T>>(
+    s: S,
+    block: &Attend<'_, K>,
     keys: &Range<usize>,
     n_rows: usize,
     width: usize,
     rows: &mut Buffers,
 ) {
-    let columns = panel_columns::<P::S>();
-    let depth = P::Right::DEPTH;
+    let (columns, depth) = (panel_columns::<S>(), T::DEPTH);
     let (part, _, values) = block.holder(keys.start);
     let value_rows = part.n_tokens.next_multiple_of(depth);
     for panel_idx in 0..width / columns {
@@ -239,25 +275,24 @@ fn accumulate<P: Product<Right: Float>>(
         let panel = &values[start..][..keys.len().next_multiple_of(depth) * columns];
         let operands = Operands {
             rows: rows.scores.as_ptr().cast(),
-            stride: stride_in::<P::Left>(KEY_BLOCK),
+            stride: stride_in::<T>(KEY_BLOCK),
             n_rows,
             panel,
             n_k: keys.len(),
         };
-        let finish = AddValues {
+        let sink = AddValues {
             sums: &mut rows.sums,
             width,
             column: panel_idx * columns,
             rescale: &rows.rescale,
             is_first: keys.start == 0,
         };
-        // SAFETY: `exponentials` has written keys.len() values of each row of scores, and `panel` has
-        // as many of its rows.
-        unsafe { tiles(p, &operands, finish) };
+        // SAFETY: `exponentials` has written keys.len() values of each row of scores, and the panel has as many steps.
+        unsafe { multiply_panel(s, block.kernel, &operands, Prefetch::after(panel), sink) };
     }
 }
 
-/// Rescales the sums so far, from `column` on, and adds the block's.
+/// Rescales the weighted sums so far, from `column` on, and adds those of the block.
 struct AddValues<'a> {
     sums: &'a mut [f32],
     width: usize,
@@ -267,9 +302,9 @@ struct AddValues<'a> {
     is_first: bool,
 }
 
-impl<S: Simd> Finish<S> for AddValues<'_> {
+impl<S: Simd> RowSink<S> for AddValues<'_> {
     #[inline(always)]
-    fn finish(&mut self, s: S, row: usize, mut sums: [S::V; 2]) {
+    fn take(&mut self, s: S, row: usize, mut sums: [S::V; 2]) {
         let out = &mut self.sums[row * self.width + self.column..][..2 * S::LANES];
         if !self.is_first {
             let rescale = s.splat(self.rescale[row]);
@@ -281,11 +316,11 @@ impl<S: Simd> Finish<S> for AddValues<'_> {
     }
 }
 
-/// Divides the sums by the totals and writes them out.
+/// Divides the weighted sums by the totals and writes the result.
 #[inline(always)]
-fn write<S: Simd, T: Float>(
+fn write<S: Simd, K: TileKernel>(
     s: S,
-    block: &Block<'_, T>,
+    block: &Attend<'_, K>,
     n_rows: usize,
     width: usize,
     rows: &Buffers,
@@ -293,13 +328,13 @@ fn write<S: Simd, T: Float>(
     let dim = block.call.heads.head_dim;
     let first = block.call.batch.first_query(block.call.queries);
     for r in 0..n_rows {
-        let (row, column) = place(block, r);
+        let (row, column) = position(block, r);
         let scale = s.splat(1.0 / rows.total[r]);
         let sums = &rows.sums[r * width..][..dim];
         for (d, sums) in (0..dim).step_by(S::LANES).zip(sums.chunks(S::LANES)) {
             let values = s.mul(load_part(s, sums), scale);
-            // SAFETY: `out` has a row for each query and H · D columns, checked by `attention`;
-            // `divide` gives the heads of a group for a query to one task alone.
+            // SAFETY: `out` has a row for each query and H · D columns, as `attention` has checked. `divide` gives the
+            // heads of a group for a query to only one task.
             unsafe { block.call.out.store(s, row - first, column + d, column + dim, values) };
         }
     }

@@ -1,23 +1,34 @@
-//! Keys and values into panels.
+//! Packs keys and values into panels.
 
-use super::{Pack, Part};
-use crate::cpu::product::Float;
-use crate::cpu::simd::Simd;
+use super::plan::{AttentionCall, KeyValuePart};
+use crate::cpu::scalar::FloatScalar;
+use crate::cpu::simd::{Simd, SimdOp};
 use crate::cpu::vector::{convert, load_part};
 
-/// Fills the panels of a part; what is beyond its keys and values is zero.
-#[inline(always)]
-pub(in crate::cpu) fn pack<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>) {
-    let (heads, part) = (pack.call.heads, pack.part);
-    let k_column = heads.q_columns() + part.kv_head * heads.head_dim;
-    pack_keys(s, pack, k_column);
-    pack_values(s, pack, k_column + heads.n_kv_heads * heads.head_dim);
+/// Fills the panels of a part. Columns and steps beyond its keys and values become zero.
+pub(super) struct Pack<'a, T> {
+    pub(super) call: &'a AttentionCall<'a>,
+    pub(super) part: &'a KeyValuePart,
+    pub(super) keys: &'a mut [T],
+    pub(super) values: &'a mut [T],
 }
 
-/// A head of the part's token `i`, nothing beyond the last.
+impl<T: FloatScalar> SimdOp for Pack<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (heads, part) = (self.call.heads, self.part);
+        let k_column = heads.q_columns() + part.kv_head * heads.head_dim;
+        pack_keys(s, &mut self, k_column);
+        pack_values(s, &mut self, k_column + heads.n_kv_heads * heads.head_dim);
+    }
+}
+
+/// The values of the part's token `i` from `column` on, one head wide. Empty beyond the last token.
 #[inline(always)]
 fn head<'a, T>(pack: &Pack<'a, T>, i: usize, column: usize) -> &'a [f32] {
-    let Part { segment, first, n_tokens, .. } = *pack.part;
+    let KeyValuePart { segment, first, n_tokens, .. } = *pack.part;
     if i >= n_tokens {
         return &[];
     }
@@ -25,9 +36,9 @@ fn head<'a, T>(pack: &Pack<'a, T>, i: usize, column: usize) -> &'a [f32] {
     &pack.call.qkv[row + column..][..pack.call.heads.head_dim]
 }
 
-/// Keys are columns: each is written step by step, one below the other.
+/// A key is a column of a panel: its steps are written one below the other.
 #[inline(always)]
-fn pack_keys<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
+fn pack_keys<S: Simd, T: FloatScalar>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
     let (columns, n_tokens) = (pack.call.columns, pack.part.n_tokens);
     let dim = pack.call.heads.head_dim;
     pack.keys[n_tokens / columns * columns * dim..].fill(T::default());
@@ -48,14 +59,14 @@ fn pack_keys<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
     }
 }
 
-/// Values are rows: a step of them is written side by side.
+/// A value is a row of a panel: the values of a step are written side by side.
 #[inline(always)]
-fn pack_values<S: Simd, T: Float>(s: S, pack: &mut Pack<'_, T>, v_column: usize) {
+fn pack_values<S: Simd, T: FloatScalar>(s: S, pack: &mut Pack<'_, T>, v_column: usize) {
     let columns = pack.call.columns;
     let n_steps = pack.part.n_tokens.div_ceil(T::DEPTH);
     for step in 0..n_steps {
         let first = head(pack, step * T::DEPTH, v_column);
-        // Not there where a step is one value.
+        // It is unused if a step has one value.
         let second = head(pack, step * T::DEPTH + 1, v_column);
         let panels = pack.values.chunks_exact_mut(n_steps * columns * T::DEPTH);
         for (panel_idx, panel) in panels.enumerate() {

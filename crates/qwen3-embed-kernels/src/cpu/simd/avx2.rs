@@ -3,7 +3,9 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::Simd;
+use super::block::BlockOps;
+use super::float::FloatOps;
+use super::int::IntOps;
 
 /// AVX2 and FMA and, where `VNNI`, AVX-VNNI.
 #[derive(Debug, Clone, Copy)]
@@ -12,23 +14,19 @@ pub(in crate::cpu) struct Avx2<const VNNI: bool>(());
 impl<const VNNI: bool> Avx2<VNNI> {
     /// # Safety
     ///
-    /// The processor has AVX2 and FMA and, where `VNNI`, AVX-VNNI.
+    /// The CPU has AVX2 and FMA and, where `VNNI`, AVX-VNNI.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-// SAFETY: `Avx2::new` demands the features. Each block below calls intrinsics of AVX, AVX2 or FMA
-// or, where `VNNI`, of AVX-VNNI, which a value of the type proves to be there; pointers are vouched
-// for by the caller, and the loads and stores are the unaligned ones.
-unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
+// SAFETY: whoever calls `Avx2::new` promises the features. Each block below calls intrinsics of AVX, AVX2 or FMA or,
+// where `VNNI`, of AVX-VNNI. Callers vouch for pointers, and loads and stores are unaligned ones.
+unsafe impl<const VNNI: bool> FloatOps for Avx2<VNNI> {
     type V = __m256;
-    type I = __m256i;
+    type FloatTile = [[__m256; 2]; 6];
     const LANES: usize = 8;
-    const ROWS: usize = 6;
-    // The sums in f32 are in memory, but for the end of a group.
-    const WHOLE_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -65,13 +63,13 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
-        // SAFETY: as above. Prefetching reads nothing.
+        // SAFETY: as above. A prefetch is no access.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
-    #[expect(clippy::pointers_in_nomem_asm_block, reason = "there is no instruction that reads it")]
+    #[expect(clippy::pointers_in_nomem_asm_block, reason = "no instruction reads the pointer")]
     fn after<T>(self, mut p: *const T, x: __m256) -> *const T {
-        // SAFETY: no instruction, and `p` as it was.
+        // SAFETY: the assembly has no instruction and leaves `p` unchanged.
         unsafe {
             asm!("/* {p} {x} */", p = inout(reg) p, x = in(xmm_reg) _mm256_castps256_ps128(x),
                 options(pure, nomem, nostack, preserves_flags));
@@ -128,7 +126,7 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
     }
     #[inline(always)]
-    fn exp2_whole(self, n: __m256) -> __m256 {
+    fn exp2_int(self, n: __m256) -> __m256 {
         // SAFETY: as above.
         unsafe {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -154,7 +152,33 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(-0x1_0000))) }
     }
     #[inline(always)]
-    fn no_products(self) -> __m256i {
+    fn sum(self, x: __m256) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    fn largest(self, x: __m256) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+}
+
+// SAFETY: as of `FloatOps`.
+unsafe impl<const VNNI: bool> IntOps for Avx2<VNNI> {
+    type I = __m256i;
+    // The f32 sums are in memory except at the end of a group.
+    type IntTile = [[__m256; 2]; 6];
+
+    #[inline(always)]
+    fn zeros(self) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_setzero_si256() }
     }
@@ -169,7 +193,7 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) }
     }
     #[inline(always)]
-    fn add_pair_products(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+    fn dot_pairs(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe {
             if VNNI {
@@ -194,13 +218,13 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
-    fn add_quad_products(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+    fn dot_quads(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe {
             if VNNI {
                 return _mm256_dpbusd_avx_epi32(c, a, b);
             }
-            // Every second byte in 16 bits: sums of their products do not saturate.
+            // Every second byte is widened to 16 bits, so that sums of products do not saturate.
             let even = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
             let even = _mm256_madd_epi16(even, _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)));
             let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
@@ -208,50 +232,17 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    fn few(self, a: __m256i, b: __m256i) -> __m256i {
-        if VNNI {
-            return self.add_few(a, b, self.no_products());
-        }
+    fn mul_i32(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_maddubs_epi16(a, b) }
+        unsafe { _mm256_mullo_epi32(a, b) }
     }
     #[inline(always)]
-    fn begin_few(self, pair: __m256i) -> __m256i {
-        if VNNI {
-            return self.add_pair_products(pair, self.splat_i32(0x1_0001), self.no_products());
-        }
-        pair
-    }
-    #[inline(always)]
-    fn add_few(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
-        if VNNI {
-            return self.add_quad_products(a, b, c);
-        }
+    fn add_i32(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_add_epi16(c, _mm256_maddubs_epi16(a, b)) }
+        unsafe { _mm256_add_epi32(a, b) }
     }
     #[inline(always)]
-    fn scale_word(scale: i8) -> i32 {
-        if VNNI {
-            return scale.into();
-        }
-        // Of both halves.
-        i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
-    }
-    #[inline(always)]
-    fn add_scaled(self, few: __m256i, scale_words: __m256i, c: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe {
-            let products = if VNNI {
-                _mm256_mullo_epi32(few, scale_words)
-            } else {
-                _mm256_madd_epi16(few, scale_words)
-            };
-            _mm256_add_epi32(c, products)
-        }
-    }
-    #[inline(always)]
-    fn float(self, x: __m256i) -> __m256 {
+    fn to_f32(self, x: __m256i) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_cvtepi32_ps(x) }
     }
@@ -259,8 +250,8 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn store_i16(self, p: *mut i16, x: __m256) {
         // SAFETY: as above.
         unsafe {
-            let whole = _mm256_cvtps_epi32(x);
-            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packs_epi32(whole, whole));
+            let ints = _mm256_cvtps_epi32(x);
+            let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packs_epi32(ints, ints));
             _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
         }
     }
@@ -268,46 +259,75 @@ unsafe impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn store_i8(self, p: *mut i8, x: __m256) {
         // SAFETY: as above.
         unsafe {
-            let whole = _mm256_cvtps_epi32(x);
-            let (low, high) = (_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            let ints = _mm256_cvtps_epi32(x);
+            let (low, high) = (_mm256_castsi256_si128(ints), _mm256_extracti128_si256::<1>(ints));
             let packed = _mm_packs_epi32(low, high);
             _mm_storel_epi64(p.cast(), _mm_packs_epi16(packed, packed));
         }
     }
+}
+
+/// Without VNNI, partial sums are i16: `maddubs` adds the products of two bytes in 16 bits.
+impl<const VNNI: bool> BlockOps for Avx2<VNNI> {
     #[inline(always)]
-    fn sum(self, x: __m256) -> f32 {
-        // SAFETY: as above.
-        unsafe {
-            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+    fn block_dot(self, a: __m256i, b: __m256i) -> __m256i {
+        if VNNI {
+            return self.dot_quads(a, b, self.zeros());
         }
+        // SAFETY: as above.
+        unsafe { _mm256_maddubs_epi16(a, b) }
     }
     #[inline(always)]
-    fn largest(self, x: __m256) -> f32 {
+    fn begin_block_dot(self, pair: __m256i) -> __m256i {
+        if VNNI {
+            return self.dot_pairs(pair, self.splat_i32(0x1_0001), self.zeros());
+        }
+        pair
+    }
+    #[inline(always)]
+    fn add_block_dot(self, a: __m256i, b: __m256i, partial: __m256i) -> __m256i {
+        if VNNI {
+            return self.dot_quads(a, b, partial);
+        }
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi16(partial, _mm256_maddubs_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn scale_word(scale: i8) -> i32 {
+        if VNNI {
+            return scale.into();
+        }
+        // The scale of both i16 of a lane.
+        i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
+    }
+    #[inline(always)]
+    fn add_scaled(self, partial: __m256i, scale_words: __m256i, c: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe {
-            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+            let products = if VNNI {
+                _mm256_mullo_epi32(partial, scale_words)
+            } else {
+                _mm256_madd_epi16(partial, scale_words)
+            };
+            _mm256_add_epi32(c, products)
         }
     }
 }
 
-/// The bits of f32 values whose upper halves are the nearest bf16 values.
+/// Rounds f32 values to bf16: the upper halves of the result are the bits of the nearest bf16 values.
 ///
 /// # Safety
 ///
-/// The processor has AVX2.
+/// The CPU has AVX2.
 #[inline(always)]
 unsafe fn rounded(x: __m256) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
         let bits = _mm256_castps_si256(x);
-        // Half of what is cut off, and one more for ties at an odd value.
+        // Half of the bits that are cut off, plus one if the remaining value is odd: ties to even.
         let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
         let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-        // Adding could turn NaN into infinity or zero: it is made quiet instead.
+        // Adding could turn NaN into infinity or zero. NaN is made quiet instead.
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
         let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
         _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, nan)

@@ -3,32 +3,31 @@ use std::mem::transmute;
 
 use half::bf16;
 
-use super::{Simd, dot_pairs_in_f32};
+use super::block::BlockOps;
+use super::float::{FloatOps, dot_bf16_in_f32};
+use super::int::IntOps;
 
-/// AVX-512F and BW and, where `VNNI` and `BF16`, those of AVX-512.
+/// AVX-512F and AVX-512BW and, where `VNNI` and `BF16`, those extensions of AVX-512.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu) struct Avx512<const VNNI: bool, const BF16: bool>(());
 
 impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
     /// # Safety
     ///
-    /// The processor has AVX-512F and BW and, where `VNNI` and `BF16`, those of AVX-512.
+    /// The CPU has AVX-512F and AVX-512BW and, where `VNNI` and `BF16`, those extensions of AVX-512.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-// SAFETY: `Avx512::new` demands the features. Each block below calls intrinsics of AVX-512F, of BW and
-// of what comes with them, AVX2 and FMA among them, or, where `VNNI` and `BF16`, of those: a value of the
-// type proves them to be there. Pointers are vouched for by the caller, and the loads and stores are the
-// unaligned ones.
-unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
+// SAFETY: whoever calls `Avx512::new` promises the features. Each block below calls intrinsics of AVX-512F, of
+// AVX-512BW, of the sets that every CPU with AVX-512 has, AVX2 and FMA among them, or, where `VNNI` and `BF16`, of
+// those extensions. Callers vouch for pointers, and loads and stores are unaligned ones.
+unsafe impl<const VNNI: bool, const BF16: bool> FloatOps for Avx512<VNNI, BF16> {
     type V = __m512;
-    type I = __m512i;
+    type FloatTile = [[__m512; 2]; 12];
     const LANES: usize = 16;
-    const ROWS: usize = 12;
-    const WHOLE_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -68,7 +67,7 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
-        // SAFETY: as above. Prefetching reads nothing.
+        // SAFETY: as above. A prefetch is no access.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
@@ -117,7 +116,7 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
     }
     #[inline(always)]
-    fn exp2_whole(self, n: __m512) -> __m512 {
+    fn exp2_int(self, n: __m512) -> __m512 {
         // SAFETY: as above.
         unsafe {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
@@ -155,19 +154,46 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         }
     }
     #[inline(always)]
-    fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+    fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         if BF16 {
-            // SAFETY: as above. Registers of pairs are registers of bits.
+            // SAFETY: as above. Both register types are 512 bits.
             return unsafe {
                 let a = transmute::<__m512, __m512bh>(a);
                 let b = transmute::<__m512, __m512bh>(b);
                 _mm512_dpbf16_ps(c, a, b)
             };
         }
-        dot_pairs_in_f32(self, a, b, c)
+        dot_bf16_in_f32(self, a, b, c)
     }
     #[inline(always)]
-    fn no_products(self) -> __m512i {
+    fn sum(self, x: __m512) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), upper_half(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    fn largest(self, x: __m512) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_max_ps(_mm512_castps512_ps256(x), upper_half(x));
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+}
+
+// SAFETY: as of `FloatOps`.
+unsafe impl<const VNNI: bool, const BF16: bool> IntOps for Avx512<VNNI, BF16> {
+    type I = __m512i;
+    type IntTile = [[__m512; 2]; 6];
+
+    #[inline(always)]
+    fn zeros(self) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_setzero_si512() }
     }
@@ -182,7 +208,7 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
-    fn add_pair_products(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+    fn dot_pairs(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe {
             if VNNI {
@@ -207,13 +233,13 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
-    fn add_quad_products(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+    fn dot_quads(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe {
             if VNNI {
                 return _mm512_dpbusd_epi32(c, a, b);
             }
-            // Every second byte in 16 bits: sums of their products do not saturate.
+            // Every second byte is widened to 16 bits, so that sums of products do not saturate.
             let even = _mm512_and_si512(a, _mm512_set1_epi16(0xff));
             let even = _mm512_madd_epi16(even, _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)));
             let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
@@ -221,50 +247,17 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         }
     }
     #[inline(always)]
-    fn few(self, a: __m512i, b: __m512i) -> __m512i {
-        if VNNI {
-            return self.add_few(a, b, self.no_products());
-        }
+    fn mul_i32(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: as above.
-        unsafe { _mm512_maddubs_epi16(a, b) }
+        unsafe { _mm512_mullo_epi32(a, b) }
     }
     #[inline(always)]
-    fn begin_few(self, pair: __m512i) -> __m512i {
-        if VNNI {
-            return self.add_pair_products(pair, self.splat_i32(0x1_0001), self.no_products());
-        }
-        pair
-    }
-    #[inline(always)]
-    fn add_few(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
-        if VNNI {
-            return self.add_quad_products(a, b, c);
-        }
+    fn add_i32(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: as above.
-        unsafe { _mm512_add_epi16(c, _mm512_maddubs_epi16(a, b)) }
+        unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    fn scale_word(scale: i8) -> i32 {
-        if VNNI {
-            return scale.into();
-        }
-        // Of both halves.
-        i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
-    }
-    #[inline(always)]
-    fn add_scaled(self, few: __m512i, scale_words: __m512i, c: __m512i) -> __m512i {
-        // SAFETY: as above.
-        unsafe {
-            let products = if VNNI {
-                _mm512_mullo_epi32(few, scale_words)
-            } else {
-                _mm512_madd_epi16(few, scale_words)
-            };
-            _mm512_add_epi32(c, products)
-        }
-    }
-    #[inline(always)]
-    fn float(self, x: __m512i) -> __m512 {
+    fn to_f32(self, x: __m512i) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_cvtepi32_ps(x) }
     }
@@ -284,24 +277,51 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
             _mm_storeu_si128(p.cast(), packed);
         }
     }
+}
+
+/// Without VNNI, partial sums are i16: `maddubs` adds the products of two bytes in 16 bits.
+impl<const VNNI: bool, const BF16: bool> BlockOps for Avx512<VNNI, BF16> {
     #[inline(always)]
-    fn sum(self, x: __m512) -> f32 {
-        // SAFETY: as above.
-        unsafe {
-            let x = _mm256_add_ps(_mm512_castps512_ps256(x), upper_half(x));
-            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+    fn block_dot(self, a: __m512i, b: __m512i) -> __m512i {
+        if VNNI {
+            return self.dot_quads(a, b, self.zeros());
         }
+        // SAFETY: as above.
+        unsafe { _mm512_maddubs_epi16(a, b) }
     }
     #[inline(always)]
-    fn largest(self, x: __m512) -> f32 {
+    fn begin_block_dot(self, pair: __m512i) -> __m512i {
+        if VNNI {
+            return self.dot_pairs(pair, self.splat_i32(0x1_0001), self.zeros());
+        }
+        pair
+    }
+    #[inline(always)]
+    fn add_block_dot(self, a: __m512i, b: __m512i, partial: __m512i) -> __m512i {
+        if VNNI {
+            return self.dot_quads(a, b, partial);
+        }
+        // SAFETY: as above.
+        unsafe { _mm512_add_epi16(partial, _mm512_maddubs_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn scale_word(scale: i8) -> i32 {
+        if VNNI {
+            return scale.into();
+        }
+        // The scale of both i16 of a lane.
+        i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
+    }
+    #[inline(always)]
+    fn add_scaled(self, partial: __m512i, scale_words: __m512i, c: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe {
-            let x = _mm256_max_ps(_mm512_castps512_ps256(x), upper_half(x));
-            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+            let products = if VNNI {
+                _mm512_mullo_epi32(partial, scale_words)
+            } else {
+                _mm512_madd_epi16(partial, scale_words)
+            };
+            _mm512_add_epi32(c, products)
         }
     }
 }
@@ -310,27 +330,27 @@ unsafe impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
 ///
 /// # Safety
 ///
-/// The processor has AVX-512F.
+/// The CPU has AVX-512F.
 #[inline(always)]
 unsafe fn upper_half(x: __m512) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe { _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x))) }
 }
 
-/// The bits of f32 values whose upper halves are the nearest bf16 values.
+/// Rounds f32 values to bf16: the upper halves of the result are the bits of the nearest bf16 values.
 ///
 /// # Safety
 ///
-/// The processor has AVX-512F.
+/// The CPU has AVX-512F.
 #[inline(always)]
 unsafe fn rounded(x: __m512) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe {
         let bits = _mm512_castps_si512(x);
-        // Half of what is cut off, and one more for ties at an odd value.
+        // Half of the bits that are cut off, plus one if the remaining value is odd: ties to even.
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
         let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-        // Adding could turn NaN into infinity or zero: it is made quiet instead.
+        // Adding could turn NaN into infinity or zero. NaN is made quiet instead.
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
         let quiet = _mm512_set1_epi32(0x40_0000);
         _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), nan, bits, quiet)

@@ -1,8 +1,10 @@
 use half::bf16;
 
-use super::Simd;
+use super::block::BlockOps;
+use super::float::FloatOps;
+use super::int::IntOps;
 
-/// Instructions that every processor has: arrays that the compiler may vectorise.
+/// The instruction set of every CPU: arrays that the compiler may vectorize.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu) struct Portable;
 
@@ -19,12 +21,10 @@ impl Portable {
 }
 
 // SAFETY: no special instructions are used.
-unsafe impl Simd for Portable {
+unsafe impl FloatOps for Portable {
     type V = [f32; 8];
-    type I = [i32; 8];
+    type FloatTile = [[Self::V; 2]; 2];
     const LANES: usize = 8;
-    const ROWS: usize = 2;
-    const WHOLE_ROWS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -90,7 +90,7 @@ unsafe impl Simd for Portable {
         Self::map(x, |x| (x + 12_582_912.0) - 12_582_912.0)
     }
     #[inline(always)]
-    fn exp2_whole(self, n: Self::V) -> Self::V {
+    fn exp2_int(self, n: Self::V) -> Self::V {
         Self::map(n, |n| f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
@@ -109,7 +109,22 @@ unsafe impl Simd for Portable {
         Self::map(pairs, |pair| f32::from_bits(pair.to_bits() & 0xffff_0000))
     }
     #[inline(always)]
-    fn no_products(self) -> Self::I {
+    fn sum(self, x: Self::V) -> f32 {
+        ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+    }
+    #[inline(always)]
+    fn largest(self, x: Self::V) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+// SAFETY: no special instructions are used.
+unsafe impl IntOps for Portable {
+    type I = [i32; 8];
+    type IntTile = [[Self::V; 2]; 2];
+
+    #[inline(always)]
+    fn zeros(self) -> Self::I {
         [0; 8]
     }
     #[inline(always)]
@@ -124,9 +139,9 @@ unsafe impl Simd for Portable {
         pairs.map(|values| pair(values.map(i16::from)))
     }
     #[inline(always)]
-    fn add_pair_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+    fn dot_pairs(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
         std::array::from_fn(|i| {
-            // As processors do it: no product of two i16 overflows, a sum wraps around.
+            // Products of two i16 do not overflow an i32. Their sum wraps around, as in the x86 instructions.
             let (first, second) = (i32::from(a[i] as i16), a[i] >> 16);
             let first = first * i32::from(b[i] as i16);
             c[i].wrapping_add(first).wrapping_add(second * (b[i] >> 16))
@@ -147,18 +162,22 @@ unsafe impl Simd for Portable {
         unsafe { p.cast::<[i32; 8]>().read_unaligned() }
     }
     #[inline(always)]
-    fn add_quad_products(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+    fn dot_quads(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
         std::array::from_fn(|i| {
             let products = a[i].to_ne_bytes().into_iter().zip(b[i].to_ne_bytes());
             products.fold(c[i], |sum, (a, b)| sum.wrapping_add(i32::from(a) * i32::from(b as i8)))
         })
     }
     #[inline(always)]
-    fn add_scaled(self, few: Self::I, scale_words: Self::I, c: Self::I) -> Self::I {
-        std::array::from_fn(|i| c[i].wrapping_add(few[i].wrapping_mul(scale_words[i])))
+    fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_mul(b[i]))
     }
     #[inline(always)]
-    fn float(self, x: Self::I) -> Self::V {
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn to_f32(self, x: Self::I) -> Self::V {
         x.map(|x| x as f32)
     }
     #[inline(always)]
@@ -171,15 +190,9 @@ unsafe impl Simd for Portable {
         // SAFETY: the caller vouches for eight values.
         unsafe { p.cast::<[i8; 8]>().write_unaligned(self.round(x).map(|x| x as i8)) }
     }
-    #[inline(always)]
-    fn sum(self, x: Self::V) -> f32 {
-        ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
-    }
-    #[inline(always)]
-    fn largest(self, x: Self::V) -> f32 {
-        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
-    }
 }
+
+impl BlockOps for Portable {}
 
 /// Two values in one lane, the first in the lower half.
 #[inline(always)]

@@ -1,15 +1,14 @@
-// Grouped-query attention along the segments of a batch, for any head_dim up to 256 and any type, a warp
-// for each query of each head. It is there for models in f32 and for small ones: 16-bit types with a
-// head_dim of 128 have `flash.cu`.
+// Grouped-query attention along the segments of a batch, for any type and any head_dim up to 256, with a warp for each
+// query of each head. It is for models in f32 and for small models: `flash.cu` is for 16-bit types with a head_dim of 128.
 //
 //     for each 32 keys, from the last one that the query sees to the first
-//         each lane: its key's score
-//         largest so far; what is summed so far is scaled to it         (online softmax)
-//         each lane: adds each key's weighted value, every 32nd lane of it
-//     out = sum / weights
+//         each lane: the score of its key
+//         the largest score so far; sums are rescaled to it             (online softmax)
+//         each lane: adds the weighted values of all keys, in every 32nd dimension
+//     out = weighted values / sum of the weights
 #include "segments.cuh"
 
-constexpr u32 MOST_PARTS = 8; // 256 values of a head over the lanes of a warp
+constexpr u32 MOST_PARTS = 8; // 256 dimensions of a head over the lanes of a warp
 
 template <typename T>
 INLINE void attention(const typename T::Stored* qkv, typename T::Stored* out, const Segment* segments,
@@ -21,7 +20,7 @@ INLINE void attention(const typename T::Stored* qkv, typename T::Stored* out, co
     Tile tile = tiles[blockIdx.x];
     Segment segment = segments[tile.segment];
     u32 query = threadIdx.x / WARP;
-    // The whole warp leaves together, and there is no barrier.
+    // All lanes of the warp return together, and there is no barrier.
     if (query >= tile.n) return;
     u32 position = tile.first + query;
     u32 n_keys = causal ? position + 1 : segment.end;
@@ -37,7 +36,7 @@ INLINE void attention(const typename T::Stored* qkv, typename T::Stored* out, co
     for (u32 block = (n_keys + WARP - 1) / WARP; block-- > 0;) {
         u32 key = block * WARP + lane;
         bool is_seen = key < n_keys;
-        // A lane without a key reads another's and gives it no weight.
+        // A lane without a key reads the key of another lane with weight zero.
         u32 row = cursor.row(is_seen ? key : n_keys - 1);
         const typename T::Stored* k = qkv + static_cast<size_t>(row) * qkv_stride + k_column;
         float score = 0.0f;

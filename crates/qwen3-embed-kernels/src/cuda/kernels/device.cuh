@@ -1,6 +1,5 @@
-// What the kernels are written in: the types of activations, and the few instructions that C++ has no
-// word for. This file holds them for a card; `emulator.hpp` holds them for a processor, so that every
-// kernel can be run, slowly, where there is no card.
+// The language of the kernels: the types of activations, and the few GPU instructions that C++ cannot express. This file
+// defines them for a GPU. `emulator.hpp` defines them for a CPU, so that every kernel can run, slowly, without a GPU.
 #pragma once
 
 typedef unsigned short u16;
@@ -10,7 +9,7 @@ typedef unsigned int u32;
 
 #define INLINE __device__ __forceinline__
 
-// Sums, maxima and parts of a row go through registers of the same warp.
+// Exchange of values between the lanes of a warp.
 INLINE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 INLINE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
@@ -18,23 +17,23 @@ INLINE u32 shuffle_bits(u32 value, int lane) { return __shfl_sync(0xffffffffu, v
 
 INLINE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 
-// Four 8x8 matrices of 16-bit values from shared memory: lane l gives the address of row l % 8 of matrix
-// l / 8, and gets from each matrix values 2(l % 4) and the next of row l / 4.
+// Loads four 8x8 matrices of 16-bit values from shared memory: lane l passes the address of row l % 8 of matrix l / 8, and
+// receives from each matrix the values 2(l % 4) and 2(l % 4) + 1 of row l / 4.
 INLINE void load_matrices(u32 (&r)[4], const u16* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// The same of the transposed matrices.
+// Loads the transposed matrices in the same way.
 INLINE void load_matrices_transposed(u32 (&r)[4], const u16* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// 16 bytes to shared memory, zeros if `present` is false; there after `wait_for_copies`, for other
-// threads after a barrier behind that.
+// Copies 16 bytes to shared memory, or zeros if `present` is false. The thread sees them after `wait_for_copies`, other
+// threads after a barrier that follows.
 INLINE void copy_async(u16* to, const u16* from, bool present) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
     u32 n_bytes = present ? 16 : 0;
@@ -56,7 +55,7 @@ INLINE void wait_for_copies() {
 #include "emulator.hpp"
 #endif
 
-// A type of activations: how it is stored, and its values as f32.
+// The types of activations: how they are stored, and their conversion from and to f32.
 struct F32 {
     typedef float Stored;
     static INLINE float widen(float value) { return value; }
@@ -72,13 +71,13 @@ struct Bf16 {
         asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
         return rounded;
     }
-    // `low` in the lower half.
+    // A pair of values, `low` in the lower half.
     static INLINE u32 pack(float low, float high) {
         u32 packed;
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
         return packed;
     }
-    // c[16, 8] += a[16, 16] b[16, 8], spread over a warp.
+    // c[16, 8] += a[16, 16] b[16, 8], distributed over a warp.
     static INLINE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) { MMA("bf16"); }
 #else
     static u16 round(float value) { return emulator::round_bf16(value); }

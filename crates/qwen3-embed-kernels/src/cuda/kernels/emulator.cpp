@@ -1,13 +1,13 @@
-// The kernels as a program for the processor: reads one launch from standard input, runs it, and writes
-// the buffers to standard output. Everything is in the machine's byte order:
+// The kernels as a program for the CPU: reads one launch from standard input, runs it, and writes the buffers to standard
+// output. Numbers are in the byte order of the machine:
 //
-//     the kernel's name, ending in a zero
+//     the name of the kernel, terminated by a zero byte
 //     u32[3] blocks, u32 threads in a block
 //     u32 number of pointers, for each: u64 bytes of the buffer, the bytes
-//     u32 number of whole numbers, u32[…]
+//     u32 number of integers, u32[…]
 //     u32 number of floats, f32[…]
 //
-// A buffer ends where a page does, and the page behind it belongs to nobody.
+// A buffer ends at the end of a page, and the page after it is not accessible.
 #include "attention.cu"
 #undef FOR_TYPE
 #include "flash.cu"
@@ -38,7 +38,7 @@ static void enter() {
     _longjmp(scheduler, 1);
 }
 
-// Lets a thread run until it waits or ends.
+// Runs a thread until it waits or ends.
 static void resume(Thread& thread) {
     if (_setjmp(scheduler) != 0) return;
     if (thread.has_begun) _longjmp(thread.jump, 1);
@@ -111,7 +111,7 @@ static std::vector<Buffer> buffers;
 static std::vector<u32> whole_numbers;
 static std::vector<float> floats;
 
-// The next argument, of the type that the kernel takes.
+// The next argument, in the type of the parameter of the kernel.
 struct Arguments {
     size_t n_buffers = 0, n_whole_numbers = 0, n_floats = 0;
 

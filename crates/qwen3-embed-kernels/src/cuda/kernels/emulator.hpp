@@ -1,13 +1,12 @@
-// Runs the kernels on a processor: a block at a time, each thread of it a context of its own that runs
-// until it has to wait for others. What only a whole warp can do is done when all its threads have come.
+// Runs the kernels on a CPU, one block at a time. Each thread of the block is a context that runs until it has to wait for
+// others. Operations of a whole warp run when all its threads have arrived.
 //
-// It is as strict as it can be cheaply:
-// - copies to shared memory happen when they are waited for, and not before;
-// - a barrier that some threads of a block never reach, and an operation that some lanes of a warp never
-//   reach, end the program;
-// - the rows of a matrix that is loaded may not be in each other's way;
-// - threads take their turns in one order or in the opposite one, as the environment variable
-//   EMULATOR_REVERSED says.
+// The emulator checks what is cheap to check:
+// - copies to shared memory happen when a thread waits for them, and not before;
+// - a barrier that some threads of a block never reach, or an operation that some lanes of a warp never reach, ends the
+//   program;
+// - loading a matrix must not cause bank conflicts;
+// - threads run in one order, or in the opposite order if the environment variable EMULATOR_REVERSED is set.
 #pragma once
 
 #include <cmath>
@@ -36,18 +35,17 @@ namespace emulator {
 
 constexpr int LANES = 32;
 
-// One thread of the block.
+// A thread of the block.
 struct Thread {
-    // Where it begins, and where it goes on once it has: a jump, unlike a change of contexts, asks nothing
-    // of the system.
+    // Where the thread starts, and where it continues. Unlike a context switch, a jump needs no system call.
     ucontext_t context;
     jmp_buf jump;
     std::vector<char> stack;
     bool has_begun, has_ended;
-    // What it waits for, until that is counted on.
+    // The counter that the thread waits for, until it changes.
     const unsigned* waits_for;
     unsigned waits_while;
-    // Copies that were asked for.
+    // Copies that have not happened yet.
     struct Copy {
         void* to;
         const void* from;
@@ -55,7 +53,7 @@ struct Thread {
     std::vector<Copy> copies;
 };
 
-// What the lanes of a warp have brought, and what they take away.
+// The operands of an operation of a warp, and its results.
 struct Warp {
     unsigned n_arrived, round;
     uint32_t in[LANES][6];
@@ -76,7 +74,7 @@ extern unsigned current, n_at_barrier, barrier_round;
     std::exit(1);
 }
 
-// Lets others run until `*round` is no longer what it is now.
+// Runs other threads until `*round` changes.
 inline void wait(const unsigned* round) {
     Thread& self = threads[current];
     self.waits_for = round;
@@ -93,7 +91,7 @@ inline void barrier() {
     }
 }
 
-// Waits for the other lanes of the warp; the last one to come does the work.
+// Waits for the other lanes of the warp. The last lane to arrive does the work.
 inline void together(const std::function<void(Warp&)>& work) {
     Warp& warp = warps[current / LANES];
     if (++warp.n_arrived == LANES) {
@@ -137,7 +135,7 @@ inline void load_matrices(uint32_t (&r)[4], const uint16_t* row, bool transposed
     warp().row[lane()] = row;
     together([transposed](Warp& warp) {
         for (int matrix = 0; matrix < 4; ++matrix) {
-            // Memory has eight times 16 bytes side by side that can be read at once.
+            // Shared memory has banks for eight reads of 16 bytes at once.
             unsigned banks = 0;
             for (int i = 0; i < 8; ++i) {
                 banks |= 1u << reinterpret_cast<uintptr_t>(warp.row[8 * matrix + i]) / 16 % 8;
@@ -159,7 +157,7 @@ inline void load_matrices(uint32_t (&r)[4], const uint16_t* row, bool transposed
     std::memcpy(r, warp().out[lane()], sizeof r);
 }
 
-// mma.sync.m16n8k16, with the operands where the instruction has them.
+// mma.sync.m16n8k16, with the operands distributed over the lanes as in the instruction.
 inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                          float (*widen)(uint16_t)) {
     uint32_t in[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -213,7 +211,7 @@ inline uint16_t round_f16(float value) {
     if (value != value) return 0x7fff;
     if (magnitude >= 65520.0f) return sign | 0x7c00;
     int exponent = magnitude < 6.103515625e-5f ? -14 : std::ilogb(magnitude);
-    // In units of the last place, to the nearest and of two the even one.
+    // Rounded to units of the last place, ties to even.
     auto units = static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
     return static_cast<uint16_t>(sign | (units + (exponent + 14) * 1024));
 }

@@ -1,42 +1,42 @@
 // Grouped-query attention along the segments of a batch on tensor cores: 16-bit types, head_dim 128.
 //
-// A block of four warps has a tile of queries of one key/value head, 64 rows: each query with all heads of
-// its group, so that keys and values are read once for the group. Each warp has 16 of the rows.
+// A block of four warps computes a tile of queries of one key/value head. A tile has 64 rows: each query with all query
+// heads of the group, so that keys and values are read once for the group. Each warp has 16 of the rows.
 //
-//     Q → registers, by way of the keys' place in shared memory
-//     for each 64 keys, from the last ones that any query sees to the first:
-//         wait for K; fetch V meanwhile
+//     Q → registers, through the shared memory of the keys
+//     for each block of 64 keys, from the last that any query sees to the first:
+//         wait for K; start to copy V
 //         S = Q·Kᵀ                              32 products m16n8k16 of 16 keys each, sums in f32
-//         mask; P = exp2(S − largest so far); O and the sums are scaled to it     (online softmax)
-//         wait for V; fetch the next K meanwhile
-//         O += P·V                              P never leaves the registers
+//         mask; P = exp2(S − largest so far); rescale O and the sums              (online softmax)
+//         wait for V; start to copy the next K
+//         O += P·V                              P stays in registers
 //     out = O / sums
 //
-// The blocks of keys go backwards so that a `Cursor` finds their rows, whatever segments they lie in.
+// Blocks of keys are visited backwards, so that a `Cursor` finds their rows in any chain of segments.
 //
-// A row of K or V is 256 bytes, 16 chunks. Chunk c of row r lies at chunk c ^ (r % 8): the eight rows that
-// a quarter of a warp reads at once then lie in different banks.
+// A row of K or V has 256 bytes, in 16 chunks. Chunk c of row r is stored at chunk c ^ (r % 8), so that the eight rows that
+// a quarter of a warp reads at once are in different banks.
 //
 // Source: Dao, *FlashAttention-2* (2023), algorithm 1.
 #include "segments.cuh"
 
 constexpr u32 D = 128;
-constexpr u32 ROWS = 64;                 // of queries
-constexpr u32 KEYS = 64;                 // in a block of keys
+constexpr u32 ROWS = 64;                 // rows of queries in a tile
+constexpr u32 KEYS = 64;                 // keys in a block
 constexpr u32 THREADS = 128;
 constexpr u32 CHUNK = 8;                 // values in 16 bytes
-constexpr u32 CHUNKS = D / CHUNK;        // in a row
-constexpr u32 K_STEPS = D / 16;          // products along a head
-constexpr u32 KEY_TILES = KEYS / 8;      // of S, 8 columns each
-constexpr u32 VALUE_TILES = D / 8;       // of O
+constexpr u32 CHUNKS = D / CHUNK;        // chunks in a row
+constexpr u32 K_STEPS = D / 16;          // products along the dimensions of a head
+constexpr u32 KEY_TILES = KEYS / 8;      // tiles of S, with 8 columns each
+constexpr u32 VALUE_TILES = D / 8;       // tiles of O, with 8 columns each
 constexpr float LOG2_E = 1.4426950408889634f;
 
 INLINE u16* chunk_at(u16* matrix, u32 row, u32 chunk) {
     return matrix + row * D + (chunk ^ (row % 8)) * CHUNK;
 }
 
-// Fetches rows of a block of keys or values, those before `n_keys`; zeros for the others, because a weight
-// of zero times whatever lies there might be NaN.
+// Starts to copy the rows of a block of keys or values that are before `n_keys`. The other rows become zero, because a
+// weight of zero times arbitrary memory could be NaN.
 INLINE void fetch(u16* to, const u16* column, const u32* rows, u32 first_key, u32 n_keys, u32 stride) {
     u32 chunk = threadIdx.x % CHUNKS;
     for (u32 i = threadIdx.x / CHUNKS; i < KEYS; i += THREADS / CHUNKS) {
@@ -45,7 +45,7 @@ INLINE void fetch(u16* to, const u16* column, const u32* rows, u32 first_key, u3
     }
 }
 
-// The rows of a warp's queries, in the registers that products read.
+// Loads the queries of a warp into the registers of the left operand.
 INLINE void load_queries(u32 (&q)[K_STEPS][4], u16* staged, const u16* qkv, const Segment& segment,
                          const Tile& tile, u32 kv_head, u32 group, u32 qkv_stride) {
     u32 chunk = threadIdx.x % CHUNKS;
@@ -63,11 +63,11 @@ INLINE void load_queries(u32 (&q)[K_STEPS][4], u16* staged, const u16* qkv, cons
     for (u32 step = 0; step < K_STEPS; ++step) {
         load_matrices(q[step], chunk_at(staged, row, step * 2 + lane / 16));
     }
-    // The place is the keys' from here on.
+    // From here on, the keys use the shared memory.
     __syncthreads();
 }
 
-// S = Q·Kᵀ: of tile t, this lane has rows lane / 4 and 8 further on, columns 8t + 2(lane % 4) and the next.
+// S = Q·Kᵀ. Of tile t, this lane has rows lane / 4 and lane / 4 + 8, columns 8t + 2(lane % 4) and the next.
 template <typename T>
 INLINE void scores(float (&s)[KEY_TILES][4], const u32 (&q)[K_STEPS][4], u16* keys) {
     u32 lane = threadIdx.x % WARP;
@@ -85,7 +85,7 @@ INLINE void scores(float (&s)[KEY_TILES][4], const u32 (&q)[K_STEPS][4], u16* ke
     }
 }
 
-// O += P·V, where P is in the place of S.
+// O += P·V, where P is in the registers of S.
 template <typename T>
 INLINE void add_values(float (&o)[VALUE_TILES][4], const float (&p)[KEY_TILES][4], u16* values) {
     u32 lane = threadIdx.x % WARP;
@@ -104,8 +104,8 @@ INLINE void add_values(float (&o)[VALUE_TILES][4], const float (&p)[KEY_TILES][4
     }
 }
 
-// Online softmax of the two rows that this lane has: `s` becomes weights, and `o` and `sums` are scaled to
-// the new largest score. Four neighbouring lanes have the same rows.
+// Online softmax of the two rows of this lane: `s` becomes weights, and `o` and `sums` are rescaled to the new largest
+// score. Four neighboring lanes have the same rows.
 INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&largest)[2],
                   float (&sums)[2]) {
     for (u32 r = 0; r < 2; ++r) {
@@ -115,9 +115,9 @@ INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&
         }
         most = fmaxf(most, shuffle_xor(most, 1));
         most = fmaxf(most, shuffle_xor(most, 2));
-        // A row that has seen no key yet: infinity minus infinity is no weight.
+        // If the row has seen no key yet, infinity minus infinity would be NaN.
         float shift = most == -INFINITY ? 0.0f : most * LOG2_E;
-        // Exactly one where nothing is larger: what rounding made of it would be taken once for each block.
+        // Exactly 1 if the maximum has not changed: a rounding error would be repeated for each block.
         float scale = largest[r] == most ? 1.0f : exp2f((largest[r] - most) * LOG2_E);
         largest[r] = most;
         sums[r] *= scale;
@@ -134,7 +134,7 @@ INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&
     }
 }
 
-// Leaves out the keys that a row does not see: of its two rows, this lane sees so many keys.
+// Masks the keys that a row does not see. The two rows of this lane see so many keys.
 INLINE void mask(float (&s)[KEY_TILES][4], u32 first_key, const u32 (&n_seen)[2]) {
     for (u32 tile = 0; tile < KEY_TILES; ++tile) {
         for (u32 i = 0; i < 4; ++i) {
@@ -144,7 +144,7 @@ INLINE void mask(float (&s)[KEY_TILES][4], u32 first_key, const u32 (&n_seen)[2]
     }
 }
 
-// Writes what this lane has of one of its two rows.
+// Writes the part that this lane has of one of its two rows.
 template <typename T>
 INLINE void store(const float (&o)[VALUE_TILES][4], u32 r, float sum, u16* row) {
     for (u32 tile = 0; tile < VALUE_TILES; ++tile) {
@@ -168,7 +168,7 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
     const u16* k_column = qkv + (n_heads + kv_head) * D;
     const u16* v_column = k_column + n_kv_heads * D;
 
-    // The first 64 threads look up a row each.
+    // Each of the first 64 threads looks up a row.
     Cursor cursor = {segments, tile.segment};
     auto look_up = [&](u32 block) {
         if (threadIdx.x >= KEYS) return;
@@ -181,7 +181,7 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
     load_queries(q, keys, qkv, segment, tile, kv_head, group, qkv_stride);
     fetch(keys, k_column, rows[block % 2], block * KEYS, n_keys, qkv_stride);
 
-    // The queries of this lane's two rows, how many keys they see, and how many all queries do.
+    // The queries of the two rows of this lane, how many keys these see, and how many all queries of the tile see.
     u32 position[2], n_seen[2];
     for (u32 r = 0; r < 2; ++r) {
         u32 query = (warp * 16 + lane / 4 + 8 * r) / group;
@@ -194,7 +194,7 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
     while (true) {
         wait_for_copies();
         __syncthreads();
-        // All have left the values of the block before.
+        // All threads are done with the values of the previous block.
         fetch(values, v_column, rows[block % 2], block * KEYS, n_keys, qkv_stride);
         float s[KEY_TILES][4];
         scores<T>(s, q, keys);
@@ -203,7 +203,7 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
         if (block > 0) look_up(block - 1);
         wait_for_copies();
         __syncthreads();
-        // All have left the keys of this block.
+        // All threads are done with the keys of this block.
         if (block > 0) {
             fetch(keys, k_column, rows[(block - 1) % 2], (block - 1) * KEYS, n_keys, qkv_stride);
         }

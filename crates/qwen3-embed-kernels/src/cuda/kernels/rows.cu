@@ -1,13 +1,13 @@
-// Operations on one row at a time. Matrices are row-major, `…_stride` elements from one row to the next.
+// Operations on one row at a time. Matrices are row-major; `…_stride` is the distance between rows, in elements.
 #include "device.cuh"
 
-// Neighbours of a row, which a thread reads or writes at once where they lie so that it can.
+// Neighbors in a row, which a thread reads or writes with one instruction if their alignment permits.
 template <typename Stored, u32 N>
 struct alignas(N * sizeof(Stored)) Chunk {
     Stored values[N];
 };
 
-// The next N values of a row that has `n_left` of them, and zeros behind its end.
+// The next N values of a row that has `n_left` values left, and zeros after its end.
 template <u32 N, typename Stored>
 INLINE Chunk<Stored, N> load(const Stored* from, u32 n_left) {
     if (n_left >= N && reinterpret_cast<size_t>(from) % sizeof(Chunk<Stored, N>) == 0) {
@@ -20,7 +20,7 @@ INLINE Chunk<Stored, N> load(const Stored* from, u32 n_left) {
     return chunk;
 }
 
-// Writes those of a chunk that the row, which has room for `n_left`, ends behind.
+// Writes the values of a chunk, up to the end of the row, which has `n_left` values left.
 template <u32 N, typename Stored>
 INLINE void store(Stored* to, const Chunk<Stored, N>& chunk, u32 n_left) {
     if (n_left >= N && reinterpret_cast<size_t>(to) % sizeof(Chunk<Stored, N>) == 0) {
@@ -32,9 +32,9 @@ INLINE void store(Stored* to, const Chunk<Stored, N>& chunk, u32 n_left) {
     }
 }
 
-// out = x / sqrt(mean(x²) + eps) · weight, a block of 256 threads for each row:
+// out = x / sqrt(mean(x²) + eps) · weight, with a block of 256 threads for each row:
 //
-//     each thread sums the squares of four neighbours in every 1024; warps add up theirs, then the block
+//     each thread sums the squares of four neighbors in every 1024; each warp sums over its threads, then the block
 //     each thread scales its values
 template <typename Out>
 INLINE void rms_norm(const float* x, const float* weight, typename Out::Stored* out, u32 n_columns,
@@ -65,11 +65,11 @@ INLINE void rms_norm(const float* x, const float* weight, typename Out::Stored* 
     }
 }
 
-// Per-head RMSNorm of queries and keys and their rotation, in place, a warp for each head of a row, those
-// of rows without queries apart. Value i of a head is paired with value i + head_dim / 2.
+// Per-head RMSNorm and rotation of queries and keys, in place, with a warp for each head of a row. The queries of the rows
+// before `first_query` are left unchanged. Value i of a head is paired with value i + head_dim / 2.
 //
-// Row r of `qkv` is turned by row r of the tables; each lane of the warp has two neighbouring pairs in every
-// 64, four at most.
+// Row r of `qkv` is rotated by row r of the tables. Each lane of the warp has two neighboring pairs in every 64, four at
+// most.
 template <typename T>
 INLINE void qk_norm_rope(typename T::Stored* qkv, const float* q_norm, const float* k_norm,
                          const float* cosines, const float* sines, u32 n_rows, u32 n_heads,
@@ -80,7 +80,7 @@ INLINE void qk_norm_rope(typename T::Stored* qkv, const float* q_norm, const flo
     u32 row = static_cast<u32>(idx / (n_heads + n_kv_heads));
     u32 head = static_cast<u32>(idx % (n_heads + n_kv_heads));
     bool is_query = head < n_heads;
-    // The whole warp leaves together.
+    // All lanes of the warp return together.
     if (row >= n_rows || (is_query && row < first_query)) return;
     u32 half = head_dim / 2;
     typename T::Stored* low = qkv + static_cast<size_t>(row) * stride + head * head_dim;
@@ -119,8 +119,7 @@ INLINE void qk_norm_rope(typename T::Stored* qkv, const float* q_norm, const flo
     }
 }
 
-// out = silu(gate) · up, where a row of `gate_up` is its gates and then its ups. A thread has 16 bytes of a
-// row of `out`.
+// out = silu(gate) · up, where a row of `gate_up` has its gates and then its ups. A thread writes 16 bytes of a row.
 template <typename T>
 INLINE void swiglu(const typename T::Stored* gate_up, typename T::Stored* out, u32 n_columns,
                    u32 in_stride, u32 out_stride) {
@@ -147,7 +146,7 @@ INLINE void bias(const float* bias, typename T::Stored* out, u32 n_columns, u32 
     *value = T::round(add ? T::widen(*value) + bias[column] : bias[column]);
 }
 
-// out = x, values of any type of this size.
+// out = x, for every type of this size.
 template <typename Value>
 INLINE void copy_rows(const Value* x, Value* out, u32 n_columns, u32 x_stride, u32 out_stride) {
     u32 column = blockIdx.y * blockDim.x + threadIdx.x;
@@ -156,8 +155,7 @@ INLINE void copy_rows(const Value* x, Value* out, u32 n_columns, u32 x_stride, u
         x[static_cast<size_t>(blockIdx.x) * x_stride + column];
 }
 
-// Row r of out = row rows[r] of the table, in f32. A block for each row, four neighbours for a thread at a
-// time.
+// Row r of out = row rows[r] of the table, in f32, with a block for each row. A thread copies four neighbors at a time.
 template <typename T>
 INLINE void gather_rows(const typename T::Stored* table, const u32* rows, float* out, u32 n_columns,
                         u32 table_stride, u32 out_stride) {

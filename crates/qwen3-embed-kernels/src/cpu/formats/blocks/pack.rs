@@ -1,21 +1,19 @@
-//! Weights in blocks of few bits, in the order in which products read them.
+//! Packs weights of few bits. In a panel, each block has the parts that [`Bits`] describes, each for all columns.
 
 use rayon::prelude::*;
 
-use super::aligned::Aligned;
-use super::packed::Place;
-use super::product::{BLOCK, Bits, parts_of};
+use super::bits::{BLOCK, Bits};
+use crate::cpu::aligned::Aligned;
+use crate::cpu::panels::PanelGrid;
 
-/// Panels of blocks, each in bits of its own.
-#[derive(Debug, Clone)]
+/// Panels of blocks. All columns of a panel have the same bits.
+#[derive(Debug)]
 pub(super) struct BlockPanels {
-    bytes: Aligned<u8>,
+    pub(super) bytes: Aligned<u8>,
     panels: Vec<BlockPanel>,
-    /// What activations are multiplied with before they are brought into 8 bits.
-    pub(super) columns: Option<Vec<f32>>,
 }
 
-/// Where a panel lies.
+/// The bits of a panel, and its range of bytes.
 #[derive(Debug, Clone, Copy)]
 struct BlockPanel {
     bits: Bits,
@@ -23,11 +21,11 @@ struct BlockPanel {
     size: usize,
 }
 
-/// One row of a weight in blocks, to be written: see [`Bits`] for what its parts are. Each is as long as the
-/// bits ask for; without minima there is no `m` and no `n`.
+/// One row of a weight in blocks: see [`Bits`] for the meaning of its parts. `m` and `minima` are empty if the bits
+/// have no minima.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct BlockRow {
-    /// The whole numbers `q`, I of them.
+    /// The integers `q`, I of them.
     pub values: Vec<u8>,
     /// `s` of each group.
     pub scales: Vec<i8>,
@@ -55,25 +53,24 @@ impl BlockRow {
 }
 
 impl BlockPanels {
-    /// Fills panels, in parallel: `read_row(o, row)` writes the weight's row `o`, which is in `bits(o)`. `None`
-    /// if I is not whole blocks, or rows in different bits would share a panel.
+    /// Packs a weight, in parallel: `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. `None` if I
+    /// is not a multiple of [`BLOCK`], or if rows with different bits would share a panel.
     pub(super) fn pack(
-        place: Place,
-        columns: Option<Vec<f32>>,
+        grid: PanelGrid,
         bits: impl Fn(usize) -> Bits,
         read_row: impl Fn(usize, &mut BlockRow) + Sync,
     ) -> Option<Self> {
-        let n_columns = place.panel_columns();
-        let row_at = place.rows_at_columns();
-        let mut panels = Vec::with_capacity(place.n_panels());
+        let n_columns = grid.panel_columns();
+        let row_at = grid.rows_at_columns();
+        let mut panels = Vec::with_capacity(grid.n_panels());
         let mut end = 0;
         for rows in row_at.chunks(n_columns) {
             let mut of_rows = rows.iter().flatten().map(|&o| bits(o));
             let bits = of_rows.next()?;
-            if !place.n_in.is_multiple_of(BLOCK) || of_rows.any(|other| other != bits) {
+            if !grid.n_in.is_multiple_of(BLOCK) || of_rows.any(|other| other != bits) {
                 return None;
             }
-            let size = place.n_in / BLOCK * bits.packed_size() * n_columns;
+            let size = grid.n_in / BLOCK * bits.packed_size() * n_columns;
             panels.push(BlockPanel { bits, start: end, size });
             end += size;
         }
@@ -81,12 +78,12 @@ impl BlockPanels {
         let mut rest = &mut *bytes;
         let mut tasks = Vec::with_capacity(panels.len());
         for (panel, rows) in panels.iter().zip(row_at.chunks(n_columns)) {
-            let (bytes, behind) = rest.split_at_mut(panel.size);
+            let (bytes, after) = rest.split_at_mut(panel.size);
             tasks.push((panel.bits, rows, bytes));
-            rest = behind;
+            rest = after;
         }
         tasks.into_par_iter().for_each(|(bits, rows, panel)| {
-            let mut row = BlockRow::new(bits, place.n_in);
+            let mut row = BlockRow::new(bits, grid.n_in);
             for (column, o) in rows.iter().enumerate() {
                 if let Some(o) = *o {
                     read_row(o, &mut row);
@@ -94,54 +91,48 @@ impl BlockPanels {
                 }
             }
         });
-        Some(Self { bytes, panels, columns })
+        Some(Self { bytes, panels })
     }
 
-    /// Bytes of all panels.
-    pub(super) fn n_bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// A panel, and its bits.
+    /// The bits of a panel, and its bytes.
     pub(super) fn panel(&self, panel_idx: usize) -> (Bits, &[u8]) {
         let BlockPanel { bits, start, size } = self.panels[panel_idx];
         (bits, &self.bytes[start..start + size])
     }
 
-    /// The panels for another kernel set. Absent if rows in different bits would share a panel there.
-    pub(super) fn repacked(&self, from: Place, place: Place) -> Option<Self> {
-        let at = |o: usize| (from.column(o) / from.panel_columns(), from.column(o));
-        let bits = |o| self.panel(at(o).0).0;
-        Self::pack(place, self.columns.clone(), bits, |o, row| {
-            let (panel_idx, column) = at(o);
+    /// The panels for another kernel set. `None` if rows with different bits would share a panel there.
+    pub(super) fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Option<Self> {
+        let bits = |o| self.panel(from.position(o).0).0;
+        Self::pack(to, bits, |o, row| {
+            let (panel_idx, column) = from.position(o);
             let (bits, panel) = self.panel(panel_idx);
-            read_column(bits, row, panel, [column % from.panel_columns(), from.panel_columns()]);
+            read_column(bits, row, panel, [column, from.panel_columns()]);
         })
     }
 }
 
-/// Where value `k` of a block is among bytes that have `bits` of each, `8 / bits` quads apart: the byte, and the
-/// first bit.
-fn place_of_bits(bits: usize, k: usize, [column, n_columns]: [usize; 2]) -> (usize, usize) {
+/// The byte with value `k` of a block, and the value's first bit in it, where each value has `bits` bits and a byte has
+/// values of `8 / bits` neighboring quads.
+fn position_of_bits(bits: usize, k: usize, [column, n_columns]: [usize; 2]) -> (usize, usize) {
     let (quad, per_byte) = (k / 4, 8 / bits);
     ((quad / per_byte * n_columns + column) * 4 + k % 4, quad % per_byte * bits)
 }
 
-/// Writes a row into a column of a panel of zeros.
-fn write_column(bits: Bits, row: &BlockRow, panel: &mut [u8], place: [usize; 2]) {
-    let [column, n_columns] = place;
+/// Writes a row to a column of a panel, which must be zero.
+fn write_column(bits: Bits, row: &BlockRow, panel: &mut [u8], position: [usize; 2]) {
+    let [column, n_columns] = position;
     for (block, out) in panel.chunks_exact_mut(bits.packed_size() * n_columns).enumerate() {
         let mut rest = out;
         let [nibbles, upper, scales, minima, d, m] = bits.parts().map(|size| {
-            let (part, behind) = std::mem::take(&mut rest).split_at_mut(size * n_columns);
-            rest = behind;
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(size * n_columns);
+            rest = after;
             part
         });
         for (k, &value) in row.values[block * BLOCK..][..BLOCK].iter().enumerate() {
-            let (byte, shift) = place_of_bits(4, k, place);
+            let (byte, shift) = position_of_bits(4, k, position);
             nibbles[byte] |= (value & 15) << shift;
             if bits.upper() > 0 {
-                let (byte, shift) = place_of_bits(bits.upper(), k, place);
+                let (byte, shift) = position_of_bits(bits.upper(), k, position);
                 upper[byte] |= (value >> 4 & ((1 << bits.upper()) - 1)) << shift;
             }
         }
@@ -160,16 +151,16 @@ fn write_column(bits: Bits, row: &BlockRow, panel: &mut [u8], place: [usize; 2])
     }
 }
 
-/// Reads a row back from a column of a panel.
-fn read_column(bits: Bits, row: &mut BlockRow, panel: &[u8], place: [usize; 2]) {
-    let [column, n_columns] = place;
+/// Reads a row from a column of a panel.
+fn read_column(bits: Bits, row: &mut BlockRow, panel: &[u8], position: [usize; 2]) {
+    let [column, n_columns] = position;
     for (block, packed) in panel.chunks_exact(bits.packed_size() * n_columns).enumerate() {
-        let [nibbles, upper, scales, minima, d, m] = parts_of(bits, n_columns, packed);
+        let [nibbles, upper, scales, minima, d, m] = bits.split(n_columns, packed);
         for (k, value) in row.values[block * BLOCK..][..BLOCK].iter_mut().enumerate() {
-            let (byte, shift) = place_of_bits(4, k, place);
+            let (byte, shift) = position_of_bits(4, k, position);
             *value = nibbles[byte] >> shift & 15;
             if bits.upper() > 0 {
-                let (byte, shift) = place_of_bits(bits.upper(), k, place);
+                let (byte, shift) = position_of_bits(bits.upper(), k, position);
                 *value |= (upper[byte] >> shift & ((1 << bits.upper()) - 1)) << 4;
             }
         }

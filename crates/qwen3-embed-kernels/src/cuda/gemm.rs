@@ -1,29 +1,28 @@
-//! Matrix products, as cuBLAS is asked for them.
+//! Matrix multiplications, as arguments of cuBLAS.
 
 use std::ops::Range;
 
 use super::{Shape, at_most};
 use crate::Result;
 
-/// A product `out = x · weightᵀ` as cuBLAS sees it, which thinks in columns: the matrix that it calls C is
-/// `outᵀ`, [O, T], its A is the weight, transposed, and its B is `xᵀ`.
+/// A product `out = x · weightᵀ` in the column-major terms of cuBLAS: C is `outᵀ`, [O, T], A is the transposed weight, and
+/// B is `xᵀ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Product {
+pub(crate) struct Gemm {
     /// Rows of C: columns of `out` that are computed.
     pub(crate) m: i32,
     /// Columns of C: rows of `out`.
     pub(crate) n: i32,
-    /// What is summed over.
+    /// Length of the sums.
     pub(crate) k: i32,
     /// Elements between the columns of A, B and C.
     pub(crate) strides: [i32; 3],
-    /// Where A and C begin, in elements.
+    /// Offsets of A and C, in elements.
     pub(crate) offsets: [usize; 2],
 }
 
-impl Product {
-    /// The product of rows with some rows of a weight [O, I] without gaps, which gives these columns of
-    /// `out`.
+impl Gemm {
+    /// The product of `x` with the rows of a contiguous weight [O, I] that give these columns of `out`.
     pub(crate) fn new(x: Shape, columns: Range<usize>, out: Shape) -> Result<Self> {
         let size = |value: usize| -> Result<i32> {
             at_most("linear", "a size", value, i32::MAX as usize)?;
@@ -48,8 +47,8 @@ impl Product {
 mod tests {
     use super::*;
 
-    /// What cuBLAS does with `op(A) = Aᵀ` and `op(B) = B`, both stored column by column.
-    fn gemm(p: &Product, a: &[f64], b: &[f64], c: &mut [f64]) {
+    /// The computation of cuBLAS with `op(A) = Aᵀ` and `op(B) = B`, both column-major.
+    fn gemm(p: &Gemm, a: &[f64], b: &[f64], c: &mut [f64]) {
         let [lda, ldb, ldc] = p.strides.map(|stride| stride as usize);
         let (a, c) = (&a[p.offsets[0]..], &mut c[p.offsets[1]..]);
         for column in 0..p.n as usize {
@@ -61,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_of_a_product_are_where_they_belong() {
+    fn computes_the_given_columns_of_a_product() {
         let (n_rows, n_in, n_out) = (3, 5, 4);
         // Rows of x and of the result have gaps.
         let x = Shape { n_rows, n_columns: n_in, stride: 7 };
@@ -70,7 +69,7 @@ mod tests {
         let (a, b) = (values(n_out * n_in), values(n_rows * x.stride));
         for columns in [0..4, 1..3, 3..4, 2..2] {
             let mut c = vec![f64::NAN; n_rows * out.stride];
-            let product = Product::new(x, columns.clone(), out).unwrap();
+            let product = Gemm::new(x, columns.clone(), out).unwrap();
             gemm(&product, &a, &b, &mut c);
             assert_eq!(product.is_empty(), columns.is_empty());
             for (at, &got) in c.iter().enumerate() {

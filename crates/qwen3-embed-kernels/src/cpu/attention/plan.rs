@@ -1,0 +1,123 @@
+//! The division of an attention call into parts that are packed and tasks that are computed.
+
+use std::ops::Range;
+
+use super::heads::Heads;
+use crate::cpu::activations::RowsMut;
+use crate::cpu::aligned::Aligned;
+use crate::cpu::scalar::FloatScalar;
+use crate::{Queries, Ragged, SegmentKind};
+
+/// Keys of a block: a multiple of the columns of a panel in every kernel set. The packed keys and values of a segment
+/// start at the beginning of the block in which the segment begins, and include keys and values of the segments that it
+/// continues.
+pub const KEY_BLOCK: usize = 128;
+
+/// Rows of a block of queries at most: queries times the query heads of a key/value head. A block has at least one
+/// query.
+const QUERY_ROWS: usize = 48;
+
+/// Keys and values of a batch, packed as the right operands of products.
+#[derive(Debug, Default)]
+pub(super) struct PackedKeyValues<T> {
+    /// For each part: [panels of keys, steps of D, columns, values of a step].
+    pub(super) keys: Aligned<T>,
+    /// For each part: [panels of dimensions, steps of keys, columns, values of a step].
+    pub(super) values: Aligned<T>,
+}
+
+/// The packed keys and values of one key/value head of one segment. The parts of the heads of a segment follow one
+/// another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KeyValuePart {
+    pub(super) segment: usize,
+    pub(super) kv_head: usize,
+    /// Position of the first packed token, which begins a block of keys.
+    pub(super) first: usize,
+    /// Packed tokens.
+    pub(super) n_tokens: usize,
+    /// Where the packed keys begin.
+    pub(super) keys: usize,
+    /// Where the packed values begin.
+    pub(super) values: usize,
+}
+
+impl KeyValuePart {
+    /// The size of the packed keys.
+    pub(super) fn key_size(&self, heads: Heads, columns: usize) -> usize {
+        self.n_tokens.next_multiple_of(columns) * heads.head_dim
+    }
+
+    /// The size of the packed values, if a step has `depth` of them.
+    pub(super) fn value_size(&self, heads: Heads, columns: usize, depth: usize) -> usize {
+        self.n_tokens.next_multiple_of(depth) * heads.head_dim.next_multiple_of(columns)
+    }
+}
+
+/// A block of queries of one segment, for the query heads of one key/value head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueryTask {
+    pub(super) part: usize,
+    /// Position of the first query in the text.
+    pub(super) first: usize,
+    pub(super) n_queries: usize,
+}
+
+/// The operands of a call.
+pub(super) struct AttentionCall<'a> {
+    pub(super) qkv: &'a [f32],
+    pub(super) batch: &'a Ragged,
+    pub(super) queries: Queries,
+    pub(super) heads: Heads,
+    /// Columns of a panel.
+    pub(super) columns: usize,
+    pub(super) out: &'a RowsMut<'a>,
+}
+
+impl AttentionCall<'_> {
+    /// Divides the batch into parts and tasks. Returns the sizes of all packed keys and of all packed values.
+    pub(super) fn divide<T: FloatScalar>(
+        &self,
+        parts: &mut Vec<KeyValuePart>,
+        tasks: &mut Vec<QueryTask>,
+    ) -> [usize; 2] {
+        let most = (QUERY_ROWS / self.heads.group()).max(1);
+        let (mut keys, mut values) = (0, 0);
+        parts.clear();
+        tasks.clear();
+        for segment in 0..self.batch.n_segments() {
+            let positions = self.batch.positions_of(segment);
+            let first = positions.start / KEY_BLOCK * KEY_BLOCK;
+            let with_queries = self.with_queries(segment, positions.clone());
+            // Other segments read only whole blocks of this one.
+            let end = match with_queries.is_empty() {
+                true => positions.end / KEY_BLOCK * KEY_BLOCK,
+                false => positions.end,
+            };
+            let n_tokens = end - first;
+            // Tasks get shares that are as equal as whole queries allow.
+            let share = with_queries.len().div_ceil(with_queries.len().div_ceil(most).max(1));
+            for kv_head in 0..self.heads.n_kv_heads {
+                let part = KeyValuePart { segment, kv_head, first, n_tokens, keys, values };
+                keys += part.key_size(self.heads, self.columns);
+                values += part.value_size(self.heads, self.columns, T::DEPTH);
+                tasks.extend(with_queries.clone().step_by(share.max(1)).map(|first| {
+                    let n_queries = share.min(with_queries.end - first);
+                    QueryTask { part: parts.len(), first, n_queries }
+                }));
+                parts.push(part);
+            }
+        }
+        [keys, values]
+    }
+
+    /// The positions of a segment that have queries, of all its `positions`.
+    fn with_queries(&self, segment: usize, positions: Range<usize>) -> Range<usize> {
+        let end = positions.end;
+        match (self.batch.segment(segment).kind, self.queries) {
+            (SegmentKind::Text, Queries::Last) => end - 1..end,
+            (SegmentKind::Text | SegmentKind::Inner, Queries::All) => positions,
+            (SegmentKind::Given, _) | (SegmentKind::Inner, Queries::Last) => end..end,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Weights in 4, 5 or 6 bits, as GGUF files store them, for activations in 8 bits.
+//!
+//! Both are in blocks of [`BLOCK`] values of `k`. [`Bits`] describes the blocks of weights. Before rows are multiplied
+//! with a panel, the panel is unpacked into bytes. A block of activations has one scale and, after it, the sums of its
+//! values that `m` and the offset of 6-bit weights are multiplied with.
+//!
+//! AVX2 adds the products of two unsigned and two signed bytes in 16 bits. With 4-bit weights the sum is at most
+//! 2 · 15 · 127, so that eight such sums, of 32 values, can be added without overflow, and four sums with 5-bit weights.
+//! A 6-bit weight is `q - 32`: sums begin with `-32 · Σ a`, may wrap around, and end within 32 · 127 · 8 < 2^15 after
+//! four additions.
+//!
+//! ```text
+//! for each block of k:
+//!     for each part of the block whose sums fit in 16 bits:
+//!         for each quad of the part:
+//!             partial[row] += row[quad] · panel[quad]                        i8 · u8, in i16
+//!         products[row] += partial[row] · s                                  in i32
+//!     minima[row] = the groups' Σ a · n                                      in i32
+//!     sums[row] += (d · f32(products[row]) - m · f32(minima[row])) · row's scale
+//! ```
+//!
+//! The products of a block are at most 256 · 32 · 127 · 128 < 2^27 in magnitude, its minima 256 · 127 · 255 < 2^23.
+//! CPUs with an instruction that adds the products of four bytes in 32 bits have 32-bit partial sums instead.
+
+mod activations;
+mod bits;
+mod kernel;
+mod pack;
+mod unpack;
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use self::activations::{BLOCK_ROW, QuantizeRow};
+use self::kernel::BlocksKernel;
+use self::pack::BlockPanels;
+use self::unpack::{unpack, unpacked_panel_size};
+use super::WeightFormat;
+use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
+use crate::cpu::aligned::Aligned;
+use crate::cpu::arithmetic::Arithmetic;
+use crate::cpu::dispatch::Kernels;
+use crate::cpu::gemm::GemmTask;
+use crate::cpu::packed::PackedWeight;
+use crate::cpu::panels::{Layout, PanelGrid};
+use crate::cpu::quantize::{GAP, rows_of};
+use crate::cpu::simd::{Simd, SimdOp};
+use crate::cpu::tile::{Prefetch, TileKernel};
+
+pub use self::bits::{BLOCK, Bits};
+pub use self::pack::BlockRow;
+
+impl PackedWeight {
+    /// Packs a weight [O, I] that is already quantized to blocks of few bits, for activations in 8 bits, in parallel on
+    /// rayon's current pool. `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. Activations are
+    /// multiplied with `columns`, if there are any, before they are quantized.
+    ///
+    /// `None` if I is not a multiple of [`BLOCK`], or if rows with different bits would be in one panel.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`], if a row is not of this size, or if `columns` is not `[I]`.
+    pub fn pack_blocks(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        columns: Option<&[f32]>,
+        bits: impl Fn(usize) -> Bits,
+        read_row: impl Fn(usize, &mut BlockRow) + Sync,
+    ) -> Option<Self> {
+        assert!(columns.is_none_or(|columns| columns.len() == n_in), "columns are [I = {n_in}]");
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        let panels = BlockPanels::pack(grid, bits, read_row)?;
+        let columns = columns.map(<[f32]>::to_vec);
+        Some(Self::new(grid, BlocksWeight { panels, columns }))
+    }
+}
+
+/// A weight in blocks of few bits, for activations in 8 bits.
+#[derive(Debug)]
+struct BlocksWeight {
+    panels: BlockPanels,
+    /// Factors of the input features, with which activations are multiplied before they are quantized.
+    columns: Option<Vec<f32>>,
+}
+
+impl WeightFormat for BlocksWeight {
+    fn n_bytes(&self) -> usize {
+        self.panels.bytes.len()
+    }
+
+    fn quantize<'a>(
+        &self,
+        kernels: &Kernels,
+        x: Rows<'a>,
+        buffer: &'a mut QuantizeBuffer,
+    ) -> Rows<'a> {
+        let row_size = x.n_columns / BLOCK * BLOCK_ROW;
+        let columns = self.columns.as_deref();
+        rows_of(&mut buffer.i8, x.n_rows, row_size).enumerate().for_each(|(i, out)| {
+            kernels.run(QuantizeRow { x: x.row(i), columns, out });
+        });
+        let values = Values::Quantized(Quantized { arithmetic: Arithmetic::Blocks, buffer });
+        Rows { values, n_rows: x.n_rows, n_columns: x.n_columns, stride: row_size + GAP }
+    }
+
+    fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
+        let x = &task.x.quantized_for(Arithmetic::Blocks).i8;
+        let mut unpacked = UNPACKED.take();
+        let room = &mut unpacked;
+        kernels.run(MultiplyBlocks { x, panels: &self.panels, unpacked: room, task });
+        UNPACKED.set(unpacked);
+    }
+
+    fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
+        let panels = self.panels.repacked(from, to).expect("the panels have the same bits");
+        Box::new(Self { panels, columns: self.columns.clone() })
+    }
+}
+
+thread_local! {
+    /// A buffer for an unpacked panel, kept so that tasks do not allocate.
+    static UNPACKED: RefCell<Aligned<u8>> = RefCell::default();
+}
+
+/// Computes a task, whose panels are unpacked one after the other.
+struct MultiplyBlocks<'a> {
+    x: &'a [i8],
+    panels: &'a BlockPanels,
+    unpacked: &'a mut Aligned<u8>,
+    task: &'a GemmTask<'a>,
+}
+
+impl SimdOp for MultiplyBlocks<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, panels, unpacked, task } = self;
+        for panel_idx in task.panels.clone() {
+            let (bits, packed) = panels.panel(panel_idx);
+            let size = unpacked_panel_size::<S>(bits, task.x.n_columns);
+            unpacked.reserve(size);
+            let panel = &mut unpacked[..size];
+            unpack(s, bits, packed, panel);
+            let next = Prefetch { start: packed.as_ptr_range().end, size: packed.len() };
+            let panel = (panel_idx, &*panel);
+            match bits {
+                Bits::Four => multiply_panel(s, BlocksKernel::<8, false>, task, x, panel, next),
+                Bits::Five => multiply_panel(s, BlocksKernel::<4, false>, task, x, panel, next),
+                Bits::Six => multiply_panel(s, BlocksKernel::<4, true>, task, x, panel, next),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_panel<S: Simd, K: TileKernel<Left = i8, Right = u8>>(
+    s: S,
+    kernel: K,
+    task: &GemmTask<'_>,
+    x: &[i8],
+    panel: (usize, &[u8]),
+    next: Prefetch,
+) {
+    // SAFETY: `BlocksWeight::quantize` has written all rows with their scales and sums, and the panel was unpacked for
+    // as many values of `k`.
+    unsafe { task.multiply_panel(s, kernel, x, panel, next, None) };
+}

@@ -1,0 +1,262 @@
+//! Weights and activations in 8 bits, for CPUs that multiply four pairs of bytes with one instruction.
+//!
+//! Both have a scale for each group of [`BYTE_GROUP`] values of `k`. The instruction multiplies unsigned bytes with
+//! signed bytes: a weight `w` from −127 to 127 is stored as `w + 128`. After each group of activations `a` comes the
+//! correction for that offset, `-128 · Σ a`, with which the sum of the group begins:
+//!
+//! ```text
+//! for each group of k:
+//!     products[row] = -128 · Σ row[group]
+//!     for each quad of the group:
+//!         products[row] += row[quad] · panel[quad]       i8 · u8, in i32
+//!     sums[row] += f32(products[row]) · (row's scale · panel's scales)
+//! ```
+//!
+//! Intermediate sums are at most 64 · 127 · (128 + 255) < 2^22 in magnitude, and the sum of a group is at most
+//! 64 · 127² < 2^20, an integer that f32 represents exactly.
+
+use rayon::prelude::*;
+
+use super::WeightFormat;
+use super::groups::{WeightByte, group_size, pack_quantized, padded, panel_size, repack};
+use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
+use crate::cpu::aligned::Aligned;
+use crate::cpu::arithmetic::Arithmetic;
+use crate::cpu::dispatch::Kernels;
+use crate::cpu::gemm::{GemmTask, MultiplyPanels};
+use crate::cpu::packed::PackedWeight;
+use crate::cpu::panels::{Layout, PanelGrid};
+use crate::cpu::quantize::{GAP, multiples, rows_of};
+use crate::cpu::rotation::{ROTATION, rotate, rotated};
+use crate::cpu::scalar::FloatScalar;
+use crate::cpu::simd::{Simd, SimdOp, TileSums};
+use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
+
+/// Input features that share a scale in [`Arithmetic::Bytes`].
+pub const BYTE_GROUP: usize = 64;
+
+impl PackedWeight {
+    /// Packs a weight [O, I] in 8 bits for activations in 8 bits, in parallel on rayon's current pool.
+    /// `read_row(o, row)` writes the `I` values of the row `o` of the weight. Each group of [`BYTE_GROUP`] of them
+    /// becomes integers from −127 to 127 and a scale. With `is_rotated`, weights and activations are
+    /// [rotated](rotate) before they are quantized.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`], or if `is_rotated` and I is not a multiple of [`ROTATION`].
+    pub fn pack_bytes(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        is_rotated: bool,
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        assert!(
+            !is_rotated || n_in.is_multiple_of(ROTATION),
+            "rotation needs I to be a multiple of {ROTATION}, got {n_in}"
+        );
+        let read = |o: usize, row: &mut [f32]| {
+            read_row(o, row);
+            if is_rotated {
+                rotate(row);
+            }
+        };
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        Self::new(grid, BytesWeight { panels: pack_quantized(grid, &[], read), is_rotated })
+    }
+}
+
+/// A weight in 8 bits, for activations in 8 bits.
+#[derive(Debug)]
+struct BytesWeight {
+    panels: Aligned<u8>,
+    /// Whether the weight is rotated, so that activations have to be.
+    is_rotated: bool,
+}
+
+impl WeightByte for u8 {
+    const GROUP: usize = BYTE_GROUP;
+
+    fn from_weight(weight: i8) -> Self {
+        weight.cast_unsigned() ^ 128
+    }
+
+    fn weight(self) -> i8 {
+        (self ^ 128).cast_signed()
+    }
+
+    fn from_bits(bits: u8) -> Self {
+        bits
+    }
+
+    fn bits(self) -> u8 {
+        self
+    }
+}
+
+impl WeightFormat for BytesWeight {
+    fn n_bytes(&self) -> usize {
+        self.panels.len()
+    }
+
+    fn n_k(&self, n_in: usize) -> usize {
+        padded::<u8>(n_in, 0)
+    }
+
+    fn quantize<'a>(
+        &self,
+        kernels: &Kernels,
+        x: Rows<'a>,
+        buffer: &'a mut QuantizeBuffer,
+    ) -> Rows<'a> {
+        let (n_k, is_rotated) = (self.n_k(x.n_columns), self.is_rotated);
+        let row_size = n_k / BYTE_GROUP * ROW_GROUP;
+        rows_of(&mut buffer.i8, x.n_rows, row_size).enumerate().for_each(|(i, out)| {
+            kernels.run(QuantizeRow { x: x.row(i), is_rotated, out });
+        });
+        let values = Values::Quantized(Quantized { arithmetic: Arithmetic::Bytes, buffer });
+        Rows { values, n_rows: x.n_rows, n_columns: n_k, stride: row_size + GAP }
+    }
+
+    fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
+        kernels.run(MultiplyPanels {
+            kernel: BytesKernel,
+            x: &task.x.quantized_for(Arithmetic::Bytes).i8,
+            panels: &self.panels,
+            panel_size: panel_size::<u8>(task.grid, task.x.n_columns),
+            row_scales: None,
+            task,
+        });
+    }
+
+    fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
+        let panels = repack(&self.panels, from, to, 0);
+        Box::new(Self { panels, is_rotated: self.is_rotated })
+    }
+}
+
+/// The offset of the scale, an f32, in a group of a row of activations.
+const SCALE: usize = BYTE_GROUP;
+
+/// The offset of the correction, an i32.
+const CORRECTION: usize = SCALE + size_of::<f32>();
+
+/// Bytes of a group of a row of activations.
+const ROW_GROUP: usize = CORRECTION + size_of::<i32>();
+
+/// Quantizes a row in groups, each to multiples of the scale after it. The row is rotated first if `is_rotated`.
+struct QuantizeRow<'a> {
+    x: Values<'a>,
+    is_rotated: bool,
+    out: &'a mut [i8],
+}
+
+impl SimdOp for QuantizeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match (self.x, self.is_rotated) {
+            (Values::F32(x), false) => quantize_groups(s, x, self.out),
+            (Values::Bf16(x), false) => quantize_groups(s, x, self.out),
+            (Values::F32(x), true) => quantize_rotated_groups(s, x, self.out),
+            (Values::Bf16(x), true) => quantize_rotated_groups(s, x, self.out),
+            (Values::Quantized(_), _) => unreachable!("`Rows::row` returns f32 or bf16"),
+        }
+    }
+}
+
+/// [`quantize_groups`] of a row that is rotated first. Its length is a multiple of [`ROTATION`].
+#[inline(always)]
+fn quantize_rotated_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
+    let blocks = out.chunks_exact_mut(ROTATION / BYTE_GROUP * ROW_GROUP);
+    for (x, out) in x.chunks_exact(ROTATION).zip(blocks) {
+        quantize_groups(s, &rotated(s, x), out);
+    }
+}
+
+#[inline(always)]
+fn quantize_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
+    for (x, group) in x.chunks(BYTE_GROUP).zip(out.as_chunks_mut::<ROW_GROUP>().0) {
+        let (values, padding) = group.split_at_mut(x.len());
+        padding.fill(0);
+        let scale = multiples(s, x, values);
+        finish_group(group, scale);
+    }
+}
+
+/// Writes the scale of a group and its correction after its values.
+#[inline(always)]
+fn finish_group(group: &mut [i8; ROW_GROUP], scale: f32) {
+    let mut sum = 0;
+    for &value in &group[..BYTE_GROUP] {
+        sum += i32::from(value);
+    }
+    let [scale, correction] = [scale.to_bits(), (-128 * sum) as u32];
+    group[SCALE..CORRECTION].copy_from_slice(&scale.to_ne_bytes().map(|byte| byte as i8));
+    group[CORRECTION..].copy_from_slice(&correction.to_ne_bytes().map(|byte| byte as i8));
+}
+
+/// i8 times u8.
+#[derive(Clone, Copy)]
+struct BytesKernel;
+
+impl TileKernel for BytesKernel {
+    type Left = i8;
+    type Right = u8;
+    type Sums<S: Simd> = S::IntTile;
+    const STEP: usize = 4;
+
+    #[inline(always)]
+    unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]) {
+        // SAFETY: the caller's promise.
+        with_rows!(<S::IntTile as TileSums<S::V>>::ROWS, sums, R => unsafe {
+            bytes_sums::<S, R>(s, tile)
+        });
+    }
+}
+
+/// The sums of a tile of `R` rows.
+///
+/// # Safety
+///
+/// As of [`TileKernel::fill`].
+#[inline(always)]
+unsafe fn bytes_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i8, u8>) -> [[S::V; 2]; R] {
+    let columns = panel_columns::<S>();
+    let mut sums = [[s.splat(0.0); 2]; R];
+    for group in 0..tile.n_k / BYTE_GROUP {
+        let mut products = [[s.zeros(); 2]; R];
+        // SAFETY: the caller's promise, for the quads of the group in every row and in the panel, and for the scales
+        // and corrections after them.
+        unsafe {
+            let rows = tile.rows();
+            let at = group * ROW_GROUP;
+            let panel = tile.panel.add(group * group_size::<u8>(columns));
+            for (row, products) in products.iter_mut().enumerate() {
+                let correction = rows.at(row, at + CORRECTION).cast::<i32>();
+                *products = [s.splat_i32(correction.read_unaligned()); 2];
+            }
+            for k in (0..BYTE_GROUP).step_by(4) {
+                tile.prefetch(s, (group * BYTE_GROUP + k) / 4);
+                let quads = panel.add(k * columns);
+                let b = [s.load_quads(quads), s.load_quads(quads.add(4 * S::LANES))];
+                for (row, products) in products.iter_mut().enumerate() {
+                    let a = s.splat_quad(rows.at(row, at + k));
+                    products[0] = s.dot_quads(b[0], a, products[0]);
+                    products[1] = s.dot_quads(b[1], a, products[1]);
+                }
+            }
+            let scales = panel.add(BYTE_GROUP * columns).cast::<f32>();
+            let scales = [s.load(scales), s.load(scales.add(S::LANES))];
+            for (row, (sums, products)) in sums.iter_mut().zip(products).enumerate() {
+                let scale = rows.at(row, at + SCALE).cast::<f32>();
+                let scale = s.splat(scale.read_unaligned());
+                let scales = [s.mul(scales[0], scale), s.mul(scales[1], scale)];
+                sums[0] = s.mul_add(s.to_f32(products[0]), scales[0], sums[0]);
+                sums[1] = s.mul_add(s.to_f32(products[1]), scales[1], sums[1]);
+            }
+        }
+    }
+    sums
+}

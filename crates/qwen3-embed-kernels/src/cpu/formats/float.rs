@@ -1,0 +1,376 @@
+//! Weights in f32 and in bf16, and products of floating-point values, summed in f32.
+//!
+//! Panels are row-major [panels, steps of I, columns of a panel, values of a step]. A step is one `k` for f32, and a pair
+//! of them for bf16, which lie side by side in each column of the panel. The second value of a pair is added first, as
+//! the instruction for pairs of bf16 does it.
+
+use half::bf16;
+
+use super::WeightFormat;
+use crate::cpu::activations::Values;
+use crate::cpu::aligned::Aligned;
+use crate::cpu::dispatch::Kernels;
+use crate::cpu::gemm::{GemmTask, MultiplyPanels};
+use crate::cpu::packed::PackedWeight;
+use crate::cpu::panels::{Layout, PanelGrid};
+use crate::cpu::scalar::Scalar;
+use crate::cpu::simd::{FloatOps, Simd, TileSums};
+use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
+
+impl PackedWeight {
+    /// Packs a weight [O, I] in f32, in parallel on rayon's current pool. `read_row(o, row)` writes the `I` values of
+    /// the row `o` of the weight.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`].
+    pub fn pack_f32(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        Self::new(grid, F32Weight(pack(grid, read_row)))
+    }
+
+    /// Packs a weight [O, I] in bf16, in parallel on rayon's current pool. `read_row(o, row)` writes the `I` values of
+    /// the row `o` of the weight.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`].
+    pub fn pack_bf16(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [bf16]) + Sync,
+    ) -> Self {
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        Self::new(grid, Bf16Weight(pack(grid, read_row)))
+    }
+}
+
+/// A weight in f32, for activations in f32.
+#[derive(Debug)]
+struct F32Weight(Aligned<f32>);
+
+/// A weight in bf16, for activations in f32 or bf16.
+#[derive(Debug)]
+struct Bf16Weight(Aligned<bf16>);
+
+impl WeightFormat for F32Weight {
+    fn n_bytes(&self) -> usize {
+        size_of_val(&self.0[..])
+    }
+
+    fn accepts_bf16(&self) -> bool {
+        false
+    }
+
+    fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
+        let Values::F32(x) = task.x.values else { panic!("a weight in f32 multiplies f32") };
+        multiply(kernels, F32Kernel, x, &self.0, task);
+    }
+
+    fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
+        Box::new(Self(pack(to, |o, row| unpack_row(&self.0, from, o, row))))
+    }
+}
+
+impl WeightFormat for Bf16Weight {
+    fn n_bytes(&self) -> usize {
+        size_of_val(&self.0[..])
+    }
+
+    fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
+        match task.x.values {
+            Values::F32(x) => multiply(kernels, WidenedKernel, x, &self.0, task),
+            Values::Bf16(x) => multiply(kernels, Bf16Kernel, x, &self.0, task),
+            Values::Quantized(_) => panic!("a weight in bf16 multiplies f32 or bf16"),
+        }
+    }
+
+    fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
+        Box::new(Self(pack(to, |o, row| unpack_row(&self.0, from, o, row))))
+    }
+}
+
+fn multiply<K: TileKernel>(
+    kernels: &Kernels,
+    kernel: K,
+    x: &[K::Left],
+    panels: &[K::Right],
+    task: &GemmTask<'_>,
+) {
+    let panel_size = panel_size::<K::Right>(task.grid);
+    kernels.run(MultiplyPanels { kernel, x, panels, panel_size, row_scales: None, task });
+}
+
+/// Values in a panel.
+fn panel_size<T: Scalar>(grid: PanelGrid) -> usize {
+    grid.n_in.next_multiple_of(T::DEPTH) * grid.panel_columns()
+}
+
+/// The index in a panel of value `k` of a column.
+fn index_in_panel<T: Scalar>(grid: PanelGrid, column: usize, k: usize) -> usize {
+    (k / T::DEPTH * grid.panel_columns() + column) * T::DEPTH + k % T::DEPTH
+}
+
+/// Packs panels, in parallel.
+fn pack<T: Scalar>(grid: PanelGrid, read_row: impl Fn(usize, &mut [T]) + Sync) -> Aligned<T> {
+    let room = || vec![T::default(); grid.n_in];
+    grid.fill(panel_size::<T>(grid), room, |row, o, panel, column| {
+        read_row(o, row);
+        for (k, &value) in row.iter().enumerate() {
+            panel[index_in_panel::<T>(grid, column, k)] = value;
+        }
+    })
+}
+
+/// Reads the row `o` of a packed weight.
+fn unpack_row<T: Scalar>(panels: &[T], grid: PanelGrid, o: usize, row: &mut [T]) {
+    let (panel, column) = grid.position(o);
+    let panel = &panels[panel * panel_size::<T>(grid)..];
+    for (k, value) in row.iter_mut().enumerate() {
+        *value = panel[index_in_panel::<T>(grid, column, k)];
+    }
+}
+
+/// A kernel whose sums are one chain of multiply-adds in f32.
+trait Chain: TileKernel {
+    /// Adds the products of a step of `Right::DEPTH` values of `k` to the sums of each row.
+    ///
+    /// # Safety
+    ///
+    /// The rows are valid at `k` and the rest of its step, and `panel` for the columns of a step.
+    unsafe fn step<S: Simd, const R: usize>(
+        self,
+        s: S,
+        rows: &TileRows<Self::Left>,
+        k: usize,
+        panel: *const Self::Right,
+        sums: &mut [[S::V; 2]; R],
+    );
+
+    /// Adds the product of the last `k`, if the number of them is not a multiple of `Right::DEPTH`.
+    ///
+    /// # Safety
+    ///
+    /// As of [`step`](Self::step), but rows need to be valid at `k` only.
+    #[inline(always)]
+    unsafe fn last<S: Simd, const R: usize>(
+        self,
+        _: S,
+        _: &TileRows<Self::Left>,
+        _: usize,
+        _: *const Self::Right,
+        _: &mut [[S::V; 2]; R],
+    ) {
+        unreachable!("steps of one `k` leave no remainder")
+    }
+}
+
+/// The sums of a tile of `R` rows.
+///
+/// # Safety
+///
+/// As of [`TileKernel::fill`].
+#[inline(always)]
+unsafe fn chain<S: Simd, K: Chain, const R: usize>(
+    s: S,
+    kernel: K,
+    tile: &Tile<K::Left, K::Right>,
+) -> [[S::V; 2]; R] {
+    let depth = K::Right::DEPTH;
+    let step = depth * panel_columns::<S>();
+    let Tile { panel, n_k, .. } = *tile;
+    let mut sums = [[s.splat(0.0); 2]; R];
+    // SAFETY: the caller's promise, for every `k` below n_k.
+    unsafe {
+        let rows = tile.rows();
+        for i in 0..n_k / depth {
+            tile.prefetch(s, i);
+            kernel.step(s, &rows, i * depth, panel.add(i * step), &mut sums);
+        }
+        if n_k % depth != 0 {
+            kernel.last(s, &rows, n_k - 1, panel.add(n_k / depth * step), &mut sums);
+        }
+    }
+    sums
+}
+
+/// Adds value `k` of each row times two registers of columns.
+///
+/// # Safety
+///
+/// The rows are valid at `k`.
+#[inline(always)]
+unsafe fn add_products<S: Simd, const R: usize>(
+    s: S,
+    rows: &TileRows<f32>,
+    k: usize,
+    b: [S::V; 2],
+    sums: &mut [[S::V; 2]; R],
+) {
+    for (row, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        let a = s.splat(unsafe { *rows.at(row, k) });
+        sums[0] = s.mul_add(a, b[0], sums[0]);
+        sums[1] = s.mul_add(a, b[1], sums[1]);
+    }
+}
+
+/// Implements [`TileKernel`] for a [`Chain`].
+macro_rules! chain_kernel {
+    ($(#[$doc:meta])* $kernel:ident, $left:ty, $right:ty) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(in crate::cpu) struct $kernel;
+
+        impl TileKernel for $kernel {
+            type Left = $left;
+            type Right = $right;
+            type Sums<S: Simd> = S::FloatTile;
+            const STEP: usize = <$right>::DEPTH;
+
+            #[inline(always)]
+            unsafe fn fill<S: Simd>(
+                self,
+                s: S,
+                tile: &Tile<$left, $right>,
+                sums: &mut [[S::V; 2]],
+            ) {
+                // SAFETY: the caller's promise.
+                with_rows!(<S::FloatTile as TileSums<S::V>>::ROWS, sums, R => unsafe {
+                    chain::<S, Self, R>(s, self, tile)
+                });
+            }
+        }
+    };
+}
+
+chain_kernel! {
+    /// f32 times f32.
+    F32Kernel, f32, f32
+}
+
+chain_kernel! {
+    /// f32 times bf16, which is widened in registers.
+    WidenedKernel, f32, bf16
+}
+
+chain_kernel! {
+    /// bf16 times bf16, summed in f32.
+    Bf16Kernel, bf16, bf16
+}
+
+impl Chain for F32Kernel {
+    #[inline(always)]
+    unsafe fn step<S: Simd, const R: usize>(
+        self,
+        s: S,
+        rows: &TileRows<f32>,
+        k: usize,
+        panel: *const f32,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = [s.load(panel), s.load(panel.add(S::LANES))];
+            add_products(s, rows, k, b, sums);
+        }
+    }
+}
+
+impl Chain for WidenedKernel {
+    #[inline(always)]
+    unsafe fn step<S: Simd, const R: usize>(
+        self,
+        s: S,
+        rows: &TileRows<f32>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.last(s, rows, k, panel, sums);
+            // If the compiler interleaved both halves of the step, they would need more registers than there are, and
+            // sums would be spilled. Therefore the second half depends on the last sum of the first.
+            let panel = s.after(panel, sums[R - 1][1]);
+            let b = load_pairs(s, panel).map(|pairs| s.second(pairs));
+            add_products(s, rows, k + 1, b, sums);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn last<S: Simd, const R: usize>(
+        self,
+        s: S,
+        rows: &TileRows<f32>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [b0, b1] = load_pairs(s, panel);
+            add_products(s, rows, k, [s.first(b0), s.first(b1)], sums);
+        }
+    }
+}
+
+impl Chain for Bf16Kernel {
+    #[inline(always)]
+    unsafe fn step<S: Simd, const R: usize>(
+        self,
+        s: S,
+        rows: &TileRows<bf16>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = load_pairs(s, panel);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let a = s.splat(rows.at(row, k).cast::<f32>().read_unaligned());
+                sums[0] = s.dot_bf16(a, b[0], sums[0]);
+                sums[1] = s.dot_bf16(a, b[1], sums[1]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn last<S: Simd, const R: usize>(
+        self,
+        s: S,
+        rows: &TileRows<bf16>,
+        k: usize,
+        panel: *const bf16,
+        sums: &mut [[S::V; 2]; R],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let b = load_pairs(s, panel);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // A pair whose second value is zero.
+                let a = s.splat(f32::from_bits((*rows.at(row, k)).to_bits().into()));
+                sums[0] = s.dot_bf16(a, b[0], sums[0]);
+                sums[1] = s.dot_bf16(a, b[1], sums[1]);
+            }
+        }
+    }
+}
+
+/// Loads a step of a panel of bf16 pairs: two registers with a pair in each lane.
+///
+/// # Safety
+///
+/// `panel` is valid for the columns of a step.
+#[inline(always)]
+unsafe fn load_pairs<S: FloatOps>(s: S, panel: *const bf16) -> [S::V; 2] {
+    // SAFETY: the caller's promise: LANES pairs, twice.
+    unsafe { [s.load(panel.cast()), s.load(panel.cast::<f32>().add(S::LANES))] }
+}

@@ -1,0 +1,161 @@
+//! Packing of 8-bit weights in groups: what the formats `int8` and `bytes` share.
+//!
+//! A panel has, for each group of values of `k`, the values of all columns and after them the scales of the columns,
+//! in f32.
+
+use crate::cpu::aligned::Aligned;
+use crate::cpu::panels::PanelGrid;
+use crate::cpu::scalar::Scalar;
+
+/// A byte that represents an 8-bit weight.
+pub(super) trait WeightByte: Scalar {
+    /// Values of `k` that share a scale.
+    const GROUP: usize;
+    /// The byte of a weight from −127 to 127.
+    fn from_weight(weight: i8) -> Self;
+    /// The weight that a byte represents.
+    fn weight(self) -> i8;
+    /// One byte of a scale.
+    fn from_bits(bits: u8) -> Self;
+    /// The same byte.
+    fn bits(self) -> u8;
+}
+
+/// The largest group of any format.
+const MAX_GROUP: usize = 64;
+
+/// Bytes of a group in a panel.
+pub(super) const fn group_size<T: WeightByte>(columns: usize) -> usize {
+    (T::GROUP + size_of::<f32>()) * columns
+}
+
+/// Values of `k` in a panel: those of `n_in` features and of `n_precise` second values, each rounded up to whole
+/// groups.
+pub(super) fn padded<T: WeightByte>(n_in: usize, n_precise: usize) -> usize {
+    n_in.next_multiple_of(T::GROUP) + n_precise.next_multiple_of(T::GROUP)
+}
+
+/// Bytes in a panel that has `n_k` values of `k`.
+pub(super) fn panel_size<T: WeightByte>(grid: PanelGrid, n_k: usize) -> usize {
+    n_k / T::GROUP * group_size::<T>(grid.panel_columns())
+}
+
+/// A row of a weight: 8-bit values, padded with zeros to whole groups, and a scale for each group.
+pub(super) struct GroupedRow<'a> {
+    pub(super) values: &'a mut [i8],
+    pub(super) scales: &'a mut [f32],
+}
+
+impl GroupedRow<'_> {
+    /// Quantizes a row in groups of `group` values. The remainders of the features `precise` are quantized to second
+    /// values, which follow the row.
+    fn quantize(&mut self, group: usize, weights: &[f32], precise: &[usize]) {
+        let (values, second_values) =
+            self.values.split_at_mut(weights.len().next_multiple_of(group));
+        let (scales, second_scales) = self.scales.split_at_mut(values.len() / group);
+        let groups = values.chunks_exact_mut(group).zip(&mut *scales);
+        for ((values, scale), weights) in groups.zip(weights.chunks(group)) {
+            *scale = quantize_group(weights, values);
+        }
+        let mut remainders = [0f32; MAX_GROUP];
+        let remainders = &mut remainders[..group];
+        let groups = second_values.chunks_exact_mut(group).zip(second_scales);
+        for ((second_values, second_scale), precise) in groups.zip(precise.chunks(group)) {
+            remainders.fill(0.0);
+            for (remainder, &k) in remainders.iter_mut().zip(precise) {
+                *remainder = weights[k] - f32::from(values[k]) * scales[k / group];
+            }
+            *second_scale = quantize_group(remainders, second_values);
+        }
+    }
+}
+
+/// Writes a group of weights as multiples of a scale, which is returned. If a weight is not finite, the scale is NaN,
+/// so that results show it.
+fn quantize_group(weights: &[f32], values: &mut [i8]) -> f32 {
+    // The bits of magnitudes have the order of the magnitudes, and values that are not finite are above all others.
+    let magnitude = |w: &f32| (w.to_bits() & 0x7fff_ffff) as i32;
+    let largest = weights.iter().fold(0, |largest, w| largest.max(magnitude(w)));
+    let largest = f32::from_bits(largest as u32);
+    if !largest.is_finite() {
+        values.fill(1);
+        return f32::NAN;
+    }
+    let scale = largest / 127.0;
+    // If the scale is subnormal or zero, all values become zero.
+    let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { 127.0 / largest };
+    for (value, weight) in values.iter_mut().zip(weights) {
+        // The sum with 1.5 · 2^23 has no bits for a fraction. Its lowest eight bits are the nearest integer.
+        *value = (weight * inverse + 12_582_912.0).to_bits() as i8;
+    }
+    scale
+}
+
+/// Quantizes a weight and packs it, in parallel: `read_row(o, row)` writes the row `o` of the weight.
+pub(super) fn pack_quantized<T: WeightByte>(
+    grid: PanelGrid,
+    precise: &[usize],
+    read_row: impl Fn(usize, &mut [f32]) + Sync,
+) -> Aligned<T> {
+    let room = || vec![0f32; grid.n_in];
+    pack_groups(grid, precise.len(), room, |room, o, row| {
+        read_row(o, room);
+        row.quantize(T::GROUP, room, precise);
+    })
+}
+
+/// Packs 8-bit weights, in parallel: `read_row(room, o, row)` writes the row `o` of the weight.
+pub(super) fn pack_groups<T: WeightByte, R: Send>(
+    grid: PanelGrid,
+    n_precise: usize,
+    room: impl Fn() -> R + Sync + Send,
+    read_row: impl Fn(&mut R, usize, &mut GroupedRow<'_>) + Sync,
+) -> Aligned<T> {
+    let n_k = padded::<T>(grid.n_in, n_precise);
+    let room = || (room(), vec![0i8; n_k], vec![0f32; n_k / T::GROUP]);
+    let (columns, depth) = (grid.panel_columns(), T::DEPTH);
+    grid.fill(panel_size::<T>(grid, n_k), room, |(room, values, scales), o, panel, column| {
+        read_row(room, o, &mut GroupedRow { values, scales });
+        let groups = panel.chunks_exact_mut(group_size::<T>(columns));
+        for ((group, values), scale) in groups.zip(values.chunks_exact(T::GROUP)).zip(scales) {
+            let (steps, scales) = group.split_at_mut(T::GROUP * columns);
+            let steps = steps.chunks_exact_mut(depth * columns);
+            for (step, values) in steps.zip(values.chunks_exact(depth)) {
+                let step = &mut step[depth * column..][..depth];
+                step.iter_mut().zip(values).for_each(|(out, &v)| *out = T::from_weight(v));
+            }
+            let bytes = scale.to_ne_bytes().map(T::from_bits);
+            scales[bytes.len() * column..][..bytes.len()].copy_from_slice(&bytes);
+        }
+    })
+}
+
+/// Packs a packed weight for another kernel set.
+pub(super) fn repack<T: WeightByte>(
+    panels: &[T],
+    from: PanelGrid,
+    to: PanelGrid,
+    n_precise: usize,
+) -> Aligned<T> {
+    let read = |(): &mut (), o: usize, row: &mut GroupedRow<'_>| unpack(panels, from, o, row);
+    pack_groups(to, n_precise, || (), read)
+}
+
+/// Reads the row `o` of a packed weight.
+fn unpack<T: WeightByte>(panels: &[T], grid: PanelGrid, o: usize, row: &mut GroupedRow<'_>) {
+    let (columns, depth) = (grid.panel_columns(), T::DEPTH);
+    let (panel, column) = grid.position(o);
+    let panel_size = panel_size::<T>(grid, row.values.len());
+    let groups = panels[panel * panel_size..].chunks_exact(group_size::<T>(columns));
+    let values = row.values.chunks_exact_mut(T::GROUP).zip(&mut *row.scales);
+    for ((values, scale), group) in values.zip(groups) {
+        let (steps, scales) = group.split_at(T::GROUP * columns);
+        let steps = steps.chunks_exact(depth * columns);
+        for (values, step) in values.chunks_exact_mut(depth).zip(steps) {
+            let step = &step[depth * column..][..depth];
+            values.iter_mut().zip(step).for_each(|(value, &byte)| *value = byte.weight());
+        }
+        let bytes = &scales[size_of::<f32>() * column..];
+        *scale = f32::from_ne_bytes(std::array::from_fn(|i| bytes[i].bits()));
+    }
+}

@@ -1,0 +1,244 @@
+//! Weights in 8 bits for activations in 16 bits, summed in integers.
+//!
+//! A column of the weight has a scale for each group of [`GROUP`] values of `k`, a row of activations has one scale.
+//! Products of pairs are summed exactly within a group, as i32. The sum of a group is multiplied with the scales of
+//! its columns and added to the f32 sums:
+//!
+//! ```text
+//! for each group of k:
+//!     for each pair of the group:
+//!         products[row] += row[pair] · panel[pair]       i16 · i8, in i32
+//!     sums[row] += f32(products[row]) · scales[group]
+//! ```
+//!
+//! An activation is at most 2^15 and a weight at most 2^7 in magnitude, so that the sum of a group is below 2^27.
+//!
+//! Input features with the largest activations can have weights of twice as many bits: after the last group come the
+//! groups of these features again, with the remainders of their weights, and activations are repeated accordingly.
+
+use rayon::prelude::*;
+
+use super::WeightFormat;
+use super::groups::{
+    GroupedRow, WeightByte, group_size, pack_groups, pack_quantized, padded, panel_size, repack,
+};
+use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
+use crate::cpu::aligned::Aligned;
+use crate::cpu::arithmetic::Arithmetic;
+use crate::cpu::dispatch::Kernels;
+use crate::cpu::gemm::{GemmTask, MultiplyPanels};
+use crate::cpu::packed::PackedWeight;
+use crate::cpu::panels::{Layout, PanelGrid};
+use crate::cpu::quantize::{GAP, multiples, rows_of};
+use crate::cpu::simd::{Simd, SimdOp, TileSums};
+use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
+
+/// Values of `k` that share a scale.
+const GROUP: usize = 32;
+
+impl PackedWeight {
+    /// Packs a weight [O, I] in 8 bits for activations in 16 bits, in parallel on rayon's current pool.
+    /// `read_row(o, row)` writes the `I` values of the row `o` of the weight. Each group of 32 of them becomes integers
+    /// from −127 to 127 and a scale. The weights of the input features `precise`, which should be the features with the
+    /// largest activations, get twice as many bits.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`], or if a feature is not below I.
+    pub fn pack_int8(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        precise: &[usize],
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        assert!(precise.iter().all(|&k| k < n_in), "precise features are below I = {n_in}");
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        let panels = pack_quantized(grid, precise, read_row);
+        Self::new(grid, Int8Weight { panels, precise: precise.to_vec() })
+    }
+
+    /// Packs a weight [O, I] that is already quantized to 8 bits with a scale for every 32 values, for activations in
+    /// 16 bits, in parallel on rayon's current pool. `read_row(o, values, scales)` writes the `I` values and the scales
+    /// of the row `o` of the weight.
+    ///
+    /// # Panics
+    ///
+    /// If O is odd with [`Layout::SwiGlu`].
+    pub fn pack_q8(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
+    ) -> Self {
+        let read = |(): &mut (), o: usize, row: &mut GroupedRow<'_>| {
+            read_row(o, &mut row.values[..n_in], row.scales);
+        };
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        let panels = pack_groups(grid, 0, || (), read);
+        Self::new(grid, Int8Weight { panels, precise: Vec::new() })
+    }
+}
+
+/// A weight in 8 bits, for activations in 16 bits.
+#[derive(Debug)]
+struct Int8Weight {
+    panels: Aligned<i8>,
+    /// Input features whose weights have a second value.
+    precise: Vec<usize>,
+}
+
+impl WeightByte for i8 {
+    const GROUP: usize = GROUP;
+
+    fn from_weight(weight: i8) -> Self {
+        weight
+    }
+
+    fn weight(self) -> i8 {
+        self
+    }
+
+    fn from_bits(bits: u8) -> Self {
+        bits.cast_signed()
+    }
+
+    fn bits(self) -> u8 {
+        self.cast_unsigned()
+    }
+}
+
+impl WeightFormat for Int8Weight {
+    fn n_bytes(&self) -> usize {
+        self.panels.len()
+    }
+
+    fn n_k(&self, n_in: usize) -> usize {
+        padded::<i8>(n_in, self.precise.len())
+    }
+
+    fn quantize<'a>(
+        &self,
+        kernels: &Kernels,
+        x: Rows<'a>,
+        buffer: &'a mut QuantizeBuffer,
+    ) -> Rows<'a> {
+        let n_k = self.n_k(x.n_columns);
+        let QuantizeBuffer { i16, scales, .. } = &mut *buffer;
+        scales.resize(scales.len().max(x.n_rows), 0.0);
+        let rows = rows_of(i16, x.n_rows, n_k).zip(&mut scales[..x.n_rows]).enumerate();
+        rows.for_each(|(i, (out, scale))| {
+            *scale = kernels.run(QuantizeRow { x: x.row(i), precise: &self.precise, out });
+        });
+        let values = Values::Quantized(Quantized { arithmetic: Arithmetic::Int8, buffer });
+        Rows { values, n_rows: x.n_rows, n_columns: n_k, stride: n_k + GAP }
+    }
+
+    fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
+        let QuantizeBuffer { i16, scales, .. } = task.x.quantized_for(Arithmetic::Int8);
+        kernels.run(MultiplyPanels {
+            kernel: Int8Kernel,
+            x: i16,
+            panels: &self.panels,
+            panel_size: panel_size::<i8>(task.grid, task.x.n_columns),
+            row_scales: Some(scales),
+            task,
+        });
+    }
+
+    fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
+        let panels = repack(&self.panels, from, to, self.precise.len());
+        Box::new(Self { panels, precise: self.precise.clone() })
+    }
+}
+
+/// Quantizes a row to multiples of its scale, which is returned. From the next whole group on, `out` has the values at
+/// `precise` again. The rest of the groups is zero.
+struct QuantizeRow<'a> {
+    x: Values<'a>,
+    precise: &'a [usize],
+    out: &'a mut [i16],
+}
+
+impl SimdOp for QuantizeRow<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let Self { x, precise, out } = self;
+        let n_in = match x {
+            Values::F32(x) => x.len(),
+            Values::Bf16(x) => x.len(),
+            Values::Quantized(_) => unreachable!("`Rows::row` returns f32 or bf16"),
+        };
+        let (row, repeated) = out.split_at_mut(n_in.next_multiple_of(GROUP));
+        let (row, padding) = row.split_at_mut(n_in);
+        padding.fill(0);
+        repeated.fill(0);
+        let scale = match x {
+            Values::F32(x) => multiples(s, x, row),
+            Values::Bf16(x) => multiples(s, x, row),
+            Values::Quantized(_) => unreachable!("`Rows::row` returns f32 or bf16"),
+        };
+        for (out, &k) in repeated.iter_mut().zip(precise) {
+            *out = row[k];
+        }
+        scale
+    }
+}
+
+/// i16 times i8.
+#[derive(Clone, Copy)]
+struct Int8Kernel;
+
+impl TileKernel for Int8Kernel {
+    type Left = i16;
+    type Right = i8;
+    type Sums<S: Simd> = S::IntTile;
+    const STEP: usize = 2;
+
+    #[inline(always)]
+    unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<i16, i8>, sums: &mut [[S::V; 2]]) {
+        // SAFETY: the caller's promise.
+        with_rows!(<S::IntTile as TileSums<S::V>>::ROWS, sums, R => unsafe {
+            int8_sums::<S, R>(s, tile)
+        });
+    }
+}
+
+/// The sums of a tile of `R` rows.
+///
+/// # Safety
+///
+/// As of [`TileKernel::fill`].
+#[inline(always)]
+unsafe fn int8_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i16, i8>) -> [[S::V; 2]; R] {
+    let columns = panel_columns::<S>();
+    let mut sums = [[s.splat(0.0); 2]; R];
+    for group in 0..tile.n_k / GROUP {
+        let mut products = [[s.zeros(); 2]; R];
+        // SAFETY: the caller's promise, for the pairs of the group in every row and in the panel, and for the scales of
+        // the columns after them.
+        unsafe {
+            let rows = tile.rows();
+            let panel = tile.panel.add(group * group_size::<i8>(columns));
+            for k in (0..GROUP).step_by(2) {
+                tile.prefetch(s, (group * GROUP + k) / 2);
+                let pairs = panel.add(k * columns);
+                let b = [s.load_pairs(pairs), s.load_pairs(pairs.add(columns))];
+                for (row, products) in products.iter_mut().enumerate() {
+                    let a = s.splat_pair(rows.at(row, group * GROUP + k));
+                    products[0] = s.dot_pairs(a, b[0], products[0]);
+                    products[1] = s.dot_pairs(a, b[1], products[1]);
+                }
+            }
+            let scales = panel.add(GROUP * columns).cast::<f32>();
+            let scales = [s.load(scales), s.load(scales.add(S::LANES))];
+            for (sums, products) in sums.iter_mut().zip(products) {
+                sums[0] = s.mul_add(s.to_f32(products[0]), scales[0], sums[0]);
+                sums[1] = s.mul_add(s.to_f32(products[1]), scales[1], sums[1]);
+            }
+        }
+    }
+    sums
+}

@@ -1,0 +1,57 @@
+//! The steps of quantizing activations that formats share.
+//!
+//! Activations are rounded to multiples of a scale. Sixteen bits with one scale for each row are enough for a row with
+//! outliers: next to a value that is 5,000 times as large as the others, the others still have six levels in each
+//! direction. Eight bits need a scale for each small group of values, and groups without outliers.
+
+use rayon::prelude::*;
+
+use super::aligned::Aligned;
+use super::scalar::{FloatScalar, IntScalar};
+use super::simd::Simd;
+use super::vector::{load_part, store_int_part};
+
+/// Values between the end of a row and the beginning of the next row, so that the rows of a tile are in different sets
+/// of the cache.
+pub(super) const GAP: usize = 32;
+
+/// Rows that are worth a task of their own.
+const MIN_ROWS: usize = 8;
+
+/// The first `row_size` values of `n_rows` rows, which begin `row_size + GAP` values apart.
+pub(super) fn rows_of<T: IntScalar>(
+    values: &mut Aligned<T>,
+    n_rows: usize,
+    row_size: usize,
+) -> impl IndexedParallelIterator<Item = &mut [T]> {
+    let stride = row_size + GAP;
+    values.reserve(n_rows * stride);
+    let rows = values[..n_rows * stride].par_chunks_exact_mut(stride);
+    rows.map(move |row| &mut row[..row_size]).with_min_len(MIN_ROWS)
+}
+
+/// Writes values as multiples of a scale, which is returned. The scale is so large that the largest magnitude becomes
+/// the largest of `I`. It is NaN if a value is not finite.
+#[inline(always)]
+pub(super) fn multiples<S: Simd, T: FloatScalar, I: IntScalar>(
+    s: S,
+    x: &[T],
+    out: &mut [I],
+) -> f32 {
+    let (mut largest, mut smallest) = (s.splat(0.0), s.splat(0.0));
+    // Zero times a value that is not finite is NaN.
+    let mut nan = s.splat(0.0);
+    for part in x.chunks(S::LANES) {
+        let part = load_part(s, part);
+        largest = s.max(largest, part);
+        smallest = s.min(smallest, part);
+        nan = s.mul_add(part, s.splat(0.0), nan);
+    }
+    let largest = s.largest(s.max(largest, s.sub(s.splat(0.0), smallest)));
+    let scale = largest / I::LARGEST;
+    let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { I::LARGEST / largest };
+    for (out, x) in out.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
+        store_int_part(s, out, s.mul(load_part(s, x), s.splat(inverse)));
+    }
+    scale + s.sum(nan)
+}

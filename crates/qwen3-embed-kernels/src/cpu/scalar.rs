@@ -1,0 +1,148 @@
+//! The types of the values that kernels read and write.
+
+use half::bf16;
+
+use super::simd::Simd;
+
+/// A type of values in memory.
+///
+/// # Safety
+///
+/// Every bit pattern is a valid value, and all bits zero is the value zero.
+pub(super) unsafe trait Scalar: Copy + Default + Send + Sync {
+    /// Values of `k` that lie side by side in a column of a panel.
+    const DEPTH: usize;
+}
+
+// SAFETY: every bit pattern is an f32, and zero bits are 0.0.
+unsafe impl Scalar for f32 {
+    const DEPTH: usize = 1;
+}
+
+// SAFETY: bf16 is a transparent u16, and zero bits are 0.0.
+unsafe impl Scalar for bf16 {
+    const DEPTH: usize = 2;
+}
+
+// SAFETY: every bit pattern is an i8.
+unsafe impl Scalar for i8 {
+    const DEPTH: usize = 2;
+}
+
+// SAFETY: every bit pattern is a u8.
+unsafe impl Scalar for u8 {
+    const DEPTH: usize = 4;
+}
+
+// SAFETY: every bit pattern is an i16.
+unsafe impl Scalar for i16 {
+    const DEPTH: usize = 2;
+}
+
+/// A floating-point type that is loaded into and stored from registers of f32.
+///
+/// # Safety
+///
+/// A value is at most as large as f32, and its alignment is at most that of f32.
+pub(super) unsafe trait FloatScalar: Scalar {
+    /// Loads a register.
+    ///
+    /// # Safety
+    ///
+    /// `p` is valid for reading `S::LANES` values.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// Stores a register, rounding each value to this type.
+    ///
+    /// # Safety
+    ///
+    /// `p` is valid for writing `S::LANES` values.
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V);
+    /// Stores one step of `S::LANES` columns of a panel: `first` holds the first `k` of the step, `second` the second
+    /// `k` if `DEPTH` is 2.
+    ///
+    /// # Safety
+    ///
+    /// `p` is valid for writing `S::LANES · DEPTH` values.
+    unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, second: S::V);
+}
+
+// SAFETY: it is f32.
+unsafe impl FloatScalar for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(p, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, _: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(p, first) }
+    }
+}
+
+// SAFETY: bf16 has half the size and alignment of f32.
+unsafe impl FloatScalar for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_bf16(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_bf16(p, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_step<S: Simd>(s: S, p: *mut Self, first: S::V, second: S::V) {
+        // SAFETY: the caller's promise: `p` is valid for LANES pairs.
+        unsafe { s.store(p.cast(), s.pair(first, second)) }
+    }
+}
+
+/// An integer type to which activations are quantized.
+///
+/// # Safety
+///
+/// A value is at most as large as f32, and its alignment is at most that of f32.
+pub(super) unsafe trait IntScalar: Scalar {
+    /// The largest magnitude that quantized values have.
+    const LARGEST: f32;
+    /// Stores a register, rounding each value to the nearest integer. No value may be beyond
+    /// [`LARGEST`](Self::LARGEST).
+    ///
+    /// # Safety
+    ///
+    /// `p` is valid for writing `S::LANES` values.
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V);
+}
+
+// SAFETY: i16 has half the size and alignment of f32.
+unsafe impl IntScalar for i16 {
+    const LARGEST: f32 = i16::MAX as f32;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_i16(p, x) }
+    }
+}
+
+// SAFETY: i8 has a quarter of the size and alignment of f32.
+unsafe impl IntScalar for i8 {
+    const LARGEST: f32 = i8::MAX as f32;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store_i8(p, x) }
+    }
+}

@@ -1,0 +1,203 @@
+//! Tiles of a matrix multiplication.
+//!
+//! The right operand is packed into *panels*: the columns of a panel, two registers of them, lie side by side for
+//! each step of `k`. A tile is a few rows of the left operand times one panel:
+//!
+//! ```text
+//! for each step of k:
+//!     b0, b1 = panel[k]            two registers of columns
+//!     for each row:
+//!         a = row[k]               the same in every lane
+//!         sums[row] += a · (b0, b1)
+//! ```
+//!
+//! Every element of the result is one chain of multiply-adds from the first step to the last. So the result for a row
+//! depends neither on the number of rows nor on the tile in which the row is.
+
+use super::scalar::Scalar;
+use super::simd::{Simd, TileSums};
+
+/// Computes tiles: the types of the operands, and the instructions that multiply them.
+pub(super) trait TileKernel: Copy {
+    /// A value of the left operand.
+    type Left: Scalar;
+    /// A value of the right operand, in panels.
+    type Right: Scalar;
+    /// The sums of the largest tile.
+    type Sums<S: Simd>: TileSums<S::V>;
+    /// Values of `k` in a step. Each step prefetches one cache line.
+    const STEP: usize;
+
+    /// Writes the sums of a tile, which has as many rows as `sums` and at most `Self::Sums::<S>::ROWS`.
+    ///
+    /// # Safety
+    ///
+    /// Each row of the tile is valid for reading `n_k` values, and the panel for `n_k` of its columns, rounded up to
+    /// whole steps.
+    unsafe fn fill<S: Simd>(
+        self,
+        s: S,
+        tile: &Tile<Self::Left, Self::Right>,
+        sums: &mut [[S::V; 2]],
+    );
+}
+
+/// Calls a function of the number of rows with that number as a constant, so that the sums stay in registers:
+/// `with_rows!(most, sums, R => call)` evaluates `call`, which returns `[[S::V; 2]; R]`, and copies its value to `sums`.
+/// Code for more than `most` rows is not generated.
+macro_rules! with_rows {
+    ($most:expr, $sums:expr, $rows:ident => $call:expr) => {
+        with_rows!(@each $most, $sums, $rows, $call, 1 2 3 4 5 6 7 8 9 10 11 12)
+    };
+    (@each $most:expr, $sums:expr, $rows:ident, $call:expr, $($n:literal)*) => {{
+        const { assert!($most <= $crate::cpu::tile::MOST_ROWS) };
+        match $sums.len() {
+            $($n if const { $n <= $most } => {
+                const $rows: usize = $n;
+                $sums.copy_from_slice(&$call);
+            })*
+            n => unreachable!("a tile of {n} rows"),
+        }
+    }};
+}
+pub(super) use with_rows;
+
+/// Columns of a panel.
+pub(super) const fn panel_columns<S: Simd>() -> usize {
+    2 * S::LANES
+}
+
+/// Receives each finished row of a product with a panel.
+///
+/// This is a trait and not a closure because the body of a closure is compiled without the features of the function
+/// around it unless it happens to be inlined.
+pub(super) trait RowSink<S: Simd> {
+    /// Takes the two registers of row `row`. Implement it `#[inline(always)]`.
+    fn take(&mut self, s: S, row: usize, sums: [S::V; 2]);
+}
+
+/// The operands of a product with one panel.
+pub(super) struct Operands<'a, L, R> {
+    /// The first row.
+    pub(super) rows: *const L,
+    /// Values between the beginnings of two rows.
+    pub(super) stride: usize,
+    pub(super) n_rows: usize,
+    pub(super) panel: &'a [R],
+    pub(super) n_k: usize,
+}
+
+/// Memory to prefetch, in bytes. The addresses need not be valid.
+pub(super) struct Prefetch {
+    pub(super) start: *const u8,
+    pub(super) size: usize,
+}
+
+impl Prefetch {
+    /// The memory after a slice, as much of it as the slice has.
+    pub(super) fn after<T>(slice: &[T]) -> Self {
+        Self { start: slice.as_ptr_range().end.cast(), size: size_of_val(slice) }
+    }
+}
+
+/// Multiplies all rows with a panel, tile by tile, and prefetches `next` meanwhile.
+///
+/// # Safety
+///
+/// Each row is valid for reading `n_k` values, and the panel has `n_k` of its columns, rounded up to whole steps.
+#[inline(always)]
+pub(super) unsafe fn multiply_panel<S: Simd, K: TileKernel>(
+    s: S,
+    kernel: K,
+    operands: &Operands<'_, K::Left, K::Right>,
+    next: Prefetch,
+    mut sink: impl RowSink<S>,
+) {
+    let Operands { rows, stride, n_rows, panel, n_k } = *operands;
+    let most_rows = K::Sums::<S>::ROWS;
+    let n_tiles = n_rows.div_ceil(most_rows).max(1);
+    let steps = n_k.div_ceil(K::STEP).max(1);
+    let ahead_step = next.size.div_ceil(n_tiles * steps);
+    let mut ahead = next.start;
+    // Sums pass through memory, so that the code of the sink exists once and not for each number of rows.
+    let mut sums = K::Sums::<S>::filled(s.splat(0.0));
+    let mut row = 0;
+    while row < n_rows {
+        let n = tile_rows(n_rows - row, most_rows);
+        let first = rows.wrapping_add(row * stride);
+        let tile = Tile { first, stride, panel: panel.as_ptr(), n_k, ahead, ahead_step };
+        // SAFETY: the caller's promise, for the rows from `row` on.
+        unsafe { kernel.fill(s, &tile, &mut sums.as_mut()[..n]) };
+        for (i, sums) in sums.as_mut()[..n].iter().enumerate() {
+            sink.take(s, row + i, *sums);
+        }
+        ahead = ahead.wrapping_add(ahead_step * steps);
+        row += n;
+    }
+}
+
+/// Rows of the next tile when `n_rows` are left. Tiles get equal shares of the rows, because a tile of few rows makes
+/// the CPU wait for the latency of its multiply-adds.
+#[inline(always)]
+fn tile_rows(n_rows: usize, most: usize) -> usize {
+    n_rows.div_ceil(n_rows.div_ceil(most))
+}
+
+/// A few rows and a panel.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<L, R> {
+    /// The first row.
+    first: *const L,
+    /// Values between the beginnings of two rows.
+    stride: usize,
+    pub(super) panel: *const R,
+    pub(super) n_k: usize,
+    /// The first cache line to prefetch, and bytes from the line of one step to the line of the next.
+    ahead: *const u8,
+    ahead_step: usize,
+}
+
+impl<L, R> Tile<L, R> {
+    /// The addresses of the rows.
+    ///
+    /// # Safety
+    ///
+    /// The rows that are accessed are rows of the tile.
+    #[inline(always)]
+    pub(super) unsafe fn rows(&self) -> TileRows<L> {
+        let (first, stride) = (self.first, self.stride);
+        let every_third = std::array::from_fn(|i| first.wrapping_add(3 * i * stride));
+        TileRows { every_third, stride }
+    }
+
+    /// Prefetches the cache line of step `step`.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Simd>(&self, s: S, step: usize) {
+        s.prefetch(self.ahead.wrapping_add(step * self.ahead_step));
+    }
+}
+
+/// The addresses of the rows of a tile, of which there are at most [`MOST_ROWS`].
+#[derive(Clone, Copy)]
+pub(super) struct TileRows<T> {
+    /// The address of every third row. CPUs address the two rows after it with the stride, without a register for each
+    /// row.
+    every_third: [*const T; MOST_ROWS.div_ceil(3)],
+    stride: usize,
+}
+
+/// Rows of a tile whose sums are in registers, at most.
+pub(super) const MOST_ROWS: usize = 12;
+
+impl<T> TileRows<T> {
+    /// The address of value `k` of row `row`.
+    ///
+    /// # Safety
+    ///
+    /// Row `row` is valid at `k`.
+    #[inline(always)]
+    pub(super) unsafe fn at(&self, row: usize, k: usize) -> *const T {
+        // SAFETY: the caller's promise.
+        unsafe { self.every_third[row / 3].add(row % 3 * self.stride).add(k) }
+    }
+}

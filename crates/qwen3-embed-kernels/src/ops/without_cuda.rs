@@ -1,0 +1,110 @@
+//! The stand-in for `on_cuda.rs` in programs that are built without the feature `cuda`: the same names, and no device.
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+
+use crate::cpu::{Epilogue, Heads, Layout};
+use crate::{Error, Queries, Ragged, Result};
+
+pub(super) fn open(_: usize) -> Result<Device> {
+    Err(Error::NoCuda)
+}
+
+/// A CUDA device, of which there is none.
+pub(super) enum Cuda {}
+
+impl Cuda {
+    pub(super) fn of(_: &Device) -> Option<Self> {
+        None
+    }
+
+    pub(super) fn free_bytes(&self) -> Result<usize> {
+        match *self {}
+    }
+
+    pub(super) fn rms_norm(&self, _: &Tensor, _: &Tensor, _: f64, _: &Tensor) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn qk_norm_rope(
+        &self,
+        _: &Tensor,
+        _: Heads,
+        _: usize,
+        _: [&Tensor; 4],
+        _: f64,
+    ) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn attention(
+        &self,
+        _: &Tensor,
+        _: &Ragged,
+        _: Queries,
+        _: Heads,
+        _: &mut CudaScratch,
+        _: &Tensor,
+    ) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn copy_rows(&self, _: &Tensor, _: &Tensor) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn gather_rows(&self, _: &Tensor, _: &[u32]) -> Result<Tensor> {
+        match *self {}
+    }
+
+    pub(super) fn load_weight<T>(
+        &self,
+        _: [usize; 2],
+        _: Layout,
+        _: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Result<CudaWeight> {
+        match *self {}
+    }
+}
+
+/// A weight on a CUDA device, of which there is none.
+#[derive(Debug)]
+pub(super) enum CudaWeight {}
+
+impl CudaWeight {
+    pub(super) fn n_bytes(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn n_out(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn n_in(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn n_columns(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn set_bias(&mut self, _: Vec<f32>) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn multiply(
+        &self,
+        _: &Tensor,
+        _: Range<usize>,
+        _: &Tensor,
+        _: Epilogue,
+        _: &mut CudaScratch,
+    ) -> Result<()> {
+        match *self {}
+    }
+}
+
+/// Nothing.
+#[derive(Debug, Default)]
+pub(super) struct CudaScratch;
