@@ -8,8 +8,6 @@
 //! reads and, with SwiGLU, writes, may also be bf16, and their rows may have gaps between them. On a CUDA device they may
 //! also be f16, and queries, keys and values have the same type: see [`attention_type`].
 
-#[cfg_attr(feature = "cuda", path = "ops/on_cuda.rs")]
-#[cfg_attr(not(feature = "cuda"), path = "ops/without_cuda.rs")]
 mod cuda;
 mod linear;
 mod scratch;

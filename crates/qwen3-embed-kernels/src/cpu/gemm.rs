@@ -16,7 +16,7 @@ use super::simd::{Simd, SimdOp};
 use super::tile::{self, Operands, Prefetch, RowSink, TileKernel};
 use super::vector::load_part;
 
-/// What is done with the result of a matrix multiplication.
+/// How the result of a matrix multiplication is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Epilogue {
     /// `out = x · wᵀ`

@@ -7,27 +7,33 @@ use candle_core::{Device, Tensor};
 use crate::cpu::{Epilogue, Heads, Layout};
 use crate::{Error, Queries, Ragged, Result};
 
-pub(super) fn open(_: usize) -> Result<Device> {
+pub(in crate::ops) fn open(_: usize) -> Result<Device> {
     Err(Error::NoCuda)
 }
 
 /// A CUDA device, of which there is none.
-pub(super) enum Cuda {}
+pub(in crate::ops) enum Cuda {}
 
 impl Cuda {
-    pub(super) fn of(_: &Device) -> Option<Self> {
+    pub(in crate::ops) fn of(_: &Device) -> Option<Self> {
         None
     }
 
-    pub(super) fn free_bytes(&self) -> Result<usize> {
+    pub(in crate::ops) fn free_bytes(&self) -> Result<usize> {
         match *self {}
     }
 
-    pub(super) fn rms_norm(&self, _: &Tensor, _: &Tensor, _: f64, _: &Tensor) -> Result<()> {
+    pub(in crate::ops) fn rms_norm(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: f64,
+        _: &Tensor,
+    ) -> Result<()> {
         match *self {}
     }
 
-    pub(super) fn qk_norm_rope(
+    pub(in crate::ops) fn qk_norm_rope(
         &self,
         _: &Tensor,
         _: Heads,
@@ -38,7 +44,7 @@ impl Cuda {
         match *self {}
     }
 
-    pub(super) fn attention(
+    pub(in crate::ops) fn attention(
         &self,
         _: &Tensor,
         _: &Ragged,
@@ -50,15 +56,15 @@ impl Cuda {
         match *self {}
     }
 
-    pub(super) fn copy_rows(&self, _: &Tensor, _: &Tensor) -> Result<()> {
+    pub(in crate::ops) fn copy_rows(&self, _: &Tensor, _: &Tensor) -> Result<()> {
         match *self {}
     }
 
-    pub(super) fn gather_rows(&self, _: &Tensor, _: &[u32]) -> Result<Tensor> {
+    pub(in crate::ops) fn gather_rows(&self, _: &Tensor, _: &[u32]) -> Result<Tensor> {
         match *self {}
     }
 
-    pub(super) fn load_weight<T>(
+    pub(in crate::ops) fn load_weight<T>(
         &self,
         _: [usize; 2],
         _: Layout,
@@ -70,30 +76,30 @@ impl Cuda {
 
 /// A weight on a CUDA device, of which there is none.
 #[derive(Debug)]
-pub(super) enum CudaWeight {}
+pub(in crate::ops) enum CudaWeight {}
 
 impl CudaWeight {
-    pub(super) fn n_bytes(&self) -> usize {
+    pub(in crate::ops) fn n_bytes(&self) -> usize {
         match *self {}
     }
 
-    pub(super) fn n_out(&self) -> usize {
+    pub(in crate::ops) fn n_out(&self) -> usize {
         match *self {}
     }
 
-    pub(super) fn n_in(&self) -> usize {
+    pub(in crate::ops) fn n_in(&self) -> usize {
         match *self {}
     }
 
-    pub(super) fn n_columns(&self) -> usize {
+    pub(in crate::ops) fn n_columns(&self) -> usize {
         match *self {}
     }
 
-    pub(super) fn set_bias(&mut self, _: Vec<f32>) -> Result<()> {
+    pub(in crate::ops) fn set_bias(&mut self, _: Vec<f32>) -> Result<()> {
         match *self {}
     }
 
-    pub(super) fn multiply(
+    pub(in crate::ops) fn multiply(
         &self,
         _: &Tensor,
         _: Range<usize>,
@@ -107,4 +113,4 @@ impl CudaWeight {
 
 /// Nothing.
 #[derive(Debug, Default)]
-pub(super) struct CudaScratch;
+pub(in crate::ops) struct CudaScratch;

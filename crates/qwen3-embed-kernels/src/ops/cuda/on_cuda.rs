@@ -11,34 +11,34 @@ use candle_core::{
 };
 use rayon::prelude::*;
 
-use super::tensors::{expect_elsewhere, matrix, type_error};
 use crate::cpu::{Epilogue, Heads, Layout};
 use crate::cuda::device::{self, Operand, address_of, launch, multiply};
 use crate::cuda::{self, Attention, AttentionIndex, AttentionKernel, ElementType, Gemm, Shape};
+use crate::ops::tensors::{expect_elsewhere, matrix, type_error};
 use crate::{Error, Queries, Ragged, Result};
 
 /// Opens the device with this number.
-pub(super) fn open(ordinal: usize) -> Result<Device> {
+pub(in crate::ops) fn open(ordinal: usize) -> Result<Device> {
     device::open(ordinal)
 }
 
 /// A CUDA device.
-pub(super) struct Cuda(CudaDevice);
+pub(in crate::ops) struct Cuda(CudaDevice);
 
 impl Cuda {
     /// The device, if it is a CUDA device.
-    pub(super) fn of(device: &Device) -> Option<Self> {
+    pub(in crate::ops) fn of(device: &Device) -> Option<Self> {
         match device {
             Device::Cuda(device) => Some(Self(device.clone())),
             _ => None,
         }
     }
 
-    pub(super) fn free_bytes(&self) -> Result<usize> {
+    pub(in crate::ops) fn free_bytes(&self) -> Result<usize> {
         device::free_bytes(&self.0)
     }
 
-    pub(super) fn rms_norm(
+    pub(in crate::ops) fn rms_norm(
         &self,
         x: &Tensor,
         weight: &Tensor,
@@ -53,7 +53,7 @@ impl Cuda {
     }
 
     /// `f32` has the weights of queries and keys, cosines and sines.
-    pub(super) fn qk_norm_rope(
+    pub(in crate::ops) fn qk_norm_rope(
         &self,
         qkv: &Tensor,
         heads: Heads,
@@ -69,7 +69,7 @@ impl Cuda {
         })
     }
 
-    pub(super) fn copy_rows(&self, x: &Tensor, out: &Tensor) -> Result<()> {
+    pub(in crate::ops) fn copy_rows(&self, x: &Tensor, out: &Tensor) -> Result<()> {
         apply("copy_rows", out, [x], |device, out, [from]| {
             expect_element("copy_rows", x, from, out.element)?;
             let plan = cuda::copy_rows(out.element, from.shape, out.shape)?;
@@ -78,7 +78,7 @@ impl Cuda {
         })
     }
 
-    pub(super) fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    pub(in crate::ops) fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         let (_, n_columns) = x.dims2()?;
         let out = Tensor::zeros((rows.len(), n_columns), DType::F32, x.device())?;
         if rows.is_empty() {
@@ -94,7 +94,7 @@ impl Cuda {
         Ok(out)
     }
 
-    pub(super) fn attention(
+    pub(in crate::ops) fn attention(
         &self,
         qkv: &Tensor,
         batch: &Ragged,
@@ -121,7 +121,7 @@ impl Cuda {
     }
 
     /// Reads the rows of a weight, in parallel on rayon's current pool, and copies them to the device.
-    pub(super) fn load_weight<T: WithDType>(
+    pub(in crate::ops) fn load_weight<T: WithDType>(
         &self,
         [n_out, n_in]: [usize; 2],
         layout: Layout,
@@ -138,41 +138,41 @@ impl Cuda {
 
 /// The weight of a linear layer, [O, I], and its bias.
 #[derive(Debug)]
-pub(super) struct CudaWeight {
+pub(in crate::ops) struct CudaWeight {
     weight: Tensor,
     layout: Layout,
     bias: Option<Tensor>,
 }
 
 impl CudaWeight {
-    pub(super) fn n_bytes(&self) -> usize {
+    pub(in crate::ops) fn n_bytes(&self) -> usize {
         self.weight.elem_count() * self.weight.dtype().size_in_bytes()
     }
 
-    pub(super) fn n_out(&self) -> usize {
+    pub(in crate::ops) fn n_out(&self) -> usize {
         self.weight.dims()[0]
     }
 
-    pub(super) fn n_in(&self) -> usize {
+    pub(in crate::ops) fn n_in(&self) -> usize {
         self.weight.dims()[1]
     }
 
     /// Columns of the product.
-    pub(super) fn n_columns(&self) -> usize {
+    pub(in crate::ops) fn n_columns(&self) -> usize {
         match self.layout {
             Layout::Plain => self.n_out(),
             Layout::SwiGlu => self.n_out() / 2,
         }
     }
 
-    pub(super) fn set_bias(&mut self, bias: Vec<f32>) -> Result<()> {
+    pub(in crate::ops) fn set_bias(&mut self, bias: Vec<f32>) -> Result<()> {
         let n_out = bias.len();
         self.bias = Some(Tensor::from_vec(bias, n_out, self.weight.device())?);
         Ok(())
     }
 
     /// Multiplies as `ops::Linear::forward_columns` does, which has checked the shapes.
-    pub(super) fn multiply(
+    pub(in crate::ops) fn multiply(
         &self,
         x: &Tensor,
         columns: Range<usize>,
@@ -225,7 +225,7 @@ impl CudaWeight {
 
 /// Buffers on the device that are kept from call to call.
 #[derive(Debug, Default)]
-pub(super) struct CudaScratch {
+pub(in crate::ops) struct CudaScratch {
     /// Gates and ups, [T, 2F], with as many rows as the largest batch so far.
     gate_up: Option<Tensor>,
     /// The indices of recent batches.
