@@ -14,9 +14,9 @@ ENV HF_HOME=/models QWEN3_EMBED_HOST=0.0.0.0
 VOLUME /models
 EXPOSE 30000
 # The health check uses bash, which can open TCP connections, because the image has no curl. The start period is long
-# because the server is not ready while a model is downloaded and loaded. To change the port, set QWEN3_EMBED_PORT instead
-# of `--port`, because the health check reads this variable. If a Kubernetes service is called qwen3-embed, Kubernetes sets
-# the variable to a URL, which the server and the health check ignore.
+# because the server is not ready while a model is downloaded and loaded. To change the port, set QWEN3_EMBED_PORT
+# instead of `--port`, because the health check reads this variable. If a Kubernetes service is called qwen3-embed,
+# Kubernetes sets the variable to a URL, which the server and the health check ignore.
 HEALTHCHECK --start-period=30m CMD ["bash", "-c", \
     "port=${QWEN3_EMBED_PORT:-30000}; [[ $port == *://* ]] && port=30000; exec 3<>/dev/tcp/127.0.0.1/$port && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3 && read -r line <&3 && [[ $line == *' 200 '* ]]"]
 ENTRYPOINT ["qwen3-embed", "serve"]
