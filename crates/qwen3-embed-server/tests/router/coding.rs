@@ -129,7 +129,7 @@ async fn rejects_broken_compressed_bodies() {
             let error = &reply.json()["error"];
             let message = error["message"].as_str().unwrap();
             let expected = format!(
-                "the body is incomplete or is not valid `{coding}`, which its `Content-Encoding` names: "
+                "the header `Content-Encoding` is `{coding}`, but the body is incomplete or is not valid {coding}: "
             );
             assert!(message.len() > expected.len() && message.starts_with(&expected), "{message}");
             assert_eq!(error["param"], Value::Null);
@@ -157,7 +157,8 @@ async fn body_limit_applies_to_the_decompressed_body() {
         let frame = json!({ "input": "a", "x": "" }).to_string().len();
         json!({ "input": "a", "x": "x".repeat(n - frame) }).to_string().into_bytes()
     };
-    // The last body is a thousand times as large as its gzip, and more than ten thousand times as large as its zstd.
+    // The last body is a thousand times as large as its gzip form, and more than ten thousand times as large as its zstd
+    // form.
     for (n, status) in [(100_000, 200), (100_001, 413), (64 << 20, 413)] {
         let body = sized(n);
         assert_eq!(body.len(), n);

@@ -442,7 +442,7 @@ async fn rejects_text_longer_than_the_models_limit() {
     let limit = embedder().max_tokens();
     let text = "a ".repeat(limit);
     let n_tokens = embedder().count_tokens(&[&text]).unwrap()[0];
-    let message = format!("input has {n_tokens} tokens, the limit is {limit}{CUT_IT}");
+    let message = format!("input has {n_tokens} tokens, the limit is {limit}{TRUNCATE_HINT}");
     let body = json!({ "input": text }).to_string();
     check_refused(ready().await, PATH, &[(&body, "input", &message)]).await;
 }
