@@ -1,4 +1,4 @@
-/// The default instruction for queries: the task that the models were mainly trained for.
+/// The default instruction for queries. It describes the task that the models were mainly trained for.
 pub const DEFAULT_INSTRUCTION: &str =
     "Given a web search query, retrieve relevant passages that answer the query";
 
