@@ -267,7 +267,11 @@ impl Config {
             let rope_type = rope.get("rope_type").or(rope.get("type"));
             rope_type.is_none_or(|rope_type| rope_type == "default")
         };
-        ensure!(config["hidden_act"] == "silu", "`hidden_act` is {}; expected \"silu\"", config["hidden_act"]);
+        ensure!(
+            config["hidden_act"] == "silu",
+            "`hidden_act` is {}; expected \"silu\"",
+            config["hidden_act"]
+        );
         ensure!(is_plain_rope(&config["rope_scaling"]), "the rotary frequencies are scaled");
         ensure!(is_plain_rope(&config["rope_parameters"]), "the rotary frequencies are scaled");
         ensure!(config["use_sliding_window"] != true, "attention has a sliding window");

@@ -88,7 +88,10 @@ pub(crate) struct Embedding {
 /// A vector in the requested format.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "this type describes the response in OpenAPI; the response is written piece by piece")]
+#[expect(
+    dead_code,
+    reason = "this type describes the response in OpenAPI; the response is written piece by piece"
+)]
 pub(crate) enum Vector {
     Float(Vec<f32>),
     Base64(String),

@@ -111,7 +111,10 @@ pub(crate) struct Rank {
 /// The response: `Documents` if the request has `documents`, `Texts` if it has `texts`.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "this type describes the responses in OpenAPI; the handler creates them separately")]
+#[expect(
+    dead_code,
+    reason = "this type describes the responses in OpenAPI; the handler creates them separately"
+)]
 pub(crate) enum Ranks {
     Documents(RerankResponse),
     Texts(Vec<Rank>),

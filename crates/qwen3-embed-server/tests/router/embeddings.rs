@@ -302,7 +302,8 @@ async fn truncates_overlong_text_only_on_request() {
     let input = TEXTS[1];
     let (right, left) = (cut(Overflow::TruncateRight, input), cut(Overflow::TruncateLeft, input));
     assert_ne!(right, left);
-    let too_long = invalid("input[1]", &format!("input[1] has 19 tokens, the limit is 8{TRUNCATE_HINT}"));
+    let too_long =
+        invalid("input[1]", &format!("input[1] has 19 tokens, the limit is 8{TRUNCATE_HINT}"));
     let cases = [
         (json!({ "input": input, "truncate": true }), &right),
         (json!({ "input": input, "truncate": true, "truncation_side": "right" }), &right),

@@ -145,7 +145,8 @@ async fn similarity_rejects_invalid_fields_and_names_them() {
     let long = "a ".repeat(embedder().max_tokens());
     let n_tokens = embedder().count_tokens(&[&long]).unwrap()[0];
     let limit = embedder().max_tokens();
-    let message = |name: &str| format!("{name} has {n_tokens} tokens, the limit is {limit}{TRUNCATE_HINT}");
+    let message =
+        |name: &str| format!("{name} has {n_tokens} tokens, the limit is {limit}{TRUNCATE_HINT}");
     let (source, sentence) = ("inputs.source_sentence", "inputs.sentences[1]");
     let (of_source, of_sentence) = (message(source), message(sentence));
     let long_source =
