@@ -20,7 +20,7 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 
 fn zstd(body: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
-    // Without a checksum, a wrong byte may go unnoticed.
+    // Without a checksum, the decoder may not notice a wrong byte.
     encoder.include_checksum(true).unwrap();
     encoder.write_all(body).unwrap();
     encoder.finish().unwrap()
@@ -91,7 +91,7 @@ async fn rejects_other_content_encodings() {
         let expected = error("invalid_request_error", None::<&str>, code, &message);
         assert_eq!((reply.status, reply.json()), (415, expected));
     }
-    // Two headers mean the same as a list.
+    // Two headers have the same meaning as one header with a list.
     let mut request = post_request(PATH, gzip(&gzip(b"{}")));
     for _ in 0..2 {
         let coding = HeaderValue::from_static("gzip");
@@ -136,13 +136,13 @@ async fn rejects_broken_compressed_bodies() {
         }
         assert_eq!(send(ready().await, PATH, coding, Vec::new()).await.status, 400);
     }
-    // The decoder would need a window of 128 MiB.
+    // The decoder would need a window of 128 MiB, which is more than the payload limit.
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
     encoder.window_log(27).unwrap();
     encoder.write_all(&body).unwrap();
     let reply = send(ready().await, PATH, "zstd", encoder.finish().unwrap()).await;
     assert!(reply.status == 400 && reply.text().contains("memory"), "{}", reply.text());
-    // The decompressed body must be JSON, as without compression.
+    // The errors about the decompressed body are the same as without compression.
     let reply = send(ready().await, PATH, "gzip", gzip(b"{\"input\":[\"a\",\"\"]}")).await;
     assert_eq!((reply.status, reply.json()), (400, invalid("input[1]", "input[1] is empty")));
 }

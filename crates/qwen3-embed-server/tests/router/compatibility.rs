@@ -128,7 +128,7 @@ async fn removes_the_model_cards_prompt_frame() {
             }
         }
     }
-    // The request may have the instruction too. Documents are returned unchanged.
+    // The request may also have the same instruction in a field. Documents are returned unchanged.
     let documents = [framed_document("a")];
     let request = json!({
         "query": framed_query(TASK, "q"), "documents": documents, "instruction": TASK,
