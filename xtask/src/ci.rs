@@ -8,16 +8,16 @@ use crate::e2e::Clients;
 use crate::workspace::{self, cargo_command, root};
 use crate::{fixtures, invariants, kernel_sets, parity};
 
-/// Cargo options that turn off optimizations. Builds with other features use them, because these builds have few tests, so
-/// that compiling takes longer than running the tests.
+/// Cargo options that turn off optimizations. Builds with other features use them, because these builds have few tests,
+/// so that compiling takes longer than running the tests.
 const UNOPTIMIZED: [&str; 2] = [
     "--config=profile.dev.package.'*'.opt-level=0",
     "--config=profile.dev.package.qwen3-embed-kernels.opt-level=0",
 ];
 
-/// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of [`kernel_sets`], the
-/// builds without the hub and with hf-hub, the invariants, the hashes of the fixtures, parity, the examples, the server with
-/// real clients, and the parts of the feature `cuda` that need no CUDA device.
+/// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
+/// [`kernel_sets`], the builds without the hub and with hf-hub, the invariants, the hashes of the fixtures, parity, the
+/// examples, the server with real clients, and the parts of the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -66,8 +66,9 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Checks the feature `cuda` without a device: the lints, and the tests that need no device. The kernels of this project are
-/// compiled and candle's kernels are not, so the build cannot be used with a device and has its own target folder.
+/// Checks the feature `cuda` without a device: the lints, and the tests that need no device. The kernels of this
+/// project are compiled and candle's kernels are not, so the build cannot be used with a device and has its own target
+/// folder.
 fn cuda(toolkit: &Toolkit) -> Result<()> {
     const FOLDER: &str = "target/cuda-without-device";
     const FEATURES: &str = "--features=qwen3-embed-kernels/cuda,qwen3-embed-cli/cuda,xtask/cuda";

@@ -12,9 +12,9 @@ use crate::workspace::{self, root};
 
 /// Assemble a CUDA toolkit from packages, on a machine with or without a CUDA device
 ///
-/// The toolkit contains nvcc 13.0 and link libraries. The link libraries open CUDA's libraries at the first call, so programs
-/// start on machines without CUDA. This task needs Linux on x86-64, Python with pip, and a C compiler. It prints the
-/// environment variables for a build.
+/// The toolkit contains nvcc 13.0 and link libraries. The link libraries open CUDA's libraries at the first call, so
+/// programs start on machines without CUDA. This task needs Linux on x86-64, Python with pip, and a C compiler. It
+/// prints the environment variables for a build.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of the toolkit [default: target/cuda-toolkit]
@@ -22,8 +22,8 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
 }
 
-/// The libraries that candle links with: the name, the module of the crate cudarc that declares the functions, the file name,
-/// and the error code that the functions return if the library is not installed.
+/// The libraries that candle links with: the name, the module of the crate cudarc that declares the functions, the file
+/// name, and the error code that the functions return if the library is not installed.
 const LIBRARIES: [(&str, &str, &str, u32); 5] = [
     // CUDA_ERROR_STUB_LIBRARY, CUBLAS_STATUS_NOT_INITIALIZED twice, CURAND_STATUS_INITIALIZATION_FAILED,
     // NVRTC_ERROR_INTERNAL_ERROR.
@@ -189,8 +189,9 @@ fn functions(declarations: &str) -> Vec<&str> {
     functions
 }
 
-/// Assembly source with a function for each name. Each function jumps to the function of the real library. The real function
-/// is looked up at the first call. During the lookup, all registers that may contain arguments are saved on the stack.
+/// Assembly source with a function for each name. Each function jumps to the function of the real library. The real
+/// function is looked up at the first call. During the lookup, all registers that may contain arguments are saved on
+/// the stack.
 fn trampolines(library: &str, functions: &[&str]) -> String {
     const REGISTERS: [&str; 7] = ["rdi", "rsi", "rdx", "rcx", "r8", "r9", "rax"];
     let prefix = format!("qwen3_embed_{library}");
@@ -198,8 +199,8 @@ fn trampolines(library: &str, functions: &[&str]) -> String {
     let mut line = |text: std::fmt::Arguments<'_>| _ = writeln!(s, "{text}");
     line(format_args!(".intel_syntax noprefix\n.text\n{prefix}_go:"));
     REGISTERS.iter().for_each(|register| line(format_args!("push {register}")));
-    // The function has pushed its number before the seven registers of 8 bytes, so the number is at `rsp + 56`. Subtracting
-    // 136 makes room for eight registers of 16 bytes and aligns the stack to 16 bytes.
+    // The function has pushed its number before the seven registers of 8 bytes, so the number is at `rsp + 56`.
+    // Subtracting 136 makes room for eight registers of 16 bytes and aligns the stack to 16 bytes.
     line(format_args!("mov rdi, [rsp + 56]\nsub rsp, 136"));
     (0..8).for_each(|i| line(format_args!("movups [rsp + {}], xmm{i}", 16 * i)));
     line(format_args!("call {prefix}_find\nmov r11, rax"));

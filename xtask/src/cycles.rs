@@ -1,7 +1,8 @@
 //! Finds dependency cycles between the files of a crate.
 //!
-//! A file depends on another file if its code, or a `use` that is not a re-export, names an item that the other file defines.
-//! Names are followed through imports and re-exports to the file with the definition. The following does not count:
+//! A file depends on another file if its code, or a `use` that is not a re-export, names an item that the other file
+//! defines. Names are followed through imports and re-exports to the file with the definition. The following does not
+//! count:
 //!
 //! - `mod` declarations
 //! - re-exports, which are `use` items with a visibility

@@ -1,7 +1,7 @@
 //! End-to-end tests: real clients against the program `qwen3-embed serve`.
 //!
-//! The scripts in `xtask/e2e` get the address of a server as an argument, and fail with a message if a response is not the
-//! expected one. The packages that the scripts need are installed once, under `target/`.
+//! The scripts in `xtask/e2e` get the address of a server as an argument, and fail with a message if a response is not
+//! the expected one. The packages that the scripts need are installed once, under `target/`.
 
 mod article;
 mod server;
@@ -20,9 +20,9 @@ use server::{MODEL, Server, Setup, artifacts, wait_with_limit};
 /// Test `qwen3-embed serve` with real clients: openai for Python and Node, LangChain, plain HTTP, and the playground in
 /// Chromium
 ///
-/// The task needs Python 3.11 or later with venv and pip, Node 20 or later with npm, and Chromium. The environment variable
-/// `CHROMIUM` can name another browser that is based on Chromium. The task installs the packages of xtask/e2e, in fixed
-/// versions, under target/, and writes screenshots and server logs to target/e2e.
+/// The task needs Python 3.11 or later with venv and pip, Node 20 or later with npm, and Chromium. The environment
+/// variable `CHROMIUM` can name another browser that is based on Chromium. The task installs the packages of xtask/e2e,
+/// in fixed versions, under target/, and writes screenshots and server logs to target/e2e.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run only the scripts whose names contain TEXT

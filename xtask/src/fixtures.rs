@@ -74,8 +74,8 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// The name of a checkpoint in reports: the name of its folder, or of its GGUF file. GGUF files among the fixtures are all
-/// called `model.gguf`, so the name of their folder is used.
+/// The name of a checkpoint in reports: the name of its folder, or of its GGUF file. GGUF files among the fixtures are
+/// all called `model.gguf`, so the name of their folder is used.
 pub(crate) fn checkpoint_name(checkpoint: &Path) -> String {
     let is_fixture = checkpoint.ends_with("model.gguf");
     let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };

@@ -14,11 +14,11 @@ use crate::workspace::{self, root};
 
 /// Check the code for CUDA devices on another machine, which has a device and needs no Rust
 ///
-/// With --out, the task builds an archive with programs, fixtures and the script `run.sh`. Copy the archive to the machine
-/// with the device, unpack it, and run the script. The script runs this task with --run. It compares the kernels with their
-/// references and the fixtures with transformers, and runs a benchmark. If compute-sanitizer is installed, it also runs the
-/// kernels under memcheck and racecheck. After each check, it writes the results to gpu-check.json and to gpu-check.txt, which
-/// is a table.
+/// With --out, the task builds an archive with programs, fixtures and the script `run.sh`. Copy the archive to the
+/// machine with the device, unpack it, and run the script. The script runs this task with --run. It compares the
+/// kernels with their references and the fixtures with transformers, and runs a benchmark. If compute-sanitizer is
+/// installed, it also runs the kernels under memcheck and racecheck. After each check, it writes the results to
+/// gpu-check.json and to gpu-check.txt, which is a table.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder to write the archive gpu-check.tar.xz to
@@ -32,8 +32,8 @@ pub(crate) struct Args {
 /// Maximum size of the archive in bytes.
 const MAX_BYTES: u64 = 60 << 20;
 
-/// The programs of the archive: the name in the archive, the package, and the name of the cargo target. The test programs run
-/// in this order.
+/// The programs of the archive: the name in the archive, the package, and the name of the cargo target. The test
+/// programs run in this order.
 const PROGRAMS: [(&str, &str, &str); 5] = [
     ("qwen3-embed", "qwen3-embed-cli", "qwen3-embed"),
     ("xtask", "xtask", "xtask"),
@@ -75,8 +75,8 @@ fn bundle(out: &Path) -> Result<()> {
     let toolkit = Toolkit::assemble(&root().join("target/cuda-toolkit"))?;
     // The build has its own target folder, so that it does not reuse files that another nvcc has compiled.
     let target = root().join("target/gpu-check");
-    // Both builds select the same packages. Otherwise the dependencies would have other features in the second build, and
-    // candle's kernels would be compiled again, which takes minutes.
+    // Both builds select the same packages. Otherwise the dependencies would have other features in the second build,
+    // and candle's kernels would be compiled again, which takes minutes.
     let mut built = Vec::new();
     for targets in [["build", "--bins", "--test=cuda"], ["test", "--no-run", "--lib"]] {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -105,8 +105,8 @@ fn bundle(out: &Path) -> Result<()> {
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT)?;
     workspace::run(Command::new("chmod").arg("+x").arg(&script))?;
-    // Every program contains candle's kernels as 30 MB of text. The window of `xz -9` is large enough to store this text only
-    // once.
+    // Every program contains candle's kernels as 30 MB of text. The window of `xz -9` is large enough to store this
+    // text only once.
     let mut tar = Command::new("tar");
     tar.args(["--create", "--use-compress-program=xz -9", "--file"]).arg(&archive);
     workspace::run(tar.arg("--directory").arg(&target).arg("gpu-check"))?;

@@ -43,15 +43,16 @@ const OWNERS: [(&str, &[&str]); 13] = [
     ("tokio", &["qwen3-embed-hub", "qwen3-embed-server", "qwen3-embed-cli"]),
 ];
 
-/// Crates that the facade, the crate `qwen3-embed`, must not depend on with its default features: async runtimes, and crates
-/// whose build needs more than Rust and a C compiler.
+/// Crates that the facade, the crate `qwen3-embed`, must not depend on with its default features: async runtimes, and
+/// crates whose build needs more than Rust and a C compiler.
 const NOT_BELOW: [&str; 6] =
     ["tokio", "native-tls", "openssl-sys", "aws-lc-sys", "cmake", "pkg-config"];
 
 /// Crates that the facade must not depend on without its feature `hub`, because they use the network.
 const NOT_WITHOUT_HUB: [&str; 3] = ["ureq", "rustls", "ring"];
 
-/// Words that the code of a folder must not contain: the folder, the word, and the files and folders that may contain it.
+/// Words that the code of a folder must not contain: the folder, the word, and the files and folders that may contain
+/// it.
 const WORDS: [(&str, &str, &[&str]); 17] = [
     // Only the tensor operations, the launches of CUDA kernels, and the error type, which contains candle's error, use
     // candle.
@@ -131,8 +132,8 @@ fn check_cycles() -> Result<()> {
     Ok(())
 }
 
-/// Checks that the facade does not depend on an unwanted crate, directly or indirectly. `arguments` are cargo arguments that
-/// choose features.
+/// Checks that the facade does not depend on an unwanted crate, directly or indirectly. `arguments` are cargo arguments
+/// that choose features.
 fn check_facade(arguments: &[&str], unwanted: &[&str]) -> Result<()> {
     let tree = ["tree", "--package", "qwen3-embed", "--edges", "normal,build", "--prefix", "none"];
     let tree = String::from_utf8(cargo(&[&tree, arguments].concat())?)?;

@@ -10,11 +10,11 @@ use crate::workspace::{self, cargo_command, root};
 /// The packages whose tests run with each kernel set.
 const PACKAGES: [&str; 3] = ["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed"];
 
-/// Runs the tests of [`PACKAGES`] with each kernel set that this CPU supports, including the set that emulates the arithmetic of
-/// AVX-512 BF16 and VNNI. The default set is skipped, because `cargo test` uses the default set.
+/// Runs the tests of [`PACKAGES`] with each kernel set that this CPU supports, including the set that emulates the
+/// arithmetic of AVX-512 BF16 and VNNI. The default set is skipped, because `cargo test` uses the default set.
 pub(crate) fn test() -> Result<()> {
-    // The whole workspace is built, as by `cargo test --workspace`. If fewer packages were built, dependencies would have
-    // other features and would be built again.
+    // The whole workspace is built, as by `cargo test --workspace`. If fewer packages were built, dependencies would
+    // have other features and would be built again.
     let mut build = cargo_command(&["test", "--workspace", "--no-run", "--message-format=json"]);
     let output = build.stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{build:?} failed");

@@ -36,10 +36,11 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
-    /// Run the tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that this CPU
-    /// supports
+    /// Run the tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
+    /// this CPU supports
     KernelSets,
-    /// Check the rules of ARCHITECTURE.md: which crates may depend on which, no dependency cycles between files, and others
+    /// Check the rules of ARCHITECTURE.md: which crates may depend on which, no dependency cycles between files, and
+    /// others
     Invariants,
     /// Run all checks of CI except for `cargo test`
     Ci,

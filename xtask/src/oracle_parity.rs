@@ -1,4 +1,5 @@
-//! `cargo xtask parity --oracle candle`: compares checkpoints with a simple forward pass that consists of candle-nn's layers.
+//! `cargo xtask parity --oracle candle`: compares checkpoints with a simple forward pass that consists of candle-nn's
+//! layers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,8 +51,8 @@ struct Compared {
     other: f64,
 }
 
-/// Compares all fixtures that have safetensors files, and prints a line for each fixture. Fails if a difference is larger than
-/// the tolerance.
+/// Compares all fixtures that have safetensors files, and prints a line for each fixture. Fails if a difference is
+/// larger than the tolerance.
 pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Result<()> {
     println!("\n{:<18} {:>5} {:>10}", "with candle-nn", "texts", "difference");
     for folder in safetensors_folders(&fixtures.join("models"))? {
@@ -72,13 +73,14 @@ fn safetensors_folders(parent: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Compares the unit vectors of last hidden states, and prints a line for each text. Fails if a difference is larger than the
-/// tolerance.
+/// Compares the unit vectors of last hidden states, and prints a line for each text. Fails if a difference is larger
+/// than the tolerance.
 pub(crate) fn compare_model(folder: &Path, device: Device, tolerance: f64) -> Result<()> {
     report(folder, &compared_vectors(folder, device)?, "1 - cosine", tolerance)
 }
 
-/// Compares the scores of a reranker, and prints a line for each pair. Fails if a difference is larger than the tolerance.
+/// Compares the scores of a reranker, and prints a line for each pair. Fails if a difference is larger than the
+/// tolerance.
 pub(crate) fn compare_reranker(folder: &Path, device: Device, tolerance: f64) -> Result<()> {
     report(folder, &compared_logits(folder, device)?, "of logits", tolerance)
 }

@@ -18,15 +18,17 @@ use crate::{oracle_parity, rerank_parity};
 ///
 /// Without options, all fixtures are compared in f32 with golden files, which transformers has computed.
 ///
-/// With --model and --golden, one embedding model is compared with golden files that `fixtures/reference.py DIR FILE` has
-/// written. With --model alone, the model must be a published one, and is compared with the similarities on its model card.
+/// With --model and --golden, one embedding model is compared with golden files that `fixtures/reference.py DIR FILE`
+/// has written. With --model alone, the model must be a published one, and is compared with the similarities on its
+/// model card.
 ///
 /// --reranker is the same for a reranker and its scores. `fixtures/rerank.py DIR FILE` writes its golden files. Without
 /// --golden, the reranker must be Qwen3-Reranker-0.6B, and is compared with published scores.
 ///
 /// With --oracle, the checkpoints are compared with another forward pass instead, on built-in texts.
 ///
-/// The vector of a text must not depend on the other texts of its batch. On a CUDA device, it may differ by the tolerance.
+/// The vector of a text must not depend on the other texts of its batch. On a CUDA device, it may differ by the
+/// tolerance.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of an embedding model, or a .gguf file
@@ -41,7 +43,8 @@ pub(crate) struct Args {
     /// A golden file of the checkpoint. This option can be repeated
     #[arg(long, value_name = "FILE", requires = "checkpoint")]
     golden: Vec<PathBuf>,
-    /// Compare with another forward pass instead of with golden files. Only folders with safetensors files can be compared
+    /// Compare with another forward pass instead of with golden files. Only folders with safetensors files can be
+    /// compared
     #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["golden", "bf16", "int8"])]
     oracle: Option<OracleName>,
     /// The largest allowed difference between components of unit vectors, or between scores
@@ -50,11 +53,12 @@ pub(crate) struct Args {
     /// The device of the models: cpu, cuda, or cuda:N for the CUDA device with the number N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     device: Device,
-    /// Multiply matrices in bf16, and compare the errors with those of transformers in bf16. CPUs without bf16 instructions
-    /// emulate them
+    /// Multiply matrices in bf16, and compare the errors with those of transformers in bf16. CPUs without bf16
+    /// instructions emulate them
     #[arg(long, conflicts_with = "tolerance")]
     bf16: bool,
-    /// Multiply matrices with weights in 8 bits. The cosine of every vector and its golden vector must be at least 0.998
+    /// Multiply matrices with weights in 8 bits. The cosine of every vector and its golden vector must be at least
+    /// 0.998
     #[arg(long, conflicts_with_all = ["tolerance", "bf16"])]
     int8: bool,
 }
@@ -162,7 +166,8 @@ fn heading() {
     );
 }
 
-/// Compares a checkpoint in f32 with a golden file, and prints a line. Fails if a difference is larger than the tolerance.
+/// Compares a checkpoint in f32 with a golden file, and prints a line. Fails if a difference is larger than the
+/// tolerance.
 fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -217,8 +222,8 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
     Ok(())
 }
 
-/// Compares a checkpoint in bf16 with transformers in f32, and prints a line. Fails if the mean error is more than twice the
-/// mean error of transformers in bf16, or if a cosine is below 0.9995.
+/// Compares a checkpoint in bf16 with transformers in f32, and prints a line. Fails if the mean error is more than
+/// twice the mean error of transformers in bf16, or if a cosine is below 0.9995.
 fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -243,8 +248,9 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     Ok(())
 }
 
-/// Compares a checkpoint whose weights have 8 bits with transformers in f32, once for each of two arithmetics: activations in
-/// 16 bits, and activations in 8 bits where possible. Prints a line for each arithmetic. Fails if a cosine is below 0.998.
+/// Compares a checkpoint whose weights have 8 bits with transformers in f32, once for each of two arithmetics:
+/// activations in 16 bits, and activations in 8 bits where possible. Prints a line for each arithmetic. Fails if a
+/// cosine is below 0.998.
 fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -323,16 +329,16 @@ fn layer_difference(model: &Model, tokens: &[Vec<u32>], expected: &HiddenStates)
     Ok(worst)
 }
 
-/// The normalized hidden states of the last tokens. Golden files contain these vectors for every model, even if its pooling is
-/// not last-token pooling.
+/// The normalized hidden states of the last tokens. Golden files contain these vectors for every model, even if its
+/// pooling is not last-token pooling.
 fn vectors(model: &Model, tokens: &[Vec<u32>]) -> Result<Embeddings> {
     let (mut values, dim) = (model.forward(tokens)?, model.embedding_size());
     values.chunks_exact_mut(dim).for_each(normalize);
     Ok(Embeddings::new(values, dim)?)
 }
 
-/// The largest difference between the vectors of a batch and the vectors of the same texts when each text is alone, or when the
-/// batch has the reverse order.
+/// The largest difference between the vectors of a batch and the vectors of the same texts when each text is alone, or
+/// when the batch has the reverse order.
 fn largest_change(model: &Model, tokens: &[Vec<u32>], batch: &Embeddings) -> Result<f64> {
     let mut reversed = tokens.to_vec();
     reversed.reverse();

@@ -38,11 +38,11 @@ pub(crate) struct Args {
 enum Outliers {
     /// No outlier channels
     None,
-    /// A few norm weights are 50 times the others. The matching columns of the projections after the norm are divided by 50,
-    /// so the model computes the same function
+    /// A few norm weights are 50 times the others. The matching columns of the projections after the norm are divided
+    /// by 50, so the model computes the same function
     Norms,
-    /// A few channels of the residual stream are 30 times the others. In one of them, token 0 has 5,000 times the values of
-    /// the others (a massive activation)
+    /// A few channels of the residual stream are 30 times the others. In one of them, token 0 has 5,000 times the
+    /// values of the others (a massive activation)
     Residual,
     /// Both `norms` and `residual`
     All,

@@ -7,8 +7,8 @@ use qwen3_embed_testing::golden::{self, Scores};
 
 use crate::fixtures;
 
-/// Published scores of Qwen3-Reranker-0.6B for one query, and their tolerances. The precision in which the scores were computed
-/// is unknown.
+/// Published scores of Qwen3-Reranker-0.6B for one query, and their tolerances. The precision in which the scores were
+/// computed is unknown.
 const PUBLISHED: [(&str, f64, f64); 3] = [
     ("法国的首都是巴黎。", 0.79819, 0.01),
     ("德国的首都是柏林。", 2.034e-4, 1e-4),
@@ -35,8 +35,8 @@ pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Resul
     })
 }
 
-/// Compares a reranker in f32 with a golden file of `fixtures/rerank.py`, and prints a line. Fails if a score differs by more
-/// than the tolerance.
+/// Compares a reranker in f32 with a golden file of `fixtures/rerank.py`, and prints a line. Fails if a score differs
+/// by more than the tolerance.
 pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let golden: Scores = golden::read(golden)?;
     let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;

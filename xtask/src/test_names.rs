@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::workspace::{root, rust_files};
 
-/// Checks the tables of tests in ARCHITECTURE.md and in `docs/`. A table of tests is a table whose last column is called `test`
-/// or `tests`. A name in backticks in this column is the name of a function, such as `rejects_truncated_header`, of a file of a
-/// crate, such as `model/tests/parity.rs`, or of a module, such as `kernels::cuda::tests`.
+/// Checks the tables of tests in ARCHITECTURE.md and in `docs/`. A table of tests is a table whose last column is
+/// called `test` or `tests`. A name in backticks in this column is the name of a function, such as
+/// `rejects_truncated_header`, of a file of a crate, such as `model/tests/parity.rs`, or of a module, such as
+/// `kernels::cuda::tests`.
 pub(crate) fn check() -> Result<()> {
     let mut code = String::new();
     for folder in ["crates", "xtask/src"] {
@@ -73,8 +74,8 @@ fn names(markdown: &str) -> Vec<&str> {
     names
 }
 
-/// Whether there is a function, file or module with this name. Also true for other names, such as names of fixtures, because
-/// they are not checked.
+/// Whether there is a function, file or module with this name. Also true for other names, such as names of fixtures,
+/// because they are not checked.
 fn exists(name: &str, code: &str) -> bool {
     let is_identifier = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if let Some((krate, module)) = name.split_once("::") {

@@ -15,8 +15,8 @@ pub(crate) fn root() -> PathBuf {
 /// A command that runs the cargo of this task in the workspace's root folder.
 pub(crate) fn cargo_command(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Cargo has set environment variables for the package `xtask`. They are removed. Build scripts of other crates depend on
-    // these variables, so the crates would be built again.
+    // Cargo has set environment variables for the package `xtask`. They are removed. Build scripts of other crates
+    // depend on these variables, so the crates would be built again.
     let is_of_this_package =
         |name: &str| name.starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR";
     for (name, _) in env::vars_os() {

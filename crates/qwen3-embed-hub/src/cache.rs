@@ -1,5 +1,5 @@
-//! The cache of downloaded files. It has the same layout as in other programs for the hub, so all these programs can share
-//! the cache:
+//! The cache of downloaded files. It has the same layout as in other programs for the hub, so all these programs can
+//! share the cache:
 //!
 //! ```text
 //! models--owner--name/

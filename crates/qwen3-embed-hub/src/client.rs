@@ -127,8 +127,8 @@ impl<'a> Client<'a> {
 
     /// Requests the contents of a file at a commit, beginning with byte `start`.
     ///
-    /// Returns the offset of the first byte that the server sends, and a reader for the bytes. The offset is 0 if the server
-    /// does not support ranges.
+    /// Returns the offset of the first byte that the server sends, and a reader for the bytes. The offset is 0 if the
+    /// server does not support ranges.
     pub(crate) fn contents(
         &self,
         repo: &str,
@@ -185,8 +185,8 @@ impl<'a> Client<'a> {
 
     /// Sends a request and follows redirects. The token is sent only to the hub's own origin.
     ///
-    /// `is_enough` is called with every response, and with a flag that says whether the response redirects away from the hub's
-    /// origin. If `is_enough` returns true for a redirect, the redirect is not followed.
+    /// `is_enough` is called with every response, and with a flag that says whether the response redirects away from
+    /// the hub's origin. If `is_enough` returns true for a redirect, the redirect is not followed.
     fn send(
         &self,
         method: &str,

@@ -23,11 +23,11 @@ impl Hub {
     /// | `SSL_CERT_FILE` | a PEM file with the trusted certificate authorities | Mozilla's list |
     ///
     /// The proxy variables may also be in lower case; the lower-case name takes precedence. A proxy URL begins with
-    /// `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`. A request that needs a proxy whose
-    /// value is not such a URL fails with [`HubProblem::Proxy`](crate::HubProblem::Proxy). `HTTP_PROXY` in upper case is
-    /// ignored if `REQUEST_METHOD` is set: this variable marks a CGI program, and the clients of a CGI program can set
-    /// `HTTP_PROXY` through the header `Proxy`. `NO_PROXY` is a list of entries with commas between them. An entry is a host
-    /// name, which includes the hosts below it, an address, a network such as `10.0.0.0/8`, or `*`.
+    /// `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`. A request that needs a proxy
+    /// whose value is not such a URL fails with [`HubProblem::Proxy`](crate::HubProblem::Proxy). `HTTP_PROXY` in upper
+    /// case is ignored if `REQUEST_METHOD` is set: this variable marks a CGI program, and the clients of a CGI program
+    /// can set `HTTP_PROXY` through the header `Proxy`. `NO_PROXY` is a list of entries with commas between them. An
+    /// entry is a host name, which includes the hosts below it, an address, a network such as `10.0.0.0/8`, or `*`.
     pub fn from_env() -> Self {
         let home = path("HF_HOME").unwrap_or_else(|| {
             let caches = path("XDG_CACHE_HOME").unwrap_or_else(|| in_home(Path::new("~/.cache")));

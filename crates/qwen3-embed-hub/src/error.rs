@@ -200,7 +200,8 @@ impl std::error::Error for HubError {
 /// The reason why an attempt of a request failed, and whether another attempt can help.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Another attempt can help. The duration is the wait from the header `Retry-After`, if the response had this header.
+    /// Another attempt can help. The duration is the wait from the header `Retry-After`, if the response had this
+    /// header.
     Transient(HubProblem, Option<Duration>),
     /// Another attempt would fail too.
     Permanent(HubProblem),

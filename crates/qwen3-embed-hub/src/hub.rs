@@ -7,14 +7,14 @@ use crate::proxy::Proxies;
 
 /// Settings for downloads from the hub: its address, the cache, the token, retries and timeouts.
 ///
-/// Other programs for the hub use the same cache in the same layout, so a file has to be downloaded only once for all of
-/// them. A file appears in the cache after its size has been checked, and its SHA-256 if the hub announces one. The next
-/// download resumes an interrupted download. Several files are downloaded at the same time.
+/// Other programs for the hub use the same cache in the same layout, so a file has to be downloaded only once for all
+/// of them. A file appears in the cache after its size has been checked, and its SHA-256 if the hub announces one. The
+/// next download resumes an interrupted download. Several files are downloaded at the same time.
 ///
 /// If all needed files are in the cache and the revision is a commit hash, no request is sent. Otherwise one request
-/// asks for the newest commit. If this commit cannot be fetched, for example because the network is down, the token is not
-/// valid, the model was removed or the cache cannot be written, the files in the cache are used and a warning is logged
-/// through `tracing`.
+/// asks for the newest commit. If this commit cannot be fetched, for example because the network is down, the token is
+/// not valid, the model was removed or the cache cannot be written, the files in the cache are used and a warning is
+/// logged through `tracing`.
 #[derive(Clone)]
 pub struct Hub {
     pub(crate) cache: PathBuf,
@@ -55,14 +55,14 @@ pub enum Transport {
     Http,
     /// The official hf-hub crate for files in Xet storage, and the built-in client for all other files.
     ///
-    /// The built-in client still requests listings, sizes and hashes, and a file that hf-hub has downloaded is verified like
-    /// any other file. The differences are:
+    /// The built-in client still requests listings, sizes and hashes, and a file that hf-hub has downloaded is verified
+    /// like any other file. The differences are:
     ///
     /// - An interrupted download starts again from the beginning.
     /// - hf-hub takes proxies and certificates from the environment, even if the [`Hub`] was made by [`Hub::new`].
     /// - hf-hub has its own rules for retrying transfers of chunks, and its own timeouts of several minutes.
-    /// - hf-hub sends reports about the speed of transfers to the storage server. They contain no names of files or users.
-    ///   The environment variable `HF_HUB_DISABLE_TELEMETRY=1` disables these reports.
+    /// - hf-hub sends reports about the speed of transfers to the storage server. They contain no names of files or
+    ///   users. The environment variable `HF_HUB_DISABLE_TELEMETRY=1` disables these reports.
     HfHub,
 }
 
@@ -109,8 +109,8 @@ impl Hub {
         self
     }
 
-    /// Sets the wait before the second attempt. The wait doubles with each further attempt. If a response has the header
-    /// `Retry-After`, its value is used instead. Default: 500 ms.
+    /// Sets the wait before the second attempt. The wait doubles with each further attempt. If a response has the
+    /// header `Retry-After`, its value is used instead. Default: 500 ms.
     pub fn retry_wait(mut self, wait: Duration) -> Self {
         self.retry_wait = wait;
         self
@@ -131,8 +131,8 @@ impl Hub {
 
     /// Sets a callback for the progress of downloads.
     ///
-    /// The callback is called on several threads. For each file, it is called repeatedly during the download, and once when
-    /// the file is in the cache. It is not called for files that were in the cache before.
+    /// The callback is called on several threads. For each file, it is called repeatedly during the download, and once
+    /// when the file is in the cache. It is not called for files that were in the cache before.
     pub fn on_download(mut self, callback: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
         self.on_download = Some(Arc::new(callback));
         self

@@ -16,8 +16,8 @@ pub(crate) struct Metadata {
     pub(crate) is_xet: bool,
 }
 
-/// Collects the announced properties of a file from the headers of several responses. If a request is redirected, several
-/// hosts respond, and each host may announce some of the properties.
+/// Collects the announced properties of a file from the headers of several responses. If a request is redirected,
+/// several hosts respond, and each host may announce some of the properties.
 #[derive(Debug, Default)]
 pub(crate) struct Announced {
     /// The first `X-Linked-ETag`. It takes precedence over `ETag`, which may belong to a pointer file.

@@ -110,8 +110,8 @@ impl Partial {
         let _ = fs::remove_file(&self.path);
     }
 
-    /// Flushes the file to disk, and removes bytes that an earlier download has left after the end of the file. Returns the
-    /// SHA-256 of the file if `hashes` is true.
+    /// Flushes the file to disk, and removes bytes that an earlier download has left after the end of the file. Returns
+    /// the SHA-256 of the file if `hashes` is true.
     fn read_back(&mut self, hashes: bool) -> io::Result<Option<String>> {
         self.file.set_len(self.done)?;
         self.file.sync_all()?;

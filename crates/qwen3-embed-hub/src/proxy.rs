@@ -10,8 +10,8 @@
 //! As in curl and in Python's library requests, the lower-case name takes precedence over the upper-case name, and the
 //! variable of the scheme takes precedence over `all_proxy`. A CGI server sets `HTTP_PROXY` to the value of a client's
 //! header `Proxy`, so a CGI program must not trust this variable. curl always ignores `HTTP_PROXY`. requests ignores
-//! `HTTP_PROXY` if `REQUEST_METHOD` is set, which marks a CGI program. This module does the same as requests, because other
-//! programs for the hub use requests.
+//! `HTTP_PROXY` if `REQUEST_METHOD` is set, which marks a CGI program. This module does the same as requests, because
+//! other programs for the hub use requests.
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;

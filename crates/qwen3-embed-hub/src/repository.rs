@@ -70,7 +70,8 @@ pub trait Selection {
     /// If a download fails, or the commit does not have the needed files.
     fn fetch(&self, commit: &Commit<'_>) -> Result<Self::Fetched, Self::Error>;
 
-    /// Whether an error of [`Selection::fetch`] is returned even if the cache contains a usable commit. Default: `false`.
+    /// Whether an error of [`Selection::fetch`] is returned even if the cache contains a usable commit. Default:
+    /// `false`.
     fn overrides_cache(&self, _error: &Self::Error) -> bool {
         false
     }
@@ -120,8 +121,8 @@ impl<'a> Repository<'a> {
 
     /// Finds or downloads the selected files at the newest commit of the revision.
     ///
-    /// If the newest commit cannot be fetched, and the cache contains the selected files of an earlier commit, the files of the
-    /// earlier commit are returned and a warning is logged.
+    /// If the newest commit cannot be fetched, and the cache contains the selected files of an earlier commit, the
+    /// files of the earlier commit are returned and a warning is logged.
     ///
     /// # Errors
     ///
@@ -141,7 +142,8 @@ impl<'a> Repository<'a> {
             let offline = |file| self.error(file, None, problem).into();
             return usable.map(Newest::Cached).map_err(offline);
         }
-        // If the cached files can be used, there is only one attempt, so that a missing network does not cause long waits.
+        // If the cached files can be used, there is only one attempt, so that a missing network does not cause long
+        // waits.
         let attempts = if usable.is_ok() { 1 } else { self.hub.attempts };
         let mut listed = None;
         let mut fetch = || {
@@ -152,8 +154,8 @@ impl<'a> Repository<'a> {
             selection.fetch(&Commit { repository: self, client: &client, listing })
         };
         match (fetch(), usable) {
-            // If the newest commit is the cached commit, the error is about a file of this commit that is not in the cache.
-            // The cached files are then incomplete, and the error is returned.
+            // If the newest commit is the cached commit, the error is about a file of this commit that is not in the
+            // cache. The cached files are then incomplete, and the error is returned.
             (Err(error), Ok(path)) if listed != known && !selection.overrides_cache(&error) => {
                 warn_of_cached(&path, &error);
                 Ok(Newest::Cached(path))
@@ -191,16 +193,16 @@ impl Commit<'_> {
         self.repository.cache.snapshot(&self.listing.commit)
     }
 
-    /// Records this commit in the cache as the commit of the revision. Call this function after all needed files have been
-    /// downloaded, so that the previous commit stays in use if a download is interrupted. Errors are ignored, because the files
-    /// of a cache that cannot be written can still be read.
+    /// Records this commit in the cache as the commit of the revision. Call this function after all needed files have
+    /// been downloaded, so that the previous commit stays in use if a download is interrupted. Errors are ignored,
+    /// because the files of a cache that cannot be written can still be read.
     pub fn make_current(&self) {
         let Repository { id, cache, .. } = self.repository;
         let _ = cache.record_commit(id.revision(), &self.listing.commit);
     }
 
-    /// Downloads the files, several at the same time. Files that are in the cache are not downloaded again. For files that the
-    /// commit does not have, the cache records this.
+    /// Downloads the files, several at the same time. Files that are in the cache are not downloaded again. For files
+    /// that the commit does not have, the cache records this.
     ///
     /// # Errors
     ///
@@ -227,8 +229,8 @@ impl Commit<'_> {
                 }
                 let progress = |done, total| hub.report(&Progress { name: file, done, total });
                 if let Err(problem) = transfer.fetch(file, &progress) {
-                    // The first failure stops the other downloads. Later failures are not reported, because the stop may
-                    // have caused them.
+                    // The first failure stops the other downloads. Later failures are not reported, because the stop
+                    // may have caused them.
                     let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                     failure.get_or_insert((file, problem));
                     stop.store(true, Relaxed);

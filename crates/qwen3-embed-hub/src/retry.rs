@@ -24,8 +24,8 @@ pub(crate) fn retry<T>(
     }
 }
 
-/// Waits before the attempt with number `attempt`; the first attempt has the number 1. The wait is `requested`, the value of
-/// `Retry-After`, if there is one. Otherwise it doubles with each attempt.
+/// Waits before the attempt with number `attempt`; the first attempt has the number 1. The wait is `requested`, the
+/// value of `Retry-After`, if there is one. Otherwise it doubles with each attempt.
 pub(crate) fn pause(hub: &Hub, attempt: u32, requested: Option<Duration>) {
     let doubled = 2u32.saturating_pow(attempt.saturating_sub(2));
     let wait = || hub.retry_wait.saturating_mul(doubled).min(MAX_WAIT);

@@ -31,8 +31,8 @@ pub(crate) struct Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    /// Downloads a file, unless its blob is in the cache. `progress` is called with the number of downloaded bytes and the size
-    /// of the file.
+    /// Downloads a file, unless its blob is in the cache. `progress` is called with the number of downloaded bytes and
+    /// the size of the file.
     pub(crate) fn fetch(&self, file: &str, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let metadata = self.metadata(file)?;
         let lock = self.cache.lock(&metadata.etag)?;
@@ -51,8 +51,8 @@ impl Transfer<'_> {
         retry(self.hub, self.hub.attempts, || self.client.metadata(self.repo, self.commit, file))
     }
 
-    /// Downloads a blob to a partial file, and renames this file to the name of the blob after its size and hash have been
-    /// checked.
+    /// Downloads a blob to a partial file, and renames this file to the name of the blob after its size and hash have
+    /// been checked.
     fn download(
         &self,
         file: &str,

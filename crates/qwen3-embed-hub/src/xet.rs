@@ -1,8 +1,8 @@
 //! Downloads files in Xet storage through the official hf-hub crate.
 //!
-//! Xet stores a file as chunks that several files may share. hf-hub asks the hub where the chunks are, downloads the chunks
-//! in parallel, and assembles the file. hf-hub is asynchronous, so each download creates a runtime. The runtime runs on a
-//! thread that this crate has started, because the caller's thread may already run another runtime.
+//! Xet stores a file as chunks that several files may share. hf-hub asks the hub where the chunks are, downloads the
+//! chunks in parallel, and assembles the file. hf-hub is asynchronous, so each download creates a runtime. The runtime
+//! runs on a thread that this crate has started, because the caller's thread may already run another runtime.
 
 use std::fs;
 use std::io;
@@ -63,9 +63,9 @@ pub(crate) fn download(
             if stop.load(Relaxed) {
                 return Err(Failure::Permanent(HubProblem::Stopped));
             }
-            // hf-hub's requests to the hub have no timeout, so a timeout is implemented here: while such a request waits,
-            // there are no progress events. During the transfer of chunks, there are always events, and hf-hub's own
-            // timeouts apply.
+            // hf-hub's requests to the hub have no timeout, so a timeout is implemented here: while such a request
+            // waits, there are no progress events. During the transfer of chunks, there are always events, and hf-hub's
+            // own timeouts apply.
             let n = events.count.load(Relaxed);
             if n > n_events {
                 (n_events, since) = (n, Instant::now());
@@ -80,8 +80,8 @@ pub(crate) fn download(
 
 /// Creates a client of hf-hub that uses the folder `cache` for its files.
 fn client(hub: &Hub, cache: &Path) -> Result<HFClient, Failure> {
-    // If no token is given, hf-hub reads a token from the environment. To prevent this, it is given a token that is not a
-    // valid header value, and therefore is not sent.
+    // If no token is given, hf-hub reads a token from the environment. To prevent this, it is given a token that is not
+    // a valid header value, and therefore is not sent.
     let token = hub.token.as_deref().unwrap_or("\n");
     let client = HFClient::builder()
         .endpoint(hub.endpoint.as_str())

@@ -153,8 +153,8 @@ fn failed_update_leaves_cached_commit_in_use() {
     }
 }
 
-/// The commit has the optional file. If the cached files were used without it, the results would differ from those of the
-/// commit.
+/// The commit has the optional file. If the cached files were used without it, the results would differ from those of
+/// the commit.
 #[test]
 fn missing_optional_file_of_newest_commit_is_an_error() {
     for world in World::each_with(|| files(&[("modules.json", "[]")])) {

@@ -185,8 +185,8 @@ fn token_is_sent_to_the_hub_only_and_never_shown() {
     }
 }
 
-/// A mirror redirects every request for a file to another host. The mirror itself announces nothing about the file, or only a
-/// hash.
+/// A mirror redirects every request for a file to another host. The mirror itself announces nothing about the file, or
+/// only a hash.
 #[test]
 fn follows_mirror_to_another_host_without_token() {
     let wrong_hash = "f".repeat(64);

@@ -5,9 +5,9 @@
 //! cargo bench --package qwen3-embed-server --bench load -- --model FOLDER [--precision bf16] [--words 8] [--seconds 20]
 //! ```
 //!
-//! The server, the model and the clients run in one process and share its cores. Texts consist of random words, eight words
-//! by default, so they have almost no common prefixes. Each round measures all variants that are compared, and ratios are
-//! computed within a round.
+//! The server, the model and the clients run in one process and share its cores. Texts consist of random words, eight
+//! words by default, so they have almost no common prefixes. Each round measures all variants that are compared, and
+//! ratios are computed within a round.
 
 #![expect(clippy::print_stdout, reason = "the benchmark reports to the terminal")]
 
@@ -142,8 +142,8 @@ impl Load {
         Ok(n as f64 / began.elapsed().as_secs_f64())
     }
 
-    /// Sends a request for these texts. Returns the status, the time until the head of the response, the time from the head
-    /// to the last byte, and the number of bytes of the body.
+    /// Sends a request for these texts. Returns the status, the time until the head of the response, the time from the
+    /// head to the last byte, and the number of bytes of the body.
     async fn ask(
         &self,
         input: serde_json::Value,
@@ -230,8 +230,8 @@ async fn open_loop(
     Ok(())
 }
 
-/// Measures a response with 2,048 vectors in base64. The texts are equal and are computed once, so most of the time is spent
-/// on writing the response.
+/// Measures a response with 2,048 vectors in base64. The texts are equal and are computed once, so most of the time is
+/// spent on writing the response.
 async fn large_response(load: &Load) -> Result<(), Error> {
     let texts = vec![load.text(); 2048];
     let mut writes = Vec::new();

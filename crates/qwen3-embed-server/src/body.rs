@@ -11,12 +11,12 @@ use crate::content_encoding::ContentEncoding;
 use crate::error::ApiError;
 use crate::state::{AppState, Permit, ServerOptions};
 
-/// Bodies of this size in bytes, or larger, are parsed on a blocking thread. On an async thread, parsing them would delay
-/// the other connections that the thread serves.
+/// Bodies of this size in bytes, or larger, are parsed on a blocking thread. On an async thread, parsing them would
+/// delay the other connections that the thread serves.
 const LARGE: usize = 32 * 1024;
 
-/// Limits how many bodies are decompressed at the same time, because each of them may take as much memory as the payload
-/// limit allows, even if it is small when compressed.
+/// Limits how many bodies are decompressed at the same time, because each of them may take as much memory as the
+/// payload limit allows, even if it is small when compressed.
 static DECOMPRESSING: Semaphore = Semaphore::const_new(4);
 
 /// Extractor for a request body in JSON. Unknown fields are ignored.
@@ -140,8 +140,8 @@ fn json_error(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// An addition to serde_json's message about half of a surrogate pair, which serde_json does not explain. A text that was
-/// cut inside an emoji ends with half of a surrogate pair.
+/// An addition to serde_json's message about half of a surrogate pair, which serde_json does not explain. A text that
+/// was cut inside an emoji ends with half of a surrogate pair.
 fn surrogate_hint(error: &serde_json::Error) -> &'static str {
     let message = error.to_string();
     let is_half = ["lone leading surrogate", "unexpected end of hex escape"];

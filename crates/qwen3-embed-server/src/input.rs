@@ -17,8 +17,8 @@ pub(crate) enum Input {
     One(String),
     /// Texts.
     Many(Vec<String>),
-    /// The token ids of one text. They are used unchanged. If the model's tokenizer appends an end-of-text token to texts,
-    /// the last id must be the id of this token.
+    /// The token ids of one text. They are used unchanged. If the model's tokenizer appends an end-of-text token to
+    /// texts, the last id must be the id of this token.
     Tokens(Vec<u32>),
     /// The token ids of several texts.
     ManyTokens(Vec<Vec<u32>>),

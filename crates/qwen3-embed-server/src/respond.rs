@@ -1,5 +1,5 @@
-//! Responses with vectors. The JSON is written piece by piece while the client reads it, so the JSON of a large response
-//! is never in memory as a whole.
+//! Responses with vectors. The JSON is written piece by piece while the client reads it, so the JSON of a large
+//! response is never in memory as a whole.
 
 use std::io::Write;
 use std::{convert, mem};

@@ -78,8 +78,8 @@ pub fn app(state: AppState) -> Router {
         None => router,
     };
     let router = router.layer(from_fn_with_state(state.clone(), middleware::observe));
-    // Layers of a router run after routing, but the slash must be removed before routing. Therefore the router becomes a
-    // service inside another router.
+    // Layers of a router run after routing, but the slash must be removed before routing. Therefore the router becomes
+    // a service inside another router.
     let router = router.with_state(state).map_request(middleware::remove_trailing_slash);
     Router::new().fallback_service(router)
 }
@@ -144,8 +144,8 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     };
     let exposed = ["x-request-id", "retry-after"].map(HeaderName::from_static);
     let layer = CorsLayer::new().allow_origin(allowed).expose_headers(exposed);
-    // All headers that the browser asks for are allowed, because clients add their own headers. `*` would not be enough,
-    // because it does not include `Authorization`.
+    // All headers that the browser asks for are allowed, because clients add their own headers. `*` would not be
+    // enough, because it does not include `Authorization`.
     Some(layer.allow_methods(Any).allow_headers(AllowHeaders::mirror_request()))
 }
 

@@ -36,8 +36,8 @@ pub struct ServeOptions {
     /// Default: 120 s.
     ///
     /// The timeout should be longer than the time for which clients and load balancers keep idle connections. Otherwise
-    /// they may send a request on a connection that the server is closing, and the request is lost. Many clients and load
-    /// balancers keep idle connections for 60 s, some for 90 s, and Google Cloud's load balancers for 600 s.
+    /// they may send a request on a connection that the server is closing, and the request is lost. Many clients and
+    /// load balancers keep idle connections for 60 s, some for 90 s, and Google Cloud's load balancers for 600 s.
     pub keep_alive_timeout: Duration,
     /// How long the server waits for a client that does not read its response. Default: 60 s.
     pub write_timeout: Duration,
@@ -136,11 +136,11 @@ impl Server {
         }
     }
 
-    /// Accepts the connections that are in the listener's backlog, and closes the listener. The operating system has already
-    /// established these connections, so their clients may have sent requests.
+    /// Accepts the connections that are in the listener's backlog, and closes the listener. The operating system has
+    /// already established these connections, so their clients may have sent requests.
     fn accept_rest(&self, listener: TcpListener) {
-        // The standard library's listener is used, because tokio's listener reports no connection before its reactor has
-        // run.
+        // The standard library's listener is used, because tokio's listener reports no connection before its reactor
+        // has run.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             let accepted = listener.accept().and_then(|(stream, _)| {
@@ -186,8 +186,8 @@ impl Server {
     }
 }
 
-/// Whether an error of `accept` concerns one client only. Other errors, such as too many open files, affect every client
-/// until their cause is removed.
+/// Whether an error of `accept` concerns one client only. Other errors, such as too many open files, affect every
+/// client until their cause is removed.
 fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)

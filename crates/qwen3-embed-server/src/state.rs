@@ -20,8 +20,8 @@ pub struct ServerOptions {
     pub api_key: Option<String>,
     /// Whether `/metrics` needs no API key. Default: `false`.
     pub public_metrics: bool,
-    /// Whether a request with an unknown model name is refused with 404. Default: `false`. The server then uses the model
-    /// of the kind that the route needs, and the response contains the served name of this model.
+    /// Whether a request with an unknown model name is refused with 404. Default: `false`. The server then uses the
+    /// model of the kind that the route needs, and the response contains the served name of this model.
     pub strict_model_names: bool,
     /// Origins whose web pages may use the server (CORS); `*` allows any. Default: none.
     pub cors_allow_origin: Vec<String>,
@@ -31,8 +31,8 @@ pub struct ServerOptions {
     /// Whether a text that is too long is truncated if its request does not set `truncate`. Default: `false`, so such a
     /// text is an error.
     pub truncate: bool,
-    /// Maximum number of requests that are processed at the same time, at least 1. Further requests are refused with 429.
-    /// Default: 512.
+    /// Maximum number of requests that are processed at the same time, at least 1. Further requests are refused with
+    /// 429. Default: 512.
     pub max_concurrent_requests: usize,
     /// Maximum number of texts in one request. This should be several times smaller than
     /// [`ServiceOptions::max_waiting_texts`]. Default: 2048.
@@ -150,8 +150,8 @@ impl AppState {
     /// Starts a queue for each model. Each model computes one short text first, to check that the model works. Requests
     /// are processed after this function has returned.
     ///
-    /// [`ServiceOptions::on_batch`] is ignored, because the server uses this callback for its metrics. If models have been
-    /// started before, the state keeps those models, and the new ones are dropped.
+    /// [`ServiceOptions::on_batch`] is ignored, because the server uses this callback for its metrics. If models have
+    /// been started before, the state keeps those models, and the new ones are dropped.
     ///
     /// # Errors
     ///
@@ -321,8 +321,9 @@ impl Served {
         })
     }
 
-    /// Returns `model`. It is an error if `name` is a name of the model of the other kind, if `name` is unknown and names
-    /// are strict, or if there is no `model`. `describe_other` describes the model of the other kind in the error.
+    /// Returns `model`. It is an error if `name` is a name of the model of the other kind, if `name` is unknown and
+    /// names are strict, or if there is no `model`. `describe_other` describes the model of the other kind in the
+    /// error.
     fn choose<'a, M>(
         &self,
         model: Option<&'a ServedModel<M>>,

@@ -139,8 +139,8 @@ async fn shutdown_under_load_finishes_every_request() {
 #[tokio::test]
 async fn serves_connections_not_yet_accepted_at_shutdown() {
     let server = start(ServeOptions::default(), ServiceOptions::default()).await;
-    // Nothing else runs on this thread until the next await, so the connections and the shutdown reach the server at the same
-    // time.
+    // Nothing else runs on this thread until the next await, so the connections and the shutdown reach the server at
+    // the same time.
     let asked = (0..100).map(|_| {
         let mut stream = std::net::TcpStream::connect(server.address).unwrap();
         stream.write_all(request(1, "close").as_bytes()).unwrap();
@@ -220,8 +220,8 @@ async fn disconnects_client_that_does_not_read() {
         ServeOptions { write_timeout: Duration::from_millis(200), ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    // The responses have more bytes than the system buffers for a client that does not read. Equal texts are computed once, so
-    // only the writing of the responses takes time.
+    // The responses have more bytes than the system buffers for a client that does not read. Equal texts are computed
+    // once, so only the writing of the responses takes time.
     let many = request_for(&vec!["a".to_owned(); 2000], "keep-alive").repeat(20);
     let (mut reading, mut writing) = stream.split();
     let _ = timeout(Duration::from_secs(2), writing.write_all(many.as_bytes())).await;
@@ -257,8 +257,8 @@ async fn keeps_idle_connection_for_the_configured_time() {
     assert!(idle.elapsed() >= keep_alive_timeout - Duration::from_millis(100));
 }
 
-/// Many load balancers keep idle connections for 60 s, and Go's HTTP client keeps them for 90 s. A server that closes idle
-/// connections sooner may lose requests.
+/// Many load balancers keep idle connections for 60 s, and Go's HTTP client keeps them for 90 s. A server that closes
+/// idle connections sooner may lose requests.
 #[tokio::test]
 async fn default_keep_alive_is_longer_than_that_of_common_clients() {
     assert!(ServeOptions::default().keep_alive_timeout > Duration::from_secs(90));

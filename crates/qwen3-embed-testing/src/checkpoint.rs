@@ -13,7 +13,8 @@ use tempfile::TempDir;
 
 use crate::fixtures::{Tensor, Tensors, write_tensors};
 
-/// The description of a checkpoint with random weights. Fields that `config.json` also has have the same names as there.
+/// The description of a checkpoint with random weights. Fields that `config.json` also has have the same names as
+/// there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RandomCheckpoint {
     /// Width of the residual stream, C.

@@ -31,8 +31,8 @@ pub struct Vectors {
 pub struct HiddenStates {
     /// The index of the input.
     pub text: usize,
-    /// The values, with the dimensions layer, token and hidden size. The last entry is the last layer's output after the
-    /// final norm.
+    /// The values, with the dimensions layer, token and hidden size. The last entry is the last layer's output after
+    /// the final norm.
     pub layers: Vec<Vec<Vec<f64>>>,
 }
 

@@ -15,8 +15,8 @@
 //! hidden states = RMSNorm(x)                                       [T, C]
 //! ```
 //!
-//! The letters have the same meaning as in the kernels crate: T tokens, H query heads, K key/value heads, D head dimension,
-//! C hidden size.
+//! The letters have the same meaning as in the kernels crate: T tokens, H query heads, K key/value heads, D head
+//! dimension, C hidden size.
 //!
 //! # Source
 //!
@@ -91,8 +91,8 @@ enum Head {
 }
 
 impl Oracle {
-    /// Loads a folder with `config.json` and `model.safetensors`, or with shards and their index. The forward pass is computed
-    /// in f32. The weights take four bytes per parameter.
+    /// Loads a folder with `config.json` and `model.safetensors`, or with shards and their index. The forward pass is
+    /// computed in f32. The weights take four bytes per parameter.
     ///
     /// # Errors
     ///
@@ -101,7 +101,8 @@ impl Oracle {
         Self::load(folder, DType::F32).with_context(|| folder.display().to_string())
     }
 
-    /// Like [`load_f32`](Self::load_f32), but the forward pass is computed in f64. The weights take eight bytes per parameter.
+    /// Like [`load_f32`](Self::load_f32), but the forward pass is computed in f64. The weights take eight bytes per
+    /// parameter.
     ///
     /// # Errors
     ///
@@ -344,7 +345,8 @@ fn read_tensors(folder: &Path) -> Result<HashMap<String, Tensor>> {
     Ok(tensors)
 }
 
-/// The prefix of the names of the decoder's tensors, such as `model.`. It is taken from the name of the token embeddings.
+/// The prefix of the names of the decoder's tensors, such as `model.`. It is taken from the name of the token
+/// embeddings.
 fn decoder_prefix(tensors: &HashMap<String, Tensor>) -> Result<String> {
     let prefixes = tensors.keys().filter_map(|name| name.strip_suffix("embed_tokens.weight"));
     match &prefixes.collect::<Vec<_>>()[..] {

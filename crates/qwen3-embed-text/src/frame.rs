@@ -29,8 +29,8 @@ pub(crate) fn pair_text(instruction: &str, query: &str, document: &str) -> (Stri
     (text, query_start, document_start)
 }
 
-/// Whether a query already contains the prompt of [`RerankTemplate`](crate::RerankTemplate). Clients that were written for
-/// servers without this template send such queries.
+/// Whether a query already contains the prompt of [`RerankTemplate`](crate::RerankTemplate). Clients that were written
+/// for servers without this template send such queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryFrame<'a> {
     /// The query does not begin with the prompt.
@@ -70,8 +70,8 @@ impl<'a> QueryFrame<'a> {
     }
 }
 
-/// Returns the document in `text`, which is the part of a prompt after the query of [`QueryFrame::Exact`]. Returns `None` if
-/// `text` is not exactly this part of the prompt.
+/// Returns the document in `text`, which is the part of a prompt after the query of [`QueryFrame::Exact`]. Returns
+/// `None` if `text` is not exactly this part of the prompt.
 ///
 /// # Examples
 ///

@@ -29,17 +29,17 @@ const SPECIAL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 ///
 /// ```
 ///
-/// (The text from `Judge` to `<|im_end|>` is one line.) No end-of-text token is appended. The parts before `<Instruct>` and
-/// after the document are token ids that are looked up once. The text between these parts is tokenized as plain text, so no
-/// instruction, query or document can contain a special token or change the text around it.
+/// (The text from `Judge` to `<|im_end|>` is one line.) No end-of-text token is appended. The parts before `<Instruct>`
+/// and after the document are token ids that are looked up once. The text between these parts is tokenized as plain
+/// text, so no instruction, query or document can contain a special token or change the text around it.
 ///
-/// A prompt that is too long loses tokens at the end of its document. If the prompt without a document is still too long, the
-/// query is cut at its end. The rest of the prompt is never cut.
+/// A prompt that is too long loses tokens at the end of its document. If the prompt without a document is still too
+/// long, the query is cut at its end. The rest of the prompt is never cut.
 ///
 /// # Source
 ///
-/// The model card of Qwen3-Reranker, `format_instruction` and `process_inputs`. There are two differences: that code parses
-/// special tokens in texts, and it cuts the template if cutting the document is not enough.
+/// The model card of Qwen3-Reranker, `format_instruction` and `process_inputs`. There are two differences: that code
+/// parses special tokens in texts, and it cuts the template if cutting the document is not enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RerankTemplate {
     prefix: Vec<u32>,
@@ -72,8 +72,8 @@ impl RerankTemplate {
 
     /// Whether a chat template, in the format of transformers, produces this prompt.
     ///
-    /// The template matches if its text outside of expressions is the text of the prompt. Templates with statements other
-    /// than `set` do not match.
+    /// The template matches if its text outside of expressions is the text of the prompt. Templates with statements
+    /// other than `set` do not match.
     pub fn matches_chat_template(chat_template: &str) -> bool {
         let hole = EXPRESSION;
         let pair = format!("<Instruct>: {hole}\n<Query>: {hole}\n<Document>: {hole}");
@@ -156,7 +156,8 @@ impl Pair<'_> {
         if ids.len() <= room {
             return Ok(Fitted::Tokens(ids.to_vec()));
         }
-        // Tokens that end before the document. The first token of the document may contain the space before the document.
+        // Tokens that end before the document. The first token of the document may contain the space before the
+        // document.
         let before = encoding.get_offsets().iter().take_while(|span| span.1 <= document_start);
         if before.count() < room {
             return Ok(Fitted::Tokens(ids[..room].to_vec()));
@@ -164,8 +165,8 @@ impl Pair<'_> {
         self.tokens_of_query(tokenizer, room)
     }
 
-    /// Tokenizes the pair without its document, and cuts its query until it fits. The query is cut where a token begins and
-    /// is then tokenized again, because its new end may merge with the text after it.
+    /// Tokenizes the pair without its document, and cuts its query until it fits. The query is cut where a token begins
+    /// and is then tokenized again, because its new end may merge with the text after it.
     fn tokens_of_query(mut self, tokenizer: &Tokenizer, room: usize) -> Result<Fitted> {
         self.document = "";
         loop {
@@ -193,8 +194,8 @@ impl Pair<'_> {
 ///
 /// # Source
 ///
-/// The documentation of Jinja, *White Space Control*, with the settings of transformers, which remove the first line feed
-/// after a statement and the last line feed of the template.
+/// The documentation of Jinja, *White Space Control*, with the settings of transformers, which remove the first line
+/// feed after a statement and the last line feed of the template.
 fn text_of_template(template: &str) -> Option<String> {
     let mut rest = template.strip_suffix('\n').unwrap_or(template);
     let mut text = String::new();

@@ -2,7 +2,8 @@
 pub const DEFAULT_INSTRUCTION: &str =
     "Given a web search query, retrieve relevant passages that answer the query";
 
-/// Puts an instruction before a query, in the format that the models were trained with. There is no space after `Query:`.
+/// Puts an instruction before a query, in the format that the models were trained with. There is no space after
+/// `Query:`.
 ///
 /// Instructions work best in English, whatever the language of the query.
 ///

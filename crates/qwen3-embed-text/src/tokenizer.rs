@@ -11,8 +11,8 @@ use crate::{Error, Result, Vocabulary};
 /// The token at the end of every input of a Qwen3 embedding model.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// The longest run of white space, in characters, that is passed to the tokenizer. The stack of its regex engine overflows
-/// at twice this length.
+/// The longest run of white space, in characters, that is passed to the tokenizer. The stack of its regex engine
+/// overflows at twice this length.
 const MAX_WHITE_SPACE: usize = 500_000;
 
 /// How text that spells a special token, such as `<|im_end|>` or `<think>`, is tokenized.
@@ -66,13 +66,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Parses the contents of a `tokenizer.json`. `path` is for error messages only. The truncation and padding settings of
-    /// the file are ignored.
+    /// Parses the contents of a `tokenizer.json`. `path` is for error messages only. The truncation and padding
+    /// settings of the file are ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] if the file cannot be parsed; [`Error::PostProcessor`] or [`Error::NoEndOfText`] if it is not
-    /// the tokenizer of a Qwen3 embedding model or reranker.
+    /// [`Error::Tokenizer`] if the file cannot be parsed; [`Error::PostProcessor`] or [`Error::NoEndOfText`] if it is
+    /// not the tokenizer of a Qwen3 embedding model or reranker.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         without_panic(path, || Self::parse(json, path))
     }
@@ -102,8 +102,8 @@ impl Tokenizer {
         Ok(Self { inner, end_of_text, file_appends, appends: true })
     }
 
-    /// Makes [`Tokenizer::encode`] append the end-of-text token only if the post-processor in `tokenizer.json` appends this
-    /// token.
+    /// Makes [`Tokenizer::encode`] append the end-of-text token only if the post-processor in `tokenizer.json` appends
+    /// this token.
     ///
     /// Only last-token pooling needs the end-of-text token. Models with another pooling follow their file.
     pub fn follow_file_for_end_of_text(self) -> Self {
@@ -172,13 +172,13 @@ impl Tokenizer {
         Ok(pieces)
     }
 
-    /// Turns token ids into text. If `skip_special` is true, special tokens are left out. Bytes that do not form a whole
-    /// character become U+FFFD.
+    /// Turns token ids into text. If `skip_special` is true, special tokens are left out. Bytes that do not form a
+    /// whole character become U+FFFD.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownTokenId`] if an id is not in the vocabulary; [`Error::Decode`] if the tokenizer cannot decode the
-    /// ids.
+    /// [`Error::UnknownTokenId`] if an id is not in the vocabulary; [`Error::Decode`] if the tokenizer cannot decode
+    /// the ids.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
         let is_unknown = |&id: &u32| self.inner.id_to_token(id).is_none();
         if let Some(position) = tokens.iter().position(is_unknown) {
@@ -187,8 +187,8 @@ impl Tokenizer {
         self.inner.decode(tokens, skip_special).map_err(|source| Error::Decode { source })
     }
 
-    /// The longest prefix of `text` with at most `max_tokens` tokens. Special tokens in the text are tokenized as plain text,
-    /// and no character is split.
+    /// The longest prefix of `text` with at most `max_tokens` tokens. Special tokens in the text are tokenized as plain
+    /// text, and no character is split.
     ///
     /// # Errors
     ///
@@ -231,8 +231,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Tokenizes `s` as plain text, with the byte range of each token. If a character takes several tokens, the range of each
-    /// of them is the whole character. `text` is the index of the text in errors.
+    /// Tokenizes `s` as plain text, with the byte range of each token. If a character takes several tokens, the range
+    /// of each of them is the whole character. `text` is the index of the text in errors.
     pub(crate) fn encode_spans(&self, text: usize, s: &str) -> Result<Encoding> {
         check_white_space_of(text, s)?;
         self.encode_plain(s, OffsetType::Byte).map_err(|source| Error::Encode { text, source })
@@ -281,7 +281,8 @@ fn without_panic(
 
 /// Checks that a text does not have more white space in a row than the tokenizer supports.
 ///
-/// Tokenizing does this check too. Callers that join several texts use this function to find the text that fails the check.
+/// Tokenizing does this check too. Callers that join several texts use this function to find the text that fails the
+/// check.
 ///
 /// # Errors
 ///
@@ -306,8 +307,8 @@ fn longest_white_space(text: &str) -> usize {
     text.split(|c: char| !c.is_whitespace()).map(|run| run.chars().count()).max().unwrap_or(0)
 }
 
-/// The id of the end-of-text token, and whether the post-processor appends this token. The end-of-text token is the token
-/// that the post-processor appends, or `<|endoftext|>` if the post-processor appends none.
+/// The id of the end-of-text token, and whether the post-processor appends this token. The end-of-text token is the
+/// token that the post-processor appends, or `<|endoftext|>` if the post-processor appends none.
 ///
 /// The setting `eos_token` of `tokenizer_config.json` is not used, because some repositories set it to `<|im_end|>`.
 fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, bool)> {

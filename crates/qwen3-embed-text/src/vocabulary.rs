@@ -17,8 +17,8 @@ use crate::{Error, Result};
 pub struct Vocabulary<'a> {
     /// The kind of tokenizer. Only `gpt2` (byte-level BPE) is supported.
     pub model: &'a str,
-    /// The name of the rule that splits a text before BPE. Only `qwen2` is supported. Converters write `qwen2` for Qwen3
-    /// models too.
+    /// The name of the rule that splits a text before BPE. Only `qwen2` is supported. Converters write `qwen2` for
+    /// Qwen3 models too.
     pub pre_tokenizer: &'a str,
     /// The tokens in the order of their ids. Bytes are written as characters, in the notation of byte-level BPE.
     pub tokens: &'a [String],
@@ -96,8 +96,8 @@ impl Vocabulary<'_> {
         }
     }
 
-    /// Splits the tokens into BPE tokens and added tokens. The flag of an added token says whether the token is special.
-    /// Unused tokens are in neither list.
+    /// Splits the tokens into BPE tokens and added tokens. The flag of an added token says whether the token is
+    /// special. Unused tokens are in neither list.
     fn split_added(&self) -> (Vocab, Vec<(usize, bool)>) {
         let (mut vocab, mut added) = (Vocab::default(), Vec::new());
         for (id, (token, kind)) in self.tokens.iter().zip(self.token_types).enumerate() {

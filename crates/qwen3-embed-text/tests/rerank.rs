@@ -1,5 +1,5 @@
-//! Compares rerank prompts with those of the model card's code, also for texts that contain special tokens and for texts that
-//! must be truncated.
+//! Compares rerank prompts with those of the model card's code, also for texts that contain special tokens and for
+//! texts that must be truncated.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

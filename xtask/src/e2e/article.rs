@@ -1,5 +1,5 @@
-//! A published example serves a model with SGLang and sends requests with the openai package. This test uses `qwen3-embed
-//! serve` instead of SGLang.
+//! A published example serves a model with SGLang and sends requests with the openai package. This test uses
+//! `qwen3-embed serve` instead of SGLang.
 
 use std::fs;
 use std::net::TcpListener;
@@ -18,8 +18,8 @@ const PORT: u16 = 30000;
 /// The commit of the model in the cache. Its value has no meaning.
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The flags that the example passes to `python -m sglang.launch_server`, and environment variables with which the server
-/// finds the model id in a cache, without using the network.
+/// The flags that the example passes to `python -m sglang.launch_server`, and environment variables with which the
+/// server finds the model id in a cache, without using the network.
 pub(super) fn setup() -> Result<Setup> {
     let cache = artifacts().join("hub");
     let repository = cache.join(format!("models--{}", ID.replace('/', "--")));

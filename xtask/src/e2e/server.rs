@@ -29,8 +29,8 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    /// A small model with the name of a published model, on a free port, with additional arguments. The precision is f32,
-    /// because the scripts compare vectors with those of transformers in f32.
+    /// A small model with the name of a published model, on a free port, with additional arguments. The precision is
+    /// f32, because the scripts compare vectors with those of transformers in f32.
     pub(super) fn small_model(arguments: &[&str]) -> Result<Self> {
         let model = root().join("fixtures/models/wide");
         let model = model.to_str().context("the path of the workspace is not Unicode")?;
@@ -88,7 +88,8 @@ impl Server {
         log(&self.name)
     }
 
-    /// Stops the server with SIGTERM. Checks that the server exits successfully and has printed nothing after its address.
+    /// Stops the server with SIGTERM. Checks that the server exits successfully and has printed nothing after its
+    /// address.
     pub(super) fn end(mut self) -> Result<()> {
         let kill = format!("kill -TERM {}", self.child.id());
         workspace::run(Command::new("sh").args(["-c", &kill]))?;

@@ -1,5 +1,5 @@
-//! A test server on loopback with the API of the hub, and a second server for large files, because the hub also stores large
-//! files on another server.
+//! A test server on loopback with the API of the hub, and a second server for large files, because the hub also stores
+//! large files on another server.
 
 pub(crate) mod xet;
 

@@ -1,6 +1,6 @@
-//! The part of the Xet protocol that is needed to download a whole file: the access token, the locations of the file's chunks,
-//! and the chunks, without compression. This server uses the SHA-256 of a file as its hash in Xet storage, because clients do
-//! not verify this hash.
+//! The part of the Xet protocol that is needed to download a whole file: the access token, the locations of the file's
+//! chunks, and the chunks, without compression. This server uses the SHA-256 of a file as its hash in Xet storage,
+//! because clients do not verify this hash.
 
 use serde_json::json;
 
@@ -18,8 +18,8 @@ pub(super) fn is_request(request: &Request) -> bool {
     paths.iter().any(|path| request.path.contains(path))
 }
 
-/// The response to a request about `file`. The token comes from the hub. The other responses come from the server for large
-/// files.
+/// The response to a request about `file`. The token comes from the hub. The other responses come from the server for
+/// large files.
 pub(super) fn reply(request: &Request, file: Option<&[u8]>, cdn: &str) -> Reply {
     if request.path.contains("/xet-read-token/") {
         let token = json!({"accessToken": TOKEN, "exp": 4_000_000_000u64, "casUrl": cdn});

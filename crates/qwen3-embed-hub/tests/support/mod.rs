@@ -21,8 +21,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// One environment for each transport: the built-in client, and hf-hub with large files in Xet storage. The repository has
-    /// all required files of [`SELECTION`] and no optional files.
+    /// One environment for each transport: the built-in client, and hf-hub with large files in Xet storage. The
+    /// repository has all required files of [`SELECTION`] and no optional files.
     pub(crate) fn each() -> impl Iterator<Item = Self> {
         Self::each_with(|| files(&[]))
     }

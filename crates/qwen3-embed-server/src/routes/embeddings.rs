@@ -18,25 +18,25 @@ pub(crate) struct EmbeddingsRequest {
     model: Option<String>,
     /// Texts to embed. No text may be empty. The limit is 2048 texts, unless the server has another setting.
     input: Input,
-    /// Number of dimensions of the vectors. For the published models, 32 to the model's hidden size. Default: the hidden
-    /// size.
+    /// Number of dimensions of the vectors. For the published models, 32 to the model's hidden size. Default: the
+    /// hidden size.
     #[schema(minimum = 1)]
     dimensions: Option<usize>,
     /// Format of the vectors. Default: `float`.
     encoding_format: Option<EncodingFormat>,
-    /// Instruction that is put before the texts: one sentence, preferably in English, that describes the task. It is meant
-    /// for queries.
+    /// Instruction that is put before the texts: one sentence, preferably in English, that describes the task. It is
+    /// meant for queries.
     instruct: Option<String>,
     /// Name of the prompt that is put before the texts: `query`, `document`, or another prompt of the model. Default:
     /// `document`, unless the server was started with `--default-instruct`.
     prompt_name: Option<String>,
-    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if the
-    /// server was started with `--truncate`.
+    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if
+    /// the server was started with `--truncate`.
     truncate: Option<bool>,
     /// The side on which texts are truncated. Default: `right`.
     truncation_side: Option<Side>,
-    /// Maximum number of tokens of a text, including the instruction and the end-of-text token, as in vLLM. Longer texts
-    /// are truncated, but keep the end-of-text token. -1 stands for the model's limit.
+    /// Maximum number of tokens of a text, including the instruction and the end-of-text token, as in vLLM. Longer
+    /// texts are truncated, but keep the end-of-text token. -1 stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
     /// Whether vectors are normalized to unit length. Default: `true`.

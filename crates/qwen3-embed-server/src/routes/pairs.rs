@@ -62,9 +62,9 @@ impl Pairs {
 
     /// Removes the model's prompt from texts that already contain it.
     ///
-    /// Clients that were written for servers without the prompt send the prompt as part of their texts. A text that only
-    /// resembles the prompt is refused. Otherwise the model would score a prompt inside a prompt, and the client would not
-    /// notice that the score is wrong.
+    /// Clients that were written for servers without the prompt send the prompt as part of their texts. A text that
+    /// only resembles the prompt is refused. Otherwise the model would score a prompt inside a prompt, and the client
+    /// would not notice that the score is wrong.
     fn unframed(self) -> Result<Self, ApiError> {
         let Self { queries: (queries, query_field), documents: (documents, field), instruct } =
             self;
@@ -130,8 +130,8 @@ fn one_instruction(
     Ok(instruct.unwrap_or((field, expected)))
 }
 
-/// 400: a query begins like the model's prompt, but `name`, which is the query or one of its documents, does not match the
-/// prompt.
+/// 400: a query begins like the model's prompt, but `name`, which is the query or one of its documents, does not match
+/// the prompt.
 fn not_the_frame(name: String) -> ApiError {
     let message = format!(
         "the query begins like the model's prompt, but `{name}` does not match the prompt: this server adds the prompt, \

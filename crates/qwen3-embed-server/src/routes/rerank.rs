@@ -32,13 +32,13 @@ pub(crate) struct RerankRequest {
     /// Documents to rank, instead of `documents`. The response then has the shape of text-embeddings-inference.
     #[schema(min_items = 1)]
     texts: Option<Vec<String>>,
-    /// Number of documents to return. The documents with the highest scores are returned. Default: all; 0 also stands for
-    /// all.
+    /// Number of documents to return. The documents with the highest scores are returned. Default: all; 0 also stands
+    /// for all.
     top_n: Option<usize>,
     /// Another name for `top_n`, from Voyage's API.
     top_k: Option<usize>,
-    /// Whether the response contains the documents. Default: `true` for `documents`, except for `/v2/rerank`; `false` for
-    /// `texts`.
+    /// Whether the response contains the documents. Default: `true` for `documents`, except for `/v2/rerank`; `false`
+    /// for `texts`.
     return_documents: Option<bool>,
     /// Another name for `return_documents`, from text-embeddings-inference.
     return_text: Option<bool>,
@@ -46,11 +46,12 @@ pub(crate) struct RerankRequest {
     instruct: Option<String>,
     /// Another name for `instruct`.
     instruction: Option<String>,
-    /// Maximum number of tokens of each document. A longer document loses its end. Default: no limit; 0 also stands for no
-    /// limit. Independently of this field, a prompt that is longer than the model's limit loses the end of its document.
+    /// Maximum number of tokens of each document. A longer document loses its end. Default: no limit; 0 also stands for
+    /// no limit. Independently of this field, a prompt that is longer than the model's limit loses the end of its
+    /// document.
     max_tokens_per_doc: Option<usize>,
-    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of its
-    /// document. Default: the model's limit; -1 also stands for the model's limit.
+    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of
+    /// its document. Default: the model's limit; -1 also stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
     /// Whether scores are logits instead of probabilities. Default: `false`.
@@ -125,8 +126,8 @@ pub(crate) enum Ranks {
 pub(crate) struct ScoreRequest {
     /// Name of the model, as in `GET /v1/models`.
     model: Option<String>,
-    /// One query for all documents, or one query for each document. If a query begins with the prompt of the model card, the prompt is removed
-    /// from the query and from its documents.
+    /// One query for all documents, or one query for each document. If a query begins with the prompt of the model
+    /// card, the prompt is removed from the query and from its documents.
     text_1: Option<Strings>,
     /// Another name for `text_1`.
     queries: Option<Strings>,
@@ -138,8 +139,8 @@ pub(crate) struct ScoreRequest {
     instruct: Option<String>,
     /// Another name for `instruct`.
     instruction: Option<String>,
-    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of its
-    /// document. Default: the model's limit; -1 also stands for the model's limit.
+    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of
+    /// its document. Default: the model's limit; -1 also stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
     /// Whether scores are logits instead of probabilities. Default: `false`.

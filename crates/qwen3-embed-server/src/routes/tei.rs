@@ -27,8 +27,8 @@ use crate::state::{Permit, Served, ServedModel};
 pub(crate) struct EmbedRequest {
     /// Texts to embed.
     inputs: Input,
-    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if the
-    /// server was started with `--truncate`.
+    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if
+    /// the server was started with `--truncate`.
     truncate: Option<bool>,
     /// The side on which texts are truncated. Default: `right`.
     truncation_direction: Option<Side>,
@@ -65,8 +65,8 @@ pub(crate) struct SimilarityInputs {
 /// Parameters of the embeddings of a similarity request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct SimilarityParameters {
-    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if the
-    /// server was started with `--truncate`.
+    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if
+    /// the server was started with `--truncate`.
     truncate: Option<bool>,
     /// The side on which texts are truncated. Default: `right`.
     truncation_direction: Option<Side>,
@@ -356,8 +356,8 @@ impl From<Piece> for Token {
     }
 }
 
-/// The name of a pooling in text-embeddings-inference, or in sentence-transformers if text-embeddings-inference does not
-/// support the pooling.
+/// The name of a pooling in text-embeddings-inference, or in sentence-transformers if text-embeddings-inference does
+/// not support the pooling.
 fn pooling_name(pooling: Pooling) -> &'static str {
     match pooling {
         Pooling::LastToken => "last_token",

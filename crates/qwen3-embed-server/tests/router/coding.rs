@@ -136,7 +136,7 @@ async fn rejects_broken_compressed_bodies() {
         }
         assert_eq!(send(ready().await, PATH, coding, Vec::new()).await.status, 400);
     }
-    // The decoder would need a window of 128 MiB, which is more than the payload limit.
+    // The decoder would need a window of 128 MiB, which is larger than the server accepts.
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
     encoder.window_log(27).unwrap();
     encoder.write_all(&body).unwrap();
@@ -157,8 +157,8 @@ async fn body_limit_applies_to_the_decompressed_body() {
         let frame = json!({ "input": "a", "x": "" }).to_string().len();
         json!({ "input": "a", "x": "x".repeat(n - frame) }).to_string().into_bytes()
     };
-    // The last body is a thousand times as large as its gzip form, and more than ten thousand times as large as its zstd
-    // form.
+    // The last body is a thousand times as large as its gzip form, and more than ten thousand times as large as its
+    // zstd form.
     for (n, status) in [(100_000, 200), (100_001, 413), (64 << 20, 413)] {
         let body = sized(n);
         assert_eq!(body.len(), n);

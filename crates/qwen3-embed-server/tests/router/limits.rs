@@ -75,8 +75,8 @@ async fn rejects_more_concurrent_requests_than_the_limit() {
             assert_eq!(get(&state, path).await.status, 200, "{path}");
         }
     }
-    // After the first request has been dropped, other requests are processed. A request whose body has not arrived does not
-    // count.
+    // After the first request has been dropped, other requests are processed. A request whose body has not arrived does
+    // not count.
     let body = || Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
     let mut slow = pin!(call(&state, post_request("/embed", body())));
     begin(&mut slow).await;

@@ -447,8 +447,8 @@ async fn rejects_text_longer_than_the_models_limit() {
     check_refused(ready().await, PATH, &[(&body, "input", &message)]).await;
 }
 
-/// Routes that embed texts reject empty strings, even if other strings are not empty, but accept white space. Routes that
-/// rank, score or tokenize texts accept empty strings.
+/// Routes that embed texts reject empty strings, even if other strings are not empty, but accept white space. Routes
+/// that rank, score or tokenize texts accept empty strings.
 #[tokio::test]
 async fn rejects_empty_strings_where_they_would_be_embedded() {
     let state = ready().await;

@@ -31,8 +31,8 @@ fn requests(model: &Value) -> [(&'static str, Value, &'static str); 4] {
     ]
 }
 
-/// Sends requests with the given names, and without a name, to the routes of the model `expected`. Asserts that the responses
-/// contain the name of this model.
+/// Sends requests with the given names, and without a name, to the routes of the model `expected`. Asserts that the
+/// responses contain the name of this model.
 async fn check_answered(state: &AppState, names: &[&str], expected: &str) {
     for name in names.iter().map(|name| json!(name)).chain([Value::Null]) {
         for (path, request, served) in requests(&name) {
