@@ -60,7 +60,7 @@ fn main() -> Result<(), Error> {
             ("--precision", "int8") => precision = Precision::Int8,
             ("--words", _) => words = value.parse()?,
             ("--seconds", _) => seconds = value.parse()?,
-            _ => return Err(format!("{arg} {value} is not known").into()),
+            _ => return Err(format!("unknown option: {arg} {value}").into()),
         }
     }
     let Some(model) = model else {

@@ -107,7 +107,7 @@ impl Metrics {
             cache_hits: family(
                 r,
                 "prefix_cache_hits",
-                "Lookups of a text's prefix that found the prefix in the prefix cache",
+                "Number of times that the prefix of a text was found in the prefix cache",
             ),
             cache_tokens: family(
                 r,

@@ -4,7 +4,7 @@
 //! the hidden state at this token as the vector. [`Tokenizer::encode`] appends the end-of-text token even if the
 //! post-processor in `tokenizer.json` does not, and [`truncate`] keeps the token.
 //!
-//! Queries are embedded with an instruction, see [`instruct`]. Documents are embedded without one.
+//! Queries are embedded with an instruction, see [`instruct`]. Documents are embedded without an instruction.
 //!
 //! A reranker reads a query and a document inside a prompt, see [`RerankTemplate`]. The prompt has no end-of-text
 //! token. [`QueryFrame`] recognizes queries that already contain the prompt.

@@ -1,7 +1,7 @@
 // The playground has three forms. Each form sends requests to the public routes of this server and shows the responses.
 // Texts are put into the page as text nodes only, never as markup.
 
-/** Texts beyond this number are embedded but not shown in the matrix, because browsers are slow with very many cells. */
+/** Texts beyond this number are embedded but not shown in the matrix. Browsers are slow with very many cells. */
 const MATRIX_LIMIT = 100;
 /** The text color of a cell changes at this position between `--heat-low` and `--heat-high`. */
 const INK_TURNS_AT = 0.605;
@@ -21,7 +21,7 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Whether a key event belongs to an input method, for example for Chinese. Some browsers report this in the key code only. */
+/** Whether a key event belongs to an input method. Some browsers report this only in the key code. */
 const composing = (event) => event.isComposing || event.keyCode === 229;
 const template = (name) => $(`#${name}-template`).content.cloneNode(true);
 
@@ -363,7 +363,7 @@ class Panel {
     }
   }
 
-  /** Shows a result. If `nodes` is null, a request is in progress, and the previous result remains visible but dimmed. */
+  /** Shows a result. If `nodes` is null, a request is in progress, and the previous result stays visible, dimmed. */
   show(status, nodes) {
     this.results.setAttribute("aria-busy", nodes === null);
     $(".error", this.results).replaceChildren();
@@ -395,7 +395,7 @@ class Panel {
   async copy(button) {
     const code = $("code", this.section);
     getSelection().selectAllChildren(code);
-    // If the page was loaded from another machine over plain HTTP, browsers have no clipboard API, only the old command.
+    // In a page from another machine over plain HTTP, browsers have no clipboard API, only the old command.
     navigator.clipboard ? await navigator.clipboard.writeText(code.textContent) : document.execCommand("copy");
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1500);
@@ -540,7 +540,7 @@ function wantsKey() {
 
 const PANELS = { similarity: similarityPanel, search: searchPanel, rerank: rerankPanel };
 
-/** Waits until the server is ready, shows the server's messages meanwhile, and then loads the information about its models. */
+/** Waits until the server is ready and shows its messages meanwhile. Then loads the information about its models. */
 async function ready() {
   const waiting = $("#waiting");
   for (;;) {

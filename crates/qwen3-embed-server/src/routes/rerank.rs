@@ -42,7 +42,7 @@ pub(crate) struct RerankRequest {
     return_documents: Option<bool>,
     /// Another name for `return_documents`, from text-embeddings-inference.
     return_text: Option<bool>,
-    /// Instruction: one sentence, preferably in English, that says what a relevant document is.
+    /// Instruction: one sentence, preferably in English, that describes which documents are relevant.
     instruct: Option<String>,
     /// Another name for `instruct`.
     instruction: Option<String>,
@@ -135,7 +135,7 @@ pub(crate) struct ScoreRequest {
     text_2: Option<Strings>,
     /// Another name for `text_2`.
     documents: Option<Strings>,
-    /// Instruction: one sentence, preferably in English, that says what a relevant document is.
+    /// Instruction: one sentence, preferably in English, that describes which documents are relevant.
     instruct: Option<String>,
     /// Another name for `instruct`.
     instruction: Option<String>,
