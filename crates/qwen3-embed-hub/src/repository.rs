@@ -201,8 +201,8 @@ impl Commit<'_> {
         let _ = cache.record_commit(id.revision(), &self.listing.commit);
     }
 
-    /// Downloads the files, several at the same time. Files that are in the cache are not downloaded again. For files
-    /// that the commit does not have, the cache records this.
+    /// Downloads the files, several at the same time. Files that are in the cache are not downloaded again. If the
+    /// commit does not have a file, the cache records this.
     ///
     /// # Errors
     ///
