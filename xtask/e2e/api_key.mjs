@@ -1,5 +1,5 @@
-// The playground of a server with an API key: the browser sends the key with every request, and the snippets contain a
-// variable for it.
+// The playground of a server with an API key. The browser sends the key with every request, and the snippets contain a
+// variable for the key.
 
 import assert from "node:assert/strict";
 import { closing, open } from "./browser.mjs";

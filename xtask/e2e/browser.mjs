@@ -1,9 +1,9 @@
-// A page in headless Chromium that collects its errors.
+// Opens pages in headless Chromium and collects their errors.
 
 import assert from "node:assert/strict";
 import { chromium } from "playwright-core";
 
-// Turns off everything in Chromium that uses the network by itself.
+// Turns off the GPU, and the features of Chromium that use the network without a request of the page.
 const QUIET = ["quic", "background-networking", "component-update", "sync", "gpu"].map((what) => `--disable-${what}`);
 
 const browser = await chromium.launch({
@@ -24,7 +24,7 @@ export async function open(address, options = {}, prepare = async () => {}) {
     if (["error", "warning"].includes(message.type()) && !isStatus) faults.push(message.text());
   });
   page.on("request", (request) => {
-    if (!request.url().startsWith(`${address}/`)) faults.push(`asks ${request.url()}`);
+    if (!request.url().startsWith(`${address}/`)) faults.push(`request to ${request.url()}`);
   });
   await prepare(page);
   const response = await page.goto(`${address}/`);
@@ -33,7 +33,7 @@ export async function open(address, options = {}, prepare = async () => {}) {
   return { page, faults };
 }
 
-/** Closes the browser, also if the script fails. */
+/** Runs `work` and then closes the browser, even if `work` fails. */
 export async function closing(work) {
   try {
     await work();

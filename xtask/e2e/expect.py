@@ -57,4 +57,4 @@ def refused(kind, param, words, call):
         assert error.request_id, "no x-request-id"
         print(f"  {type(error).__name__} {error.status_code}: {error.body['message']}")
         return error
-    raise AssertionError(f"{kind.__name__} expected, got {str(answer)[:200]}")
+    raise AssertionError(f"expected {kind.__name__}, got {str(answer)[:200]}")

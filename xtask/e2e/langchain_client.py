@@ -1,7 +1,8 @@
-"""LangChain's OpenAIEmbeddings.
+"""LangChain's class OpenAIEmbeddings.
 
-By default it sends token ids of OpenAI's tokenizer, which mean nothing to this model. `check_embedding_ctx_length=False`
-turns this off. Programs without this setting must get an error, not meaningless vectors.
+By default, the class sends token ids of OpenAI's tokenizer, which have no meaning for this model.
+`check_embedding_ctx_length=False` makes the class send texts. Programs without this setting must get an error instead of
+meaningless vectors.
 """
 
 import numpy as np
@@ -33,7 +34,7 @@ def embed(texts, **options):
 expected = embed(WEATHER)
 assert np.array_equal(expected, embedder().embed_documents(WEATHER))
 assert np.array_equal(expected[1], embedder().embed_query(WEATHER[1]))
-# It divides the texts into several requests and joins the responses.
+# With `chunk_size`, the class divides the texts into several requests and joins the responses.
 assert np.array_equal(expected, embedder(chunk_size=3).embed_documents(WEATHER))
 assert np.array_equal(embed(WEATHER, dimensions=64), embedder(dimensions=64).embed_documents(WEATHER))
 

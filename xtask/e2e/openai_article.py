@@ -1,6 +1,6 @@
-"""The first steps with the openai package: four sentences in one request, and the matrix of their cosine similarities. The
-server was started with `--model-path Qwen/Qwen3-Embedding-4B`, and the program calls the model by the name after the
-slash."""
+"""A first program with the openai package: four sentences in one request, and the matrix of their cosine similarities. The
+server was started with `--model-path Qwen/Qwen3-Embedding-4B`, and the program uses the name after the slash as the model
+name."""
 
 import json
 
@@ -23,7 +23,7 @@ assert [item.index for item in response.data] == [0, 1, 2, 3]
 assert matrix.shape == (4, 4), matrix.shape
 assert np.allclose(np.diag(matrix), 1, rtol=0, atol=1e-12), np.diag(matrix)
 assert np.allclose(matrix, matrix.T, rtol=0, atol=1e-12), matrix
-# The vectors of the small model, computed by transformers.
+# The vectors that transformers has computed with the same small model.
 golden = json.loads((FIXTURES / "models/wide/golden.json").read_text())
 assert golden["texts"][:4] == WEATHER
 assert np.allclose(matrix, cosine_similarity(golden["embeddings"][:4]), rtol=0, atol=1e-2), matrix

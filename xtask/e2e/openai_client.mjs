@@ -1,4 +1,4 @@
-// The openai package for Node: it requests base64 by default, and has a type for each kind of error.
+// The openai package for Node. By default it requests base64. It has a type for each kind of error.
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";
@@ -29,7 +29,7 @@ assert.ok(models.includes(model));
 assert.equal((await client.models.retrieve(model)).id, model);
 
 async function refused(kind, status, param, call) {
-  const error = await call().then(() => assert.fail(`${kind.name} expected`), (error) => error);
+  const error = await call().then(() => assert.fail(`expected ${kind.name}`), (error) => error);
   assert.ok(error instanceof kind, String(error));
   assert.equal(error.status, status);
   assert.ok((error.param ?? "").startsWith(param), `param ${error.param}`);

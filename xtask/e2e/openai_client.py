@@ -29,10 +29,10 @@ def unit(rows):
 
 
 def vectors_equal_transformers():
-    """Texts and token ids. Token ids are used unchanged, including the end-of-text token."""
+    """Embeds texts and token ids. The server uses token ids unchanged, including the end-of-text token."""
     for i, (text, tokens) in enumerate(zip(golden["texts"], golden["tokens"])):
         if text is None:
-            # Random ids. The server refuses them because they do not end with the end-of-text token.
+            # The input is random token ids. The server refuses them, because they do not end with the end-of-text token.
             continue
         expected = unit(golden["embeddings"][i])
         inputs = [tokens, [tokens]] + ([text] if text else [])
@@ -63,7 +63,7 @@ def fewer_dimensions_are_cut_and_normalized():
         cut = embed(WEATHER, dimensions=dimensions)
         assert cut.shape == (4, dimensions)
         error = np.abs(cut - unit(whole[:, :dimensions])).max()
-        # Each value is rounded a few times on the way.
+        # Each value is rounded a few times.
         assert error <= 4 * np.finfo(np.float32).eps, error
 
 

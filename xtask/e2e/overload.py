@@ -11,8 +11,8 @@ from expect import ADDRESS, MODEL, answered, refused
 
 N_CLIENTS = 4
 
-# Enough texts to keep the server busy until the other requests arrive. A request may have more texts than the queue
-# limit.
+# The texts keep the server busy until the other requests arrive. A request may have more texts than the limit of the
+# queue.
 texts = [f"{i}: " + "All work and no play makes a dull day. " * 10 for i in range(32)]
 
 
@@ -43,4 +43,4 @@ results = outcomes(max_retries=100)
 for error, call in results:
     assert error is None, repr(error)
     assert len(call.result().data) == len(texts)
-print(f"  {N_CLIENTS} of {N_CLIENTS} answered to those who ask again, {time.monotonic() - start:.1f} s")
+print(f"  {N_CLIENTS} of {N_CLIENTS} succeeded with retries, {time.monotonic() - start:.1f} s")

@@ -6,7 +6,7 @@ import math
 
 from expect import FIXTURES, MODEL, WEATHER, answered, ask, check_error
 
-# The scores of the model, computed by transformers.
+# The scores that transformers has computed with the same model.
 golden = json.loads((FIXTURES / "rerankers/tied/golden.json").read_text())
 RERANKER = answered("/info")["reranker"]["id"]
 
@@ -37,7 +37,8 @@ def scores_equal_transformers():
 
 def reranking_in_the_shape_of_cohere_and_jina():
     body = {"model": RERANKER, "query": QUERY, "documents": DOCUMENTS}
-    # /v1/rerank returns documents unless it is told not to, as Jina and vLLM do, and /v2/rerank does not, as Cohere.
+    # By default, the response of /v1/rerank contains the documents, as with Jina and vLLM, and the response of /v2/rerank does
+    # not, as with Cohere.
     bare = body | {"return_documents": False}
     requests = {"/v1/rerank": bare, "/v2/rerank": body, "/rerank": bare}
     answers = [answered(path, request) for path, request in requests.items()]

@@ -1,4 +1,4 @@
-// Uses the playground with mouse and keyboard, and compares the page with the responses of the routes.
+// Uses the playground with the mouse and the keyboard, and compares the page with the responses of the server's routes.
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -23,7 +23,7 @@ const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 /** The number in a text of the page. */
 const number = (text) => Number(text.replace("−", "-"));
 
-/** Whether a shown number equals a value up to three decimals. */
+/** Whether a number on the page is equal to a value that is rounded to three decimals. */
 const isNear = (shown, value) => Math.abs(shown - value) < 0.0006;
 
 async function submit(page, panel, result) {
@@ -95,7 +95,7 @@ function contrast(page) {
   });
 }
 
-const shoot = (page, name) => page.screenshot({ path: `${name}.png`, fullPage: true });
+const screenshot = (page, name) => page.screenshot({ path: `${name}.png`, fullPage: true });
 
 async function similarity() {
   const { page, faults } = await open(address);
@@ -104,7 +104,7 @@ async function similarity() {
   await submit(page, "similarity", ".matrix");
   await checkMatrix(page, examples);
   assert.deepEqual(await page.locator(".matrix thead th[scope=col]").allTextContents(), ["中文", "英文", "日文", "韩文"]);
-  await shoot(page, "similarity");
+  await screenshot(page, "similarity");
 
   const long = `A long text: ${"it goes on and on, ".repeat(30)}`;
   const texts = ["rain", "sun", "<img src=x onerror=alert(1)><b>bold</b>", long, "두 줄", "天气", "a", "b", "c", "d", "e", "Wetter"];
@@ -114,7 +114,7 @@ async function similarity() {
   const whole = await checkMatrix(page, texts);
   assert.equal(await page.locator("#similarity .matrix tbody th").nth(2).getAttribute("title"), texts[2]);
   assert.equal(await page.locator("#similarity img, #similarity .answer b > b").count(), 0);
-  await shoot(page, "similarity-12");
+  await screenshot(page, "similarity-12");
 
   // Moving the slider sends a new request.
   const { embedder } = await (await fetch(`${address}/info`)).json();
@@ -145,7 +145,7 @@ async function searchAndRerank() {
   await submit(page, "search", ".ranking");
   const [query] = await rows("Where is Paris?", { prompt_name: "query" });
   await checkRanking(page, "search", documents, (await rows(documents)).map((row) => dot(query, row)));
-  await shoot(page, "search");
+  await screenshot(page, "search");
 
   await page.focus("#tab-search");
   await page.keyboard.press("ArrowRight");
@@ -159,7 +159,7 @@ async function searchAndRerank() {
     for (const { index, relevance_score } of results) scores[index] = relevance_score;
     await checkRanking(page, "rerank", documents, scores);
   }
-  await shoot(page, "rerank");
+  await screenshot(page, "rerank");
   assert.deepEqual(faults, []);
 }
 
@@ -172,7 +172,7 @@ async function errors() {
   assert.equal(message, error.message);
   assert.match(detail, /status 400/);
   assert.ok(detail.includes(error.type), detail);
-  await shoot(page, "error");
+  await screenshot(page, "error");
 
   await page.click("#similarity .clear");
   await submit(page, "similarity", ".error p");
@@ -186,7 +186,7 @@ async function errors() {
   assert.deepEqual(faults.filter((fault) => !fault.includes("ERR_CONNECTION_REFUSED")), []);
 }
 
-/** A server that is still loading, and a response that arrives after a newer request. */
+/** The page while the server is still loading, and a request that is replaced by a newer request. */
 async function waiting() {
   let n_polls = 0;
   let asked;
@@ -260,14 +260,14 @@ async function everywhere() {
       await submit(page, panel, panel === "similarity" ? ".matrix" : ".ranking");
       await page.click(`#${panel} .request summary`);
       assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), 360);
-      await shoot(page, `narrow-${panel}-${colorScheme}`);
+      await screenshot(page, `narrow-${panel}-${colorScheme}`);
     }
     assert.ok((await contrast(page)) >= 4.5, `contrast ${await contrast(page)}`);
     assert.deepEqual(faults, []);
   }
 }
 
-/** Reaches every control with the Tab key. */
+/** Reaches every control of the page with the Tab key. */
 async function keyboard() {
   const { page } = await open(address);
   await page.locator("#similarity form").waitFor();

@@ -8,15 +8,16 @@ use crate::e2e::Clients;
 use crate::workspace::{self, cargo_command, root};
 use crate::{fixtures, invariants, kernel_sets, parity};
 
-/// Turns off optimizations, for builds with other features. Their tests are short, so compiling quickly matters more.
+/// Cargo options that turn off optimizations. Builds with other features use them, because these builds have few tests,
+/// so that compiling takes longer than running the tests.
 const UNOPTIMIZED: [&str; 2] = [
     "--config=profile.dev.package.'*'.opt-level=0",
     "--config=profile.dev.package.qwen3-embed-kernels.opt-level=0",
 ];
 
-/// Runs all checks of CI except for `cargo test`: format, lints, documentation, the tests that depend on the CPU with each
-/// kernel set, the invariants, the hashes of the fixtures, parity, the examples, the server with real clients, and the
-/// feature `cuda` as far as possible without a CUDA device.
+/// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
+/// [`kernel_sets`], the builds without the hub and with hf-hub, the invariants, the hashes of the fixtures, parity, the
+/// examples, the server with real clients, and the parts of the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -25,11 +26,11 @@ pub(crate) fn run() -> Result<()> {
         workspace::run(command.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     step("kernel sets", kernel_sets::test)?;
-    step("without the hub", || {
+    step("build without the hub", || {
         let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
         cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
     })?;
-    step("hf-hub", || {
+    step("build with hf-hub", || {
         let package = ["--package=qwen3-embed-hub", "--features=hf-hub"];
         let clippy = [&["clippy", "--all-targets"], &package[..], &UNOPTIMIZED];
         cargo(&[&clippy.concat()[..], &["--", "-D", "warnings"]].concat())?;
@@ -45,16 +46,19 @@ pub(crate) fn run() -> Result<()> {
     let mut unchecked = Vec::new();
     match Clients::assemble().map(Clients::with_installed_chromium) {
         Ok(clients) => {
-            step("clients", || clients.check(""))?;
+            step("server with real clients", || clients.check(""))?;
             if !clients.have_a_browser() {
-                unchecked.push("the playground: Chromium is not installed".to_owned());
+                unchecked.push("the playground, because Chromium is not installed".to_owned());
             }
         }
-        Err(error) => unchecked.push(format!("the server with real clients: {error:#}")),
+        Err(error) => unchecked
+            .push(format!("the server with real clients, because of this error: {error:#}")),
     }
     match Toolkit::assemble(&root().join("target/cuda-toolkit")) {
         Ok(toolkit) => step("cuda", || cuda(&toolkit))?,
-        Err(error) => unchecked.push(format!("the feature `cuda`: {error:#}")),
+        Err(error) => {
+            unchecked.push(format!("the feature `cuda`, because of this error: {error:#}"))
+        }
     }
     for what in unchecked {
         println!("\n{0}\nNOT CHECKED: {what}\n{0}", "!".repeat(100));
@@ -62,8 +66,9 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Checks the feature `cuda` without a device: lints, and the tests of the kernels and of error messages. Our kernels are
-/// compiled and candle's are not, so this build cannot be used with a device and has its own target folder.
+/// Checks the feature `cuda` without a device: the lints, and the tests that need no device. The kernels of this
+/// project are compiled and candle's kernels are not, so the build cannot be used with a device and has its own target
+/// folder.
 fn cuda(toolkit: &Toolkit) -> Result<()> {
     const FOLDER: &str = "target/cuda-without-device";
     const FEATURES: &str = "--features=qwen3-embed-kernels/cuda,qwen3-embed-cli/cuda,xtask/cuda";
@@ -76,7 +81,7 @@ fn cuda(toolkit: &Toolkit) -> Result<()> {
     let clippy = ["clippy", "--workspace", "--all-targets", FEATURES];
     let denied = ["--", "-D", "warnings"];
     workspace::run(&mut command(&[&clippy[..], &UNOPTIMIZED, &denied].concat())?)?;
-    // One build for both packages. Tests that need a device are marked as ignored.
+    // One build covers both packages. Tests that need a device have the attribute `ignore`.
     let packages = ["--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
     let tests = ["--lib", "--test=cuda", features, "cuda"];

@@ -12,8 +12,9 @@ use crate::workspace::{self, root};
 
 /// Assemble a CUDA toolkit from packages, on a machine with or without a CUDA device
 ///
-/// The toolkit has nvcc 13.0 and link libraries that open CUDA's libraries when they are first used, so that programs start
-/// without them. This task needs Linux on x86-64, Python with pip, and a C compiler.
+/// The toolkit contains nvcc 13.0 and link libraries. The link libraries open CUDA's libraries at the first call, so
+/// programs start on machines without CUDA. This task needs Linux on x86-64, Python with pip, and a C compiler. It
+/// prints the environment variables for a build.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder of the toolkit [default: target/cuda-toolkit]
@@ -21,8 +22,8 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
 }
 
-/// The libraries that candle links with: name, the module of the crate cudarc that declares the functions, file name, and
-/// the error code that the functions return if the library is not installed.
+/// The libraries that candle links with: the name, the module of the crate cudarc that declares the functions, the file
+/// name, and the error code that the functions return if the library is not installed.
 const LIBRARIES: [(&str, &str, &str, u32); 5] = [
     // CUDA_ERROR_STUB_LIBRARY, CUBLAS_STATUS_NOT_INITIALIZED twice, CURAND_STATUS_INITIALIZATION_FAILED,
     // NVRTC_ERROR_INTERNAL_ERROR.
@@ -48,14 +49,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Toolkit {
-    /// Assembles the toolkit in a folder, unless it is there already.
+    /// Assembles the toolkit in a folder, unless the folder already contains it.
     pub(crate) fn assemble(folder: &Path) -> Result<Self> {
         ensure!(
             cfg!(all(target_arch = "x86_64", target_os = "linux")),
             "the toolkit can be assembled on Linux on x86-64 only"
         );
         let toolkit = Self { folder: std::path::absolute(folder)? };
-        // Written last, with the inputs that the toolkit was made from.
+        // This file is written after all others. It contains the source files from which the toolkit was made.
         let stamp = toolkit.folder.join("assembled");
         let inputs = inputs();
         if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == inputs) {
@@ -89,7 +90,7 @@ impl Toolkit {
         let path: OsString = env::join_paths([first].into_iter().chain(env::split_paths(&path)))?;
         command.env("PATH", path).env("CUDA_HOME", self.home()).env("CUDA_PATH", self.home());
         command.env("CUDA_COMPUTE_CAP", "80").env_remove("NVCC");
-        // The number of parallel compilers for candle's kernels; the default is half of the cores.
+        // The number of compilers that run in parallel for candle's kernels. The default would be half of the cores.
         let n_threads = std::thread::available_parallelism()?.to_string();
         command.env("CUDAFORGE_THREADS", n_threads);
         Ok(())
@@ -123,7 +124,10 @@ impl Toolkit {
             let declarations = fs::read_to_string(&declarations)
                 .with_context(|| declarations.display().to_string())?;
             let functions = functions(&declarations);
-            ensure!(functions.len() > 10, "{name} has the functions {functions:?}");
+            ensure!(
+                functions.len() > 10,
+                "expected more than 10 functions of {name} in cudarc, got {functions:?}"
+            );
             let assembly = stubs.join(format!("{name}.s"));
             fs::write(&assembly, trampolines(name, &functions))?;
             let objects = ["calls", "find"].map(|part| stubs.join(format!("{name}_{part}.o")));
@@ -166,8 +170,8 @@ fn cudarc_sources() -> Result<PathBuf> {
     let mut packages = metadata["packages"].as_array().into_iter().flatten();
     let package = packages.find(|package| package["name"] == "cudarc");
     let manifest = package.and_then(|package| package["manifest_path"].as_str());
-    let manifest = PathBuf::from(manifest.context("no package cudarc")?);
-    Ok(manifest.parent().context("a manifest in no folder")?.join("src"))
+    let manifest = PathBuf::from(manifest.context("`cargo metadata` lists no package `cudarc`")?);
+    Ok(manifest.parent().context("the manifest of cudarc has no parent folder")?.join("src"))
 }
 
 /// The names of the functions that are declared in blocks of `extern "C"`, sorted and without duplicates.
@@ -175,7 +179,7 @@ fn functions(declarations: &str) -> Vec<&str> {
     let mut functions: Vec<&str> = declarations
         .lines()
         .filter_map(|line| {
-            // Functions inside of the blocks are indented further than those outside.
+            // Functions inside the blocks have this indentation. Other functions have less.
             let name = line.strip_prefix("            fn ")?.split('(').next()?;
             name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then_some(name)
         })
@@ -185,8 +189,9 @@ fn functions(declarations: &str) -> Vec<&str> {
     functions
 }
 
-/// Assembly source with a function for each name, which jumps to the function of the real library. The real function is
-/// looked up at the first call; all registers that may hold arguments are saved meanwhile.
+/// Assembly source with a function for each name. Each function jumps to the function of the real library. The real
+/// function is looked up at the first call. During the lookup, all registers that may contain arguments are saved on
+/// the stack.
 fn trampolines(library: &str, functions: &[&str]) -> String {
     const REGISTERS: [&str; 7] = ["rdi", "rsi", "rdx", "rcx", "r8", "r9", "rax"];
     let prefix = format!("qwen3_embed_{library}");
@@ -194,7 +199,8 @@ fn trampolines(library: &str, functions: &[&str]) -> String {
     let mut line = |text: std::fmt::Arguments<'_>| _ = writeln!(s, "{text}");
     line(format_args!(".intel_syntax noprefix\n.text\n{prefix}_go:"));
     REGISTERS.iter().for_each(|register| line(format_args!("push {register}")));
-    // The number that the trampoline has pushed is below seven saved registers. The stack is then aligned to 16 bytes.
+    // The function has pushed its number before the seven registers of 8 bytes, so the number is at `rsp + 56`.
+    // Subtracting 136 makes room for eight registers of 16 bytes and aligns the stack to 16 bytes.
     line(format_args!("mov rdi, [rsp + 56]\nsub rsp, 136"));
     (0..8).for_each(|i| line(format_args!("movups [rsp + {}], xmm{i}", 16 * i)));
     line(format_args!("call {prefix}_find\nmov r11, rax"));

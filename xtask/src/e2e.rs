@@ -1,7 +1,7 @@
 //! End-to-end tests: real clients against the program `qwen3-embed serve`.
 //!
-//! The scripts in `xtask/e2e` get the address of a server, and fail with a message if a response is not as expected. The
-//! packages that they need are installed once, under `target/`.
+//! The scripts in `xtask/e2e` get the address of a server as an argument, and fail with a message if a response is not
+//! the expected one. The packages that the scripts need are installed once, under `target/`.
 
 mod article;
 mod server;
@@ -20,9 +20,9 @@ use server::{MODEL, Server, Setup, artifacts, wait_with_limit};
 /// Test `qwen3-embed serve` with real clients: openai for Python and Node, LangChain, plain HTTP, and the playground in
 /// Chromium
 ///
-/// This needs Python 3.11 or later with venv and pip, Node 20 or later with npm, and Chromium. The variable `CHROMIUM`
-/// names another browser that is based on Chromium. The task installs the pinned packages of xtask/e2e under target/, and
-/// writes screenshots and server logs to target/e2e.
+/// The task needs Python 3.11 or later with venv and pip, Node 20 or later with npm, and Chromium. The environment
+/// variable `CHROMIUM` can name another browser that is based on Chromium. The task installs the packages of xtask/e2e,
+/// in fixed versions, under target/, and writes screenshots and server logs to target/e2e.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run only the scripts whose names contain TEXT
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let clients = Clients::assemble()?;
     ensure!(
         clients.have_a_browser(),
-        "Chromium is not installed: install it, or set the variable CHROMIUM to a browser"
+        "Chromium is not installed: install Chromium, or set `CHROMIUM` to a browser that is based on it"
     );
     clients.check(&args.only)
 }
@@ -68,12 +68,12 @@ impl Clients {
         Ok(Self { python: python()?, node: node()?, chromium: chromium() })
     }
 
-    /// Installs Chromium with apt-get if it is missing. A failure is printed and ignored.
+    /// Installs Chromium with apt-get if no Chromium is installed. A failure is printed and ignored.
     pub(crate) fn with_installed_chromium(self) -> Self {
         if self.have_a_browser() {
             return self;
         }
-        println!("Chromium is missing: apt-get install chromium");
+        println!("Chromium is not installed: running `apt-get install chromium`");
         for arguments in [&["update", "-q"][..], &["install", "-qy", "chromium"]] {
             let mut command = Command::new("apt-get");
             command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
@@ -92,8 +92,8 @@ impl Clients {
 
     /// Runs every script whose name contains `only`, each against a server with the options that it needs.
     pub(crate) fn check(&self, only: &str) -> Result<()> {
-        // Builds the command together with its tests, like `cargo test --workspace`. Otherwise its dependencies would have
-        // other features and would be compiled again.
+        // The program `qwen3-embed` is built together with the tests of the workspace, as by `cargo test --workspace`.
+        // Otherwise its dependencies would have other features and would be compiled again.
         let command = ["test", "--workspace", "--no-run", "--test=serve"];
         workspace::run(&mut cargo_command(&command))?;
         fs::create_dir_all(artifacts())?;
@@ -140,7 +140,7 @@ impl Clients {
             server.end()?;
             n_run += scripts.len();
         }
-        ensure!(n_run > 0, "no script has {only:?} in its name");
+        ensure!(n_run > 0, "no script whose name contains {only:?} can be run");
         Ok(())
     }
 
@@ -167,7 +167,7 @@ impl Clients {
         if let Some(program) = &self.chromium {
             command.env("CHROMIUM", program);
         }
-        // Proxies and API keys in the environment are meant for other servers.
+        // Proxies and API keys in the environment are for other servers, so they are removed.
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OPENAI_API_KEY"] {
             command.env_remove(variable).env_remove(variable.to_lowercase());
         }
@@ -194,7 +194,7 @@ fn chromium() -> Option<PathBuf> {
     })
 }
 
-/// A Python with the packages of `requirements.txt`.
+/// The path of a Python that has the packages of `requirements.txt`.
 fn python() -> Result<PathBuf> {
     let venv = root().join("target/e2e-python");
     let requirements = root().join("xtask/e2e/requirements.txt");
@@ -202,7 +202,8 @@ fn python() -> Result<PathBuf> {
     once(&venv, &fs::read_to_string(&requirements)?, || {
         workspace::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
         let mut pip = Command::new(&python);
-        // Compiling all modules would take longer than downloading them, and most are never imported.
+        // The modules are not compiled to bytecode, because this takes longer than the download, and most modules are
+        // never imported.
         pip.args(["-m", "pip", "install", "--quiet", "--no-compile"]);
         pip.args(["--disable-pip-version-check", "--requirement"]).arg(&requirements);
         workspace::run(&mut pip).context("Python packages could not be installed")
@@ -232,7 +233,7 @@ fn node() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Runs `fill` to fill a folder, unless this was done before with the same description.
+/// Calls `fill` to fill a folder, unless an earlier call with the same `description` has succeeded.
 fn once(folder: &Path, description: &str, fill: impl FnOnce() -> Result<()>) -> Result<()> {
     let stamp = folder.join("installed");
     if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == description) {

@@ -1,4 +1,4 @@
-//! The executables that cargo has built, from its messages with `--message-format=json`.
+//! Reads the executables that cargo has built from cargo's messages in the format `--message-format=json`.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ pub(crate) fn executables(messages: &[u8]) -> Result<Vec<Executable>> {
         let text = |pointer| message.pointer(pointer).and_then(Value::as_str);
         let parts = (text("/executable"), text("/manifest_path"), text("/target/name"));
         let (Some(path), Some(manifest), Some(name)) = parts else { continue };
-        // The folder of a package has the name of the package.
+        // In this workspace, the folder of a package has the same name as the package.
         let package = Path::new(manifest).parent().and_then(Path::file_name);
         let package = package.with_context(|| manifest.to_owned())?.to_string_lossy().into_owned();
         let is_test = message.pointer("/profile/test").and_then(Value::as_bool).unwrap_or(false);

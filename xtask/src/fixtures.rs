@@ -11,11 +11,11 @@ use crate::workspace::{self, root};
 
 /// Generate the fixtures again with fixtures/generate.py, or compare them with their hashes
 ///
-/// Generating needs Python 3.11 or later, and installs the packages of fixtures/requirements.txt in
+/// The generation needs Python 3.11 or later, and installs the packages of fixtures/requirements.txt in
 /// target/fixtures-python.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only compare the files with fixtures/SHA256SUMS
+    /// Only compare the fixtures with the hashes in fixtures/SHA256SUMS
     #[arg(long)]
     check: bool,
 }
@@ -46,13 +46,15 @@ pub(crate) fn check() -> Result<()> {
     let sums = folder.join("SHA256SUMS");
     let sums = fs::read_to_string(&sums).with_context(|| sums.display().to_string())?;
     for line in sums.lines() {
-        let (expected, file) = line.split_once("  ").context("a line without two spaces")?;
+        let (expected, file) = line
+            .split_once("  ")
+            .context("fixtures/SHA256SUMS has a line without two spaces between hash and path")?;
         let bytes = fs::read(folder.join(file)).with_context(|| format!("fixtures/{file}"))?;
         let mut got = String::new();
         for byte in Sha256::digest(&bytes) {
             write!(got, "{byte:02x}")?;
         }
-        ensure!(got == expected, "fixtures/{file} has the hash {got}, expected {expected}");
+        ensure!(got == expected, "fixtures/{file}: expected the hash {expected}, got {got}");
     }
     let listed: BTreeSet<&str> =
         sums.lines().filter_map(|line| Some(line.split_once("  ")?.1)).collect();
@@ -72,8 +74,8 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// The name under which reports show a checkpoint: that of its folder. A GGUF file among the fixtures has the name of
-/// its folder, any other that of the file.
+/// The name of a checkpoint in reports: the name of its folder, or of its GGUF file. GGUF files among the fixtures are
+/// all called `model.gguf`, so the name of their folder is used.
 pub(crate) fn checkpoint_name(checkpoint: &Path) -> String {
     let is_fixture = checkpoint.ends_with("model.gguf");
     let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };

@@ -12,18 +12,19 @@ use crate::cuda_toolkit::Toolkit;
 use crate::executables::executables;
 use crate::workspace::{self, root};
 
-/// Check everything that runs on a CUDA device, on a machine that has a device but does not need Rust
+/// Check the code for CUDA devices on another machine, which has a device and needs no Rust
 ///
-/// With --out: build an archive with programs, fixtures and a script, `run.sh`, to copy to that machine. The script runs
-/// this task with --run: the kernels against their references, the fixtures against transformers, a benchmark, and, if
-/// compute-sanitizer is installed, its memcheck and racecheck over the kernels. After each check it writes gpu-check.json
-/// and a table, gpu-check.txt.
+/// With --out, the task builds an archive with programs, fixtures and the script `run.sh`. Copy the archive to the
+/// machine with the device, unpack it, and run the script. The script runs this task with --run. It compares the
+/// kernels with their references and the fixtures with transformers, and runs a benchmark. If compute-sanitizer is
+/// installed, it also runs the kernels under memcheck and racecheck. After each check, it writes the results to
+/// gpu-check.json and to gpu-check.txt, which is a table.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder to write the archive gpu-check.tar.xz to
     #[arg(long, value_name = "DIR", required_unless_present = "run")]
     out: Option<PathBuf>,
-    /// Folder of the unpacked archive, to run its checks on this machine's first CUDA device
+    /// Folder of the unpacked archive. Its checks are run on this machine's first CUDA device
     #[arg(long, value_name = "DIR", conflicts_with = "out")]
     run: Option<PathBuf>,
 }
@@ -31,7 +32,8 @@ pub(crate) struct Args {
 /// Maximum size of the archive in bytes.
 const MAX_BYTES: u64 = 60 << 20;
 
-/// The programs of the archive: name in the archive, package, and cargo's target name. Test programs run in this order.
+/// The programs of the archive: the name in the archive, the package, and the name of the cargo target. The test
+/// programs run in this order.
 const PROGRAMS: [(&str, &str, &str); 5] = [
     ("qwen3-embed", "qwen3-embed-cli", "qwen3-embed"),
     ("xtask", "xtask", "xtask"),
@@ -71,10 +73,10 @@ fn bundle(out: &Path) -> Result<()> {
     fs::create_dir_all(out)?;
     let archive = std::path::absolute(out)?.join("gpu-check.tar.xz");
     let toolkit = Toolkit::assemble(&root().join("target/cuda-toolkit"))?;
-    // A target folder of its own, so that nothing that was built with another nvcc is reused.
+    // The build has its own target folder, so that it does not reuse files that another nvcc has compiled.
     let target = root().join("target/gpu-check");
-    // Both builds select the same packages. Otherwise dependencies would have other features, and candle's kernels would
-    // be compiled again, which takes minutes.
+    // Both builds select the same packages. Otherwise the dependencies would have other features in the second build,
+    // and candle's kernels would be compiled again, which takes minutes.
     let mut built = Vec::new();
     for targets in [["build", "--bins", "--test=cuda"], ["test", "--no-run", "--lib"]] {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -95,14 +97,16 @@ fn bundle(out: &Path) -> Result<()> {
     fs::create_dir_all(&bin)?;
     for (name, package, wanted) in PROGRAMS {
         let program = built.iter().find(|built| built.package == package && built.name == wanted);
-        let program = program.with_context(|| format!("cargo has not built {name}"))?;
+        let program = program
+            .with_context(|| format!("cargo did not build `{wanted}` of the package {package}"))?;
         fs::copy(&program.path, bin.join(name))?;
     }
     copy_folder(&root().join("fixtures"), &folder.join("fixtures"))?;
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT)?;
     workspace::run(Command::new("chmod").arg("+x").arg(&script))?;
-    // Every program contains candle's kernels, 30 MB of text. `xz -9` has a window that is large enough to find the copies.
+    // Every program contains candle's kernels as 30 MB of text. The window of `xz -9` is large enough to store this
+    // text only once.
     let mut tar = Command::new("tar");
     tar.args(["--create", "--use-compress-program=xz -9", "--file"]).arg(&archive);
     workspace::run(tar.arg("--directory").arg(&target).arg("gpu-check"))?;
@@ -165,7 +169,7 @@ fn check(folder: &Path) -> Result<()> {
     let model = env::temp_dir().join(format!("qwen3-embed-0.6b-{}", std::process::id()));
     for (name, mut command) in checks(&folder, &model) {
         report.run(&name, &mut command)?;
-        // Written after each check, so that results are kept if the machine is taken away.
+        // The files are written after each check, so that results are not lost if the machine is shut down.
         fs::write("gpu-check.json", serde_json::to_string_pretty(&report)?)?;
         fs::write("gpu-check.txt", report.table())?;
     }
@@ -178,7 +182,7 @@ fn check(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The checks, with the longest ones last. One of them writes random weights to `model`.
+/// The checks. The checks that take longest are last. One check writes a checkpoint with random weights to `model`.
 fn checks(folder: &Path, model: &Path) -> Vec<(String, Command)> {
     let (bin, fixtures) = (folder.join("bin"), folder.join("fixtures"));
     let mut checks = Vec::new();
@@ -214,16 +218,16 @@ fn checks(folder: &Path, model: &Path) -> Vec<(String, Command)> {
     checks
 }
 
-/// The first line of a program's output, or a note that there is none.
+/// The first line of a program's output, or a message that the program printed nothing.
 fn first_line_of(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
-    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    let line = said.ok().and_then(|said| said.lines().next().map(str::to_owned));
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let line = text.ok().and_then(|text| text.lines().next().map(str::to_owned));
     line.unwrap_or_else(|| format!("unknown: {program} printed nothing"))
 }
 
 impl Report {
-    /// Runs the program of a check. If the program is not installed, the check counts as not run.
+    /// Runs the program of a check. If the program is not installed, the outcome is [`Outcome::NotRun`].
     fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
         println!("{name} …");
         command.env("RUST_BACKTRACE", "0");

@@ -1,4 +1,4 @@
-//! The layering of the crates that ARCHITECTURE.md describes, checked.
+//! Checks the rules of ARCHITECTURE.md for crates and files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,11 +8,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::workspace::{root, rust_files};
-use crate::{circles, test_names};
+use crate::{cycles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
 const LAYERS: [(&str, &[&str]); 9] = [
-    // Test support: below all crates, so that their tests can use it.
+    // Test support. It depends on no other crate of the workspace, so that the tests of all crates can use it.
     ("qwen3-embed-testing", &[]),
     ("qwen3-embed-kernels", &[]),
     ("qwen3-embed-model", &["qwen3-embed-kernels"]),
@@ -24,10 +24,10 @@ const LAYERS: [(&str, &[&str]); 9] = [
     ("xtask", &["qwen3-embed", "qwen3-embed-model", "qwen3-embed-testing"]),
 ];
 
-/// Dependencies and the only crates that may have them.
+/// Dependencies, and the only crates that may have them.
 const OWNERS: [(&str, &[&str]); 13] = [
     ("candle-core", &["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed-testing"]),
-    // The oracle must not share layers with the model.
+    // Only the oracle uses candle-nn, so that the oracle and the model have no layer in common.
     ("candle-nn", &["qwen3-embed-testing"]),
     ("tokenizers", &["qwen3-embed-text"]),
     ("memmap2", &["qwen3-embed-model"]),
@@ -39,21 +39,29 @@ const OWNERS: [(&str, &[&str]); 13] = [
     ("hyper", &["qwen3-embed-server"]),
     ("flate2", &["qwen3-embed-server"]),
     ("zstd", &["qwen3-embed-server"]),
-    // In the hub, only for hf-hub.
+    // qwen3-embed-hub needs tokio only for its optional dependency hf-hub.
     ("tokio", &["qwen3-embed-hub", "qwen3-embed-server", "qwen3-embed-cli"]),
 ];
 
-/// What the facade must not depend on with its default features: an async runtime, or a crate whose build needs more
-/// than Rust and a C compiler.
+/// Crates that the facade, the crate `qwen3-embed`, must not depend on with its default features: async runtimes, and
+/// crates whose build needs more than Rust and a C compiler.
 const NOT_BELOW: [&str; 6] =
     ["tokio", "native-tls", "openssl-sys", "aws-lc-sys", "cmake", "pkg-config"];
 
-/// What the facade must not depend on without its feature `hub`: crates that use the network.
+/// Crates that the facade must not depend on without its feature `hub`, because they use the network.
 const NOT_WITHOUT_HUB: [&str; 3] = ["ureq", "rustls", "ring"];
 
+<<<<<<< HEAD
 /// Library code and what it must not mention, with the files and folders that may.
 const WORDS: [(&str, &str, &[&str]); 20] = [
     // Only `ops`, what launches on a card, and the error that carries candle's, know tensors.
+=======
+/// Words that the code of a folder must not contain: the folder, the word, and the files and folders that may contain
+/// it.
+const WORDS: [(&str, &str, &[&str]); 20] = [
+    // Only the tensor operations, the launches of CUDA kernels, and the error type, which contains candle's error, use
+    // candle.
+>>>>>>> reader-front
     (
         "crates/qwen3-embed-kernels/src",
         "candle",
@@ -70,13 +78,13 @@ const WORDS: [(&str, &str, &[&str]); 20] = [
     ("crates/qwen3-embed-model/src", "unsafe", &["file.rs"]),
     ("crates/qwen3-embed-text/src", "fs::", &[]),
     ("crates/qwen3-embed/src", "fs::", &["source"]),
-    // Only the hub crate uses the network and the environment, each in one file.
+    // Only the hub crate uses the network and the environment, each of them in one file.
     ("crates/qwen3-embed/src", "Agent", &[]),
     ("crates/qwen3-embed/src", "env::var", &[]),
     ("crates/qwen3-embed/src", "std::net", &[]),
     ("crates/qwen3-embed-hub/src", "Agent", &["client.rs"]),
     ("crates/qwen3-embed-hub/src", "env::var", &["environment.rs"]),
-    // To compare addresses with those of `no_proxy`.
+    // This file compares addresses with those of `no_proxy`.
     ("crates/qwen3-embed-hub/src", "std::net", &["proxy.rs"]),
     ("crates/qwen3-embed-hub/src", "tokio", &["xet.rs"]),
     ("crates/qwen3-embed-model/src", "std::net", &[]),
@@ -108,44 +116,48 @@ pub(crate) fn check() -> Result<()> {
                 allowed.iter().any(|place| path.starts_with(place) || path.ends_with(place));
             let text = fs::read_to_string(&file)?;
             let mentions = code(&text).any(|line| line.contains(word));
-            ensure!(is_allowed || !mentions, "{} mentions `{word}`", file.display());
+            ensure!(is_allowed || !mentions, "{} must not contain `{word}`", file.display());
         }
     }
     for file in SAFE {
         let text = fs::read_to_string(root().join(file)).with_context(|| file.to_owned())?;
         ensure!(text.contains("#![forbid(unsafe_code)]"), "{file} does not forbid unsafe code");
     }
-    check_circles()?;
+    check_cycles()?;
     test_names::check()?;
-    println!("the layers hold");
+    println!("the invariants hold");
     Ok(())
 }
 
-/// Checks that no files of a crate depend on each other in a circle.
-fn check_circles() -> Result<()> {
+/// Checks that the files of no crate have dependency cycles.
+fn check_cycles() -> Result<()> {
     let mut problems = Vec::new();
     for (name, _) in LAYERS {
         let folder = if name == "xtask" { "xtask".into() } else { format!("crates/{name}") };
         let src = root().join(folder).join("src");
         let (library, binary) = (src.join("lib.rs"), src.join("main.rs"));
         let root = if library.is_file() { library } else { binary };
-        problems.extend(circles::check(&root).err().map(|error| format!("{error:#}")));
+        problems.extend(cycles::check(&root).err().map(|error| format!("{error:#}")));
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
 
-/// Checks that none of the crates is among those that the facade's users build, with these arguments.
+/// Checks that the facade does not depend on an unwanted crate, directly or indirectly. `arguments` are cargo arguments
+/// that choose features.
 fn check_facade(arguments: &[&str], unwanted: &[&str]) -> Result<()> {
     let tree = ["tree", "--package", "qwen3-embed", "--edges", "normal,build", "--prefix", "none"];
     let tree = String::from_utf8(cargo(&[&tree, arguments].concat())?)?;
     let mut names = tree.lines().filter_map(|line| line.split(' ').next());
     let found = names.find(|name| unwanted.contains(name));
-    ensure!(found.is_none(), "the facade {arguments:?} depends on {found:?}");
+    ensure!(
+        found.is_none(),
+        "`qwen3-embed` must not depend on {found:?} (cargo arguments: {arguments:?})"
+    );
     Ok(())
 }
 
-/// What cargo prints.
+/// Runs cargo and returns its standard output.
 fn cargo(arguments: &[&str]) -> Result<Vec<u8>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo).args(arguments).current_dir(root()).output()?;
@@ -158,29 +170,35 @@ fn check_dependencies() -> Result<()> {
     let metadata: Value = serde_json::from_slice(&metadata)?;
     let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
     let names: BTreeSet<&str> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
-    ensure!(names == LAYERS.iter().map(|(name, _)| *name).collect(), "crates are {names:?}");
+    ensure!(
+        names == LAYERS.iter().map(|(name, _)| *name).collect(),
+        "the crates of the workspace are not those of `LAYERS`: {names:?}"
+    );
     for package in packages {
         let name = package["name"].as_str().context("a package without a name")?;
         for dependency in normal_dependencies(package) {
             let layer = LAYERS.iter().find(|(layer, _)| *layer == name);
             let below = layer.map_or(&[][..], |(_, below)| below);
             let known = !names.contains(dependency) || below.contains(&dependency);
-            ensure!(known, "{name} depends on {dependency}, which is not below it");
+            ensure!(known, "{name} depends on {dependency}, which `LAYERS` does not allow");
             let owner = OWNERS.iter().find(|(owned, _)| *owned == dependency);
             let owned = owner.is_none_or(|(_, owners)| owners.contains(&name));
-            ensure!(owned, "{name} depends on {dependency}, which belongs to {owner:?}");
+            ensure!(
+                owned,
+                "{name} depends on {dependency}, which `OWNERS` does not allow: {owner:?}"
+            );
         }
     }
     Ok(())
 }
 
-/// The dependencies that a package's users build, without those of its tests.
+/// The names of a package's dependencies, except for dev-dependencies and build dependencies.
 fn normal_dependencies(package: &Value) -> impl Iterator<Item = &str> {
     let dependencies = package["dependencies"].as_array().into_iter().flatten();
     dependencies.filter(|d| d["kind"].is_null()).filter_map(|d| d["name"].as_str())
 }
 
-/// Lines that are neither comments nor among the tests, which come last.
+/// The lines of a source file without comments and without its module `tests`, which is at the end.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().take_while(|line| !line.starts_with("mod tests {"));
     lines.filter(|line| !line.trim_start().starts_with("//"))

@@ -10,17 +10,21 @@ use crate::workspace::{self, cargo_command, root};
 /// The packages whose tests run with each kernel set.
 const PACKAGES: [&str; 3] = ["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed"];
 
-/// Runs the tests of kernels, model and facade with each kernel set that this CPU supports, including the emulation of the
-/// arithmetic of AVX-512 BF16 and VNNI. The default set is skipped, because `cargo test` uses it.
+/// Runs the tests of [`PACKAGES`] with each kernel set that this CPU supports, including the set that emulates the
+/// arithmetic of AVX-512 BF16 and VNNI. The default set is skipped, because `cargo test` uses the default set.
 pub(crate) fn test() -> Result<()> {
-    // Builds the whole workspace like `cargo test --workspace`. With fewer packages, dependencies would have other features
-    // and would be built again.
+    // The whole workspace is built, as by `cargo test --workspace`. If fewer packages were built, dependencies would
+    // have other features and would be built again.
     let mut build = cargo_command(&["test", "--workspace", "--no-run", "--message-format=json"]);
     let output = build.stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "{build:?} failed");
     let mut programs = executables(&output.stdout)?;
     programs.retain(|program| program.is_test && PACKAGES.contains(&program.package.as_str()));
-    ensure!(programs.len() > PACKAGES.len(), "cargo has built {programs:?}");
+    ensure!(
+        programs.len() > PACKAGES.len(),
+        "expected more than {} test executables, got {programs:?}",
+        PACKAGES.len()
+    );
     for kernels in Kernels::all().filter(|kernels| kernels.name != Kernels::current().name) {
         let start = Instant::now();
         for program in &programs {

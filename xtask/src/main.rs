@@ -1,10 +1,10 @@
-//! Development tasks. `cargo xtask --help` lists them.
+//! Development tasks of the workspace. `cargo xtask --help` lists the tasks.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
 mod ci;
-mod circles;
 mod cuda_toolkit;
+mod cycles;
 mod e2e;
 mod executables;
 mod fixtures;
@@ -36,9 +36,11 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
-    /// Run the tests of kernels, model and facade with each kernel set that this CPU supports
+    /// Run the tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
+    /// this CPU supports
     KernelSets,
-    /// Check the rules of ARCHITECTURE.md: layers, owners of dependencies, no circles between files
+    /// Check the rules of ARCHITECTURE.md: which crates may depend on which, no dependency cycles between files, and
+    /// others
     Invariants,
     /// Run all checks of CI except for `cargo test`
     Ci,

@@ -1,4 +1,5 @@
-//! `cargo xtask parity --oracle candle`: checkpoints against a plain forward pass of candle-nn's layers.
+//! `cargo xtask parity --oracle candle`: compares checkpoints with a simple forward pass that consists of candle-nn's
+//! layers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use qwen3_embed_testing::vectors::{cosine, max_abs, max_difference, unit};
 
 use crate::fixtures;
 
-/// Texts in several languages, and how often each is repeated.
+/// Texts in several languages, and how often each text is repeated.
 const TEXTS: [(&str, usize); 14] = [
     ("", 1),
     ("a", 1),
@@ -39,20 +40,21 @@ const PAIRS: [(&str, &str); 6] = [
     ("", "Погода сегодня прекрасная, самое время для прогулки."),
 ];
 
-/// One text or pair of a comparison.
+/// The result of the comparison of one text, or of one pair of a query and a document.
 struct Compared {
-    /// The beginning of the text.
+    /// The beginning of the text, or the query and the document.
     name: String,
     n_tokens: usize,
-    /// The largest difference of a component of a unit vector, or of a score.
+    /// The largest difference between components of the unit vectors, or the difference between the scores.
     difference: f64,
     /// 1 − cosine between the vectors, or the difference between the logits.
     other: f64,
 }
 
-/// Compares all fixtures that have safetensors files, prints a line for each, and fails beyond the tolerance.
+/// Compares all fixtures that have safetensors files, and prints a line for each fixture. Fails if a difference is
+/// larger than the tolerance.
 pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Result<()> {
-    println!("\n{:<18} {:>5} {:>10}", "beside candle-nn", "texts", "difference");
+    println!("\n{:<18} {:>5} {:>10}", "with candle-nn", "texts", "difference");
     for folder in safetensors_folders(&fixtures.join("models"))? {
         summarize(&folder, &compared_vectors(&folder, device)?, tolerance)?;
     }
@@ -71,12 +73,14 @@ fn safetensors_folders(parent: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Compares the unit vectors of last hidden states, prints a line for each text, and fails beyond the tolerance.
+/// Compares the unit vectors of last hidden states, and prints a line for each text. Fails if a difference is larger
+/// than the tolerance.
 pub(crate) fn compare_model(folder: &Path, device: Device, tolerance: f64) -> Result<()> {
     report(folder, &compared_vectors(folder, device)?, "1 - cosine", tolerance)
 }
 
-/// Compares the scores of a reranker, prints a line for each pair, and fails beyond the tolerance.
+/// Compares the scores of a reranker, and prints a line for each pair. Fails if a difference is larger than the
+/// tolerance.
 pub(crate) fn compare_reranker(folder: &Path, device: Device, tolerance: f64) -> Result<()> {
     report(folder, &compared_logits(folder, device)?, "of logits", tolerance)
 }
@@ -93,8 +97,11 @@ fn summarize(folder: &Path, all: &[Compared], tolerance: f64) -> Result<()> {
     let differences: Vec<f64> = all.iter().map(|compared| compared.difference).collect();
     let (name, worst) = (fixtures::checkpoint_name(folder), max_abs(&differences));
     println!("{name:<18} {:>5} {worst:>10.1e}", all.len());
-    // The comparison is false if the difference is NaN.
-    ensure!(worst <= tolerance, "{name}: {worst:e} from candle-nn, the tolerance is {tolerance:e}");
+    // If the difference is NaN, this condition is false.
+    ensure!(
+        worst <= tolerance,
+        "{name}: the difference from candle-nn is {worst:e}; expected at most {tolerance:e}"
+    );
     Ok(())
 }
 
@@ -104,7 +111,7 @@ fn compared_vectors(folder: &Path, device: Device) -> Result<Vec<Compared>> {
     let tokens = Embedder::builder(folder).build()?.tokenize(&texts)?;
     let (precision, hidden_states) = (Precision::F32, true);
     let options = LoadOptions { device, precision, hidden_states, ..LoadOptions::default() };
-    // The model is dropped before the oracle is loaded: large checkpoints fit into memory once.
+    // The model is dropped before the oracle is loaded, because memory may be too small for two copies of a checkpoint.
     let rows = Model::load_with(&Checkpoint::open(folder)?, &options)?.forward(&tokens)?;
     let oracle = Oracle::load_f32(folder)?;
     let compare = |((text, tokens), row): ((&String, &Vec<u32>), &[f32])| {

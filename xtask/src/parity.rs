@@ -16,18 +16,22 @@ use crate::{oracle_parity, rerank_parity};
 
 /// Compare embeddings and rerank scores with other implementations
 ///
-/// Without options, all fixtures are compared with the golden files of transformers, in f32.
+/// Without options, all fixtures are compared in f32 with golden files, which transformers has computed.
 ///
-/// --model compares one checkpoint with the golden files that `fixtures/reference.py DIR FILE` has written. Without
-/// --golden, it compares with the figures of the model cards, which only the published weights give. --reranker does the
-/// same for scores, with golden files of `fixtures/rerank.py DIR FILE` or with published scores.
+/// With --model and --golden, one embedding model is compared with golden files that `fixtures/reference.py DIR FILE`
+/// has written. With --model alone, the model must be a published one, and is compared with the similarities on its
+/// model card.
 ///
-/// --oracle compares any of these checkpoints with another forward pass, on built-in texts and without Python.
+/// --reranker is the same for a reranker and its scores. `fixtures/rerank.py DIR FILE` writes its golden files. Without
+/// --golden, the reranker must be Qwen3-Reranker-0.6B, and is compared with published scores.
 ///
-/// On the CPU, a text's vector must not depend on the batch. On a CUDA device it may, within the tolerance.
+/// With --oracle, the checkpoints are compared with another forward pass instead, on built-in texts.
+///
+/// The vector of a text must not depend on the other texts of its batch. On a CUDA device, it may differ by the
+/// tolerance.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder of a checkpoint, or a .gguf file
+    /// Folder of an embedding model, or a .gguf file
     #[arg(long, value_name = "PATH", group = "checkpoint")]
     model: Option<PathBuf>,
     /// Folder of a reranker, or a .gguf file
@@ -36,22 +40,25 @@ pub(crate) struct Args {
     /// Folder of the fixtures [default: the repository's]
     #[arg(long, value_name = "DIR", conflicts_with = "checkpoint")]
     fixtures: Option<PathBuf>,
-    /// A golden file of the checkpoint. The option can be repeated
+    /// A golden file of the checkpoint. This option can be repeated
     #[arg(long, value_name = "FILE", requires = "checkpoint")]
     golden: Vec<PathBuf>,
-    /// Compare with this forward pass instead of with golden files. The checkpoints must be folders with safetensors files
+    /// Compare with another forward pass instead of with golden files. Only folders with safetensors files can be
+    /// compared
     #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["golden", "bf16", "int8"])]
     oracle: Option<OracleName>,
     /// The largest allowed difference between components of unit vectors, or between scores
     #[arg(long, value_name = "X", default_value_t = 1e-5)]
     tolerance: f64,
-    /// The device of the models: cpu, cuda, or cuda:N for the CUDA device with that number
+    /// The device of the models: cpu, cuda, or cuda:N for the CUDA device with the number N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     device: Device,
-    /// Compare bf16 matrix multiplications with transformers' bf16. CPUs without bf16 instructions emulate them
+    /// Multiply matrices in bf16, and compare the errors with those of transformers in bf16. CPUs without bf16
+    /// instructions emulate them
     #[arg(long, conflicts_with = "tolerance")]
     bf16: bool,
-    /// Compare matrix multiplications with weights in 8 bits. Every cosine must be at least 0.998
+    /// Multiply matrices with weights in 8 bits. The cosine of every vector and its golden vector must be at least
+    /// 0.998
     #[arg(long, conflicts_with_all = ["tolerance", "bf16"])]
     int8: bool,
 }
@@ -62,7 +69,7 @@ enum OracleName {
     Candle,
 }
 
-/// The cosines between the queries and the documents of a model card.
+/// The cosine similarities between the queries and the documents of a model card.
 #[derive(Deserialize)]
 struct Published {
     model: String,
@@ -112,7 +119,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.int8 {
         ensure!(
             args.device == Device::Cpu,
-            "--int8 needs `--device cpu`, because weights in 8 bits are converted to bf16 on a device"
+            "`--int8` needs `--device cpu`, because weights in 8 bits are converted to bf16 on a CUDA device"
         );
         return pairs.iter().try_for_each(|(dir, golden)| compare_int8(dir, golden));
     }
@@ -136,7 +143,7 @@ fn compare_all(pairs: &[(PathBuf, PathBuf)], device: Device, tolerance: f64) -> 
     pairs.iter().try_for_each(|(dir, golden)| compare(dir, golden, device, tolerance))
 }
 
-/// The checkpoint (a folder or a GGUF file) and the golden file of each fixture.
+/// The checkpoint of each fixture, which is a folder or a GGUF file, and its golden file.
 fn fixture_files(fixtures: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
     let folder = fixtures.join("models");
     let mut models: Vec<PathBuf> =
@@ -152,14 +159,15 @@ fn fixture_files(fixtures: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
 }
 
 fn heading() {
-    println!("largest difference of a component of a unit vector, and smallest cosine\n");
+    println!("largest difference between components of unit vectors, and 1 - smallest cosine\n");
     println!(
-        "{:<18} {:>5} {:>8} {:>10} {:>10} {:>12} {:>10}  one by one and reversed",
-        "checkpoint", "texts", "tokens", "golden", "f64 truth", "1 - cosine", "per layer"
+        "{:<18} {:>5} {:>8} {:>10} {:>10} {:>12} {:>10}  alone or in another order",
+        "checkpoint", "texts", "tokens", "golden", "f64 golden", "1 - cosine", "per layer"
     );
 }
 
-/// Compares a checkpoint with a golden file in f32, prints a line, and fails beyond the tolerance.
+/// Compares a checkpoint in f32 with a golden file, and prints a line. Fails if a difference is larger than the
+/// tolerance.
 fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -203,21 +211,24 @@ fn compare(dir: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<
         column(layers),
         if invariant { &same } else { "DIFFERENT" },
     );
-    ensure!(worst <= tolerance, "{name}: {worst:e} from {}", golden.source);
-    ensure!(truth.unwrap_or(0.0) <= tolerance, "{name}: {truth:?} from the f64 truth");
-    // Hidden states are not normalized, so their difference is relative to the largest value.
-    ensure!(layers.unwrap_or(0.0) <= tolerance, "{name}: {layers:?} in a layer");
-    ensure!(invariant, "{name}: a text's vector depends on the batch");
+    ensure!(worst <= tolerance, "{name}: the difference from {} is {worst:e}", golden.source);
+    ensure!(
+        truth.unwrap_or(0.0) <= tolerance,
+        "{name}: the difference from the golden vectors in f64 is {truth:?}"
+    );
+    // Hidden states are not normalized, so the difference is relative to the largest value of the layer.
+    ensure!(layers.unwrap_or(0.0) <= tolerance, "{name}: the difference in a layer is {layers:?}");
+    ensure!(invariant, "{name}: the vector of a text depends on its batch");
     Ok(())
 }
 
-/// Compares a checkpoint in bf16 with transformers in f32 and prints a line. Fails if the mean error is more than twice that
-/// of transformers in bf16, or if a cosine is below 0.9995.
+/// Compares a checkpoint in bf16 with transformers in f32, and prints a line. Fails if the mean error is more than
+/// twice the mean error of transformers in bf16, or if a cosine is below 0.9995.
 fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
     let theirs = golden.transformers_bf16_errors.as_deref();
-    let theirs = theirs.context("a golden file with bf16 errors")?;
+    let theirs = theirs.context("the golden file has no `transformers_bf16_errors`")?;
     let options = LoadOptions::multiplying(Precision::Bf16, Arithmetic::Bf16);
     let model = Model::load_with(
         &Checkpoint::open(dir)?,
@@ -229,13 +240,17 @@ fn compare_bf16(dir: &Path, golden: &Path, device: Device) -> Result<()> {
         "{name:<18} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}; \
          transformers' bf16: mean {their_mean:.1e}, worst {their_worst:.1e}"
     );
-    ensure!(mean <= 2.0 * their_mean, "{name}: more than twice as far off as transformers");
-    ensure!(worst <= 5e-4, "{name}: a cosine of {}", 1.0 - worst);
+    ensure!(
+        mean <= 2.0 * their_mean,
+        "{name}: the mean error is more than twice that of transformers in bf16"
+    );
+    ensure!(worst <= 5e-4, "{name}: a cosine is {}; expected at least 0.9995", 1.0 - worst);
     Ok(())
 }
 
-/// Compares weights in 8 bits, with activations in 16 bits and in 8 bits where they fit, with transformers in f32. Prints a
-/// line for each, and fails if a cosine is below 0.998.
+/// Compares a checkpoint whose weights have 8 bits with transformers in f32, once for each of two arithmetics:
+/// activations in 16 bits, and activations in 8 bits where possible. Prints a line for each arithmetic. Fails if a
+/// cosine is below 0.998.
 fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
     let golden: Vectors = golden::read(golden)?;
     let name = checkpoint_name(dir);
@@ -247,7 +262,11 @@ fn compare_int8(dir: &Path, golden: &Path) -> Result<()> {
         )?;
         let (mean, worst) = mean_and_worst(&errors(&golden, &model)?);
         println!("{name:<18} {arithmetic:<6?} 1 - cosine: mean {mean:.1e}, worst {worst:.1e}");
-        ensure!(worst <= 2e-3, "{name}, {arithmetic:?}: a cosine of {}", 1.0 - worst);
+        ensure!(
+            worst <= 2e-3,
+            "{name}, {arithmetic:?}: a cosine is {}; expected at least 0.998",
+            1.0 - worst
+        );
     }
     Ok(())
 }
@@ -256,15 +275,15 @@ fn mean_and_worst(errors: &[f64]) -> (f64, f64) {
     (mean(errors), max_abs(errors))
 }
 
-/// 1 − cosine between the golden vectors and a model's, for every input.
+/// 1 − cosine between the golden vector and the model's vector, for every input.
 fn errors(golden: &Vectors, model: &Model) -> Result<Vec<f64>> {
-    let tokens = golden.tokens.as_deref().context("a golden file with tokens")?;
+    let tokens = golden.tokens.as_deref().context("the golden file has no `tokens`")?;
     let rows = model.forward(tokens)?;
     let rows = rows.chunks_exact(model.config().hidden_size);
     Ok(rows.zip(&golden.embeddings).map(|(row, expected)| 1.0 - cosine(row, expected)).collect())
 }
 
-/// The tokens of each input. Texts are tokenized here, and their tokens must be those of the golden file.
+/// The tokens of each input. Texts are tokenized, and their tokens must be equal to those of the golden file.
 fn inputs(golden: &Vectors, embedder: &Embedder) -> Result<Vec<Vec<u32>>> {
     let mut inputs = Vec::with_capacity(golden.texts.len());
     for (i, text) in golden.texts.iter().enumerate() {
@@ -275,11 +294,16 @@ fn inputs(golden: &Vectors, embedder: &Embedder) -> Result<Vec<Vec<u32>>> {
         };
         let ours = ours.with_context(|| format!("input {i} has neither text nor tokens"))?;
         if let Some(given) = given {
-            ensure!(ours == given, "text {i}: tokens {ours:?}, expected {given:?}");
+            ensure!(ours == given, "text {i}: expected the tokens {given:?}, got {ours:?}");
         }
         inputs.push(ours);
     }
-    ensure!(inputs.len() == golden.embeddings.len(), "as many inputs as embeddings");
+    ensure!(
+        inputs.len() == golden.embeddings.len(),
+        "the golden file has {} inputs and {} embeddings",
+        inputs.len(),
+        golden.embeddings.len()
+    );
     Ok(inputs)
 }
 
@@ -289,9 +313,15 @@ fn layer_difference(model: &Model, tokens: &[Vec<u32>], expected: &HiddenStates)
     model.forward_traced(&tokens[expected.text..=expected.text], &mut |_, x| {
         layers.push(x.to_vec());
     })?;
-    ensure!(layers.len() == expected.layers.len(), "{} layers were traced", layers.len());
+    ensure!(
+        layers.len() == expected.layers.len(),
+        "expected {} traced layers, got {}",
+        expected.layers.len(),
+        layers.len()
+    );
     let mut worst = 0f64;
-    // transformers gives the output of its last layer after the final norm. It is compared as the embedding.
+    // The last layer is left out, because transformers returns its output after the final norm. The comparison of the
+    // embeddings covers this output.
     for (ours, expected) in layers.iter().zip(&expected.layers).take(layers.len() - 1) {
         let expected: Vec<f64> = expected.iter().flatten().copied().collect();
         worst = worst.max(max_difference(ours, &expected) / max_abs(&expected));
@@ -299,14 +329,16 @@ fn layer_difference(model: &Model, tokens: &[Vec<u32>], expected: &HiddenStates)
     Ok(worst)
 }
 
-/// The normalized hidden states of last tokens. Golden files have these, whatever the pooling of the model is.
+/// The normalized hidden states of the last tokens. Golden files contain these vectors for every model, even if its
+/// pooling is not last-token pooling.
 fn vectors(model: &Model, tokens: &[Vec<u32>]) -> Result<Embeddings> {
     let (mut values, dim) = (model.forward(tokens)?, model.embedding_size());
     values.chunks_exact_mut(dim).for_each(normalize);
     Ok(Embeddings::new(values, dim)?)
 }
 
-/// The largest difference between the vectors of a batch and those of each text alone or of the reversed batch.
+/// The largest difference between the vectors of a batch and the vectors of the same texts when each text is alone, or
+/// when the batch has the reverse order.
 fn largest_change(model: &Model, tokens: &[Vec<u32>], batch: &Embeddings) -> Result<f64> {
     let mut reversed = tokens.to_vec();
     reversed.reverse();
@@ -328,7 +360,9 @@ fn published(dir: &Path, device: Device) -> Result<()> {
     let cards = root().join("fixtures/published.json");
     let cards: Vec<Published> = serde_json::from_slice(&fs::read(cards)?)?;
     let Some(card) = cards.iter().find(|card| card.hidden_size == hidden_size) else {
-        bail!("no published figures for a hidden size of {hidden_size}");
+        bail!(
+            "fixtures/published.json has no similarities for a model with hidden size {hidden_size}"
+        );
     };
     println!("{}: {}", card.model, card.source);
     let queries = embedder.embed_queries(&QUERIES)?;
@@ -342,7 +376,7 @@ fn published(dir: &Path, device: Device) -> Result<()> {
     }
     ensure!(
         worst <= card.tolerance,
-        "a cosine differs by {worst}, the tolerance is {}",
+        "a cosine differs by {worst}; expected at most {}",
         card.tolerance
     );
     Ok(())

@@ -14,7 +14,7 @@ use crate::workspace::root;
 
 /// Write a checkpoint with random weights and the shapes of a published model
 ///
-/// The weights are bf16 and have outlier channels, like trained weights. The same seed gives the same files.
+/// The weights are bf16. Like trained weights, they have outlier channels. The same seed gives the same files.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Size of the model
@@ -29,20 +29,22 @@ pub(crate) struct Args {
     /// Which outlier channels the weights have
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Outliers::All)]
     outliers: Outliers,
-    /// The tokenizer.json to copy to the checkpoint [default: the small one of the fixtures]
+    /// The tokenizer.json to copy to the checkpoint [default: fixtures/tokenizer.json, which is small]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Outliers {
+    /// No outlier channels
     None,
-    /// A few norm weights are 50 times the others, and the matching columns of the next weights are divided by 50, so the
-    /// model computes the same function
+    /// A few norm weights are 50 times the others. The matching columns of the projections after the norm are divided
+    /// by 50, so the model computes the same function
     Norms,
-    /// A few channels of the residual stream are 30 times the others. In one of them, token 0 has 5,000 times the values of
-    /// the others (a massive activation)
+    /// A few channels of the residual stream are 30 times the others. In one of them, token 0 has 5,000 times the
+    /// values of the others (a massive activation)
     Residual,
+    /// Both `norms` and `residual`
     All,
 }
 
@@ -214,15 +216,15 @@ impl Shape {
 /// The role of a tensor in the model, which decides where its outliers are.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// `[vocab, C]`: residual outliers in its columns.
+    /// `[vocab, C]`: has residual outliers in its columns.
     TokenEmbedding,
-    /// `[C]`: norm outliers.
+    /// `[C]`: has norm outliers.
     LayerNorm,
-    /// `[D]` or `[C]`: no outliers.
+    /// `[D]`, or `[C]` for the final norm: has no outliers.
     HeadNorm,
-    /// `[O, C]`: its input is the output of a norm.
+    /// `[O, C]`: a projection whose input is the output of a norm. Its columns compensate the norm outliers.
     AfterNorm,
-    /// `[C, I]`: its output is added to the residual stream; residual outliers in its rows.
+    /// `[C, I]`: a projection whose output is added to the residual stream. It has residual outliers in its rows.
     IntoResidual,
 }
 
@@ -234,7 +236,7 @@ struct RandomTensor {
     seed: u64,
 }
 
-/// Number of elements that are generated from one random stream.
+/// Number of elements that one random number generator generates.
 const CHUNK: usize = 1 << 16;
 
 impl RandomTensor {

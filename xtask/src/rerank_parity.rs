@@ -7,8 +7,8 @@ use qwen3_embed_testing::golden::{self, Scores};
 
 use crate::fixtures;
 
-/// Published scores of Qwen3-Reranker-0.6B for one query, and their tolerances. The precision that the scores were computed
-/// in is unknown.
+/// Published scores of Qwen3-Reranker-0.6B for one query, and their tolerances. The precision in which the scores were
+/// computed is unknown.
 const PUBLISHED: [(&str, f64, f64); 3] = [
     ("法国的首都是巴黎。", 0.79819, 0.01),
     ("德国的首都是柏林。", 2.034e-4, 1e-4),
@@ -35,8 +35,8 @@ pub(crate) fn fixtures(fixtures: &Path, device: Device, tolerance: f64) -> Resul
     })
 }
 
-/// Compares a reranker with a golden file of `fixtures/rerank.py`, prints a line, and fails if a score differs by more than
-/// the tolerance.
+/// Compares a reranker in f32 with a golden file of `fixtures/rerank.py`, and prints a line. Fails if a score differs
+/// by more than the tolerance.
 pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f64) -> Result<()> {
     let golden: Scores = golden::read(golden)?;
     let reranker = Reranker::builder(model).precision(Precision::F32).device(device).build()?;
@@ -52,7 +52,12 @@ pub(crate) fn compare(model: &Path, golden: &Path, device: Device, tolerance: f6
     }
     let name = fixtures::checkpoint_name(model);
     println!("{name:<18} {:>5} {:>10.1e} {:>10.1e}", golden.cases.len(), worst[0], worst[1]);
-    ensure!(worst[0] <= tolerance, "{name}: {:e} from {}", worst[0], golden.source);
+    ensure!(
+        worst[0] <= tolerance,
+        "{name}: a score differs by {:e} from {}",
+        worst[0],
+        golden.source
+    );
     Ok(())
 }
 
@@ -66,7 +71,7 @@ pub(crate) fn published(model: &Path, device: Device) -> Result<()> {
         println!("{document}: expected {expected:.4e}, got {score:.4e}");
         ensure!(
             (score - expected).abs() <= tolerance,
-            "the score differs by more than {tolerance}"
+            "{document}: the score differs by more than {tolerance}"
         );
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The tests that the documentation names, checked: each must exist.
+//! Checks that the tests that the documentation names exist.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::workspace::{root, rust_files};
 
-/// Checks the last column of every table of tests in ARCHITECTURE.md and in `docs/`, which is a table whose last column
-/// is called `test` or `tests`. Names in backticks are names of functions, such as `rejects_truncated_header`; of files
-/// of a crate, such as `model/tests/parity.rs`; or of modules, such as `kernels::cuda::tests`.
+/// Checks the tables of tests in ARCHITECTURE.md and in `docs/`. A table of tests is a table whose last column is
+/// called `test` or `tests`. A name in backticks in this column is the name of a function, such as
+/// `rejects_truncated_header`, of a file of a crate, such as `model/tests/parity.rs`, or of a module, such as
+/// `kernels::cuda::tests`.
 pub(crate) fn check() -> Result<()> {
     let mut code = String::new();
     for folder in ["crates", "xtask/src"] {
@@ -21,7 +22,11 @@ pub(crate) fn check() -> Result<()> {
     for document in documents()? {
         let text = fs::read_to_string(&document)?;
         for name in names(&text) {
-            ensure!(exists(name, &code), "{} names the test `{name}`", document.display());
+            ensure!(
+                exists(name, &code),
+                "{} names the test `{name}`, which does not exist",
+                document.display()
+            );
             n_names += 1;
         }
     }
@@ -69,7 +74,8 @@ fn names(markdown: &str) -> Vec<&str> {
     names
 }
 
-/// Whether there is a function, file or module of this name. Other names, such as those of fixtures, are not checked.
+/// Whether there is a function, file or module with this name. Also true for other names, such as names of fixtures,
+/// because they are not checked.
 fn exists(name: &str, code: &str) -> bool {
     let is_identifier = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if let Some((krate, module)) = name.split_once("::") {
@@ -107,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_files_and_modules_must_exist() {
+    fn named_functions_files_and_modules_must_exist() {
         let code = "fn rejects_truncated_header() {";
         for name in
             ["rejects_truncated_header", "model/Cargo.toml", "kernels::cpu::dispatch", "c-d"]

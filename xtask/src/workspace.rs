@@ -1,4 +1,4 @@
-//! The workspace's root folder, its source files, and running commands in it.
+//! Functions for the workspace: its root folder, its source files, and commands that run in it.
 
 use std::env;
 use std::fs;
@@ -12,11 +12,11 @@ pub(crate) fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The cargo that runs this task, in the workspace's root folder.
+/// A command that runs the cargo of this task in the workspace's root folder.
 pub(crate) fn cargo_command(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Cargo has set variables for the package `xtask`. Build scripts of other crates depend on them, so these crates
-    // would be built again.
+    // Cargo has set environment variables for the package `xtask`. They are removed. Build scripts of other crates
+    // depend on these variables, so the crates would be built again.
     let is_of_this_package =
         |name: &str| name.starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR";
     for (name, _) in env::vars_os() {

@@ -1,10 +1,11 @@
-//! The cache of downloaded files, in the layout that the hub's other programs use, so that all programs share it:
+//! The cache of downloaded files. It has the same layout as in other programs for the hub, so all these programs can
+//! share the cache:
 //!
 //! ```text
 //! models--owner--name/
 //!   refs/main                       the commit of the branch at the last lookup
 //!   blobs/ETAG                      the contents of a file
-//!   blobs/ETAG.incomplete           the part of a file that is downloaded so far
+//!   blobs/ETAG.incomplete           the part of a file that has been downloaded so far
 //!   snapshots/COMMIT/config.json    a symbolic link to a blob, ../../blobs/ETAG
 //!   .no_exist/COMMIT/modules.json   an empty file: the commit does not have modules.json
 //! .locks/models--owner--name/ETAG.lock    locked during the download of the blob
@@ -20,7 +21,7 @@ use crate::id::is_commit;
 
 type Result<T> = std::result::Result<T, HubProblem>;
 
-/// One repository's folders in the cache.
+/// The folders of one repository in the cache.
 #[derive(Debug)]
 pub(crate) struct RepoCache {
     dir: PathBuf,
@@ -35,7 +36,7 @@ pub struct Snapshot<'a> {
 }
 
 impl Snapshot<'_> {
-    /// The folder that holds the commit's files under the paths that they have in the repository.
+    /// The folder of the commit. Its files have the same relative paths as in the repository.
     pub fn dir(&self) -> PathBuf {
         self.cache.dir.join("snapshots").join(self.commit)
     }
@@ -45,7 +46,7 @@ impl Snapshot<'_> {
         files_below(&self.dir())
     }
 
-    /// Whether the file is in the cache, or the cache records that the commit does not have it.
+    /// Whether the file is in the cache, or the cache records that the commit does not have the file.
     pub fn knows(&self, file: &str) -> bool {
         self.dir().join(file).is_file() || self.absence(file).is_file()
     }
@@ -60,11 +61,11 @@ impl Snapshot<'_> {
         File::create(&path).map(drop).map_err(|source| HubProblem::Io { path, source })
     }
 
-    /// Makes a blob a file of the commit.
+    /// Adds `file` to the folder of the commit, as a link to the blob `etag`.
     pub(crate) fn link(&self, file: &str, etag: &str) -> Result<()> {
         let path = self.dir().join(file);
         create_parent(&path)?;
-        // Out of the file's own folders, of the commit's folder and of `snapshots`.
+        // The relative path from the folder of the file to the folder of the repository.
         let up = "../".repeat(file.matches('/').count() + 2);
         let new = temporary_name(&path);
         let place = || {
@@ -124,8 +125,8 @@ impl RepoCache {
         let lock = || {
             let file = File::options().create(true).truncate(false).write(true).open(&path)?;
             match file.lock() {
-                // Some file systems have no locks. Then two processes may download the same file at the same time;
-                // both write the same bytes.
+                // On a file system that does not support locks, two processes may download the same file at the same
+                // time. This is harmless, because both write the same bytes.
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(file),
                 locked => locked.map(|()| file),
             }
@@ -141,8 +142,8 @@ pub(crate) fn create_parent(path: &Path) -> Result<()> {
         .map_err(|source| HubProblem::Io { path: parent.to_path_buf(), source })
 }
 
-/// A name in the same folder that no other thread or process uses. A file that is created under this name and then
-/// renamed to `path` is never seen half written.
+/// A path in the same folder as `path` that no other thread or process uses. If a file is written to this path and then
+/// renamed to `path`, other programs never see a part of the file at `path`.
 fn temporary_name(path: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let (process, n) = (std::process::id(), NEXT.fetch_add(1, Relaxed));
@@ -150,7 +151,7 @@ fn temporary_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{process}.{n}.new"))
 }
 
-/// Creates a symbolic link to a blob, or a hard link or a copy where symbolic links are not available.
+/// Creates a symbolic link to a blob. If this is not possible, creates a hard link or a copy.
 fn symlink(target: &str, blob: &Path, path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     if std::os::unix::fs::symlink(target, path).is_ok() {

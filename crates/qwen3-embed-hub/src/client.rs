@@ -24,10 +24,10 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 /// The characters that are escaped in a URL's path.
 const PATH: &AsciiSet = &SEGMENT.remove(b'/');
 
-/// The most redirects that are followed for one request.
+/// Maximum number of redirects of one request.
 const MAX_REDIRECTS: usize = 10;
 
-/// The most bytes that are read of a listing.
+/// Maximum number of bytes that are read of a listing.
 const MAX_LISTING: u64 = 64 << 20;
 
 /// Sends requests to the hub.
@@ -114,8 +114,8 @@ impl<'a> Client<'a> {
         let response = self.send("HEAD", &url, None, |response, leaves_origin| {
             announced.add(response, is_hub);
             is_hub &= !leaves_origin;
-            // A redirect to the storage of large files is not followed if the hub has announced everything, because
-            // such hosts may not support `HEAD`.
+            // If the hub has announced the ETag and the size, a redirect to the storage of large files is not followed,
+            // because the storage may not support `HEAD`.
             is_known = leaves_origin && announced.is_complete();
             is_known
         })?;
@@ -125,10 +125,10 @@ impl<'a> Client<'a> {
         announced.metadata()
     }
 
-    /// Requests the contents of a file at a commit from byte `start` on.
+    /// Requests the contents of a file at a commit, beginning with byte `start`.
     ///
-    /// Returns the offset of the first byte that the server sends, and a reader. The offset is 0 if the server does not
-    /// support ranges.
+    /// Returns the offset of the first byte that the server sends, and a reader for the bytes. The offset is 0 if the
+    /// server does not support ranges.
     pub(crate) fn contents(
         &self,
         repo: &str,
@@ -185,8 +185,8 @@ impl<'a> Client<'a> {
 
     /// Sends a request and follows redirects. The token is sent only to the hub's own origin.
     ///
-    /// `is_enough` is called with every response, and with whether the response redirects away from the hub's origin. If
-    /// it returns true for a redirect, the redirect is not followed.
+    /// `is_enough` is called with every response, and with a flag that says whether the response redirects away from
+    /// the hub's origin. If `is_enough` returns true for a redirect, the redirect is not followed.
     fn send(
         &self,
         method: &str,
@@ -260,7 +260,8 @@ fn failure(error: ureq::Error, setting: Option<&Setting>) -> Failure {
         ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
             unusable("the URL or the token contains characters that cannot be sent")
         }
-        // The host does not exist, is not the hub, or the proxy refuses the connection: retrying does not help.
+        // The host does not exist, the TLS connection cannot be trusted, or the proxy refuses the connection. Another
+        // attempt would fail too.
         ureq::Error::HostNotFound
         | ureq::Error::ConnectProxyFailed(_)
         | ureq::Error::Tls(_)

@@ -1,4 +1,4 @@
-//! The environment variables that the hub's other programs use too. No other module reads the environment.
+//! Reads the environment variables that other programs for the hub also use. No other module reads the environment.
 
 use std::env;
 use std::ffi::OsString;
@@ -9,11 +9,11 @@ use crate::hub::Hub;
 use crate::proxy::Proxies;
 
 impl Hub {
-    /// Reads the settings from the environment, as the hub's other programs do.
+    /// Reads the settings from the environment. Other programs for the hub use the same variables.
     ///
     /// | variable | sets | default |
     /// |---|---|---|
-    /// | `HF_HOME` | the folder of the hub's programs | `huggingface` in `XDG_CACHE_HOME` or `~/.cache` |
+    /// | `HF_HOME` | the folder for files of programs for the hub | `huggingface` in `XDG_CACHE_HOME` or `~/.cache` |
     /// | `HF_HUB_CACHE` | the folder of the cache | `hub` in `HF_HOME` |
     /// | `HF_TOKEN` | the token for private and restricted models | the contents of `HF_TOKEN_PATH`, or of `token` in `HF_HOME` |
     /// | `HF_ENDPOINT` | the address of the hub | `https://huggingface.co` |
@@ -23,11 +23,11 @@ impl Hub {
     /// | `SSL_CERT_FILE` | a PEM file with the trusted certificate authorities | Mozilla's list |
     ///
     /// The proxy variables may also be in lower case; the lower-case name takes precedence. A proxy URL begins with
-    /// `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`. A request that needs a proxy whose
-    /// value is not such a URL fails with [`HubProblem::Proxy`](crate::HubProblem::Proxy). `HTTP_PROXY` in upper case is
-    /// ignored if `REQUEST_METHOD` is set, because a client of a CGI server could have set it. `NO_PROXY` is a list
-    /// separated by commas. An entry is a host name, which also covers the hosts below it, an address, a network such as
-    /// `10.0.0.0/8`, or `*`.
+    /// `http://`, `https://`, `socks4://`, `socks4a://`, `socks5://` or `socks5h://`. A request that needs a proxy
+    /// whose value is not such a URL fails with [`HubProblem::Proxy`](crate::HubProblem::Proxy). `HTTP_PROXY` in upper
+    /// case is ignored if `REQUEST_METHOD` is set: this variable marks a CGI program, and the clients of a CGI program
+    /// can set `HTTP_PROXY` through the header `Proxy`. `NO_PROXY` is a list of entries with commas between them. An
+    /// entry is a host name, which includes the hosts below it, an address, a network such as `10.0.0.0/8`, or `*`.
     pub fn from_env() -> Self {
         let home = path("HF_HOME").unwrap_or_else(|| {
             let caches = path("XDG_CACHE_HOME").unwrap_or_else(|| in_home(Path::new("~/.cache")));

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
-/// A request to the hub or the use of its cache failed: for which model and file, and why.
+/// Error of a request to the hub or of an access to the cache. It names the model, the file and the reason.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct HubError {
@@ -16,11 +16,11 @@ pub struct HubError {
     pub problem: HubProblem,
 }
 
-/// Why a request to the hub or the use of its cache failed.
+/// The reason why a request to the hub or an access to the cache failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubProblem {
-    /// The hub is offline ([`Hub::offline`](crate::Hub::offline)), and a needed file is not in the cache.
+    /// Requests are turned off ([`Hub::offline`](crate::Hub::offline)), and a needed file is not in the cache.
     #[error(
         "not in the cache at {}, and `HF_HUB_OFFLINE` forbids downloads: unset it and download the model once",
         cache.display()
@@ -29,7 +29,7 @@ pub enum HubProblem {
         /// The folder of the cache.
         cache: PathBuf,
     },
-    /// No connection to the hub could be made, or the connection was silent for too long.
+    /// No connection to the hub could be made, or no data arrived within the timeout.
     #[error(
         "cannot reach the hub{}: check the network, `HF_ENDPOINT` and the proxy settings",
         proxy.as_ref().map_or_else(String::new, |proxy| format!(" through the proxy of `{proxy}`"))
@@ -51,11 +51,11 @@ pub enum HubProblem {
         /// The variable's value, without user name and password.
         value: String,
     },
-    /// The hub has no such model, or the token may not see it. (Status 401 or 404.)
+    /// The hub has no such model, or the model is private and the token gives no access to it. (Status 401 or 404.)
     #[error(
-        "there is no such folder on this machine, and the hub has no model of this name that the token may see \
-         (status {status}: {message}): check the spelling; for a private model, set `HF_TOKEN` to a token that \
-         may read it"
+        "there is no such folder on this machine, and the hub has no model of this name to which the token gives access \
+         (status {status}: {message}): check the spelling; for a private model, set `HF_TOKEN` to a token that gives \
+         access to the model"
     )]
     NoSuchModel {
         /// The HTTP status.
@@ -74,7 +74,7 @@ pub enum HubProblem {
         /// The hub's message.
         message: String,
     },
-    /// The model's terms have to be accepted before it can be downloaded. (Status 401 or 403.)
+    /// The terms of the model must be accepted before the model can be downloaded. (Status 401 or 403.)
     #[error(
         "access to this model is restricted (status {status}: {message}): accept its terms at {page} and \
          set `HF_TOKEN` to a token of the same account"
@@ -110,7 +110,7 @@ pub enum HubProblem {
     /// The repository has no such file. (Status 404, or the commit does not list the file.)
     #[error("the model's repository has no such file")]
     NoSuchFile,
-    /// The hub answered with another status, also in the last attempt.
+    /// The hub responded with another status that is an error, also in the last attempt.
     #[error("the hub responded with status {status} ({message}): try again later")]
     Status {
         /// The HTTP status.
@@ -197,12 +197,13 @@ impl std::error::Error for HubError {
     }
 }
 
-/// Why one attempt of a request failed, and whether another attempt can help.
+/// The reason why an attempt of a request failed, and whether another attempt can help.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Another attempt can help. The duration is the wait that the hub asked for, if it asked for one.
+    /// Another attempt can help. The duration is the wait from the header `Retry-After`, if the response had this
+    /// header.
     Transient(HubProblem, Option<Duration>),
-    /// Another attempt fails as well.
+    /// Another attempt would fail too.
     Permanent(HubProblem),
 }
 

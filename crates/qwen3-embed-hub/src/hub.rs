@@ -7,14 +7,14 @@ use crate::proxy::Proxies;
 
 /// Settings for downloads from the hub: its address, the cache, the token, retries and timeouts.
 ///
-/// The cache is the one that the hub's other programs use, in the same layout, so that a file which one program has
-/// downloaded is found by all of them. A file appears in the cache after its size, and where the hub announces one its
-/// SHA-256, have been checked. An interrupted download is resumed by the next one. Several files are downloaded at a
-/// time.
+/// Other programs for the hub use the same cache in the same layout, so a file has to be downloaded only once for all
+/// of them. A file appears in the cache after its size has been checked, and its SHA-256 if the hub announces one. The
+/// next download resumes an interrupted download. Several files are downloaded at the same time.
 ///
 /// If all needed files are in the cache and the revision is a commit hash, no request is sent. Otherwise one request
-/// asks for the newest commit. If that fails, because the network is down, the token is not valid, the model was
-/// removed or the cache cannot be written, the files in the cache are used and a warning is logged through `tracing`.
+/// asks for the newest commit. If this commit cannot be fetched, for example because the network is down, the token is
+/// not valid, the model was removed or the cache cannot be written, the files in the cache are used and a warning is
+/// logged through `tracing`.
 #[derive(Clone)]
 pub struct Hub {
     pub(crate) cache: PathBuf,
@@ -33,19 +33,19 @@ pub struct Hub {
 
 type Callback = dyn Fn(&Progress<'_>) + Send + Sync;
 
-/// How much of a file is downloaded. The file is in the cache when `done` equals `total`.
+/// The progress of the download of a file. The file is in the cache when `done` equals `total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress<'a> {
     /// The file's path in its repository.
     pub name: &'a str,
-    /// Bytes that are downloaded.
+    /// Bytes that have been downloaded.
     pub done: u64,
     /// Bytes of the whole file.
     pub total: u64,
 }
 
-/// What downloads the contents of files.
+/// The client that downloads the contents of files.
 #[cfg(feature = "hf-hub")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -55,19 +55,19 @@ pub enum Transport {
     Http,
     /// The official hf-hub crate for files in Xet storage, and the built-in client for all other files.
     ///
-    /// Listings, sizes and hashes come from the built-in client, and the downloaded file is verified as any other. The
-    /// differences are:
+    /// The built-in client still requests listings, sizes and hashes, and a file that hf-hub has downloaded is verified
+    /// like any other file. The differences are:
     ///
     /// - An interrupted download starts again from the beginning.
     /// - hf-hub takes proxies and certificates from the environment, even if the [`Hub`] was made by [`Hub::new`].
-    /// - hf-hub retries transfers of chunks by rules of its own, and waits for silent connections for minutes.
-    /// - hf-hub reports the speed of transfers to the storage server, without names of files or users. The environment
-    ///   variable `HF_HUB_DISABLE_TELEMETRY=1` disables these reports.
+    /// - hf-hub has its own rules for retrying transfers of chunks, and its own timeouts of several minutes.
+    /// - hf-hub sends reports about the speed of transfers to the storage server. They contain no names of files or
+    ///   users. The environment variable `HF_HUB_DISABLE_TELEMETRY=1` disables these reports.
     HfHub,
 }
 
 impl Hub {
-    /// The public hub with this cache, without a token and without a proxy. The environment is not read.
+    /// Settings for the public hub with this cache, without a token and without a proxy. The environment is not read.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             cache: cache.into(),
@@ -97,7 +97,7 @@ impl Hub {
         self
     }
 
-    /// Sets whether only the cache is used and the network never. Default: false.
+    /// Sets whether only the cache is used, without any request. Default: false.
     pub fn offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
@@ -109,20 +109,20 @@ impl Hub {
         self
     }
 
-    /// Sets the wait before the second attempt. The wait doubles with each further attempt. A wait that the hub asks for
-    /// takes precedence. Default: 500 ms.
+    /// Sets the wait before the second attempt. The wait doubles with each further attempt. If a response has the
+    /// header `Retry-After`, its value is used instead. Default: 500 ms.
     pub fn retry_wait(mut self, wait: Duration) -> Self {
         self.retry_wait = wait;
         self
     }
 
-    /// Sets how long a connection may be silent before the attempt fails. Default: 30 s.
+    /// Sets how long an attempt waits for the next data before the attempt fails. Default: 30 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets what downloads the contents of files. Default: [`Transport::Http`].
+    /// Sets the client that downloads the contents of files. Default: [`Transport::Http`].
     #[cfg(feature = "hf-hub")]
     pub fn transport(mut self, transport: Transport) -> Self {
         self.transport = transport;
@@ -131,8 +131,8 @@ impl Hub {
 
     /// Sets a callback for the progress of downloads.
     ///
-    /// The callback runs on several threads: repeatedly for each file, and once when the file is in the cache. It is not
-    /// called for files that were in the cache before.
+    /// The callback is called on several threads. For each file, it is called repeatedly during the download, and once
+    /// when the file is in the cache. It is not called for files that were in the cache before.
     pub fn on_download(mut self, callback: impl Fn(&Progress<'_>) + Send + Sync + 'static) -> Self {
         self.on_download = Some(Arc::new(callback));
         self

@@ -10,7 +10,7 @@ pub struct RepoId {
 }
 
 impl RepoId {
-    /// Checks a repository's name and revision against the hub's rules.
+    /// Creates an id from a repository's name and revision, if both follow the hub's rules.
     ///
     /// `name` is `owner/name`. `revision` is a branch, a tag or a commit hash; `None` is the branch `main`. Returns
     /// `None` if the hub could not have such a repository or revision.
@@ -40,7 +40,7 @@ impl RepoId {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The commit hash, if the revision is one. The files of such an id never change.
+    /// The commit hash, if the revision is a commit hash. The files of a commit never change.
     pub fn commit(&self) -> Option<&str> {
         self.revision.as_deref().filter(|revision| is_commit(revision))
     }
@@ -61,7 +61,7 @@ impl fmt::Display for RepoId {
     }
 }
 
-/// Whether a text is the relative path of a file that stays inside its folder.
+/// Whether a text is a relative path that cannot lead out of its folder.
 pub fn is_relative_path(path: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.+ ()".contains(&b);
     let part = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(is_plain);

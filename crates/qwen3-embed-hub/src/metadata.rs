@@ -3,7 +3,7 @@ use ureq::http::{HeaderMap, Response};
 
 use crate::error::{Failure, unusable};
 
-/// What the hub announces about a file before the file is downloaded.
+/// The properties of a file that the hub announces before the file is downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Metadata {
     /// Identifies the contents of the file. It is the name of the file's blob in the cache.
@@ -16,8 +16,8 @@ pub(crate) struct Metadata {
     pub(crate) is_xet: bool,
 }
 
-/// Collects the announcements of all responses on the way to a file. With redirects, several hosts respond, and each
-/// may announce a part.
+/// Collects the announced properties of a file from the headers of several responses. If a request is redirected,
+/// several hosts respond, and each host may announce some of the properties.
 #[derive(Debug, Default)]
 pub(crate) struct Announced {
     /// The first `X-Linked-ETag`. It takes precedence over `ETag`, which may belong to a pointer file.
@@ -38,11 +38,11 @@ impl Announced {
         };
         self.linked_etag = self.linked_etag.take().or_else(|| etag("x-linked-etag"));
         self.etag = etag("etag").or(self.etag.take());
-        // In a redirect, the content length is that of the redirect's own body.
+        // The content length of a redirect is the length of the redirect's own body, not of the file.
         let length = header(headers, "content-length").filter(|_| response.status().is_success());
         let size = header(headers, "x-linked-size").or(length);
         self.size = self.size.or_else(|| size?.parse().ok());
-        // hf-hub does not look at responses of other hosts.
+        // Only responses of the hub count, because hf-hub ignores this header in responses of other hosts.
         self.is_xet |= is_hub && headers.contains_key("x-xet-hash");
     }
 
@@ -53,7 +53,7 @@ impl Announced {
 
     /// The metadata, or an error if no response announced the ETag or the size.
     pub(crate) fn metadata(self) -> Result<Metadata, Failure> {
-        // The ETag becomes a file name.
+        // The ETag is used as a file name, so only safe characters are accepted.
         let is_name = |etag: &String| {
             !etag.is_empty()
                 && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))

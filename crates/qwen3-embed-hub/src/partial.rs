@@ -10,21 +10,21 @@ use crate::metadata::Metadata;
 
 type Result<T> = std::result::Result<T, HubProblem>;
 
-/// Bytes that are read or written at a time.
+/// Number of bytes that are read or written at a time.
 pub(crate) const CHUNK: usize = 256 << 10;
 
-/// A blob during its download. It has a name that no program reads as a blob.
+/// The file of a blob during its download. Its name ends with `.incomplete`, so that programs do not read it as a blob.
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
-    /// Bytes from the start of the file that are written.
+    /// Number of bytes, from the start of the file, that have been written.
     done: u64,
     /// Bytes of the whole file.
     total: u64,
 }
 
 impl Partial {
-    /// Opens the part that an earlier download has written, or creates an empty file.
+    /// Opens the file that an earlier, interrupted download has left, or creates an empty file.
     pub(crate) fn open(blob: &Path, total: u64) -> Result<Self> {
         let mut path = blob.as_os_str().to_owned();
         path.push(".incomplete");
@@ -42,7 +42,7 @@ impl Partial {
         Ok(Self { path, file, done, total })
     }
 
-    /// Bytes from the start of the file that are written.
+    /// Number of bytes, from the start of the file, that have been written.
     pub(crate) fn done(&self) -> u64 {
         self.done
     }
@@ -96,7 +96,7 @@ impl Partial {
         }
     }
 
-    /// Gives the file the name of its blob.
+    /// Renames the file to the name of its blob.
     pub(crate) fn finish(self, blob: &Path) -> Result<()> {
         match fs::rename(&self.path, blob) {
             // Without locks, another process may have finished the same file first.
@@ -110,8 +110,8 @@ impl Partial {
         let _ = fs::remove_file(&self.path);
     }
 
-    /// Flushes the file to disk and cuts off bytes that a longer download has left after its end. Returns the SHA-256 of
-    /// the file if `hashes` is set.
+    /// Flushes the file to disk, and removes bytes that an earlier download has left after the end of the file. Returns
+    /// the SHA-256 of the file if `hashes` is true.
     fn read_back(&mut self, hashes: bool) -> io::Result<Option<String>> {
         self.file.set_len(self.done)?;
         self.file.sync_all()?;

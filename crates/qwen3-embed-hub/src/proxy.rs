@@ -7,10 +7,11 @@
 //! | `all_proxy`, `ALL_PROXY` | the proxy for URLs whose scheme has no proxy of its own |
 //! | `no_proxy`, `NO_PROXY` | the hosts that are reached without a proxy |
 //!
-//! As in curl and in Python's requests library, the lower-case name takes precedence over the upper-case name, and the
-//! variable of the scheme over `all_proxy`. Both programs protect CGI servers, which set `HTTP_PROXY` from a client's
-//! `Proxy` header: curl always ignores the upper-case variable, requests ignores it if `REQUEST_METHOD` is set. This
-//! module follows requests, because the hub's other programs use that library.
+//! As in curl and in Python's library requests, the lower-case name takes precedence over the upper-case name, and the
+//! variable of the scheme takes precedence over `all_proxy`. A CGI server sets `HTTP_PROXY` to the value of a client's
+//! header `Proxy`, so a CGI program must not trust this variable. curl always ignores `HTTP_PROXY`. requests ignores
+//! `HTTP_PROXY` if `REQUEST_METHOD` is set, which marks a CGI program. This module does the same as requests, because
+//! other programs for the hub use requests.
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
@@ -19,7 +20,7 @@ use ureq::http::Uri;
 
 use crate::error::HubProblem;
 
-/// The proxies, and the hosts that are reached without one.
+/// The proxies, and the hosts that are reached without a proxy.
 #[derive(Clone, Default)]
 pub(crate) struct Proxies {
     http: Option<Setting>,
@@ -41,9 +42,9 @@ pub(crate) struct Setting {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Exempt {
     All,
-    /// The addresses that share their first bits with this address.
+    /// The addresses whose first bits are equal to those of this address. The number is the number of these bits.
     Network(IpAddr, u8),
-    /// A host and the hosts below it, at one port or at every port.
+    /// A host and the hosts below it, at one port or at all ports.
     Host(String, Option<u16>),
 }
 

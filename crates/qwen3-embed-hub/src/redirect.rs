@@ -1,4 +1,4 @@
-//! URLs of redirects, and whether they leave the hub.
+//! The URLs of redirects, and the origins of URLs.
 
 use ureq::http::Uri;
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 use crate::error::{Failure, HubProblem};
 use crate::hub::Hub;
 
-/// The longest wait that the hub can ask for.
+/// Upper limit of the wait from the header `Retry-After`.
 const MAX_REQUESTED_WAIT: Duration = Duration::from_secs(60);
 
 /// A response of the hub whose status is an error.
@@ -19,7 +19,7 @@ pub(crate) struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
-    /// The failure of a request for a repository at a revision.
+    /// Converts the response to the failure of a request for a repository at a revision.
     pub(crate) fn failure(self, hub: &Hub, repo: &str, revision: &str) -> Failure {
         let Self { status, code, message, retry_after } = self;
         Failure::Permanent(match (status, code) {

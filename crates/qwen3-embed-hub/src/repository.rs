@@ -12,10 +12,10 @@ use crate::id::RepoId;
 use crate::retry::retry;
 use crate::transfer::Transfer;
 
-/// Files that are downloaded at a time.
+/// Number of files that are downloaded at the same time.
 const N_PARALLEL: usize = 4;
 
-/// Which files of a repository a caller needs.
+/// Chooses the files of a repository that a caller needs.
 ///
 /// # Examples
 ///
@@ -70,20 +70,21 @@ pub trait Selection {
     /// If a download fails, or the commit does not have the needed files.
     fn fetch(&self, commit: &Commit<'_>) -> Result<Self::Fetched, Self::Error>;
 
-    /// Whether an error of [`Selection::fetch`] is returned even if the cache holds a usable commit. Default: no.
+    /// Whether an error of [`Selection::fetch`] is returned even if the cache contains a usable commit. Default:
+    /// `false`.
     fn overrides_cache(&self, _error: &Self::Error) -> bool {
         false
     }
 }
 
-/// The needed files of a commit in the cache.
+/// The result of [`Selection::find`]: which of the needed files of a commit are in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cached {
-    /// All files are there. The path is the caller's: a file or a folder.
+    /// All needed files are in the cache. The caller chooses the path, which is a file or a folder.
     Complete(PathBuf),
-    /// The required files are there. Whether the commit has further optional files is not known.
+    /// All required files are in the cache. The commit may have optional files that are not in the cache.
     Usable(PathBuf),
-    /// This required file is missing.
+    /// This required file is not in the cache.
     Missing(String),
 }
 
@@ -113,15 +114,15 @@ pub struct Commit<'a> {
 }
 
 impl<'a> Repository<'a> {
-    /// A repository. No request is sent yet. `label` names the repository in errors.
+    /// Creates a repository without sending a request. `label` names the repository in errors.
     pub fn new(hub: &'a Hub, id: &'a RepoId, label: String) -> Self {
         Self { hub, id, label, cache: RepoCache::new(&hub.cache, id.name()) }
     }
 
     /// Finds or downloads the selected files at the newest commit of the revision.
     ///
-    /// If the newest commit cannot be fetched, and the cache holds the selected files of an earlier commit, the earlier
-    /// files are returned and a warning is logged.
+    /// If the newest commit cannot be fetched, and the cache contains the selected files of an earlier commit, the
+    /// files of the earlier commit are returned and a warning is logged.
     ///
     /// # Errors
     ///
@@ -141,7 +142,8 @@ impl<'a> Repository<'a> {
             let offline = |file| self.error(file, None, problem).into();
             return usable.map(Newest::Cached).map_err(offline);
         }
-        // If the cache can be used, a missing network should not cost several attempts.
+        // If the cached files can be used, there is only one attempt, so that a missing network does not cause long
+        // waits.
         let attempts = if usable.is_ok() { 1 } else { self.hub.attempts };
         let mut listed = None;
         let mut fetch = || {
@@ -152,7 +154,8 @@ impl<'a> Repository<'a> {
             selection.fetch(&Commit { repository: self, client: &client, listing })
         };
         match (fetch(), usable) {
-            // If the newest commit is the cached one, the error is about a file that the cache lacks.
+            // If the newest commit is the cached commit, the error is about a file of this commit that is not in the
+            // cache. The cached files are then incomplete, and the error is returned.
             (Err(error), Ok(path)) if listed != known && !selection.overrides_cache(&error) => {
                 warn_of_cached(&path, &error);
                 Ok(Newest::Cached(path))
@@ -190,16 +193,16 @@ impl Commit<'_> {
         self.repository.cache.snapshot(&self.listing.commit)
     }
 
-    /// Records that the revision is at this commit. Call it after all needed files have been downloaded, so that an
-    /// interrupted download leaves the previous commit in use. Errors are ignored, because the files in a cache that
-    /// cannot be written can still be read.
+    /// Records this commit in the cache as the commit of the revision. Call this function after all needed files have
+    /// been downloaded, so that the previous commit stays in use if a download is interrupted. Errors are ignored,
+    /// because the files of a cache that cannot be written can still be read.
     pub fn make_current(&self) {
         let Repository { id, cache, .. } = self.repository;
         let _ = cache.record_commit(id.revision(), &self.listing.commit);
     }
 
-    /// Downloads those of the files that the commit has and the cache lacks, several at a time. Records which files the
-    /// commit does not have.
+    /// Downloads the files, several at the same time. Files that are in the cache are not downloaded again. If the
+    /// commit does not have a file, the cache records this.
     ///
     /// # Errors
     ///
@@ -226,7 +229,8 @@ impl Commit<'_> {
                 }
                 let progress = |done, total| hub.report(&Progress { name: file, done, total });
                 if let Err(problem) = transfer.fetch(file, &progress) {
-                    // The first failure stops the other downloads, whose failures say nothing.
+                    // The first failure stops the other downloads. Later failures are not reported, because the stop
+                    // may have caused them.
                     let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                     failure.get_or_insert((file, problem));
                     stop.store(true, Relaxed);
@@ -264,7 +268,7 @@ impl Commit<'_> {
         Ok(metadata.size)
     }
 
-    /// The error that the commit does not have a needed file.
+    /// Creates the error for a needed file that the commit does not have.
     pub fn no_such_file(&self, file: String) -> Box<HubError> {
         self.repository.error(Some(file), None, HubProblem::NoSuchFile)
     }
@@ -285,7 +289,7 @@ impl Commit<'_> {
     }
 }
 
-/// Logs that files of the cache are used, with the error and its causes.
+/// Logs a warning that files of the cache are used, with the error and its causes.
 fn warn_of_cached(path: &Path, error: &impl std::error::Error) {
     let mut reason = error.to_string();
     let mut source = error.source();

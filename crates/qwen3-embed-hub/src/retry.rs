@@ -4,7 +4,7 @@ use std::time::Duration;
 use crate::error::{Failure, HubProblem};
 use crate::hub::Hub;
 
-/// The longest wait between two attempts, unless the hub asks for a longer one.
+/// The longest wait between two attempts, unless the header `Retry-After` of a response has a longer one.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Repeats a request until it succeeds, fails permanently, or has failed `attempts` times.
@@ -24,7 +24,8 @@ pub(crate) fn retry<T>(
     }
 }
 
-/// Waits before an attempt, counted from 1: as long as the hub asked for, or twice as long as before the attempt before.
+/// Waits before the attempt with number `attempt`; the first attempt has the number 1. The wait is `requested`, the
+/// value of `Retry-After`, if there is one. Otherwise it doubles with each attempt.
 pub(crate) fn pause(hub: &Hub, attempt: u32, requested: Option<Duration>) {
     let doubled = 2u32.saturating_pow(attempt.saturating_sub(2));
     let wait = || hub.retry_wait.saturating_mul(doubled).min(MAX_WAIT);

@@ -19,20 +19,20 @@ use crate::xet;
 
 type Result<T> = std::result::Result<T, HubProblem>;
 
-/// What all files of a download share.
+/// The parameters that all files of a download have in common.
 pub(crate) struct Transfer<'a> {
     pub(crate) hub: &'a Hub,
     pub(crate) client: &'a Client<'a>,
     pub(crate) cache: &'a RepoCache,
     pub(crate) repo: &'a str,
     pub(crate) commit: &'a str,
-    /// Set to stop all transfers, when one file has failed.
+    /// Whether all transfers must stop, because the download of one file has failed.
     pub(crate) stop: &'a AtomicBool,
 }
 
 impl Transfer<'_> {
-    /// Downloads a file, unless its blob is in the cache. `progress` is called with the bytes that are downloaded and the
-    /// bytes of the file.
+    /// Downloads a file, unless its blob is in the cache. `progress` is called with the number of downloaded bytes and
+    /// the size of the file.
     pub(crate) fn fetch(&self, file: &str, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let metadata = self.metadata(file)?;
         let lock = self.cache.lock(&metadata.etag)?;
@@ -51,7 +51,8 @@ impl Transfer<'_> {
         retry(self.hub, self.hub.attempts, || self.client.metadata(self.repo, self.commit, file))
     }
 
-    /// Downloads a blob. The blob gets its name after its size and hash have been checked.
+    /// Downloads a blob to a partial file, and renames this file to the name of the blob after its size and hash have
+    /// been checked.
     fn download(
         &self,
         file: &str,
@@ -70,7 +71,7 @@ impl Transfer<'_> {
         };
         let mut result = complete(&mut partial);
         if is_resumed && is_damaged(&result) {
-            // The damage may be in the part of the earlier download.
+            // The damaged bytes may come from the earlier download, so the file is downloaded again from the beginning.
             partial.rewind(0);
             result = complete(&mut partial);
         }
@@ -84,7 +85,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// Downloads the rest of a file. Only attempts that transfer no bytes count as failed.
+    /// Downloads the rest of a file. An attempt that has transferred bytes before it failed does not count as failed.
     fn complete(
         &self,
         partial: &mut Partial,
@@ -139,7 +140,7 @@ impl Transfer<'_> {
                     return Err(Failure::Permanent(HubProblem::Size { expected: total, got }));
                 }
                 done if n == 0 && done == total => return Ok(()),
-                // The response ended without an error, but too early.
+                // The response ended without an error, but before the end of the file.
                 got if n == 0 => {
                     return Err(Failure::Transient(
                         HubProblem::Size { expected: total, got },
@@ -173,7 +174,7 @@ impl Transfer<'_> {
         };
         let result = xet::download(self.hub, remote, &staging, self.stop, &report)
             .and_then(|path| partial.replace(&path).map_err(Failure::Permanent));
-        // hf-hub does not resume interrupted downloads, so what is left is of no use.
+        // hf-hub does not resume interrupted downloads, so files that an interrupted download has left are deleted.
         let _ = fs::remove_dir_all(&staging);
         result
     }

@@ -1,8 +1,8 @@
 //! Downloads files in Xet storage through the official hf-hub crate.
 //!
-//! Xet stores a file as chunks that several files may share. hf-hub asks the hub where the chunks are, downloads them in
-//! parallel, and assembles the file. It is asynchronous, so each download has a runtime of its own, on a thread that
-//! belongs to this crate. A caller may be inside another runtime.
+//! Xet stores a file as chunks that several files may share. hf-hub asks the hub where the chunks are, downloads the
+//! chunks in parallel, and assembles the file. hf-hub is asynchronous, so each download creates a runtime. The runtime
+//! runs on a thread that this crate has started, because the caller's thread may already run another runtime.
 
 use std::fs;
 use std::io;
@@ -34,7 +34,7 @@ pub(crate) struct RemoteFile<'a> {
 
 /// Downloads a file to a new file below the folder `staging`, and returns the new file's path.
 ///
-/// `progress` is called with the bytes that are downloaded. The download ends early if `stop` is set.
+/// `progress` is called with the number of downloaded bytes. The download ends early if `stop` is true.
 pub(crate) fn download(
     hub: &Hub,
     file: RemoteFile<'_>,
@@ -63,8 +63,9 @@ pub(crate) fn download(
             if stop.load(Relaxed) {
                 return Err(Failure::Permanent(HubProblem::Stopped));
             }
-            // hf-hub's requests have no timeout, but there are no events while a request waits. During the transfer of
-            // chunks, which has timeouts of its own, there are always events.
+            // hf-hub's requests to the hub have no timeout, so a timeout is implemented here: while such a request
+            // waits, there are no progress events. During the transfer of chunks, there are always events, and hf-hub's
+            // own timeouts apply.
             let n = events.count.load(Relaxed);
             if n > n_events {
                 (n_events, since) = (n, Instant::now());
@@ -77,9 +78,10 @@ pub(crate) fn download(
     fs::canonicalize(&path).map_err(|source| Failure::Permanent(HubProblem::Io { path, source }))
 }
 
-/// A client of hf-hub with the folder `cache` for its files.
+/// Creates a client of hf-hub that uses the folder `cache` for its files.
 fn client(hub: &Hub, cache: &Path) -> Result<HFClient, Failure> {
-    // Without a token, hf-hub would read one from the environment. A token that cannot be a header is not sent.
+    // If no token is given, hf-hub reads a token from the environment. To prevent this, it is given a token that is not
+    // a valid header value, and therefore is not sent.
     let token = hub.token.as_deref().unwrap_or("\n");
     let client = HFClient::builder()
         .endpoint(hub.endpoint.as_str())
@@ -96,7 +98,7 @@ fn client(hub: &Hub, cache: &Path) -> Result<HFClient, Failure> {
 #[derive(Default)]
 struct Events {
     count: AtomicU64,
-    /// Bytes that are downloaded.
+    /// Bytes that have been downloaded.
     done: AtomicU64,
 }
 

@@ -1,4 +1,4 @@
-//! The layout of the cache, and when the cache is used without the network or in its place.
+//! The layout of the cache, and the cases in which the cache is used without a request or because a request has failed.
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code, reason = "shared with other tests")]
@@ -42,7 +42,7 @@ fn cache_has_the_layout_of_the_hubs_programs() {
         assert!(locks.contains(&(blob("config.json") + ".lock")));
         assert!(world.server.requests().iter().all(|request| !request.path.contains("README")));
 
-        // The newest commit costs one request, a pinned commit none.
+        // One request asks for the newest commit. A pinned commit needs no request.
         assert_eq!(download(&world.hub()).unwrap(), dir);
         assert_eq!(world.server.requests().len(), 1);
         assert_eq!(download_at(&world.hub(), Some(COMMIT)).unwrap(), dir);
@@ -121,7 +121,7 @@ fn cache_is_used_with_warning_if_hub_refuses() {
             let used = format!("{} is used", dir.display());
             assert!(log.contains("WARN") && log.contains(&used) && log.contains(ID), "{log}");
             assert!(expected.iter().all(|words| log.contains(words)), "{log}");
-            // There is one attempt only, because the cache can be used.
+            // There is only one attempt, because the cached files can be used.
             assert_eq!(world.server.requests().len(), 1);
             assert_eq!(tree(&world.repo()), before);
             // A pinned commit needs no request.
@@ -153,7 +153,8 @@ fn failed_update_leaves_cached_commit_in_use() {
     }
 }
 
-/// The cached commit has the file, so that results without it would differ from those of the commit.
+/// The commit has the optional file. If the cached files were used without it, the results would differ from those of
+/// the commit.
 #[test]
 fn missing_optional_file_of_newest_commit_is_an_error() {
     for world in World::each_with(|| files(&[("modules.json", "[]")])) {
@@ -172,7 +173,7 @@ fn missing_optional_file_of_newest_commit_is_an_error() {
     }
 }
 
-/// Other programs download only the files that they need, and record no absent files.
+/// Other programs download only the files that they need, and do not record which files a commit does not have.
 #[test]
 fn files_that_another_program_left_out_are_downloaded() {
     for world in World::each_with(|| files(&[("modules.json", "[]")])) {

@@ -39,7 +39,7 @@ fn retries_busy_hub_and_waits_as_long_as_requested() {
 }
 
 #[test]
-fn busy_server_of_large_files_is_asked_as_often_as_allowed() {
+fn retries_busy_server_for_large_files_up_to_the_limit() {
     let world = World::http();
     world.server.change(|request, reply| {
         if request.to_cdn && request.method == "GET" {
@@ -88,7 +88,7 @@ fn refusals_become_problems() {
             other => panic!("{other:?}"),
         }
         assert!(matches!(refused(418, &[]), HubProblem::Status { status: 418, .. }));
-        // There is one attempt only, because another attempt would not help.
+        // There is only one attempt, because another attempt would not help.
         world.server.requests();
         let other = RepoId::new("owner/other", None).unwrap();
         let hub = world.hub();
@@ -102,7 +102,7 @@ fn refusals_become_problems() {
     }
 }
 
-/// The listing succeeds, the requests for files are refused.
+/// The request for the listing succeeds, but the requests for files are refused.
 #[test]
 fn refused_file_is_named() {
     let world = World::http();
@@ -137,12 +137,12 @@ fn branches_tags_and_pull_requests_are_revisions() {
 #[test]
 fn missing_file_is_named() {
     for world in World::each() {
-        // Not in the listing.
+        // The file is not in the listing.
         let files = world.server.repos().get_mut(ID).unwrap().remove("model.safetensors").unwrap();
         let error = download(&world.hub()).unwrap_err();
         assert!(matches!(error.problem, HubProblem::NoSuchFile), "{error}");
         assert_eq!(error.file.as_deref(), Some("model.safetensors"));
-        // In the listing, but not on the server.
+        // The file is in the listing, but not on the server.
         world.server.repos().get_mut(ID).unwrap().insert("model.safetensors".into(), files);
         fs::remove_dir_all(world.repo()).unwrap();
         world.server.change(|request, reply| {
@@ -171,7 +171,7 @@ fn token_is_sent_to_the_hub_only_and_never_shown() {
         world.server.change(|_, reply| *reply = Reply::status(403));
         let error = download_at(&hub, Some("v1")).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("hf_secret"));
-        // This token would add a header of its own.
+        // The line feed in this token would add another header to the request.
         let error = download_at(&world.hub().token("hf_\nsecret"), Some("v1")).unwrap_err();
         assert!(matches!(&error.problem, HubProblem::Unusable { .. }));
         assert!(!format!("{error} {error:?}").contains("secret"));
@@ -185,7 +185,8 @@ fn token_is_sent_to_the_hub_only_and_never_shown() {
     }
 }
 
-/// The mirror redirects every request for a file to another host, and announces nothing or only a hash.
+/// A mirror redirects every request for a file to another host. The mirror itself announces nothing about the file, or
+/// only a hash.
 #[test]
 fn follows_mirror_to_another_host_without_token() {
     let wrong_hash = "f".repeat(64);
@@ -210,7 +211,7 @@ fn follows_mirror_to_another_host_without_token() {
             });
         }
         let hub = world.hub().token("hf_secret");
-        // The first announced hash counts, here that of another file.
+        // The hash that is announced first takes precedence. Here, this hash is wrong.
         if let Some(hash) = &linked_etag {
             let error = download(&hub).unwrap_err();
             match &error.problem {

@@ -29,7 +29,7 @@ fn downloads_several_files_at_a_time() {
         });
         download(&world.hub()).unwrap();
         let times = times.lock().unwrap();
-        // The requests for three files arrive before the first of them is answered.
+        // The requests for three files arrive before the response to the first of them is sent.
         assert!(times[2] - times[0] < SILENCE, "{times:?}");
     }
 }
@@ -40,7 +40,7 @@ fn resumes_broken_connection() {
     let n = world.weights().len();
     let mut breaks = 0;
     world.server.change(move |request, reply| {
-        // More breaks than attempts, but each connection transfers some bytes.
+        // The connection breaks more often than there are attempts, but each connection transfers some bytes.
         if is_weights(request) && reply.body.len() > n / 10 {
             breaks += 1;
             reply.cut = (breaks <= 8).then_some(n / 10);
@@ -71,7 +71,7 @@ fn next_download_resumes_interrupted_one() {
     assert_eq!(error.file.as_deref(), Some("model.safetensors"));
     assert_eq!(fs::metadata(world.partial()).unwrap().len(), n as u64 / 2);
     assert!(!world.snapshot().join("model.safetensors").exists());
-    // The cache does not claim to have the model.
+    // The cache does not record that it has the model.
     assert!(!world.repo().join("refs/main").exists());
     let offline = problem(&world.hub().offline(true));
     assert!(matches!(offline, HubProblem::Offline { .. }));
@@ -113,7 +113,7 @@ fn reports_bytes_done_when_every_attempt_breaks() {
 fn restarts_if_partial_file_is_damaged() {
     for world in World::each() {
         let n = world.weights().len();
-        // Other bytes than those of the file: fewer, more, and as many.
+        // The partial file has wrong bytes: fewer bytes than the file, more bytes, or the same number.
         for length in [100, n + 100, n] {
             fs::create_dir_all(world.partial().parent().unwrap()).unwrap();
             fs::write(world.partial(), vec![1; length]).unwrap();
@@ -192,7 +192,7 @@ fn rejects_wrong_size() {
         }
         assert_eq!(error.file.as_deref(), Some(file));
         assert!(!world.snapshot().join(file).exists());
-        // Parts of other files, which were stopped, may remain.
+        // Parts of other files, whose downloads were stopped, may remain.
         let hash = sha256(&world.server.repos()[ID][file]);
         let blobs = tree(&world.repo().join("blobs"));
         assert!(!blobs.iter().any(|blob| blob.starts_with(&hash[..40])), "{blobs:?}");

@@ -1,4 +1,4 @@
-//! Files in Xet storage. The tests in `cache.rs`, `protocol.rs` and `transfers.rs` use it too.
+//! Downloads of files in Xet storage. Many tests in `cache.rs`, `protocol.rs` and `transfers.rs` also use Xet storage.
 #![cfg(feature = "hf-hub")]
 #![allow(clippy::unwrap_used)]
 
@@ -67,7 +67,7 @@ fn refused_storage_token_names_the_file() {
     assert_eq!(error.file.as_deref(), Some("model.safetensors"));
 }
 
-/// The contents are only in Xet storage, which the built-in client does not know.
+/// The contents are in Xet storage only, and the built-in client does not support Xet storage.
 #[test]
 fn built_in_client_does_not_read_xet_storage() {
     let world = World::xet();
@@ -98,7 +98,7 @@ fn silent_hub_times_out() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
-/// While hf-hub transfers chunks, its own timeouts apply: a chunk may take longer than the hub may be silent.
+/// While hf-hub transfers chunks, its own timeouts apply, so a chunk may take longer than the timeout of the hub.
 #[test]
 fn slow_storage_does_not_time_out() {
     let world = World::xet();

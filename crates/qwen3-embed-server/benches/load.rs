@@ -5,11 +5,11 @@
 //! cargo bench --package qwen3-embed-server --bench load -- --model FOLDER [--precision bf16] [--words 8] [--seconds 20]
 //! ```
 //!
-//! Server, model and clients run in one process and share its cores. Texts consist of random words, eight of them by
-//! default, so they have almost no common prefixes. Rounds alternate between the variants that are compared, and
+//! The server, the model and the clients run in one process and share its cores. Texts consist of random words, eight
+//! words by default, so they have almost no common prefixes. Each round measures all variants that are compared, and
 //! ratios are computed within a round.
 
-#![expect(clippy::print_stdout, reason = "it reports to the terminal")]
+#![expect(clippy::print_stdout, reason = "the benchmark reports to the terminal")]
 
 use std::env;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 const CLIENTS: usize = 32;
 const ROUNDS: usize = 3;
 
-/// Maximum number of waiting texts, so that an overload shows within seconds.
+/// Maximum number of waiting texts. It is small, so that requests are refused after a few seconds of overload.
 const MAX_WAITING: usize = 64;
 
 struct Load {
@@ -60,11 +60,11 @@ fn main() -> Result<(), Error> {
             ("--precision", "int8") => precision = Precision::Int8,
             ("--words", _) => words = value.parse()?,
             ("--seconds", _) => seconds = value.parse()?,
-            _ => return Err(format!("{arg} {value} is not known").into()),
+            _ => return Err(format!("unknown option: {arg} {value}").into()),
         }
     }
     let Some(model) = model else {
-        println!("no --model: nothing to measure");
+        println!("nothing is measured without `--model FOLDER`");
         return Ok(());
     };
     let embedder = Embedder::builder(model).precision(precision).build()?;
@@ -74,11 +74,11 @@ fn main() -> Result<(), Error> {
     let served = saturation(&runtime, &load, seconds)?;
     runtime.block_on(open_loop(&load, served / 2.0, seconds, "half load"))?;
     runtime.block_on(open_loop(&load, served * 3.0, seconds, "overload"))?;
-    runtime.block_on(large_answer(&load))
+    runtime.block_on(large_response(&load))
 }
 
-/// Texts per second: of the engine alone, with as many texts per call as there are clients; of the clients one after
-/// another; and of all clients at the same time.
+/// Measures texts per second in three ways: the engine without the server, with as many texts per call as there are
+/// clients; one client; and all clients at the same time. Returns the median of the last value.
 fn saturation(runtime: &Runtime, load: &Arc<Load>, seconds: Duration) -> Result<f64, Error> {
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
@@ -86,8 +86,8 @@ fn saturation(runtime: &Runtime, load: &Arc<Load>, seconds: Duration) -> Result<
         let one = runtime.block_on(closed_loop(load, 1, seconds))?;
         let all = runtime.block_on(closed_loop(load, CLIENTS, seconds))?;
         println!(
-            "round {round}: engine {direct:.2} texts/s, {CLIENTS} clients {all:.2} ({:.3} of it), \
-             one client {one:.2}, batching wins {:.2} times",
+            "round {round}: engine {direct:.2} texts/s; {CLIENTS} clients {all:.2} texts/s, {:.3} of the engine; \
+             one client {one:.2} texts/s; {CLIENTS} clients are {:.2} times as fast as one",
             all / direct,
             all / one,
         );
@@ -95,7 +95,9 @@ fn saturation(runtime: &Runtime, load: &Arc<Load>, seconds: Duration) -> Result<
     }
     let cost = median(rounds.iter().map(|round| round.0));
     let batching = median(rounds.iter().map(|round| round.1));
-    println!("median: {cost:.3} of the engine's throughput, batching wins {batching:.2} times");
+    println!(
+        "median: {CLIENTS} clients have {cost:.3} of the engine's throughput, and {batching:.2} times that of one client"
+    );
     Ok(median(rounds.iter().map(|round| round.2)))
 }
 
@@ -140,8 +142,8 @@ impl Load {
         Ok(n as f64 / began.elapsed().as_secs_f64())
     }
 
-    /// The status of a request for these texts, the time until its first byte, and the time from there to its last
-    /// byte.
+    /// Sends a request for these texts. Returns the status, the time until the head of the response, the time from the
+    /// head to the last byte, and the number of bytes of the body.
     async fn ask(
         &self,
         input: serde_json::Value,
@@ -160,7 +162,7 @@ impl Load {
     }
 }
 
-/// Texts per second of clients that each send the next text when they have received a vector.
+/// Texts per second of clients that each send the next text after they have received the vector of the previous text.
 async fn closed_loop(load: &Arc<Load>, clients: usize, seconds: Duration) -> Result<f64, Error> {
     let began = Instant::now();
     let mut tasks = JoinSet::new();
@@ -185,7 +187,7 @@ async fn closed_loop(load: &Arc<Load>, clients: usize, seconds: Duration) -> Res
     Ok(f64::from(n) / began.elapsed().as_secs_f64())
 }
 
-/// Requests with one text each that arrive at this rate, whatever happens to earlier ones.
+/// Sends requests with one text each at this rate, whether or not earlier requests have been answered.
 async fn open_loop(
     load: &Arc<Load>,
     rate: f64,
@@ -196,7 +198,7 @@ async fn open_loop(
     let n = (rate * seconds.as_secs_f64()).ceil() as usize;
     let mut tasks = JoinSet::new();
     for i in 0..n {
-        // Evenly spaced except for a pseudorandom part.
+        // The requests are evenly spaced, except for a pseudorandom part.
         let jitter = (i * 7919 % 1000) as f64 / 1000.0;
         sleep_until(began + Duration::from_secs_f64((i as f64 + jitter) / rate)).await;
         let load = Arc::clone(load);
@@ -217,7 +219,7 @@ async fn open_loop(
     latencies.sort_by(f64::total_cmp);
     refusals.sort_by(f64::total_cmp);
     println!(
-        "{name}: {rate:.1} requests/s, {} answered ({:.1}/s), p50 {:.0} ms, p99 {:.0} ms; \
+        "{name}: {rate:.1} requests/s, {} successful ({:.1}/s), p50 {:.0} ms, p99 {:.0} ms; \
          {n_refused} refused with 429, p99 {:.1} ms",
         latencies.len(),
         latencies.len() as f64 / took,
@@ -228,8 +230,9 @@ async fn open_loop(
     Ok(())
 }
 
-/// 2,048 vectors in base64. The texts are equal and computed once, so most of the time is spent on writing.
-async fn large_answer(load: &Load) -> Result<(), Error> {
+/// Measures a response with 2,048 vectors in base64. The texts are equal and are computed once, so most of the time is
+/// spent on writing the response.
+async fn large_response(load: &Load) -> Result<(), Error> {
     let texts = vec![load.text(); 2048];
     let mut writes = Vec::new();
     for _ in 0..9 {
@@ -253,7 +256,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Percentiles of sorted values.
+/// The quantile `q` of sorted values.
 fn quantile(values: &[f64], q: f64) -> f64 {
     let at = (values.len() as f64 * q) as usize;
     values.get(at.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)

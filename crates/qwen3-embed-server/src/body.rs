@@ -11,12 +11,12 @@ use crate::content_encoding::ContentEncoding;
 use crate::error::ApiError;
 use crate::state::{AppState, Permit, ServerOptions};
 
-/// Bodies of this size in bytes, or larger, are parsed on a blocking thread, because parsing them would delay the
-/// other connections of an async thread.
+/// Bodies of this size in bytes, or larger, are parsed on a blocking thread. On an async thread, parsing them would
+/// delay the other connections that the thread serves.
 const LARGE: usize = 32 * 1024;
 
-/// Limits how many bodies are decompressed at the same time: each may grow to the payload limit, however small
-/// its compressed form is.
+/// Limits how many bodies are decompressed at the same time, because each of them may take as much memory as the
+/// payload limit allows, even if it is small when compressed.
 static DECOMPRESSING: Semaphore = Semaphore::const_new(4);
 
 /// Extractor for a request body in JSON. Unknown fields are ignored.
@@ -35,7 +35,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for JsonBody<T>
         // `read_body` has read the whole body already.
         let bytes = to_bytes(request.into_body(), usize::MAX).await;
         let bytes = bytes.map_err(|error| ApiError::internal(error.to_string()))?;
-        // A short compressed body may become a large one.
+        // A short compressed body may be large when it is decompressed.
         if bytes.len() < LARGE && encoding == ContentEncoding::Identity {
             return parse(&bytes).map(Self);
         }
@@ -140,8 +140,8 @@ fn json_error(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// An explanation that serde_json does not give for half of a surrogate pair. Texts that were cut inside an emoji
-/// end with one.
+/// An addition to serde_json's message about half of a surrogate pair, which serde_json does not explain. A text that
+/// was cut inside an emoji ends with half of a surrogate pair.
 fn surrogate_hint(error: &serde_json::Error) -> &'static str {
     let message = error.to_string();
     let is_half = ["lone leading surrogate", "unexpected end of hex escape"];
@@ -152,7 +152,7 @@ fn surrogate_hint(error: &serde_json::Error) -> &'static str {
     }
 }
 
-/// The field that serde's message about a missing or a duplicate field names.
+/// The name of the field in serde's message about a missing or duplicate field.
 fn field_in(message: &str) -> Option<&str> {
     let rest = message.strip_prefix("missing field `");
     let rest = rest.or_else(|| message.strip_prefix("duplicate field `"))?;

@@ -33,8 +33,8 @@ impl ContentEncoding {
         }
     }
 
-    /// Decompresses a body of at most `limit` bytes. It stops one byte after the limit, so a small body cannot fill
-    /// the memory.
+    /// Decompresses a body to at most `limit` bytes. Decompression stops one byte after the limit, so a small body
+    /// cannot fill the memory.
     pub(crate) fn decode(self, body: Bytes, limit: usize) -> Result<Bytes, ApiError> {
         let name = match self {
             Self::Identity => return Ok(body),
@@ -48,7 +48,7 @@ impl ContentEncoding {
         }
         read.map_err(|error| {
             let message = format!(
-                "the body is incomplete or is not valid `{name}`, which its `Content-Encoding` names: {error}"
+                "the header `Content-Encoding` is `{name}`, but the body is incomplete or is not valid {name}: {error}"
             );
             ApiError::invalid(message)
         })?;
@@ -63,7 +63,9 @@ impl ContentEncoding {
             Self::Gzip => MultiGzDecoder::new(body).take(n).read_to_end(decoded),
             Self::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(body)?;
-                // The decoder allocates a window of the size that a frame asks for. RFC 9659 allows 8 MiB.
+                // The decoder allocates a window whose size is in the header of the frame. Windows up to 8 MiB (2^23 bytes)
+                // are accepted, because RFC 9659 requires this. Larger windows are accepted up to the next power of two
+                // above the payload limit, but not above 128 MiB (2^27 bytes).
                 let window_log = (usize::BITS - limit.leading_zeros()).clamp(23, 27);
                 decoder.window_log_max(window_log)?;
                 decoder.take(n).read_to_end(decoded)

@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 /// The error code for a model whose worker thread has panicked.
 const STOPPED: &str = "stopped";
 
-/// Advice for the client, and for the operator of the server, when a text is too long.
-const CUT_IT: &str = "; set \"truncate\": true to cut it, or start the server with `--truncate` to cut all such texts";
+/// Advice in the error about a text that is too long, for the client and for the operator of the server.
+const TRUNCATE_HINT: &str = "; set \"truncate\": true to truncate the text, or start the server with `--truncate` to truncate all texts that are too long";
 
 /// The body of every error, in the shape of OpenAI's API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -22,7 +22,7 @@ pub(crate) struct ErrorBody {
 /// Details of an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 struct ErrorDetail {
-    /// A message for people. It names the field, the index and the value.
+    /// A message for people. It names the field and, where they apply, the index and the value.
     message: String,
     /// The kind of error, such as `invalid_request_error`.
     #[serde(rename = "type")]
@@ -46,7 +46,8 @@ pub(crate) struct ApiError {
 pub(crate) struct Field {
     name: &'static str,
     is_list: bool,
-    /// One more text after the list: its index, and the name of its own field.
+    /// A text that is appended to the texts of the list but comes from another field: its index, and the name of that
+    /// field.
     last: Option<(usize, &'static str)>,
 }
 
@@ -61,7 +62,7 @@ impl Field {
         Self { name, is_list: false, last: None }
     }
 
-    /// Adds one more text after the `n` texts of the list, which comes from the field `name`.
+    /// Adds a text that is appended to the `n` texts of the list and comes from the field `name`.
     pub(crate) const fn with_last(self, n: usize, name: &'static str) -> Self {
         Self { last: Some((n, name)), ..self }
     }
@@ -197,15 +198,15 @@ impl ApiError {
             .after(Duration::from_secs(1))
     }
 
-    /// The response to an error of the model about the texts in `field`.
+    /// Converts an error of the model about the texts in `field`.
     pub(crate) fn from_model(error: Error, field: Field) -> Self {
         let message = chain(&error);
         let index = error.text_index();
-        // Messages about a text begin with `text INDEX`, which the name of the request's field replaces.
-        let said = index.and_then(|index| message.strip_prefix(&format!("text {index}")));
+        // Messages about a text begin with `text INDEX`. The name of the request's field replaces this beginning.
+        let rest = index.and_then(|index| message.strip_prefix(&format!("text {index}")));
         let about_text = |index: usize| {
             let name = field.at(index);
-            Self::invalid(format!("{name}{}", said.unwrap_or(&message))).about(name)
+            Self::invalid(format!("{name}{}", rest.unwrap_or(&message))).about(name)
         };
         match &error {
             Error::ServiceFull { retry_after, .. } => Self::overloaded(message, *retry_after),
@@ -218,7 +219,7 @@ impl ApiError {
             Error::NoSuchPrompt { .. } => Self::invalid(message).about("prompt_name"),
             Error::TextTooLong { text, .. } => {
                 let mut error = about_text(*text);
-                error.detail.message.push_str(CUT_IT);
+                error.detail.message.push_str(TRUNCATE_HINT);
                 error
             }
             Error::Text(TextError::Encode { text, .. } | TextError::WhiteSpace { text, .. })
@@ -238,20 +239,20 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::INTERNAL_SERVER_ERROR || self.detail.code == Some(STOPPED) {
             tracing::error!(status, "{message}");
         } else if self.status.is_server_error() {
-            // Loading and shutting down are in the log already.
+            // The log already says that the server is loading models or shutting down.
             tracing::debug!(status, "{message}");
         }
         let is_unauthorized = self.status == StatusCode::UNAUTHORIZED;
         let mut response = (self.status, Json(ErrorBody { error: *self.detail })).into_response();
         let headers = response.headers_mut();
         if let Some(delay) = self.retry_after {
-            // Whole seconds, at least 1, and at most 60 so that clients do try again.
+            // The header contains whole seconds. It is at most 60, because OpenAI's clients ignore a longer delay.
             let seconds = delay.as_secs_f64().ceil().clamp(1.0, 60.0) as u64;
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if is_unauthorized {
-            // With `Basic`, a browser asks its user for the key, as a password, and then shows the page. Each challenge
-            // has its own header, because Chromium reads only one challenge from a header.
+            // Because of the challenge `Basic`, a browser asks its user for the key, as a password, and then shows the
+            // page. Each challenge has its own header, because Chromium reads only the first challenge of a header.
             for challenge in ["Bearer", "Basic realm=\"qwen3-embed\", charset=\"UTF-8\""] {
                 headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
             }

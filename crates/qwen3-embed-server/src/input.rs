@@ -17,8 +17,8 @@ pub(crate) enum Input {
     One(String),
     /// Texts.
     Many(Vec<String>),
-    /// The token ids of one text, which are used unchanged. The last one must be the end-of-text token if the model
-    /// appends one to its texts.
+    /// The token ids of one text. They are used unchanged. If the model's tokenizer appends an end-of-text token to
+    /// texts, the last id must be the id of this token.
     Tokens(Vec<u32>),
     /// The token ids of several texts.
     ManyTokens(Vec<Vec<u32>>),
@@ -222,7 +222,7 @@ impl<'de> Visitor<'de> for InputVisitor {
         Ok(Input::One(text))
     }
 
-    /// All items must be of the kind of the first one.
+    /// All items must have the same kind as the first item.
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Input, A::Error> {
         match items.next_element()? {
             None => Ok(Input::Many(Vec::new())),
@@ -251,7 +251,7 @@ fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     Ok(all)
 }
 
-/// The first item of a list, whose kind decides about the others.
+/// The first item of a list. All other items must have the same kind.
 enum Item {
     Text(String),
     Token(u32),

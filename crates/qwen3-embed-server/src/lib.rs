@@ -1,14 +1,14 @@
 //! An HTTP server for Qwen3 embedding and reranking models, as a library.
 //!
-//! [`app`] returns a router. A program serves it with [`serve`] or nests it in its own router, and tests call it without
-//! a socket. [`AppState`] holds the models and the settings.
+//! [`app`] returns a router. A program serves the router with [`serve`], or nests the router in its own. Tests call the
+//! router without a socket. [`AppState`] holds the models and the settings.
 //!
 //! The routes are those of OpenAI's embeddings API, of the rerank APIs of Cohere, Jina and vLLM, and of
 //! text-embeddings-inference. `GET /docs` lists all routes, from the OpenAPI document at `/openapi.json`, which
 //! [`openapi`] returns too. Request bodies are JSON, optionally compressed with gzip or zstd. A slash at the end of a
 //! path is ignored.
 //!
-//! The body of every error is the one that OpenAI's clients expect:
+//! The body of every error has the shape that OpenAI's clients expect:
 //! `{"error": {"message", "type", "param", "code"}}`.
 //!
 //! # Examples

@@ -50,7 +50,7 @@ struct ModelLabels {
     model: &'static str,
 }
 
-/// The current state of a model's queue and prefix cache, which is read when metrics are requested.
+/// The state of a model's queue and prefix cache at the time of a request for metrics.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ModelState {
     /// `embedder` or `reranker`.
@@ -85,13 +85,13 @@ impl Metrics {
             queue: timed(
                 r,
                 "queue_duration",
-                "Time from the end of tokenization to the first batch with texts of the request",
+                "Time from the end of tokenization to the start of the first batch that contains texts of the request",
                 seconds(),
             ),
             compute: timed(
                 r,
                 "compute_duration",
-                "Time from the start of the first batch to the end of the last one with texts of the request",
+                "Time from the start of the first batch to the end of the last batch that contains texts of the request",
                 seconds(),
             ),
             batch_texts: counted(r, "batch_texts", "Texts in a batch", counts()),
@@ -102,17 +102,17 @@ impl Metrics {
             computed_tokens: family(
                 r,
                 "computed_tokens",
-                "Tokens that went through the model; tokens that texts share count once",
+                "Tokens that the model computed; a token of a prefix that texts of a batch share counts once",
             ),
             cache_hits: family(
                 r,
                 "prefix_cache_hits",
-                "Prefixes of texts that were found in the prefix cache",
+                "Number of times that the prefix of a text was found in the prefix cache",
             ),
             cache_tokens: family(
                 r,
                 "prefix_cache_tokens",
-                "Tokens that were not computed because the prefix cache had them",
+                "Tokens that were not computed because they were in the prefix cache",
             ),
             cache_bytes: family(r, "prefix_cache_bytes", "Bytes in the prefix cache"),
             registry,
@@ -181,7 +181,7 @@ impl Metrics {
             (&self.cache_tokens, counts.cache_tokens),
         ];
         for (counter, total) in totals {
-            // If two requests for metrics run at the same time, the larger total stays.
+            // Two requests for metrics may run at the same time. The counter keeps the larger total.
             counter.get_or_create(labels).inner().fetch_max(total, Ordering::Relaxed);
         }
     }

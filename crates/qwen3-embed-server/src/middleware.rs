@@ -21,7 +21,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is accepted from a client, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 
-/// The status in metrics and logs of a request whose client disconnected before the response. nginx uses it too.
+/// The status, in metrics and logs, of a request whose client disconnected before the response. nginx uses the same
+/// status.
 const CLIENT_DISCONNECTED: u16 = 499;
 
 /// Paths that need no API key.
@@ -32,7 +33,7 @@ const PROBES: [&str; 3] = ["/livez", "/readyz", "/health"];
 /// [`ServerOptions::public_metrics`]: crate::ServerOptions::public_metrics
 const METRICS: &str = "/metrics";
 
-/// The path of the documentation page. `/docs` redirects to it, and its links are relative to it.
+/// The path of the documentation page. `/docs` redirects to this path, because the links of the page are relative.
 const DOCS_PAGE: &str = "/docs/";
 
 /// Removes a slash at the end of the path, so that `/v1/embeddings/` is routed like `/v1/embeddings`.
@@ -80,7 +81,7 @@ pub(crate) async fn observe(
     .await
 }
 
-/// Counts and logs a request when it is dropped, which also happens when the client disconnects before the
+/// Counts and logs a request when this value is dropped: after the response, or when the client disconnects before the
 /// response.
 struct Observed {
     state: AppState,
@@ -136,8 +137,8 @@ pub(crate) async fn authorize(
     }
 }
 
-/// The key in the header `Authorization`: a bearer token, or the password of basic authentication, for which a
-/// browser asks its user.
+/// The key in the header `Authorization`: the bearer token, or the password of basic authentication. Browsers use basic
+/// authentication and ask their users for the password.
 fn sent_key(headers: &HeaderMap) -> Option<Vec<u8>> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let at = value.iter().position(|&byte| byte == b' ')?;
@@ -153,7 +154,7 @@ fn sent_key(headers: &HeaderMap) -> Option<Vec<u8>> {
     }
 }
 
-/// Refuses a request if `max_concurrent_requests` others are being processed.
+/// Refuses a request if `max_concurrent_requests` other requests are being processed.
 ///
 /// A request counts from the arrival of its whole body until its response is written. If the client disconnects, the
 /// request counts until all work for it has ended: each piece of work holds a clone of the [`Permit`].
@@ -167,7 +168,7 @@ pub(crate) async fn limit(State(state): State<AppState>, request: Request, next:
         ApiError::overloaded(message, Duration::from_secs(1)).into_response()
     };
     if state.is_at_limit() {
-        // Refused before the body is read.
+        // The request is refused before its body is read.
         return overloaded();
     }
     let mut request = match read_body(request, state.options()).await {

@@ -1,4 +1,4 @@
-/// The names of a model: the served name, which is in responses, and aliases, which requests may use too.
+/// The names of a model: the served name, which responses contain, and aliases. Requests may use any of these names.
 ///
 /// # Examples
 ///
@@ -16,12 +16,12 @@ pub struct ModelNames {
 }
 
 impl ModelNames {
-    /// Names with a served name and no alias.
+    /// Creates the names of a model that has a served name and no aliases.
     pub fn new(served: impl Into<String>) -> Self {
         Self { served: served.into(), others: Vec::new() }
     }
 
-    /// Adds aliases. A name that exists already is not added again.
+    /// Adds aliases. A name that the model already has is not added again.
     pub fn with_others(mut self, others: impl IntoIterator<Item = String>) -> Self {
         for other in others {
             if !self.has(&other) {
@@ -31,7 +31,7 @@ impl ModelNames {
         self
     }
 
-    /// The name in responses.
+    /// The served name, which responses contain.
     pub fn served(&self) -> &str {
         &self.served
     }

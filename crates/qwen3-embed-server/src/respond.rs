@@ -1,5 +1,5 @@
-//! Responses with vectors. The JSON is written piece by piece while the client reads, so a large response is never in
-//! memory as a whole.
+//! Responses with vectors. The JSON is written piece by piece while the client reads it, so the JSON of a large
+//! response is never in memory as a whole.
 
 use std::io::Write;
 use std::{convert, mem};
@@ -13,7 +13,7 @@ use futures_util::stream;
 use qwen3_embed::Embeddings;
 use serde::Serialize;
 
-/// Size in bytes of the pieces. A piece is encoded in less than a millisecond, so that other connections of the thread
+/// Size of a piece in bytes. A piece is encoded in less than a millisecond, so that the other connections of the thread
 /// are not delayed.
 const PIECE: usize = 64 * 1024;
 
@@ -47,7 +47,7 @@ struct Pieces {
     rows: Rows,
     next: usize,
     buffer: Vec<u8>,
-    /// `None` once it is written, which is the end of the response.
+    /// `None` after the tail has been written. The response is then complete.
     tail: Option<String>,
 }
 

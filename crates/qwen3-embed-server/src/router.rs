@@ -17,7 +17,7 @@ use crate::error::ApiError;
 use crate::routes::{embeddings, models, pages, probes, rerank, root, tei};
 use crate::{AppState, middleware};
 
-/// Aliases: each path is documented as a copy of the second one.
+/// Paths that are aliases, each with the path that it stands for. The OpenAPI document describes both in the same way.
 const ALIASES: [(&str, &str); 4] = [
     ("/embeddings", "/v1/embeddings"),
     ("/rerank", "/v1/rerank"),
@@ -34,7 +34,7 @@ const ALIASES: [(&str, &str); 4] = [
                        `Content-Encoding` may be `gzip` or `zstd`."
     ),
     paths(models::one),
-    // The page shows the tags in this order.
+    // The documentation page shows the tags in this order.
     tags(
         (name = "OpenAI"),
         (name = "Reranking"),
@@ -56,7 +56,7 @@ struct ApiDoc;
 /// ```
 pub fn app(state: AppState) -> Router {
     let (routes, document) = documented(&state).split_for_parts();
-    // The validator is a public server, to which the page would send the document.
+    // Swagger UI's validator is a public server. Without this setting, the page would send the OpenAPI document to it.
     let settings = Config::default().validator_url("none");
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(settings);
     let docs = Router::from(docs).layer(from_fn(docs_file));
@@ -71,14 +71,15 @@ pub fn app(state: AppState) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(state.clone(), middleware::authorize));
-    // The last layer runs first. CORS comes before the API key, because a browser's preflight request has no key.
+    // The layer that is added last runs first. CORS runs before the check of the API key, because a browser's preflight
+    // request has no key.
     let router = match cors(&state.options().cors_allow_origin) {
         Some(cors) => router.layer(cors),
         None => router,
     };
     let router = router.layer(from_fn_with_state(state.clone(), middleware::observe));
-    // Layers of a router run after routing, but the slash must be removed before. So the router becomes a service
-    // inside another router.
+    // Layers of a router run after routing, but the slash must be removed before routing. Therefore the router becomes
+    // a service inside another router.
     let router = router.with_state(state).map_request(middleware::remove_trailing_slash);
     Router::new().fallback_service(router)
 }
@@ -88,7 +89,7 @@ pub fn openapi() -> Document {
     documented(&AppState::new(Default::default())).to_openapi()
 }
 
-/// The routes of the API with their OpenAPI descriptions. `limited` ones count against
+/// The routes of the API with their OpenAPI descriptions. Requests to the routes in `limited` count against
 /// [`max_concurrent_requests`](crate::ServerOptions::max_concurrent_requests).
 fn documented(state: &AppState) -> OpenApiRouter<AppState> {
     let limited = OpenApiRouter::with_openapi(ApiDoc::openapi())
@@ -143,12 +144,12 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     };
     let exposed = ["x-request-id", "retry-after"].map(HeaderName::from_static);
     let layer = CorsLayer::new().allow_origin(allowed).expose_headers(exposed);
-    // The requested headers are mirrored: clients add their own headers, and for browsers `*` does not include
-    // `Authorization`.
+    // All headers that the browser asks for are allowed, because clients add their own headers. `*` would not be
+    // enough, because it does not include `Authorization`.
     Some(layer.allow_methods(Any).allow_headers(AllowHeaders::mirror_request()))
 }
 
-/// Replaces the errors of the documentation's file handler by [`ApiError`].
+/// Replaces the errors of Swagger UI's file handler by [`ApiError`].
 async fn docs_file(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = next.run(request).await;

@@ -17,10 +17,10 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::{AppState, app};
 
-/// Pause after a failed `accept`, for example when the process has no file descriptor left.
+/// Pause after `accept` has failed, for example because the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a new connection may send nothing during shutdown before it is closed.
+/// How long the server waits for the first bytes of a new connection before it passes the connection to hyper.
 const FIRST_BYTES: Duration = Duration::from_millis(50);
 
 /// Upper bound of [`ServeOptions::keep_alive_timeout`]. hyper adds the timeout to the current time, which would
@@ -32,14 +32,17 @@ const LONGEST_KEEP_ALIVE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 pub struct ServeOptions {
     /// Time limit for finishing accepted requests after shutdown was requested. Default: 30 s.
     pub drain_timeout: Duration,
-    /// How long an idle connection stays open, and how long the head of a request may take to arrive. It should be
-    /// longer than clients and load balancers keep idle connections; otherwise they send requests on connections that
-    /// the server is closing. Many keep them for 60 s, some for 90 s, and Google Cloud's load balancers for 600 s. At
-    /// most a year. Default: 120 s.
+    /// How long an idle connection stays open, and how long the head of a request may take to arrive. At most a year.
+    /// Default: 120 s.
+    ///
+    /// The timeout should be longer than the time for which clients and load balancers keep idle connections. Otherwise
+    /// they may send a request on a connection that the server is closing, and the request is lost. Many clients and
+    /// load balancers keep idle connections for 60 s, some for 90 s, and Google Cloud's load balancers for 600 s.
     pub keep_alive_timeout: Duration,
-    /// How long a write of the response may wait for the client to read. Default: 60 s.
+    /// How long the server waits for a client that does not read its response. Default: 60 s.
     pub write_timeout: Duration,
-    /// Connections that are open at the same time. Further ones wait until they are accepted. Default: 8192.
+    /// Maximum number of open connections. Further connections are not accepted until another connection is closed.
+    /// Default: 8192.
     pub max_connections: usize,
 }
 
@@ -103,8 +106,8 @@ pub async fn serve(
     tracing::info!("shutting down: finishing accepted requests");
     let Server { connections, options: ServeOptions { drain_timeout, .. }, .. } = server;
     let finish = async {
-        // Connections finish before the queues are drained: a request whose body is still being read has nothing in
-        // a queue yet.
+        // All connections finish before the queues are drained, because a request whose body is still being read has no
+        // texts in a queue yet.
         connections.shutdown().await;
         state.drain().await;
     };
@@ -133,10 +136,11 @@ impl Server {
         }
     }
 
-    /// Accepts the connections that are in the listener's backlog, and closes the listener. The system has established
-    /// these connections already, so their clients may have sent requests.
+    /// Accepts the connections that are in the listener's backlog, and closes the listener. The operating system has
+    /// already established these connections, so their clients may have sent requests.
     fn accept_rest(&self, listener: TcpListener) {
-        // The standard library's listener is used, because tokio's reports nothing until its reactor has run.
+        // The standard library's listener is used, because tokio's listener reports no connection before its reactor
+        // has run.
         let Ok(listener) = listener.into_std() else { return };
         while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             let accepted = listener.accept().and_then(|(stream, _)| {
@@ -153,15 +157,15 @@ impl Server {
 
     /// Serves a connection in a task.
     fn begin(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
-        // Sends small responses without delay. If the system does not support this, they are sent a little later.
+        // Small responses are sent without delay. An error is ignored, because it only means that they are sent later.
         let _ = stream.set_nodelay(true);
         let ServeOptions { write_timeout, keep_alive_timeout, .. } = self.options;
         let keep_alive_timeout = keep_alive_timeout.min(LONGEST_KEEP_ALIVE);
         let service = TowerToHyperService::new(self.router.clone());
         let watcher = self.connections.watcher();
         tokio::spawn(async move {
-            // On shutdown, hyper closes connections that have received nothing. A first request that is already
-            // there, or just arriving, is waited for, so that it is not lost.
+            // On shutdown, hyper closes connections that have received nothing. This wait lets the first request of a
+            // connection arrive before that, so that the request is not lost.
             let _ = timeout(FIRST_BYTES, stream.readable()).await;
             let mut stream = TimeoutStream::new(stream);
             stream.set_write_timeout(Some(write_timeout));
@@ -182,8 +186,8 @@ impl Server {
     }
 }
 
-/// Whether an error of `accept` concerns one client only. Others, such as too many open files, affect every client
-/// until they are resolved.
+/// Whether an error of `accept` concerns one client only. Other errors, such as too many open files, affect every
+/// client until their cause is removed.
 fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)

@@ -20,20 +20,22 @@ pub struct ServerOptions {
     pub api_key: Option<String>,
     /// Whether `/metrics` needs no API key. Default: `false`.
     pub public_metrics: bool,
-    /// Whether a request with an unknown model name is refused with 404. Default: `false`, so the model of the kind
-    /// that the route needs is used, and the response has its served name.
+    /// Whether a request with an unknown model name is refused with 404. Default: `false`. The server then uses the
+    /// model of the kind that the route needs, and the response contains the served name of this model.
     pub strict_model_names: bool,
     /// Origins whose web pages may use the server (CORS); `*` allows any. Default: none.
     pub cors_allow_origin: Vec<String>,
-    /// Instruction for texts of requests with neither an instruction nor a prompt. Default: none, so such texts are
-    /// embedded as documents.
+    /// Instruction for the texts of a request that has neither an instruction nor a prompt name. Default: none, so such
+    /// texts are embedded as documents.
     pub default_instruct: Option<String>,
-    /// Whether a text that is too long is cut if its request does not say. Default: `false`, so it is an error.
+    /// Whether a text that is too long is truncated if its request does not set `truncate`. Default: `false`, so such a
+    /// text is an error.
     pub truncate: bool,
-    /// Requests that are processed at the same time, at least 1. Further requests are refused with 429. Default: 512.
+    /// Maximum number of requests that are processed at the same time, at least 1. Further requests are refused with
+    /// 429. Default: 512.
     pub max_concurrent_requests: usize,
-    /// Texts in one request. This should be several times smaller than [`ServiceOptions::max_waiting_texts`].
-    /// Default: 2048.
+    /// Maximum number of texts in one request. This should be several times smaller than
+    /// [`ServiceOptions::max_waiting_texts`]. Default: 2048.
     pub max_client_batch_size: usize,
     /// Largest request body in bytes, after decompression. Default: 16 MiB.
     pub payload_limit: usize,
@@ -145,11 +147,11 @@ impl AppState {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Starts a queue for each model and processes requests from then on. Each model computes one short text first,
-    /// to check that it works.
+    /// Starts a queue for each model. Each model computes one short text first, to check that the model works. Requests
+    /// are processed after this function has returned.
     ///
-    /// [`ServiceOptions::on_batch`] is ignored: the server uses this callback for its metrics. A second call is
-    /// ignored; the state keeps its first models.
+    /// [`ServiceOptions::on_batch`] is ignored, because the server uses this callback for its metrics. If models have
+    /// been started before, the state keeps those models, and the new ones are dropped.
     ///
     /// # Errors
     ///
@@ -177,12 +179,12 @@ impl AppState {
         let created = now.map_or(0, |since| since.as_secs());
         let strict_names = self.options().strict_model_names;
         let served = Served { embedder, reranker, options, created, strict_names };
-        // Fails only if models exist already; a second call is ignored.
+        // Fails only if models have been started before. The new models are then dropped.
         let _ = self.inner.served.set(served);
         Ok(())
     }
 
-    /// Whether requests are processed, and if not, why.
+    /// Whether requests are processed, or the reason why they are not.
     pub fn readiness(&self) -> Readiness {
         let Some(served) = self.inner.served.get() else { return Readiness::Loading };
         if served.states().any(|state| state == ServiceState::Stopped) && !self.is_draining() {
@@ -204,7 +206,7 @@ impl AppState {
     pub async fn drain(&self) {
         self.announce_shutdown();
         let Some(served) = self.inner.served.get() else { return };
-        // Both queues start to drain before either is awaited.
+        // Both queues start to drain before the function waits for one of them.
         let embedder = served.embedder.as_ref().map(|model| model.service.drain());
         let reranker = served.reranker.as_ref().map(|model| model.service.drain());
         if let Some(drained) = embedder {
@@ -215,12 +217,12 @@ impl AppState {
         }
     }
 
-    /// The queue of the embedder; `None` until it is loaded, or if there is none.
+    /// The queue of the embedder. `None` if the embedder is not loaded yet, or if the server has no embedder.
     pub fn embedder(&self) -> Option<&Service<Embedder>> {
         Some(&self.inner.served.get()?.embedder.as_ref()?.service)
     }
 
-    /// The queue of the reranker; `None` until it is loaded, or if there is none.
+    /// The queue of the reranker. `None` if the reranker is not loaded yet, or if the server has no reranker.
     pub fn reranker(&self) -> Option<&Service<Reranker>> {
         Some(&self.inner.served.get()?.reranker.as_ref()?.service)
     }
@@ -252,10 +254,10 @@ impl AppState {
         self.inner.served.get().ok_or_else(ApiError::loading)
     }
 
-    /// The response to an error of the model about the texts in `field`.
+    /// Converts an error of the model about the texts in `field`.
     pub(crate) fn api_error(&self, error: Error, field: Field) -> ApiError {
         match error {
-            // The service has stopped because it was drained, not because it died.
+            // The service has stopped because it was drained, not because its worker thread panicked.
             Error::ServiceStopped if self.is_draining() => {
                 ApiError::not_running(ServiceState::Draining)
             }
@@ -297,7 +299,7 @@ impl Served {
         embedder.chain(reranker).collect()
     }
 
-    /// Whether a reranker is served and no embedder.
+    /// Whether the server has a reranker and no embedder.
     pub(crate) fn serves_only_reranker(&self) -> bool {
         self.embedder.is_none() && self.reranker.is_some()
     }
@@ -319,8 +321,9 @@ impl Served {
         })
     }
 
-    /// Returns `model`, unless `name` is the name of the other kind of model, or is unknown and names are strict.
-    /// `describe_other` says what kind of model the other one is.
+    /// Returns `model`. It is an error if `name` is a name of the model of the other kind, if `name` is unknown and
+    /// names are strict, or if there is no `model`. `describe_other` describes the model of the other kind in the
+    /// error.
     fn choose<'a, M>(
         &self,
         model: Option<&'a ServedModel<M>>,

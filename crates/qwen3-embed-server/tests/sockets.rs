@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-/// A timeout that only expires if the expected event never happens.
+/// A timeout that expires only if the expected event does not happen.
 const LONG: Duration = Duration::from_secs(60);
 
 struct Server {
@@ -83,8 +83,8 @@ async fn closed(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn answers_started_request_after_shutdown_begins() {
-    // A batch for each text, so that the request takes some time.
+async fn finishes_started_request_after_shutdown_begins() {
+    // Each text has its own batch, so that the request takes some time.
     let service = ServiceOptions::new().batch_tokens(1);
     let server = start(ServeOptions::default(), service).await;
     let asked = tokio::spawn(ask(server.address, 500));
@@ -106,7 +106,7 @@ async fn answers_started_request_after_shutdown_begins() {
 }
 
 #[tokio::test]
-async fn under_load_shutdown_answers_every_connected_request() {
+async fn shutdown_under_load_finishes_every_request() {
     for _ in 0..3 {
         let server = start(ServeOptions::default(), ServiceOptions::default()).await;
         let address = server.address;
@@ -114,7 +114,7 @@ async fn under_load_shutdown_answers_every_connected_request() {
             .map(|_| {
                 tokio::spawn(async move {
                     let mut n_answered = 0;
-                    // Until the server stops listening.
+                    // The loop ends when the server stops listening.
                     while let Ok(mut stream) = TcpStream::connect(address).await {
                         stream.write_all(request(1, "close").as_bytes()).await.unwrap();
                         check_answered(stream).await;
@@ -137,9 +137,10 @@ async fn under_load_shutdown_answers_every_connected_request() {
 }
 
 #[tokio::test]
-async fn answers_connections_not_yet_accepted_at_shutdown() {
+async fn serves_connections_not_yet_accepted_at_shutdown() {
     let server = start(ServeOptions::default(), ServiceOptions::default()).await;
-    // Nothing else runs on this thread until the next await, so the server sees the connections and the shutdown at once.
+    // Nothing else runs on this thread until the next await, so the connections and the shutdown reach the server at
+    // the same time.
     let asked = (0..100).map(|_| {
         let mut stream = std::net::TcpStream::connect(server.address).unwrap();
         stream.write_all(request(1, "close").as_bytes()).unwrap();
@@ -154,7 +155,7 @@ async fn answers_connections_not_yet_accepted_at_shutdown() {
     server.ended.await.unwrap().unwrap();
 }
 
-/// Reads a response. Asserts that there is one.
+/// Reads a response. Asserts that its status is 200.
 async fn check_answered(mut stream: TcpStream) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -187,12 +188,12 @@ async fn does_not_compute_texts_of_disconnected_client() {
     until(|| service.waiting_texts() == 0).await;
     let n_tokens = service.model().sharing_counts().n_tokens;
     assert!(ask(server.address, 1).await.unwrap().starts_with("HTTP/1.1 200 OK"));
-    // Fewer tokens than the 2,000 texts have, with 6 tokens or more each.
+    // The 2,000 texts have at least 6 tokens each. Fewer tokens than that were computed.
     assert!(service.model().sharing_counts().n_tokens < 12_000, "{n_tokens} tokens before");
 }
 
 #[tokio::test]
-async fn a_thousand_silent_clients_delay_nobody_and_are_disconnected() {
+async fn disconnects_silent_clients_without_delaying_others() {
     let options =
         ServeOptions { keep_alive_timeout: Duration::from_secs(3), ..ServeOptions::default() };
     // Each connection takes two file descriptors, because both of its ends are in this process.
@@ -208,8 +209,8 @@ async fn a_thousand_silent_clients_delay_nobody_and_are_disconnected() {
     }
     assert!(ask(server.address, 1).await.unwrap().starts_with("HTTP/1.1 200 OK"));
     for stream in silent {
-        let said = closed(stream).await;
-        assert!(said.is_empty() || said.starts_with("HTTP/1.1 408"), "{said}");
+        let response = closed(stream).await;
+        assert!(response.is_empty() || response.starts_with("HTTP/1.1 408"), "{response}");
     }
 }
 
@@ -219,15 +220,15 @@ async fn disconnects_client_that_does_not_read() {
         ServeOptions { write_timeout: Duration::from_millis(200), ..ServeOptions::default() };
     let server = start(options, ServiceOptions::default()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    // Responses with more bytes than the system buffers for a client that does not read. Equal texts are computed once, so
-    // only writing takes time.
+    // The responses have more bytes than the system buffers for a client that does not read. Equal texts are computed
+    // once, so only the writing of the responses takes time.
     let many = request_for(&vec!["a".to_owned(); 2000], "keep-alive").repeat(20);
     let (mut reading, mut writing) = stream.split();
     let _ = timeout(Duration::from_secs(2), writing.write_all(many.as_bytes())).await;
     sleep(Duration::from_secs(3)).await;
     let mut answers = Vec::new();
     let read = timeout(LONG, reading.read_to_end(&mut answers)).await.unwrap();
-    // The buffered bytes arrive, and no more. Each of the 20 responses has 2.7 MB.
+    // Only the buffered bytes arrive. Each of the 20 responses has 2.7 MB.
     assert!(read.is_err() || answers.len() < 20 * 2_700_000, "{} bytes", answers.len());
 }
 
@@ -256,10 +257,10 @@ async fn keeps_idle_connection_for_the_configured_time() {
     assert!(idle.elapsed() >= keep_alive_timeout - Duration::from_millis(100));
 }
 
-/// Load balancers keep idle connections for 60 s, and Go's clients keep them for 90 s. A server that closes connections
-/// sooner loses requests.
+/// Many load balancers keep idle connections for 60 s, and Go's HTTP client keeps them for 90 s. A server that closes
+/// idle connections sooner may lose requests.
 #[tokio::test]
-async fn default_keep_alive_is_longer_than_that_of_load_balancers() {
+async fn default_keep_alive_is_longer_than_that_of_common_clients() {
     assert!(ServeOptions::default().keep_alive_timeout > Duration::from_secs(90));
     // The longest possible timeout does not overflow.
     let options = ServeOptions { keep_alive_timeout: Duration::MAX, ..ServeOptions::default() };

@@ -13,7 +13,8 @@ use tempfile::TempDir;
 
 use crate::fixtures::{Tensor, Tensors, write_tensors};
 
-/// The description of a checkpoint with random weights. Fields that `config.json` has too have the names from there.
+/// The description of a checkpoint with random weights. Fields that `config.json` also has have the same names as
+/// there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RandomCheckpoint {
     /// Width of the residual stream, C.
@@ -36,23 +37,24 @@ pub struct RandomCheckpoint {
     pub rope_theta: f64,
     /// Whether the attention's projections have a bias.
     pub attention_bias: bool,
-    /// Whether a token sees only itself and the tokens before it.
+    /// Whether a token attends only to itself and to the tokens before it.
     pub is_causal: bool,
-    /// Whether the token embeddings are the head of the language model. If not, there is a tensor `lm_head.weight`.
+    /// Whether the token embeddings are also the head of the language model. If not, the checkpoint has a tensor
+    /// `lm_head.weight`.
     pub tie_word_embeddings: bool,
     /// The type of the weights: f32, f16 or bf16.
     pub dtype: Dtype,
     /// The standard deviation of token embeddings, weights and biases.
     pub deviation: f64,
-    /// Weights of norms have a uniform distribution from 1 minus this number to 1 plus it.
+    /// Weights of norms have a uniform distribution from `1 - norm_spread` to `1 + norm_spread`.
     pub norm_spread: f64,
-    /// The beginning of the names of the decoder's tensors: `model.` or empty.
+    /// The prefix of the names of the decoder's tensors: `model.` or empty.
     pub prefix: &'static str,
     /// The number of safetensors files.
     pub n_shards: usize,
 }
 
-/// Two layers with a few thousand bf16 weights, which are distributed as transformers initializes a model.
+/// Two layers with bf16 weights. The weights have the distribution with which transformers initializes a model.
 impl Default for RandomCheckpoint {
     fn default() -> Self {
         Self {
@@ -78,7 +80,7 @@ impl Default for RandomCheckpoint {
 }
 
 impl RandomCheckpoint {
-    /// A description that is drawn at random. The weights are so large that each part of a layer changes the result.
+    /// A random description. The weights are large enough for each part of a layer to change the result.
     pub fn random(rng: &mut SmallRng) -> Self {
         let num_key_value_heads = rng.random_range(1..=4);
         let hidden_size = rng.random_range(8..=160);
@@ -190,7 +192,7 @@ impl RandomCheckpoint {
         Tensor { dtype: self.dtype, shape, data }
     }
 
-    /// Writes `model.safetensors`, or shards with their index.
+    /// Writes `model.safetensors`, or several shards and their index.
     fn write_shards(&self, dir: &Path, tensors: Tensors) {
         if self.n_shards == 1 {
             return write_tensors(&dir.join("model.safetensors"), &tensors);

@@ -1,6 +1,6 @@
 //! Paths of the fixtures, and copies of fixtures that a test may change.
 //!
-//! The functions panic if a file cannot be read or written, because a test cannot go on without it.
+//! The functions panic if a file cannot be read or written, because a test cannot continue without the file.
 #![expect(clippy::unwrap_used, reason = "a test without its fixture fails")]
 
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ use tempfile::TempDir;
 
 /// The path of a file or folder in `fixtures/`, such as `models/base`.
 ///
-/// The environment variable `QWEN3_EMBED_FIXTURES` names another folder than the repository's `fixtures`, for test
-/// programs that run on a machine without the repository.
+/// The environment variable `QWEN3_EMBED_FIXTURES` replaces the repository's folder `fixtures` by another folder. Test
+/// programs that run on a machine without the repository need this.
 pub fn path(name: impl AsRef<Path>) -> PathBuf {
     let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
     let fixtures = env::var_os("QWEN3_EMBED_FIXTURES").map(PathBuf::from);

@@ -12,9 +12,9 @@ use serde::de::DeserializeOwned;
 pub struct Vectors {
     /// The implementation that has computed the vectors, with its version.
     pub source: String,
-    /// The texts. None if an input is given as tokens only.
+    /// The text of each input. None for an input that is given as tokens only.
     pub texts: Vec<Option<String>>,
-    /// The tokens of each input. None in a file that has texts only.
+    /// The tokens of each input. None if the file has texts only.
     pub tokens: Option<Vec<Vec<u32>>>,
     /// The last token's hidden state after the final norm, for each input, in f32.
     pub embeddings: Vec<Vec<f64>>,
@@ -31,7 +31,8 @@ pub struct Vectors {
 pub struct HiddenStates {
     /// The index of the input.
     pub text: usize,
-    /// Layers, tokens, values. The last layer's output is given after the final norm.
+    /// The values, with the dimensions layer, token and hidden size. The last entry is the last layer's output after
+    /// the final norm.
     pub layers: Vec<Vec<Vec<f64>>>,
 }
 

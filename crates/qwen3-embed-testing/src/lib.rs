@@ -7,7 +7,7 @@
 //! | [`vectors`] | unit vectors, cosines and differences, computed in f64 |
 //! | [`checkpoint`] | checkpoints of any shape with random weights |
 //! | [`texts`] | random texts, as token ids |
-//! | [`oracle`] | a plain Qwen3 forward pass of candle-nn's layers, to compare a model with |
+//! | [`oracle`] | a simple Qwen3 forward pass that consists of candle-nn's layers; tests compare models with it |
 //!
 //! The crate depends on no other crate of the workspace. All crates can therefore use it in their unit tests, and the
 //! oracle has no code in common with the model that it checks.

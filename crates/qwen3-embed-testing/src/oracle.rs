@@ -1,4 +1,4 @@
-//! A plain Qwen3 forward pass of candle-nn's layers, to compare the model crate with.
+//! A simple Qwen3 forward pass that consists of candle-nn's layers. Tests compare the model crate with it.
 //!
 //! The code is written to be read, not to be fast. It computes one text at a time, it keeps no KV cache, and it applies
 //! the causal mask as a matrix. It shares no code with the model crate, not even the reading of the configuration.
@@ -15,8 +15,8 @@
 //! hidden states = RMSNorm(x)                                       [T, C]
 //! ```
 //!
-//! The letters are those of the kernels crate: T tokens, H query heads, K key/value heads, D head dimension, C hidden
-//! size.
+//! The letters have the same meaning as in the kernels crate: T tokens, H query heads, K key/value heads, D head
+//! dimension, C hidden size.
 //!
 //! # Source
 //!
@@ -91,17 +91,18 @@ enum Head {
 }
 
 impl Oracle {
-    /// Reads a folder with `config.json` and `model.safetensors`, or shards with their index, and computes in f32. The
-    /// weights take four bytes a parameter.
+    /// Loads a folder with `config.json` and `model.safetensors`, or with shards and their index. The forward pass is
+    /// computed in f32. The weights take four bytes per parameter.
     ///
     /// # Errors
     ///
-    /// If a file or tensor is missing, or if the configuration asks for something that the oracle does not compute.
+    /// If a file or tensor is missing, or if the configuration has a setting that the oracle does not support.
     pub fn load_f32(folder: &Path) -> Result<Self> {
         Self::load(folder, DType::F32).with_context(|| folder.display().to_string())
     }
 
-    /// Like [`load_f32`](Self::load_f32), but computes in f64. The weights take eight bytes a parameter.
+    /// Like [`load_f32`](Self::load_f32), but the forward pass is computed in f64. The weights take eight bytes per
+    /// parameter.
     ///
     /// # Errors
     ///
@@ -116,7 +117,7 @@ impl Oracle {
         let prefix = decoder_prefix(&tensors)?;
         let head_prefix = prefix.strip_suffix("model.").unwrap_or(&prefix).to_owned();
         let all = VarBuilder::from_tensors(tensors, dtype, &Device::Cpu);
-        // A prefix ends with a period, which `pp` adds.
+        // The prefix ends with a period. The period is removed, because `pp` adds one.
         let at = |prefix: &str| match prefix.strip_suffix('.') {
             Some(prefix) => all.pp(prefix),
             None => all.clone(),
@@ -181,7 +182,7 @@ impl Oracle {
     }
 
     fn forward(&self, tokens: &[u32]) -> Result<Tensor> {
-        ensure!(!tokens.is_empty(), "a text without tokens");
+        ensure!(!tokens.is_empty(), "expected at least one token, got none");
         let mut x = self.embed_tokens.forward(&Tensor::new(tokens, &Device::Cpu)?)?;
         let rotary = self.config.rotary_tables(tokens.len(), x.dtype())?;
         let mask = self.config.mask(tokens.len(), x.dtype())?;
@@ -232,7 +233,7 @@ impl Layer {
         Ok((&x + self.down_proj.forward(&(gates * self.up_proj.forward(&h)?)?)?)?)
     }
 
-    /// Grouped-query attention: each key/value head serves H / K neighboring query heads.
+    /// Grouped-query attention: H / K neighboring query heads use the same key/value head.
     fn attention(
         &self,
         config: &Config,
@@ -262,12 +263,16 @@ impl Layer {
 impl Config {
     fn read(folder: &Path) -> Result<Self> {
         let config: Value = read_json(&folder.join("config.json"))?;
-        // Everything that changes the result and is not computed here.
+        // Settings that change the result and that the oracle does not support are errors.
         let is_plain_rope = |rope: &Value| {
             let rope_type = rope.get("rope_type").or(rope.get("type"));
             rope_type.is_none_or(|rope_type| rope_type == "default")
         };
-        ensure!(config["hidden_act"] == "silu", "`hidden_act` is {}", config["hidden_act"]);
+        ensure!(
+            config["hidden_act"] == "silu",
+            "`hidden_act` is {}; expected \"silu\"",
+            config["hidden_act"]
+        );
         ensure!(is_plain_rope(&config["rope_scaling"]), "the rotary frequencies are scaled");
         ensure!(is_plain_rope(&config["rope_parameters"]), "the rotary frequencies are scaled");
         ensure!(config["use_sliding_window"] != true, "attention has a sliding window");
@@ -289,13 +294,13 @@ impl Config {
         Ok([angles.cos()?.to_dtype(dtype)?, angles.sin()?.to_dtype(dtype)?])
     }
 
-    /// The matrix that is added to the scores, [T, T]: −∞ where a query must not see a key, 0 elsewhere.
+    /// The matrix that is added to the scores, [T, T]: −∞ where a query must not attend to a key, 0 elsewhere.
     fn mask(&self, n_tokens: usize, dtype: DType) -> Result<Tensor> {
         let zeros = Tensor::zeros((n_tokens, n_tokens), dtype, &Device::Cpu)?;
         if !self.is_causal {
             return Ok(zeros);
         }
-        // Queries are rows, keys are columns: a query sees the lower triangle.
+        // Rows are queries and columns are keys, so a query attends to the keys of the lower triangle.
         let visible = Tensor::tril2(n_tokens, DType::U8, &Device::Cpu)?;
         let hidden = Tensor::full(f64::NEG_INFINITY, (n_tokens, n_tokens), &Device::Cpu)?;
         Ok(visible.where_cond(&zeros, &hidden.to_dtype(dtype)?)?)
@@ -310,7 +315,7 @@ fn yes() -> bool {
 ///
 /// # Errors
 ///
-/// If the file cannot be read or lacks one of them.
+/// If the file cannot be read or lacks one of the tokens.
 pub fn answers(folder: &Path) -> Result<[u32; 2]> {
     let path = folder.join("tokenizer.json");
     let tokenizer = read_json(&path)?;
@@ -322,7 +327,7 @@ pub fn answers(folder: &Path) -> Result<[u32; 2]> {
     Ok([id("yes")?, id("no")?])
 }
 
-/// All tensors of a checkpoint, in the types that they are stored in.
+/// All tensors of a checkpoint, in the types in which they are stored.
 fn read_tensors(folder: &Path) -> Result<HashMap<String, Tensor>> {
     let index = folder.join("model.safetensors.index.json");
     let files: BTreeSet<String> = if index.is_file() {
@@ -340,12 +345,13 @@ fn read_tensors(folder: &Path) -> Result<HashMap<String, Tensor>> {
     Ok(tensors)
 }
 
-/// The text before the names of the decoder's tensors, such as `model.`: the one before the token embeddings.
+/// The prefix of the names of the decoder's tensors, such as `model.`. It is taken from the name of the token
+/// embeddings.
 fn decoder_prefix(tensors: &HashMap<String, Tensor>) -> Result<String> {
     let prefixes = tensors.keys().filter_map(|name| name.strip_suffix("embed_tokens.weight"));
     match &prefixes.collect::<Vec<_>>()[..] {
         [prefix] => Ok((*prefix).to_owned()),
-        prefixes => bail!("{} token embeddings, expected one", prefixes.len()),
+        prefixes => bail!("expected one tensor `embed_tokens.weight`, got {}", prefixes.len()),
     }
 }
 

@@ -4,7 +4,7 @@ use rand::{RngExt, rngs::SmallRng};
 
 /// `n` texts of 1 to `max_tokens` tokens, most of them short.
 ///
-/// Most texts begin with a part of an earlier text, often with all of it. Some are equal to an earlier text.
+/// Most texts begin with a part of an earlier text or with a whole earlier text. Some are equal to an earlier text.
 pub fn random_texts(
     rng: &mut SmallRng,
     n: usize,

@@ -1,4 +1,4 @@
-//! Arithmetic on vectors for comparisons, in f64 whatever the type of the values.
+//! Arithmetic on vectors for comparisons. It is done in f64 for every type of values.
 
 /// The vector divided by its Euclidean norm.
 pub fn unit<T: Copy + Into<f64>>(vector: &[T]) -> Vec<f64> {
@@ -41,8 +41,8 @@ fn dot<T: Copy + Into<f64>, U: Copy + Into<f64>>(a: &[T], b: &[U]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| a.into() * b.into()).sum()
 }
 
-/// The largest of values that are not negative. Unlike [`f64::max`], it does not skip NaN, so that a comparison
-/// with a tolerance fails.
+/// The largest of values that are not negative. If a value is NaN, the result is NaN, unlike with [`f64::max`], so that
+/// a comparison with a tolerance fails.
 fn max(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |max, value| if value > max || value.is_nan() { value } else { max })
 }

@@ -1,4 +1,4 @@
-//! The oracle against golden vectors and scores that were computed in f64 by independent Python code.
+//! Compares the oracle with golden vectors and scores, which independent Python code has computed in f64.
 #![allow(clippy::unwrap_used)]
 
 use approx::assert_abs_diff_eq;
@@ -7,10 +7,10 @@ use qwen3_embed_testing::golden::{self, Scores, Vectors};
 use qwen3_embed_testing::oracle::{self, Oracle};
 use qwen3_embed_testing::vectors::{max_difference, unit};
 
-/// Golden files have ten digits.
+/// The tolerance. Golden files have ten digits.
 const GOLDEN_DIGITS: f64 = 1e-9;
 
-/// Attention matrices of longer texts take seconds.
+/// Longer texts are skipped, because the computation of their attention matrices takes seconds.
 const MAX_TOKENS: usize = 300;
 
 #[test]

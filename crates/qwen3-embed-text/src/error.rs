@@ -4,15 +4,16 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file is not a valid `tokenizer.json`, or a vocabulary is not valid for byte-pair encoding.
-    #[error("{} is not a tokenizer", path.display())]
+    /// The file is not a valid `tokenizer.json`, or the vocabulary of a GGUF file is not valid for byte-pair encoding.
+    #[error("{} does not contain a valid tokenizer", path.display())]
     Tokenizer {
-        /// The tokenizer file.
+        /// The tokenizer file or the GGUF file.
         path: PathBuf,
         /// The error of the tokenizers crate.
         source: tokenizers::Error,
     },
-    /// The vocabulary of a GGUF file is not that of a Qwen3 model, or its parts contradict each other.
+    /// The vocabulary of a GGUF file does not belong to a Qwen3 model, or the parts of the vocabulary contradict each
+    /// other.
     #[error("{}: {what}: expected {expected}, got {got}", path.display())]
     Vocabulary {
         /// The file that contains the vocabulary.
@@ -24,8 +25,8 @@ pub enum Error {
         /// The value in the file.
         got: String,
     },
-    /// The post-processor of the tokenizer does more than append one token to a text, so the tokenizer does not belong to
-    /// a Qwen3 embedding model.
+    /// The post-processor of the tokenizer changes a text in another way than by appending one token, so the tokenizer
+    /// does not belong to a Qwen3 embedding model.
     #[error(
         "{}: the post-processor turns the tokens {bare:?} into {processed:?}; expected the same \
          tokens, with at most one token appended",
@@ -87,8 +88,8 @@ pub enum Error {
         /// The error of the tokenizers crate.
         source: tokenizers::Error,
     },
-    /// A text has more white space in a row than the regex engine of the tokenizer supports. The engine would silently
-    /// tokenize the rest of the text differently.
+    /// A text has more white space in a row than the regex engine of the tokenizer supports. Without this error, the
+    /// rest of the text would be tokenized in a wrong way.
     #[error("text {text} has {got} white-space characters in a row, the limit is {limit}")]
     WhiteSpace {
         /// Index of the text in the caller's list.

@@ -1,5 +1,5 @@
-//! The text of the rerankers' prompt around a query and a document (the *frame*): building it, and recognizing it in texts
-//! that already contain it.
+//! The *frame* is the text of the rerankers' prompt around a query and a document. This module builds the frame, and
+//! recognizes the frame in texts that already contain it.
 
 /// The frame before the instruction, with special tokens spelled out.
 pub(crate) const PREFIX: &str = concat!(
@@ -29,8 +29,8 @@ pub(crate) fn pair_text(instruction: &str, query: &str, document: &str) -> (Stri
     (text, query_start, document_start)
 }
 
-/// Whether a query already contains the prompt of [`RerankTemplate`](crate::RerankTemplate). Clients that were written for
-/// servers without the template send such queries.
+/// Whether a query already contains the prompt of [`RerankTemplate`](crate::RerankTemplate). Clients that were written
+/// for servers without this template send such queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryFrame<'a> {
     /// The query does not begin with the prompt.
@@ -42,7 +42,7 @@ pub enum QueryFrame<'a> {
         /// The query in the prompt.
         query: &'a str,
     },
-    /// The query begins like the prompt but differs from it, for example in the system message.
+    /// The query begins like the prompt but differs from the prompt, for example in the system message.
     Other,
 }
 
@@ -70,8 +70,8 @@ impl<'a> QueryFrame<'a> {
     }
 }
 
-/// Removes the part of the prompt that follows [`QueryFrame::Exact`] from around a document. Returns `None` if `text` is not
-/// exactly this part of the prompt.
+/// Returns the document in `text`, which is the part of a prompt after the query of [`QueryFrame::Exact`]. Returns
+/// `None` if `text` is not exactly this part of the prompt.
 ///
 /// # Examples
 ///

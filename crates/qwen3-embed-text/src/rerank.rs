@@ -29,17 +29,17 @@ const SPECIAL: [&str; 4] = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 ///
 /// ```
 ///
-/// (The sentence that begins with `Judge` is one line.) No end-of-text token is appended. The parts before `<Instruct>` and
-/// after the document are token ids that are looked up once. The pair between them is tokenized as plain text, so no
-/// instruction, query or document can contain a special token or change the text around it.
+/// (The text from `Judge` to `<|im_end|>` is one line.) No end-of-text token is appended. The parts before `<Instruct>`
+/// and after the document are token ids that are looked up once. The text between these parts is tokenized as plain
+/// text, so no instruction, query or document can contain a special token or change the text around it.
 ///
-/// A prompt that is too long loses tokens at the end of its document. If the document is gone and the prompt is still too
-/// long, the query is cut at its end. The rest is never cut.
+/// A prompt that is too long loses tokens at the end of its document. If the prompt without a document is still too
+/// long, the query is cut at its end. The rest of the prompt is never cut.
 ///
 /// # Source
 ///
-/// The model card of Qwen3-Reranker, `format_instruction` and `process_inputs`. There are two differences: that code parses
-/// special tokens in texts, and it cuts the template if cutting the document is not enough.
+/// The model card of Qwen3-Reranker, `format_instruction` and `process_inputs`. There are two differences: that code
+/// parses special tokens in texts, and it cuts the template if cutting the document is not enough.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RerankTemplate {
     prefix: Vec<u32>,
@@ -70,10 +70,10 @@ impl RerankTemplate {
         })
     }
 
-    /// Whether a chat template of transformers produces this prompt.
+    /// Whether a chat template, in the format of transformers, produces this prompt.
     ///
-    /// The text of the template outside of its expressions must be the text of the prompt. Templates with statements other
-    /// than `set` do not match.
+    /// The template matches if its text outside of expressions is the text of the prompt. Templates with statements
+    /// other than `set` do not match.
     pub fn matches_chat_template(chat_template: &str) -> bool {
         let hole = EXPRESSION;
         let pair = format!("<Instruct>: {hole}\n<Query>: {hole}\n<Document>: {hole}");
@@ -143,7 +143,7 @@ struct Pair<'a> {
 enum Fitted {
     /// The tokens of the pair, cut if necessary.
     Tokens(Vec<u32>),
-    /// The number of tokens of the pair without query and document, which exceeds the limit.
+    /// The pair exceeds the limit even without query and document. This is its number of tokens without them.
     Needs(usize),
 }
 
@@ -156,7 +156,8 @@ impl Pair<'_> {
         if ids.len() <= room {
             return Ok(Fitted::Tokens(ids.to_vec()));
         }
-        // The first token of the document may begin with the space before the document.
+        // Tokens that end before the document. The first token of the document may contain the space before the
+        // document.
         let before = encoding.get_offsets().iter().take_while(|span| span.1 <= document_start);
         if before.count() < room {
             return Ok(Fitted::Tokens(ids[..room].to_vec()));
@@ -164,8 +165,8 @@ impl Pair<'_> {
         self.tokens_of_query(tokenizer, room)
     }
 
-    /// Tokenizes the pair without its document, and cuts its query until it fits. The query is cut where a token begins and
-    /// is then tokenized again, because its new end may merge with the text after it.
+    /// Tokenizes the pair without its document, and cuts its query until it fits. The query is cut where a token begins
+    /// and is then tokenized again, because its new end may merge with the text after it.
     fn tokens_of_query(mut self, tokenizer: &Tokenizer, room: usize) -> Result<Fitted> {
         self.document = "";
         loop {
@@ -193,8 +194,8 @@ impl Pair<'_> {
 ///
 /// # Source
 ///
-/// The documentation of Jinja, *White Space Control*, with the settings of transformers, which remove the first line feed
-/// after a statement and the last line feed of the template.
+/// The documentation of Jinja, *White Space Control*, with the settings of transformers, which remove the first line
+/// feed after a statement and the last line feed of the template.
 fn text_of_template(template: &str) -> Option<String> {
     let mut rest = template.strip_suffix('\n').unwrap_or(template);
     let mut text = String::new();
@@ -234,7 +235,7 @@ fn without_last<'a>(query: &'a str, query_start: usize, encoding: &Encoding, n: 
     let starts: Vec<usize> = starts.filter(|start| range.contains(start)).collect();
     let kept = starts.len().saturating_sub(n);
     let end = starts.get(kept).map_or(0, |start| start - query_start);
-    // If the token begins inside a character, the whole character is removed.
+    // If the first removed token begins inside a character, the whole character is removed.
     let end = (0..=end).rev().find(|&at| query.is_char_boundary(at));
     &query[..end.unwrap_or(0)]
 }

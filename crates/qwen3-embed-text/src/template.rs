@@ -1,8 +1,9 @@
-/// The default instruction for queries: the task that the models were mainly trained for.
+/// The default instruction for queries. It describes the task that the models were mainly trained for.
 pub const DEFAULT_INSTRUCTION: &str =
     "Given a web search query, retrieve relevant passages that answer the query";
 
-/// Puts an instruction before a query, in the format that the models were trained with. There is no space after `Query:`.
+/// Puts an instruction before a query, in the format that the models were trained with. There is no space after
+/// `Query:`.
 ///
 /// Instructions work best in English, whatever the language of the query.
 ///

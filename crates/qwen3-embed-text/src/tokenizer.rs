@@ -11,17 +11,17 @@ use crate::{Error, Result, Vocabulary};
 /// The token at the end of every input of a Qwen3 embedding model.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// The longest run of white space, in characters, that is passed to the tokenizer. The stack of its regex engine overflows
-/// at twice this length.
+/// The longest run of white space, in characters, that is passed to the tokenizer. The stack of its regex engine
+/// overflows at twice this length.
 const MAX_WHITE_SPACE: usize = 500_000;
 
 /// How text that spells a special token, such as `<|im_end|>` or `<think>`, is tokenized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SpecialTokens {
-    /// As the special token. This is the default in transformers too.
+    /// The text becomes the special token. This is also the default in transformers.
     #[default]
     Parse,
-    /// As plain text, so that no text can contain a special token.
+    /// The text is tokenized as plain text, so that no text can contain a special token.
     PlainText,
 }
 
@@ -32,7 +32,7 @@ pub struct Piece {
     pub id: u32,
     /// Whether the token is special, such as `<|endoftext|>`.
     pub special: bool,
-    /// The part of the text. A character that consists of several tokens belongs to each of them.
+    /// The part of the text. If a character consists of several tokens, each of these tokens has the whole character.
     pub text: String,
     /// Start of the part, in characters.
     pub start: usize,
@@ -66,13 +66,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Parses the contents of a `tokenizer.json`. `path` is for error messages only. The truncation and padding settings of
-    /// the file are ignored.
+    /// Parses the contents of a `tokenizer.json`. `path` is for error messages only. The truncation and padding
+    /// settings of the file are ignored.
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] if the file cannot be parsed; [`Error::PostProcessor`] or [`Error::NoEndOfText`] if it is not
-    /// the tokenizer of a Qwen3 embedding model or reranker.
+    /// [`Error::Tokenizer`] if the file cannot be parsed; [`Error::PostProcessor`] or [`Error::NoEndOfText`] if it is
+    /// not the tokenizer of a Qwen3 embedding model or reranker.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self> {
         without_panic(path, || Self::parse(json, path))
     }
@@ -102,9 +102,10 @@ impl Tokenizer {
         Ok(Self { inner, end_of_text, file_appends, appends: true })
     }
 
-    /// Makes the tokenizer append the end-of-text token only if the post-processor of `tokenizer.json` appends it.
+    /// Makes [`Tokenizer::encode`] append the end-of-text token only if the post-processor in `tokenizer.json` appends
+    /// this token.
     ///
-    /// Only last-token pooling needs the token. Models with another pooling use the setting of their file.
+    /// Only last-token pooling needs the end-of-text token. Models with another pooling follow their file.
     pub fn follow_file_for_end_of_text(self) -> Self {
         Self { appends: self.file_appends, ..self }
     }
@@ -171,13 +172,13 @@ impl Tokenizer {
         Ok(pieces)
     }
 
-    /// Turns token ids into text, without special tokens if `skip_special` is true. Bytes that are not a whole character
-    /// become U+FFFD.
+    /// Turns token ids into text. If `skip_special` is true, special tokens are left out. Bytes that do not form a
+    /// whole character become U+FFFD.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownTokenId`] if an id is not in the vocabulary; [`Error::Decode`] if the tokenizer cannot decode the
-    /// ids.
+    /// [`Error::UnknownTokenId`] if an id is not in the vocabulary; [`Error::Decode`] if the tokenizer cannot decode
+    /// the ids.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
         let is_unknown = |&id: &u32| self.inner.id_to_token(id).is_none();
         if let Some(position) = tokens.iter().position(is_unknown) {
@@ -186,8 +187,8 @@ impl Tokenizer {
         self.inner.decode(tokens, skip_special).map_err(|source| Error::Decode { source })
     }
 
-    /// The longest beginning of `text` with at most `max_tokens` tokens. Special tokens in the text count as plain text, and
-    /// no character is split.
+    /// The longest prefix of `text` with at most `max_tokens` tokens. Special tokens in the text are tokenized as plain
+    /// text, and no character is split.
     ///
     /// # Errors
     ///
@@ -198,7 +199,7 @@ impl Tokenizer {
         if spans.len() <= max_tokens {
             return Ok(text);
         }
-        // The first token that is left out may begin inside a character; then the whole character is left out.
+        // If the first token that is left out begins inside a character, the whole character is left out.
         let end = spans[max_tokens].0;
         let end = (0..=end).rev().find(|&at| text.is_char_boundary(at));
         Ok(&text[..end.unwrap_or(0)])
@@ -209,7 +210,7 @@ impl Tokenizer {
         self.end_of_text
     }
 
-    /// Number of tokens in the vocabulary without the added tokens, which include the special ones.
+    /// Number of tokens in the vocabulary without added tokens. Special tokens are added tokens.
     pub fn base_vocab_size(&self) -> usize {
         self.inner.get_vocab_size(false)
     }
@@ -230,8 +231,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Tokenizes `s` as plain text, with the byte range of each token. A character that takes several tokens belongs to all
-    /// of them. `text` is the index for errors.
+    /// Tokenizes `s` as plain text, with the byte range of each token. If a character takes several tokens, the range
+    /// of each of them is the whole character. `text` is the index of the text in errors.
     pub(crate) fn encode_spans(&self, text: usize, s: &str) -> Result<Encoding> {
         check_white_space_of(text, s)?;
         self.encode_plain(s, OffsetType::Byte).map_err(|source| Error::Encode { text, source })
@@ -251,7 +252,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The steps of the tokenizers crate without the one that looks for added tokens.
+    /// Runs the steps of the tokenizers crate, except for the step that looks for added tokens.
     fn encode_plain(&self, text: &str, offsets: OffsetType) -> tokenizers::Result<Encoding> {
         let mut normalized = NormalizedString::from(text);
         if let Some(normalizer) = self.inner.get_normalizer() {
@@ -266,8 +267,8 @@ impl Tokenizer {
     }
 }
 
-/// Turns a panic into an error. The tokenizers crate panics on some damaged files, for example if a template names a token
-/// that it does not define.
+/// Turns a panic into an error. The tokenizers crate panics on some damaged files, for example if the template of the
+/// post-processor contains a token that the file does not define.
 fn without_panic(
     path: &Path,
     load: impl FnOnce() -> Result<Tokenizer> + UnwindSafe,
@@ -280,7 +281,8 @@ fn without_panic(
 
 /// Checks that a text does not have more white space in a row than the tokenizer supports.
 ///
-/// Tokenizing checks this too. Callers that join texts use this function to find out which of them is the reason.
+/// Tokenizing does this check too. Callers that join several texts use this function to find the text that fails the
+/// check.
 ///
 /// # Errors
 ///
@@ -297,7 +299,7 @@ fn check_white_space_of(text: usize, s: &str) -> Result<()> {
     Ok(())
 }
 
-/// Length of the longest run of white space, in characters. Returns 0 for texts that are shorter than the limit.
+/// Length of the longest run of white space, in characters. Returns 0 for texts that are not longer than the limit.
 fn longest_white_space(text: &str) -> usize {
     if text.len() <= MAX_WHITE_SPACE {
         return 0;
@@ -305,10 +307,10 @@ fn longest_white_space(text: &str) -> usize {
     text.split(|c: char| !c.is_whitespace()).map(|run| run.chars().count()).max().unwrap_or(0)
 }
 
-/// The end-of-text token, and whether the post-processor appends it. If the post-processor appends no token, the
-/// end-of-text token is `<|endoftext|>`.
+/// The id of the end-of-text token, and whether the post-processor appends this token. The end-of-text token is the
+/// token that the post-processor appends, or `<|endoftext|>` if the post-processor appends none.
 ///
-/// `eos_token` is not used, because some repositories set it to `<|im_end|>`.
+/// The setting `eos_token` of `tokenizer_config.json` is not used, because some repositories set it to `<|im_end|>`.
 fn end_of_text(tokenizer: &tokenizers::Tokenizer, path: &Path) -> Result<(u32, bool)> {
     let encode = |add_special_tokens| match tokenizer.encode_fast("a", add_special_tokens) {
         Ok(encoding) => Ok(encoding.get_ids().to_vec()),

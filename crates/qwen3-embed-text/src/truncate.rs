@@ -1,16 +1,16 @@
 /// The side on which a text that is too long is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TruncationSide {
-    /// Cuts the beginning and keeps the end.
+    /// Removes the beginning of the text and keeps the end.
     Left,
-    /// Cuts the end and keeps the beginning.
+    /// Removes the end of the text and keeps the beginning.
     Right,
 }
 
 /// Cuts `tokens` to at most `max_tokens`. The last token is always kept, because it is the end-of-text token that
 /// [`Tokenizer::encode`](crate::Tokenizer::encode) has appended.
 ///
-/// A limit of 0 works like 1, because the vector is the hidden state at the end-of-text token.
+/// A limit of 0 has the same effect as 1, because the model needs at least the end-of-text token.
 ///
 /// # Examples
 ///

@@ -17,13 +17,14 @@ use crate::{Error, Result};
 pub struct Vocabulary<'a> {
     /// The kind of tokenizer. Only `gpt2` (byte-level BPE) is supported.
     pub model: &'a str,
-    /// The name of the rule that splits a text before BPE. Only `qwen2` is supported; converters also write it for Qwen3.
+    /// The name of the rule that splits a text before BPE. Only `qwen2` is supported. Converters write `qwen2` for
+    /// Qwen3 models too.
     pub pre_tokenizer: &'a str,
-    /// The tokens in the order of their ids, with bytes in the notation of byte-level BPE.
+    /// The tokens in the order of their ids. Bytes are written as characters, in the notation of byte-level BPE.
     pub tokens: &'a [String],
     /// The type of each token: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
     pub token_types: &'a [i32],
-    /// The merges of BPE in the order of their priority, each as two tokens with a space between them.
+    /// The merges of BPE, the one with the highest priority first. Each merge is two tokens with a space between them.
     pub merges: &'a [String],
 }
 
@@ -67,7 +68,7 @@ impl Vocabulary<'_> {
         Ok(tokenizer)
     }
 
-    /// Checks the fields and that no token occurs twice.
+    /// Checks that the fields have supported values, and that no token occurs twice.
     fn check(&self, path: &Path) -> Result<()> {
         let (model, pre_tokenizer) = (self.model.to_owned(), self.pre_tokenizer.to_owned());
         if model != "gpt2" {
@@ -95,8 +96,8 @@ impl Vocabulary<'_> {
         }
     }
 
-    /// Splits the tokens into those of BPE and the added ones. An added token is special if its flag is `true`. Unused
-    /// tokens are in neither list.
+    /// Splits the tokens into BPE tokens and added tokens. The flag of an added token says whether the token is
+    /// special. Unused tokens are in neither list.
     fn split_added(&self) -> (Vocab, Vec<(usize, bool)>) {
         let (mut vocab, mut added) = (Vocab::default(), Vec::new());
         for (id, (token, kind)) in self.tokens.iter().zip(self.token_types).enumerate() {
@@ -106,8 +107,8 @@ impl Vocabulary<'_> {
                 _ => drop(vocab.insert(token.clone(), id as u32)),
             }
         }
-        // The tokenizers crate numbers added tokens from the size of the vocabulary on, unless the vocabulary contains
-        // them. So they are put into the vocabulary if they have other ids.
+        // The tokenizers crate gives added tokens the ids after the last token of the vocabulary, unless the vocabulary
+        // contains the added tokens. If their ids are different, they are therefore put into the vocabulary.
         if !added.iter().map(|(id, _)| *id).eq((vocab.len()..).take(added.len())) {
             vocab.extend(added.iter().map(|&(id, _)| (self.tokens[id].clone(), id as u32)));
         }

@@ -1,4 +1,5 @@
-//! Token ids against transformers, and the end-of-text token with every post-processor.
+//! Compares token ids with those of transformers, and checks that the end-of-text token is appended with any
+//! post-processor.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -23,7 +24,7 @@ fn tokenizer() -> Tokenizer {
     load(&fixtures::path("tokenizer.json"))
 }
 
-/// The fixtures' tokenizer with a change to its file.
+/// The tokenizer of the fixtures, after a change to its file.
 fn changed(change: impl FnOnce(&mut Value)) -> Result<Tokenizer, Error> {
     let mut json = tokenizer_json();
     change(&mut json);
@@ -180,7 +181,7 @@ fn rejects_file_that_is_not_a_tokenizer_and_names_it() {
         let path = Path::new("folder/tokenizer.json");
         let error = Tokenizer::from_json(json.as_bytes(), path).unwrap_err();
         assert!(matches!(error, Error::Tokenizer { .. }), "{json}: {error}");
-        assert_eq!(error.to_string(), "folder/tokenizer.json is not a tokenizer");
+        assert_eq!(error.to_string(), "folder/tokenizer.json does not contain a valid tokenizer");
     }
 }
 
@@ -199,7 +200,7 @@ fn rejects_file_on_which_the_parser_panics() {
 #[test]
 fn rejects_white_space_beyond_the_regex_engines_limit() {
     let tokenizer = tokenizer();
-    // A run up to the limit is split like any other: its last character belongs to the next word.
+    // A run of white space up to the limit is split like any other run: its last character belongs to the next word.
     let after = encode(&tokenizer, " hello you");
     let text = format!("{}hello you", " ".repeat(500_000));
     assert!(encode(&tokenizer, &text).ends_with(&after));
@@ -226,7 +227,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Converts a `tokenizer.json` like the converter of llama.cpp.
+    /// Converts a `tokenizer.json` in the way in which llama.cpp's converter does.
     fn of_json(json: &Value) -> Self {
         let mut tokens: Vec<(u64, String, i32)> = Vec::new();
         for (token, id) in json["model"]["vocab"].as_object().unwrap() {
@@ -269,7 +270,7 @@ impl Parts {
     }
 }
 
-/// Texts of many kinds: the tokenizer cases, the lines of the corpus, and overlapping pieces of the corpus.
+/// The texts of the tokenizer cases, the lines of the corpus, and overlapping pieces of the corpus.
 fn many_texts() -> Vec<String> {
     let mut texts: Vec<String> =
         cases().iter().map(|case| case["text"].as_str().unwrap().to_owned()).collect();

@@ -1,5 +1,5 @@
-//! A published example that serves a model with SGLang and calls it with the openai package. Here, this server takes the
-//! place of SGLang.
+//! A published example serves a model with SGLang and sends requests with the openai package. This test uses
+//! `qwen3-embed serve` instead of SGLang.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,11 +15,11 @@ const ID: &str = "Qwen/Qwen3-Embedding-4B";
 /// The port of the example.
 const PORT: u16 = 30000;
 
-/// The hash of a commit.
+/// The commit of the model in the cache. Its value has no meaning.
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The flags that the example passes to `python -m sglang.launch_server`, and an environment in which the id is found in a
-/// cache without a network.
+/// The flags that the example passes to `python -m sglang.launch_server`, and environment variables with which the
+/// server finds the model id in a cache, without using the network.
 pub(super) fn setup() -> Result<Setup> {
     let cache = artifacts().join("hub");
     let repository = cache.join(format!("models--{}", ID.replace('/', "--")));
@@ -39,7 +39,7 @@ pub(super) fn setup() -> Result<Setup> {
     Ok(Setup { arguments: command.map(str::to_owned).to_vec(), environment: environment.to_vec() })
 }
 
-/// The port of the example, or another one if it is in use.
+/// The port of the example, or a free port if the port of the example is in use.
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("0.0.0.0", PORT));
     let listener = listener.or_else(|_| TcpListener::bind(("0.0.0.0", 0)))?;

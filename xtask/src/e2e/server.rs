@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::workspace::{self, root};
 
-/// The served name of the embedding model. The examples that clients publish use such names.
+/// The served name of the embedding model. Examples in the documentation of clients use names like this.
 pub(super) const MODEL: &str = "Qwen/Qwen3-Embedding-0.6B";
 
 /// Time limit for loading a tiny model, and for stopping an idle server.
@@ -29,8 +29,8 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    /// A small model under a published name, on a free port, with further arguments. The precision is f32, because scripts
-    /// compare vectors with those of transformers, and bf16 vectors differ on CPUs with bf16 multiplications.
+    /// A small model with the name of a published model, on a free port, with additional arguments. The precision is
+    /// f32, because the scripts compare vectors with those of transformers in f32.
     pub(super) fn small_model(arguments: &[&str]) -> Result<Self> {
         let model = root().join("fixtures/models/wide");
         let model = model.to_str().context("the path of the workspace is not Unicode")?;
@@ -42,7 +42,7 @@ impl Setup {
     }
 }
 
-/// A running `qwen3-embed serve`. It is killed if it is dropped without [`Server::end`].
+/// A running `qwen3-embed serve`. Dropping this value without a call of [`Server::end`] kills the process.
 pub(super) struct Server {
     name: String,
     address: String,
@@ -59,7 +59,7 @@ impl Server {
         let log = File::create(log(name))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().with_context(|| program.display().to_string())?;
-        let stdout = child.stdout.take().context("standard output is a pipe")?;
+        let stdout = child.stdout.take().context("standard output is not a pipe")?;
         let stdout = BufReader::new(stdout);
         let mut server = Self { name: name.to_owned(), address: String::new(), child, stdout };
         let mut line = String::new();
@@ -67,9 +67,9 @@ impl Server {
         let address = line.strip_prefix("listening on ").map(str::trim_end);
         let address = address.with_context(|| {
             let log = fs::read_to_string(server.log()).unwrap_or_default();
-            format!("server {name} printed {line:?} instead of its address\n{log}")
+            format!("expected the address of server {name} on standard output, got {line:?}; its log:\n{log}")
         })?;
-        // 0.0.0.0 stands for all addresses of this machine; clients need one of them.
+        // 0.0.0.0 stands for all addresses of this machine, but a client needs a certain address.
         server.address = address.replace("//0.0.0.0:", "//127.0.0.1:");
         server.wait_until_ready()?;
         Ok(server)
@@ -88,7 +88,8 @@ impl Server {
         log(&self.name)
     }
 
-    /// Stops the server with SIGTERM, and checks that it exits successfully and has printed nothing else.
+    /// Stops the server with SIGTERM. Checks that the server exits successfully and has printed nothing after its
+    /// address.
     pub(super) fn end(mut self) -> Result<()> {
         let kill = format!("kill -TERM {}", self.child.id());
         workspace::run(Command::new("sh").args(["-c", &kill]))?;
@@ -97,7 +98,7 @@ impl Server {
         ensure!(succeeded, "server {} exited with an error: see {}", self.name, log.display());
         let mut more = String::new();
         self.stdout.read_to_string(&mut more)?;
-        ensure!(more.is_empty(), "server {} has printed {more:?} too", self.name);
+        ensure!(more.is_empty(), "server {} printed {more:?} after its address", self.name);
         Ok(())
     }
 
@@ -105,20 +106,31 @@ impl Server {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
-                bail!("server {} has exited: {status}; see {}", self.name, self.log().display());
+                bail!(
+                    "server {} exited before it was ready ({status}): see {}",
+                    self.name,
+                    self.log().display()
+                );
             }
             let status = self.status_of("/readyz").context("/readyz")?;
             if status == "200" {
                 return Ok(());
             }
-            ensure!(start.elapsed() < LIMIT, "server {} stays at status {status}", self.name);
+            ensure!(
+                start.elapsed() < LIMIT,
+                "server {} is not ready: /readyz returns status {status}",
+                self.name
+            );
             thread::sleep(Duration::from_millis(20));
         }
     }
 
     /// The status of a route, read from the socket without an HTTP client.
     fn status_of(&self, path: &str) -> Result<String> {
-        let host = self.address.strip_prefix("http://").context("an address without http://")?;
+        let host = self
+            .address
+            .strip_prefix("http://")
+            .context("the address does not begin with http://")?;
         let mut stream = TcpStream::connect(host).with_context(|| host.to_owned())?;
         stream.set_read_timeout(Some(LIMIT))?;
         write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
@@ -131,7 +143,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The server still runs only if a script has failed, so errors here are ignored.
+        // The server still runs only if a script has failed. That error is reported, so errors here are ignored.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,5 @@
-//! A server on loopback with the API of the hub, and a second server for large files, as the hub has.
+//! A test server on loopback with the API of the hub, and a second server for large files, because the hub also stores
+//! large files on another server.
 
 pub(crate) mod xet;
 
@@ -15,7 +16,7 @@ use sha2::{Digest, Sha256};
 /// The newest commit of every repository.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The hub. Its threads run until the process ends.
+/// The test server. Its threads run until the process ends.
 #[derive(Clone)]
 pub(crate) struct Server {
     shared: Arc<Shared>,
@@ -24,7 +25,7 @@ pub(crate) struct Server {
 struct Shared {
     hub: String,
     cdn: String,
-    /// Whether large files are in Xet storage, and nowhere else.
+    /// Whether large files are in Xet storage only.
     has_xet: bool,
     repos: Mutex<BTreeMap<String, BTreeMap<String, Vec<u8>>>>,
     requests: Mutex<Vec<Request>>,
@@ -81,7 +82,7 @@ impl Server {
         Self::start_with(repos, false)
     }
 
-    /// Starts a hub that has large files in Xet storage, and nowhere else.
+    /// Starts a hub that has large files in Xet storage only.
     pub(crate) fn start_with_xet(repos: &[(&str, BTreeMap<String, Vec<u8>>)]) -> Self {
         Self::start_with(repos, true)
     }
@@ -214,7 +215,7 @@ impl Server {
     }
 }
 
-/// The files of a model fixture, and others.
+/// The files of a model fixture, and other files.
 pub(crate) fn repository(fixture: &str, others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(fixture);
     let mut files = BTreeMap::new();
@@ -239,13 +240,14 @@ pub(crate) fn sha256(contents: &[u8]) -> String {
     Sha256::digest(contents).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the file is on the server for large files.
+/// Whether the file is stored on the server for large files.
 fn is_large(file: &str) -> bool {
     [".safetensors", ".gguf", ".bin"].iter().any(|end| file.ends_with(end))
 }
 
 fn no_repo() -> Reply {
-    // The hub answers 401 without a token, so that nobody can guess the names of private repositories.
+    // Without a token, the hub responds with 401 instead of 404, so that a client cannot find out whether a private
+    // repository exists.
     Reply::status(401)
         .with("X-Error-Code", "RepoNotFound")
         .with("X-Error-Message", "Repository not found")

@@ -1,11 +1,12 @@
-//! As much of the Xet protocol as is needed to download a whole file: the access token, where the chunks of the file are,
-//! and the chunks, without compression. A file's hash in Xet storage is its SHA-256 here; clients do not verify it.
+//! The part of the Xet protocol that is needed to download a whole file: the access token, the locations of the file's
+//! chunks, and the chunks, without compression. This server uses the SHA-256 of a file as its hash in Xet storage,
+//! because clients do not verify this hash.
 
 use serde_json::json;
 
 use super::{Reply, Request, part_of};
 
-/// Bytes of a chunk. The protocol allows 128 KiB.
+/// Number of bytes of a chunk. The protocol allows at most 128 KiB.
 const CHUNK: usize = 100_000;
 
 /// The token for Xet storage, which is not the hub's token.
@@ -17,7 +18,8 @@ pub(super) fn is_request(request: &Request) -> bool {
     paths.iter().any(|path| request.path.contains(path))
 }
 
-/// The response to a request about `file`. Only the token comes from the hub, all else from the server for large files.
+/// The response to a request about `file`. The token comes from the hub. The other responses come from the server for
+/// large files.
 pub(super) fn reply(request: &Request, file: Option<&[u8]>, cdn: &str) -> Reply {
     if request.path.contains("/xet-read-token/") {
         let token = json!({"accessToken": TOKEN, "exp": 4_000_000_000u64, "casUrl": cdn});

@@ -13,7 +13,7 @@ use crate::hub_server::{COMMIT, Request, Server, sha256};
 
 pub(crate) const ID: &str = "owner/model";
 
-/// A hub with the repository `owner/model`, an empty cache, and one transport.
+/// The environment of one test: a hub with the repository `owner/model`, an empty cache, and one transport.
 pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) cache: tempfile::TempDir,
@@ -21,13 +21,13 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A world for each transport: the built-in client, and hf-hub with large files in Xet storage. The repository has
-    /// all files of [`SELECTION`] except `modules.json`.
+    /// One environment for each transport: the built-in client, and hf-hub with large files in Xet storage. The
+    /// repository has all required files of [`SELECTION`] and no optional files.
     pub(crate) fn each() -> impl Iterator<Item = Self> {
         Self::each_with(|| files(&[]))
     }
 
-    /// A world for each transport, with a repository of these files.
+    /// One environment for each transport. The repository has these files.
     pub(crate) fn each_with(
         files: impl Fn() -> BTreeMap<String, Vec<u8>>,
     ) -> impl Iterator<Item = Self> {
@@ -35,12 +35,12 @@ impl World {
         transports.map(move |is_xet| Self::start(is_xet, files()))
     }
 
-    /// A world for the built-in client, with the files of [`World::each`].
+    /// An environment for the built-in client, with the files of [`World::each`].
     pub(crate) fn http() -> Self {
         Self::start(false, files(&[]))
     }
 
-    /// A world for hf-hub, with the files of [`World::each`].
+    /// An environment for hf-hub, with the files of [`World::each`].
     pub(crate) fn xet() -> Self {
         Self::start(true, files(&[]))
     }
@@ -84,7 +84,7 @@ impl World {
 
 /// The files of a repository: `config.json`, `model.safetensors` and others.
 pub(crate) fn files(others: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
-    // More than the buffer of a transfer, and no two blocks alike.
+    // More bytes than the buffer of a transfer has. No two blocks are equal.
     let weights = (0u32..100_000).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes());
     let mut files: BTreeMap<_, _> = [
         ("config.json".to_owned(), br#"{"model_type": "qwen3"}"#.to_vec()),
@@ -142,7 +142,7 @@ pub(crate) fn download_at(hub: &Hub, revision: Option<&str>) -> Result<PathBuf, 
     Ok(path)
 }
 
-/// The reason of a failed download of `main`.
+/// The reason why a download of `main` fails.
 pub(crate) fn problem(hub: &Hub) -> HubProblem {
     download(hub).unwrap_err().problem
 }

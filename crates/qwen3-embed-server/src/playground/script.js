@@ -1,7 +1,7 @@
-// The playground: three forms. Each sends requests to this server's public routes and shows the responses. Texts are put
-// into the page as text nodes only, never as markup.
+// The playground has three forms. Each form sends requests to the public routes of this server and shows the responses.
+// Texts are put into the page as text nodes only, never as markup.
 
-/** Texts beyond this number are embedded but not drawn, because browsers are slow with a million cells. */
+/** Texts beyond this number are embedded but not shown in the matrix. Browsers are slow with very many cells. */
 const MATRIX_LIMIT = 100;
 /** The text color of a cell changes at this position between `--heat-low` and `--heat-high`. */
 const INK_TURNS_AT = 0.605;
@@ -21,7 +21,7 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Whether a key event belongs to an input method. Some browsers show this in the key code only. */
+/** Whether a key event belongs to an input method. Some browsers report this only in the key code. */
 const composing = (event) => event.isComposing || event.keyCode === 229;
 const template = (name) => $(`#${name}-template`).content.cloneNode(true);
 
@@ -40,10 +40,10 @@ class Refusal extends Error {
   }
 }
 
-/** An error about a field, found before a request is sent. */
+/** An error about a form field, which is found before a request is sent. */
 const missing = (message, field) => Object.assign(new Error(message), { field });
 
-/** The URL of a route beside this page, without `user:password@` of the page's own URL. */
+/** The URL of a route, relative to this page, without the `user:password@` that the page's own URL may contain. */
 const url = (path) => new URL(path, location.origin + location.pathname).href;
 
 function parsed(json) {
@@ -67,7 +67,7 @@ function post({ path, body }, signal) {
   return fetched(path, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
-/** The request for embeddings in base64, which takes a third of the bytes of decimal numbers. */
+/** A request for embeddings in base64, which takes a third of the bytes that decimal numbers take. */
 const embeddingRequest = (input, options) => ({
   path: "v1/embeddings",
   body: { model: server.info.embedder.id, input, ...options, encoding_format: "base64" },
@@ -113,7 +113,7 @@ const SNIPPETS = {
   },
 };
 
-/** Python source of a value: JSON without `true`, `false` and `null` is also Python. */
+/** A value as Python source. JSON is also Python if it does not contain `true`, `false` or `null`. */
 const python = (value, depth = 1) => JSON.stringify(value, null, 4).replaceAll("\n", `\n${"    ".repeat(depth)}`);
 
 function openaiCall(name, { encoding_format: chosenByTheClient, instruct, prompt_name, ...body }) {
@@ -123,7 +123,7 @@ function openaiCall(name, { encoding_format: chosenByTheClient, instruct, prompt
   return `${name} = client.embeddings.create(\n${passed})\n`;
 }
 
-/** A rerank request in Python without a package, because the openai package has no reranking. */
+/** A rerank request in Python with the standard library, because the openai package does not support reranking. */
 function urllibCall({ path, body }, os) {
   const authorization = os && `, "authorization": "Bearer " + os.environ["API_KEY"]`;
   return `import json\n${os}import urllib.request\n
@@ -301,7 +301,7 @@ class Dimensions {
     }
   }
 
-  /** The fields of the request: none for all dimensions. The server checks the number. */
+  /** The fields of the request. There are none if all dimensions are chosen. The server checks the number. */
   options() {
     clearTimeout(this.pause);
     if (this.number.value === "") throw missing("Choose how many dimensions.", this.number);
@@ -312,8 +312,8 @@ class Dimensions {
 
 // ---- Results ----
 
-/** A form with its result. `prepare` turns the form into requests, and returns a function that turns the
- * responses into a summary and nodes. */
+/** A form with its result. `prepare` returns the requests for the form, and a function that turns the responses into a
+ * summary and nodes. */
 class Panel {
   constructor(section, prepare) {
     this.section = section;
@@ -332,12 +332,12 @@ class Panel {
     if (/^(Mac|iP)/.test(navigator.platform)) $(".submit kbd", this.form).textContent = "⌘";
     this.language = "curl";
     for (const button of this.section.querySelectorAll("[data-language]")) {
-      button.addEventListener("click", () => this.speak(button.dataset.language));
+      button.addEventListener("click", () => this.showSnippet(button.dataset.language));
     }
     $(".copy", section).addEventListener("click", ({ target }) => this.copy(target));
   }
 
-  /** Sends the requests, and aborts the ones in progress. */
+  /** Sends the requests, and aborts earlier requests that are still in progress. */
   async run() {
     this.controller?.abort();
     const controller = new AbortController();
@@ -346,8 +346,8 @@ class Panel {
     try {
       const { requests, show } = this.prepare();
       this.requests = requests;
-      this.speak(this.language);
-      this.show("Asking the server …", null);
+      this.showSnippet(this.language);
+      this.show("Waiting for the response …", null);
       const answers = await Promise.all(requests.map((request) => post(request, controller.signal)));
       const elapsed = since(start);
       if (controller.signal.aborted) return;
@@ -356,14 +356,14 @@ class Panel {
       this.show([summary, plural(tokens, "token"), elapsed].join(" · "), nodes);
     } catch (error) {
       // A newer request has replaced this one and shows its own result.
-      if (this.controller === controller) this.complain(error, since(start));
+      if (this.controller === controller) this.showError(error, since(start));
     } finally {
-      // Stops the other requests if one has failed.
+      // If one request has failed, the others are stopped.
       controller.abort();
     }
   }
 
-  /** Shows a result, or that a request is in progress; the last result stays, dimmed. */
+  /** Shows a result. If `nodes` is null, a request is in progress, and the previous result stays visible, dimmed. */
   show(status, nodes) {
     this.results.setAttribute("aria-busy", nodes === null);
     $(".error", this.results).replaceChildren();
@@ -371,7 +371,7 @@ class Panel {
     if (nodes) $(".answer", this.results).replaceChildren(...nodes);
   }
 
-  complain(error, elapsed) {
+  showError(error, elapsed) {
     const refused = error instanceof Refusal;
     this.show(refused ? `Refused · ${elapsed}` : "", []);
     const message = refused || error.field ? error.message : `The server does not respond: ${error.message}`;
@@ -380,7 +380,7 @@ class Panel {
     error.field?.focus();
   }
 
-  async speak(language) {
+  async showSnippet(language) {
     this.language = language;
     for (const button of this.section.querySelectorAll("[data-language]")) {
       button.setAttribute("aria-pressed", button.dataset.language === language);
@@ -395,7 +395,7 @@ class Panel {
   async copy(button) {
     const code = $("code", this.section);
     getSelection().selectAllChildren(code);
-    // Over plain HTTP from another machine, browsers have no clipboard API, only the old command.
+    // In a page from another machine over plain HTTP, browsers have no clipboard API, only the old command.
     navigator.clipboard ? await navigator.clipboard.writeText(code.textContent) : document.execCommand("copy");
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1500);
@@ -427,7 +427,7 @@ function matrix(texts, rows) {
   const legend = template("legend").firstElementChild;
   const fit = $("input", legend);
   const color = () => {
-    // The colors span at least 0.05, so that nearly equal similarities do not look different.
+    // The color scale covers a range of at least 0.05, so that nearly equal similarities do not look different.
     const low = Math.min(fit.checked ? Math.floor(lowest * 20) / 20 : Math.min(lowest, 0), 0.95);
     $(".low", legend).textContent = low.toFixed(2).replace("-", "−");
     [...body.querySelectorAll("td")].forEach((cell, k) => {
@@ -443,10 +443,10 @@ function matrix(texts, rows) {
   return [box, legend, element("p", { class: "hint" }, rest)];
 }
 
-/** Formats a number with three decimals and a true minus sign. */
+/** Formats a number with three decimals and with a minus sign instead of a hyphen. */
 const decimal = (value) => (Math.abs(value) < 0.0005 ? 0 : value).toFixed(3).replace("-", "−");
 
-/** Documents with scores, best first, as bars from zero. */
+/** A list of the documents with their scores, best first. Bars that start at zero show the scores. */
 function ranking(documents, scores) {
   const order = documents.map((_, i) => i).filter((i) => scores[i] !== undefined).sort((a, b) => scores[b] - scores[a]);
   const low = Math.min(0, ...order.map((i) => scores[i]));
@@ -532,7 +532,7 @@ function query(section) {
 
 const server = {};
 
-/** Whether requests need an API key: only then do the snippets contain one. */
+/** Whether requests need an API key. If they do, the snippets contain a variable for the key. */
 function wantsKey() {
   server.key ??= fetch(url("v1/models"), { credentials: "omit" }).then(({ status }) => status === 401, () => false);
   return server.key;
@@ -540,7 +540,7 @@ function wantsKey() {
 
 const PANELS = { similarity: similarityPanel, search: searchPanel, rerank: rerankPanel };
 
-/** Waits until the server is ready, shows its messages, and then loads its information. */
+/** Waits until the server is ready and shows its messages meanwhile. Then loads the information about its models. */
 async function ready() {
   const waiting = $("#waiting");
   for (;;) {
@@ -551,10 +551,10 @@ async function ready() {
       waiting.hidden = true;
       return;
     } catch (error) {
-      const said = error instanceof Refusal ? ["Loading …", error.message] : ["Waiting for the server …", ""];
+      const lines = error instanceof Refusal ? ["Loading …", error.message] : ["Waiting for the server …", ""];
       // Writing the status again would make screen readers repeat it.
       for (const line of waiting.querySelectorAll("p")) {
-        const text = said.shift();
+        const text = lines.shift();
         if (line.textContent !== text) line.textContent = text;
       }
       waiting.hidden = false;
@@ -570,7 +570,7 @@ function facts({ embedder, reranker, version }) {
   $("#version").textContent = `qwen3-embed ${version}`;
 }
 
-/** Shows a tab for each loaded model. Arrow keys move between tabs, as screen readers announce. */
+/** Shows the tabs for the loaded models. Arrow keys move between tabs, as users of screen readers expect. */
 function tabs() {
   const list = $("#tabs");
   const all = [...list.children].filter((tab) => server.info[tab.dataset.needs]);

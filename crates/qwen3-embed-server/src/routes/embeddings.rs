@@ -16,24 +16,27 @@ use crate::respond::{self, Rows};
 pub(crate) struct EmbeddingsRequest {
     /// Name of the model, as in `GET /v1/models`.
     model: Option<String>,
-    /// Texts to embed: 1 to 2048 by default, none of them empty.
+    /// Texts to embed. No text may be empty. The limit is 2048 texts, unless the server has another setting.
     input: Input,
-    /// Number of dimensions of the vectors, from 32 to the model's hidden size. Default: the hidden size.
+    /// Number of dimensions of the vectors. For the published models, 32 to the model's hidden size. Default: the
+    /// hidden size.
     #[schema(minimum = 1)]
     dimensions: Option<usize>,
     /// Format of the vectors. Default: `float`.
     encoding_format: Option<EncodingFormat>,
-    /// Instruction for queries: one sentence, preferably in English, that describes the task.
+    /// Instruction that is put before the texts: one sentence, preferably in English, that describes the task. It is
+    /// meant for queries.
     instruct: Option<String>,
     /// Name of the prompt that is put before the texts: `query`, `document`, or another prompt of the model. Default:
-    /// `document`.
+    /// `document`, unless the server was started with `--default-instruct`.
     prompt_name: Option<String>,
-    /// Whether a text that is too long is cut. Default: `false`, so it is an error.
+    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if
+    /// the server was started with `--truncate`.
     truncate: Option<bool>,
-    /// The side on which texts are cut. Default: `right`.
+    /// The side on which texts are truncated. Default: `right`.
     truncation_side: Option<Side>,
-    /// vLLM's field for cutting texts. Maximum number of tokens, including the instruction and the end-of-text token; -1
-    /// stands for the model's limit. The end-of-text token is kept.
+    /// Maximum number of tokens of a text, including the instruction and the end-of-text token, as in vLLM. Longer
+    /// texts are truncated, but keep the end-of-text token. -1 stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
     /// Whether vectors are normalized to unit length. Default: `true`.
@@ -85,13 +88,16 @@ pub(crate) struct Embedding {
 /// A vector in the requested format.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "only describes the response, which is written piece by piece")]
+#[expect(
+    dead_code,
+    reason = "this type describes the response in OpenAPI; the response is written piece by piece"
+)]
 pub(crate) enum Vector {
     Float(Vec<f32>),
     Base64(String),
 }
 
-/// Embeds texts, as OpenAI's API.
+/// Embeds texts, with the request and the response of OpenAI's API.
 #[utoipa::path(
     post,
     path = "/v1/embeddings",
@@ -127,7 +133,7 @@ pub(crate) async fn embeddings(
     };
     let usage = Usage::new(embeddings.n_tokens());
     let rest = serde_json::json!({ "model": model.name, "usage": usage }).to_string();
-    // The other fields follow the list of vectors.
+    // The fields `model` and `usage` follow the list of vectors.
     let tail = format!("],{}", &rest[1..]);
     Ok(respond::json(r#"{"object":"list","data":["#, embeddings, rows, tail))
 }

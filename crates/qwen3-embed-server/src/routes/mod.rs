@@ -1,4 +1,4 @@
-//! The handlers of the routes, and what several of them share.
+//! The handlers of the routes, and the code that several handlers share.
 
 pub(crate) mod embeddings;
 pub(crate) mod models;
@@ -17,13 +17,13 @@ use crate::AppState;
 use crate::error::{ApiError, Field};
 use crate::state::ServedModel;
 
-/// The side on which a text that is too long is cut.
+/// The side on which a text that is too long is truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase", try_from = "String")]
 pub(crate) enum Side {
-    /// Cuts the beginning, including an instruction.
+    /// Removes the beginning of the text, including an instruction.
     Left,
-    /// Cuts the end.
+    /// Removes the end of the text.
     #[default]
     Right,
 }
@@ -57,7 +57,7 @@ impl Usage {
     }
 }
 
-/// The prompt with this name. `query` and `document` exist for every model.
+/// The prompt with this name. Every model has the prompts `query` and `document`.
 pub(crate) fn prompt_named(name: &str) -> Prompt {
     match name {
         "query" => Prompt::Query,
@@ -88,8 +88,8 @@ fn check_end_of_text(
     }
 }
 
-/// Refuses texts with more white space than the tokenizer supports. Used for texts that become part of a longer text, so
-/// that the error names the right field.
+/// Refuses texts that have more white space in a row than the tokenizer supports. This function is used for texts that
+/// become part of a longer text, so that the error names the right field.
 pub(crate) fn check_white_space<'a>(
     texts: impl IntoIterator<Item = &'a String>,
     field: Field,
@@ -102,7 +102,7 @@ pub(crate) fn check_white_space<'a>(
     Ok(())
 }
 
-/// The number of tokens that vLLM's field `truncate_prompt_tokens` asks for; -1 stands for the model's limit.
+/// The token limit that a request sets with vLLM's field `truncate_prompt_tokens`. -1 stands for the model's limit.
 fn tokens_kept(requested: Option<i64>, limit: usize) -> Result<Option<usize>, ApiError> {
     let Some(requested) = requested else { return Ok(None) };
     let kept = if requested == -1 { limit } else { usize::try_from(requested).unwrap_or(0) };
@@ -127,7 +127,7 @@ pub(crate) struct EmbedParameters {
 }
 
 impl EmbedParameters {
-    /// Embeds texts that were in the field `field`.
+    /// Embeds texts. `field` is the request field that contained them.
     pub(crate) async fn embed(
         self,
         state: &AppState,
@@ -148,7 +148,7 @@ impl EmbedParameters {
         Ok(embedded.embeddings)
     }
 
-    /// The overflow policy, and the token limit if it is not the model's.
+    /// The overflow policy, and the token limit if the request sets one.
     fn overflow(
         &self,
         state: &AppState,

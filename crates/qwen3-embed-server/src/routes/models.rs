@@ -33,7 +33,7 @@ impl Model {
     }
 }
 
-/// Lists the models of the server, under all their names.
+/// Lists the models of the server. A model with several names is listed once for each name.
 #[utoipa::path(
     get,
     path = "/v1/models",
@@ -67,7 +67,7 @@ pub(crate) async fn one(
     let Path(id) = id.map_err(not_utf8)?;
     let served = state.served()?;
     let names = served.names();
-    // The slash at the end of the path, which was removed, may have been part of the name.
+    // A slash at the end of the path has been removed before routing, but it may be part of the name.
     let with_slash = format!("{id}/");
     match [id.as_str(), &with_slash].into_iter().find(|name| names.contains(name)) {
         Some(name) => Ok(Json(Model::new(name, served.created))),

@@ -20,7 +20,7 @@ pub(crate) async fn script() -> Response {
     file("text/javascript; charset=utf-8", SCRIPT)
 }
 
-/// A file of the playground. Its content security policy allows no other servers.
+/// A response with a file of the playground. Its content security policy allows requests to this server only.
 fn file(content_type: &'static str, content: &'static str) -> Response {
     let headers = [
         (header::CONTENT_TYPE, content_type),
@@ -30,7 +30,7 @@ fn file(content_type: &'static str, content: &'static str) -> Response {
         ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        // Browsers ask again each time, because a new version of the server has a new page.
+        // Browsers must load the file again each time, because another version of the server may have another file.
         (header::CACHE_CONTROL, "no-cache"),
     ];
     let headers: HeaderMap =

@@ -1,4 +1,4 @@
-//! Scoring the pairs of a query and a document of a request.
+//! Scores the pairs of a query and a document in a request.
 
 use qwen3_embed::{
     DEFAULT_INSTRUCTION, QueryFrame, Reranker, ScoreOptions, Scores, TextError, unframe_document,
@@ -12,7 +12,7 @@ use crate::state::ServedModel;
 /// Queries and documents of a request, with the fields that contain them.
 #[derive(Debug)]
 pub(super) struct Pairs {
-    /// One query, or one for each document.
+    /// One query for all documents, or one query for each document.
     pub(super) queries: (Vec<String>, Field),
     pub(super) documents: (Vec<String>, Field),
     pub(super) instruct: Option<(Field, String)>,
@@ -60,10 +60,11 @@ impl Pairs {
         Ok(scored.scores)
     }
 
-    /// Removes the model's prompt from texts that have it already.
+    /// Removes the model's prompt from texts that already contain it.
     ///
-    /// Clients that were written for servers without the prompt send it as part of their texts. A text that only
-    /// resembles the prompt is refused, because the score of a prompt inside a prompt looks right and is wrong.
+    /// Clients that were written for servers without the prompt send the prompt as part of their texts. A text that
+    /// only resembles the prompt is refused. Otherwise the model would score a prompt inside a prompt, and the client
+    /// would not notice that the score is wrong.
     fn unframed(self) -> Result<Self, ApiError> {
         let Self { queries: (queries, query_field), documents: (documents, field), instruct } =
             self;
@@ -120,7 +121,7 @@ fn one_instruction(
     if let Some(index) = instructions.clone().position(|instruction| instruction != expected) {
         let name = field.at(index);
         let message = format!(
-            "{name} has another instruction than {place}: all queries of a request need the same instruction, in \
+            "`{name}` and `{place}` have different instructions: all queries of a request need the same instruction, in \
              `instruct` or in the prompt around the query"
         );
         return Err(ApiError::invalid(message).about(name));
@@ -129,11 +130,12 @@ fn one_instruction(
     Ok(instruct.unwrap_or((field, expected)))
 }
 
-/// 400: a query begins with the model's prompt, but the query or one of its documents does not match the prompt.
+/// 400: a query begins like the model's prompt, but `name`, which is the query or one of its documents, does not match
+/// the prompt.
 fn not_the_frame(name: String) -> ApiError {
     let message = format!(
-        "{name} does not match the model's prompt, with which the query begins: this server adds the prompt, so \
-         send the query and the documents without it, and the instruction in `instruct`"
+        "the query begins like the model's prompt, but `{name}` does not match the prompt: this server adds the prompt, \
+         so send the query and the documents without it, and the instruction in `instruct`"
     );
     ApiError::invalid(message).about(name)
 }

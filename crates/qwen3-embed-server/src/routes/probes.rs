@@ -14,7 +14,8 @@ pub(crate) async fn livez() -> &'static str {
 
 /// Returns 200 if requests can be processed.
 ///
-/// Returns 503 while models are being loaded, during shutdown, and if a model has crashed. `/health` is the same.
+/// Returns 503 while models are being loaded, during shutdown, and after a model has crashed. `/health` is the same
+/// route.
 #[utoipa::path(
     get,
     path = "/readyz",

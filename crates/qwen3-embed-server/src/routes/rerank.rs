@@ -17,7 +17,7 @@ use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody, Field};
 use crate::input::{Strings, check_count};
 
-/// Request to rank documents. With `documents` it is a request of Jina's, Cohere's and vLLM's APIs, with `texts` one of
+/// Request to rank documents. The field `documents` belongs to the APIs of Jina, Cohere and vLLM, the field `texts` to
 /// text-embeddings-inference.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct RerankRequest {
@@ -26,30 +26,32 @@ pub(crate) struct RerankRequest {
     /// The query. If it begins with the prompt of the model card, the prompt is removed from the query and from every
     /// document.
     query: String,
-    /// Documents to rank: 1 to 2048 by default.
+    /// Documents to rank. The limit is 2048 documents, unless the server has another setting.
     #[schema(min_items = 1)]
     documents: Option<Vec<Document>>,
-    /// Documents to rank; the response has the shape of text-embeddings-inference.
+    /// Documents to rank, instead of `documents`. The response then has the shape of text-embeddings-inference.
     #[schema(min_items = 1)]
     texts: Option<Vec<String>>,
-    /// Number of documents to return, the best ones. Default: all; 0 also stands for all.
+    /// Number of documents to return. The documents with the highest scores are returned. Default: all; 0 also stands
+    /// for all.
     top_n: Option<usize>,
     /// Another name for `top_n`, from Voyage's API.
     top_k: Option<usize>,
-    /// Whether the response contains the documents. Default: `true` for `documents`, except for `/v2/rerank`; `false` for
-    /// `texts`.
+    /// Whether the response contains the documents. Default: `true` for `documents`, except for `/v2/rerank`; `false`
+    /// for `texts`.
     return_documents: Option<bool>,
     /// Another name for `return_documents`, from text-embeddings-inference.
     return_text: Option<bool>,
-    /// Instruction: one sentence, preferably in English, that says what a relevant document is.
+    /// Instruction: one sentence, preferably in English, that describes which documents are relevant.
     instruct: Option<String>,
     /// Another name for `instruct`.
     instruction: Option<String>,
-    /// Maximum number of tokens of each document; the rest of a document is cut. Default: no limit; 0 also stands for no
-    /// limit. A prompt that is longer than the model's limit always loses the end of its document.
+    /// Maximum number of tokens of each document. A longer document loses its end. Default: no limit; 0 also stands for
+    /// no limit. Independently of this field, a prompt that is longer than the model's limit loses the end of its
+    /// document.
     max_tokens_per_doc: Option<usize>,
-    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of its
-    /// document. Default: the model's limit; -1 also stands for the model's limit.
+    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of
+    /// its document. Default: the model's limit; -1 also stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
     /// Whether scores are logits instead of probabilities. Default: `false`.
@@ -84,7 +86,7 @@ pub(crate) struct RerankResponse {
 pub(crate) struct RankResult {
     /// Index of the document in the request.
     index: usize,
-    /// Probability, from 0 to 1, that the document answers the query.
+    /// Probability, from 0 to 1, that the document answers the query. With `raw_scores`, the logit.
     relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     document: Option<RankedText>,
@@ -101,16 +103,19 @@ pub(crate) struct RankedText {
 pub(crate) struct Rank {
     /// Index of the text in the request.
     index: usize,
-    /// Probability, from 0 to 1, that the text answers the query.
+    /// Probability, from 0 to 1, that the text answers the query. With `raw_scores`, the logit.
     score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
 }
 
-/// The response: the first shape for `documents`, the second one for `texts`.
+/// The response: `Documents` if the request has `documents`, `Texts` if it has `texts`.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[expect(dead_code, reason = "only describes the responses, which are written separately")]
+#[expect(
+    dead_code,
+    reason = "this type describes the responses in OpenAPI; the handler creates them separately"
+)]
 pub(crate) enum Ranks {
     Documents(RerankResponse),
     Texts(Vec<Rank>),
@@ -121,8 +126,8 @@ pub(crate) enum Ranks {
 pub(crate) struct ScoreRequest {
     /// Name of the model, as in `GET /v1/models`.
     model: Option<String>,
-    /// One query, or one for each document. If a query begins with the prompt of the model card, the prompt is removed
-    /// from the query and from its documents.
+    /// One query for all documents, or one query for each document. If a query begins with the prompt of the model
+    /// card, the prompt is removed from the query and from its documents.
     text_1: Option<Strings>,
     /// Another name for `text_1`.
     queries: Option<Strings>,
@@ -130,12 +135,12 @@ pub(crate) struct ScoreRequest {
     text_2: Option<Strings>,
     /// Another name for `text_2`.
     documents: Option<Strings>,
-    /// Instruction: one sentence, preferably in English, that says what a relevant document is.
+    /// Instruction: one sentence, preferably in English, that describes which documents are relevant.
     instruct: Option<String>,
     /// Another name for `instruct`.
     instruction: Option<String>,
-    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of its
-    /// document. Default: the model's limit; -1 also stands for the model's limit.
+    /// Maximum number of tokens of each prompt, from the system message to the end. A longer prompt loses the end of
+    /// its document. Default: the model's limit; -1 also stands for the model's limit.
     #[schema(minimum = -1)]
     truncate_prompt_tokens: Option<i64>,
     /// Whether scores are logits instead of probabilities. Default: `false`.
@@ -161,7 +166,7 @@ pub(crate) struct PairScore {
     index: usize,
     #[schema(example = "score")]
     object: &'static str,
-    /// Probability, from 0 to 1, that the document answers the query.
+    /// Probability, from 0 to 1, that the document answers the query. With `raw_scores`, the logit.
     score: f32,
 }
 
@@ -211,9 +216,9 @@ impl Document {
 
 /// Ranks documents by how well they answer a query.
 ///
-/// The response has the shape of Jina's, Cohere's and vLLM's APIs for `documents`, and that of text-embeddings-inference
-/// for `texts`. It contains the documents unless `return_documents` is false, as in Jina's and vLLM's APIs. `/rerank` is
-/// the same.
+/// If the request has `documents`, the response has the shape of the APIs of Jina, Cohere and vLLM, and contains the
+/// documents unless `return_documents` is false. If the request has `texts`, the response has the shape of
+/// text-embeddings-inference, and contains the texts only if `return_documents` is true. `/rerank` is the same route.
 #[utoipa::path(
     post,
     path = "/v1/rerank",
@@ -233,7 +238,7 @@ pub(crate) async fn rerank(
     respond(&state, request, true).await
 }
 
-/// The same as `/v1/rerank`, except that the response contains the documents only if `return_documents` is true, as in
+/// Ranks documents like `/v1/rerank`, but the response contains the documents only if `return_documents` is true, as in
 /// Cohere's API.
 #[utoipa::path(
     post,
@@ -303,7 +308,8 @@ async fn respond(
 
 /// Scores pairs of a query and a document.
 ///
-/// One query is paired with every document, or each query with the document at the same index. `/score` is the same.
+/// One query is paired with every document, or each query with the document at the same index. `/score` is the same
+/// route.
 #[utoipa::path(
     post,
     path = "/v1/score",
@@ -349,7 +355,7 @@ pub(crate) async fn score(
     Ok(Json(ScoreResponse { id, object: "list", model: model.name.clone(), data, usage }))
 }
 
-/// The value and the name of the one field that is present. It is an error if both or neither are.
+/// The name and the value of the field that is present. It is an error if both fields are present, or none.
 fn exactly_one<T>(
     first: (&'static str, Option<T>),
     second: (&'static str, Option<T>),
@@ -364,7 +370,7 @@ fn exactly_one<T>(
     }
 }
 
-/// The instruction of a request, which has two names for this field.
+/// The instruction of a request. The field has two names, and only one of them may be used.
 fn instruct_of(
     instruct: Option<String>,
     instruction: Option<String>,
@@ -376,7 +382,7 @@ fn instruct_of(
     Ok(Some((Field::single(name), instruct)))
 }
 
-/// The number of documents to return, which has two names. 0 counts as not set.
+/// The number of documents to return. The field has two names. 0 counts as not set.
 fn top_n_of(top_n: Option<usize>, top_k: Option<usize>) -> Result<Option<usize>, ApiError> {
     match (top_n.filter(|&n| n > 0), top_k.filter(|&n| n > 0)) {
         (Some(top_n), Some(top_k)) if top_n != top_k => {

@@ -7,7 +7,7 @@ use super::tei::{EmbedRequest, embed};
 use crate::AppState;
 use crate::error::ErrorBody;
 
-/// The same as `/embed`, or as `/rerank` if only a reranker is served.
+/// Embeds texts like `/embed`, or ranks texts like `/rerank` if the server has only a reranker.
 ///
 /// Clients of text-embeddings-inference send requests here if they are configured with the server's address only.
 #[utoipa::path(
@@ -22,7 +22,7 @@ use crate::error::ErrorBody;
     ),
 )]
 pub(crate) async fn root(State(state): State<AppState>, request: Request) -> Response {
-    // While models are being loaded, both handlers return the same error.
+    // While models are being loaded, either handler may be called, because both return the same error.
     if state.served_if_loaded().is_some_and(|served| served.serves_only_reranker()) {
         rerank.call(request, state).await
     } else {

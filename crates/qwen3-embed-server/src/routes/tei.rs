@@ -19,7 +19,6 @@ use crate::AppState;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody, Field};
 use crate::input::{Ids, Input, Strings, check_count, check_not_empty, object, optional_object};
-
 use crate::respond::{self, Rows};
 use crate::state::{Permit, Served, ServedModel};
 
@@ -28,12 +27,13 @@ use crate::state::{Permit, Served, ServedModel};
 pub(crate) struct EmbedRequest {
     /// Texts to embed.
     inputs: Input,
-    /// Whether a text that is too long is cut. Default: `false`, so it is an error.
+    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if
+    /// the server was started with `--truncate`.
     truncate: Option<bool>,
-    /// The side on which texts are cut. Default: `right`.
+    /// The side on which texts are truncated. Default: `right`.
     truncation_direction: Option<Side>,
     /// Name of the prompt that is put before the texts: `query`, `document`, or another prompt of the model. Default:
-    /// `document`.
+    /// `document`, unless the server was started with `--default-instruct`.
     prompt_name: Option<String>,
     /// Whether vectors are normalized to unit length. Default: `true`.
     normalize: Option<bool>,
@@ -42,7 +42,7 @@ pub(crate) struct EmbedRequest {
     dimensions: Option<usize>,
 }
 
-/// Request for the similarity of one text to others.
+/// Request for the similarities of one text to other texts.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct SimilarityRequest {
     #[serde(deserialize_with = "object")]
@@ -65,11 +65,13 @@ pub(crate) struct SimilarityInputs {
 /// Parameters of the embeddings of a similarity request.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct SimilarityParameters {
-    /// Whether a text that is too long is cut. Default: `false`, so it is an error.
+    /// Whether a text that is too long is truncated. If not, such a text is an error. Default: `false`, or `true` if
+    /// the server was started with `--truncate`.
     truncate: Option<bool>,
-    /// The side on which texts are cut. Default: `right`.
+    /// The side on which texts are truncated. Default: `right`.
     truncation_direction: Option<Side>,
-    /// Name of the prompt that is put before the texts. Default: `document`.
+    /// Name of the prompt that is put before the texts. Default: `document`, unless the server was started with
+    /// `--default-instruct`.
     prompt_name: Option<String>,
 }
 
@@ -106,8 +108,8 @@ pub(crate) struct DecodeRequest {
     skip_special_tokens: Option<bool>,
 }
 
-/// Information about the models, with the fields of text-embeddings-inference, and with more details in `embedder` and
-/// `reranker`.
+/// Information about the models and the server: the fields of text-embeddings-inference, and more details about the
+/// models in `embedder` and `reranker`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Info {
     model_id: String,
@@ -354,7 +356,8 @@ impl From<Piece> for Token {
     }
 }
 
-/// The name of a pooling in text-embeddings-inference, or in sentence-transformers if the former does not support it.
+/// The name of a pooling in text-embeddings-inference, or in sentence-transformers if text-embeddings-inference does
+/// not support the pooling.
 fn pooling_name(pooling: Pooling) -> &'static str {
     match pooling {
         Pooling::LastToken => "last_token",
@@ -419,7 +422,8 @@ impl<'a> TextCodec<'a> {
     }
 }
 
-/// Runs `work` for each item and its index on a blocking thread. It stops early if the client disconnects.
+/// Runs `work` for each item and its index, on a blocking thread. Stops before the next item if the client has
+/// disconnected.
 async fn for_each<T: Send + 'static, U: Send + 'static>(
     permit: Permit,
     items: Vec<T>,
@@ -432,7 +436,7 @@ async fn for_each<T: Send + 'static, U: Send + 'static>(
         // The permit is dropped before the result is sent, so that a client that gets the response can send the next
         // request immediately.
         drop(permit);
-        // Fails if the client has disconnected.
+        // Sending fails if the client has disconnected.
         let _ = sender.send(done);
     });
     let done: Result<Result<Vec<U>, ApiError>, _> = receiver.await;

@@ -41,7 +41,7 @@ async fn all_paths_but_the_probes_require_the_key() {
     let state = guarded().await;
     for path in ["/livez", "/readyz", "/health", "/livez/", "/health/?verbose"] {
         assert_eq!(get(&state, path).await.status, 200);
-        // A wrong key does not matter.
+        // The probes also accept a wrong key.
         let reply = call(&state, with(request("GET", path), b"Bearer x")).await;
         assert_eq!(reply.status, 200);
     }

@@ -20,7 +20,7 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 
 fn zstd(body: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
-    // Without a checksum, a wrong byte may go unnoticed.
+    // Without a checksum, the decoder may not notice a wrong byte.
     encoder.include_checksum(true).unwrap();
     encoder.write_all(body).unwrap();
     encoder.finish().unwrap()
@@ -91,7 +91,7 @@ async fn rejects_other_content_encodings() {
         let expected = error("invalid_request_error", None::<&str>, code, &message);
         assert_eq!((reply.status, reply.json()), (415, expected));
     }
-    // Two headers mean the same as a list.
+    // Two headers have the same meaning as one header with a list.
     let mut request = post_request(PATH, gzip(&gzip(b"{}")));
     for _ in 0..2 {
         let coding = HeaderValue::from_static("gzip");
@@ -129,20 +129,20 @@ async fn rejects_broken_compressed_bodies() {
             let error = &reply.json()["error"];
             let message = error["message"].as_str().unwrap();
             let expected = format!(
-                "the body is incomplete or is not valid `{coding}`, which its `Content-Encoding` names: "
+                "the header `Content-Encoding` is `{coding}`, but the body is incomplete or is not valid {coding}: "
             );
             assert!(message.len() > expected.len() && message.starts_with(&expected), "{message}");
             assert_eq!(error["param"], Value::Null);
         }
         assert_eq!(send(ready().await, PATH, coding, Vec::new()).await.status, 400);
     }
-    // The decoder would need a window of 128 MiB.
+    // The decoder would need a window of 128 MiB, which is larger than the server accepts.
     let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
     encoder.window_log(27).unwrap();
     encoder.write_all(&body).unwrap();
     let reply = send(ready().await, PATH, "zstd", encoder.finish().unwrap()).await;
     assert!(reply.status == 400 && reply.text().contains("memory"), "{}", reply.text());
-    // The decompressed body must be JSON, as without compression.
+    // The errors about the decompressed body are the same as without compression.
     let reply = send(ready().await, PATH, "gzip", gzip(b"{\"input\":[\"a\",\"\"]}")).await;
     assert_eq!((reply.status, reply.json()), (400, invalid("input[1]", "input[1] is empty")));
 }
@@ -157,7 +157,8 @@ async fn body_limit_applies_to_the_decompressed_body() {
         let frame = json!({ "input": "a", "x": "" }).to_string().len();
         json!({ "input": "a", "x": "x".repeat(n - frame) }).to_string().into_bytes()
     };
-    // The last body is a thousand times as large as its gzip, and more than ten thousand times as large as its zstd.
+    // The last body is a thousand times as large as its gzip form, and more than ten thousand times as large as its
+    // zstd form.
     for (n, status) in [(100_000, 200), (100_001, 413), (64 << 20, 413)] {
         let body = sized(n);
         assert_eq!(body.len(), n);

@@ -156,7 +156,7 @@ pub(crate) async fn post(state: &AppState, path: &str, body: Value) -> Reply {
 }
 
 /// The end of the message about a text that is too long.
-pub(crate) const CUT_IT: &str = "; set \"truncate\": true to cut it, or start the server with `--truncate` to cut all such texts";
+pub(crate) const TRUNCATE_HINT: &str = "; set \"truncate\": true to truncate the text, or start the server with `--truncate` to truncate all texts that are too long";
 
 /// The body of an error about an invalid request.
 pub(crate) fn invalid(param: impl Into<Value>, message: &str) -> Value {
@@ -184,7 +184,7 @@ pub(crate) async fn check_refused(state: &AppState, path: &str, cases: &[(&str, 
             wrong += &format!("{body:.200}\n{} {:.600}\n", reply.status, reply.text());
         }
     }
-    assert!(wrong.is_empty(), "{path} answered\n{wrong}");
+    assert!(wrong.is_empty(), "unexpected responses of {path}:\n{wrong}");
 }
 
 /// The vector in a response, from a list of numbers or base64.

@@ -1,5 +1,5 @@
-//! Requests of other servers' clients: fields at the defaults of their schemas, unknown fields, and texts in the model's
-//! prompt frame.
+//! Requests of clients that were written for other servers: fields with the default values of other schemas, unknown
+//! fields, and texts that already contain the model's prompt (the *frame*).
 
 use qwen3_embed::{DEFAULT_INSTRUCTION, Reranker, ScoreOptions};
 use qwen3_embed_server::{Models, ServerOptions};
@@ -128,7 +128,7 @@ async fn removes_the_model_cards_prompt_frame() {
             }
         }
     }
-    // The request may have the instruction too. Documents are returned unchanged.
+    // The request may also have the same instruction in a field. Documents are returned unchanged.
     let documents = [framed_document("a")];
     let request = json!({
         "query": framed_query(TASK, "q"), "documents": documents, "instruction": TASK,
@@ -168,8 +168,8 @@ async fn keeps_prompt_frame_around_a_document_alone() {
 async fn rejects_text_that_only_resembles_the_prompt_frame() {
     let not_the_frame = |name: &str| {
         format!(
-            "{name} does not match the model's prompt, with which the query begins: this server adds the prompt, so \
-             send the query and the documents without it, and the instruction in `instruct`"
+            "the query begins like the model's prompt, but `{name}` does not match the prompt: this server adds the prompt, \
+             so send the query and the documents without it, and the instruction in `instruct`"
         )
     };
     let exact = framed_query(TASK, "q");
@@ -193,7 +193,7 @@ async fn rejects_text_that_only_resembles_the_prompt_frame() {
     }
     let two = |name: &str, place: &str| {
         format!(
-            "{name} has another instruction than {place}: all queries of a request need the same instruction, in \
+            "`{name}` and `{place}` have different instructions: all queries of a request need the same instruction, in \
              `instruct` or in the prompt around the query"
         )
     };

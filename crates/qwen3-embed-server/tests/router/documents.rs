@@ -1,4 +1,4 @@
-//! The page, the documentation and the OpenAPI document. They load nothing from other servers.
+//! The playground, the documentation page and the OpenAPI document. The pages load nothing from other servers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,8 @@ fn loaded(html: &str) -> Vec<&str> {
     values.map(|rest| rest.split('"').next().unwrap()).filter(|url| !url.starts_with('#')).collect()
 }
 
-/// XML namespaces look like addresses but are not loaded.
+/// Asserts that a text contains no address of another server. XML namespaces are allowed: they look like addresses, but
+/// browsers do not load them.
 fn check_no_other_host(path: &str, text: &str) {
     let text = text.replace("http://www.w3.org/", "");
     for scheme in ["http://", "https://", "ws://", "wss://", "=\"//", "('//", "url(//"] {
@@ -147,7 +148,7 @@ async fn openapi_references_resolve() {
         let pointer = reference.strip_prefix('#').unwrap();
         assert!(document.pointer(pointer).is_some(), "{reference}");
     }
-    // Lists have at least one item, and numbers are at least 1.
+    // The schema has the minimum lengths of lists and the minimum values of numbers.
     let request = &document["components"]["schemas"]["RerankRequest"]["properties"];
     assert_eq!(request["documents"]["minItems"], 1);
     for (name, minimum) in [("top_n", 0), ("max_tokens_per_doc", 0), ("truncate_prompt_tokens", -1)]

@@ -302,7 +302,8 @@ async fn truncates_overlong_text_only_on_request() {
     let input = TEXTS[1];
     let (right, left) = (cut(Overflow::TruncateRight, input), cut(Overflow::TruncateLeft, input));
     assert_ne!(right, left);
-    let too_long = invalid("input[1]", &format!("input[1] has 19 tokens, the limit is 8{CUT_IT}"));
+    let too_long =
+        invalid("input[1]", &format!("input[1] has 19 tokens, the limit is 8{TRUNCATE_HINT}"));
     let cases = [
         (json!({ "input": input, "truncate": true }), &right),
         (json!({ "input": input, "truncate": true, "truncation_side": "right" }), &right),
@@ -324,7 +325,7 @@ async fn truncates_overlong_text_only_on_request() {
     let tokens = embedder().tokenize(&[input]).unwrap();
     check(&state, json!({ "input": tokens, "truncate": true }), &right, 8).await;
     let reply = post(&state, PATH, json!({ "input": tokens[0] })).await;
-    let message = format!("input has 19 tokens, the limit is 8{CUT_IT}");
+    let message = format!("input has 19 tokens, the limit is 8{TRUNCATE_HINT}");
     assert_eq!((reply.status, reply.json()), (400, invalid("input", &message)));
 
     let state = short(ServerOptions { truncate: true, ..ServerOptions::default() }).await;

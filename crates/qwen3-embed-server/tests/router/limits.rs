@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use crate::common::*;
 
-/// Starts a request and leaves it at the point where it waits.
+/// Runs a request until it waits for something.
 pub(crate) async fn begin(request: &mut Pin<&mut impl Future<Output: Debug>>) {
     tokio::select! {
         biased;
@@ -32,7 +32,7 @@ pub(crate) async fn slow(options: ServerOptions) -> AppState {
     state
 }
 
-/// Texts that take the embedder a minute unless the request is canceled.
+/// Sends texts to the embedder whose computation takes a minute, unless this future is dropped.
 pub(crate) async fn take_long(state: &AppState) {
     let text = |i: u32| (0..1000).map(|j| (i * 7 + j * 13) % 1000).collect::<Vec<u32>>();
     let texts = (0..2048).map(text);
@@ -63,7 +63,7 @@ async fn rejects_more_concurrent_requests_than_the_limit() {
         ("/decode", json!({ "ids": [1] })),
     ];
     {
-        // A response that has not been read yet.
+        // The response to this request has not been read yet.
         let first = json!({ "inputs": "a" }).to_string();
         let _first = app(state.clone()).oneshot(post_request("/embed", first)).await.unwrap();
         for (path, request) in &posts {
@@ -75,7 +75,8 @@ async fn rejects_more_concurrent_requests_than_the_limit() {
             assert_eq!(get(&state, path).await.status, 200, "{path}");
         }
     }
-    // When the first request is dropped, the next one takes its place. Requests whose bodies have not arrived take no place.
+    // After the first request has been dropped, other requests are processed. A request whose body has not arrived does
+    // not count.
     let body = || Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
     let mut slow = pin!(call(&state, post_request("/embed", body())));
     begin(&mut slow).await;
@@ -89,7 +90,7 @@ async fn disconnected_request_counts_until_its_work_ends() {
     let options = ServerOptions { max_concurrent_requests: 1, ..ServerOptions::default() };
     let state = started(embedder_alone(), options).await;
     let request = json!({ "inputs": "some words ".repeat(400_000) });
-    // Long enough to parse the body on a busy machine, too short to tokenize 4 MB.
+    // The timeout is long enough to parse the body on a busy machine, and too short to tokenize 4 MB.
     let parsed = Duration::from_millis(300);
     assert!(timeout(parsed, post(&state, "/tokenize", request)).await.is_err());
     let ask = || post(&state, "/decode", json!({ "ids": [1] }));

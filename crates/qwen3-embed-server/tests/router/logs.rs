@@ -91,10 +91,10 @@ async fn logs_no_errors_while_loading_or_draining() {
 }
 
 #[tokio::test]
-async fn logs_error_after_the_engine_died() {
+async fn logs_error_after_the_worker_thread_panicked() {
     let state = slow(ServerOptions::default()).await;
     let (lines, _guard) = log();
-    // One text per batch, so many texts are left when the engine panics.
+    // A batch has one text, so many texts are waiting when the worker thread panics.
     let request = json!({ "input": vec![TEXTS[1]; 2000] });
     let mut waiting = pin!(post(&state, "/v1/embeddings", request));
     begin(&mut waiting).await;

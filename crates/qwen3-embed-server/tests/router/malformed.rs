@@ -13,7 +13,7 @@ use crate::common::*;
 
 const PATH: &str = "/v1/embeddings";
 
-/// Bodies, and the messages of their errors.
+/// Bodies, and the parameter and the message of their errors.
 const NOT_AN_OBJECT: &[(&str, &str, &str)] = &[
     ("", "", "the body is empty: expected a JSON object"),
     (" \t\r\n ", "", "the body is empty: expected a JSON object"),
@@ -442,13 +442,13 @@ async fn rejects_text_longer_than_the_models_limit() {
     let limit = embedder().max_tokens();
     let text = "a ".repeat(limit);
     let n_tokens = embedder().count_tokens(&[&text]).unwrap()[0];
-    let message = format!("input has {n_tokens} tokens, the limit is {limit}{CUT_IT}");
+    let message = format!("input has {n_tokens} tokens, the limit is {limit}{TRUNCATE_HINT}");
     let body = json!({ "input": text }).to_string();
     check_refused(ready().await, PATH, &[(&body, "input", &message)]).await;
 }
 
-/// Routes that embed reject empty strings, also among other strings, but accept white space. Routes that rank, score and
-/// tokenize accept empty strings.
+/// Routes that embed texts reject empty strings, even if other strings are not empty, but accept white space. Routes
+/// that rank, score or tokenize texts accept empty strings.
 #[tokio::test]
 async fn rejects_empty_strings_where_they_would_be_embedded() {
     let state = ready().await;

@@ -60,7 +60,7 @@ fn value(samples: &Samples, name: &str) -> f64 {
     *samples.get(&format!("qwen3_embed_{name}")).unwrap_or(&0.0)
 }
 
-/// Waits until a sample has the given value, because batches are counted after their responses.
+/// Waits until a sample has the given value. Batches may be counted after the responses to their requests.
 async fn wait_for(state: &AppState, name: &str, expected: f64) -> Samples {
     let began = Instant::now();
     loop {
@@ -134,7 +134,7 @@ async fn counts_tokens_batches_and_stages() {
     let state = started(both(), ServerOptions::default()).await;
     let tokens = |model: &str| format!("tokens_total{{model=\"{model}\"}}");
     let warm = embedder().count_tokens(&["warm"]).unwrap()[0] as f64;
-    // The warm-up of the models counts as a batch.
+    // The short text that each model computes at the start counts as a batch.
     let before = wait_for(&state, &tokens("embedder"), warm).await;
     let body = post(&state, "/v1/embeddings", json!({ "input": TEXTS })).await.ok();
     let n_tokens = body["usage"]["prompt_tokens"].as_f64().unwrap();
@@ -159,7 +159,7 @@ async fn counts_tokens_batches_and_stages() {
     let after = wait_for(&state, &tokens("reranker"), warm + n_tokens).await;
     let stage = r#"compute_duration_seconds_count{model="reranker"}"#;
     assert_eq!(value(&after, stage), 1.0);
-    // The embedder has counted nothing.
+    // The count of the embedder has not changed.
     assert_eq!(value(&after, &name("compute_duration_seconds_count")), 1.0);
 }
 

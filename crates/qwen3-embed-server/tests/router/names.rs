@@ -31,8 +31,8 @@ fn requests(model: &Value) -> [(&'static str, Value, &'static str); 4] {
     ]
 }
 
-/// Sends requests with the given names, and without a name, to the routes of the model `expected`. Asserts that it
-/// responds.
+/// Sends requests with the given names, and without a name, to the routes of the model `expected`. Asserts that the
+/// responses contain the name of this model.
 async fn check_answered(state: &AppState, names: &[&str], expected: &str) {
     for name in names.iter().map(|name| json!(name)).chain([Value::Null]) {
         for (path, request, served) in requests(&name) {
@@ -52,7 +52,7 @@ fn check_unknown(reply: &Reply, name: &str) {
     assert_eq!((reply.status, reply.json()), (404, expected));
 }
 
-/// Names that clients send to servers that serve other names.
+/// Names that this server does not have, but that clients may send.
 const OTHERS: [&str; 5] = [
     "Qwen3-Embedding-4B",
     "text-embedding-3-small",

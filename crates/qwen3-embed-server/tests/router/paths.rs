@@ -9,7 +9,7 @@ use tower::ServiceExt;
 
 use crate::common::*;
 
-/// The routes for GET, and the routes for POST.
+/// The routes that support GET.
 pub(crate) const GETS: [&str; 12] = [
     "/v1/models",
     "/v1/models/wide",
@@ -24,6 +24,8 @@ pub(crate) const GETS: [&str; 12] = [
     "/playground/style.css",
     "/playground/script.js",
 ];
+
+/// The routes that support POST.
 pub(crate) const POSTS: [&str; 11] = [
     "/embeddings",
     "/v1/embeddings",
@@ -131,7 +133,7 @@ async fn ignores_trailing_slash() {
     let docs = get(state, "/docs").await;
     assert_eq!((docs.status, docs.header("location")), (303, "/docs/"));
     assert_eq!(get(state, "/docs/").await.status, 200);
-    // The absolute form, as sent to a proxy.
+    // The request target has the absolute form, which clients send to proxies.
     assert_eq!(get(state, "http://elsewhere.example/livez/").await.text(), "ok");
 }
 
@@ -172,7 +174,7 @@ async fn ignores_query_string() {
 #[tokio::test]
 async fn accepts_unusual_request_targets() {
     let state = ready().await;
-    // The absolute form, as sent to a proxy.
+    // The request target has the absolute form, which clients send to proxies.
     assert_eq!(get(state, "http://elsewhere.example/livez").await.text(), "ok");
     assert_eq!(get(state, "http://elsewhere.example").await.status, 200);
     assert_eq!(call(state, request("OPTIONS", "*")).await.status, 404);

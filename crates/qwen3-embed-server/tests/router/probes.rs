@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::common::*;
 use crate::limits::{begin, slow};
 
-/// Asserts the responses of the probes. If the server is not ready, they have the given code.
+/// Asserts the responses of the probes. `not_ready` is the code and the message if the server is not ready.
 async fn check(state: &AppState, readiness: Readiness, not_ready: Option<(&str, &str)>) {
     assert_eq!(state.readiness(), readiness);
     let live = get(state, "/livez").await;
@@ -76,7 +76,7 @@ async fn probes_while_draining() {
     let state = started(both(), ServerOptions::default()).await;
     state.announce_shutdown();
     check(&state, Readiness::Draining, Some(DRAINING)).await;
-    // New requests are still answered.
+    // New requests are still processed.
     for (path, request) in requests().into_iter().flatten() {
         post(&state, path, request).await.ok();
     }
@@ -88,7 +88,7 @@ async fn probes_while_draining() {
 }
 
 #[tokio::test]
-async fn answers_accepted_requests_before_stopping() {
+async fn finishes_accepted_requests_before_stopping() {
     let state = slow(ServerOptions::default()).await;
     let request = json!({ "input": vec![TEXTS[1]; 20] });
     let mut accepted = pin!(post(&state, "/v1/embeddings", request));
@@ -98,7 +98,7 @@ async fn answers_accepted_requests_before_stopping() {
 }
 
 #[tokio::test]
-async fn probes_after_the_engine_dies_with_a_waiting_request() {
+async fn probes_after_the_worker_thread_panics_with_a_waiting_request() {
     let state = slow(ServerOptions::default()).await;
     check(&state, Readiness::Ready, None).await;
     let mut waiting =
@@ -118,7 +118,7 @@ async fn probes_after_the_engine_dies_with_a_waiting_request() {
 }
 
 #[tokio::test]
-async fn probes_after_the_rerankers_engine_dies() {
+async fn probes_after_the_rerankers_worker_thread_panics() {
     let state = slow(ServerOptions::default()).await;
     let request = json!({ "query": "a", "documents": vec!["b"; 500] });
     let mut waiting = pin!(post(&state, "/rerank", request));

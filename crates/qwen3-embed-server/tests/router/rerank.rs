@@ -32,7 +32,7 @@ fn count(instruction: Option<&str>) -> usize {
     reranker().tokenize(&pairs, &options).unwrap().iter().map(Vec::len).sum()
 }
 
-/// A request about the documents, with additional fields.
+/// A rerank request with the documents and additional fields.
 fn asking(list: &str, fields: Value) -> Value {
     let mut request = json!({ "query": QUERY, list: DOCUMENTS });
     request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -60,7 +60,7 @@ async fn check_documents(fields: Value, expected: &[RankedDocument], n_tokens: u
     let asked = ["return_documents", "return_text"].map(|name| fields[name].as_bool());
     let mut ids = Vec::new();
     for path in ["/v1/rerank", "/v2/rerank", "/rerank"] {
-        // The defaults are those of Jina and vLLM, or those of Cohere.
+        // `/v2/rerank` has Cohere's default, the other paths have the default of Jina and vLLM.
         let is_returned = asked[0].or(asked[1]).unwrap_or(path != "/v2/rerank");
         let request = asking("documents", fields.clone());
         let mut body = post(ready().await, path, request).await.ok();

@@ -59,7 +59,7 @@ async fn embed_truncates_at_either_end() {
         check_embed(&state, request, &expected).await;
     }
     let body = json!({ "inputs": ["a", TEXTS[1]] }).to_string();
-    let message = format!("inputs[1] has 19 tokens, the limit is 8{CUT_IT}");
+    let message = format!("inputs[1] has 19 tokens, the limit is 8{TRUNCATE_HINT}");
     check_refused(&state, "/embed", &[(&body, "inputs[1]", &message)]).await;
 }
 
@@ -145,9 +145,10 @@ async fn similarity_rejects_invalid_fields_and_names_them() {
     let long = "a ".repeat(embedder().max_tokens());
     let n_tokens = embedder().count_tokens(&[&long]).unwrap()[0];
     let limit = embedder().max_tokens();
-    let said = |name: &str| format!("{name} has {n_tokens} tokens, the limit is {limit}{CUT_IT}");
+    let message =
+        |name: &str| format!("{name} has {n_tokens} tokens, the limit is {limit}{TRUNCATE_HINT}");
     let (source, sentence) = ("inputs.source_sentence", "inputs.sentences[1]");
-    let (of_source, of_sentence) = (said(source), said(sentence));
+    let (of_source, of_sentence) = (message(source), message(sentence));
     let long_source =
         json!({ "inputs": { "source_sentence": long, "sentences": ["a"] } }).to_string();
     let long_sentence =
@@ -276,7 +277,7 @@ async fn tokenize_of_a_reranker_treats_special_tokens_as_text() {
     check_refused(&state, "/tokenize", &cases).await;
 }
 
-/// The tokens of a megabyte of words are located in one pass.
+/// The positions of the tokens of a long text are found in one pass over the text.
 #[tokio::test]
 async fn tokenizes_long_text_in_linear_time() {
     let text = "word and 词 ".repeat(100_000);

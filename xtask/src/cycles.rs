@@ -1,11 +1,16 @@
-//! Finds files of a crate that depend on each other.
+//! Finds dependency cycles between the files of a crate.
 //!
-//! A file depends on another if its code, or a `use` that is not a re-export, names an item that is defined there. Names
-//! are followed through imports and re-exports to the file with the definition. These do not count: `mod`
-//! declarations, re-exports (a `use` with a visibility), code under `#[cfg(test)]`, documentation, and calls of methods,
-//! whose names alone do not say where they are defined.
+//! A file depends on another file if its code, or a `use` that is not a re-export, names an item that the other file
+//! defines. Names are followed through imports and re-exports to the file with the definition. The following does not
+//! count:
 //!
-//! A circle is a set of two or more files each of which depends on all others, directly or through other files.
+//! - `mod` declarations
+//! - re-exports, which are `use` items with a visibility
+//! - code under `#[cfg(test)]`
+//! - documentation
+//! - calls of methods, because the name of a method does not show where the method is defined
+//!
+//! A cycle is a set of two or more files in which each file depends on all others, directly or through other files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,11 +30,11 @@ struct Crate {
     modules: BTreeMap<ModulePath, Module>,
 }
 
-/// What one module contains.
+/// The contents of one module.
 #[derive(Default)]
 struct Module {
     file: PathBuf,
-    /// Names of the items that are defined here.
+    /// Names of the items that the module defines.
     items: BTreeSet<String>,
     /// Imported and re-exported names, and the paths that they stand for.
     imports: BTreeMap<String, Vec<String>>,
@@ -39,27 +44,27 @@ struct Module {
     references: Vec<Vec<String>>,
 }
 
-/// What a path names.
+/// The item or module that a path refers to.
 enum Target {
-    /// An item of this module.
+    /// An item. The value is the path of the module that defines the item.
     Item(ModulePath),
     Module(ModulePath),
 }
 
-/// For each file, the files it depends on, with a name that is used from each.
+/// For each file, the files that it depends on, and one of the names that it uses from each of them.
 type Dependencies = BTreeMap<PathBuf, BTreeMap<PathBuf, String>>;
 
-/// Checks that no files of a crate depend on each other in a circle. `root` is the crate's `lib.rs` or `main.rs`.
+/// Checks that the files of a crate have no dependency cycles. `root` is the crate's `lib.rs` or `main.rs`.
 pub(crate) fn check(root: &Path) -> Result<()> {
     let dependencies = dependencies(root)?;
-    let folder = root.parent().context("a source file lies in a folder")?;
+    let folder = root.parent().context("the source file has no parent folder")?;
     let shown = |file: &Path| file.strip_prefix(folder).unwrap_or(file).display().to_string();
     let mut message = String::new();
-    for circle in circles(&dependencies) {
+    for cycle in cycles(&dependencies) {
         message +=
-            &format!("\n{} files of {} depend on each other:", circle.len(), shown_crate(root));
-        for from in &circle {
-            for (to, name) in dependencies[*from].iter().filter(|(to, _)| circle.contains(to)) {
+            &format!("\n{} files of {} depend on each other:", cycle.len(), shown_crate(root));
+        for from in &cycle {
+            for (to, name) in dependencies[*from].iter().filter(|(to, _)| cycle.contains(to)) {
                 message += &format!("\n  {} uses `{name}` of {}", shown(from), shown(to));
             }
         }
@@ -68,7 +73,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The name of the folder of the crate whose root file this is.
+/// The name of the crate's folder. `root` is the crate's `lib.rs` or `main.rs`.
 fn shown_crate(root: &Path) -> String {
     let folder = root.parent().and_then(Path::parent).and_then(Path::file_name);
     folder.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
@@ -76,7 +81,7 @@ fn shown_crate(root: &Path) -> String {
 
 fn dependencies(root: &Path) -> Result<Dependencies> {
     let mut parsed = Crate::default();
-    let folder = root.parent().context("a source file lies in a folder")?;
+    let folder = root.parent().context("the source file has no parent folder")?;
     parsed.read_file(root, folder, Vec::new())?;
     let mut dependencies = Dependencies::new();
     for (path, module) in &parsed.modules {
@@ -95,7 +100,7 @@ fn dependencies(root: &Path) -> Result<Dependencies> {
 }
 
 impl Crate {
-    /// Reads a file and the files of its modules. `folder` is where its modules' files lie.
+    /// Reads a file and the files of its modules. `folder` is the folder that contains the files of its modules.
     fn read_file(&mut self, file: &Path, folder: &Path, path: ModulePath) -> Result<()> {
         let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         let parsed = syn::parse_file(&text).with_context(|| file.display().to_string())?;
@@ -142,9 +147,9 @@ impl Crate {
         Ok(())
     }
 
-    /// What `segments` name in the module at `from`.
+    /// The item or module that the path `segments` refers to in the module `from`.
     fn resolve(&self, from: &ModulePath, segments: &[String], depth: usize) -> Option<Target> {
-        // Imports may name each other in a circle through globs.
+        // Glob imports may refer to each other in a cycle, so the depth is limited.
         if depth > 16 {
             return None;
         }
@@ -207,7 +212,7 @@ impl Module {
     }
 }
 
-/// Collects the paths of two or more segments, and single names, which may have come from a glob import.
+/// Collects the paths in the tokens. Paths of one segment are included, because a glob import may provide the name.
 fn read_paths(tokens: TokenStream, paths: &mut Vec<Vec<String>>) {
     let mut path: Vec<String> = Vec::new();
     let (mut colons, mut is_attribute) = (0, false);
@@ -293,23 +298,23 @@ fn joined(path: &[String], name: &str) -> Vec<String> {
 }
 
 /// The strongly connected sets of two or more files.
-fn circles(dependencies: &Dependencies) -> Vec<BTreeSet<&PathBuf>> {
+fn cycles(dependencies: &Dependencies) -> Vec<BTreeSet<&PathBuf>> {
     let reachable: BTreeMap<&PathBuf, BTreeSet<&PathBuf>> =
         dependencies.keys().map(|file| (file, reachable_from(file, dependencies))).collect();
-    let mut circles = Vec::new();
+    let mut cycles = Vec::new();
     let mut seen = BTreeSet::new();
     for (&file, others) in &reachable {
-        let circle: BTreeSet<&PathBuf> =
+        let cycle: BTreeSet<&PathBuf> =
             others.iter().filter(|other| reachable[*other].contains(file)).copied().collect();
-        if circle.contains(file) && seen.insert(file) {
-            seen.extend(&circle);
-            circles.push(circle);
+        if cycle.contains(file) && seen.insert(file) {
+            seen.extend(&cycle);
+            cycles.push(cycle);
         }
     }
-    circles
+    cycles
 }
 
-/// The files that a file depends on, directly or through others.
+/// The files that a file depends on, directly or through other files.
 fn reachable_from<'a>(file: &PathBuf, dependencies: &'a Dependencies) -> BTreeSet<&'a PathBuf> {
     let mut reachable = BTreeSet::new();
     let mut pending: Vec<&PathBuf> = dependencies[file].keys().collect();
@@ -337,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_circles_through_reexports_globs_and_inline_paths() {
+    fn finds_cycles_through_reexports_globs_and_inline_paths() {
         let lib = ("lib.rs", "mod a; mod b; mod c; pub use a::A;");
         for (a, b) in [
             ("use crate::b::B; pub struct A;", "use crate::A; pub struct B;"),
@@ -355,14 +360,17 @@ mod tests {
     #[test]
     fn accepts_reexports_module_declarations_and_tests() {
         check_files(&[
-            ("lib.rs", "mod room; pub use room::Child; pub struct Root; pub const N: usize = 1;"),
             (
-                "room/mod.rs",
+                "lib.rs",
+                "mod folder; pub use folder::Child; pub struct Root; pub const N: usize = 1;",
+            ),
+            (
+                "folder/mod.rs",
                 "mod child; pub use child::Child; pub struct Shared;
                  #[cfg(test)] mod tests { fn f() { super::child::Child; } }",
             ),
             (
-                "room/child.rs",
+                "folder/child.rs",
                 "use super::Shared; use crate::Root; pub struct Child(Shared, Root);",
             ),
         ])
