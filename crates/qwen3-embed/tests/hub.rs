@@ -192,7 +192,7 @@ fn rejects_pickle_weights_and_missing_weights() {
     }
     let error = Embedder::builder(dir.path()).build().unwrap_err();
     assert!(matches!(&error, Error::PickleWeights { file, .. } if file == "pytorch_model.bin"));
-    assert!(error.to_string().contains("can run any program"), "{error}");
+    assert!(error.to_string().contains("can run any code"), "{error}");
 
     let world = World::new([("config.json".to_owned(), b"{}".to_vec())].into());
     let error = world.download(ID).unwrap_err();
