@@ -95,8 +95,8 @@ pub(super) fn is_ambiguous(error: &Error) -> bool {
     matches!(error, Error::WhichGguf { .. })
 }
 
-/// The files that are downloaded first. Some are optional. Their contents tell which other files the model has: see
-/// [`rest`].
+/// The files that are downloaded first. Some are optional. Their contents determine which other files the model has:
+/// see [`rest`].
 pub(super) fn first() -> Vec<String> {
     FIRST.map(str::to_owned).into()
 }
