@@ -25,7 +25,8 @@ pub(crate) const RERANKER_MAX_TOKENS: usize = 8192;
 ///
 /// A call returns when all its texts are computed, so the latency of a single batch does not matter here.
 ///
-/// The number is repeated in the documentation of `batch_tokens` in `engine.rs`.
+/// The number is repeated in the documentation of `batch_tokens` in `engine.rs`, and in the help text of
+/// `--batch-tokens`.
 pub(crate) const BATCH_TOKENS: usize = 4096;
 
 /// The default batch budget of a [`Service`](crate::Service), in tokens. [`BATCH_TOKENS`] lists the effects of a larger

@@ -331,7 +331,7 @@ fn info_downloads_no_weights() {
             }
         });
         let info = world.info(id);
-        // The blobs of small files are named by 40 digits. The blob of a weights file would be named by 64 digits.
+        // A file that is stored in git has a blob with a name of 40 digits. Weights would have a name of 64 digits.
         assert!(world.blobs().iter().all(|blob| blob.len() == 40));
         world.server.behave();
         let dir = world.download(id).unwrap();
