@@ -17,7 +17,7 @@ const WEATHER: [(&str, &str); 4] = [
     ("韩文", "오늘 날씨가 정말 좋네요, 산책하기 딱 좋아요"),
 ];
 
-/// A tiny checkpoint with random weights in this repository.
+/// A tiny checkpoint with random weights. It is part of this repository.
 const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
 
 /// Embeds a sentence in four languages and prints the matrix of their cosine similarities.
@@ -26,13 +26,13 @@ struct Args {
     /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model [default: the bundled model with random weights]
     #[arg(long, value_name = "PATH or ID")]
     model: Option<String>,
-    /// Number of dimensions of the vectors [default: the model's hidden size]
+    /// Number of dimensions of the vectors [default: that of the model]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
     /// Embed the texts as queries with this instruction
     #[arg(long, value_name = "TEXT")]
     instruct: Option<String>,
-    /// Text to compare instead of the four sentences. Repeat the option for each text
+    /// Text to compare instead of the four sentences. Repeat the flag for each text
     #[arg(long, value_name = "TEXT")]
     text: Vec<String>,
 }
@@ -70,7 +70,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints the matrix with the names of its rows and columns and three decimals.
+/// Prints the matrix with three decimals, and with the names of its rows and columns.
 #[expect(clippy::print_stdout, reason = "an example prints")]
 fn print_matrix(names: &[String], similarities: &Similarities) {
     let left = names.iter().map(|name| name.width()).max().unwrap_or(0);

@@ -1,4 +1,5 @@
-//! Search in two steps: embeddings find the documents that are most similar to a query, a reranker sorts them.
+//! Search in two steps: embeddings find the documents that are most similar to a query, and a reranker sorts these
+//! documents.
 //!
 //! ```text
 //! cargo run --release --example retrieve_and_rerank
@@ -11,7 +12,7 @@ use qwen3_embed::{Embedder, Reranker};
 
 const QUERY: &str = "What is the capital of China?";
 
-/// Documents that answer the query, and documents that only resemble it.
+/// Documents that answer the query, and documents that only contain similar words.
 const DOCUMENTS: [&str; 8] = [
     "The capital of China is Beijing.",
     "北京是中华人民共和国的首都。",
@@ -23,7 +24,7 @@ const DOCUMENTS: [&str; 8] = [
     "What is the capital of Japan?",
 ];
 
-/// Tiny checkpoints with random weights in this repository.
+/// Tiny checkpoints with random weights. They are part of this repository.
 const BUNDLED_EMBEDDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
 const BUNDLED_RERANKER: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/rerankers/tied");
@@ -40,7 +41,7 @@ struct Args {
     /// Query
     #[arg(long, value_name = "TEXT", default_value = QUERY)]
     query: String,
-    /// Document to search instead of the bundled ones. Repeat the option for each document
+    /// Document to search instead of the bundled documents. Repeat the flag for each document
     #[arg(long, value_name = "TEXT")]
     document: Vec<String>,
     /// Number of documents that the embeddings find and the reranker sorts

@@ -51,17 +51,11 @@ const NOT_BELOW: [&str; 6] =
 /// Crates that the facade must not depend on without its feature `hub`, because they use the network.
 const NOT_WITHOUT_HUB: [&str; 3] = ["ureq", "rustls", "ring"];
 
-<<<<<<< HEAD
-/// Library code and what it must not mention, with the files and folders that may.
-const WORDS: [(&str, &str, &[&str]); 20] = [
-    // Only `ops`, what launches on a card, and the error that carries candle's, know tensors.
-=======
 /// Words that the code of a folder must not contain: the folder, the word, and the files and folders that may contain
 /// it.
 const WORDS: [(&str, &str, &[&str]); 20] = [
     // Only the tensor operations, the launches of CUDA kernels, and the error type, which contains candle's error, use
     // candle.
->>>>>>> reader-front
     (
         "crates/qwen3-embed-kernels/src",
         "candle",

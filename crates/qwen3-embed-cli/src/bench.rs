@@ -9,33 +9,33 @@ use serde::Serialize;
 
 use crate::model::ModelArgs;
 
-/// Measure how fast a model embeds, compared with the peak of this CPU
+/// Measure the throughput of an embedding model, and compare it with the peak of this CPU
 ///
-/// Texts are random tokens, different ones in each run. Loading and one warm-up run are not measured. There are no
-/// padding tokens.
+/// Each run embeds new texts of random tokens. Loading the model and one warm-up run are not measured. Texts are not
+/// padded, so all counted tokens are tokens of texts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Number of texts and tokens of each text, such as 8x128 or 8x128,4x512
+    /// Workload of N texts with T tokens each, such as 8x128. Separate several workloads with commas: 8x128,4x512
     #[arg(long, value_name = "NxT,…", value_delimiter = ',')]
     shape: Vec<Shape>,
-    /// Number of tokens that all texts of a shape begin with, in addition to their own
+    /// Number of tokens in a prefix that all texts of a --shape have in common. The texts are longer by this number
     #[arg(long, value_name = "N", default_value_t = 0)]
     prefix: usize,
-    /// JSON file with a list of text lengths in tokens, embedded as one workload
+    /// Workload of texts with these lengths: a JSON file with a list of numbers of tokens
     #[arg(long, value_name = "FILE")]
     lengths: Option<PathBuf>,
-    /// Number of short queries of 4 to 16 tokens with the default instruction, embedded as one workload
+    /// Workload of N short queries: 4 to 16 tokens and the default instruction
     #[arg(long, value_name = "N")]
     queries: Option<usize>,
     /// Number of runs of each workload. The median is reported
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
-    /// Compute every token of every text in every layer, even if texts share a prefix
+    /// Compute every token of every text in every layer, even if texts have a prefix in common
     #[arg(long)]
     no_sharing: bool,
-    /// Print one JSON object
+    /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -65,14 +65,14 @@ struct Workload {
     name: String,
     /// The number of random tokens of each text.
     lengths: Vec<usize>,
-    /// The tokens before and after those of each text.
+    /// The tokens before and after the random tokens of each text.
     frame: [Vec<u32>; 2],
-    /// Whether each text is a query, so that queries per second are reported.
+    /// Whether the texts are queries. For queries, the queries per second are reported, too.
     queries: bool,
 }
 
 impl Workload {
-    /// Texts that are different from those of all runs before.
+    /// Texts that are different from the texts of all earlier runs.
     fn texts(&self, vocab_size: usize, random: &mut Random) -> Vec<Vec<u32>> {
         let [before, after] = &self.frame;
         let text =
@@ -102,15 +102,15 @@ struct Measurement {
     spread: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     queries_per_s: Option<f64>,
-    /// `operations_per_s` as a fraction of the measured peak of the CPU. Absent on other devices, whose peak is not
-    /// measured.
+    /// `operations_per_s` as a fraction of the measured peak of the CPU. Absent on other devices, because their peak is
+    /// not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_share: Option<f64>,
     /// Multiplications and additions per second, for the tokens that were computed.
     operations_per_s: f64,
-    /// The tokens that were computed, as a fraction of all tokens. The others are shared prefixes.
+    /// The tokens that were computed, as a fraction of all tokens. The other tokens belong to shared prefixes.
     computed_share: f64,
-    /// The peak resident memory of this process so far. Absent if the operating system does not report it.
+    /// The peak resident memory of this process so far. Absent if the operating system does not report this number.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_rss_bytes: Option<u64>,
 }
@@ -247,7 +247,7 @@ impl Measurement {
     }
 }
 
-/// The name of the CPU, the kernel set, and its measured peak on one core.
+/// The name of the CPU, the kernel set, and the measured peak of the kernel set on one core.
 fn machine(core_peak: f64) -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -255,14 +255,15 @@ fn machine(core_peak: f64) -> String {
     format!("{name}, {} kernels, {:.0} GFLOP/s a core", Kernels::current().name, core_peak / 1e9)
 }
 
-/// The peak resident memory of this process. `None` if the operating system does not report it.
+/// The peak resident memory of this process. `None` if the operating system does not report this number.
 fn peak_rss_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
-/// Pseudo-random numbers, the same in every run: the upper bits of a linear congruential generator.
+/// Pseudo-random numbers from the upper bits of a linear congruential generator. Each start of the program produces the
+/// same numbers.
 struct Random(u64);
 
 impl Random {

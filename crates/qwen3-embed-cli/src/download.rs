@@ -6,12 +6,12 @@ use anyhow::Result;
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use qwen3_embed::{Hub, Source};
 
-/// Download a model from the hub to the cache, and print its path
+/// Download a model from the Hugging Face Hub to the cache, and print the path of the model
 ///
-/// Files in the cache are not downloaded again. An interrupted download is resumed.
+/// Files that are in the cache are not downloaded again. An interrupted download is resumed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file
+    /// Id of the model: OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file
     #[arg(value_name = "ID")]
     model: String,
 }
@@ -23,8 +23,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The hub with the settings of the environment. It shows a progress bar for each file that is downloaded, or prints a
-/// line for each file if standard error is not a terminal.
+/// The hub with the settings of the environment. For each file that is downloaded, a progress bar is shown, or a line
+/// is printed if standard error is not a terminal.
 pub(crate) fn hub() -> Hub {
     let hub = Hub::from_env();
     if !io::stderr().is_terminal() {
@@ -39,7 +39,7 @@ pub(crate) fn hub() -> Hub {
     hub.on_download(move |file| {
         let Ok(mut by_name) = by_name.lock() else { return };
         let bar = by_name.entry(file.name.to_owned()).or_insert_with(|| {
-            // The bytes of an interrupted download must not count for the speed of this one.
+            // The bytes of an earlier, interrupted download must not count for the speed of this download.
             let bar = ProgressBar::new(file.total).with_position(file.done);
             bar.reset_eta();
             bars.add(bar.with_style(style()).with_message(file.name.to_owned()))

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::jsonl::{Format, InputArgs, line_name, parse_line, write_line};
 use crate::model::ModelArgs;
 
-/// Embed texts: read one JSON object from each line of standard input, write one for each text
+/// Embed texts: read one JSON object from each line of standard input, and write one line for each text
 ///
 /// Each line of standard input is {"text": "…"} or {"tokens": [1, 2, …]}. Tokens are embedded as they are, without an
 /// instruction, and no end-of-text token is appended. Each line of standard output is
-/// {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input.
+/// {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input. Empty lines are skipped.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// Embed the texts with the model's prompt of this name
     #[arg(long, value_name = "NAME", conflicts_with_all = ["query", "instruct"])]
     prompt_name: Option<String>,
-    /// What happens to a text with more than --max-tokens
+    /// What happens to a text that is longer than --max-tokens
     #[arg(long, value_enum, default_value = "error")]
     overflow: OverflowArg,
     /// Treat special tokens in texts, such as <|im_end|>, as plain text
@@ -70,7 +70,7 @@ struct Output {
 /// The maximum number of lines that are embedded together.
 const MAX_LINES: usize = 1024;
 
-/// The number of bytes that are read from standard input at once. The lines in them are embedded together.
+/// The size of the buffer for standard input, in bytes. The complete lines in the buffer are embedded together.
 const READ_BYTES: usize = 1 << 20;
 
 /// Runs `qwen3-embed embed` on standard input and output.
@@ -86,14 +86,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             return Ok(());
         }
         let result = embed(&embedder, &options, &lines, n_before, &mut output);
-        // After an error, the lines before it are written all the same.
+        // The lines before an error are written even if there is an error.
         output.flush()?;
         result?;
         n_before += lines.len();
     }
 }
 
-/// Embeds lines and writes one line for each of them. `n_before` is the number of texts before these lines.
+/// Embeds the texts of `lines` and writes one line for each of them. `n_before` is the number of texts in earlier
+/// batches.
 fn embed(
     embedder: &Embedder,
     options: &EmbedOptions,
@@ -152,7 +153,7 @@ struct Lines<R> {
     reader: BufReader<R>,
     args: InputArgs,
     line_number: usize,
-    /// The error about the line after the last batch.
+    /// The error about the line that follows the last batch.
     failure: Option<anyhow::Error>,
 }
 
@@ -162,9 +163,9 @@ impl<R: Read> Lines<R> {
         Self { reader, args, line_number: 0, failure: None }
     }
 
-    /// Waits for a line and returns it with all complete lines that were read together with it, so that a program that
-    /// writes one line and waits for its embedding is not blocked. Empty at the end of the input. An error about a
-    /// line is returned after the lines before it.
+    /// Waits for a line, and returns the line with all complete lines that were read together with it. So a program
+    /// that writes one line and waits for its embedding is not blocked. The result is empty at the end of the input. If
+    /// a line is invalid, the lines before it are returned first, and the error is returned by the next call.
     fn next_batch(&mut self) -> Result<Vec<Line>> {
         let mut batch = Vec::new();
         if self.failure.is_none() {

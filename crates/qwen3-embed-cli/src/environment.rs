@@ -5,12 +5,12 @@ use std::ffi::OsStr;
 
 use clap::{Args, Command};
 
-/// The prefixes of addresses that Kubernetes puts into the variable `NAME_PORT` for a service called `name`, and Docker
-/// for a linked container. For a service `qwen3-embed` it is `QWEN3_EMBED_PORT=tcp://10.96.0.7:30000`, which is not a
-/// port.
+/// The prefixes of the address of a service. For a service called `name`, Kubernetes sets the variable `NAME_PORT` to
+/// the address of the service, and Docker does the same for a linked container. For a service `qwen3-embed`, this is
+/// `QWEN3_EMBED_PORT=tcp://10.96.0.7:30000`, which is not a port.
 const SERVICE_LINKS: [&str; 3] = ["tcp://", "udp://", "sctp://"];
 
-/// Whether a variable is treated as not set, because its value is empty or the address of a service.
+/// Whether a variable is treated as if it were not set, because its value is empty or the address of a service.
 pub(crate) fn counts_as_unset(name: &OsStr) -> bool {
     env::var_os(name).is_some_and(|value| value.is_empty() || is_service_link(name, &value))
 }
@@ -26,7 +26,7 @@ pub(crate) fn ignored<A: Args>() -> Vec<(String, String)> {
     links.collect()
 }
 
-/// Whether the value is the address of a service, as Kubernetes and Docker set it.
+/// Whether the value of the variable `name` is the address of a service, which Kubernetes or Docker has set.
 fn is_service_link(name: &OsStr, value: &OsStr) -> bool {
     let (name, value) = (name.as_encoded_bytes(), value.as_encoded_bytes());
     name.ends_with(b"_PORT") && SERVICE_LINKS.iter().any(|link| value.starts_with(link.as_bytes()))
@@ -53,8 +53,8 @@ mod tests {
         }
     }
 
-    /// For a service `NAME`, Kubernetes also sets `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_WEB` and
-    /// `NAME_PORT_30000_TCP`, and the last one with the suffixes `_PROTO`, `_PORT` and `_ADDR`.
+    /// For a service `NAME`, Kubernetes also sets `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_WEB`,
+    /// `NAME_PORT_30000_TCP`, `NAME_PORT_30000_TCP_PROTO`, `NAME_PORT_30000_TCP_PORT` and `NAME_PORT_30000_TCP_ADDR`.
     #[test]
     fn only_the_port_collides_with_variables_of_kubernetes() {
         let command = crate::Cli::command();

@@ -10,14 +10,14 @@ use crate::download;
 
 /// Show the shape, size, prompts and memory usage of a model
 ///
-/// If the model is on the hub and not in the cache, only its configuration and the headers of its weight files are
-/// downloaded.
+/// The model is not loaded. If it is on the Hugging Face Hub and not in the cache, only its configuration and the
+/// headers of its weight files are downloaded.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder, GGUF file, or an id on the hub
+    /// Folder, GGUF file, or id on the Hugging Face Hub
     #[arg(value_name = "PATH or ID")]
     model: String,
-    /// Print one JSON object
+    /// Print the information as one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -49,14 +49,14 @@ struct Report {
     memory: BTreeMap<String, Memory>,
 }
 
-/// Estimated memory, with batches of the default size.
+/// Estimated memory in bytes, with the default batch budget.
 #[derive(Serialize)]
 struct Memory {
     weights: u64,
     embeddings: u64,
     workspace: u64,
     total: u64,
-    /// The total with a text of `max_tokens`, or with a batch if that is larger.
+    /// The total for a text of `max_tokens` tokens, or for a batch of the default budget if the budget is larger.
     total_longest_text: u64,
 }
 
@@ -95,7 +95,7 @@ impl Report {
                 Head::TiedLmHead => "language model, tied to the token embeddings",
                 Head::LmHead => "language model",
                 Head::Score => "classification",
-                _ => "another",
+                _ => "other",
             },
             layers: config.num_hidden_layers,
             hidden_size: config.hidden_size,
@@ -127,7 +127,7 @@ impl Report {
             ("hidden size", self.hidden_size.to_string()),
             ("dimensions", format!("{fewest} to {most}")),
             ("context", format!("{} tokens", self.context)),
-            ("longest text", format!("{} tokens, unless another limit is set", self.max_tokens)),
+            ("longest text", format!("{} tokens by default", self.max_tokens)),
             ("vocabulary", format!("{} tokens", self.vocabulary)),
         ];
         for (name, value) in rows {
@@ -140,7 +140,7 @@ impl Report {
         writeln!(
             output,
             "{:14}{:>12}{:>14}{:>14}{:>12}{:>19}",
-            "", "weights", "embeddings", "a batch", "together", "with longest text"
+            "", "weights", "embeddings", "activations", "total", "with longest text"
         )?;
         for (name, memory) in &self.memory {
             let Memory { weights, embeddings, workspace, total, total_longest_text } = memory;
@@ -152,6 +152,6 @@ impl Report {
                 "{name:14}{weights:>12}{embeddings:>14}{workspace:>14}{total:>12}{longest:>19}"
             )?;
         }
-        writeln!(output, "the default is {}", self.default)
+        writeln!(output, "the default precision is {}", self.default)
     }
 }

@@ -17,8 +17,8 @@ pub(crate) enum Format {
 /// Options for reading standard input.
 #[derive(Clone, Copy, clap::Args)]
 pub(crate) struct InputArgs {
-    /// Replace invalid characters with U+FFFD instead of failing: halves of surrogate pairs, such as \ud83d, and bytes
-    /// that are not UTF-8
+    /// Replace invalid characters with U+FFFD instead of failing: single halves of surrogate pairs, such as \ud83d, and
+    /// bytes that are not UTF-8
     #[arg(long)]
     replace_invalid: bool,
 }
@@ -38,7 +38,7 @@ impl InputArgs {
     }
 }
 
-/// Replaces each escape in a JSON text that is half of a surrogate pair with `\ufffd`.
+/// Replaces each escape in a JSON text with `\ufffd` if it is one half of a surrogate pair without the other half.
 fn replace_lone_surrogates(json: &mut [u8]) {
     let mut at = 0;
     while at < json.len() {
@@ -69,7 +69,7 @@ pub(crate) fn parse_line<T: DeserializeOwned>(line: &str) -> Result<T> {
     let line = line.trim_end();
     // Serde would also accept a list of the fields.
     ensure!(line.trim_start().starts_with('{'), "expected an object, such as {{\"text\": \"…\"}}");
-    // The parser gets a single line, so that its line number is always 1.
+    // The parser gets a single line, so the line number in its errors is always 1.
     let one_line =
         |e: serde_json::Error| anyhow!(e.to_string().replace(" at line 1 col", " at col"));
     serde_json::from_str(line).map_err(one_line)

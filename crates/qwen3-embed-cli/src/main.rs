@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of our output has closed the pipe, as in `qwen3-embed … | head`.
+        // The program that reads the output has closed the pipe, as in `qwen3-embed … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, with the causes separated by colons.

@@ -2,35 +2,37 @@ use qwen3_embed::{Device, Embedder, EmbedderBuilder, Precision, Reranker, Rerank
 
 use crate::download;
 
-/// The model, and how it is computed.
+/// The flags that choose a model, its precision, its device and its limits.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, or an id on
-    /// the hub: OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file
+    /// Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, or an id on the Hugging
+    /// Face Hub: OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file
     #[arg(long, value_name = "PATH or ID")]
     pub(crate) model: String,
-    /// Folder or id of a LoRA adapter that is merged into the model
+    /// Folder or id of a LoRA adapter, which is merged into the model
     #[arg(long, value_name = "PATH or ID")]
     pub(crate) adapter: Option<String>,
     /// Precision of weights and matrix multiplications: `stored`, also called `auto` (the precision of the checkpoint:
-    /// bf16, also for f16, f32, or int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight), `bf16`
-    /// (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files)
+    /// f32 for f32, bf16 for bf16 and f16, int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight),
+    /// `bf16` (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files; bf16 on a CUDA device)
     #[arg(long, value_name = "PRECISION", default_value_t)]
     pub(crate) precision: Precision,
-    /// Copy the token embeddings into memory, so that texts never wait for the disk when memory is short
+    /// Copy the token embeddings into memory when the model is loaded. Otherwise they are read from the model's file,
+    /// and texts wait for the disk when memory is short. On devices other than the CPU, this flag has no effect
     #[arg(long)]
     pub(crate) preload: bool,
     /// Device that runs the model: cpu, cuda, or cuda:N for the CUDA device with index N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     pub(crate) device: Device,
-    /// Number of threads [default: one for each core]
+    /// Number of threads that compute [default: one for each core, or fewer if the CPU quota of the container is
+    /// smaller]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Maximum length of a text, or of a prompt when reranking, in tokens [default: the model's limit, but at
     /// most 32768, or 8192 when reranking]
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
-    /// Maximum number of tokens that are computed together
+    /// Maximum number of tokens that are computed together. A smaller number needs less memory [default: 4096]
     #[arg(long, value_name = "N")]
     pub(crate) batch_tokens: Option<usize>,
 }

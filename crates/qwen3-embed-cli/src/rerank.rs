@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::jsonl::{Format, InputArgs, line_name, parse_line, write_line};
 use crate::model::ModelArgs;
 
-/// Rank documents by how well they answer a query: read one JSON object from each line of standard input
+/// Rank documents by how well they answer a query: read one document from each line of standard input
 ///
 /// Each line of standard input is a document, {"text": "…"}. Each line of standard output is
-/// {"index": 0, "score": 0.98}, with the best document first: the index of the document, starting at 0, and its score
-/// from 0 to 1. A document that makes the prompt longer than --max-tokens is cut at its end.
+/// {"index": 0, "score": 0.98}: the index of a document, starting at 0, and its score from 0 to 1. The document with
+/// the highest score comes first. If a prompt is longer than --max-tokens, the end of its document is cut off. Empty
+/// lines are skipped.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -19,13 +20,13 @@ pub(crate) struct Args {
     /// Query that the documents should answer
     #[arg(long, value_name = "TEXT")]
     query: String,
-    /// Instruction: the condition that a document should meet [default: that of the model]
+    /// Instruction: one sentence that says which documents are relevant [default: that of the model]
     #[arg(long, value_name = "TEXT")]
     instruct: Option<String>,
-    /// Number of documents to write, the best ones [default: all]
+    /// Write only the N documents with the highest scores [default: all documents]
     #[arg(long, value_name = "N")]
     top_n: Option<usize>,
-    /// Write scores before the sigmoid: the logit of yes minus the logit of no
+    /// Write the score before the sigmoid: the logit of "yes" minus the logit of "no", or the logit of a classifier
     #[arg(long)]
     raw: bool,
     /// Format of standard input and output
@@ -48,7 +49,7 @@ struct Output {
     score: f32,
 }
 
-/// The documents on standard input, and the line number of each.
+/// The documents on standard input, and the line number of each document.
 struct Documents {
     texts: Vec<String>,
     line_numbers: Vec<usize>,

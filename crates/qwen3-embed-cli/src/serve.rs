@@ -20,10 +20,10 @@ use crate::model::ModelArgs;
 use signals::EndSignals;
 use values::{count, model_name, origin, seconds, some_seconds};
 
-/// Serve models over HTTP, with the APIs of OpenAI and text-embeddings-inference and a playground
+/// Serve models over HTTP, with the APIs of OpenAI and text-embeddings-inference, and a playground for the browser
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Embedding model: a folder, a GGUF file, or an id on the hub
+    /// Embedding model: a folder, a GGUF file, or an id on the Hugging Face Hub
     #[arg(
         long,
         alias = "model",
@@ -32,20 +32,19 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_MODEL_PATH"
     )]
     model_path: Option<String>,
-    /// Reranker, instead of an embedding model or in addition to one. An id on the hub may be followed by
-    /// @REVISION: a branch, a tag or a commit
+    /// Reranker, instead of an embedding model or in addition to one: a folder, a GGUF file, or an id. An id may be
+    /// followed by @REVISION: a branch, a tag or a commit
     #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_RERANKER_PATH")]
     reranker_path: Option<String>,
-    /// Folder or id of a LoRA adapter that is merged into the embedding model
+    /// Folder or id of a LoRA adapter, which is merged into the embedding model
     #[arg(long, value_name = "PATH or ID", requires = "model_path", env = "QWEN3_EMBED_ADAPTER")]
     adapter: Option<String>,
-    /// Branch, tag or commit of the embedding model, if that is an id on the hub. For the reranker see
-    /// --reranker-path
+    /// Branch, tag or commit of the embedding model, if --model-path is an id. For the reranker see --reranker-path
     #[arg(long, requires = "model_path", env = "QWEN3_EMBED_REVISION")]
     revision: Option<String>,
     /// Names of the embedding model, or of the reranker if there is no embedding model. For several names, repeat
-    /// the flag, or separate them with spaces or commas. Responses contain the first name, /v1/models lists all of
-    /// them [default: the path or id]
+    /// the flag, or separate them with spaces or commas. Responses contain the first name, and /v1/models lists all
+    /// names [default: the path or id]
     #[arg(
         long,
         value_name = "NAME",
@@ -55,7 +54,7 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_SERVED_MODEL_NAME"
     )]
     served_model_name: Vec<String>,
-    /// Names of the reranker, in the same format [default: its path or id]
+    /// Names of the reranker, in the format of --served-model-name [default: its path or id]
     #[arg(
         long,
         value_name = "NAME",
@@ -65,8 +64,8 @@ pub(crate) struct Args {
         env = "QWEN3_EMBED_SERVED_RERANKER_NAME"
     )]
     served_reranker_name: Vec<String>,
-    /// Refuse requests with any other model name with status 404. Otherwise the name is ignored, and the route
-    /// determines the model
+    /// Reject requests whose model name is unknown, with status 404. Without this flag, an unknown name is ignored, and
+    /// the path of the request determines the model
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_STRICT_MODEL_NAMES")]
     strict_model_names: bool,
     /// Address to listen on. 0.0.0.0 listens on all network interfaces
@@ -78,35 +77,38 @@ pub(crate) struct Args {
     /// API key that clients must send, except to /livez, /readyz and /health. For /metrics see --public-metrics
     #[arg(long, value_name = "KEY", env = "QWEN3_EMBED_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Answer /metrics without the API key. Otherwise a scraper must send the key
+    /// Serve /metrics without the API key. Without this flag, a scraper must send the key
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PUBLIC_METRICS")]
     public_metrics: bool,
     /// Precision of weights and matrix multiplications: `stored`, also called `auto` (the precision of the checkpoint:
-    /// bf16, also for f16, f32, or int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight), `bf16`
-    /// (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files)
+    /// f32 for f32, bf16 for bf16 and f16, int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight),
+    /// `bf16` (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files; bf16 on a CUDA device)
     #[arg(long, value_name = "PRECISION", default_value_t, env = "QWEN3_EMBED_PRECISION")]
     precision: Precision,
-    /// Precision by its name in SGLang: auto (the precision of the checkpoint), bfloat16 or float32
+    /// Precision by its name in SGLang, instead of --precision
     #[arg(long, value_enum, conflicts_with = "precision", env = "QWEN3_EMBED_DTYPE")]
     dtype: Option<Dtype>,
     /// Device that runs the models: cpu, cuda, or cuda:N for the CUDA device with index N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu, env = "QWEN3_EMBED_DEVICE")]
     device: Device,
-    /// Copy the token embeddings into memory, so that texts never wait for the disk when memory is short
+    /// Copy the token embeddings into memory when the model is loaded. Otherwise they are read from the model's file,
+    /// and texts wait for the disk when memory is short. On devices other than the CPU, this flag has no effect
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PRELOAD")]
     preload: bool,
     /// Number of threads that compute, and maximum number of threads that tokenize [default: one for each core, or
     /// fewer if the CPU quota of the container is smaller]
     #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_THREADS")]
     threads: Option<usize>,
-    /// Maximum number of tokens that are computed together [default: 1024, or 8192 on a CUDA device]
+    /// Maximum number of tokens that are computed together. A larger number raises the throughput, a smaller number
+    /// lowers the latency [default: 1024, or 8192 on a CUDA device]
     #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
     max_batch_tokens: Option<usize>,
-    /// Size of the queue in texts. While this many texts wait, requests are refused with status 429. Choose a few times
-    /// --max-client-batch-size, because small requests are refused while the texts of a large one fill the queue
+    /// Size of the queue in texts. While this many texts wait, requests are rejected with status 429. Choose a few
+    /// times --max-client-batch-size, because small requests are rejected while the texts of a large request fill the
+    /// queue
     #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServiceOptions::new().max_waiting_texts, env = "QWEN3_EMBED_MAX_QUEUED_TEXTS")]
     max_queued_texts: usize,
-    /// Maximum number of concurrent requests. Further ones are refused with status 429
+    /// Maximum number of concurrent requests. Further requests are rejected with status 429
     #[arg(long, value_name = "N", value_parser = count(), default_value_t = ServerOptions::default().max_concurrent_requests, env = "QWEN3_EMBED_MAX_CONCURRENT_REQUESTS")]
     max_concurrent_requests: usize,
     /// Maximum number of texts in a request
@@ -116,19 +118,21 @@ pub(crate) struct Args {
     /// 32768, or 8192 for a reranker]
     #[arg(long, alias = "context-length", value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_LENGTH")]
     max_length: Option<usize>,
-    /// Cut texts that are too long, unless the request says otherwise. Without this flag they are errors
+    /// Cut off the end of a text that is too long, unless the request sets `truncate` or `truncation_side`. Without
+    /// this flag, such a text is an error
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_TRUNCATE")]
     truncate: bool,
-    /// Treat special tokens in texts, such as <|im_end|>, as plain text. A reranker always does
+    /// Treat special tokens in texts, such as <|im_end|>, as plain text. For a reranker, they are always plain text
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PLAIN_TEXT")]
     plain_text: bool,
-    /// Instruction for texts whose request has no instruction. Without this flag they are embedded as documents
+    /// Instruction for requests with neither an instruction nor a prompt name. Without this flag, the texts of such
+    /// requests are embedded as documents
     #[arg(long, value_name = "TEXT", env = "QWEN3_EMBED_DEFAULT_INSTRUCT")]
     default_instruct: Option<String>,
     /// Maximum size of a request body in bytes, after decompression
     #[arg(long, value_name = "BYTES", value_parser = count(), default_value_t = ServerOptions::default().payload_limit, env = "QWEN3_EMBED_PAYLOAD_LIMIT")]
     payload_limit: usize,
-    /// Origins whose web pages may read responses, separated by commas. * allows every origin
+    /// Origins whose web pages may read responses (CORS), separated by commas. * allows every origin
     #[arg(
         long,
         value_name = "ORIGIN",
@@ -140,20 +144,20 @@ pub(crate) struct Args {
     /// Format of the log, which is written to standard error. RUST_LOG filters it
     #[arg(long, value_enum, default_value = "text", env = "QWEN3_EMBED_LOG_FORMAT")]
     log_format: LogFormat,
-    /// Seconds that running requests have to finish when the server shuts down
+    /// Seconds that running requests may still take when the server shuts down
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30", env = "QWEN3_EMBED_DRAIN_TIMEOUT")]
     drain_timeout: Duration,
-    /// Seconds that a connection is kept open without a request. Choose more than the idle timeout of the load
-    /// balancer: 60 s for most, 600 s for Google Cloud
+    /// Seconds that an idle connection is kept open. Choose a larger number than the idle timeout of the load balancer,
+    /// which is 60 s for most, and 600 s for Google Cloud
     #[arg(long, value_name = "SECONDS", value_parser = some_seconds, default_value = "120", env = "QWEN3_EMBED_KEEP_ALIVE_TIMEOUT")]
     keep_alive_timeout: Duration,
-    /// Has no effect. For compatibility with command lines of SGLang
+    /// Has no effect. It is accepted for compatibility with command lines of SGLang
     #[arg(long)]
     is_embedding: bool,
     /// Has no effect: code in a model's repository is never run
     #[arg(long)]
     trust_remote_code: bool,
-    /// Has no effect: there is only the fast tokenizer
+    /// Has no effect: there is only one tokenizer
     #[arg(long, value_name = "MODE")]
     tokenizer_mode: Option<String>,
 }
@@ -187,7 +191,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         tracing::warn!("`--trust-remote-code` has no effect: code in a repository is never run");
     }
     if args.tokenizer_mode.is_some() {
-        tracing::warn!("`--tokenizer-mode` has no effect: there is only the fast tokenizer");
+        tracing::warn!("`--tokenizer-mode` has no effect: there is only one tokenizer");
     }
     let precision = args.precision()?;
     raise_file_limit();
@@ -214,7 +218,7 @@ async fn serve(args: Args, precision: Precision) -> Result<()> {
     let options = ServeOptions { drain_timeout, keep_alive_timeout, ..ServeOptions::default() };
     let server = qwen3_embed_server::serve(listener, state.clone(), options, shutdown);
     let server = tokio::spawn(server);
-    // From now on, probes and clients get the response that the models are being loaded.
+    // While the models are loaded, the server already responds to probes and to clients.
     writeln!(io::stdout(), "listening on http://{address}")?;
     let start = async {
         let (options, device) = (args.service_options(), args.device);
@@ -229,7 +233,7 @@ async fn serve(args: Args, precision: Precision) -> Result<()> {
             server.abort();
             return Err(error);
         },
-        // No request has been accepted yet.
+        // A signal during loading ends the server at once, because no request has been accepted yet.
         () = signals.next() => return Ok(()),
     }
     signals.next().await;
@@ -245,7 +249,7 @@ async fn serve(args: Args, precision: Precision) -> Result<()> {
 impl Args {
     fn server_options(&self) -> ServerOptions {
         ServerOptions {
-            // A key that comes from a file may end with a line break. Header values have no white space around them.
+            // A key that comes from a file may end with a line break, but the value of a header cannot.
             api_key: self
                 .api_key
                 .as_deref()
@@ -329,7 +333,8 @@ impl Args {
             let shared = embedder.all().find(|name| reranker.has(name));
             ensure!(
                 shared.is_none(),
-                "both models would have the name {}",
+                "both models would have the name {}: set other names with `--served-model-name` or \
+                 `--served-reranker-name`",
                 shared.unwrap_or_default()
             );
         }
@@ -349,7 +354,7 @@ impl Args {
     }
 }
 
-/// The given names of a model, or its path or id if there are none.
+/// The names of a model: the given names, or the path or id of the model if no name is given.
 fn names(given: &[String], path: &str) -> ModelNames {
     match given {
         [served, others @ ..] => ModelNames::new(served).with_others(others.to_vec()),

@@ -67,7 +67,7 @@ fn download_prints_the_folder_and_a_line_for_each_file() {
     // Nothing is printed for files that are in the cache.
     let [again, err] = succeeded(&run(&["download", ID], &environment));
     assert_eq!((again, err.as_str()), (out.clone(), ""));
-    // Every command accepts the id.
+    // `embed` accepts the id, the id with a commit, and the printed folder.
     let pinned = format!("{ID}@{COMMIT}");
     for id in [ID, &pinned, out.trim()] {
         let mut child = command(&["embed", "--model", id], &environment);
@@ -196,7 +196,7 @@ fn cached_model_is_used_with_a_warning_if_the_hub_fails() {
     }
 }
 
-/// A model that another program has put into the cache, and a user without write permission.
+/// Another program has downloaded the model, and the user has no write permission in the cache.
 #[cfg(unix)]
 #[test]
 fn reads_a_read_only_cache() {
@@ -211,7 +211,8 @@ fn reads_a_read_only_cache() {
     // Other programs do not record missing files in `.no_exist`.
     fs::remove_dir_all(cache.join("models--owner--model/.no_exist")).unwrap();
     fs::remove_dir_all(cache.join(".locks")).unwrap();
-    // In a folder that another user can read. Root can write everywhere, so that the command runs as `nobody`.
+    // The program is copied to a folder that another user can read. Root can write to every folder, so the command runs
+    // as the user `nobody` if the test runs as root.
     let program = home.path().join("qwen3-embed");
     fs::copy(env!("CARGO_BIN_EXE_qwen3-embed"), &program).unwrap();
     let is_root = fs::metadata(home.path()).unwrap().uid() == 0;
@@ -246,7 +247,7 @@ fn reads_a_read_only_cache() {
         }
     }
     assert_eq!(below(home.path()), before);
-    // A newer commit, which cannot be written to the cache.
+    // The hub has a newer commit, which cannot be written to the cache.
     server.change(|request, reply| {
         if request.path.starts_with("/api/") {
             let body = String::from_utf8_lossy(&reply.body).replace(COMMIT, &"f".repeat(40));
@@ -280,7 +281,7 @@ fn below(path: &Path) -> Vec<PathBuf> {
     [path.to_path_buf()].into_iter().chain(below).collect()
 }
 
-/// Runs a command with a line of text for `embed` on its standard input.
+/// Runs a command with one text on its standard input, which `embed` reads.
 fn embed(mut command: Command) -> Output {
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     // Writing fails if the process does not read and has ended.
@@ -322,7 +323,7 @@ fn socks_proxy_is_used_or_named_by_the_error() {
         let environment = [
             ("HF_HUB_CACHE", cache.to_str().unwrap()),
             ("HF_ENDPOINT", "http://hub.invalid"),
-            // The server of large files.
+            // The server of large files, which is reached without the proxy.
             ("no_proxy", "127.0.0.1"),
             ("all_proxy", all_proxy),
         ];
@@ -461,9 +462,9 @@ fn info_shows_shape_size_and_memory() {
     let [text, _] = succeeded(&run(&["info", fixture], &environment));
     assert!(text.starts_with("architecture  qwen3\n"), "{text}");
     assert_eq!(json["default"], "bf16");
-    assert!(text.ends_with("\nthe default is bf16\n"), "{text}");
+    assert!(text.ends_with("\nthe default precision is bf16\n"), "{text}");
     assert!(text.contains("\ndimensions    1 to 64\n") && text.contains("\nint8"), "{text}");
-    let longest = "\nlongest text  8192 tokens, unless another limit is set\n";
+    let longest = "\nlongest text  8192 tokens by default\n";
     assert!(text.contains(longest) && text.contains("with longest text\n"), "{text}");
     assert_eq!(json["max_tokens"], 8192);
     for precision in ["f32", "bf16", "int8"] {

@@ -1,4 +1,4 @@
-//! The memory that `info` predicts against the memory that a process uses.
+//! Compares the memory that `info` predicts with the memory that a process uses.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -16,8 +16,8 @@ const MAX_TOKENS: usize = 8192;
 
 const VOCAB_SIZE: usize = 1026;
 
-/// A model whose activations are far larger than its weights. It has two layers, because the last layer is computed for
-/// last tokens only.
+/// A model whose activations are far larger than its weights. It has two layers, because the last layer is computed
+/// only for the last token of each text.
 fn write_model() -> TempDir {
     let model = RandomCheckpoint {
         hidden_size: 512,

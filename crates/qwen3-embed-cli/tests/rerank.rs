@@ -32,7 +32,7 @@ fn lines(output: &Output) -> Vec<(usize, f64)> {
     values.collect()
 }
 
-/// The golden cases of one query and instruction, and the documents as input.
+/// The golden cases of one query and instruction, and their documents as the input of the program.
 fn golden(query: &str, instruction: Option<&str>) -> (Vec<Case>, String) {
     let path = fixtures::reranker("untied").join("golden.json");
     let mut cases = golden::read::<Scores>(&path).unwrap().cases;

@@ -100,7 +100,7 @@ fn ask(address: SocketAddr, request: &str) -> (u16, String) {
     (head["HTTP/1.1 ".len()..][..3].parse().unwrap(), body.to_owned())
 }
 
-/// A request that takes the small model some time: long texts without common prefixes.
+/// A request that keeps the small model busy for some time: long texts without common prefixes.
 fn work(n: usize) -> Value {
     let text = |i: usize| (0..100).map(|word| format!("{} ", i * 7919 + word)).collect::<String>();
     json!({ "input": (0..n).map(text).collect::<Vec<_>>(), "encoding_format": "base64" })
@@ -161,7 +161,7 @@ fn accepts_the_command_line_of_sglang() {
     assert!(ready.contains(&format!(" on {} kernels, ", Kernels::current().name)), "{ready}");
 }
 
-/// Puts a model into a cache folder with the layout of the hub's own programs.
+/// Puts a model into a cache folder, in the layout that the hub's own programs use.
 fn fill_cache(cache: &Path, id: &str, model: &str) {
     let commit = "0123456789abcdef0123456789abcdef01234567";
     let repository = cache.join(format!("models--{}", id.replace('/', "--")));
@@ -174,7 +174,7 @@ fn fill_cache(cache: &Path, id: &str, model: &str) {
     }
 }
 
-/// The command line has the model's id. The request has only the part after the slash.
+/// The command line contains the model's id, and the request contains only the part after the slash.
 #[test]
 fn serves_model_from_the_hub_cache_under_its_id_and_short_name() {
     let cache = tempfile::tempdir().unwrap();

@@ -55,10 +55,10 @@ impl Embedder {
 impl EmbedderBuilder {
     setters!();
 
-    /// The number of dimensions of the vectors: 32 to the model's hidden size, or 1 to the hidden size for models
-    /// with a hidden size below 1024, which are not published ones. If the model has dense layers, the width of the
-    /// last one takes the place of the hidden size. Default: `truncate_dim` of
-    /// `config_sentence_transformers.json`, or the hidden size if that is smaller or there is no such field.
+    /// The number of dimensions of the vectors. The range is 32 to the model's hidden size. For a model with a hidden
+    /// size below 1024, which is smaller than the published models, the range is 1 to the hidden size. For a model with
+    /// dense layers, the output size of the last dense layer counts instead of the hidden size. Default: `truncate_dim`
+    /// of `config_sentence_transformers.json`, but at most the hidden size; without that field, the hidden size.
     pub fn dimensions(mut self, dimensions: usize) -> Self {
         self.dimensions = Some(dimensions);
         self
@@ -86,8 +86,8 @@ impl EmbedderBuilder {
     }
 
     /// Whether vectors are normalized to unit length, after they are cut to
-    /// [`dimensions`](Self::dimensions). Default: true. The results of [`Embeddings`](crate::Embeddings) do not
-    /// depend on it.
+    /// [`dimensions`](Self::dimensions). Default: true. The similarities that
+    /// [`Embeddings`](crate::Embeddings) computes do not depend on this setting.
     pub fn normalize(mut self, normalize: bool) -> Self {
         self.normalize = normalize;
         self
@@ -95,16 +95,20 @@ impl EmbedderBuilder {
 
     /// Loads the model and its tokenizer.
     ///
-    /// A model that is a reranker is refused. A causal language model can be either, so that it is loaded with a
-    /// warning.
+    /// A reranker is an error if the model's files show that it is one. The files of a causal language model do not
+    /// show whether it is an embedding model or a reranker, so it is loaded, with a warning.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`], [`Error::AdapterBase`], [`Error::Io`] or the
-    /// errors of [`Source::download`](crate::Source::download) if the model cannot be found; [`Error::IsReranker`] if
-    /// the model is a reranker; [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or of another
-    /// architecture; [`Error::Vocabulary`] if the tokenizer does not belong to the model; [`Error::Dimensions`] or
-    /// [`Error::Setting`] if a setting is out of range.
+    /// - [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`], [`Error::AdapterBase`],
+    ///   [`Error::TwoAdapters`], [`Error::Io`] or the errors of [`Source::download`](crate::Source::download) if the
+    ///   model or its adapter cannot be found.
+    /// - [`Error::IsReranker`] if the model is a reranker.
+    /// - [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or of another architecture.
+    /// - [`Error::NoSuchPrompt`] if `default_prompt_name` names a prompt that the repository does not have.
+    /// - [`Error::Vocabulary`] if the tokenizer does not belong to the model.
+    /// - [`Error::Dimensions`] or [`Error::Setting`] if a setting is out of range.
+    /// - [`Error::Threads`] if the threads cannot be started.
     pub fn build(self) -> Result<Embedder> {
         let checkpoint = self.settings.open()?;
         let repository = Repository::of(checkpoint.sentence_transformers())?;
@@ -116,13 +120,19 @@ impl EmbedderBuilder {
         warnings::of_reranker(&checkpoint, head);
         let max_tokens = embedder_max_tokens(repository.max_seq_length);
         let mut engine = self.settings.load(&checkpoint, tokenizer, max_tokens, false)?;
-        // Published models need an end-of-text token. A model that sentence-transformers has saved gets the tokens
-        // that sentence-transformers gives it: those of its tokenizer file.
+        // With a `modules.json`, the post-processor in the tokenizer's file decides whether the end-of-text token is
+        // appended, as in sentence-transformers. Without it, the token is always appended for last-token pooling, whose
+        // vector is the hidden state at that token.
         if checkpoint.has_modules() || engine.model.pooling() != Pooling::LastToken {
             engine.tokenizer = engine.tokenizer.follow_file_for_end_of_text();
         }
         let Engine { model, tokenizer, tokenizer_path, .. } = &engine;
-        warnings::of_lost_template(model.config(), model.pooling(), tokenizer, tokenizer_path);
+        warnings::of_missing_post_processor(
+            model.config(),
+            model.pooling(),
+            tokenizer,
+            tokenizer_path,
+        );
         let embedding_size = model.embedding_size();
         let default = repository.truncate_dim.map_or(embedding_size, |n| n.min(embedding_size));
         let dimensions = self.dimensions.unwrap_or(default);

@@ -10,12 +10,12 @@ use crate::Result;
 use crate::repository::prompts;
 use crate::source::{CHAT_TEMPLATES, read};
 
-/// How a repository uses its reranker.
+/// The settings of a reranker that sentence-transformers has saved.
 #[derive(Debug)]
 pub(crate) struct CrossEncoder {
-    /// The token ids of the answers yes and no.
+    /// The token ids of the answers "yes" and "no".
     pub(crate) answers: [u32; 2],
-    /// The default instruction. `None` if it is that of the chat template.
+    /// The default instruction. `None` if the default instruction of the chat template is used.
     pub(crate) instruction: Option<String>,
 }
 
@@ -34,18 +34,17 @@ impl CrossEncoder {
         files.modules().any(is_logit_score)
     }
 
-    /// Reads how a repository uses its reranker. `None` if there is no `modules.json`, or if it lists the modules of
-    /// an embedding model or of a classifier.
+    /// Reads the settings of a reranker. `None` if there is no `modules.json`, or if it lists the modules of an
+    /// embedding model or of a classifier.
     ///
     /// # Errors
     ///
-    /// [`ModelError::Field`] for a setting that would change scores and is not
-    /// supported.
+    /// [`ModelError::Field`] for a setting that would change scores and is not supported.
     pub(crate) fn read(files: &SentenceTransformers) -> Result<Option<Self>> {
         let Some(fields) = files.modules_json() else { return Ok(None) };
         let modules: Vec<Module<'_>> = files.modules().collect();
         let Some(idx) = modules.iter().copied().position(is_logit_score) else {
-            // An embedding model has a pooling and no head.
+            // The second module of an embedding model is a pooling.
             return match modules.get(1) {
                 Some(module) if module.name() != Some("Pooling") => {
                     Err(fields.error("1.type", "LogitScore of sentence_transformers").into())
@@ -74,7 +73,7 @@ fn is_logit_score(module: Module<'_>) -> bool {
     module.name() == Some("LogitScore")
 }
 
-/// The tokens of the answers in the `config.json` of a `LogitScore`.
+/// The token ids of the answers "yes" and "no" in the `config.json` of a `LogitScore`.
 fn answers(fields: &Fields) -> Result<[u32; 2]> {
     let expected = "causal_logits";
     fields.expect_if_present("module_input_name", expected, |name| name == expected)?;
@@ -87,7 +86,7 @@ fn answers(fields: &Fields) -> Result<[u32; 2]> {
     Ok([yes, token("false_token_id", "the token id of the answer no, as in Qwen3-Reranker")?])
 }
 
-/// The default prompt in a `config_sentence_transformers.json`, which is the instruction, if there is one.
+/// The default instruction: the default prompt in a `config_sentence_transformers.json`, if there is one.
 fn instruction(fields: &Fields) -> Result<Option<String>> {
     let expected = format!("one of {}", ACTIVATIONS.join(", "));
     fields.expect_if_present("activation_fn", &expected, |name| {
@@ -101,8 +100,8 @@ fn instruction(fields: &Fields) -> Result<Option<String>> {
     }
 }
 
-/// Rejects a chat template that makes another prompt than Qwen3-Reranker's. With `uses_its_instruction`, its
-/// instruction must be the default one.
+/// Rejects a chat template that makes another prompt than Qwen3-Reranker's. With `uses_its_instruction`, the default
+/// instruction of the template must be [`DEFAULT_INSTRUCTION`].
 fn check_template(dir: &Path, uses_its_instruction: bool) -> Result<()> {
     let (path, template) = chat_template(dir)?;
     let error = |expected: &str, got: String| {
@@ -114,7 +113,7 @@ fn check_template(dir: &Path, uses_its_instruction: bool) -> Result<()> {
     };
     let got = format!("{template:?}");
     if !RerankTemplate::matches_chat_template(&template) {
-        let expected = "the prompt of Qwen3-Reranker, with no statements but expressions and `set`";
+        let expected = "the prompt of Qwen3-Reranker, in a template with only expressions and `set` statements";
         return Err(error(expected, got).into());
     }
     if uses_its_instruction && !template.contains(DEFAULT_INSTRUCTION) {

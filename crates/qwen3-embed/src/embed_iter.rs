@@ -6,10 +6,11 @@ use rayon::prelude::*;
 use crate::embed_request::EmbedRequest;
 use crate::{EmbedOptions, Embedder, Error, Result, Text};
 
-/// The maximum number of texts in a window.
+/// The maximum number of texts in a window. A window is a list of texts that are taken from the iterator and embedded
+/// together.
 const WINDOW_TEXTS: usize = 1024;
 
-/// A window is complete when its texts have this many bytes, as UTF-8 or as token ids.
+/// A window is complete when its texts have at least this many bytes, as UTF-8 or as token ids.
 const WINDOW_BYTES: usize = 1 << 20;
 
 /// The embedding of one text, see [`Embedder::embed_iter`].
@@ -33,7 +34,7 @@ pub struct EmbedIter<'e, I> {
     ready: VecDeque<Result<Embedding>>,
     /// The number of texts that were taken from `texts`.
     n_taken: usize,
-    /// Set by an error that is not about a text.
+    /// Whether an error that is not about a text has ended the iteration.
     has_failed: bool,
 }
 
@@ -41,10 +42,10 @@ impl Embedder {
     /// Embeds the texts of an iterator of any length with limited memory.
     ///
     /// The returned iterator yields one result for each text, in the order of the texts. It takes a window of texts
-    /// from `texts`, at most 1,024 of them and about 1 MiB, embeds the window, and takes the next window when all
-    /// results of this one have been taken. It keeps in memory the texts, tokens and vectors of one window, and what
-    /// one batch takes on top, see [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens).
-    /// The vectors are those of [`embed_with`](Self::embed_with).
+    /// from `texts`, at most 1,024 texts and about 1 MiB, and embeds them. It takes the next window when all results of
+    /// the current window have been taken. The memory holds the texts, tokens and vectors of one window, and the
+    /// activations of one batch: see [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens).
+    /// The vectors are the same as those of [`embed_with`](Self::embed_with).
     ///
     /// # Errors
     ///
@@ -111,8 +112,8 @@ where
 }
 
 impl<I> EmbedIter<'_, I> {
-    /// Embeds the texts of a window, of which the first has the index `first`. An error about a text takes the place of
-    /// its embedding.
+    /// Embeds the texts of a window. `first` is the index of the first text. If a text cannot be embedded, the error
+    /// takes the place of its embedding.
     fn embed(&self, window: Vec<Text<'_>>, first: usize) -> Result<Vec<Result<Embedding>>> {
         let (embedder, request) = (self.embedder, &self.request);
         let engine = &embedder.engine;
@@ -146,7 +147,8 @@ impl<I> EmbedIter<'_, I> {
             };
             let computed = engine.install(|| engine.model.forward_each(&texts, write));
             let Err(error) = computed.map_err(Error::from) else { return Ok(embeddings) };
-            // The batch of a text without a finite vector fails as a whole: compute the others again.
+            // A vector that is not finite makes its whole batch fail, so the other texts of the batch are computed
+            // again.
             let Some(failed) = error.text_index() else { return Err(error) };
             let text = pending[failed].0;
             embeddings[text] = Err(about(error, text));

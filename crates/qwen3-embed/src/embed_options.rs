@@ -17,26 +17,26 @@
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct EmbedOptions {
-    /// See [`prompt`](Self::prompt).
+    /// The text that is put before every string: see [`prompt`](Self::prompt).
     pub prompt: Prompt,
-    /// See [`dimensions`](Self::dimensions).
+    /// The number of dimensions of the vectors: see [`dimensions`](Self::dimensions).
     pub dimensions: Option<usize>,
-    /// See [`overflow`](Self::overflow).
+    /// What happens to a text that is too long: see [`overflow`](Self::overflow).
     pub overflow: Option<Overflow>,
-    /// See [`max_tokens`](Self::max_tokens).
+    /// The maximum length of a text in tokens: see [`max_tokens`](Self::max_tokens).
     pub max_tokens: Option<usize>,
-    /// See [`normalize`](Self::normalize).
+    /// Whether vectors are normalized to unit length: see [`normalize`](Self::normalize).
     pub normalize: Option<bool>,
 }
 
 impl EmbedOptions {
-    /// The options with which documents are embedded: the prompt for documents, and otherwise the settings of the
-    /// embedder.
+    /// The options of [`Embedder::embed_documents`](crate::Embedder::embed_documents): the prompt for documents and
+    /// the settings of the embedder.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The text that is put before every string. Texts that are tokens have no prompt. Default:
+    /// The text that is put before every string. Texts that are given as token ids have no prompt. Default:
     /// [`Prompt::Document`].
     pub fn prompt(mut self, prompt: Prompt) -> Self {
         self.prompt = prompt;
@@ -73,16 +73,16 @@ impl EmbedOptions {
 /// The text that is put before every string of an embedding request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Prompt {
-    /// The model's prompt for documents. Published models have none, so that documents are embedded as they are.
+    /// The model's prompt for documents. The published models have none, so their documents are embedded as they are.
     #[default]
     Document,
-    /// The model's prompt for queries. For published models it is the default instruction,
+    /// The model's prompt for queries. For the published models it contains the default instruction,
     /// [`DEFAULT_INSTRUCTION`](crate::DEFAULT_INSTRUCTION).
     Query,
-    /// An instruction: one sentence that describes the task, preferably in English. It is put before a query as
-    /// [`instruct`](crate::instruct) does.
+    /// An instruction: one sentence that describes the task, preferably in English. It is put before each string in
+    /// the format of [`instruct`](crate::instruct).
     Instruction(String),
-    /// The model's prompt of this name, one of [`Embedder::prompts`](crate::Embedder::prompts).
+    /// The prompt with this name in [`Embedder::prompts`](crate::Embedder::prompts).
     Named(String),
 }
 
@@ -92,7 +92,7 @@ pub enum Overflow {
     /// The request fails with [`Error::TextTooLong`](crate::Error::TextTooLong).
     #[default]
     Error,
-    /// The beginning of the text is cut off, including its prompt.
+    /// The beginning of the text is cut off. The prompt is at the beginning, so it is cut off first.
     TruncateLeft,
     /// The end of the text is cut off. The end-of-text token is kept.
     TruncateRight,

@@ -17,10 +17,10 @@ pub(crate) struct EmbedRequest {
     pub(crate) row: RowFormat,
 }
 
-/// How a row of the model becomes a row of the result.
+/// How the vector that the model computes for a text becomes the vector that is returned.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowFormat {
-    /// How many values of the row are kept.
+    /// The number of values that are kept.
     pub(crate) dimensions: usize,
     /// Whether the kept values are normalized to unit length.
     pub(crate) normalize: bool,
@@ -31,7 +31,7 @@ impl EmbedRequest {
     ///
     /// # Errors
     ///
-    /// [`Error::TextTooLong`] about text 0.
+    /// [`Error::TextTooLong`], with the index 0.
     pub(crate) fn fit(&self, tokens: &mut Cow<'_, [u32]>) -> Result<()> {
         let (n_tokens, max_tokens) = (tokens.len(), self.max_tokens);
         if n_tokens <= max_tokens {
@@ -50,8 +50,8 @@ impl EmbedRequest {
 }
 
 impl RowFormat {
-    /// Writes a row of the model to `out`, which has [`dimensions`](Self::dimensions) values: cuts it first and
-    /// normalizes it second.
+    /// Writes a vector of the model to `out`, which has [`dimensions`](Self::dimensions) values. The vector is cut
+    /// before it is normalized.
     pub(crate) fn write(self, row: &[f32], out: &mut [f32]) {
         out.copy_from_slice(&row[..self.dimensions]);
         if self.normalize {

@@ -13,10 +13,10 @@ use crate::{EmbedOptions, Embeddings, Overflow, Prompt, Result, Text};
 
 /// Computes embeddings of texts with a Qwen3 embedding model.
 ///
-/// See the [crate's documentation](crate) for an example. Vectors are in the order of the texts, and are normalized
+/// See the [crate's documentation](crate) for an example. Vectors are in the order of the texts. They are normalized
 /// to unit length unless [`EmbedderBuilder::normalize`](crate::EmbedderBuilder::normalize) or
-/// [`EmbedOptions::normalize`] turns that off. On the CPU, the vector of a text is the same, bit for bit, whatever
-/// other texts are in the call and however many threads compute it.
+/// [`EmbedOptions::normalize`] turns normalization off. On the CPU, the vector of a text does not depend on the other
+/// texts in the call or on the number of threads: it is always the same, bit for bit.
 #[derive(Debug)]
 pub struct Embedder {
     pub(crate) engine: Engine,
@@ -53,7 +53,7 @@ impl Embedder {
     /// [`Error::TextTooLong`](crate::Error::TextTooLong) if a text is longer than
     /// [`max_tokens`](Self::max_tokens) and the overflow policy is [`Overflow::Error`];
     /// [`Error::Text`](crate::Error::Text) if a text cannot be tokenized; [`Error::Model`](crate::Error::Model) if
-    /// its vector is not finite. These errors contain the index of the text.
+    /// the vector of a text contains NaN or infinity. These errors contain the index of the text.
     pub fn embed_documents(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
         self.embed_with(strings(texts), &EmbedOptions::new())
     }
@@ -67,7 +67,7 @@ impl Embedder {
         self.embed_with(strings(texts), &EmbedOptions::new().prompt(Prompt::Query))
     }
 
-    /// Embeds texts that are tokens already: see [`Text::Tokens`].
+    /// Embeds texts that are given as token ids: see [`Text::Tokens`].
     ///
     /// # Errors
     ///
@@ -116,8 +116,9 @@ impl Embedder {
         Ok(Embeddings::of_texts(values, dimensions, n_tokens))
     }
 
-    /// Tokenizes each text without a prompt: the end-of-text token is appended and the overflow policy applied. For
-    /// the tokens of a query, put [`query_prompt`](Self::query_prompt) before it.
+    /// Tokenizes each text without a prompt. The end-of-text token is appended and the overflow policy is applied, as
+    /// for [`embed_documents`](Self::embed_documents). For the tokens of queries, put
+    /// [`query_prompt`](Self::query_prompt) before each text.
     ///
     /// # Errors
     ///
@@ -129,8 +130,8 @@ impl Embedder {
         Ok(tokens.into_iter().map(Cow::into_owned).collect())
     }
 
-    /// The number of tokens of each text without a prompt, including the end-of-text token, even if it is over the
-    /// limit.
+    /// The number of tokens of each text without a prompt, including the end-of-text token. A text with more than
+    /// [`max_tokens`](Self::max_tokens) is counted completely.
     ///
     /// # Errors
     ///
@@ -142,19 +143,20 @@ impl Embedder {
         Ok(tokens.iter().map(|tokens| tokens.len()).collect())
     }
 
-    /// The model's prompt for queries: the default instruction, unless a sentence-transformers repository has
-    /// another prompt for queries.
+    /// The model's prompt for queries. A sentence-transformers repository sets it, and may set none. For other models
+    /// it is the [default instruction](crate::DEFAULT_INSTRUCTION).
     pub fn query_prompt(&self) -> &str {
         self.prompts.query()
     }
 
-    /// The model's prompt for documents: empty, unless a sentence-transformers repository has a prompt for
-    /// documents.
+    /// The model's prompt for documents. It is empty, unless the model is a sentence-transformers repository with a
+    /// prompt for documents.
     pub fn document_prompt(&self) -> &str {
         self.prompts.document()
     }
 
-    /// The model's prompts by name: those of a sentence-transformers repository, otherwise `query` and `document`.
+    /// The model's prompts by name: the prompts of a sentence-transformers repository, or `query` and `document` for
+    /// other models.
     pub fn prompts(&self) -> &BTreeMap<String, String> {
         self.prompts.by_name()
     }
@@ -173,7 +175,7 @@ impl Embedder {
         })
     }
 
-    /// The number of dimensions of the vectors, unless a request asks for fewer.
+    /// The number of dimensions of the vectors, unless [`EmbedOptions::dimensions`] sets another number.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
@@ -200,7 +202,8 @@ impl Embedder {
         self.engine.model.precision()
     }
 
-    /// The arithmetic of the matrix multiplications. With weights in 8 bits or fewer, a few of them use another one.
+    /// The arithmetic of the matrix multiplications. With weights in 8 bits or fewer, a matrix multiplication whose
+    /// input would lose too much accuracy uses another arithmetic.
     pub fn arithmetic(&self) -> Arithmetic {
         self.engine.model.arithmetic()
     }
@@ -230,8 +233,8 @@ impl Embedder {
         self.engine.model.config()
     }
 
-    /// How many tokens were given to the model since it was loaded, and how many of them it computed. The others
-    /// are shared prefixes.
+    /// How many tokens were given to the model since it was loaded, and how many of them it computed. The other tokens
+    /// were not computed again because they belong to shared prefixes.
     pub fn sharing_counts(&self) -> SharingCounts {
         self.engine.model.sharing_counts()
     }
@@ -261,7 +264,7 @@ impl Embedder {
         self.engine.install(|| self.tokenize_each(texts, request).collect())
     }
 
-    /// The tokens of each text or the error about it, computed in parallel on rayon's current pool.
+    /// The tokens of each text, or the error about the text, computed in parallel on rayon's current pool.
     pub(crate) fn tokenize_each<'a>(
         &self,
         texts: Vec<Text<'a>>,

@@ -33,7 +33,7 @@ pub struct Embeddings {
 pub struct Hit {
     /// The index of the row that was found.
     pub index: usize,
-    /// Its cosine similarity to the query, from −1 to 1.
+    /// The cosine similarity of the row and the query, from −1 to 1.
     pub score: f32,
 }
 
@@ -205,7 +205,7 @@ fn cosine_to(unit: &[f32], other: &[f32], norm: f64) -> f32 {
     } else {
         exact_dot(unit, other)
     };
-    // Rounding must not make the result larger than 1.
+    // Rounding must not take the result out of the range from −1 to 1.
     if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) as f32 } else { 0.0 }
 }
 

@@ -36,9 +36,9 @@ macro_rules! setters {
             self
         }
 
-        /// A LoRA adapter in the format of PEFT, a folder or an id on the hub, that is merged into the weights while
-        /// they are loaded. Do not set it if the source is an adapter itself, which is loaded together with the base
-        /// model that it names.
+        /// A LoRA adapter in the format of PEFT: a folder or an id on the hub. It is merged into the weights while they
+        /// are loaded. Do not set an adapter if the source is an adapter itself: a source that is an adapter is loaded
+        /// together with the base model that it names.
         pub fn adapter(mut self, adapter: impl Into<$crate::Source>) -> Self {
             self.settings.adapter = Some(adapter.into());
             self
@@ -65,24 +65,26 @@ macro_rules! setters {
             self
         }
 
-        /// The batch budget: the maximum number of tokens that are computed together, at least 1. It limits the memory
-        /// of a call. A text with more tokens is a batch by itself. Default: 4096.
+        /// The batch budget: the maximum number of tokens that are computed together, at least 1. A smaller budget
+        /// needs less memory for activations. A text with more tokens is a batch by itself. Default: 4096.
         pub fn batch_tokens(mut self, batch_tokens: usize) -> Self {
             self.settings.batch_tokens = batch_tokens;
             self
         }
 
-        /// Whether the tokens that several texts begin with, such as an instruction, are computed once, and how much
-        /// memory keeps them for later calls. On the CPU it does not change results. Default: on, with 128 MiB.
+        /// Whether a prefix that several texts have in common, such as an instruction, is computed only once, and the
+        /// size of the prefix cache, which keeps prefixes for later calls. On the CPU, sharing does not change results.
+        /// Default: on, with a prefix cache of 128 MiB.
         pub fn sharing(mut self, sharing: $crate::Sharing) -> Self {
             self.settings.sharing = sharing;
             self
         }
 
         /// Whether the token embeddings are copied into memory when the model is loaded: 0.3 GB for 0.6B, 1.2 GB for
-        /// 8B. Otherwise the CPU reads them from the memory-mapped file. When memory is short, the operating system
-        /// drops pages of that file, and a text waits for the disk. With `preload`, the files are not needed any more
-        /// after loading. It does not change results. Default: false on the CPU; other devices always have a copy.
+        /// 8B. Without `preload`, the CPU reads them from the memory-mapped file; when memory is short, the operating
+        /// system drops pages of that file, and calls wait for the disk. With `preload`, the files are not needed after
+        /// the model is loaded. The setting does not change results. Default: false. Devices other than the CPU always
+        /// have a copy.
         pub fn preload(mut self, preload: bool) -> Self {
             self.settings.preload = preload;
             self
@@ -118,7 +120,7 @@ impl Settings {
         }
     }
 
-    /// Opens the files of the model and of its adapter, and downloads them if need be.
+    /// Opens the files of the model and of its adapter. Files that are missing are downloaded.
     pub(crate) fn open(&self) -> Result<Checkpoint> {
         let hub = self.hub.as_ref();
         let Local { path, mut adapter } = self.source.locate(hub)?;
@@ -138,8 +140,8 @@ impl Settings {
     }
 
     /// Loads the model. If `max_tokens` is not set, it is `default_max_tokens`, but at most the number of positions of
-    /// the model. With `hidden_states`, the model returns the hidden states of last tokens, and pooling and dense layers
-    /// are not loaded.
+    /// the model. With `hidden_states`, the model returns the hidden state of each text's last token, and pooling and
+    /// dense layers are not loaded.
     pub(crate) fn load(
         self,
         checkpoint: &Checkpoint,
@@ -167,8 +169,8 @@ impl Settings {
         let model = model.with_batch_tokens(self.batch_tokens).with_sharing(self.sharing);
         let limit = model.config().max_position_embeddings;
         let max_tokens = self.max_tokens.unwrap_or(limit.min(default_max_tokens));
-        // Every text consists of tokens of the base vocabulary and ends with the end-of-text token. Other added
-        // tokens may have ids that the model does not have: a text that contains one of them is refused later.
+        // Every text consists of tokens of the base vocabulary and ends with the end-of-text token. The ids of other
+        // added tokens may be outside the model's vocabulary: a text that contains such a token is refused later.
         let max_token =
             tokenizer.base_vocab_size().saturating_sub(1).max(tokenizer.end_of_text() as usize);
         let engine = Engine { model, tokenizer, tokenizer_path, max_tokens, pool };
@@ -179,12 +181,12 @@ impl Settings {
 }
 
 impl Engine {
-    /// Runs `work` on the threads of [`Settings::threads`], or on rayon's current pool if that is not set.
+    /// Runs `work` on the pool of [`Settings::threads`], or on rayon's current pool if `threads` is not set.
     pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         install(self.pool.as_ref(), work)
     }
 
-    /// Checks that the model has the largest token id that texts can contain.
+    /// Checks that `max_token`, the largest token id that texts can contain, is in the model's vocabulary.
     pub(crate) fn check_vocabulary(&self, max_token: usize) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;
         if max_token < vocab_size {

@@ -19,7 +19,7 @@ pub enum Error {
         path.display()
     )]
     NoSuchModel {
-        /// The source as it was given.
+        /// The source as the caller gave it.
         path: PathBuf,
     },
     /// A model could not be downloaded from the hub.
@@ -37,13 +37,13 @@ pub enum Error {
     },
     /// The weights of a model are only available as pickle files.
     #[error(
-        "{model} has its weights in {file}, a pickle file, which is not read because it can run any program: convert \
-         it to safetensors with save_pretrained of transformers"
+        "{model} has its weights in {file}, a pickle file, which is not read because loading it can run any code: \
+         convert it to safetensors with save_pretrained of transformers"
     )]
     PickleWeights {
         /// The model's folder or id.
         model: String,
-        /// One of the files.
+        /// The name of one of the pickle files.
         file: String,
     },
     /// A folder contains no model.
@@ -75,7 +75,7 @@ pub enum Error {
         /// The id on the hub.
         model: String,
     },
-    /// An embedder was to be built from a model that is a reranker.
+    /// An embedder cannot be built from this model, because the model is a reranker.
     #[error(
         "{} is a reranker and gives no embeddings: use `Reranker`, or on the command line `rerank`, or \
          `serve --reranker-path`",
@@ -101,8 +101,8 @@ pub enum Error {
         /// The names of the model's prompts.
         known: Vec<String>,
     },
-    /// The base model of an adapter cannot be opened. The base that the adapter names may be a folder on the machine
-    /// where the adapter was trained.
+    /// The base model of an adapter cannot be opened. An adapter may name its base model by a folder that exists only
+    /// on the machine where the adapter was trained.
     #[error(
         "{}: field `base_model_name_or_path`: the model `{base}` cannot be opened: choose the base with \
          `--model BASE --adapter {}` or `.adapter(…)`",
@@ -114,7 +114,7 @@ pub enum Error {
         path: PathBuf,
         /// The base model that the adapter names.
         base: String,
-        /// Why it cannot be opened.
+        /// The reason why the base model cannot be opened.
         source: Box<Error>,
     },
     /// An adapter was given for a source that is an adapter itself.
@@ -150,7 +150,7 @@ pub enum Error {
         /// The largest allowed number: the model's hidden size, or the number of dimensions of the vectors.
         max: usize,
     },
-    /// The tokenizer has token ids that the model does not have, so that they do not belong together.
+    /// The tokenizer has token ids that are not in the model's vocabulary: the tokenizer belongs to another model.
     #[error(
         "{} has token ids up to {max_token}, but the vocabulary of the model has {vocab_size} tokens",
         path.display()
@@ -158,7 +158,7 @@ pub enum Error {
     Vocabulary {
         /// The tokenizer's file.
         path: PathBuf,
-        /// The largest token id that the tokenizer gives.
+        /// The largest token id of the tokenizer that texts can contain.
         max_token: usize,
         /// `vocab_size` of config.json, or the number of rows of `token_embd.weight` in a GGUF file.
         vocab_size: usize,
@@ -169,12 +169,12 @@ pub enum Error {
     TextTooLong {
         /// The index of the text.
         text: usize,
-        /// Its number of tokens, including the prompt and the end-of-text token.
+        /// The number of tokens of the text, including its prompt and the end-of-text token.
         n_tokens: usize,
         /// The limit, see [`EmbedOptions::max_tokens`](crate::EmbedOptions::max_tokens).
         max_tokens: usize,
     },
-    /// Vectors with different numbers of dimensions were to be compared.
+    /// Vectors cannot be compared because they have different numbers of dimensions.
     #[error("vectors of {left} dimensions cannot be compared with vectors of {right} dimensions")]
     DimensionMismatch {
         /// The number of dimensions on the left.
@@ -182,7 +182,8 @@ pub enum Error {
         /// The number of dimensions on the right.
         right: usize,
     },
-    /// The number of stored values is not a multiple of the number of dimensions.
+    /// The number of values is not a multiple of the number of dimensions, see
+    /// [`Embeddings::new`](crate::Embeddings::new).
     #[error("{n_values} values cannot be divided into vectors of {dimensions} dimensions")]
     NotWholeRows {
         /// The number of values.
@@ -190,12 +191,12 @@ pub enum Error {
         /// The number of dimensions.
         dimensions: usize,
     },
-    /// A stored value is NaN or infinite.
+    /// A value of a vector is NaN or infinite. Vectors that a model has computed cause [`Error::Model`] instead.
     #[error("vector {row} is not finite: its value at dimension {dimension} is {value}")]
     NotFinite {
-        /// The index of the vector.
+        /// The index of the vector. For a query it is 0.
         row: usize,
-        /// The index of the first such value in the vector.
+        /// The index of the first value in the vector that is NaN or infinite.
         dimension: usize,
         /// The value: NaN or an infinity.
         value: f32,
@@ -216,13 +217,13 @@ pub enum Error {
         n_waiting: usize,
         /// The limit, see [`ServiceOptions::max_waiting_texts`](crate::ServiceOptions::max_waiting_texts).
         limit: usize,
-        /// When the queue should have room again, estimated from the time that recent texts took.
+        /// The estimated time until the queue has room again, based on the time that recent texts took.
         retry_after: Duration,
     },
     /// A service refuses a request because it is draining.
     #[error("the service is shutting down and accepts no more requests")]
     ServiceDraining,
-    /// A service has stopped: after it was drained, or because a bug made its worker thread panic.
+    /// A service has stopped, because it was drained or because a bug made its worker thread panic.
     #[error("the service has stopped")]
     ServiceStopped,
     /// The queries and documents of a request do not form pairs.
@@ -243,7 +244,8 @@ pub enum Error {
     Model(#[from] ModelError),
 }
 
-/// The index in an error about a text, borrowed in the same way as the error.
+/// A reference to the text index in an error, or `None` if the error is not about a text. The reference is mutable if
+/// the reference to the error is mutable.
 macro_rules! text_index {
     ($error:expr) => {
         match $error {
@@ -262,14 +264,15 @@ macro_rules! text_index {
 }
 
 impl Error {
-    /// The index of the text that the error is about, or of the pair of texts. `None` if the error is not about a
+    /// The index of the text, or of the pair of texts, that the error is about. `None` if the error is not about a
     /// text.
     pub fn text_index(&self) -> Option<usize> {
         text_index!(self).copied()
     }
 
-    /// The same error with another [`text_index`](Self::text_index), for callers that embed a part of a longer
-    /// list. An error that is not about a text is returned unchanged.
+    /// The same error with another [`text_index`](Self::text_index). Use this if the texts of a call are a part of a
+    /// longer list, and the error should contain the index in that list. An error that is not about a text is returned
+    /// unchanged.
     pub fn map_text_index(mut self, map: impl FnOnce(usize) -> usize) -> Self {
         if let Some(text) = text_index!(&mut self) {
             *text = map(*text);

@@ -4,7 +4,7 @@
 //! use qwen3_embed::Embedder;
 //!
 //! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-//! // An id on the hub such as `Qwen/Qwen3-Embedding-0.6B`, the folder of a model, or a GGUF file.
+//! // An id on the Hugging Face Hub such as `Qwen/Qwen3-Embedding-0.6B`, the folder of a model, or a GGUF file.
 //! let embedder = Embedder::builder(folder).build()?;
 //!
 //! let documents = embedder.embed_documents(&[
@@ -21,8 +21,9 @@
 //!
 //! # Models
 //!
-//! A [`Source`] is the folder of a model, a GGUF file, or an id on the hub. A model on the hub is downloaded once, to a
-//! cache. Without the feature `hub`, nothing touches the network.
+//! A [`Source`] is the folder of a model, a GGUF file, or an id on the Hugging Face Hub, which is called "the hub" in
+//! this documentation. A model on the hub is downloaded once, to a cache. Without the feature `hub`, the crate never
+//! uses the network.
 //!
 //! # Queries and documents
 //!
@@ -32,8 +33,8 @@
 //! similarity or clustering, embed all texts in the same way.
 //!
 //! [`Embedder::embed_with`] has options for one call, such as another instruction or fewer dimensions: see
-//! [`EmbedOptions`]. [`Embedder::embed_iter`] embeds the texts of an iterator of any length, a file for instance,
-//! with limited memory.
+//! [`EmbedOptions`]. [`Embedder::embed_iter`] embeds the texts of an iterator, for instance the lines of a file. The
+//! memory that it needs does not grow with the number of texts.
 //!
 //! # Reranking
 //!
@@ -42,39 +43,40 @@
 //!
 //! # Dimensions
 //!
-//! The models are trained so that the first values of a vector are a shorter embedding.
-//! [`EmbedderBuilder::dimensions`] accepts any number from 32 to the model's hidden size, and
-//! [`Embeddings::truncate`] shortens existing embeddings. Vectors are cut first and normalized to unit length second.
+//! The published models are trained with Matryoshka representation learning: the first values of a vector are a shorter
+//! embedding. For these models, [`EmbedderBuilder::dimensions`] accepts any number from 32 to the hidden size.
+//! [`Embeddings::truncate`] shortens existing embeddings. Vectors are cut before they are normalized to unit length.
 //!
 //! # Concurrency
 //!
-//! [`Embedder`] and [`Reranker`] are [`Send`] and [`Sync`], and their methods take `&self`: share one between threads. A
-//! call uses all threads of rayon's global pool, or of a pool of its own, see [`EmbedderBuilder::threads`].
+//! [`Embedder`] and [`Reranker`] are [`Send`] and [`Sync`], and their methods take `&self`, so threads can share a
+//! model. Each call uses all threads of rayon's global pool, or of the model's own pool if [`EmbedderBuilder::threads`]
+//! is set.
 //!
-//! If many callers arrive at the same time with a few texts each, as in a server, put the model behind a queue.
-//! [`Embedder::into_service`] and [`Reranker::into_service`] return a [`Service`]. Its methods are `async` and need no
-//! particular runtime, and it computes the texts of all callers together, in batches.
+//! If many callers send a few texts each at the same time, as in a server, put the model behind a queue:
+//! [`Embedder::into_service`] and [`Reranker::into_service`] return a [`Service`]. A service computes the texts of all
+//! callers together, in batches. Its methods are `async` and work with any async runtime.
 //!
 //! # Precision and memory
 //!
-//! By default, weights are kept in the precision of the checkpoint, which is bf16 for the published ones.
-//! [`EmbedderBuilder::precision`] chooses another one, see [`Precision`].
-//! [`Source::info`] returns, without loading a model, how much memory it needs in each precision: [`Info::memory`].
-//! Token embeddings stay in the memory-mapped file. [`EmbedderBuilder::batch_tokens`] limits the memory that a call
-//! needs in addition.
+//! By default, weights are kept in the precision of the checkpoint, which is bf16 for the published models.
+//! [`EmbedderBuilder::precision`] chooses another [`Precision`]. [`Source::info`] describes a model without loading it,
+//! and [`Info::memory`] estimates how much memory the model needs in a precision. On the CPU, the token embeddings stay
+//! in the memory-mapped file unless [`EmbedderBuilder::preload`] is set. [`EmbedderBuilder::batch_tokens`] limits the
+//! memory for the activations of a call.
 //!
 //! # Errors
 //!
-//! Every error is an [`Error`] that names the file, field, text, value or limit that it is about. No input causes a
-//! panic. [`Error::text_index`] is the index of the text in the call.
+//! Every error is an [`Error`] that names the file, field, text, value or limit that it is about. No text, model file
+//! or setting causes a panic. [`Error::text_index`] returns the index of the text that an error is about.
 //!
 //! # Environment
 //!
 //! Three places read environment variables: `Hub::from_env`, [`Kernels::VARIABLE`], and rayon for its global pool.
-//! `Hub::from_env` reads `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` and the other variables of the hub's programs. A builder
-//! uses it unless it is given a `Hub`. A downloaded model works offline: if the hub cannot be reached, the version in
-//! the cache is used. With `HF_HUB_OFFLINE=1`, or with the hash of a commit as the revision, there is no request to
-//! the hub at all.
+//! `Hub::from_env` reads `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` and the other variables of the hub's own programs. A
+//! builder uses `Hub::from_env` unless its method `hub` sets another `Hub`. A downloaded model works offline: if the
+//! hub cannot be reached, the version in the cache is used. No request is sent to the hub if `HF_HUB_OFFLINE=1` is set,
+//! or if the revision is the hash of a commit whose files are all in the cache.
 //!
 //! The crate prints nothing. It emits warnings with `tracing`, and reports the progress of downloads to
 //! `Hub::on_download` only.
@@ -82,9 +84,9 @@
 //! # Features
 //!
 //! - `hub`, on by default: downloads.
-//! - `hf-hub`: a second transport for downloads, `Hub::transport`: the official hf-hub crate, for files in Xet storage. It
-//!   adds about 190 crates and a C library.
-//! - `cuda`: [`Device::Cuda`], with weights in f32 or bf16. Building it needs the CUDA toolkit, see the README.
+//! - `hf-hub`: a second transport for downloads, which `Hub::transport` selects. It is the official hf-hub crate, for
+//!   files in Xet storage. This feature adds about 190 crates and a C library.
+//! - `cuda`: [`Device::Cuda`], with weights in f32 or bf16. The build needs the CUDA toolkit, see the README.
 #![forbid(unsafe_code)]
 
 mod builder;

@@ -16,22 +16,24 @@ pub(crate) const RERANKER_MAX_TOKENS: usize = 8192;
 /// The default batch budget of calls to an [`Embedder`](crate::Embedder) or a [`Reranker`](crate::Reranker), in
 /// tokens, on every device.
 ///
-/// A batch is what one forward pass computes. The budget trades throughput against latency and memory:
+/// One forward pass computes one batch. The budget trades throughput against latency and memory:
 ///
 /// - A larger budget raises the throughput, because weights are read from memory once per batch.
 /// - A larger budget raises the latency in a service, because a request that arrives while a batch is computed waits
 ///   until that batch is finished.
 /// - A larger budget takes more memory for activations.
 ///
-/// Nobody waits for the first text of a call, so that latency does not count here.
+/// A call returns when all its texts are computed, so the latency of a single batch does not matter here.
 ///
-/// The number is repeated in the documentation of `batch_tokens` in `engine.rs`.
+/// The number is repeated in the documentation of `batch_tokens` in `engine.rs`, and in the help text of
+/// `--batch-tokens`.
 pub(crate) const BATCH_TOKENS: usize = 4096;
 
-/// The default batch budget of a [`Service`](crate::Service), in tokens. For what it trades see [`BATCH_TOKENS`].
+/// The default batch budget of a [`Service`](crate::Service), in tokens. [`BATCH_TOKENS`] lists the effects of a larger
+/// budget.
 ///
-/// It is smaller on the CPU, where latency counts. A CUDA device needs more tokens to be fully used, and computes them
-/// in less time.
+/// The budget on the CPU is smaller than [`BATCH_TOKENS`], because requests that arrive during a batch wait for its
+/// end. A CUDA device needs more tokens to be fully used, and computes a batch in less time.
 ///
 /// The numbers are repeated in the documentation of `ServiceOptions::batch_tokens`, and in the help text of
 /// `serve --max-batch-tokens`.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The prompts that are put in front of texts.
+/// The prompts that are put before texts.
 #[derive(Debug, Clone)]
 pub(crate) struct Prompts {
     by_name: BTreeMap<String, String>,
@@ -18,18 +18,18 @@ pub(crate) struct Prompts {
 #[derive(Debug, Default)]
 pub(crate) struct Repository {
     pub(crate) prompts: Prompts,
-    /// The dimensions of a vector, unless the model has fewer.
+    /// The default number of dimensions of the vectors, if the model has at least as many.
     pub(crate) truncate_dim: Option<usize>,
-    /// The longest text, in tokens, that the model was tuned for.
+    /// The default maximum length of a text, in tokens.
     pub(crate) max_seq_length: Option<usize>,
 }
 
-/// The names of the prompts for queries and for documents. The first one that a repository has is used.
+/// The names of the prompts for queries and for documents. The first name that a repository has is used.
 const QUERY: &[&str] = &["query"];
 const DOCUMENT: &[&str] = &["document", "passage", "corpus"];
 
 impl Default for Prompts {
-    /// The prompts of the published models: the default instruction before queries, nothing before documents.
+    /// The prompts of the published models: the default instruction for queries, and an empty prompt for documents.
     fn default() -> Self {
         let query = instruct(DEFAULT_INSTRUCTION, "");
         let by_name = [("query", query.clone()), ("document", String::new())];
@@ -99,7 +99,7 @@ impl Prompts {
     }
 }
 
-/// The prompts of a `config_sentence_transformers.json` by their names. A prompt that is null is empty.
+/// The prompts of a `config_sentence_transformers.json` by their names. A prompt that is `null` counts as empty.
 pub(crate) fn prompts(fields: &Fields) -> Result<BTreeMap<String, String>> {
     let field = "prompts";
     let Some(value) = fields.get(field) else { return Ok(BTreeMap::new()) };
@@ -112,13 +112,13 @@ pub(crate) fn prompts(fields: &Fields) -> Result<BTreeMap<String, String>> {
     prompts.ok_or_else(|| fields.error(field, "an object whose values are strings").into())
 }
 
-/// The whole number in a field, which is at least `min`. `None` if the field is absent.
+/// The whole number in a field. `None` if the field is absent. A number below `min` is an error.
 fn number(fields: &Fields, field: &str, min: u64) -> Result<Option<usize>> {
     let Some(value) = fields.get(field) else { return Ok(None) };
     let number = value.as_u64().filter(|number| *number >= min);
     match number.and_then(|number| usize::try_from(number).ok()) {
         Some(number) => Ok(Some(number)),
-        None => Err(fields.error(field, format!("a whole number from {min}")).into()),
+        None => Err(fields.error(field, format!("a whole number of at least {min}")).into()),
     }
 }
 

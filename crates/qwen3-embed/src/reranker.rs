@@ -10,15 +10,16 @@ use crate::{Error, RankedDocument, Result, ScoreOptions, Scores, Source};
 
 /// Scores how well documents answer a query, with a Qwen3 reranker.
 ///
-/// A score is the probability, from 0 to 1, that the document meets the instruction for the query. The model reads
-/// the query and the document together, which is more accurate than the similarity of their embeddings, and needs
-/// one forward pass for each pair: rank the best few hundred hits of a search, not a whole collection. On the CPU, the
-/// score of a pair is the same, bit for bit, whatever other pairs are in the call and however many threads compute
-/// it. The tokens that the prompts of a query begin with, up to the document, are computed once.
+/// A score is the probability, from 0 to 1, that the document is relevant to the query according to the instruction.
+/// The model reads the query and the document together. This is more accurate than the similarity of their embeddings,
+/// but each pair has to be computed: rank the best few hundred hits of a search, not a whole collection. All prompts of
+/// a query have the tokens before the document in common, and these tokens are computed only once. On the CPU, the
+/// score of a pair does not depend on the other pairs in the call or on the number of threads: it is always the same,
+/// bit for bit.
 ///
-/// Texts are plain text: a document that contains the characters of a special token, such as `<|im_end|>`, cannot
-/// change the structure of the prompt. If a prompt is too long, the end of its document is cut off, and if that is
-/// not enough, the end of the query. For the prompt see [`RerankTemplate`].
+/// Queries and documents are tokenized as plain text: a document that contains the characters of a special token, such
+/// as `<|im_end|>`, cannot change the structure of the prompt. If a prompt is too long, the end of its document is cut
+/// off, and if that is not enough, the end of the query. [`RerankTemplate`] describes the prompt.
 ///
 /// # Examples
 ///
@@ -114,7 +115,7 @@ impl Reranker {
         Ok(Scores::new(self.logits(&prompts)?, n_tokens))
     }
 
-    /// The documents in the order of their scores, the highest first. Documents with equal scores stay in order.
+    /// Sorts documents by their scores, the highest first. Documents with equal scores keep their order.
     ///
     /// # Errors
     ///
@@ -153,8 +154,8 @@ impl Reranker {
         self.engine.install(|| self.encode(&pairs, &request))
     }
 
-    /// The instruction of requests that have none: the default prompt in `config_sentence_transformers.json` of a
-    /// repository that sentence-transformers has saved, otherwise [`DEFAULT_INSTRUCTION`].
+    /// The instruction that is used if a request has none. If sentence-transformers has saved the model, this is the
+    /// default prompt in `config_sentence_transformers.json`, otherwise [`DEFAULT_INSTRUCTION`].
     pub fn default_instruction(&self) -> &str {
         &self.instruction
     }
@@ -185,8 +186,8 @@ impl Reranker {
         self.engine.model.config()
     }
 
-    /// How many tokens were given to the model since it was loaded, and how many of them it computed. The others
-    /// are shared prefixes.
+    /// How many tokens were given to the model since it was loaded, and how many of them it computed. The other tokens
+    /// were not computed again because they belong to shared prefixes.
     pub fn sharing_counts(&self) -> SharingCounts {
         self.engine.model.sharing_counts()
     }
@@ -240,20 +241,28 @@ impl RerankerBuilder {
 
     /// Loads the model, its head and its tokenizer.
     ///
-    /// An embedding model is refused if its files show that it is one: if the names of its tensors have no prefix
-    /// `model.` and it has no head, if `architectures` names another class, or if `modules.json` or the GGUF file
-    /// contains a pooling. An embedding model that looks like a reranker is loaded, and its scores are meaningless.
+    /// An embedding model is an error if its files show that it is one:
     ///
-    /// If sentence-transformers has saved the reranker with a module `LogitScore`, its answers, its default
-    /// instruction and its chat template are followed. A chat template that makes another prompt than that of
-    /// Qwen3-Reranker is an error.
+    /// - The names of its tensors have no prefix `model.`, and it has no head.
+    /// - `architectures` in `config.json` names another class.
+    /// - `modules.json` or the GGUF file contains a pooling.
+    ///
+    /// An embedding model whose files look like those of a reranker is loaded, and its scores are meaningless.
+    ///
+    /// If sentence-transformers has saved the reranker with a module `LogitScore`, the token ids of the answers "yes"
+    /// and "no" and the default instruction are read from its files. The chat template must make the prompt of
+    /// Qwen3-Reranker; another template is an error.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchModel`], [`Error::Io`] or the errors of [`Source::download`](crate::Source::download) if the
-    /// model cannot be found; [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or of another
-    /// architecture, or if the model is not a reranker; [`Error::Vocabulary`] if the tokenizer does not belong to the
-    /// model; [`Error::Setting`] if a setting is out of range.
+    /// - [`Error::NoSuchModel`], [`Error::NoConfig`], [`Error::WhichGguf`], [`Error::AdapterBase`],
+    ///   [`Error::TwoAdapters`], [`Error::Io`] or the errors of [`Source::download`](crate::Source::download) if the
+    ///   model or its adapter cannot be found.
+    /// - [`Error::Model`] or [`Error::Text`] if a file is missing, damaged or of another architecture, or if the model
+    ///   is not a reranker.
+    /// - [`Error::Vocabulary`] if the tokenizer does not belong to the model.
+    /// - [`Error::Setting`] if a setting is out of range.
+    /// - [`Error::Threads`] if the threads cannot be started.
     pub fn build(self) -> Result<Reranker> {
         let checkpoint = self.settings.open()?;
         let cross_encoder = CrossEncoder::read(checkpoint.sentence_transformers())?;

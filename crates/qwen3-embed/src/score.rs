@@ -15,38 +15,38 @@ use std::cmp::Ordering;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ScoreOptions {
-    /// See [`instruction`](Self::instruction).
+    /// The sentence that says which documents are relevant: see [`instruction`](Self::instruction).
     pub instruction: Option<String>,
-    /// See [`max_tokens`](Self::max_tokens).
+    /// The maximum length of a prompt in tokens: see [`max_tokens`](Self::max_tokens).
     pub max_tokens: Option<usize>,
-    /// See [`max_document_tokens`](Self::max_document_tokens).
+    /// The maximum length of a document in tokens: see [`max_document_tokens`](Self::max_document_tokens).
     pub max_document_tokens: Option<usize>,
 }
 
 impl ScoreOptions {
-    /// The options with which [`Reranker::scores`](crate::Reranker::scores) scores: the default instruction and the
-    /// limits of the reranker.
+    /// The options of [`Reranker::scores`](crate::Reranker::scores): the default instruction and the limits of the
+    /// reranker.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The condition that a document should meet for the query: one sentence, preferably in English. Default:
-    /// [`Reranker::default_instruction`](crate::Reranker::default_instruction).
+    /// The instruction: one sentence, preferably in English, that says which documents are relevant to a query.
+    /// Default: [`Reranker::default_instruction`](crate::Reranker::default_instruction).
     pub fn instruction(mut self, instruction: impl Into<String>) -> Self {
         self.instruction = Some(instruction.into());
         self
     }
 
-    /// The maximum length of a prompt in tokens, including the instruction, the query and the document. A longer
-    /// document is cut at its end. The range is 1 to the reranker's
+    /// The maximum length of a prompt in tokens, including the instruction, the query and the document. If a prompt is
+    /// longer, the end of its document is cut off. The range is 1 to the reranker's
     /// [`max_tokens`](crate::Reranker::max_tokens), which is also the default.
     pub fn max_tokens(mut self, max_tokens: usize) -> Self {
         self.max_tokens = Some(max_tokens);
         self
     }
 
-    /// The maximum length of a document in tokens, at least 1. A longer document is cut at its end. Default: as long
-    /// as the prompt allows.
+    /// The maximum length of a document in tokens, at least 1. The end of a longer document is cut off. Default: no
+    /// limit other than [`max_tokens`](Self::max_tokens).
     pub fn max_document_tokens(mut self, max_document_tokens: usize) -> Self {
         self.max_document_tokens = Some(max_document_tokens);
         self
@@ -65,10 +65,11 @@ pub struct Scores {
 pub struct RankedDocument {
     /// The index of the document in the list that was ranked.
     pub index: usize,
-    /// The probability that the document meets the instruction for the query, from 0 to 1: the sigmoid of the logit.
+    /// The probability, from 0 to 1, that the document is relevant to the query according to the instruction. It is the
+    /// sigmoid of the logit.
     pub score: f32,
     /// The score before the sigmoid: the model's logit of the answer "yes" minus its logit of "no", or the logit of
-    /// a sequence classifier. It still distinguishes documents whose scores are all close to 0 or 1.
+    /// a sequence classifier. The logit still distinguishes documents whose scores are all close to 0 or 1.
     pub logit: f32,
 }
 

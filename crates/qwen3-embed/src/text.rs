@@ -1,9 +1,9 @@
 use std::borrow::Cow;
 
-/// A text to embed: a string, or the tokens of one.
+/// A text to embed: a string or a list of token ids.
 ///
-/// Methods that embed many texts take anything that converts into a `Text`: `&str`, `String`, `&[u32]`, `Vec<u32>`
-/// and references to them.
+/// Methods that embed many texts accept every type that converts into a `Text`: `&str`, `String`, `&[u32]`, `Vec<u32>`,
+/// `Text`, and references to these types.
 ///
 /// # Examples
 ///
@@ -15,11 +15,11 @@ use std::borrow::Cow;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Text<'a> {
-    /// A string. It is tokenized after the prompt of [`EmbedOptions::prompt`](crate::EmbedOptions::prompt), and the
-    /// end-of-text token is appended.
+    /// A string. The prompt of [`EmbedOptions::prompt`](crate::EmbedOptions::prompt) is put before the string, both are
+    /// tokenized together, and the end-of-text token is appended.
     String(Cow<'a, str>),
-    /// Token ids, embedded as they are: without a prompt, and without an end-of-text token being appended. The last
-    /// one should be the tokenizer's end-of-text token.
+    /// Token ids, which are embedded as they are: no prompt is put before them, and no end-of-text token is appended.
+    /// The last id should be the tokenizer's end-of-text token.
     Tokens(Cow<'a, [u32]>),
 }
 
@@ -32,7 +32,7 @@ impl Text<'_> {
         }
     }
 
-    /// The size of the string in UTF-8, or of the token ids.
+    /// The size in bytes of the string in UTF-8, or of the token ids.
     pub(crate) fn n_bytes(&self) -> usize {
         match self {
             Self::String(text) => text.len(),

@@ -21,7 +21,7 @@ pub fn normalize(vector: &mut [f32]) {
 ///
 /// # Errors
 ///
-/// [`Error::DimensionMismatch`] if the vectors have different lengths.
+/// [`Error::DimensionMismatch`] if the vectors have different numbers of dimensions.
 ///
 /// # Examples
 ///
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_vectors_give_no_nan() {
+    fn zero_vectors_do_not_cause_nan() {
         let mut v = [0.0; 3];
         normalize(&mut v);
         assert_eq!(v, [0.0; 3]);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn cosine_rejects_vectors_of_different_lengths() {
+    fn cosine_rejects_vectors_of_different_dimensions() {
         let error = cosine(&[1.0], &[1.0, 2.0]).unwrap_err();
         assert!(matches!(error, Error::DimensionMismatch { left: 1, right: 2 }));
     }

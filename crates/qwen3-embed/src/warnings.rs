@@ -5,7 +5,8 @@ use std::path::Path;
 use qwen3_embed_model::{Checkpoint, Config, Head, Pooling};
 use qwen3_embed_text::Tokenizer;
 
-/// The vocabulary sizes of Qwen3-Embedding: of 0.6B, and of 4B and 8B. Other Qwen3 models have 151,936 tokens.
+/// The vocabulary sizes of Qwen3-Embedding: the first of 0.6B, the second of 4B and 8B. Other Qwen3 models have 151,936
+/// tokens.
 const PUBLISHED_VOCABULARIES: [usize; 2] = [151_669, 151_665];
 
 /// Warns if a model that is loaded as an embedding model looks like a reranker or another language model.
@@ -38,9 +39,9 @@ pub(crate) fn of_left_over_adapter(checkpoint: &Checkpoint) {
     }
 }
 
-/// Warns if the tokenizer of a published embedding model was saved without the template that appends the end-of-text
-/// token.
-pub(crate) fn of_lost_template(
+/// Warns if the tokenizer of a published embedding model was saved without the post-processor that appends the
+/// end-of-text token.
+pub(crate) fn of_missing_post_processor(
     config: &Config,
     pooling: Pooling,
     tokenizer: &Tokenizer,
@@ -48,9 +49,9 @@ pub(crate) fn of_lost_template(
 ) {
     if looks_published(config, pooling) && !tokenizer.appends_end_of_text() {
         tracing::warn!(
-            "{} does not append an end-of-text token, although Qwen3-Embedding was trained with one after every text. \
-             The vectors are those of sentence-transformers with this file. If the file was saved without its \
-             template by mistake, use the tokenizer.json of the published model",
+            "{} does not append an end-of-text token, although Qwen3-Embedding was trained with this token after every \
+             text. With this file, sentence-transformers computes the same vectors. If the file was saved without its \
+             post-processor by mistake, use the tokenizer.json of the published model",
             path.display()
         );
     }

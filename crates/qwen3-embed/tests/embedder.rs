@@ -102,7 +102,7 @@ fn query_is_embedded_with_the_default_instruction() {
     assert_ne!(queries, with("Find a duplicate"));
 }
 
-/// Any number of dimensions is allowed, because no file says whether a model was trained for shorter vectors.
+/// A model with fewer than 1024 dimensions can be truncated to any number of dimensions.
 #[test]
 fn truncates_dimensions_before_normalizing() {
     let full = embedder("wide").embed_documents(&TEXTS).unwrap();
@@ -215,7 +215,7 @@ fn loads_gguf_file_with_any_name() {
         assert_eq!(embedder.embed_documents(&TEXTS).unwrap(), expected);
         fs::remove_file(&link).unwrap();
     }
-    // A file that is shorter than the magic number is no GGUF file, and neither is a folder.
+    // A file that is shorter than the magic number is not a GGUF file, and neither is a folder with the extension.
     fs::write(&link, "GGU").unwrap();
     let error = Embedder::builder(link.as_path()).build().unwrap_err();
     assert!(matches!(error, Error::Model(ModelError::NotGguf { .. })), "{error}");
@@ -227,8 +227,8 @@ fn loads_gguf_file_with_any_name() {
 fn rejects_source_that_is_not_a_model_and_names_it() {
     let error = Embedder::builder("models/of/mine").build().unwrap_err();
     assert!(matches!(&error, Error::NoSuchModel { path } if path.ends_with("models/of/mine")));
-    for reading in ["models/of/mine", "folder", ".gguf", "id on the hub"] {
-        assert!(error.to_string().contains(reading), "{error}");
+    for expected in ["models/of/mine", "folder", ".gguf", "id on the hub"] {
+        assert!(error.to_string().contains(expected), "{error}");
     }
     let file = model("base").join("config.json");
     let error = Embedder::builder(file.as_path()).build().unwrap_err();
@@ -254,7 +254,7 @@ fn rejects_tokenizer_with_ids_outside_the_models_vocabulary() {
     });
     let error = Embedder::builder(dir.path()).build().unwrap_err();
     assert!(matches!(error, Error::Vocabulary { vocab_size: 1026, .. }), "{error}");
-    // An end-of-text token outside the vocabulary suffices.
+    // An end-of-text token outside the vocabulary is enough for the error.
     let dir = changed("causal-lm-tied", "tokenizer.json", |json| {
         json["added_tokens"][0]["id"] = json!(5000);
         json["post_processor"]["processors"][1]["special_tokens"]["<|endoftext|>"]["ids"] =
@@ -290,7 +290,8 @@ fn overlong_text_is_rejected_or_truncated() {
     }
 }
 
-/// Other engines hang or fail on a text of exactly the maximum length, and on a text above the batch's budget.
+/// Other engines hang or fail on a text of exactly the maximum length, and on a text with more tokens than the batch
+/// budget.
 #[test]
 fn vectors_do_not_depend_on_batch_tokens() {
     let embedder = embedder("base");
@@ -329,7 +330,7 @@ fn threads_share_an_embedder() {
 }
 
 #[test]
-fn embeds_one_text_without_a_slice() {
+fn embed_query_and_embed_document_embed_one_text() {
     let embedder = embedder("base");
     let query = embedder.embed_queries(&TEXTS[..1]).unwrap();
     assert_eq!(embedder.embed_query(TEXTS[0]).unwrap(), query.row(0));
@@ -388,8 +389,8 @@ fn strings_and_tokens_are_embedded_in_one_call() {
     assert_eq!(documents.n_tokens(), embedder.count_tokens(&TEXTS).unwrap());
 }
 
-/// A model whose vector of token 7 is not finite.
-fn embedder_without_a_vector_for_token_7() -> Embedder {
+/// An embedder whose embedding of token 7 is NaN, so that a text with this token has no finite vector.
+fn embedder_with_nan_in_token_7() -> Embedder {
     let dir = with_nan_in_token(7);
     Embedder::builder(dir.path()).batch_tokens(64).preload(true).build().unwrap()
 }
@@ -423,7 +424,7 @@ fn an_iterator_is_read_window_by_window() {
         embeddings.next().unwrap().unwrap();
         assert_eq!(n_read.get(), (i / 1024 + 1) * 1024, "after {i} texts");
     }
-    // A window has about 1 MiB of text, and a long text is a window by itself.
+    // A window is complete when it has at least 1 MiB of text: here, two texts.
     n_read.set(0);
     let long = "a".repeat(600_000);
     let options = EmbedOptions::new().max_tokens(2).overflow(Overflow::TruncateRight);
@@ -435,7 +436,7 @@ fn an_iterator_is_read_window_by_window() {
 
 #[test]
 fn an_iterator_continues_after_an_error_about_a_text() {
-    let embedder = embedder_without_a_vector_for_token_7();
+    let embedder = embedder_with_nan_in_token_7();
     let text = |i: usize| match i {
         10 | 1500 => vec![1, 7, 2],
         700 | 701 => Vec::new(),
@@ -486,7 +487,7 @@ fn embed_tokens_adds_no_end_of_text_token() {
 
 #[test]
 fn rejects_invalid_tokens_with_the_index_of_the_text() {
-    // Each batch has one text. The index in the error refers to the call's texts, not to the batch's.
+    // Each batch has one text. The index in the error is the index in the call, not in the batch.
     let embedder = builder("base").batch_tokens(1).build().unwrap();
     let error = embedder.embed_tokens(&[vec![1], vec![2], vec![3, 151_643]]).unwrap_err();
     assert_eq!(
@@ -511,7 +512,7 @@ fn special_tokens_in_texts_are_parsed_unless_disabled() {
 }
 
 #[test]
-fn bf16_weights_are_exact_with_f32_products() {
+fn bf16_weights_are_exact_with_f32_arithmetic() {
     let exact = builder("wide").precision(Precision::F32).build().unwrap();
     let exact = exact.embed_documents(&TEXTS).unwrap();
     let bf16 = builder("wide").precision(Precision::Bf16).build().unwrap();
@@ -549,7 +550,7 @@ fn default_precision_is_that_of_the_checkpoint() {
     }
 }
 
-/// Only one text has the token whose embedding is NaN.
+/// Only the text with index 2 has the token whose embedding contains NaN.
 #[test]
 fn non_finite_vector_is_an_error_with_the_index_of_the_text() {
     let dir = with_nan_in_token(7);
@@ -559,8 +560,8 @@ fn non_finite_vector_is_an_error_with_the_index_of_the_text() {
     assert!(matches!(error, Error::Model(ModelError::NotFinite { text: 2, .. })), "{error}");
 }
 
-/// A call that fails caches no prefixes. Tokens before the NaN may have NaN in their hidden states too, because attention
-/// reads keys in blocks.
+/// A call that fails caches no prefixes. Tokens before the NaN may have NaN in their hidden states too, because
+/// attention reads keys in blocks.
 #[test]
 fn failed_call_does_not_affect_later_calls() {
     let dir = with_nan_in_token(7);
@@ -575,7 +576,7 @@ fn failed_call_does_not_affect_later_calls() {
     }
 }
 
-/// A copy of a model whose embedding of one token has NaN.
+/// A copy of a model in which the embedding of one token contains NaN.
 fn with_nan_in_token(token: usize) -> tempfile::TempDir {
     let dir = fixtures::copy("models/causal-lm-tied");
     fixtures::edit_tensors(&dir.path().join("model.safetensors"), |tensors| {

@@ -1,4 +1,5 @@
-//! Fine-tunes: repositories of sentence-transformers against that package, and adapters.
+//! Fine-tuned models: repositories of sentence-transformers, whose vectors are compared with the vectors of that
+//! package, and LoRA adapters.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -19,7 +20,7 @@ fn texts(golden: &Value) -> Vec<&str> {
     golden["texts"].as_array().unwrap().iter().filter_map(Value::as_str).collect()
 }
 
-/// Asserts that vectors are the expected ones after normalization.
+/// Asserts that vectors are equal to the normalized expected vectors.
 fn assert_vectors(ours: &Embeddings, expected: &Value, what: &str) {
     assert!(!ours.is_empty());
     for (i, row) in ours.iter().enumerate() {
@@ -166,8 +167,8 @@ fn repository_without_prompts_has_no_default_prompts() {
     assert_eq!((embedder.query_prompt(), embedder.prompts().len()), ("", 0));
 }
 
-/// With `modules.json`, the tokenizer's post-processor decides whether the token is appended. Without it, the token is
-/// always appended.
+/// With `modules.json`, the tokenizer's post-processor decides whether the end-of-text token is appended. Without
+/// `modules.json`, the token is always appended.
 #[test]
 fn appends_end_of_text_like_sentence_transformers() {
     for (name, has_modules, appended) in [
@@ -209,7 +210,7 @@ fn truncated_text_keeps_its_end_of_text_token() {
 }
 
 #[test]
-fn adapter_is_loaded_with_its_base_or_given_to_it() {
+fn adapter_is_the_source_or_is_added_to_its_base_model() {
     let folder = fixture("adapters/lora");
     let golden = golden(&folder);
     let texts = texts(&golden);
@@ -260,7 +261,8 @@ fn folder_with_adapter_and_config_but_no_weights_is_an_adapter() {
     let ours = embedder.embed_documents(&texts(&golden)).unwrap();
     assert_vectors(&ours, &golden["embeddings"], "config.json alone");
     assert!(Source::from(copy.path()).info().is_ok());
-    // With weights, the folder is a model that the adapter has been merged into. The adapter is added only on request.
+    // With weights, the folder is a model that the adapter has been merged into. The adapter is added only if the
+    // caller sets it.
     add("model.safetensors");
     add("tokenizer.json");
     let merged = Embedder::builder(copy.path()).build().unwrap();

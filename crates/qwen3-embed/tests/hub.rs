@@ -1,5 +1,5 @@
-//! Models on the hub: which files are downloaded, and what is known without them. The tests of downloads themselves are
-//! in the crate `qwen3-embed-hub`.
+//! Models on the hub: which files are downloaded for a model, and which facts `info` reports without downloading the
+//! weights. The tests of the downloads themselves are in the crate `qwen3-embed-hub`.
 #![cfg(feature = "hub")]
 #![allow(clippy::unwrap_used)]
 
@@ -54,7 +54,7 @@ impl World {
         self.cache.path().join("models--owner--model/snapshots").join(COMMIT)
     }
 
-    /// The names of the files in the cache that hold contents.
+    /// The names of the blobs in the cache, which are the files with the downloaded contents.
     fn blobs(&self) -> Vec<String> {
         names(&self.cache.path().join("models--owner--model/blobs"))
     }
@@ -183,7 +183,7 @@ fn rejects_pickle_weights_and_missing_weights() {
         }
         other => panic!("{other:?}"),
     }
-    // The listing is enough to decide.
+    // The list of the repository's files is enough to reject the model, so there is only one request.
     assert_eq!(world.server.requests().len(), 1);
     // A local folder is checked in the same way.
     let dir = tempfile::tempdir().unwrap();
@@ -192,7 +192,7 @@ fn rejects_pickle_weights_and_missing_weights() {
     }
     let error = Embedder::builder(dir.path()).build().unwrap_err();
     assert!(matches!(&error, Error::PickleWeights { file, .. } if file == "pytorch_model.bin"));
-    assert!(error.to_string().contains("can run any program"), "{error}");
+    assert!(error.to_string().contains("can run any code"), "{error}");
 
     let world = World::new([("config.json".to_owned(), b"{}".to_vec())].into());
     let error = world.download(ID).unwrap_err();
@@ -246,7 +246,7 @@ fn quantization_names_the_gguf_file() {
     }
 }
 
-/// The cached file may not be the one that the ambiguous id means.
+/// The cached file may be another file than the user means with the ambiguous id.
 #[test]
 fn ambiguous_gguf_id_is_an_error_even_if_one_file_is_cached() {
     let gguf = repository("gguf-q8-0", &[]).remove("model.gguf").unwrap();
@@ -331,7 +331,7 @@ fn info_downloads_no_weights() {
             }
         });
         let info = world.info(id);
-        // The name of a large blob would have 64 digits.
+        // A file that is stored in git has a blob with a name of 40 digits. Weights would have a name of 64 digits.
         assert!(world.blobs().iter().all(|blob| blob.len() == 40));
         world.server.behave();
         let dir = world.download(id).unwrap();
@@ -359,7 +359,7 @@ fn info_reads_the_cache_with_warning_if_hub_refuses() {
     assert_eq!(world.server.requests().len(), 1);
 }
 
-/// The mirror redirects every request for a file to another host, and announces nothing.
+/// The mirror redirects every request for a file to another host, without headers that describe the file.
 #[test]
 fn info_follows_mirror_to_another_host() {
     let (world, other) = (World::base(), World::base());

@@ -1,6 +1,6 @@
 //! Every file of a model is opened once while the model is loaded.
 //!
-//! The operating system counts: inotify reports each time that a file is opened.
+//! The tests count with inotify: the operating system reports each time that a file is opened.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -13,14 +13,14 @@ use inotify::{EventMask, Inotify, WatchMask};
 use qwen3_embed::{Embedder, Reranker, Source};
 use tempfile::TempDir;
 
-/// How often each file was opened, by its path in the folder.
+/// The number of times that each file was opened, by the path of the file in the folder.
 type Opens = BTreeMap<String, usize>;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
 }
 
-/// A folder with copies of these fixtures' files: folders with what is in them, and single files.
+/// A folder with copies of fixtures. A fixture is a file, or a folder whose contents are copied.
 fn copies(fixtures: &[&str]) -> TempDir {
     fn copy(from: &Path, to: &Path) {
         if from.is_dir() {
@@ -44,7 +44,7 @@ fn copies(fixtures: &[&str]) -> TempDir {
     dir
 }
 
-/// The folder and all folders in it, with their paths from there.
+/// The folder and all folders in it, recursively, with their paths relative to the folder.
 fn folders(dir: &Path, name: &str) -> Vec<(PathBuf, String)> {
     let mut all = vec![(dir.to_path_buf(), name.to_owned())];
     for entry in fs::read_dir(dir).unwrap() {
@@ -60,7 +60,8 @@ fn folders(dir: &Path, name: &str) -> Vec<(PathBuf, String)> {
 /// The files in `dir`, or in folders in it, that `work` opens.
 fn opens(dir: &Path, work: impl FnOnce()) -> Opens {
     let mut inotify = Inotify::init().unwrap();
-    // The system merges equal events that follow one another. Closing a file separates two openings.
+    // The operating system merges equal consecutive events. The event of closing a file separates two events of
+    // opening.
     let mask = WatchMask::OPEN | WatchMask::CLOSE;
     let mut names = Vec::new();
     for (folder, name) in folders(dir, "") {
@@ -86,7 +87,7 @@ fn opens(dir: &Path, work: impl FnOnce()) -> Opens {
     }
 }
 
-/// Asserts that these files were opened, each of them once, and no others.
+/// Asserts that each of the expected files was opened once, and that no other file was opened.
 fn assert_opened_once(opens: &Opens, expected: &[&str]) {
     let expected: Opens = expected.iter().map(|&file| (file.to_owned(), 1)).collect();
     assert_eq!(*opens, expected);

@@ -282,7 +282,7 @@ fn hostile_document_changes_no_other_score() {
         };
         assert_eq!(special(&prompts[0]), special(&prompts[1]), "{name}");
         assert_eq!(special(&prompts[2]), special(&prompts[1]), "{name}");
-        // The frame has the beginnings of three turns, the ends of two of them, and an empty thought.
+        // The template has three `<|im_start|>`, two `<|im_end|>`, and an empty block of `<think>` and `</think>`.
         assert_eq!(special(&prompts[0]), [1001, 1002, 1001, 1002, 1001, 1024, 1025], "{name}");
         let n_suffix = 9.min(prompts[0].len());
         let ends = prompts.iter().map(|prompt| &prompt[prompt.len() - n_suffix..]);
@@ -341,7 +341,7 @@ fn threads_share_a_reranker() {
     }
 }
 
-/// Frame, instruction and query are computed once for all documents.
+/// The instruction, the query and the tokens of the template before the document are computed once for all documents.
 #[test]
 fn common_prefix_of_a_querys_prompts_is_computed_once() {
     let reranker = reranker("tied");
@@ -370,13 +370,15 @@ fn overlong_document_is_truncated_before_its_query() {
     };
     let head = reranker.tokenize(&[(QUERY, "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert_ne!(at(head + 20, &long), at(head + 40, &long));
-    // The space before a document is part of its first token, so a document of one token needs no more room than none.
+    // The space before a document is part of its first token, so a document of one token needs no more tokens than an
+    // empty document.
     assert_eq!(at(head, &long), at(8192, "a"));
     let limited = builder("tied").max_tokens(head + 20).build().unwrap();
     let prompts = limited.tokenize(&[(QUERY, &long)], &with(DEFAULT_INSTRUCTION)).unwrap();
     assert_eq!((limited.max_tokens(), prompts[0].len()), (head + 20, head + 20));
     assert_eq!(rank(&limited, &[&long])[0].logit, at(head + 20, &long));
-    // At the smallest limit, only the frame is left, so all documents have the same score.
+    // At the smallest limit, only the tokens of the template and the instruction are left, so all documents have the
+    // same score.
     let frame = reranker.tokenize(&[("", "")], &with(DEFAULT_INSTRUCTION)).unwrap()[0].len();
     assert_eq!(at(frame, &long), at(frame, HOSTILE));
     let options = ScoreOptions::new().max_tokens(frame - 1);
@@ -447,7 +449,8 @@ fn untokenizable_document_is_an_error_with_its_index() {
     assert!(matches!(error, Error::Text(TextError::WhiteSpace { text: 11, .. })), "{error}");
 }
 
-/// The files of a causal language model do not say whether it embeds or ranks, so both are possible.
+/// The files of a causal language model do not show whether it is an embedding model or a reranker, so it can be loaded
+/// as either.
 #[test]
 fn embedder_rejects_reranker_only_if_its_files_say_so() {
     for name in ["classifier", "gguf"] {
@@ -460,7 +463,7 @@ fn embedder_rejects_reranker_only_if_its_files_say_so() {
         let embeddings = embedder.embed_documents(&DOCUMENTS).unwrap();
         assert_eq!(embeddings.row(0), embeddings.row(4));
         assert_ne!(embeddings.row(0), embeddings.row(1));
-        // Embedded texts end with the end-of-text token, rerank prompts do not have it.
+        // A text that is embedded ends with the end-of-text token. A rerank prompt does not contain this token.
         assert_eq!(embedder.tokenize(&[""]).unwrap(), [[1000]]);
         let prompts = reranker(name).tokenize(&[("a", "b")], &with("judge")).unwrap();
         assert!(!prompts[0].contains(&1000));

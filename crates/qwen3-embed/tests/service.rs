@@ -1,4 +1,4 @@
-//! [`Service`]: models with a queue, on the fixtures.
+//! [`Service`] on the fixtures: vectors, scores, batches, limits, cancellation and shutdown.
 #![allow(clippy::unwrap_used)]
 
 use std::pin::pin;
@@ -36,14 +36,14 @@ fn tokens(texts: &[&[u32]]) -> Vec<Text<'static>> {
 
 type Reports = Arc<Mutex<Vec<BatchReport>>>;
 
-/// A service whose worker thread waits after each batch for a message.
+/// A service whose worker thread waits after each batch for a message on the returned channel.
 fn stepwise(mut options: ServiceOptions) -> (Service<Embedder>, Reports, mpsc::Sender<()>) {
     let (go, gone) = mpsc::channel();
     let (gone, reports) = (Mutex::new(gone), Arc::new(Mutex::new(Vec::new())));
     let seen = Arc::clone(&reports);
     options = options.on_batch(move |report: &BatchReport| {
         seen.lock().unwrap().push(*report);
-        // The sender is gone if the test is over.
+        // The test may have dropped the sender. Then the worker thread no longer waits.
         let _ = gone.lock().unwrap().recv();
     });
     (service(options), reports, go)
@@ -105,7 +105,7 @@ fn embed_options_match_the_embedders_methods() {
 }
 
 #[test]
-fn a_service_has_every_setting_of_the_embedder_builder() {
+fn service_keeps_every_setting_of_the_embedder_builder() {
     let texts = ["one", "ignore this<|im_end|> and these words"];
     let builder = || Embedder::builder(model("wide"));
     let by_default = builder().build().unwrap().embed_documents(&texts).unwrap();
@@ -140,7 +140,7 @@ fn a_service_has_every_setting_of_the_embedder_builder() {
 }
 
 #[test]
-fn a_service_has_every_setting_of_the_reranker_builder() {
+fn service_keeps_every_setting_of_the_reranker_builder() {
     let builder = || Reranker::builder(fixtures::reranker("tied"));
     let (query, long) = ("query", "a long document, ".repeat(200));
     let default = builder().build().unwrap();
@@ -232,7 +232,7 @@ fn texts_of_several_callers_share_a_batch() {
     for caller in &mut callers {
         assert!(caller.as_mut().poll(&mut context).is_pending());
     }
-    // The only tokenizer thread reads this request last, so when it fails, the others have been queued.
+    // The only tokenizer thread tokenizes this request last, so the other requests are in the queue when it fails.
     block_on(embed(tokens(&[&[]]))).unwrap_err();
     drop(go);
     for caller in callers {
@@ -301,7 +301,7 @@ fn draining_finishes_accepted_requests() {
     assert_eq!(block_on(accepted).unwrap().embeddings.len(), 20);
     let refused = block_on(service.embed(strings(&["b"]), EmbedOptions::new()));
     assert!(matches!(refused, Err(Error::ServiceStopped)), "{refused:?}");
-    // A second call has nothing to wait for.
+    // A second call returns at once.
     block_on(service.drain());
 }
 

@@ -12,7 +12,7 @@ use qwen3_embed_testing::fixtures::{self, Dtype, Tensor, path as fixture};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A copy of a fixture, with files of other fixtures.
+/// A copy of a fixture, to which files of other fixtures are added.
 fn copy(name: &str, others: &[&str]) -> TempDir {
     let to = fixtures::copy(name);
     for file in others.iter().map(fixture) {
@@ -84,7 +84,8 @@ fn warns_about_adapter_that_is_not_read() {
     assert_eq!(of_embedder(fixture("adapters/lora")), "");
 }
 
-/// A model with a vocabulary of `n_tokens` tokens, whose embeddings are zeros.
+/// A model with a vocabulary of `n_tokens` tokens, whose token embeddings are zeros. `appends`: whether its tokenizer
+/// appends an end-of-text token.
 fn with_vocabulary(n_tokens: usize, appends: bool) -> TempDir {
     let dir = copy("sentence-transformers/last-token", &[]);
     let edit = |file: &str, edit: &dyn Fn(&mut Value)| {

@@ -9,7 +9,7 @@ pub(super) fn count() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
-/// Parses an origin as browsers send it, or `*`.
+/// Parses `*`, or an origin in the format in which browsers send it.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
         !scheme.is_empty()

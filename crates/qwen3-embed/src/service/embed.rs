@@ -11,7 +11,7 @@ use crate::{EmbedOptions, Embedder, Embeddings, Result, Text};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Embedded {
-    /// The vectors and token counts of the texts, in order.
+    /// The vectors and token counts of the texts, in the order of the texts.
     pub embeddings: Embeddings,
     /// How long the stages of the request took.
     pub timings: Timings,
@@ -28,7 +28,7 @@ impl Compute for Embedder {
 }
 
 impl Embedder {
-    /// Puts the embedder behind a queue, for many callers at the same time.
+    /// Puts the embedder behind a queue that many callers can use at the same time.
     ///
     /// # Errors
     ///
@@ -41,7 +41,8 @@ impl Embedder {
 }
 
 impl Service<Embedder> {
-    /// Embeds texts, strings or tokens. The vectors are those of [`Embedder::embed_with`].
+    /// Embeds texts, which are strings or lists of token ids. The vectors are the same as those of
+    /// [`Embedder::embed_with`].
     ///
     /// # Errors
     ///

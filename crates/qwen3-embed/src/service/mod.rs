@@ -37,13 +37,13 @@ use crate::{Error, Result};
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ServiceOptions {
-    /// See [`batch_tokens`](Self::batch_tokens).
+    /// The batch budget: see [`batch_tokens`](Self::batch_tokens).
     pub batch_tokens: usize,
-    /// See [`max_waiting_texts`](Self::max_waiting_texts).
+    /// The size of the queue in texts: see [`max_waiting_texts`](Self::max_waiting_texts).
     pub max_waiting_texts: usize,
-    /// See [`tokenizer_threads`](Self::tokenizer_threads).
+    /// The number of threads that tokenize: see [`tokenizer_threads`](Self::tokenizer_threads).
     pub tokenizer_threads: usize,
-    /// See [`on_batch`](Self::on_batch).
+    /// A function that is called after each batch: see [`on_batch`](Self::on_batch).
     pub on_batch: Option<OnBatch>,
 }
 
@@ -59,7 +59,7 @@ pub struct BatchReport {
     /// The number of tokens of these texts, including tokens that were not computed because they are part of a
     /// shared prefix.
     pub n_tokens: usize,
-    /// How long the batch took.
+    /// The time that the computation of the batch took.
     pub compute: Duration,
 }
 
@@ -80,9 +80,9 @@ impl ServiceOptions {
     }
 
     /// The batch budget: the maximum number of tokens that are computed together, at least 1. A text with more tokens
-    /// is a batch by itself. A larger budget raises the throughput; a smaller budget lowers the latency, because a
+    /// is a batch by itself. A larger budget raises the throughput. A smaller budget lowers the latency, because a
     /// request that arrives while a batch is computed waits for the end of that batch. Default: 1024 on the CPU, 8192
-    /// on a CUDA device. Batches are never larger than
+    /// on a CUDA device. The model divides a larger batch into batches of
     /// [`EmbedderBuilder::batch_tokens`](crate::EmbedderBuilder::batch_tokens).
     pub fn batch_tokens(mut self, batch_tokens: usize) -> Self {
         self.batch_tokens = batch_tokens;
@@ -130,18 +130,19 @@ impl fmt::Debug for ServiceOptions {
 /// A model that many callers use concurrently. A worker thread computes the texts of all callers together, in
 /// batches.
 ///
-/// The methods are `async` and need no particular runtime, because a service tokenizes and computes on threads of its
-/// own. A clone is another handle to the same service.
+/// The methods are `async` and work with any async runtime, because a service tokenizes and computes on its own
+/// threads. A clone is another handle to the same service.
 ///
-/// - *Batches* are formed from the waiting texts, up to [`ServiceOptions::batch_tokens`]. On the CPU, the vectors of a
-///   caller do not depend on other texts in the batch, bit for bit.
-/// - *Fairness*: the next text is taken from the request that has had the fewest tokens computed so far. A request
-///   with thousands of texts delays a request with one text by no more than one batch. Requests are also tokenized in
-///   turns.
+/// - *Batches* are formed from the waiting texts, up to [`ServiceOptions::batch_tokens`]. On the CPU, the vector of a
+///   text does not depend on the other texts in the batch: it is the same, bit for bit.
+/// - *Fairness*: the next text is taken from the request of which the fewest tokens have been computed so far. A
+///   request with thousands of texts delays a request with one text by no more than one batch. Tokenization alternates
+///   between requests, too.
 /// - *Limits*: while [`ServiceOptions::max_waiting_texts`] texts wait, requests are refused with
 ///   [`Error::ServiceFull`], which says when to try again. An accepted request may have any number of texts.
-/// - *Cancellation*: if a caller drops the future, its texts are not computed any more, except for those in the
-///   current batch, and not tokenized any more, except for the current piece of 64 KiB.
+/// - *Cancellation*: if a caller drops the future, the rest of its texts is neither tokenized nor computed. Only the
+///   texts in the current batch are still computed, and only the current piece of about 64 KiB of text is still
+///   tokenized.
 ///
 /// # Examples
 ///
@@ -180,7 +181,7 @@ impl<M> Clone for Service<M> {
 
 impl<M> Drop for Handle<M> {
     fn drop(&mut self) {
-        // There are no handles left, and so no callers: the worker thread ends.
+        // No handle is left, so there can be no more requests. Draining ends the worker thread.
         drop(self.queue.drain());
     }
 }
@@ -191,8 +192,8 @@ impl<M> Service<M> {
         &self.handle.model
     }
 
-    /// The current state. It is [`Stopped`](ServiceState::Stopped) as soon as the worker thread has ended, even if
-    /// that was because of a panic.
+    /// The current state. It is [`Stopped`](ServiceState::Stopped) as soon as the worker thread has ended, even if the
+    /// thread has panicked.
     pub fn state(&self) -> ServiceState {
         self.handle.queue.state()
     }
@@ -202,8 +203,8 @@ impl<M> Service<M> {
         self.handle.queue.n_texts()
     }
 
-    /// Accepts no more requests. The returned future is ready when the accepted requests are completed; draining goes
-    /// on if it is dropped.
+    /// Stops accepting requests. The returned future is ready when the accepted requests are completed. Dropping the
+    /// future does not stop the draining.
     pub fn drain(&self) -> impl Future<Output = ()> + Send + use<M> {
         let drained = self.handle.queue.drain();
         async {
@@ -232,7 +233,7 @@ impl<M: Send + Sync + 'static> Service<M> {
             return Ok(Completed::default());
         };
         let Handle { model, queue, tokenizer_pool } = &*self.handle;
-        // If this future is dropped, the place removes the rest of the request from the queue.
+        // If this future is dropped, dropping the place removes the rest of the request from the queue.
         let place = queue.admit(n_texts)?;
         let (caller, completed) = oneshot::channel();
         let request = UntokenizedRequest {
@@ -313,7 +314,7 @@ impl<M: Compute> Worker<M> {
         match result {
             Ok(()) => {}
             Err(error) if batch.len() == 1 => batch[0].request.fail(batch[0].index, error),
-            // One text must not make the texts of other callers fail.
+            // An error about one text must not make the other texts fail, so each text is computed by itself.
             Err(_) => {
                 let rest = batch.iter().zip(is_done).filter(|(_, is_done)| !is_done);
                 rest.for_each(|(text, _)| self.compute_alone(text, began));
@@ -369,7 +370,8 @@ mod tests {
 
     type Log = Arc<Mutex<Vec<(&'static str, Range<usize>)>>>;
 
-    /// Writes into the log which texts of which caller are tokenized. The first call waits for a message from `start`.
+    /// A tokenize function that writes into the log which texts of which caller are tokenized. Its first call waits for
+    /// a message from `start`.
     fn logging(
         log: &Log,
         who: &'static str,
@@ -417,7 +419,7 @@ mod tests {
             }
         }
         drop(go);
-        // The second small request has its turn after the last text of the large one would have had it.
+        // If the large request were still tokenized, all its texts would be tokenized before the second small request.
         for _ in 0..2 {
             let small = logging(&log, "small", mpsc::channel().1);
             block_on(service.run(pieces([1].into_iter()), ROW, small)).unwrap();

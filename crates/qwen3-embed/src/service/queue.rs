@@ -1,12 +1,14 @@
 //! The queue between callers and the worker thread.
 //!
-//! A request is a list of texts. The queue hands out *batches*: as many texts as fit into a budget of tokens. Each text
-//! is taken from the request that has had the fewest tokens so far (start-time fair queueing).
+//! A request is a list of texts. The queue returns *batches*: as many texts as fit into a budget of tokens. Each text
+//! is taken from the request that has received the fewest tokens so far (start-time fair queueing). The tokens that a
+//! request has received are the tokens of its texts that were taken into batches.
 //!
-//! A new request does not start at zero tokens, but at the *virtual time*: the number of tokens of a request that has
-//! always been in the queue and has always had its equal share. Whenever a text is taken, the virtual time rises by
-//! `tokens / requests`. So a new request neither waits for the older ones nor catches up for the time before it
-//! arrived, and a steady stream of new requests does not overtake an older one forever.
+//! The count of a new request does not start at 0, but at the *virtual time*: the number of tokens that a request would
+//! have received if it had always been in the queue and had always had an equal share. Whenever a text is taken, the
+//! virtual time rises by `tokens / requests`. So a new request does not wait until the older requests are completed, it
+//! gets no compensation for the time before it arrived, and a steady stream of new requests cannot starve an older
+//! request.
 //!
 //! A text that does not fit into the rest of a batch is skipped, and is the first text of the next batch. A text with
 //! more tokens than the budget is a batch by itself.
@@ -51,17 +53,17 @@ pub(super) struct Queue {
 #[derive(Debug)]
 struct Inner {
     state: ServiceState,
-    /// Makes the worker thread panic.
+    /// Whether the worker thread panics when it asks for the next batch.
     panics: bool,
     /// In the order of arrival.
     entries: Vec<Entry>,
     next_id: u64,
-    /// See the [module's documentation](self). It is never below the number of tokens of the request from which the
-    /// last text was taken.
+    /// See the [module's documentation](self). It is never below the count of the request from which the last text was
+    /// taken.
     virtual_time: f64,
-    /// A moving average.
+    /// A moving average of the time that one text takes.
     seconds_per_text: f64,
-    /// Callers of [`Queue::drain`] that wait for the end.
+    /// The callers of [`Queue::drain`] that wait until the worker thread has ended.
     waiters: Vec<oneshot::Sender<()>>,
 }
 
@@ -75,11 +77,12 @@ struct Entry {
     request: Option<Arc<Request>>,
     /// The index and the tokens of each text that is not in a batch yet.
     texts: VecDeque<(usize, Vec<u32>)>,
-    /// The virtual time at which the request started, plus the number of tokens that it has had since.
+    /// The virtual time at which the request was put into the queue, plus the number of tokens that it has received
+    /// since then.
     n_served: f64,
 }
 
-/// The place of a request in the queue. Dropping it removes the rest of the request from the queue.
+/// The place of a request in the queue. Dropping the place removes the rest of the request from the queue.
 #[derive(Debug)]
 pub(super) struct Place {
     queue: Arc<Queue>,
@@ -123,8 +126,8 @@ impl Queue {
         self.lock().n_texts()
     }
 
-    /// Accepts or refuses a request of `n_texts` texts. An accepted request gets a place, which
-    /// [`fill`](Self::fill) puts its texts into.
+    /// Accepts or refuses a request of `n_texts` texts. An accepted request gets a place.
+    /// [`fill`](Self::fill) puts the texts into that place when they are tokenized.
     pub(super) fn admit(self: &Arc<Self>, n_texts: usize) -> Result<Place> {
         let mut inner = self.lock();
         match inner.state {
@@ -133,8 +136,8 @@ impl Queue {
             ServiceState::Stopped => return Err(Error::ServiceStopped),
         }
         let n_waiting = inner.n_texts();
-        // The size of the request itself does not count: a request with more texts than the limit must be accepted
-        // at some time.
+        // The size of the request itself does not count. Otherwise a request with more texts than the limit could never
+        // be accepted.
         if n_waiting >= self.max_texts {
             let seconds = inner.seconds_per_text * (n_waiting + 1 - self.max_texts) as f64;
             let retry_after = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
@@ -167,7 +170,7 @@ impl Queue {
             let entry = inner.entries.remove(at);
             let is_draining = inner.state == ServiceState::Draining;
             drop(inner);
-            // Freeing many texts takes time, so that it is done after the lock is released.
+            // Freeing many texts takes time, so the lock is released first.
             drop(entry);
             if is_draining {
                 self.changed.notify_one();
@@ -175,7 +178,7 @@ impl Queue {
         }
     }
 
-    /// Waits for texts and takes as many as fit into `budget` tokens. `None` when the queue is drained.
+    /// Waits for texts and takes as many as fit into `budget` tokens. Returns `None` when the queue is drained.
     pub(super) fn next_batch(&self, budget: usize) -> Option<Vec<QueuedText>> {
         let mut inner = self.lock();
         loop {
@@ -213,7 +216,7 @@ impl Queue {
         receiver
     }
 
-    /// Called when the worker thread ends. All callers that wait get an error.
+    /// Ends the queue when the worker thread ends. All callers that are waiting get an error.
     pub(super) fn stop(&self) {
         let mut inner = self.lock();
         inner.state = ServiceState::Stopped;
@@ -240,6 +243,7 @@ impl Inner {
         self.entries.iter().map(|entry| entry.n_texts).sum()
     }
 
+    /// Takes the texts of a batch.
     fn take(&mut self, budget: usize) -> Vec<QueuedText> {
         let mut batch = Vec::new();
         let mut left = budget;
@@ -265,8 +269,8 @@ impl Inner {
         batch
     }
 
-    /// The entry that has had the fewest tokens among those whose next text has at most `left` tokens. The oldest one
-    /// if there are several.
+    /// The index of the entry that has received the fewest tokens, among the entries whose next text has at most `left`
+    /// tokens. If several entries have received equally few tokens, the oldest of them is chosen.
     fn next(&self, left: usize) -> Option<usize> {
         let entries = self.entries.iter().enumerate();
         let fits = |entry: &Entry| entry.texts.front().is_some_and(|text| text.1.len() <= left);
@@ -371,7 +375,7 @@ mod tests {
             while matches!(caller.rows.try_recv(), Ok(None)) && n_served < 10_000 {
                 n_served += serve();
             }
-            // One of its texts is taken in each round over all requests.
+            // In each round over all requests, one text of this request is taken.
             let round = N_RIVALS + 1;
             let expected = (n_texts - 1) * round..(n_texts + 1) * round;
             assert!(expected.contains(&n_served), "{n_texts} texts among {n_served}");
@@ -384,7 +388,7 @@ mod tests {
         let _long = request(&queue, &[500, 500]);
         let _short = request(&queue, &[2; 1000]);
         assert_eq!(batch(&queue, 10), [500]);
-        // The short texts have their turn until they have had as many tokens.
+        // Short texts are taken until their request has received 500 tokens, too.
         for _ in 0..50 {
             assert_eq!(batch(&queue, 10), [2; 5]);
         }
@@ -422,7 +426,7 @@ mod tests {
     #[test]
     fn the_default_limit_has_room_for_small_requests_beside_a_large_one() {
         let queue = Arc::new(Queue::new(ServiceOptions::new().max_waiting_texts));
-        // The maximum number of texts in a request to OpenAI.
+        // The maximum number of texts in a request to the embeddings API of OpenAI.
         let _large = request(&queue, &[1; 2048]);
         let _small = request(&queue, &[1]);
     }
@@ -439,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draining_queue_hands_out_accepted_requests_and_then_ends() {
+    fn a_draining_queue_returns_accepted_requests_and_then_ends() {
         let queue = Arc::new(Queue::new(100));
         let _caller = request(&queue, &[1, 1]);
         let tokenizing = queue.admit(1).unwrap();

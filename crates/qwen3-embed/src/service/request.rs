@@ -10,11 +10,11 @@ use crate::{Error, Result};
 /// How long the stages of a request took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
-    /// From the arrival of the request until its texts were tokenized, including the wait for a thread.
+    /// From the arrival of the request until all its texts were tokenized, including the wait for a thread.
     pub tokenize: Duration,
-    /// From then until the start of the first batch with one of its texts.
+    /// From the end of tokenization until the start of the first batch with a text of the request.
     pub queue: Duration,
-    /// From then until the end of the last batch with one of its texts.
+    /// From the start of that first batch until the end of the last batch with a text of the request.
     pub compute: Duration,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Completed {
     pub(super) timings: Timings,
 }
 
-/// A tokenized request, of which some rows may be computed.
+/// A tokenized request, with the rows that have been computed so far.
 #[derive(Debug)]
 pub(super) struct Request {
     row: RowFormat,
@@ -40,7 +40,7 @@ struct Progress {
     completed: Completed,
     n_missing: usize,
     tokenized: Instant,
-    /// The start of the first batch.
+    /// The start of the first batch with a text of the request.
     began: Option<Instant>,
     /// `None` after the request has completed or failed.
     caller: Option<oneshot::Sender<Result<Completed>>>,

@@ -9,7 +9,7 @@ use crate::{Error, Reranker, Result, ScoreOptions, Scores};
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Scored {
-    /// The scores and token counts of the pairs, in order.
+    /// The scores and token counts of the pairs, in the order of the pairs.
     pub scores: Scores,
     /// How long the stages of the request took.
     pub timings: Timings,
@@ -28,7 +28,7 @@ impl Compute for Reranker {
 }
 
 impl Reranker {
-    /// Puts the reranker behind a queue, for many callers at the same time.
+    /// Puts the reranker behind a queue that many callers can use at the same time.
     ///
     /// # Errors
     ///
@@ -41,7 +41,7 @@ impl Reranker {
 
 impl Service<Reranker> {
     /// Scores pairs of a query and a document: one query with each of the documents, or each query with the document
-    /// of the same index. The scores are those of [`Reranker::score_with`].
+    /// of the same index. The scores are the same as those of [`Reranker::score_with`].
     ///
     /// # Errors
     ///

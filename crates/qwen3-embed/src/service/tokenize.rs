@@ -1,7 +1,7 @@
 //! Tokenization of requests in pieces.
 //!
-//! A request with much text is tokenized piece by piece, so that other requests have their turn between two pieces,
-//! and so that tokenization stops soon after its caller has dropped the future.
+//! A request with much text is tokenized piece by piece. Other requests are tokenized between two pieces, and
+//! tokenization stops soon after the caller has dropped the future.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,13 +16,14 @@ use super::request::{Completed, Request};
 use crate::Result;
 use crate::embed_request::RowFormat;
 
-/// The size of a piece in bytes, which takes a few milliseconds. A longer text is a piece by itself.
+/// The maximum size of a piece in bytes. Tokenizing a piece takes a few milliseconds. A longer text is a piece by
+/// itself.
 const PIECE: usize = 64 * 1024;
 
 /// A thread pool that starts jobs in the order in which they were spawned.
 ///
-/// A thread of a rayon pool prefers jobs that it has spawned itself, so that the next piece of a request would always
-/// start before the first piece of another request.
+/// A thread of a rayon pool starts the jobs that it has spawned itself before other jobs. Without this type, the next
+/// piece of a request would always start before the first piece of another request.
 pub(super) struct TokenizerPool {
     pool: rayon::ThreadPool,
     jobs: Mutex<VecDeque<Job>>,
@@ -35,13 +36,14 @@ impl TokenizerPool {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|n| format!("tokenize-{n}"))
-            // A panic must not abort the process. The caller gets an error, because the job drops its channel.
+            // A panic must not abort the process. The caller gets an error, because the panic drops the channel of the
+            // job.
             .panic_handler(|_| {})
             .build()?;
         Ok(Self { pool, jobs: Mutex::default() })
     }
 
-    /// Runs a job after the jobs that are waiting.
+    /// Runs a job after the jobs that are waiting already.
     fn spawn(self: &Arc<Self>, job: impl FnOnce() + Send + 'static) {
         self.lock().push_back(Box::new(job));
         let this = Arc::clone(self);
@@ -72,7 +74,7 @@ pub(super) struct UntokenizedRequest<M, E> {
     pub(super) pool: Arc<TokenizerPool>,
     pub(super) model: Arc<M>,
     pub(super) queue: Arc<Queue>,
-    /// The id of its place in the queue.
+    /// The id of the request's place in the queue.
     pub(super) id: u64,
     pub(super) row: RowFormat,
     pub(super) arrived: Instant,
@@ -81,7 +83,7 @@ pub(super) struct UntokenizedRequest<M, E> {
     pub(super) encode: E,
     /// The pieces that are not tokenized yet.
     pub(super) pieces: vec::IntoIter<Range<usize>>,
-    /// The tokens of the texts before those pieces.
+    /// The tokens of the texts that are tokenized already.
     pub(super) tokens: Vec<Vec<u32>>,
 }
 

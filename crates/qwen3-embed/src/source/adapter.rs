@@ -6,17 +6,17 @@ use super::Source;
 use super::files::{ADAPTER_CONFIG, has_weights};
 use crate::{Error, Result};
 
-/// An adapter and the model that it names as its base.
+/// An adapter, and the base model that the adapter names.
 #[derive(Debug)]
 pub(super) struct Base {
     pub(super) adapter: Box<Adapter>,
     pub(super) source: Source,
-    /// The base's name in `adapter_config.json`.
+    /// The name of the base model in `adapter_config.json`.
     name: String,
 }
 
-/// The adapter in `dir`. `None` if `dir` is no folder or has no adapter in it, or if it contains a whole model
-/// beside the adapter.
+/// The adapter in `dir`, with its base model. `None` if `dir` is not a folder or contains no adapter, or if it contains
+/// a whole model beside the adapter.
 pub(super) fn base(dir: &Path) -> Result<Option<Base>> {
     let has = |file: &str| dir.join(file).is_file();
     if !dir.is_dir() || !has(ADAPTER_CONFIG) || (has("config.json") && has_weights(dir)) {
@@ -37,7 +37,7 @@ pub(super) fn base(dir: &Path) -> Result<Option<Base>> {
 }
 
 impl Base {
-    /// Adds the adapter to an error that occurred while its base was opened.
+    /// Adds the adapter's path to an error that occurred while the base model was opened.
     pub(super) fn named<T>(&self, opened: Result<T>) -> Result<T> {
         opened.map_err(|source| match source {
             error @ Error::TwoAdapters { .. } => error,

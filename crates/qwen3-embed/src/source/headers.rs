@@ -13,10 +13,12 @@ use super::selection::{self, WholeModel};
 use super::{Info, Source, adapter};
 use crate::{Error, Result};
 
-/// Bytes that are first requested of a safetensors file. The file says how long its header is.
+/// The number of bytes in the first request for the header of a safetensors file. If the header is longer, which its
+/// first 8 bytes show, a second request fetches the whole header.
 const SAFETENSORS_HEADER: u64 = 256 << 10;
 
-/// Bytes that are requested of a GGUF file, whose header with the vocabulary is shorter than this.
+/// The number of bytes in the request for the header of a GGUF file. The header contains the vocabulary, and is
+/// shorter.
 const GGUF_HEADER: u64 = 16 << 20;
 
 impl Source {
@@ -53,7 +55,7 @@ impl Source {
     }
 }
 
-/// A model's description, or the adapter and its base that have to be described instead.
+/// The description of a model, or an adapter whose base model has to be described.
 enum Described {
     Model(Box<Info>),
     Adapter { base: adapter::Base, dir: PathBuf },
@@ -71,8 +73,8 @@ impl Described {
 
 /// The configuration of a model and the headers of its weights.
 ///
-/// The headers are written to temporary files that are as long as the whole files and sparse after the header, so that
-/// the code that reads whole files can read them.
+/// Each header is written to a temporary file that is as long as the whole file on the hub and sparse after the header.
+/// So the code that reads whole files can read these files, too.
 struct Headers<'a>(&'a ModelId);
 
 impl Selection for Headers<'_> {
@@ -125,7 +127,7 @@ fn fetch_files(commit: &Commit<'_>, dir: &Path) -> Result<()> {
         };
         copy().map_err(|source| Error::Io { path: path.clone(), source })?;
     }
-    // The weights of other modules are in folders of their own.
+    // The weights of other modules, such as dense layers, are in folders of their own. Their headers are not needed.
     let weights = weights.iter().filter(|file| !file.contains('/'));
     for file in weights.filter(|file| commit.files().contains(file)) {
         fetch_header(commit, file, &dir.join(file))?;

@@ -6,7 +6,7 @@ use qwen3_embed_hub::{RepoId, is_relative_path};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ModelId {
     pub(super) repo: RepoId,
-    /// The name of a GGUF file, or the part of its name that says the quantization.
+    /// The name of a GGUF file, or the end of its name, such as `Q8_0`.
     pub(super) gguf: Option<String>,
 }
 
@@ -35,9 +35,9 @@ impl fmt::Display for ModelId {
     }
 }
 
-/// The text before the first `at`, and the text after it if there is an `at`.
-fn split(text: &str, at: char) -> (&str, Option<&str>) {
-    match text.split_once(at) {
+/// The text before the first separator, and the text after that separator, or `None` if there is no separator.
+fn split(text: &str, separator: char) -> (&str, Option<&str>) {
+    match text.split_once(separator) {
         Some((before, after)) => (before, Some(after)),
         None => (text, None),
     }

@@ -12,12 +12,12 @@ use crate::repository::Repository;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Info {
-    /// The model's configuration, and what the headers of its files tell.
+    /// The model's configuration, and the facts from the headers of its weight files, such as the number of parameters.
     pub summary: Summary,
     /// The prompts of `config_sentence_transformers.json` by their names.
     pub prompts: BTreeMap<String, String>,
-    /// The longest text in tokens, unless a builder sets another limit. It is the limit of a reranker if the model has
-    /// the head of a classifier, and the limit of an embedder otherwise.
+    /// The default maximum length of a text in tokens, which a builder can change. It is the default of a reranker if
+    /// the model has the head of a classifier, and the default of an embedder otherwise.
     pub max_tokens: usize,
 }
 
@@ -59,20 +59,20 @@ impl Info {
         [min_dimensions(most), most]
     }
 
-    /// Estimates the memory that the model needs in a precision, with batches of the default size. The prefix cache,
-    /// the tokenizer and the program itself need memory, too. Texts that are longer than a batch need more: see
-    /// [`longest_text_memory`](Self::longest_text_memory).
+    /// Estimates the memory that the model needs in a precision, with the default batch budget. The prefix cache, the
+    /// tokenizer and the program itself are not included. A text with more tokens than the batch budget needs more
+    /// memory: see [`longest_text_memory`](Self::longest_text_memory).
     pub fn memory(&self, precision: Precision) -> Memory {
         self.summary.memory(precision, BATCH_TOKENS)
     }
 
     /// Estimates the memory that the model needs in a precision for a text of [`max_tokens`](Self::max_tokens) tokens,
-    /// or for a batch of the default size if that is larger.
+    /// or for a batch of the default budget if the budget is larger.
     pub fn longest_text_memory(&self, precision: Precision) -> Memory {
         self.summary.memory(precision, BATCH_TOKENS.max(self.max_tokens))
     }
 
-    /// The head after the decoder.
+    /// The head of the model, which is the layer after the decoder.
     pub fn head(&self) -> Head {
         self.summary.head
     }

@@ -21,13 +21,14 @@ pub(crate) use qwen3_embed_hub::Hub;
 /// The place of a model: a folder, a GGUF file, or an id on the hub.
 ///
 /// - A folder contains `config.json`, `tokenizer.json` and the weights, as published, or exactly one GGUF file.
-/// - A GGUF file may have any name. It contains the configuration, the weights and the vocabulary. A `tokenizer.json` in
-///   the same folder takes precedence over the vocabulary in the file.
-/// - `owner/name` is a model on the hub, at its newest commit. `owner/name@revision` is the model at a branch, a tag or a
-///   commit. `owner/name:Q8_0` is the GGUF file of that repository whose name ends with `Q8_0`; the full file name is
+/// - A GGUF file may have any name. It contains the configuration, the weights and the vocabulary. A `tokenizer.json`
+///   in the same folder takes precedence over the vocabulary in the file.
+/// - `owner/name` is a model on the hub, at its newest commit. `owner/name@revision` is the model at a branch, a tag or
+///   a commit. `owner/name:Q8_0` is the GGUF file of that repository whose name ends with `Q8_0`; the full file name is
 ///   accepted too, and `@revision` may follow. The needed files are downloaded once, into the cache of the `Hub`.
 ///
-/// A string can be any of these. An existing folder or file takes precedence over an id. A [`Path`] is never an id.
+/// A string can be a folder, a file or an id; an existing folder or file takes precedence over an id. A [`Path`] is
+/// never an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     path: PathBuf,
@@ -35,7 +36,7 @@ pub struct Source {
     is_text: bool,
 }
 
-/// Stands for the settings of downloads in a build without the feature `hub`. No value exists.
+/// Takes the place of the type `Hub` in a build without the feature `hub`. It has no values.
 #[cfg(not(feature = "hub"))]
 #[derive(Debug, Clone)]
 pub(crate) enum Hub {}

@@ -42,8 +42,8 @@ impl Source {
         self.open_alone(Some(hub))
     }
 
-    /// The model's place on this machine. The model is downloaded if necessary. The source may be an adapter,
-    /// which belongs to the model that it names as its base.
+    /// The model's place on this machine, after downloading the model if necessary. If the source is an adapter, the
+    /// result is its base model together with the adapter.
     pub(crate) fn locate(&self, hub: Option<&Hub>) -> Result<Local> {
         let path = self.open_alone(hub)?;
         let Some(base) = adapter::base(&path)? else {
@@ -93,7 +93,7 @@ impl Source {
     }
 }
 
-/// The kind of a source.
+/// A source that is on this machine, or an id on the hub.
 pub(super) enum Parsed {
     Local(PathBuf),
     Id(ModelId),
@@ -108,7 +108,7 @@ pub(crate) struct Local {
     pub(crate) adapter: Option<Adapter>,
 }
 
-/// The model in a folder: the folder itself, or without a configuration, the only GGUF file in it.
+/// The model in a folder: the folder itself if it has a configuration, otherwise its only GGUF file.
 fn look_into(dir: &Path) -> Result<PathBuf> {
     let io = |source| Error::Io { path: dir.to_path_buf(), source };
     let name = |entry: io::Result<DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
@@ -138,7 +138,7 @@ fn look_into(dir: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The folder of the newest commit, if `dir` is a repository's part of the hub's cache.
+/// The folder of the newest commit, if `dir` is the folder of a repository in the hub's cache.
 fn snapshot(dir: &Path) -> Option<PathBuf> {
     let commit = fs::read_to_string(dir.join("refs/main")).ok()?;
     let snapshot = dir.join("snapshots").join(commit.trim());

@@ -12,7 +12,7 @@ use super::files::{ADAPTER_CONFIG, CHAT_TEMPLATES, is_gguf, is_pickle, read};
 use super::id::ModelId;
 use crate::{Error, Result};
 
-/// The optional and required files that say which further files the model has.
+/// The files that are downloaded first, see [`first`].
 const FIRST: [&str; 7] = [
     "config.json",
     "tokenizer.json",
@@ -34,7 +34,7 @@ pub(super) fn download(hub: &Hub, id: &ModelId) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// All files of a model: a folder of files, or a GGUF file and the tokenizer next to it.
+/// All files of a model: the files of a folder, or a GGUF file and the tokenizer next to it.
 pub(super) struct WholeModel<'a>(pub(super) &'a ModelId);
 
 impl Selection for WholeModel<'_> {
@@ -89,18 +89,20 @@ impl Selection for WholeModel<'_> {
     }
 }
 
-/// Whether an id names several files of its repository. Then the file in the cache may not be the one that is meant.
+/// Whether the error says that an id does not name exactly one file of its repository. In this case, the file in the
+/// cache may be another one than the id means.
 pub(super) fn is_ambiguous(error: &Error) -> bool {
     matches!(error, Error::WhichGguf { .. })
 }
 
-/// The files of every model that say which further files the model has. Some are optional.
+/// The files that are downloaded first. Some are optional. Their contents determine which other files the model has:
+/// see [`rest`].
 pub(super) fn first() -> Vec<String> {
     FIRST.map(str::to_owned).into()
 }
 
-/// The further files of a model, after the files of [`first`] are in the folder `dir`: the weights, the shards that the
-/// index lists, and the files of sentence-transformers' modules. Some are optional.
+/// The other files of a model: the weights or the shards that the index lists, and the files of the modules of
+/// sentence-transformers. Some are optional. The files of [`first`] must be in the folder `dir`.
 pub(super) fn rest(dir: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     match json(&dir.join(INDEX))? {
@@ -128,7 +130,7 @@ pub(super) fn rest(dir: &Path) -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// The first required file that the folder `dir` lacks: the configuration, the tokenizer, or weights. An adapter
+/// The first required file that is not in the folder `dir`: the configuration, the tokenizer or weights. An adapter
 /// requires only its own two files.
 fn missing(dir: &Path) -> Result<Option<String>> {
     let has = |file: &str| dir.join(file).is_file();
@@ -174,7 +176,7 @@ fn choose_gguf(which: &str, files: &[String]) -> Option<String> {
     let matches = |file: &&str| {
         let name = file.rsplit('/').next().unwrap_or(file).to_ascii_lowercase();
         let stem = name.strip_suffix(".gguf").unwrap_or(&name);
-        // The match begins at a word: `K_M` does not match `Q4_K_M`.
+        // The match begins after a `-` or `.`: `K_M` does not match `M-Q4_K_M.gguf`.
         stem.strip_suffix(&which).is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.']))
     };
     let mut matching = gguf_files(files).filter(matches);
