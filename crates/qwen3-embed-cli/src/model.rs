@@ -12,10 +12,7 @@ pub(crate) struct ModelArgs {
     /// Folder or id of a LoRA adapter that is merged into the model
     #[arg(long, value_name = "PATH or ID")]
     pub(crate) adapter: Option<String>,
-    /// Precision of weights and matrix multiplications: `stored`, also called `auto` (the precision of the checkpoint:
-    /// bf16, also for f16, f32, or int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight), `bf16`
-    /// (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files)
-    #[arg(long, value_name = "PRECISION", default_value_t)]
+    #[arg(long, value_name = "PRECISION", default_value_t, help = precision_help())]
     pub(crate) precision: Precision,
     /// Copy the token embeddings into memory, so that texts never wait for the disk when memory is short
     #[arg(long)]
@@ -33,6 +30,14 @@ pub(crate) struct ModelArgs {
     /// Maximum number of tokens that are computed together
     #[arg(long, value_name = "N")]
     pub(crate) batch_tokens: Option<usize>,
+}
+
+/// The help of `--precision`: the names and the descriptions of all precisions.
+pub(crate) fn precision_help() -> String {
+    let precisions =
+        Precision::ALL.map(|precision| format!("{precision} ({})", precision.description()));
+    let precisions = precisions.join(", ");
+    format!("Precision of weights and matrix multiplications: {precisions}. auto means stored")
 }
 
 /// Applies [`ModelArgs`] to a builder. It is a macro because the methods of the two builders belong to no common
