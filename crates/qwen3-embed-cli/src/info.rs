@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Report {
     fn of(info: Info) -> Self {
-        let precisions = [Precision::F32, Precision::Bf16, Precision::Int8];
+        let precisions = Precision::ALL.into_iter().filter(|p| *p != Precision::Stored);
         let memory = precisions.map(|precision| {
             let memory = info.memory(precision);
             let (weights, embeddings) = (memory.weights, memory.embeddings);
@@ -84,6 +84,7 @@ impl Report {
             let memory = Memory { weights, embeddings, workspace, total, total_longest_text };
             (precision.to_string(), memory)
         });
+        let memory = memory.collect();
         let (dimensions, head, max_tokens) = (info.dimensions(), info.head(), info.max_tokens);
         let config = info.summary.config;
         Self {
@@ -110,7 +111,7 @@ impl Report {
             prompts: info.prompts,
             file_bytes: info.summary.file_bytes,
             default: info.summary.stored_precision.to_string(),
-            memory: memory.into(),
+            memory,
         }
     }
 

@@ -12,10 +12,7 @@ pub(crate) struct ModelArgs {
     /// Folder or id of a LoRA adapter, which is merged into the model
     #[arg(long, value_name = "PATH or ID")]
     pub(crate) adapter: Option<String>,
-    /// Precision of weights and matrix multiplications: `stored`, also called `auto` (the precision of the checkpoint:
-    /// f32 for f32, bf16 for bf16 and f16, int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight),
-    /// `bf16` (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files; bf16 on a CUDA device)
-    #[arg(long, value_name = "PRECISION", default_value_t)]
+    #[arg(long, value_name = "PRECISION", default_value_t, help = precision_help())]
     pub(crate) precision: Precision,
     /// Copy the token embeddings into memory when the model is loaded. Otherwise they are read from the model's file,
     /// and texts wait for the disk when memory is short. On devices other than the CPU, this flag has no effect
@@ -35,6 +32,14 @@ pub(crate) struct ModelArgs {
     /// Maximum number of tokens that are computed together. A smaller number needs less memory [default: 4096]
     #[arg(long, value_name = "N")]
     pub(crate) batch_tokens: Option<usize>,
+}
+
+/// The help of `--precision`: the names and the descriptions of all precisions.
+pub(crate) fn precision_help() -> String {
+    let precisions =
+        Precision::ALL.map(|precision| format!("{precision} ({})", precision.description()));
+    let precisions = precisions.join(", ");
+    format!("Precision of weights and matrix multiplications: {precisions}. auto means stored")
 }
 
 /// Applies [`ModelArgs`] to a builder. It is a macro because the methods of the two builders belong to no common

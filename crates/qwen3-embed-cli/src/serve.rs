@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
 use crate::environment;
-use crate::model::ModelArgs;
+use crate::model::{ModelArgs, precision_help};
 use signals::EndSignals;
 use values::{count, model_name, origin, seconds, some_seconds};
 
@@ -80,10 +80,7 @@ pub(crate) struct Args {
     /// Serve /metrics without the API key. Without this flag, a scraper must send the key
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PUBLIC_METRICS")]
     public_metrics: bool,
-    /// Precision of weights and matrix multiplications: `stored`, also called `auto` (the precision of the checkpoint:
-    /// f32 for f32, bf16 for bf16 and f16, int8 for quantized GGUF files), `f32` (exact, 4 bytes for each weight),
-    /// `bf16` (2 bytes), or `int8` (about 1 byte, or less for quantized GGUF files; bf16 on a CUDA device)
-    #[arg(long, value_name = "PRECISION", default_value_t, env = "QWEN3_EMBED_PRECISION")]
+    #[arg(long, value_name = "PRECISION", default_value_t, env = "QWEN3_EMBED_PRECISION", help = precision_help())]
     precision: Precision,
     /// Precision by its name in SGLang, instead of --precision
     #[arg(long, value_enum, conflicts_with = "precision", env = "QWEN3_EMBED_DTYPE")]

@@ -334,6 +334,18 @@ fn panels_may_differ_in_bits_but_columns_of_a_panel_may_not() {
     assert!(pack(BLOCK, 33).is_some() && pack(BLOCK, 34).is_none() && pack(128, 33).is_none());
 }
 
+/// The kernel panics instead of reading activations of another type.
+#[test]
+#[should_panic(expected = "quantized for Blocks")]
+fn rejects_activations_that_are_not_quantized_for_blocks() {
+    let weight = Weight::random(1, BLOCK, vec![Bits::Four]);
+    let weight = weight.pack(Layout::Plain, None, Kernels::current());
+    let x = vec![1f32; BLOCK];
+    let mut out = [0f32];
+    let rows = &mut RowsMut::new(out.as_mut_slice(), [1, 1], 1);
+    weight.multiply(Rows::new(x.as_slice(), [1, BLOCK], BLOCK), None, rows, Epilogue::Store);
+}
+
 #[test]
 fn swiglu_matches_the_reference() {
     for ([rows, ffn], bits) in [[1, 1], [3, 7], [13, 17], [6, 100]]

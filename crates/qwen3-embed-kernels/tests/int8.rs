@@ -310,6 +310,18 @@ fn bf16_activations_give_the_results_of_f32() {
     }
 }
 
+/// The kernel panics instead of reading activations of another type.
+#[test]
+#[should_panic(expected = "quantized for Int8")]
+fn rejects_activations_that_are_not_quantized() {
+    let n_in = 2 * BYTE_GROUP;
+    let weight = pack_precise(&vec![1.0; n_in], n_in, &[]);
+    let x = vec![1f32; n_in];
+    let mut out = [0f32];
+    let rows = &mut RowsMut::new(out.as_mut_slice(), [1, 1], 1);
+    weight.multiply(Rows::new(x.as_slice(), [1, n_in], n_in), None, rows, Epilogue::Store);
+}
+
 #[test]
 fn swiglu_matches_the_reference() {
     for ([rows, n_in, ffn], kind) in [[1, 9, 1], [3, 40, 7], [13, 33, 17], [6, 64, 100]]

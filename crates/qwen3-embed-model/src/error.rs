@@ -240,8 +240,10 @@ pub enum Error {
         got: String,
     },
     /// The name of a precision is not valid.
-    #[error("expected a precision: `stored`, `f32`, `bf16` or `int8`, got `{got}`")]
+    #[error("unknown precision: expected one of {expected}, got `{got}`")]
     PrecisionName {
+        /// The names of all precisions.
+        expected: String,
         /// The name.
         got: String,
     },

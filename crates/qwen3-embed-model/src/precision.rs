@@ -56,6 +56,18 @@ impl Precision {
     /// All values, in the order of their declaration.
     pub const ALL: [Self; 4] = [Self::Stored, Self::F32, Self::Bf16, Self::Int8];
 
+    /// A short description, for help texts.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Stored => {
+                "that of the checkpoint: bf16, also for f16, f32, or int8 for quantized GGUF files"
+            }
+            Self::F32 => "exact, 4 bytes for each weight",
+            Self::Bf16 => "2 bytes for each weight",
+            Self::Int8 => "about 1 byte for each weight, or less for quantized GGUF files",
+        }
+    }
+
     /// Bytes of a weight of a linear layer, with its share of a scale. For `Int8` it is an upper bound: a scale for every
     /// 32 weights.
     pub(crate) fn bytes_per_weight(self) -> f64 {
@@ -68,7 +80,7 @@ impl Precision {
 }
 
 impl fmt::Display for Precision {
-    /// `stored`, `f32`, `bf16` or `int8`.
+    /// Writes the name: `stored`, `f32`, `bf16` or `int8`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Stored => "stored",
@@ -89,8 +101,10 @@ impl FromStr for Precision {
             return Ok(Self::Stored);
         }
         let mut all = Self::ALL.into_iter();
-        all.find(|precision| precision.to_string() == name)
-            .ok_or_else(|| Error::PrecisionName { got: name.to_owned() })
+        all.find(|precision| precision.to_string() == name).ok_or_else(|| Error::PrecisionName {
+            expected: Self::ALL.map(|precision| format!("`{precision}`")).join(", "),
+            got: name.to_owned(),
+        })
     }
 }
 
@@ -110,7 +124,10 @@ mod tests {
     fn rejects_unknown_names() {
         for name in ["", "F32", "float32", "int4"] {
             let error = name.parse::<Precision>().unwrap_err();
-            assert!(error.to_string().contains("`stored`, `f32`, `bf16` or `int8`"), "{error}");
+            assert!(
+                error.to_string().contains("expected one of `stored`, `f32`, `bf16`, `int8`, got"),
+                "{error}"
+            );
         }
     }
 }

@@ -114,7 +114,7 @@ pub(crate) struct DecodeRequest {
 pub(crate) struct Info {
     model_id: String,
     model_sha: Option<String>,
-    model_dtype: &'static str,
+    model_dtype: String,
     #[schema(value_type = Object)]
     model_type: serde_json::Value,
     max_concurrent_requests: usize,
@@ -370,12 +370,12 @@ fn pooling_name(pooling: Pooling) -> &'static str {
     }
 }
 
-fn precision_name(precision: Precision) -> &'static str {
+/// The name of a precision in torch, or our own for a precision that torch does not have.
+fn precision_name(precision: Precision) -> String {
     match precision {
-        Precision::F32 => "float32",
-        Precision::Bf16 => "bfloat16",
-        Precision::Int8 => "int8",
-        _ => "auto",
+        Precision::F32 => "float32".to_owned(),
+        Precision::Bf16 => "bfloat16".to_owned(),
+        precision => precision.to_string(),
     }
 }
 
