@@ -1,8 +1,9 @@
-/* A link library that replaces one of CUDA's libraries. It opens the real library at the first call of one of its functions,
- * so programs that are linked with it start on every machine. If the real library is not installed, every function returns
- * the error code of the real library for this case.
+/* A link library that replaces one of CUDA's libraries. It opens the real library at the first call of one of its
+ * functions, so programs that are linked with it start on every machine. If the real library is not installed, every
+ * function returns the error code of the real library for this case.
  *
- * LIBRARY is the file name of the real library. ABSENT is the error code. NAME(x) is a name that is unique to the library. */
+ * LIBRARY is the file name of the real library. ABSENT is the error code. NAME(x) is a name that is unique to the
+ * library. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

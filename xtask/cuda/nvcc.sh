@@ -1,6 +1,6 @@
 #!/bin/sh
-# Replaces nvcc in builds that are not used with a device. candle's kernels, which take minutes to compile, are compiled to
-# empty files. All other sources are passed to the real nvcc.
+# Replaces nvcc in builds that are not used with a device. candle's kernels, which take minutes to compile, are compiled
+# to empty files. All other sources are passed to the real nvcc.
 for argument in "$@"; do
     case "$argument" in
     --version) exec "$CUDA_HOME/bin/nvcc" --version ;;

@@ -27,8 +27,8 @@ for path in ["/livez", "/readyz", "/health"]:
 for path in ["/", "/docs", "/metrics", "/info", "/v1/models", "/nowhere", "/playground/script.js"]:
     assert ask(path)[0] == 401, path
 
-# A browser asks its user for a name and a password, which is the key, and then sends both with every request. Each challenge
-# has its own header, because Chromium reads only one challenge per header.
+# A browser asks its user for a name and a password, which is the key, and then sends both with every request. Each
+# challenge has its own header, because Chromium reads only one challenge per header.
 status, headers, _ = ask("/", headers={"accept": "text/html"})
 challenges = headers.get_all("www-authenticate")
 assert status == 401 and any(line.startswith("Basic ") for line in challenges), challenges

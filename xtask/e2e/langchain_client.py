@@ -1,8 +1,8 @@
 """LangChain's class OpenAIEmbeddings.
 
 By default, the class sends token ids of OpenAI's tokenizer, which have no meaning for this model.
-`check_embedding_ctx_length=False` makes the class send texts. Programs without this setting must get an error instead of
-meaningless vectors.
+`check_embedding_ctx_length=False` makes the class send texts. Programs without this setting must get an error instead
+of meaningless vectors.
 """
 
 import numpy as np

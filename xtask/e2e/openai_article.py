@@ -1,6 +1,6 @@
-"""A first program with the openai package: four sentences in one request, and the matrix of their cosine similarities. The
-server was started with `--model-path Qwen/Qwen3-Embedding-4B`, and the program uses the name after the slash as the model
-name."""
+"""A first program with the openai package: four sentences in one request, and the matrix of their cosine similarities.
+The server was started with `--model-path Qwen/Qwen3-Embedding-4B`, and the program uses the name after the slash as the
+model name."""
 
 import json
 

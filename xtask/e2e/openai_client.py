@@ -32,7 +32,7 @@ def vectors_equal_transformers():
     """Embeds texts and token ids. The server uses token ids unchanged, including the end-of-text token."""
     for i, (text, tokens) in enumerate(zip(golden["texts"], golden["tokens"])):
         if text is None:
-            # The input is random token ids. The server refuses them, because they do not end with the end-of-text token.
+            # The tokens are random ids. The server refuses them, because the end-of-text token is not at their end.
             continue
         expected = unit(golden["embeddings"][i])
         inputs = [tokens, [tokens]] + ([text] if text else [])

@@ -37,8 +37,8 @@ def scores_equal_transformers():
 
 def reranking_in_the_shape_of_cohere_and_jina():
     body = {"model": RERANKER, "query": QUERY, "documents": DOCUMENTS}
-    # By default, the response of /v1/rerank contains the documents, as with Jina and vLLM, and the response of /v2/rerank does
-    # not, as with Cohere.
+    # By default, the response of /v1/rerank contains the documents, as with Jina and vLLM, and the response of
+    # /v2/rerank does not, as with Cohere.
     bare = body | {"return_documents": False}
     requests = {"/v1/rerank": bare, "/v2/rerank": body, "/rerank": bare}
     answers = [answered(path, request) for path, request in requests.items()]
