@@ -8,7 +8,10 @@ use crate::repository::Repository;
 use crate::source::read_tokenizer;
 use crate::{Embedder, Error, Overflow, Result, Source, warnings};
 
-/// Settings of an [`Embedder`], see [`Embedder::builder`].
+/// Builds an [`Embedder`].
+///
+/// [`Embedder::builder`] creates a builder with the default settings. Each method changes one setting, and
+/// [`build`](Self::build) loads the model.
 #[derive(Debug, Clone)]
 pub struct EmbedderBuilder {
     settings: Settings,
@@ -22,10 +25,10 @@ impl Embedder {
     /// Starts to build an embedder from the model at `source`: the folder of Qwen3-Embedding-0.6B, 4B, 8B or a
     /// fine-tune, one of their GGUF files, or an id on the hub.
     ///
-    /// The settings of a sentence-transformers repository are followed: pooling, dense layers, prompts and the
-    /// maximum length of a text. A setting that is not supported is an error. Only its normalization is not followed:
-    /// see [`EmbedderBuilder::normalize`]. If the source is a LoRA adapter, it is loaded together with its base
-    /// model.
+    /// If the model is a sentence-transformers repository, its settings are used: pooling, dense layers, prompts and
+    /// the maximum length of a text. A setting that is not supported is an error. The only setting that is ignored is
+    /// its normalization: see [`EmbedderBuilder::normalize`]. If the source is a LoRA adapter, it is loaded together
+    /// with its base model.
     ///
     /// # Examples
     ///
@@ -95,8 +98,8 @@ impl EmbedderBuilder {
 
     /// Loads the model and its tokenizer.
     ///
-    /// A reranker is an error if the model's files show that it is one. The files of a causal language model do not
-    /// show whether it is an embedding model or a reranker, so it is loaded, with a warning.
+    /// A model is rejected if its files show that it is a reranker. The files of a causal language model do not show
+    /// whether it is an embedding model or a reranker, so it is loaded, with a warning.
     ///
     /// # Errors
     ///
@@ -121,8 +124,8 @@ impl EmbedderBuilder {
         let max_tokens = embedder_max_tokens(repository.max_seq_length);
         let mut engine = self.settings.load(&checkpoint, tokenizer, max_tokens, false)?;
         // With a `modules.json`, the post-processor in the tokenizer's file decides whether the end-of-text token is
-        // appended, as in sentence-transformers. Without it, the token is always appended for last-token pooling, whose
-        // vector is the hidden state at that token.
+        // appended, as in sentence-transformers. Without that file, the token is always appended for last-token
+        // pooling, whose vector is the hidden state at that token.
         if checkpoint.has_modules() || engine.model.pooling() != Pooling::LastToken {
             engine.tokenizer = engine.tokenizer.follow_file_for_end_of_text();
         }

@@ -92,7 +92,7 @@ pub enum Overflow {
     /// The request fails with [`Error::TextTooLong`](crate::Error::TextTooLong).
     #[default]
     Error,
-    /// The beginning of the text is cut off. The prompt is at the beginning, so it is cut off first.
+    /// The beginning of the text is cut off. This includes the prompt, which is cut off first.
     TruncateLeft,
     /// The end of the text is cut off. The end-of-text token is kept.
     TruncateRight,

@@ -143,8 +143,9 @@ impl Embedder {
         Ok(tokens.iter().map(|tokens| tokens.len()).collect())
     }
 
-    /// The model's prompt for queries. A sentence-transformers repository sets it, and may set none. For other models
-    /// it is the [default instruction](crate::DEFAULT_INSTRUCTION).
+    /// The model's prompt for queries. If the model is a sentence-transformers repository, this is the repository's
+    /// prompt for queries, which may be empty. For other models, it contains the
+    /// [default instruction](crate::DEFAULT_INSTRUCTION).
     pub fn query_prompt(&self) -> &str {
         self.prompts.query()
     }

@@ -120,7 +120,7 @@ impl Settings {
         }
     }
 
-    /// Opens the files of the model and of its adapter. Files that are missing are downloaded.
+    /// Opens the files of the model and of its adapter. Files that are neither local nor in the cache are downloaded.
     pub(crate) fn open(&self) -> Result<Checkpoint> {
         let hub = self.hub.as_ref();
         let Local { path, mut adapter } = self.source.locate(hub)?;

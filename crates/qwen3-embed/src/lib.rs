@@ -39,7 +39,7 @@
 //! # Reranking
 //!
 //! A [`Reranker`] reads a query and a document together and scores how well the document answers the query:
-//! [`Reranker::rank`] sorts the hits of a search, [`Reranker::scores`] scores pairs.
+//! [`Reranker::rank`] sorts the hits of a search, and [`Reranker::scores`] computes the scores of pairs.
 //!
 //! # Dimensions
 //!

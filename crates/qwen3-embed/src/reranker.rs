@@ -47,7 +47,10 @@ pub struct Reranker {
     instruction: String,
 }
 
-/// Settings of a [`Reranker`], see [`Reranker::builder`].
+/// Builds a [`Reranker`].
+///
+/// [`Reranker::builder`] creates a builder with the default settings. Each method changes one setting, and
+/// [`build`](Self::build) loads the model.
 #[derive(Debug, Clone)]
 pub struct RerankerBuilder {
     settings: Settings,
@@ -241,10 +244,10 @@ impl RerankerBuilder {
 
     /// Loads the model, its head and its tokenizer.
     ///
-    /// An embedding model is an error if its files show that it is one:
+    /// An embedding model is rejected if its files show that it is not a reranker:
     ///
     /// - The names of its tensors have no prefix `model.`, and it has no head.
-    /// - `architectures` in `config.json` names another class.
+    /// - `architectures` in `config.json` names a class that is not a reranker's.
     /// - `modules.json` or the GGUF file contains a pooling.
     ///
     /// An embedding model whose files look like those of a reranker is loaded, and its scores are meaningless.

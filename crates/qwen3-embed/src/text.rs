@@ -2,8 +2,8 @@ use std::borrow::Cow;
 
 /// A text to embed: a string or a list of token ids.
 ///
-/// Methods that embed many texts accept every type that converts into a `Text`: `&str`, `String`, `&[u32]`, `Vec<u32>`,
-/// `Text`, and references to these types.
+/// Methods that embed many texts accept every type that converts into a `Text`: `&str`, `String` and `&String`,
+/// `&[u32]`, `Vec<u32>` and `&Vec<u32>`, `Text` and `&Text`.
 ///
 /// # Examples
 ///

@@ -246,7 +246,7 @@ fn quantization_names_the_gguf_file() {
     }
 }
 
-/// The cached file may be another file than the user means with the ambiguous id.
+/// The cached file may not be the file that the user means.
 #[test]
 fn ambiguous_gguf_id_is_an_error_even_if_one_file_is_cached() {
     let gguf = repository("gguf-q8-0", &[]).remove("model.gguf").unwrap();

@@ -7,7 +7,7 @@ use super::tokenize::pieces;
 use super::{Compute, Service, ServiceOptions, Timings, start};
 use crate::{EmbedOptions, Embedder, Embeddings, Result, Text};
 
-/// The result of [`Service::embed`].
+/// The result of [`Service::embed`]: the vectors of the texts, and how long the request took.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Embedded {

@@ -25,7 +25,8 @@ use crate::embed_request::RowFormat;
 use crate::limits::{check_setting, service_batch_tokens};
 use crate::{Error, Result};
 
-/// Settings of a [`Service`].
+/// Settings of a [`Service`], for [`Embedder::into_service`](crate::Embedder::into_service) and
+/// [`Reranker::into_service`](crate::Reranker::into_service).
 ///
 /// # Examples
 ///

@@ -5,7 +5,7 @@ use super::{Compute, Service, ServiceOptions, Timings, start};
 use crate::embed_request::RowFormat;
 use crate::{Error, Reranker, Result, ScoreOptions, Scores};
 
-/// The result of [`Service::score`].
+/// The result of [`Service::score`]: the scores of the pairs, and how long the request took.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Scored {

@@ -90,7 +90,7 @@ impl Selection for WholeModel<'_> {
 }
 
 /// Whether the error says that an id does not name exactly one file of its repository. In this case, the file in the
-/// cache may be another one than the id means.
+/// cache may not be the file that the user means.
 pub(super) fn is_ambiguous(error: &Error) -> bool {
     matches!(error, Error::WhichGguf { .. })
 }
