@@ -46,7 +46,8 @@ pub(crate) enum PrecisionArg {
     Bf16,
     /// About one byte for each weight, or less for quantized GGUF files. A CUDA device uses bf16 instead
     Int8,
-    /// bf16 on a CUDA device, and on a CPU with fast bf16 instructions if the checkpoint is not quantized; otherwise int8
+    /// bf16 on a CUDA device, and on a CPU with fast bf16 instructions if the checkpoint is not quantized; otherwise
+    /// int8
     Auto,
 }
 
