@@ -1,12 +1,12 @@
 //! One function for each operation of the forward pass, on candle tensors.
 //!
 //! This is the only module that passes tensors to kernels, and the only module of the workspace that asks on which
-//! device a tensor is. Results are written to tensors of the caller, so that a layer does not allocate. A result must not
-//! be in the buffer of an operand; that is an error.
+//! device a tensor is. Results are written to tensors of the caller, so that a layer does not allocate. A result must
+//! not be in the buffer of an operand; that is an error.
 //!
-//! Tensors are f32. The activations between two linear layers, which [`rms_norm`] and [`attention`] write and [`Linear`]
-//! reads and, with SwiGLU, writes, may also be bf16, and their rows may have gaps between them. On a CUDA device they may
-//! also be f16, and queries, keys and values have the same type: see [`attention_type`].
+//! Tensors are f32. The activations between two linear layers, which [`rms_norm`] and [`attention`] write and
+//! [`Linear`] reads and, with SwiGLU, writes, may also be bf16, and their rows may have gaps between them. On a CUDA
+//! device they may also be f16, and queries, keys and values have the same type: see [`attention_type`].
 
 mod cuda;
 mod linear;
@@ -56,8 +56,8 @@ pub fn reads_host_memory(device: &Device) -> bool {
 
 /// The type of the activations between linear layers of this arithmetic.
 pub fn activation_type(arithmetic: Arithmetic) -> DType {
-    // Byte products quantize activations of either type. Attention, whose products have the type of its result, is faster in
-    // bf16 on CPUs that multiply bf16.
+    // Byte products quantize activations of either type. Attention, whose products have the type of its result, is
+    // faster in bf16 on CPUs that multiply bf16.
     let reads_both = matches!(arithmetic, Arithmetic::Bytes | Arithmetic::Blocks);
     let is_bf16 = reads_both && Kernels::current().bf16_weights == Arithmetic::Bf16;
     if is_bf16 || arithmetic == Arithmetic::Bf16 { DType::BF16 } else { DType::F32 }
@@ -164,8 +164,9 @@ pub fn qk_norm_rope(
 /// # Errors
 ///
 /// [`Error::Shape`](crate::Error::Shape) if the shapes are others or do not fit the batch, or if D is odd or K does not
-/// divide H; [`Error::Type`](crate::Error::Type) if `qkv` is not f32 or `out` neither f32 nor bf16, or, on a CUDA device,
-/// if their types differ; [`Error::Limit`](crate::Error::Limit) if D is too large for the kernels of the device.
+/// divide H; [`Error::Type`](crate::Error::Type) if `qkv` is not f32 or `out` neither f32 nor bf16, or, on a CUDA
+/// device, if their types differ; [`Error::Limit`](crate::Error::Limit) if D is too large for the kernels of the
+/// device.
 ///
 /// # Source
 ///

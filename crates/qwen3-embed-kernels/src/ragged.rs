@@ -4,8 +4,8 @@ use crate::{Error, Result};
 
 /// The rows and positions of the tokens of a ragged batch.
 ///
-/// A batch is a forest of *segments*: runs of tokens that are computed once. A text is a segment, or a chain of segments
-/// from a root on. A prefix that several texts share is a segment that their own segments continue.
+/// A batch is a forest of *segments*: runs of tokens that are computed once. A text is a segment, or a chain of
+/// segments from a root on. A prefix that several texts share is a segment that their own segments continue.
 ///
 /// The rows of the matrices are in this order:
 ///
@@ -92,8 +92,8 @@ pub enum Queries {
 }
 
 impl Ragged {
-    /// A batch of texts with these numbers of tokens. Each text is an [inner](SegmentKind::Inner) segment, so that its rows
-    /// follow those of the text before it.
+    /// A batch of texts with these numbers of tokens. Each text is an [inner](SegmentKind::Inner) segment, so that its
+    /// rows follow those of the text before it.
     ///
     /// # Errors
     ///
@@ -154,8 +154,8 @@ impl Ragged {
     ///
     /// # Errors
     ///
-    /// [`Error::Parent`] if a segment continues another, because in bidirectional attention the result for a token depends
-    /// on the whole text, so that texts cannot share segments.
+    /// [`Error::Parent`] if a segment continues another, because in bidirectional attention the result for a token
+    /// depends on the whole text, so that texts cannot share segments.
     pub fn bidirectional(self) -> Result<Self> {
         let mut parents = self.segments.iter().map(|placed| placed.segment.parent).enumerate();
         match parents.find_map(|(segment, parent)| Some((segment, parent?))) {
@@ -164,8 +164,8 @@ impl Ragged {
         }
     }
 
-    /// The positions that the token at `position` in the texts of `segment` sees: up to the token itself, or up to the end
-    /// of the text in a [bidirectional](Self::bidirectional) batch.
+    /// The positions that the token at `position` in the texts of `segment` sees: up to the token itself, or up to the
+    /// end of the text in a [bidirectional](Self::bidirectional) batch.
     pub fn seen_from(&self, segment: usize, position: usize) -> Range<usize> {
         if self.is_causal { 0..position + 1 } else { 0..self.segments[segment].end() }
     }
@@ -222,14 +222,15 @@ impl Ragged {
         self.segments[segment].start..self.segments[segment].end()
     }
 
-    /// The row of the first token of a segment, unless it is also the last token of a text, and the row of its last token.
+    /// The row of the first token of a segment, unless it is also the last token of a text, and the row of its last
+    /// token.
     #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn rows_of(&self, segment: usize) -> [usize; 2] {
         [self.segments[segment].row, self.segments[segment].last_row]
     }
 
-    /// The row of the token at `position` in the texts of `segment`, which is a token of this segment or of a segment that
-    /// it continues.
+    /// The row of the token at `position` in the texts of `segment`, which is a token of this segment or of a segment
+    /// that it continues.
     pub fn row(&self, mut segment: usize, position: usize) -> usize {
         loop {
             let placed = &self.segments[segment];

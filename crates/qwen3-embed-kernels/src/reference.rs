@@ -76,8 +76,8 @@ pub fn qk_norm_rope(x: &[f64], weight: &[f64], eps: f64, theta: f64, batch: &Rag
     y
 }
 
-/// Grouped-query attention within each text: query head `h` reads key/value head `h / (H / K)`, and a token sees itself and
-/// the tokens before it in its own text, or the whole text if the batch is bidirectional.
+/// Grouped-query attention within each text: query head `h` reads key/value head `h / (H / K)`, and a token sees itself
+/// and the tokens before it in its own text, or the whole text if the batch is bidirectional.
 ///
 /// # Shapes
 ///

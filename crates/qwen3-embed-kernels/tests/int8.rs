@@ -1,7 +1,9 @@
 //! Matrix multiplications with weights in 8 bits, for every kernel set, against the f64 reference.
 //!
-//! The error of a rounded weight is at most half of its group's scale, which is the group's largest magnitude divided by
-//! 254. The error of an activation in 16 bits is at most its row's largest magnitude divided by 65,534, and in 8 bits its
+//! The error of a rounded weight is at most half of its group's scale, which is the group's largest magnitude divided
+//! by
+//! 254. The error of an activation in 16 bits is at most its row's largest magnitude divided by 65,534, and in 8 bits
+//!      its
 //! group's largest magnitude divided by 254. The bound of a result is the sum of these errors times the other operand,
 //! plus the rounding errors of the sums in f32.
 #![allow(clippy::unwrap_used)]

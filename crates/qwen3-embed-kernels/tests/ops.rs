@@ -1,5 +1,5 @@
-//! The operations on tensors call the right kernels and reject operands of wrong shapes. `cpu.rs` compares the kernels with
-//! the reference.
+//! The operations on tensors call the right kernels and reject operands of wrong shapes. `cpu.rs` compares the kernels
+//! with the reference.
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};

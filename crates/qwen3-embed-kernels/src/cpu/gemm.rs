@@ -153,7 +153,8 @@ fn add_bias<S: Simd>(s: S, task: &GemmTask<'_>, o: usize, end: usize, sums: S::V
 #[inline(always)]
 fn put<S: Simd>(s: S, task: &GemmTask<'_>, row: usize, column: usize, values: S::V) {
     // SAFETY: the row is one of the task's rows, and the columns from `column` on are in the task's panels.
-    // `PackedWeight::multiply_columns` has checked the shape of `out`, and gives no other task the same rows and panels.
+    // `PackedWeight::multiply_columns` has checked the shape of `out`, and gives no other task the same rows and
+    // panels.
     unsafe {
         match task.epilogue {
             Epilogue::Store => task.out.store(s, row, column, task.out.n_columns, values),

@@ -4,8 +4,8 @@
 //! are products of two activations, whose largest values are far above the others. Rotated, they are distributed about
 //! normally. Weights are rotated too when they are packed, so that the product is the same: `(R x) · (R w) = x · w`.
 //!
-//! `R` is a Walsh–Hadamard transform of 16 values that are [`POINTS`] apart, within blocks of [`ROTATION`]. Therefore it
-//! consists of additions of whole registers, and no value changes its lane.
+//! `R` is a Walsh–Hadamard transform of 16 values that are [`POINTS`] apart, within blocks of [`ROTATION`]. Therefore
+//! it consists of additions of whole registers, and no value changes its lane.
 //!
 //! ```text
 //! for h in 1, 2, 4, 8:

@@ -43,8 +43,8 @@ pub(super) trait TileKernel: Copy {
 }
 
 /// Calls a function of the number of rows with that number as a constant, so that the sums stay in registers:
-/// `with_rows!(most, sums, R => call)` evaluates `call`, which returns `[[S::V; 2]; R]`, and copies its value to `sums`.
-/// Code for more than `most` rows is not generated.
+/// `with_rows!(most, sums, R => call)` evaluates `call`, which returns `[[S::V; 2]; R]`, and copies its value to
+/// `sums`. Code for more than `most` rows is not generated.
 macro_rules! with_rows {
     ($most:expr, $sums:expr, $rows:ident => $call:expr) => {
         with_rows!(@each $most, $sums, $rows, $call, 1 2 3 4 5 6 7 8 9 10 11 12)

@@ -27,8 +27,8 @@ pub(crate) enum AttentionKernel {
 pub(crate) struct AttentionIndex {
     /// Five numbers for each segment: `struct Segment` of `kernels/segments.cuh`.
     pub(crate) segments: Vec<u32>,
-    /// Three numbers for each tile: `struct Tile` of the same file. Tiles with many keys come first, so that no long tile
-    /// starts when the others are done.
+    /// Three numbers for each tile: `struct Tile` of the same file. Tiles with many keys come first, so that no long
+    /// tile starts when the others are done.
     pub(crate) tiles: Vec<u32>,
 }
 
@@ -45,8 +45,8 @@ const SIMPLE_QUERIES: usize = 4;
 const FLASH_ALIGNMENT: usize = 8;
 
 impl AttentionKernel {
-    /// The fastest kernel that supports these heads and operands. `places` are the distance between rows of each operand and
-    /// its offset in its allocation.
+    /// The fastest kernel that supports these heads and operands. `places` are the distance between rows of each
+    /// operand and its offset in its allocation.
     pub(crate) fn choose(element: ElementType, heads: Heads, places: [[usize; 2]; 2]) -> Self {
         let is_aligned = places.concat().iter().all(|n| n.is_multiple_of(FLASH_ALIGNMENT));
         let fits = heads.head_dim == FLASH_HEAD_DIM && heads.group() <= FLASH_ROWS;
@@ -93,7 +93,8 @@ impl AttentionIndex {
     }
 }
 
-/// Pointers: `qkv`, `out`, and the segments and tiles of an [`AttentionIndex`]. `out` has the rows from `first_query` on.
+/// Pointers: `qkv`, `out`, and the segments and tiles of an [`AttentionIndex`]. `out` has the rows from `first_query`
+/// on.
 pub(crate) fn attention(
     element: ElementType,
     kernel: AttentionKernel,

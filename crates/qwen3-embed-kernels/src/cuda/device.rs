@@ -46,8 +46,8 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     i32::try_from(ordinal).map_err(|e| failed(Box::new(e)))?;
     let device = CudaDevice::new_with_stream(ordinal)
         .map_err(|error| failed(Box::new(without_backtrace(error))))?;
-    // SAFETY: memory of this device is only used on its own stream: `Device` is only made here, and candle and this module
-    // use its stream for everything.
+    // SAFETY: memory of this device is only used on its own stream: `Device` is only made here, and candle and this
+    // module use its stream for everything.
     unsafe { device.disable_event_tracking() };
     let stream = device.cuda_stream();
     let attribute =
@@ -128,8 +128,8 @@ pub(crate) fn address_of<T: CudaDType>(storage: &CudaStorage, start: usize) -> R
 ///
 /// # Safety
 ///
-/// The pointers are those that the function that made the launch documents, to matrices of the shapes that it was given,
-/// and only this stream uses the matrices.
+/// The pointers are those that the function that made the launch documents, to matrices of the shapes that it was
+/// given, and only this stream uses the matrices.
 pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u64]) -> Result<()> {
     if launch.is_empty() {
         return Ok(());
@@ -152,8 +152,8 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
     let [x, y, z] = launch.grid;
     let config =
         LaunchConfig { grid_dim: (x, y, z), block_dim: (launch.block, 1, 1), shared_mem_bytes: 0 };
-    // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the order of
-    // the launch. Tests run every launch on the emulator, which checks their number.
+    // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the
+    // order of the launch. Tests run every launch on the emulator, which checks their number.
     unsafe { arguments.launch(config) }.map_err(|e| failed(launch.operation, e.into()))?;
     Ok(())
 }
@@ -182,8 +182,8 @@ pub(crate) unsafe fn multiply(
         (address + (offset * element.size()) as u64) as *mut c_void
     };
     let [lda, ldb, ldc] = product.strides;
-    // SAFETY: the matrices are on this GPU and have the size of the product, as the caller promises. The factors are read
-    // before the call returns.
+    // SAFETY: the matrices are on this GPU and have the size of the product, as the caller promises. The factors are
+    // read before the call returns.
     let status = unsafe {
         gemm_ex(
             *device.cublas_handle().handle(),

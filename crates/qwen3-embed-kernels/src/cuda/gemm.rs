@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::{Shape, at_most};
 use crate::Result;
 
-/// A product `out = x · weightᵀ` in the column-major terms of cuBLAS: C is `outᵀ`, [O, T], A is the transposed weight, and
-/// B is `xᵀ`.
+/// A product `out = x · weightᵀ` in the column-major terms of cuBLAS: C is `outᵀ`, [O, T], A is the transposed weight,
+/// and B is `xᵀ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gemm {
     /// Rows of C: columns of `out` that are computed.

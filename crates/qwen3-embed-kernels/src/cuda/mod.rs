@@ -2,8 +2,8 @@
 //!
 //! Kernels are in `kernels/*.cu`, which the build script compiles if the feature `cuda` is on. The functions here check
 //! sizes against the limits of a kernel and return a [`Launch`]: the kernel, the number of blocks and threads, and its
-//! scalar arguments. `device` launches it on a GPU. Tests also launch it on an emulator, which runs the same kernels on the
-//! CPU, so that launches are tested without a GPU.
+//! scalar arguments. `device` launches it on a GPU. Tests also launch it on an emulator, which runs the same kernels on
+//! the CPU, so that launches are tested without a GPU.
 
 mod attention;
 #[cfg(feature = "cuda")]

@@ -1,8 +1,8 @@
 //! Every kernel against its f64 reference, on the emulator and on a GPU.
 //!
-//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the next value of a
-//! 16-bit type where values are stored in it. Outputs are initialized with NaN, so that tests see elements that are not
-//! written, and gaps between rows are NaN, which must be NaN afterwards.
+//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the next value
+//! of a 16-bit type where values are stored in it. Outputs are initialized with NaN, so that tests see elements that
+//! are not written, and gaps between rows are NaN, which must be NaN afterwards.
 
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};

@@ -15,8 +15,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// An estimate of the bytes for each token of a batch, in a model with these heads and feed-forward size whose linear
-    /// layers read activations of this type.
+    /// An estimate of the bytes for each token of a batch, in a model with these heads and feed-forward size whose
+    /// linear layers read activations of this type.
     pub fn bytes_per_token(
         device: &Device,
         heads: Heads,

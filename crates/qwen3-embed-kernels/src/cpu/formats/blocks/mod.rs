@@ -4,9 +4,9 @@
 //! with a panel, the panel is unpacked into bytes. A block of activations has one scale and, after it, the sums of its
 //! values that `m` and the offset of 6-bit weights are multiplied with.
 //!
-//! AVX2 adds the products of two unsigned and two signed bytes in 16 bits. With 4-bit weights the sum is at most
-//! 2 · 15 · 127, so that eight such sums, of 32 values, can be added without overflow, and four sums with 5-bit weights.
-//! A 6-bit weight is `q - 32`: sums begin with `-32 · Σ a`, may wrap around, and end within 32 · 127 · 8 < 2^15 after
+//! AVX2 adds the products of two unsigned and two signed bytes in 16 bits. With 4-bit weights the sum is at most 2 · 15
+//! · 127, so that eight such sums, of 32 values, can be added without overflow, and four sums with 5-bit weights. A
+//! 6-bit weight is `q - 32`: sums begin with `-32 · Σ a`, may wrap around, and end within 32 · 127 · 8 < 2^15 after
 //! four additions.
 //!
 //! ```text

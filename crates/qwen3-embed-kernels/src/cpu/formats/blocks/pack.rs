@@ -53,8 +53,8 @@ impl BlockRow {
 }
 
 impl BlockPanels {
-    /// Packs a weight, in parallel: `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. `None` if I
-    /// is not a multiple of [`BLOCK`], or if rows with different bits would share a panel.
+    /// Packs a weight, in parallel: `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. `None` if
+    /// I is not a multiple of [`BLOCK`], or if rows with different bits would share a panel.
     pub(super) fn pack(
         grid: PanelGrid,
         bits: impl Fn(usize) -> Bits,

@@ -6,8 +6,8 @@ use crate::cpu::simd::Simd;
 use crate::cpu::tile::panel_columns;
 
 /// Bytes of an unpacked block of one column, whose sums are scaled after so many quads of values. The values, one byte
-/// each and four side by side, are followed by `s` for each of these sums, in the representation of the instruction set,
-/// by `n` for each two groups, in 16 bits, and by `d` and `−m`.
+/// each and four side by side, are followed by `s` for each of these sums, in the representation of the instruction
+/// set, by `n` for each two groups, in 16 bits, and by `d` and `−m`.
 pub(super) const fn unpacked_size(quads: usize) -> usize {
     BLOCK + 4 * (BLOCK / (4 * quads) + GROUPS / 2 + 2)
 }
