@@ -18,7 +18,7 @@ use super::scalar::FloatScalar;
 use super::simd::{Portable, Simd};
 use super::vector::{load_part, store_part};
 
-/// Values of a block that is rotated. Only rows of whole blocks can be rotated.
+/// The number of values in a block. Blocks are rotated independently, and only rows of whole blocks can be rotated.
 pub const ROTATION: usize = 256;
 
 /// The number of values that are transformed together, and the distance between them.

@@ -52,15 +52,16 @@ pub use self::bits::{BLOCK, Bits};
 pub use self::pack::BlockRow;
 
 impl PackedWeight {
-    /// Packs a weight [O, I] that is already quantized to blocks of few bits, for activations in 8 bits, in parallel on
-    /// rayon's current pool. `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. Activations are
-    /// multiplied with `columns`, if there are any, before they are quantized.
+    /// Packs a weight [O, I] that is already quantized to 4, 5 or 6 bits, for activations in 8 bits, in parallel on
+    /// rayon's current pool. Row `o` of the weight has `bits(o)`, and `read_row(o, row)` writes the row. If there are
+    /// `columns`, activations are multiplied with them before they are quantized.
     ///
     /// `None` if I is not a multiple of [`BLOCK`], or if rows with different bits would be in one panel.
     ///
     /// # Panics
     ///
-    /// If O is odd with [`Layout::SwiGlu`], if a row is not of this size, or if `columns` is not `[I]`.
+    /// If O is odd with [`Layout::SwiGlu`], if `read_row` makes a vector of a row shorter, or if `columns` is not
+    /// `[I]`.
     pub fn pack_blocks(
         n_out: usize,
         n_in: usize,
@@ -77,7 +78,7 @@ impl PackedWeight {
     }
 }
 
-/// A weight in blocks of few bits, for activations in 8 bits.
+/// A weight in blocks of 4, 5 or 6 bits, for activations in 8 bits.
 #[derive(Debug)]
 struct BlocksWeight {
     panels: BlockPanels,
@@ -124,7 +125,7 @@ thread_local! {
     static UNPACKED: RefCell<Aligned<u8>> = RefCell::default();
 }
 
-/// Computes a task, whose panels are unpacked one after the other.
+/// Computes a task: unpacks each panel, and multiplies the rows of the task with it.
 struct MultiplyBlocks<'a> {
     x: &'a [i8],
     panels: &'a BlockPanels,

@@ -1,4 +1,4 @@
-//! Unpacks a panel into bytes that the tile kernel reads. The bytes of a panel stay in the cache while all rows are
+//! Unpacks a panel into bytes that the tile kernel reads. The unpacked panel stays in the CPU cache while all rows are
 //! multiplied with it.
 
 use super::bits::{BLOCK, Bits, GROUPS};
@@ -34,7 +34,8 @@ fn unpack_block<S: Simd>(_: S, bits: Bits, packed: &[u8], out: &mut [u8]) {
     let step = 4 * columns;
     let [nibbles, upper, scales, minima, d, m] = bits.split(columns, packed);
     let (values, after) = out.split_at_mut(BLOCK * columns);
-    // A byte has the lowest bits of a value and, above them, those of the same value of the next quad.
+    // A byte has the lowest four bits of a value and, above them, the lowest four bits of the value at the same place
+    // of the next quad.
     for (nibbles, pair) in nibbles.chunks_exact(step).zip(values.chunks_exact_mut(2 * step)) {
         let (first, second) = pair.split_at_mut(step);
         for i in 0..step {
@@ -42,7 +43,7 @@ fn unpack_block<S: Simd>(_: S, bits: Bits, packed: &[u8], out: &mut [u8]) {
             second[i] = nibbles[i] >> 4;
         }
     }
-    // A byte has the upper bits of the same value of eight or four quads.
+    // A byte has the upper bits of the values at the same place of eight quads (5 bits) or four quads (6 bits).
     match bits {
         Bits::Four => {}
         Bits::Five => add_upper::<1>(upper, values, step),
