@@ -1,7 +1,7 @@
 //! Every operation of the forward pass as plain loops in f64.
 //!
-//! These are the oracles that kernels are compared with in tests. They are slow and are not used outside of tests.
-//! Matrices are row-major slices.
+//! Tests compare every kernel with these functions. They are slow and are not used outside of tests. Matrices are
+//! row-major slices.
 
 use crate::{Ragged, SegmentKind};
 

@@ -1,11 +1,12 @@
 //! An orthogonal transform of the input of a linear layer that spreads large values over their neighbors.
 //!
-//! The error of quantizing a group to 8 bits grows with the square of its largest value. The inputs of down projections
-//! are products of two activations, whose largest values are far above the others. Rotated, they are distributed about
-//! normally. Weights are rotated too when they are packed, so that the product is the same: `(R x) · (R w) = x · w`.
+//! The mean squared error of quantizing a group to 8 bits grows with the square of the largest value of the group. The
+//! inputs of down projections are products of two activations, and their largest values are far above the others. After
+//! a rotation, the values are distributed about normally. Weights are rotated too when they are packed, so the result
+//! of the matrix multiplication stays the same: `(R x) · (R w) = x · w`.
 //!
-//! `R` is a Walsh–Hadamard transform of 16 values that are [`POINTS`] apart, within blocks of [`ROTATION`]. Therefore
-//! it consists of additions of whole registers, and no value changes its lane.
+//! `R` is a Walsh–Hadamard transform of 16 values that are [`POINTS`] apart, within blocks of [`ROTATION`] values.
+//! Therefore the transform consists of additions of whole registers, and no value moves to another lane.
 //!
 //! ```text
 //! for h in 1, 2, 4, 8:

@@ -1,8 +1,8 @@
-//! Weights in f32 and in bf16, and products of floating-point values, summed in f32.
+//! Weights in f32 and in bf16, and kernels that multiply floating-point values and sum the products in f32.
 //!
-//! Panels are row-major [panels, steps of I, columns of a panel, values of a step]. A step is one `k` for f32, and a
-//! pair of them for bf16, which lie side by side in each column of the panel. The second value of a pair is added
-//! first, as the instruction for pairs of bf16 does it.
+//! Panels are row-major [panels, steps of I, columns of a panel, values of a step]. A step is one value of `k` for f32,
+//! and two values of `k` for bf16. The two values of a step, a pair, are side by side in each column of the panel. The
+//! product of the second value of a pair is added first, because the instruction for pairs of bf16 does so.
 
 use half::bf16;
 

@@ -13,8 +13,8 @@ pub(super) const SCALE: usize = BLOCK;
 /// The offset of the sum Σ a of each group, an i16.
 pub(super) const SUMS: usize = SCALE + size_of::<f32>();
 
-/// The offset of −32 · Σ a of each half of a group, in pairs of i16: the first for the first two values of each quad,
-/// the second for the last two.
+/// The offset of −32 · Σ a of each half of a group, in pairs of i16. The first i16 of a pair sums the first two values
+/// of each quad (four neighboring values), the second i16 sums the last two values.
 pub(super) const CENTER: usize = SUMS + GROUPS * size_of::<i16>();
 
 /// Bytes of a block of a row.

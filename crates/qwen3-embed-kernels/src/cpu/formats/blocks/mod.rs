@@ -1,13 +1,14 @@
 //! Weights in 4, 5 or 6 bits, as GGUF files store them, for activations in 8 bits.
 //!
-//! Both are in blocks of [`BLOCK`] values of `k`. [`Bits`] describes the blocks of weights. Before rows are multiplied
-//! with a panel, the panel is unpacked into bytes. A block of activations has one scale and, after it, the sums of its
-//! values that `m` and the offset of 6-bit weights are multiplied with.
+//! Weights and activations are in blocks of [`BLOCK`] values of `k`. [`Bits`] describes the blocks of weights. Before
+//! rows are multiplied with a panel, the panel is unpacked into bytes. A block of activations has one scale, and after
+//! the scale the sums of its values. These sums are multiplied with the minima of 4-bit and 5-bit weights, or with the
+//! offset of 6-bit weights.
 //!
-//! AVX2 adds the products of two unsigned and two signed bytes in 16 bits. With 4-bit weights the sum is at most 2 · 15
-//! · 127, so that eight such sums, of 32 values, can be added without overflow, and four sums with 5-bit weights. A
-//! 6-bit weight is `q - 32`: sums begin with `-32 · Σ a`, may wrap around, and end within 32 · 127 · 8 < 2^15 after
-//! four additions.
+//! An instruction of AVX2 multiplies two unsigned bytes with two signed bytes and adds both products in 16 bits. With
+//! 4-bit weights, the sum is at most 2 · 15 · 127, so eight such sums can be added without overflow. With 5-bit
+//! weights, four sums can be added. A 6-bit weight is `q - 32`: the sum begins with `-32 · Σ a`, may wrap around, and
+//! ends within 32 · 127 · 8 < 2^15 after four additions.
 //!
 //! ```text
 //! for each block of k:

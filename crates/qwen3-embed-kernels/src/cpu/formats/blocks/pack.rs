@@ -54,8 +54,8 @@ impl BlockRow {
 }
 
 impl BlockPanels {
-    /// Packs a weight, in parallel: `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. `None` if
-    /// I is not a multiple of [`BLOCK`], or if rows with different bits would share a panel.
+    /// Packs a weight, in parallel. Row `o` of the weight has `bits(o)`, and `read_row(o, row)` writes the row. `None`
+    /// if I is not a multiple of [`BLOCK`], or if rows with different bits would share a panel.
     pub(super) fn pack(
         grid: PanelGrid,
         bits: impl Fn(usize) -> Bits,

@@ -5,9 +5,12 @@ use super::bits::{BLOCK, Bits, GROUPS};
 use crate::cpu::simd::Simd;
 use crate::cpu::tile::panel_columns;
 
-/// Bytes of an unpacked block of one column, whose sums are scaled after so many quads of values. The values, one byte
-/// each and four side by side, are followed by `s` for each of these sums, in the representation of the instruction
-/// set, by `n` for each two groups, in 16 bits, and by `d` and `−m`.
+/// Bytes of one column of an unpacked block, if sums are scaled after `quads` quads of values. The block has the
+/// values, one byte each and the four values of a quad side by side; `s` for each of these sums, as
+/// [`BlockOps::scale_word`] represents it; `n` of each group, in 16 bits, with two groups side by side; and `d` and
+/// `−m`.
+///
+/// [`BlockOps::scale_word`]: crate::cpu::simd::BlockOps::scale_word
 pub(super) const fn unpacked_size(quads: usize) -> usize {
     BLOCK + 4 * (BLOCK / (4 * quads) + GROUPS / 2 + 2)
 }
