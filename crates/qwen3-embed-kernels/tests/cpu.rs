@@ -52,7 +52,7 @@ impl Misaligned {
 /// A type of activations.
 trait Value: Copy + Into<f64> + PartialEq + 'static {
     const NAN: Self;
-    /// Half the distance from 1 to the next value of the type. 0 for f32, whose roundings the bounds have already.
+    /// Half the distance from 1 to the next value of the type. 0 for f32, because the bounds include roundings to f32.
     const U: f64;
     fn of(value: f32) -> Self;
     fn read(values: &[Self]) -> Values<'_>;
@@ -582,7 +582,7 @@ fn check_segments_alone<T: Value>() {
 }
 
 #[test]
-fn attention_along_segments_equals_that_of_whole_texts_bit_for_bit() {
+fn attention_along_segments_equals_attention_over_whole_texts_bit_for_bit() {
     check_segments_alone::<f32>();
     check_segments_alone::<bf16>();
 }

@@ -101,8 +101,8 @@ fn bf16_logits_have_at_most_twice_the_error_of_transformers_bf16() {
 
 #[test]
 fn int8_scores_are_close_to_the_f64_reference() {
-    // Twice the error of transformers' own bf16 on these models. Their hidden sizes are small, so rounding errors hardly
-    // average out.
+    // Twice the error of transformers' own bf16 on these models. Their hidden sizes are small, so rounding errors
+    // hardly average out.
     const TOLERANCE: f64 = 0.046;
     for name in RERANKERS {
         for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {

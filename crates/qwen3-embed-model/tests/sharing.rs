@@ -1,5 +1,5 @@
-//! Prefix sharing: shared prefixes are computed once, and the last layer is computed for last tokens only. Neither changes
-//! a bit of any vector.
+//! Prefix sharing: shared prefixes are computed once, and the last layer is computed for last tokens only. Neither
+//! changes a bit of any vector.
 #![allow(clippy::unwrap_used)]
 
 use std::{slice, thread};

@@ -81,8 +81,8 @@ impl Checkpoint {
     /// the files of sentence-transformers are read if there are any. A GGUF file contains the whole model.
     ///
     /// The files with weights are memory-mapped. They must not be truncated or rewritten in place while the
-    /// checkpoint, or a model that was loaded from it, is in use. To replace a file, rename another one to its
-    /// name, as package managers and git do.
+    /// checkpoint, or a model that was loaded from it, is in use. To replace a file, write a new file and rename it to
+    /// the name of the old file, as package managers and git do.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The head after the decoder, as the names of the tensors tell.
+    /// The head after the decoder, found by the names of the tensors.
     pub fn head(&self) -> Head {
         self.weights.head()
     }
@@ -200,7 +200,7 @@ impl Checkpoint {
             && self.path.join("adapter_config.json").is_file()
     }
 
-    /// How a text's vector is made, or `None` without a `modules.json`.
+    /// The steps that compute a text's vector, or `None` without a `modules.json`.
     pub(crate) fn modules(&self) -> Result<Option<Modules>> {
         for repository in self.repositories() {
             if let Some(modules) = Modules::read(repository)? {

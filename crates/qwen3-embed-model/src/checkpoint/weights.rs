@@ -152,7 +152,7 @@ impl Weights {
         self.tensors.contains_key(&self.name_in_file(name))
     }
 
-    /// Whether the names of the tensors show that the model has no head: see [`Naming::has_no_head_name`].
+    /// Whether the names of the decoder's tensors show that the model has no head: see [`Naming::has_no_head_name`].
     pub(crate) fn show_no_head(&self) -> bool {
         self.naming.has_no_head_name()
     }

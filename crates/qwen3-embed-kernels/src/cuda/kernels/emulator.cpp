@@ -1,5 +1,5 @@
-// The kernels as a program for the CPU: reads one launch from standard input, runs it, and writes the buffers to standard
-// output. Numbers are in the byte order of the machine:
+// The kernels as a program for the CPU. It reads one launch from standard input, runs it, and writes the buffers to
+// standard output. Numbers are in the byte order of the machine:
 //
 //     the name of the kernel, terminated by a zero byte
 //     u32[3] blocks, u32 threads in a block
@@ -170,7 +170,9 @@ int main() {
     for (u32 n = read<u32>(); n > 0; --n) buffers.push_back(read_buffer());
     for (u32 n = read<u32>(); n > 0; --n) whole_numbers.push_back(read<u32>());
     for (u32 n = read<u32>(); n > 0; --n) floats.push_back(read<float>());
-    if (n_threads == 0 || n_threads > 1024 || n_threads % LANES != 0) fail("the number of threads is not a multiple of 32 from 32 to 1024");
+    if (n_threads == 0 || n_threads > 1024 || n_threads % LANES != 0) {
+        fail("the number of threads is not a multiple of 32 from 32 to 1024");
+    }
     kernel = find(name);
     block_size = {n_threads, 1, 1};
     threads.resize(n_threads);

@@ -1,13 +1,13 @@
-// Runs the kernels on a CPU, one block at a time. Each thread of the block is a context that runs until it has to wait for
-// others. Operations of a whole warp run when all its threads have arrived.
+// Runs the kernels on a CPU, one block at a time. Each thread of the block is a context that runs until it has to wait
+// for other threads. An operation of a whole warp runs when all threads of the warp have reached it.
 //
 // The emulator helps to find errors in kernels:
 // - Copies to shared memory happen when a thread waits for them, and not before. So a missing wait gives wrong results.
-// - The program fails if some threads of a block never reach a barrier, or some lanes of a warp never reach an operation of
-//   the warp.
+// - The program fails if some threads of a block never reach a barrier, or some lanes of a warp never reach an
+//   operation of the warp.
 // - The program fails if loading a matrix causes bank conflicts.
-// - Threads run in one order, or in the opposite order if the environment variable EMULATOR_REVERSED is set. So a missing
-//   barrier gives wrong results in one of the orders.
+// - Threads run in one order, or in the opposite order if the environment variable EMULATOR_REVERSED is set. So a
+//   missing barrier gives wrong results in one of the orders.
 #pragma once
 
 #include <cmath>
