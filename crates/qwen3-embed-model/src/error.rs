@@ -267,7 +267,9 @@ pub enum Error {
         source: Box<qwen3_embed_kernels::Error>,
     },
     /// A rerank head belongs to a model with another hidden size.
-    #[error("the rerank head is for vectors of {got} values, but the model's vectors have {expected}")]
+    #[error(
+        "the rerank head is for vectors of {got} values, but the model's vectors have {expected}"
+    )]
     HeadSize {
         /// The size of the model's vectors.
         expected: usize,

@@ -95,7 +95,7 @@ impl Header {
             let key = reader.text("a metadata key")?;
             let value = reader.value(key)?;
             if metadata.insert(key.to_owned(), value).is_some() {
-                return Err(reader.error(at, format!("key `{key}`"), "one entry", "a second entry"));
+                return Err(reader.error(at, format!("key `{key}`"), "one", "two"));
             }
         }
         let mut tensors = Vec::new();
@@ -104,7 +104,7 @@ impl Header {
             let tensor = reader.tensor()?;
             if !names.insert(tensor.name.clone()) {
                 let what = format!("tensor `{}`", tensor.name);
-                return Err(reader.error(tensor.described_at, what, "one entry", "a second entry"));
+                return Err(reader.error(tensor.described_at, what, "one", "two"));
             }
             tensors.push(tensor);
         }

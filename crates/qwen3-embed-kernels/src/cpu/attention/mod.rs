@@ -62,8 +62,8 @@ pub struct AttentionScratch {
 ///
 /// # Shapes
 ///
-/// `qkv` is [P + T, (H + 2K) · D], the queries normalized, rotated and divided by √D; `out` is [T, H · D], or [N, H ·
-/// D] for [`Queries::Last`].
+/// `qkv` is [P + T, (H + 2K) · D], with queries that are normalized, rotated and divided by √D. `out` is [T, H · D], or
+/// [N, H · D] for [`Queries::Last`].
 ///
 /// # Panics
 ///

@@ -8,7 +8,8 @@ pub(super) const GROUP: usize = 32;
 pub(super) const GROUPS: usize = BLOCK / GROUP;
 
 /// How weights of 4, 5 or 6 bits are stored: as unsigned integers `q`, with f32 scales `d` and `m` for each block of
-/// [`BLOCK`] values and integer scales `s` and `n` for each group of a block. `m · n` is the minimum of a group.
+/// [`BLOCK`] values and integer scales `s` and `n` for each group of a block. `−m · n` is the smallest weight of a
+/// group, its minimum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bits {
     /// A weight is `d·s · q − m·n`, with `q` below 16 and `s` below 128, in groups of 32.
