@@ -183,7 +183,7 @@ impl Ragged {
         self.n_given
     }
 
-    /// Tokens that are computed, T: the rows after those of given segments.
+    /// Tokens that are computed, T. Their rows come after the rows of given segments.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }

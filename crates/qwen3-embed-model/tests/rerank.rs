@@ -50,8 +50,8 @@ fn sigmoid(logit: f64) -> f64 {
     1.0 / (1.0 + (-logit).exp())
 }
 
-/// The largest and the mean difference between our logits and expected ones, and the largest difference between the
-/// scores.
+/// The largest and the mean difference between our logits and the expected logits, and the largest difference between
+/// the scores.
 fn errors(ours: &[f32], expected: &[f64]) -> [f64; 3] {
     assert_eq!(ours.len(), expected.len());
     let pairs = || ours.iter().zip(expected).map(|(&a, &b)| (f64::from(a), b));

@@ -54,13 +54,13 @@ impl Kernels {
     ///
     /// | value | instructions | bf16 weights | 8-bit weights |
     /// |---|---|---|---|
-    /// | `portable` | those that every CPU of the architecture has | f32 products | 16-bit activations |
+    /// | `portable` | only those of every CPU of the architecture | f32 products | 16-bit activations |
     /// | `avx2` | AVX2, FMA | f32 products | 16-bit activations |
     /// | `avx2-vnni` | AVX2, FMA, AVX-VNNI | f32 products | 8-bit activations |
     /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
     /// | `avx512-vnni` | also AVX-512 VNNI | f32 products | 8-bit activations |
     /// | `avx512-bf16` | also AVX-512 BF16 | bf16 products | 8-bit activations |
-    /// | `emulate-avx512-bf16` | those of `avx2`, or of `portable` | bf16 products | 8-bit activations |
+    /// | `emulate-avx512-bf16` | as `avx2`, or as `portable` without AVX2 | bf16 products | 8-bit activations |
     ///
     /// The set `emulate-avx512-bf16` rounds activations as `avx512-bf16` does, so that the arithmetic of `avx512-bf16`
     /// can be tested on any CPU. It is slow, and is used only if the variable names it.

@@ -19,13 +19,15 @@ use super::scalar::FloatScalar;
 use super::simd::{Portable, Simd};
 use super::vector::{load_part, store_part};
 
-/// The number of values in a block. Blocks are rotated independently, and only rows of whole blocks can be rotated.
+/// The number of values that [`rotate`] transforms together. Only rows of whole blocks of this size can be rotated.
 pub const ROTATION: usize = 256;
 
 /// The number of values that are transformed together, and the distance between them.
 const POINTS: usize = 16;
 
-/// Rotates a row in place.
+/// Rotates a row in place: applies an orthogonal transform to each block of [`ROTATION`] values, which spreads large
+/// values over other values of the block. So quantization to 8 bits loses less accuracy. The transform is its own
+/// inverse.
 ///
 /// # Panics
 ///

@@ -44,7 +44,7 @@ pub(super) trait TileKernel: Copy {
     );
 }
 
-/// Calls a function of the number of rows with that number as a constant, so that the sums stay in registers:
+/// Evaluates an expression with the number of rows as a constant, so that the sums stay in registers:
 /// `with_rows!(most, sums, R => call)` evaluates `call`, which returns `[[S::V; 2]; R]`, and copies its value to
 /// `sums`. Code for more than `most` rows is not generated.
 macro_rules! with_rows {

@@ -100,7 +100,7 @@ const ROW_BLOCK: u32 = 256;
 /// The largest head dimension for which the kernels have registers.
 const MOST_HEAD_DIM: usize = 256;
 
-/// The largest number of blocks in the first dimension, and in the others.
+/// The largest number of blocks in the first dimension of a grid, and in the second.
 const MOST_BLOCKS: [usize; 2] = [i32::MAX as usize, 65_535];
 
 /// A launch of RMSNorm. The pointers are `x`, f32, `weight`, f32, and `out`.

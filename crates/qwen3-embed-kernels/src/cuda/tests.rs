@@ -495,7 +495,7 @@ mod gpu {
             let memory: Vec<_> =
                 buffers.iter().map(|b| self.0.clone_htod(&b.bytes()).unwrap()).collect();
             let pointers: Vec<u64> = memory.iter().map(|m| m.device_ptr(&stream).0).collect();
-            // SAFETY: the buffers are those that the launch was made for.
+            // SAFETY: each test passes the buffers for which it made the launch.
             unsafe { device::launch(&self.0, launch, &pointers) }.unwrap();
             for (buffer, memory) in buffers.iter_mut().zip(&memory) {
                 *buffer = buffer.with_bytes(&self.0.clone_dtoh(memory).unwrap());

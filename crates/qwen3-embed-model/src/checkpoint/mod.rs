@@ -36,7 +36,7 @@ use crate::checkpoint::weights::{PROJECTION, Weights};
 
 /// The files of a model: opened, memory-mapped and checked. No weight has been read yet.
 ///
-/// Everything about a model is derived from its checkpoint, so that each file is opened once:
+/// Everything about a model is derived from its checkpoint, so each file is opened only once:
 /// [`Model::load_with`](crate::Model::load_with) loads the decoder,
 /// [`RerankHead::load`](crate::RerankHead::load) the head of a reranker,
 /// [`Summary::of`](crate::Summary::of) describes the model, and [`tokenizer`](Self::tokenizer) tells where its
@@ -121,8 +121,8 @@ impl Checkpoint {
         })
     }
 
-    /// Adds a LoRA adapter, whose weights are read now. A `modules.json` and a `tokenizer.json` in its folder
-    /// replace those of the model.
+    /// Adds a LoRA adapter, whose weights are read now. A `modules.json` and a `tokenizer.json` in the adapter's folder
+    /// replace the same files of the model.
     ///
     /// # Errors
     ///
@@ -177,8 +177,8 @@ impl Checkpoint {
         }
     }
 
-    /// The files of sentence-transformers that describe how the model is used: those in the adapter's folder if it
-    /// has `modules.json` or `config_sentence_transformers.json`, otherwise those in the model's folder.
+    /// The files of sentence-transformers that describe how the model is used. They are in the adapter's folder if this
+    /// folder has `modules.json` or `config_sentence_transformers.json`, otherwise in the model's folder.
     pub fn sentence_transformers(&self) -> &SentenceTransformers {
         let of_adapter = self.adapter.as_ref().map(Adapter::repository);
         let describes = |files: &&SentenceTransformers| {
@@ -187,7 +187,7 @@ impl Checkpoint {
         of_adapter.filter(describes).unwrap_or(&self.repository)
     }
 
-    /// Whether the adapter's folder or the model's has a `modules.json`.
+    /// Whether the adapter's folder or the model's folder has a `modules.json`.
     pub fn has_modules(&self) -> bool {
         self.repositories().any(|repository| repository.modules_json().is_some())
     }
@@ -232,7 +232,7 @@ impl Checkpoint {
         &self.repository
     }
 
-    /// The files of sentence-transformers in the adapter's folder, then those in the model's.
+    /// The files of sentence-transformers in the adapter's folder, then the files in the model's folder.
     fn repositories(&self) -> impl Iterator<Item = &SentenceTransformers> {
         self.adapter.iter().map(Adapter::repository).chain([&self.repository])
     }

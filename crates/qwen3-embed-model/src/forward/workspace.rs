@@ -5,7 +5,7 @@ use qwen3_embed_kernels::ops::{self, Scratch};
 use crate::numerics::Numerics;
 use crate::{Config, Result};
 
-/// Memory for the activations of a batch, which is reused, so that layers allocate nothing.
+/// Memory for the activations of a batch. It is reused for later batches, so layers allocate no memory.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
     buffers: Option<Buffers>,

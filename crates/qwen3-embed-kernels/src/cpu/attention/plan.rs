@@ -10,7 +10,8 @@ use crate::{Queries, Ragged, SegmentKind};
 
 /// Keys in a block: a multiple of the columns of a panel in every kernel set. The packed keys and values of a segment
 /// start at the beginning of the block in which the segment begins. Before the first token of the segment, they include
-/// the keys and values of the earlier tokens of this block, from the segments that it continues.
+/// the keys and values of the earlier tokens of this block, from the segments that it continues. So a segment that
+/// begins within a block costs memory and time for tokens of other segments.
 pub const KEY_BLOCK: usize = 128;
 
 /// The largest number of rows in a block of queries: queries times the query heads of a key/value head. A block has at

@@ -11,7 +11,8 @@
 //!     sums[row] += f32(products[row]) · scales[group]
 //! ```
 //!
-//! An activation is at most 2^15 and a weight at most 2^7 in magnitude, so that the sum of a group is below 2^27.
+//! The magnitude of an activation is below 2^15 and the magnitude of a weight is below 2^7, so the sum of a group of 32
+//! products is below 2^27.
 //!
 //! Input features with the largest activations can have weights of twice as many bits. For these features, the
 //! quantized remainders of the weights are stored after the last group, and the activations of these features are

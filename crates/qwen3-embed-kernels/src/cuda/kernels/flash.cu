@@ -12,7 +12,7 @@
 //         O += P·V                              P stays in registers
 //     out = O / sums
 //
-// Blocks of keys are visited backwards, so that a `Cursor` finds their rows in any chain of segments.
+// Blocks of keys are visited from the last to the first, because a `Cursor` finds rows in this order only.
 //
 // A row of K or V has 256 bytes, in 16 chunks. Chunk c of row r is stored at chunk c ^ (r % 8), so that the eight rows
 // that a quarter of a warp reads at once are in different banks.
@@ -144,7 +144,7 @@ INLINE void mask(float (&s)[KEY_TILES][4], u32 first_key, const u32 (&n_seen)[2]
     }
 }
 
-// Writes the part that this lane has of one of its two rows.
+// Writes the values that this lane has of row `r` of its two rows.
 template <typename T>
 INLINE void store(const float (&o)[VALUE_TILES][4], u32 r, float sum, u16* row) {
     for (u32 tile = 0; tile < VALUE_TILES; ++tile) {

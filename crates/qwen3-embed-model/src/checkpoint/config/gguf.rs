@@ -7,7 +7,7 @@ use crate::checkpoint::fields::Fields;
 use crate::checkpoint::gguf::Header;
 use crate::{Error, Pooling, Result};
 
-/// The keys of a GGUF file's metadata that describe the model. No key is the beginning of another key, so that they can
+/// The keys of a GGUF file's metadata that describe the model. No key is the beginning of another key, so the keys can
 /// be converted to nested objects.
 const GGUF_KEYS: [&str; 20] = [
     "general.architecture",
