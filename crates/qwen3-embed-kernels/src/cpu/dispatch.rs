@@ -16,7 +16,7 @@ use super::simd::{Portable, Simd, SimdOp, TileSums};
 /// The kernels of one instruction set, which this CPU has.
 ///
 /// Only the functions below return a `Kernels`, and only for instruction sets that the CPU has. So a value proves that
-/// the CPU has the instructions, and [`run`](Self::run) is safe.
+/// the CPU has the instructions, and running a kernel with them is safe.
 #[derive(Debug)]
 pub struct Kernels {
     /// The name of the set: a value of [`Kernels::VARIABLE`].
