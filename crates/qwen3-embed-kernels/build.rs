@@ -1,17 +1,18 @@
-//! Compiles the CUDA kernels if the feature `cuda` is on: each `.cu` file to PTX, which the driver compiles for the GPU of
-//! the machine.
+//! Compiles the CUDA kernels if the feature `cuda` is on: each `.cu` file to PTX, which the driver compiles for the GPU
+//! of the machine.
 //!
-//! The compiler is `NVCC`, or is searched in `CUDA_HOME`, in `CUDA_PATH`, on the path, and in `/usr/local/cuda`.
-//! `CUDA_COMPUTE_CAP` is the lowest compute capability that the kernels support, 80 by default.
+//! The environment variable `NVCC` names the compiler. If it is not set, `nvcc` is searched in the `bin` folders of
+//! `CUDA_HOME` and `CUDA_PATH`, on the path, and in `/usr/local/cuda/bin`. `CUDA_COMPUTE_CAP` is the lowest compute
+//! capability that the compiled kernels support, 80 (that is, 8.0) by default.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The files of kernels.
+/// The `.cu` files with kernels in `src/cuda/kernels`, without the extension.
 const KERNELS: [&str; 3] = ["rows", "attention", "flash"];
 
-/// The lowest compute capability that has the instructions of the kernels.
+/// The lowest compute capability that has the instructions that the kernels use.
 const LEAST_CAPABILITY: u32 = 80;
 
 fn main() {
@@ -63,8 +64,8 @@ fn find_nvcc() -> Result<PathBuf, String> {
         .chain([PathBuf::from("/usr/local/cuda/bin")]);
     folders.map(|folder| folder.join(&program)).find(|nvcc| nvcc.is_file()).ok_or_else(|| {
         "the feature `cuda` needs nvcc, the compiler of the CUDA toolkit: install the toolkit and set \
-         CUDA_HOME to its folder, or NVCC to the compiler; `cargo xtask cuda-toolkit` assembles one \
-         from packages"
+         CUDA_HOME to its folder, or NVCC to the compiler; `cargo xtask cuda-toolkit` assembles a \
+         toolkit from packages"
             .to_owned()
     })
 }

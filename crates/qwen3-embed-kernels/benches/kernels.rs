@@ -1,6 +1,6 @@
-//! Every kernel of every kernel set in the shapes of Qwen3-Embedding-0.6B, on one thread:
-//! `cargo bench --package qwen3-embed-kernels`. Throughput counts floating-point operations (read "elem/s" as FLOP/s), to
-//! be compared with the peak that is printed for the set.
+//! Every kernel of every kernel set in the shapes of Qwen3-Embedding-0.6B, on one thread. Run it with
+//! `cargo bench --package qwen3-embed-kernels`. Throughput counts floating-point operations: read "elem/s" as FLOP/s,
+//! and compare it with the peak that is printed for the kernel set.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
 
 use std::hint::black_box;

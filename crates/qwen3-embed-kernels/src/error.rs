@@ -12,7 +12,7 @@ pub enum Error {
     Shape {
         /// The operation.
         op: &'static str,
-        /// The shape that it needs, in the letters of the documentation of this crate.
+        /// The shape that the operation needs, in the letters of the documentation of this crate.
         expected: String,
         /// The shape of the tensor.
         got: Vec<usize>,
@@ -22,15 +22,16 @@ pub enum Error {
     Type {
         /// The operation.
         op: &'static str,
-        /// The type that it needs.
+        /// The type that the operation needs.
         expected: &'static str,
         /// The type of the tensor.
         got: &'static str,
     },
-    /// A text of a batch has no tokens, so that there is no last token to take its vector from.
+    /// A segment of a batch has no tokens. Every text needs at least one token, because its vector comes from its
+    /// tokens.
     #[error("text {text} of the batch has no tokens")]
     EmptyText {
-        /// Index of the text in the batch.
+        /// Index of the segment, which is the index of the text if texts share no segments.
         text: usize,
     },
     /// A segment of a batch continues a segment that does not come before it.
@@ -56,7 +57,7 @@ pub enum Error {
         op: &'static str,
         /// The size that is too large.
         what: &'static str,
-        /// Its value.
+        /// The value of the size.
         got: usize,
         /// The largest value that the kernels support.
         limit: usize,
@@ -125,7 +126,8 @@ pub(crate) fn says_out_of_memory(error: &CudaError) -> bool {
     }
 }
 
-/// Without the feature `cuda`, only tests make errors of devices.
+/// Without the feature `cuda`, no device returns [`candle_core::Error::Cuda`]. Only tests construct this error, to
+/// stand for a device without free memory.
 #[cfg(not(feature = "cuda"))]
 fn is_out_of_memory(error: &candle_core::Error) -> bool {
     matches!(error, candle_core::Error::Cuda(_))

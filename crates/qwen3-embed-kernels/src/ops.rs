@@ -1,12 +1,13 @@
 //! One function for each operation of the forward pass, on candle tensors.
 //!
-//! This is the only module that passes tensors to kernels, and the only module of the workspace that asks on which
-//! device a tensor is. Results are written to tensors of the caller, so that a layer does not allocate. A result must not
-//! be in the buffer of an operand; that is an error.
+//! This is the only module that passes tensors to kernels, and the only module of the workspace that checks on which
+//! device a tensor is. Results are written to tensors of the caller, so a layer does not allocate. An operation fails
+//! if its result is in the buffer of an operand.
 //!
-//! Tensors are f32. The activations between two linear layers, which [`rms_norm`] and [`attention`] write and [`Linear`]
-//! reads and, with SwiGLU, writes, may also be bf16, and their rows may have gaps between them. On a CUDA device they may
-//! also be f16, and queries, keys and values have the same type: see [`attention_type`].
+//! Tensors are f32, with one exception: the activations between two linear layers may also be bf16, and there may be
+//! gaps between their rows. These activations are written by [`rms_norm`], by [`attention`] and by [`Linear`] with
+//! SwiGLU, and read by [`Linear`]. On a CUDA device, they may also be f16, and queries, keys and values have the same
+//! type as these activations: see [`attention_type`].
 
 mod cuda;
 mod linear;
@@ -23,7 +24,8 @@ use crate::{Queries, Ragged, Result};
 pub use self::linear::Linear;
 pub use self::scratch::Scratch;
 
-/// Opens the CUDA device with this number. Operations on it run in the order of the calls, whichever threads call.
+/// Opens the CUDA device with this number. Operations on the device run in the order of the calls, also if several
+/// threads call them.
 ///
 /// # Errors
 ///
@@ -34,30 +36,32 @@ pub fn open_cuda(ordinal: usize) -> Result<Device> {
     cuda::open(ordinal)
 }
 
-/// Whether calls should take turns, because the device computes one call at a time and each call needs memory.
+/// Whether forward passes on the device should run one after another. A CUDA device computes one forward pass at a
+/// time, and each concurrent forward pass would need memory on the device.
 pub fn takes_turns(device: &Device) -> bool {
     !device.is_cpu()
 }
 
-/// The arithmetic of products with bf16 weights on a device.
+/// The arithmetic of matrix multiplications with bf16 weights on a device.
 pub fn bf16_arithmetic(device: &Device) -> Arithmetic {
     if device.is_cpu() { Kernels::current().bf16_weights } else { Arithmetic::Bf16 }
 }
 
-/// The arithmetic of products with 8-bit weights on a device. `None` if the device does not have them.
+/// The arithmetic of matrix multiplications with 8-bit weights on a device. `None` if there are no kernels for 8-bit
+/// weights on the device.
 pub fn int8_arithmetic(device: &Device) -> Option<Arithmetic> {
     device.is_cpu().then(|| Kernels::current().int8_weights)
 }
 
-/// Whether tensors of a device are in host memory, so that operations can read memory-mapped files.
+/// Whether tensors of a device are in host memory. If so, operations can read memory-mapped files.
 pub fn reads_host_memory(device: &Device) -> bool {
     device.is_cpu()
 }
 
-/// The type of the activations between linear layers of this arithmetic.
+/// The type of the activations between linear layers that use this arithmetic.
 pub fn activation_type(arithmetic: Arithmetic) -> DType {
-    // Byte products quantize activations of either type. Attention, whose products have the type of its result, is faster in
-    // bf16 on CPUs that multiply bf16.
+    // Linear layers with 8-bit activations quantize f32 and bf16 alike. Attention multiplies in the type of its result,
+    // and is faster in bf16 on CPUs that multiply bf16.
     let reads_both = matches!(arithmetic, Arithmetic::Bytes | Arithmetic::Blocks);
     let is_bf16 = reads_both && Kernels::current().bf16_weights == Arithmetic::Bf16;
     if is_bf16 || arithmetic == Arithmetic::Bf16 { DType::BF16 } else { DType::F32 }
@@ -85,8 +89,8 @@ pub fn free_bytes(device: &Device) -> Result<Option<usize>> {
 ///
 /// # Errors
 ///
-/// [`Error::Shape`](crate::Error::Shape) if the shapes are others, [`Error::Type`](crate::Error::Type) if `x` or
-/// `weight` is not f32 or `out` neither f32 nor bf16.
+/// [`Error::Shape`](crate::Error::Shape) if a shape is different; [`Error::Type`](crate::Error::Type) if `x` or
+/// `weight` is not f32, or `out` is neither f32 nor bf16 (nor f16 on a CUDA device).
 ///
 /// # Source
 ///
@@ -115,7 +119,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor) -> Result<(
 ///
 /// # Errors
 ///
-/// [`Error::Shape`](crate::Error::Shape) if the shapes are others, or if D is odd or K does not divide H;
+/// [`Error::Shape`](crate::Error::Shape) if a shape is different, or if D is odd or K does not divide H;
 /// [`Error::Type`](crate::Error::Type) if a tensor is not f32, except for `qkv` on a CUDA device;
 /// [`Error::Limit`](crate::Error::Limit) if D is too large for the kernels of the device.
 ///
@@ -154,18 +158,20 @@ pub fn qk_norm_rope(
 /// text in a [bidirectional](Ragged::bidirectional) batch. Query head `h` reads key/value head `h / (H / K)`. With
 /// [`Queries::Last`], only the last token of each text has a query.
 ///
-/// Memory grows with the length of a text, not with its square. Products are computed in the type of `out`, sums and
-/// the softmax in f32.
+/// Memory grows with the length of a text, not with its square. Queries, keys, weights and values are multiplied in the
+/// type of `out`. Sums and the softmax are f32.
 ///
 /// # Shapes
 ///
-/// `qkv` is [P + T, (H + 2K) · D], its queries divided by √D; `out` is [T, H · D], or [N, H · D] for [`Queries::Last`].
+/// `qkv` is [P + T, (H + 2K) · D], where queries are already divided by √D; `out` is [T, H · D], or [N, H · D] for
+/// [`Queries::Last`].
 ///
 /// # Errors
 ///
-/// [`Error::Shape`](crate::Error::Shape) if the shapes are others or do not fit the batch, or if D is odd or K does not
-/// divide H; [`Error::Type`](crate::Error::Type) if `qkv` is not f32 or `out` neither f32 nor bf16, or, on a CUDA device,
-/// if their types differ; [`Error::Limit`](crate::Error::Limit) if D is too large for the kernels of the device.
+/// [`Error::Shape`](crate::Error::Shape) if a shape is different or does not fit the batch, or if D is odd or K does
+/// not divide H; [`Error::Type`](crate::Error::Type), on the CPU, if `qkv` is not f32 or `out` is neither f32 nor bf16,
+/// and on a CUDA device if the types of `qkv` and `out` differ; [`Error::Limit`](crate::Error::Limit) if D is too large
+/// for the kernels of the device.
 ///
 /// # Source
 ///
@@ -196,7 +202,7 @@ pub fn attention(
     })
 }
 
-/// The number of rows of packed queries, keys and values.
+/// Checks the shape of `qkv`, which has queries, keys and values side by side in a row. Returns the number of rows.
 fn check_qkv(op: &'static str, qkv: &Tensor, heads: Heads) -> Result<usize> {
     let Heads { n_heads, n_kv_heads, head_dim } = heads;
     match qkv.dims() {
@@ -230,12 +236,13 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     Ok(x.index_select(&rows, 0)?.to_dtype(DType::F32)?)
 }
 
-/// Copies a matrix, `out = x`. Rows of both may have gaps between them. Both are f32, or on a CUDA device any one type.
+/// Copies a matrix: `out = x`. There may be gaps between the rows of both matrices. On the CPU, both are f32. On a CUDA
+/// device, both are f32, bf16 or f16, and have the same type.
 ///
 /// # Errors
 ///
-/// [`Error::Shape`](crate::Error::Shape) if the shapes differ, [`Error::Type`](crate::Error::Type) if the types are
-/// others.
+/// [`Error::Shape`](crate::Error::Shape) if the shapes differ; [`Error::Type`](crate::Error::Type) if a type is
+/// different.
 pub fn copy_rows(x: &Tensor, out: &Tensor) -> Result<()> {
     expect("copy_rows out", out, x.dims())?;
     if let Some(cuda) = Cuda::of(out.device()) {
@@ -253,7 +260,7 @@ pub fn copy_rows(x: &Tensor, out: &Tensor) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`Error::Tensor`](crate::Error::Tensor) if they cannot be copied from the device.
+/// [`Error::Tensor`](crate::Error::Tensor) if the values cannot be copied from the device.
 pub fn to_f32(x: &Tensor) -> Result<Vec<f32>> {
     Ok(x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }

@@ -4,15 +4,16 @@ use crate::{Error, Result};
 
 /// The rows and positions of the tokens of a ragged batch.
 ///
-/// A batch is a forest of *segments*: runs of tokens that are computed once. A text is a segment, or a chain of segments
-/// from a root on. A prefix that several texts share is a segment that their own segments continue.
+/// A batch is a forest of *segments*: runs of consecutive tokens that are computed once. A text is a segment, or a
+/// chain of segments that begins at a root of the forest. A prefix that several texts share is one segment, and the
+/// rest of each of these texts is a segment that continues it.
 ///
 /// The rows of the matrices are in this order:
 ///
-/// 1. the tokens of [given](SegmentKind::Given) segments, whose keys and values are known already;
+/// 1. the tokens of [given](SegmentKind::Given) segments, whose keys and values are already known;
 /// 2. the tokens that are computed, segment by segment, except for
-/// 3. the last token of each segment that [ends a text](SegmentKind::Text). These are together, because the last layer
-///    computes only them.
+/// 3. the last token of each segment that [ends a text](SegmentKind::Text). These rows are together, because the last
+///    layer computes only these rows.
 ///
 /// # Examples
 ///
@@ -51,9 +52,10 @@ pub struct Ragged {
 /// A run of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
-    /// At least one.
+    /// The number of tokens, at least one.
     pub n_tokens: usize,
-    /// The index of the segment that this one continues, which must be smaller; `None` at the beginning of a text.
+    /// The index of the segment that this segment continues. It must be smaller than the index of this segment. `None`
+    /// if this segment begins a text.
     pub parent: Option<usize>,
     /// Whether the segment is computed, and whether it ends a text.
     pub kind: SegmentKind,
@@ -76,13 +78,13 @@ struct Placed {
     segment: Segment,
     /// Position of the first token in its texts.
     start: usize,
-    /// Row of the first token, unless that is the last token of a text.
+    /// Row of the first token, unless the first token is also the last token of a text.
     row: usize,
     /// Row of the last token.
     last_row: usize,
 }
 
-/// The rows that have queries.
+/// The rows for which attention computes queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queries {
     /// All rows that are computed.
@@ -92,8 +94,9 @@ pub enum Queries {
 }
 
 impl Ragged {
-    /// A batch of texts with these numbers of tokens. Each text is an [inner](SegmentKind::Inner) segment, so that its rows
-    /// follow those of the text before it.
+    /// A batch of texts with these numbers of tokens. The rows of a text follow the rows of the text before it, because
+    /// each text is a segment of the kind [`Inner`](SegmentKind::Inner), not [`Text`](SegmentKind::Text). Therefore
+    /// [`Queries::Last`] selects no rows of this batch.
     ///
     /// # Errors
     ///
@@ -150,12 +153,12 @@ impl Ragged {
         Ok(Self { segments: placed, is_causal: true, n_given, n_tokens: n_inner + n_last, n_last })
     }
 
-    /// The same batch with bidirectional attention: every token sees all of its text, not only the tokens before it.
+    /// The same batch with bidirectional attention: every token sees its whole text, not only the tokens before it.
     ///
     /// # Errors
     ///
-    /// [`Error::Parent`] if a segment continues another, because in bidirectional attention the result for a token depends
-    /// on the whole text, so that texts cannot share segments.
+    /// [`Error::Parent`] if a segment continues another segment. In bidirectional attention, the result for a token
+    /// depends on the whole text, so texts cannot share segments.
     pub fn bidirectional(self) -> Result<Self> {
         let mut parents = self.segments.iter().map(|placed| placed.segment.parent).enumerate();
         match parents.find_map(|(segment, parent)| Some((segment, parent?))) {
@@ -164,8 +167,8 @@ impl Ragged {
         }
     }
 
-    /// The positions that the token at `position` in the texts of `segment` sees: up to the token itself, or up to the end
-    /// of the text in a [bidirectional](Self::bidirectional) batch.
+    /// The positions that the token at `position` in the texts of `segment` sees: up to the token itself, or up to the
+    /// end of the text in a [bidirectional](Self::bidirectional) batch.
     pub fn seen_from(&self, segment: usize, position: usize) -> Range<usize> {
         if self.is_causal { 0..position + 1 } else { 0..self.segments[segment].end() }
     }
@@ -175,12 +178,12 @@ impl Ragged {
         self.segments.len()
     }
 
-    /// Rows of given segments. These are the first rows.
+    /// Rows of given segments, P. These are the first rows.
     pub fn n_given(&self) -> usize {
         self.n_given
     }
 
-    /// Tokens that are computed, T: the rows after those of given segments.
+    /// Tokens that are computed, T. Their rows come after the rows of given segments.
     pub fn n_tokens(&self) -> usize {
         self.n_tokens
     }
@@ -212,7 +215,7 @@ impl Ragged {
     ///
     /// # Panics
     ///
-    /// If there is no such segment. The same holds for the methods below.
+    /// If there is no such segment. The methods below that take the index of a segment panic in the same case.
     pub fn segment(&self, segment: usize) -> Segment {
         self.segments[segment].segment
     }
@@ -222,14 +225,15 @@ impl Ragged {
         self.segments[segment].start..self.segments[segment].end()
     }
 
-    /// The row of the first token of a segment, unless it is also the last token of a text, and the row of its last token.
+    /// The row of the first token of a segment, unless it is also the last token of a text, and the row of its last
+    /// token.
     #[cfg(any(test, feature = "cuda"))]
     pub(crate) fn rows_of(&self, segment: usize) -> [usize; 2] {
         [self.segments[segment].row, self.segments[segment].last_row]
     }
 
-    /// The row of the token at `position` in the texts of `segment`, which is a token of this segment or of a segment that
-    /// it continues.
+    /// The row of the token at `position` in the texts of `segment`. This is a token of the segment, or of a segment
+    /// that it continues.
     pub fn row(&self, mut segment: usize, position: usize) -> usize {
         loop {
             let placed = &self.segments[segment];

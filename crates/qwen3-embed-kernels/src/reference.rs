@@ -1,7 +1,7 @@
 //! Every operation of the forward pass as plain loops in f64.
 //!
-//! These are the oracles that kernels are compared with in tests. They are slow and are not used outside of tests.
-//! Matrices are row-major slices.
+//! Tests compare every kernel with these functions. They are slow and are not used outside of tests. Matrices are
+//! row-major slices.
 
 use crate::{Ragged, SegmentKind};
 
@@ -76,8 +76,8 @@ pub fn qk_norm_rope(x: &[f64], weight: &[f64], eps: f64, theta: f64, batch: &Rag
     y
 }
 
-/// Grouped-query attention within each text: query head `h` reads key/value head `h / (H / K)`, and a token sees itself and
-/// the tokens before it in its own text, or the whole text if the batch is bidirectional.
+/// Grouped-query attention within each text: query head `h` reads key/value head `h / (H / K)`, and a token sees itself
+/// and the tokens before it in its own text, or the whole text if the batch is bidirectional.
 ///
 /// # Shapes
 ///

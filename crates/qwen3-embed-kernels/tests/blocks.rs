@@ -1,8 +1,8 @@
 //! Matrix multiplications with weights in blocks of 4 to 6 bits, for every kernel set, against the f64 reference.
 //!
-//! The weights are exact. Activations are rounded to multiples of their block's scale, so their error is at most half of
-//! the scale, which is the block's largest magnitude divided by 254. The bound of a result is the sum of these errors
-//! times the weights, plus the rounding errors of the sums in f32.
+//! The weights are exact. A block of activations is rounded to multiples of a scale, which is the largest magnitude of
+//! the block divided by 127. The error of an activation is at most half of the scale. The bound of a result is the sum
+//! of these errors times the weights, plus the rounding errors of the sums in f32.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -100,7 +100,7 @@ impl Weight {
     }
 }
 
-/// The largest integer.
+/// The largest integer `q` of a weight.
 fn most(bits: Bits) -> u8 {
     match bits {
         Bits::Four => 15,

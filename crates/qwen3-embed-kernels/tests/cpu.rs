@@ -1,8 +1,8 @@
 //! Every kernel of every kernel set against its f64 reference, with bounds derived from the standard model of rounding.
 //!
-//! The error of a sum of n products in f32 is at most γ(n) = n·u / (1 − n·u) times the sum of their magnitudes, where u is
-//! half the distance from 1 to the next f32 (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1). If a
-//! value is stored as bf16, half the distance from 1 to the next bf16, times the value, is added to the bound.
+//! The error of a sum of n products in f32 is at most γ(n) = n·u / (1 − n·u) times the sum of their magnitudes, where u
+//! is half the distance from 1 to the next f32 (Higham, *Accuracy and Stability of Numerical Algorithms*, section 3.1).
+//! If a value is stored as bf16, half the distance from 1 to the next bf16, times the value, is added to the bound.
 //!
 //! Inputs begin one element into their allocation, so a kernel that relies on alignment fails. Outputs are filled with
 //! NaN, so a kernel that skips an element fails. The gaps between rows are NaN, so a kernel that reads them fails, and
@@ -52,7 +52,7 @@ impl Misaligned {
 /// A type of activations.
 trait Value: Copy + Into<f64> + PartialEq + 'static {
     const NAN: Self;
-    /// Half the distance from 1 to the next value of the type. 0 for f32, whose roundings the bounds have already.
+    /// Half the distance from 1 to the next value of the type. 0 for f32, because the bounds include roundings to f32.
     const U: f64;
     fn of(value: f32) -> Self;
     fn read(values: &[Self]) -> Values<'_>;
@@ -301,8 +301,8 @@ fn check_swiglu<X: Value, O: Value>(keep_bf16: bool, [rows, n_in, ffn]: [usize; 
         let packed = packed.repacked(kernels);
         assert_eq!(packed.n_columns(), ffn);
         packed.multiply(x.rows(), None, &mut out.rows_mut(), Epilogue::Store);
-        // The slope of SiLU is at most 1.1, so it hardly amplifies the error of a gate. The gate is multiplied by the up
-        // value, which has an error too.
+        // The slope of SiLU is at most 1.1, so it hardly amplifies the error of a gate. The gate is multiplied by the
+        // up value, which has an error too.
         let bound = |i: usize| {
             let (row, column) = (i / ffn, i % ffn);
             let at = row * 2 * ffn + column;
@@ -467,8 +467,8 @@ fn check_attention<T: Value>(batch: &Ragged, heads: Heads) {
     let k = part(n_heads, n_kv_heads, 1.0);
     let v = part(n_heads + n_kv_heads, n_kv_heads, 1.0);
     let expected = reference::attention(&q, &k, &v, batch, n_heads, n_kv_heads, head_dim);
-    // Values are at most 2. An error δ of a score changes a weight by at most the factor exp(2δ). The exponentials, their
-    // sum, the weighted sum and its rescaling add roundings.
+    // Values are at most 2. An error δ of a score changes a weight by at most the factor exp(2δ). The exponentials,
+    // their sum, the weighted sum and its rescaling add roundings.
     let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
     let roundings = 2 * batch.max_length() + 2 * EXP_ROUNDINGS + batch.max_length() / 16;
     let bound = 2.0 * (2.0 * score_error + gamma(roundings) + T::U);
@@ -582,7 +582,7 @@ fn check_segments_alone<T: Value>() {
 }
 
 #[test]
-fn attention_along_segments_equals_that_of_whole_texts_bit_for_bit() {
+fn attention_along_segments_equals_attention_over_whole_texts_bit_for_bit() {
     check_segments_alone::<f32>();
     check_segments_alone::<bf16>();
 }

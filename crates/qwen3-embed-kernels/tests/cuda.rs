@@ -98,7 +98,8 @@ fn swiglu_matches_the_reference_on_a_device() {
     layer.unwrap().forward(&tensor, &out, Epilogue::Store, &scratch).unwrap();
     let gate_up = reference::linear(&widened(&x), &widened(&weight), None, n_in);
     let expected = reference::swiglu(&gate_up, ffn);
-    // Gates and ups are at most 64, because their sums have 64 terms. An error of one is multiplied by the other.
+    // Gates and ups are at most 64, because their sums have 64 terms. The error of a gate is multiplied by its up, and
+    // the error of an up by its gate.
     assert_close(&ops::to_f32(&out).unwrap(), &expected, 3.0 * n_in as f64 * bound(n_in));
 }
 

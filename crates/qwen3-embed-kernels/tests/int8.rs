@@ -1,9 +1,9 @@
 //! Matrix multiplications with weights in 8 bits, for every kernel set, against the f64 reference.
 //!
-//! The error of a rounded weight is at most half of its group's scale, which is the group's largest magnitude divided by
-//! 254. The error of an activation in 16 bits is at most its row's largest magnitude divided by 65,534, and in 8 bits its
-//! group's largest magnitude divided by 254. The bound of a result is the sum of these errors times the other operand,
-//! plus the rounding errors of the sums in f32.
+//! A scale is the largest magnitude of a group divided by 127, so the error of a rounded weight, half of the scale, is
+//! at most this magnitude divided by 254. The same holds for an activation in 8 bits. The error of an activation in 16
+//! bits is at most the largest magnitude of its row divided by 65,534. The bound of a result is the sum of these errors
+//! times the other operand, plus the rounding errors of the sums in f32.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
@@ -137,7 +137,7 @@ fn quantizable(seed: u64, [n_rows, n]: [usize; 2], group: usize, largest: i32) -
 }
 
 #[test]
-fn operands_that_quantization_keeps_are_multiplied_exactly() {
+fn operands_that_quantization_represents_exactly_are_multiplied_exactly() {
     for ([rows, n_in, n_out], kind) in
         shapes().into_iter().flat_map(|shape| Kind::ALL.map(|kind| (shape, kind)))
     {
@@ -195,7 +195,8 @@ fn bounds(kind: Kind, x: &[f32], weight: &[f32], n_in: usize, precise: &[usize])
             for (k, (&x_k, &w_k)) in x.iter().zip(w).enumerate() {
                 let dx = largest_beside(x, k, x_group) / f64::from(2 * most);
                 let first = largest_beside(w, k, kind.group()) / 254.0;
-                // The remainder is at most that, and is rounded to a multiple of its largest magnitude divided by 127.
+                // The remainder is at most `first`, and is rounded to a multiple of its largest magnitude divided by
+                // 127.
                 let dw = if precise.contains(&k) { first / 254.0 } else { first };
                 let (x, w) = (f64::from(x_k.abs()), f64::from(w_k.abs()));
                 bound += x * dw + dx * (w + dw);
@@ -231,8 +232,8 @@ fn error_is_within_the_bound_of_rounded_operands() {
     }
 }
 
-/// Operands that the kernels rotate give the same bits as operands that are rotated before. The result is that of the
-/// original operands, within the bound of rounding the rotated operands.
+/// Operands that the kernels rotate give the same bits as operands that are rotated before they are packed. The result
+/// differs from the result of the original operands by at most the error of rounding the rotated operands.
 #[test]
 fn rotated_operands_give_the_same_result() {
     for [rows, n_in, n_out] in [[1, 256, 5], [7, 512, 33], [13, 1024, 40]] {

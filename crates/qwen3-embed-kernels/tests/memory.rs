@@ -1,5 +1,5 @@
-//! The memory of attention is linear in the length of a text. Once the buffers exist, a layer makes no allocations of its
-//! own.
+//! The memory of attention is linear in the length of a text. Once the buffers exist, a layer makes no allocations of
+//! its own.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

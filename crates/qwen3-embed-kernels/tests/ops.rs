@@ -1,5 +1,5 @@
-//! The operations on tensors call the right kernels and reject operands of wrong shapes. `cpu.rs` compares the kernels with
-//! the reference.
+//! The operations on tensors call the right kernels and reject operands of wrong shapes. `cpu.rs` compares the kernels
+//! with the reference.
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};
@@ -126,7 +126,7 @@ fn rejects_operands_of_wrong_shapes() {
 }
 
 #[test]
-fn some_columns_of_linear_equal_those_of_all_columns() {
+fn forward_columns_gives_the_values_of_forward() {
     let x = tensor(&(0..40).map(|v| v as f32).collect::<Vec<_>>(), &[1, 40]);
     let (layer, scratch) = (identity(40, Layout::Plain), ops::Scratch::default());
     for columns in [0..40, 0..1, 33..40, 16..16, 7..20] {

@@ -255,9 +255,9 @@ pub enum Error {
         free_bytes >> 20
     )]
     OutOfMemory {
-        /// The number of tokens in the batch.
+        /// The number of tokens in the batch, including tokens whose keys and values come from the prefix cache.
         n_tokens: usize,
-        /// The memory that its activations need, estimated.
+        /// The memory that the activations of the batch need, estimated.
         needed_bytes: usize,
         /// The memory that the device has left.
         free_bytes: usize,
@@ -267,7 +267,9 @@ pub enum Error {
         source: Box<qwen3_embed_kernels::Error>,
     },
     /// A rerank head belongs to a model with another hidden size.
-    #[error("the rerank head is for vectors of {got} values, the model's have {expected}")]
+    #[error(
+        "the rerank head is for vectors of {got} values, but the model's vectors have {expected}"
+    )]
     HeadSize {
         /// The size of the model's vectors.
         expected: usize,

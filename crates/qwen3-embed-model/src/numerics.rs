@@ -4,7 +4,7 @@ use qwen3_embed_kernels::ops;
 
 use crate::precision::Precision;
 
-/// How a model is computed on a device: the only place that decides it.
+/// How a model is computed on a device. No other code makes this decision.
 ///
 /// Linear layers pack their weights for [`precision`](Self::precision). With `Int8`, the format of each weight also
 /// depends on its input, which a calibration shows while the layer is loaded.

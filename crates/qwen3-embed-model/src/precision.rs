@@ -33,20 +33,21 @@ pub enum Precision {
     /// bf16, and sums are f32. Otherwise, matrix multiplications are computed in f32, as fast as with `F32`, and with
     /// the same result if the checkpoint is in bf16.
     Bf16,
-    /// Matrix multiplications in integers, with weights in 8 bits or in the fewer bits in which a GGUF file stores them.
+    /// Matrix multiplications in integers, with weights in 8 bits or in the fewer bits in which a GGUF file stores
+    /// them.
     ///
     /// - Weights of a GGUF file in Q4_K, Q5_K and Q6_K are used without conversion if little accuracy is lost with
     ///   activations in 8 bits and a scale for every 256 values.
     /// - Weights of a GGUF file in Q8_0 are used without conversion, with activations that are quantized to 16 bits for
     ///   each matrix multiplication. A weight needs a little more than one byte.
-    /// - Other weights are multiplied by the weight of the norm before them and then rounded to 8 bits, with a scale for
-    ///   every 32 values. The weights of the features with the largest activations have 16 bits.
+    /// - Other weights are multiplied by the weight of the norm before them and then rounded to 8 bits, with a scale
+    ///   for every 32 values. The weights of the features with the largest activations have 16 bits.
     /// - On a CPU with VNNI, matrix multiplications that lose little accuracy with activations in 8 bits, directly or
-    ///   after a rotation, use weights and activations in 8 bits with a scale for every 64 values, which is twice as
-    ///   fast, also for Q8_0. If the CPU has fast bf16 instructions, too, attention uses bf16.
+    ///   after a rotation, use weights and activations in 8 bits with a scale for every 64 values. This is twice as
+    ///   fast, and is done for Q8_0, too. If the CPU also has fast bf16 instructions, attention uses bf16.
     ///
-    /// While the model is loaded, a few tokens pass through the layers and show how much accuracy is lost with activations
-    /// in 8 bits. Norms and sums are f32, and token embeddings stay as they are stored.
+    /// While the model is loaded, a few tokens pass through the layers and show how much accuracy is lost with
+    /// activations in 8 bits. Norms and sums are f32, and token embeddings stay as they are stored.
     ///
     /// A CUDA device uses `Bf16` instead, for all types of GGUF files.
     Int8,
@@ -60,7 +61,7 @@ impl Precision {
     pub fn description(self) -> &'static str {
         match self {
             Self::Stored => {
-                "that of the checkpoint: bf16, also for f16, f32, or int8 for quantized GGUF files"
+                "as in the checkpoint: bf16 (also for f16), f32, or int8 (for quantized GGUF files)"
             }
             Self::F32 => "exact, 4 bytes for each weight",
             Self::Bf16 => "2 bytes for each weight",
@@ -68,8 +69,8 @@ impl Precision {
         }
     }
 
-    /// Bytes of a weight of a linear layer, with its share of a scale. For `Int8` it is an upper bound: a scale for every
-    /// 32 weights.
+    /// Bytes of a weight of a linear layer, with its share of a scale. For `Int8` it is an upper bound: a scale for
+    /// every 32 weights.
     pub(crate) fn bytes_per_weight(self) -> f64 {
         match self {
             Self::F32 => 4.0,

@@ -93,7 +93,8 @@ fn rejects_adapter_that_is_not_plain_lora_and_names_the_field() {
     }
 }
 
-/// PEFT uses the first of two patterns for one module. Here the order must not matter, because both have the same value.
+/// PEFT uses the first of two patterns for one module. Here the order must not matter, because both have the same
+/// value.
 #[test]
 fn accepts_alpha_patterns_that_agree() {
     let vectors = |pattern: Value| {

@@ -1,5 +1,5 @@
-//! GGUF files that are damaged, contradict themselves or hold another model. Each gives an error that names the file and
-//! the problem. None causes a panic, or an allocation of a size that only the file claims.
+//! GGUF files that are damaged, contradict themselves or hold another model. Each gives an error that names the file
+//! and the problem. None causes a panic, or an allocation of a size that only the file claims.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -298,7 +298,7 @@ fn rejects_invalid_header_and_says_where() {
         ("byte 16, the number of metadata entries: expected at most", &|f| {
             f.n_entries = Some(1 << 40);
         }),
-        ("byte 42, key `twice`: expected one, got a second one", &|f| {
+        ("byte 42, key `twice`: expected one, got two", &|f| {
             let entry = ("twice".to_owned(), BOOL, vec![0]);
             f.metadata.splice(0..0, [entry.clone(), entry]);
         }),
@@ -360,10 +360,7 @@ fn rejects_wrong_tensor_entries_and_names_the_tensor() {
         assert!(error.contains("tensor `blk.0."), "{error}");
     }
     let error = place.error(|file| file.add(Q, &[32]));
-    assert!(
-        error.contains("tensor `blk.0.attn_q.weight`: expected one, got a second one"),
-        "{error}"
-    );
+    assert!(error.contains("tensor `blk.0.attn_q.weight`: expected one, got two"), "{error}");
     let error = place.error(|file| file.tensor(Q).id = 2);
     assert_eq!(
         error,

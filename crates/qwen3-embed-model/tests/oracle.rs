@@ -1,10 +1,10 @@
-//! Random checkpoints against the oracle, a plain forward pass of candle-nn's layers: configurations that have no golden
-//! file.
+//! Random checkpoints against the oracle, a plain forward pass of candle-nn's layers: configurations that have no
+//! golden file.
 //!
-//! The oracle in f64 is taken as the truth. The tolerance is derived from the oracle in f32: its distance from the truth
-//! shows what rounding to f32 costs with the same weights and texts. The model sums in another order, so it may be
-//! [`FACTOR`] times as far off. A mistake in the arithmetic is far above that: a wrong scale, position or mask changes
-//! the first digits.
+//! The oracle in f64 is taken as the truth. The tolerance is derived from the oracle in f32: its distance from the
+//! truth shows what rounding to f32 costs with the same weights and texts. The model sums in another order, so it may
+//! be [`FACTOR`] times as far off. A mistake in the arithmetic is far above that: a wrong scale, position or mask
+//! changes the first digits.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -16,7 +16,7 @@ use qwen3_embed_testing::texts::random_texts;
 use qwen3_embed_testing::vectors::{max_abs, max_difference, unit};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-/// How many times as far off from the truth the model may be as candle-nn in f32.
+/// The largest allowed error of the model, as a multiple of the error of candle-nn in f32.
 const FACTOR: f64 = 8.0;
 
 /// Half the distance from 1 to the next f32: the least that the result's own rounding costs.

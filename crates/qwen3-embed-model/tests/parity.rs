@@ -110,8 +110,8 @@ fn errors(name: &str, precision: Precision, arithmetic: Arithmetic) -> Vec<f64> 
     rows.map(|(row, expected)| 1.0 - cosine(row, expected)).collect()
 }
 
-/// The fixtures include a model with outliers, and GGUF files with weights in fewer than 8 bits. The golden vectors of a
-/// GGUF file are those of transformers in f32 with the file's dequantized weights.
+/// The fixtures include a model with outliers, and GGUF files with weights in fewer than 8 bits. The golden vectors of
+/// a GGUF file are those of transformers in f32 with the file's dequantized weights.
 #[test]
 fn int8_keeps_a_cosine_of_0_998_for_every_text() {
     for (name, arithmetic) in FIXTURES

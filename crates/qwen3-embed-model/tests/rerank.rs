@@ -50,8 +50,8 @@ fn sigmoid(logit: f64) -> f64 {
     1.0 / (1.0 + (-logit).exp())
 }
 
-/// The largest and the mean difference between our logits and expected ones, and the largest difference between the
-/// scores.
+/// The largest and the mean difference between our logits and the expected logits, and the largest difference between
+/// the scores.
 fn errors(ours: &[f32], expected: &[f64]) -> [f64; 3] {
     assert_eq!(ours.len(), expected.len());
     let pairs = || ours.iter().zip(expected).map(|(&a, &b)| (f64::from(a), b));
@@ -101,8 +101,8 @@ fn bf16_logits_have_at_most_twice_the_error_of_transformers_bf16() {
 
 #[test]
 fn int8_scores_are_close_to_the_f64_reference() {
-    // Twice the error of transformers' own bf16 on these models. Their hidden sizes are small, so rounding errors hardly
-    // average out.
+    // Twice the error of transformers' own bf16 on these models. Their hidden sizes are small, so rounding errors
+    // hardly average out.
     const TOLERANCE: f64 = 0.046;
     for name in RERANKERS {
         for arithmetic in [Arithmetic::Int8, Arithmetic::Bytes] {

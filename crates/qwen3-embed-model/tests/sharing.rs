@@ -1,5 +1,5 @@
-//! Prefix sharing: shared prefixes are computed once, and the last layer is computed for last tokens only. Neither changes
-//! a bit of any vector.
+//! Prefix sharing: shared prefixes are computed once, and the last layer is computed for last tokens only. Neither
+//! changes a bit of any vector.
 #![allow(clippy::unwrap_used)]
 
 use std::{slice, thread};
@@ -106,7 +106,7 @@ fn concurrent_calls_share_the_prefix_cache() {
     assert!(model.sharing_counts().cache_hits > 0);
 }
 
-/// `n` tokens that differ from those of texts with another number.
+/// `n` tokens that occur only in the text with the number `text`.
 fn own(text: u32, n: u32) -> Vec<u32> {
     (0..n).map(|i| 100 + (text * 31 + i) % 900).collect()
 }

@@ -15,7 +15,7 @@ pub struct Rows<'a> {
     pub(super) values: Values<'a>,
     pub(super) n_rows: usize,
     pub(super) n_columns: usize,
-    /// Values between the beginnings of two rows.
+    /// Values from the beginning of a row to the beginning of the next row.
     pub(super) stride: usize,
 }
 
@@ -33,7 +33,7 @@ pub enum Values<'a> {
 /// Quantized activations.
 #[derive(Debug, Clone, Copy)]
 pub struct Quantized<'a> {
-    /// The arithmetic that reads them.
+    /// The arithmetic for which the activations are quantized.
     pub(super) arithmetic: Arithmetic,
     pub(super) buffer: &'a QuantizeBuffer,
 }
@@ -66,7 +66,7 @@ impl<'a> Rows<'a> {
     ///
     /// # Panics
     ///
-    /// If a row is longer than the stride, if there are fewer values, or if the values are quantized.
+    /// If a row is longer than the stride, if `values` is too short for the rows, or if the values are quantized.
     pub fn new(
         values: impl Into<Values<'a>>,
         [n_rows, n_columns]: [usize; 2],
@@ -106,7 +106,7 @@ impl<'a> Rows<'a> {
     ///
     /// # Panics
     ///
-    /// If they were not.
+    /// If the rows were not quantized, or for another arithmetic.
     pub(super) fn quantized_for(&self, arithmetic: Arithmetic) -> &'a QuantizeBuffer {
         match self.values {
             Values::Quantized(values) if values.arithmetic == arithmetic => values.buffer,
@@ -127,7 +127,7 @@ pub struct RowsMut<'a> {
     values: PhantomData<&'a mut [f32]>,
 }
 
-/// The address of the first value.
+/// The address of the first value, with the type of the values.
 #[derive(Debug, Clone, Copy)]
 enum First {
     F32(*mut f32),
@@ -166,7 +166,7 @@ impl<'a> RowsMut<'a> {
     ///
     /// # Panics
     ///
-    /// If a row is longer than the stride, or if there are fewer values.
+    /// If a row is longer than the stride, or if `values` is too short for the rows.
     pub fn new(
         values: impl Into<ValuesMut<'a>>,
         [n_rows, n_columns]: [usize; 2],
@@ -225,7 +225,7 @@ impl<'a> RowsMut<'a> {
     ) {
         let (at, n) = (row * self.stride + column, S::LANES.min(end - column));
         // SAFETY: `new` has checked that the rows are among the values. No other task accesses these elements, as the
-        // caller promises, so that the slice is the only reference to them.
+        // caller promises, so the slice is the only reference to them.
         unsafe {
             match self.first {
                 First::F32(first) => {
@@ -242,7 +242,7 @@ impl<'a> RowsMut<'a> {
     ///
     /// # Safety
     ///
-    /// As of [`store`](Self::store), with `n_columns` for `end`.
+    /// As of [`store`](Self::store), where `end` is `n_columns`.
     #[inline(always)]
     pub(super) unsafe fn add<S: Simd>(&self, s: S, row: usize, column: usize, x: S::V) {
         let First::F32(first) = self.first else { unreachable!("results are added to f32 only") };

@@ -1,4 +1,4 @@
-//! Buffers that begin at a cache line, so that no register of a panel crosses two lines.
+//! Buffers that begin at a cache line, so that no vector load from a panel crosses the border of a cache line.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 
 use super::scalar::Scalar;
 
-/// A boxed slice that begins at a cache line. New buffers are zero: the operating system provides zeroed pages on
-/// first access, on the threads that fill them.
+/// A boxed slice that begins at a cache line. New buffers are zero. For large buffers, the operating system provides
+/// zeroed pages when a thread first writes to them, so no time is spent on filling a buffer with zeros.
 pub(super) struct Aligned<T> {
     first: NonNull<T>,
     len: usize,
@@ -38,7 +38,7 @@ impl<T: Scalar> Aligned<T> {
         }
     }
 
-    /// Makes sure that there are `len` values at least. Existing values are kept or replaced by zeros.
+    /// Makes sure that the buffer has at least `len` values. A shorter buffer is replaced by a buffer of zeros.
     pub(super) fn reserve(&mut self, len: usize) {
         if self.len < len {
             *self = Self::zeroed(len);

@@ -1,13 +1,13 @@
-//! The arithmetics of matrix multiplications, and their peak rates.
+//! The number types of matrix multiplications, and the peak rate of each.
 
 use std::hint::black_box;
 
 use super::simd::{Simd, SimdOp};
 
-/// How a matrix multiplication multiplies: the types of its activations and weights, and of their sums.
+/// The number types of a matrix multiplication: of its activations, of its weights, and of their sums.
 ///
-/// Integer products are summed exactly within a group of input features that share a scale. Everything else is
-/// summed in f32.
+/// Products of integers are summed exactly, as integers, within a group of input features that share a scale. The
+/// scaled sums of the groups, and products of floating-point values, are summed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
     /// f32 activations times weights in f32, or in bf16 that are widened to f32 in registers.
@@ -36,18 +36,18 @@ impl Arithmetic {
     }
 }
 
-/// The multiply-adds of [`REGISTERS`] independent registers, `n_rounds` times each, without any memory access.
-/// Returns a value that depends on all of them.
+/// Executes `n_rounds` multiply-adds on each of [`REGISTERS`] independent registers, without memory access. The result
+/// depends on all registers, so that the compiler cannot remove the computation.
 pub(super) struct MultiplyAdds {
     pub(super) n_rounds: usize,
     pub(super) arithmetic: Arithmetic,
 }
 
-/// Registers of a round.
+/// Registers that are updated in each round.
 const REGISTERS: usize = 12;
 
 impl MultiplyAdds {
-    /// Operations that it does with registers of `lanes` f32: two for each multiply-add.
+    /// The number of operations with registers of `lanes` f32 values. A multiply-add counts as two operations.
     pub(super) fn n_operations(&self, lanes: usize) -> f64 {
         let depth = match self.arithmetic {
             Arithmetic::F32 => 1,
@@ -75,8 +75,8 @@ impl SimdOp for MultiplyAdds {
 /// Multiply-adds of f32 or of pairs of bf16.
 #[inline(always)]
 fn float_products<S: Simd>(s: S, n: usize, arithmetic: Arithmetic) -> f32 {
-    // The compiler does not know these values, and each register has another one, so that it can neither compute the
-    // result in advance nor merge registers.
+    // The compiler does not know these values, so it cannot compute the result in advance. Each register begins with a
+    // different value, so the compiler cannot merge registers.
     let start = black_box([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1]);
     let mut sums = [s.splat(0.0); REGISTERS];
     for (sum, start) in sums.iter_mut().zip(start) {

@@ -1,7 +1,7 @@
 //! The kernel sets: which of them this CPU can run, and which one is used.
 //!
-//! Only this file asks what the CPU can do. A new kernel set is an implementation of the operations in `simd` and a
-//! line in [`instruction_sets!`] and [`Kernels::available`] below.
+//! Only this file detects which instructions the CPU has. A new kernel set needs an implementation of the operations in
+//! `simd`, and a line in [`instruction_sets!`] and in [`Kernels::available`] below.
 
 use std::env;
 use std::hint::black_box;
@@ -15,8 +15,8 @@ use super::simd::{Portable, Simd, SimdOp, TileSums};
 
 /// The kernels of one instruction set, which this CPU has.
 ///
-/// The only sources of a `Kernels` are [`available`](Self::available) and the functions below that choose from it. So
-/// a value proves that the CPU has the instructions, and [`run`](Self::run) is safe.
+/// Only the functions below return a `Kernels`, and only for instruction sets that the CPU has. So a value proves that
+/// the CPU has the instructions, and running a kernel with them is safe.
 #[derive(Debug)]
 pub struct Kernels {
     /// The name of the set: a value of [`Kernels::VARIABLE`].
@@ -27,7 +27,7 @@ pub struct Kernels {
     pub int8_weights: Arithmetic,
     /// f32 values in a register. A panel has twice as many columns.
     pub(super) lanes: usize,
-    /// Rows of the largest tile of a product in f32.
+    /// Rows of the largest tile of a matrix multiplication in f32.
     pub(super) tile_rows: usize,
     instructions: InstructionSet,
 }
@@ -47,23 +47,23 @@ pub struct UnknownKernels {
 }
 
 impl Kernels {
-    /// The environment variable that chooses the kernel set. Without it, or if it is empty, the fastest
-    /// set that the CPU can run is used: the last of this table, except that `avx512-bf16` is only chosen on AMD's
-    /// CPUs, because Intel's CPUs take longer for AVX-512 products in bf16 than for those in f32. A program reads the
-    /// variable once.
+    /// The environment variable that chooses the kernel set. If it is not set or empty, the fastest set that the CPU
+    /// can run is used. This is the last set of the table whose instructions the CPU has, with two exceptions: an
+    /// emulated set is never chosen, and `avx512-bf16` is chosen only on CPUs of AMD, because CPUs of Intel take longer
+    /// for AVX-512 products in bf16 than for products in f32. A program reads the variable once.
     ///
     /// | value | instructions | bf16 weights | 8-bit weights |
     /// |---|---|---|---|
-    /// | `portable` | those of every CPU of the architecture | f32 products | 16-bit activations |
+    /// | `portable` | only those of every CPU of the architecture | f32 products | 16-bit activations |
     /// | `avx2` | AVX2, FMA | f32 products | 16-bit activations |
     /// | `avx2-vnni` | AVX2, FMA, AVX-VNNI | f32 products | 8-bit activations |
     /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
     /// | `avx512-vnni` | also AVX-512 VNNI | f32 products | 8-bit activations |
     /// | `avx512-bf16` | also AVX-512 BF16 | bf16 products | 8-bit activations |
-    /// | `emulate-avx512-bf16` | those of `avx2`, or of `portable` | bf16 products | 8-bit activations |
+    /// | `emulate-avx512-bf16` | as `avx2`, or as `portable` without AVX2 | bf16 products | 8-bit activations |
     ///
-    /// The last set rounds activations as `avx512-bf16` does, so that the arithmetic of that set can be
-    /// tested on any CPU. It is slow, and is only used if the variable names it.
+    /// The set `emulate-avx512-bf16` rounds activations as `avx512-bf16` does, so that the arithmetic of `avx512-bf16`
+    /// can be tested on any CPU. It is slow, and is used only if the variable names it.
     pub const VARIABLE: &str = "QWEN3_EMBED_KERNELS";
 
     /// The sets whose instructions this CPU has. Sets with more instructions come later.
@@ -125,8 +125,8 @@ impl Kernels {
         CHOSEN.clone()
     }
 
-    /// The set that operations use: the [chosen](Self::chosen) set. If the variable names an unknown set, which is an
-    /// error when a model is loaded, it is the fastest set.
+    /// The set that operations use: the [chosen](Self::chosen) set, or the fastest set if the variable names an unknown
+    /// set. Loading a model fails in the second case.
     pub fn current() -> &'static Kernels {
         Self::chosen().unwrap_or_else(|_| Self::fastest())
     }
@@ -138,9 +138,9 @@ impl Kernels {
         })
     }
 
-    /// The fastest set that this CPU can run: the last set, unless that has bf16 products and this CPU takes longer for
-    /// them than for f32 products. The choice depends on the model of the CPU and not on a measurement, because
-    /// another choice would give other roundings from run to run.
+    /// The fastest set that this CPU can run: the last set, unless this set has bf16 products and this CPU takes longer
+    /// for bf16 products than for f32 products. The choice depends on the vendor of the CPU and not on a measurement.
+    /// With a measurement, the choice, and with it the rounding of results, could change from run to run.
     fn fastest() -> &'static Kernels {
         let mut sets = Self::available().iter().rev();
         let fastest = sets.find(|set| set.bf16_weights == Arithmetic::F32 || has_fast_bf16());
@@ -162,7 +162,7 @@ impl Kernels {
         best
     }
 
-    /// Only call it for an instruction set that this CPU has.
+    /// A kernel set. Call this function only for instructions that this CPU has.
     fn new(
         name: &'static str,
         instructions: InstructionSet,
@@ -212,8 +212,9 @@ fn has_fast_bf16() -> bool {
     false
 }
 
-/// Defines `InstructionSet` from lines of a name, an architecture, a type and a value of `simd`, and features; and how a
-/// kernel is compiled for each set: inlined into a function that enables the features. A set with state for each thread, as the tile configuration of AMX, can set it up in that
+/// Defines the enum `InstructionSet`. Each line has a name, an architecture, a type of `simd` and an expression that
+/// constructs it, and target features. A kernel is compiled for a set by being inlined into a function that enables the
+/// features. A set with state for each thread, such as the tile configuration of AMX, can initialize the state in this
 /// function.
 macro_rules! instruction_sets {
     ($($set:ident: $arch:literal, $simd:ty, $new:expr, #[$feature:meta];)*) => {

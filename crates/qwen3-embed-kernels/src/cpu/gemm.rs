@@ -1,4 +1,5 @@
-//! One task of a matrix multiplication: a block of rows of activations times a few panels of a weight.
+//! One task of a matrix multiplication: a block of rows of activations times a few panels of a weight. See `tile` for
+//! panels and tiles.
 //!
 //! ```text
 //! for each block of rows, for each chunk of panels       (a task; tasks are split over the threads)
@@ -25,7 +26,7 @@ pub enum Epilogue {
     Add,
 }
 
-/// One task. No other task at the same time has the same rows and panels.
+/// One task. No task that runs at the same time has the same rows and panels.
 pub(super) struct GemmTask<'a> {
     /// The activations, with as many columns as the weight format reads.
     pub(super) x: Rows<'a>,
@@ -44,7 +45,7 @@ pub(super) struct MultiplyPanels<'a, K: TileKernel> {
     pub(super) x: &'a [K::Left],
     /// All panels of the weight.
     pub(super) panels: &'a [K::Right],
-    /// Values of a panel.
+    /// Number of values in a panel.
     pub(super) panel_size: usize,
     /// A factor for the sums of each row.
     pub(super) row_scales: Option<&'a [f32]>,
@@ -67,7 +68,8 @@ impl<K: TileKernel> SimdOp for MultiplyPanels<'_, K> {
 }
 
 impl GemmTask<'_> {
-    /// Multiplies the task's rows, of which `x` has the values, with one panel, and prefetches `next` meanwhile.
+    /// Multiplies the task's rows with one panel, and prefetches `next` at the same time. `x` has the values of all
+    /// activations.
     ///
     /// # Safety
     ///
@@ -153,7 +155,8 @@ fn add_bias<S: Simd>(s: S, task: &GemmTask<'_>, o: usize, end: usize, sums: S::V
 #[inline(always)]
 fn put<S: Simd>(s: S, task: &GemmTask<'_>, row: usize, column: usize, values: S::V) {
     // SAFETY: the row is one of the task's rows, and the columns from `column` on are in the task's panels.
-    // `PackedWeight::multiply_columns` has checked the shape of `out`, and gives no other task the same rows and panels.
+    // `PackedWeight::multiply_columns` has checked the shape of `out`, and gives no other task the same rows and
+    // panels.
     unsafe {
         match task.epilogue {
             Epilogue::Store => task.out.store(s, row, column, task.out.n_columns, values),

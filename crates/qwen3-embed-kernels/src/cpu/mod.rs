@@ -1,8 +1,8 @@
 //! The operations of the forward pass on the CPU, on slices.
 //!
-//! Each kernel is written once, over the vector operations of `simd`, and compiled for several instruction sets. A
-//! [`Kernels`] runs kernels with one of these sets, and the only code that asks what the CPU can do is
-//! [`Kernels::available`].
+//! Each kernel is written once, with the vector operations of the module `simd`, and compiled for several instruction
+//! sets. A [`Kernels`] runs the kernels that are compiled for one instruction set. Only [`Kernels::available`] detects
+//! which instructions the CPU has.
 //!
 //! # Determinism
 //!
@@ -48,7 +48,7 @@ use rows::{QkNormRope, RmsNorm};
 ///
 /// # Panics
 ///
-/// If the shapes are others; `qwen3_embed_kernels::ops` checks before it calls.
+/// If a shape is different. The functions of [`ops`](crate::ops) return an error instead.
 pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mut RowsMut<'_>) {
     let n = weight.len();
     if n == 0 {
@@ -72,8 +72,8 @@ pub fn rms_norm(kernels: &Kernels, x: &[f32], weight: &[f32], eps: f32, out: &mu
 ///
 /// # Panics
 ///
-/// If the shapes are others, or if the heads do not fit together (see [`Heads::is_whole`]);
-/// `qwen3_embed_kernels::ops` checks before it calls.
+/// If a shape is different, or if the heads do not fit together (see [`Heads::is_whole`]). The functions of
+/// [`ops`](crate::ops) return an error instead.
 pub fn qk_norm_rope(
     kernels: &Kernels,
     qkv: &mut [f32],
@@ -109,7 +109,7 @@ pub fn qk_norm_rope(
 ///
 /// # Panics
 ///
-/// If a matrix is not f32, or if the shapes differ; `qwen3_embed_kernels::ops` checks before it calls.
+/// If a matrix is not f32, or if the shapes differ. The functions of [`ops`](crate::ops) return an error instead.
 pub fn copy_rows(x: Rows<'_>, out: &mut RowsMut<'_>) {
     let Values::F32(values) = x.values else { panic!("x is a matrix of f32") };
     assert_eq!([out.n_rows, out.n_columns], [x.n_rows, x.n_columns], "out has the shape of x");
@@ -118,5 +118,5 @@ pub fn copy_rows(x: Rows<'_>, out: &mut RowsMut<'_>) {
     }
 }
 
-/// Rows that are worth a task of their own.
+/// The least number of rows in a rayon task.
 const MIN_ROWS: usize = 8;

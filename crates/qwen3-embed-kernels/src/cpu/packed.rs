@@ -49,7 +49,7 @@ impl PackedWeight {
         self.grid.n_out
     }
 
-    /// Columns of the product: O, or O / 2 for [`Layout::SwiGlu`](super::Layout::SwiGlu).
+    /// Columns of the result: O, or O / 2 for [`Layout::SwiGlu`](super::Layout::SwiGlu).
     pub fn n_columns(&self) -> usize {
         self.grid.n_columns()
     }
@@ -59,9 +59,9 @@ impl PackedWeight {
         self.format.accepts_bf16()
     }
 
-    /// Prepares activations for [`multiply`](Self::multiply), in parallel on rayon's current pool: quantizes them into
-    /// `buffer` if the products of this weight are in integers, and otherwise returns `x`. Values that share a scale
-    /// with a value that is not finite get the scale NaN.
+    /// Prepares activations for [`multiply`](Self::multiply), in parallel on rayon's current pool. If this weight is
+    /// multiplied in integers, the activations are quantized into `buffer`. Otherwise `x` is returned. Values that
+    /// share a scale with a value that is not finite get the scale NaN.
     ///
     /// # Shapes
     ///
@@ -69,7 +69,7 @@ impl PackedWeight {
     ///
     /// # Panics
     ///
-    /// If it is not; `qwen3_embed_kernels::ops` checks before it calls.
+    /// If `x` has another number of columns. The functions of [`ops`](crate::ops) return an error instead.
     pub fn quantize<'a>(&self, x: Rows<'a>, buffer: &'a mut QuantizeBuffer) -> Rows<'a> {
         assert_eq!(x.n_columns, self.n_in(), "x is [T, I]");
         self.format.quantize(self.kernels, x, buffer)
@@ -84,8 +84,8 @@ impl PackedWeight {
     ///
     /// # Panics
     ///
-    /// If the shapes are others, if `x` is bf16 and the weight f32, or if results are to be added to bf16;
-    /// `qwen3_embed_kernels::ops` checks before it calls.
+    /// If a shape is different, if `x` is bf16 and the weight f32, or if `out` is bf16 and the epilogue is
+    /// [`Epilogue::Add`]. The functions of [`ops`](crate::ops) return an error instead.
     pub fn multiply(
         &self,
         x: Rows<'_>,
@@ -96,7 +96,8 @@ impl PackedWeight {
         self.multiply_columns(x, 0..self.n_columns(), bias, out, epilogue);
     }
 
-    /// [Multiplies](Self::multiply) to compute some columns of `out`, and with them the other columns of their panels.
+    /// As [`multiply`](Self::multiply), but computes only some columns of `out`. Whole panels are computed, so columns
+    /// that share a panel with these columns are written too.
     ///
     /// # Panics
     ///
@@ -134,11 +135,12 @@ impl PackedWeight {
     }
 }
 
-/// Panels of a task at most.
+/// The largest number of panels in a task.
 const PANEL_CHUNK: usize = 16;
 
-/// Rows of a task: all rows up to a limit, beyond it blocks of about equal size. Blocks are whole tiles. All rows of a
-/// block are multiplied with a panel while the panel is in the cache.
+/// The number of rows in a task, a multiple of `tile_rows`. Up to a limit, a task has all rows. Beyond the limit, the
+/// rows are divided into blocks of about equal size. All rows of a block are multiplied with a panel while the panel is
+/// in the CPU cache.
 fn row_block(n_rows: usize, tile_rows: usize) -> usize {
     const MOST: usize = 192;
     let n_blocks = n_rows.div_ceil(MOST).max(1);

@@ -1,4 +1,4 @@
-//! Where the values of a weight are in its panels.
+//! The division of a weight into panels (see `tile`): the panel and the column of each row of the weight.
 
 use std::ops::Range;
 
@@ -11,10 +11,10 @@ use super::scalar::Scalar;
 /// The order in which the rows of a weight become columns of panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// Rows in their order. The product has a column for each row.
+    /// Rows in their order. The result has a column for each row.
     Plain,
     /// For SwiGLU: the first half of the rows are gates, the second half are ups. Gates and ups are interleaved, and
-    /// the product has a column `silu(gate) · up` for each pair.
+    /// the result has a column `silu(gate) · up` for each pair of a gate and an up.
     SwiGlu,
 }
 
@@ -45,7 +45,7 @@ impl PanelGrid {
         2 * self.lanes
     }
 
-    /// Columns of the product: O, or O / 2 with [`Layout::SwiGlu`].
+    /// Columns of the result: O, or O / 2 with [`Layout::SwiGlu`].
     pub(super) fn n_columns(self) -> usize {
         match self.layout {
             Layout::Plain => self.n_out,
@@ -58,7 +58,7 @@ impl PanelGrid {
         self.panels_of(0..self.n_columns()).len()
     }
 
-    /// The panels that compute these columns of the product.
+    /// The panels that compute these columns of the result.
     pub(super) fn panels_of(self, columns: Range<usize>) -> Range<usize> {
         let per_panel = match self.layout {
             Layout::Plain => self.panel_columns(),
@@ -79,7 +79,7 @@ impl PanelGrid {
         (column / self.panel_columns(), column % self.panel_columns())
     }
 
-    /// The row of the weight in each column of all panels.
+    /// The row of the weight in each column of all panels, or `None` for columns that pad the last panel.
     pub(super) fn rows_at_columns(self) -> Vec<Option<usize>> {
         let mut row_at = vec![None; self.n_panels() * self.panel_columns()];
         for o in 0..self.n_out {

@@ -1,4 +1,4 @@
-//! The steps of quantizing activations that formats share.
+//! The steps of quantizing activations that several weight formats have in common.
 //!
 //! Activations are rounded to multiples of a scale. Sixteen bits with one scale for each row are enough for a row with
 //! outliers: next to a value that is 5,000 times as large as the others, the others still have six levels in each
@@ -11,11 +11,11 @@ use super::scalar::{FloatScalar, IntScalar};
 use super::simd::Simd;
 use super::vector::{load_part, store_int_part};
 
-/// Values between the end of a row and the beginning of the next row, so that the rows of a tile are in different sets
-/// of the cache.
+/// Unused values between the end of a row and the beginning of the next row. Without them, the rows of a tile would
+/// often be in the same set of the CPU cache and would evict each other.
 pub(super) const GAP: usize = 32;
 
-/// Rows that are worth a task of their own.
+/// The least number of rows in a rayon task.
 const MIN_ROWS: usize = 8;
 
 /// The first `row_size` values of `n_rows` rows, which begin `row_size + GAP` values apart.
@@ -30,8 +30,8 @@ pub(super) fn rows_of<T: IntScalar>(
     rows.map(move |row| &mut row[..row_size]).with_min_len(MIN_ROWS)
 }
 
-/// Writes values as multiples of a scale, which is returned. The scale is so large that the largest magnitude becomes
-/// the largest of `I`. It is NaN if a value is not finite.
+/// Writes values as integer multiples of a scale, and returns the scale. The largest magnitude becomes
+/// [`IntScalar::LARGEST`]. The scale is NaN if a value is not finite.
 #[inline(always)]
 pub(super) fn multiples<S: Simd, T: FloatScalar, I: IntScalar>(
     s: S,

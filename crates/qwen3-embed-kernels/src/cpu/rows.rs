@@ -14,9 +14,12 @@ pub(super) struct RmsNorm<'a> {
 }
 
 impl<'a> RmsNorm<'a> {
+    /// The normalization of `x`, to be written to row `row` of `out`.
+    ///
     /// # Safety
     ///
-    /// `x` and `weight` have as many values as `out` has columns, `out` has the row, and no other task accesses it.
+    /// `x` and `weight` have as many values as `out` has columns, `out` has the row, and no other task accesses the
+    /// row.
     pub(super) unsafe fn new(
         x: &'a [f32],
         weight: &'a [f32],
@@ -38,7 +41,7 @@ impl SimdOp for RmsNorm<'_> {
         let parts = x.chunks(S::LANES).zip(weight.chunks(S::LANES));
         for (column, (x, weight)) in (0..x.len()).step_by(S::LANES).zip(parts) {
             let normed = s.mul(s.mul(load_part(s, x), scale), load_part(s, weight));
-            // SAFETY: whoever called `new` promised it.
+            // SAFETY: the caller of `new` promised that the row exists and that no other task accesses it.
             unsafe { out.store(s, row, column, out.n_columns, normed) };
         }
     }

@@ -10,7 +10,7 @@ use super::simd::Simd;
 ///
 /// Every bit pattern is a valid value, and all bits zero is the value zero.
 pub(super) unsafe trait Scalar: Copy + Default + Send + Sync {
-    /// Values of `k` that lie side by side in a column of a panel.
+    /// Values of `k` that are side by side in a column of a panel of this type.
     const DEPTH: usize;
 }
 
@@ -43,7 +43,7 @@ unsafe impl Scalar for i16 {
 ///
 /// # Safety
 ///
-/// A value is at most as large as f32, and its alignment is at most that of f32.
+/// The size and the alignment of a value are at most those of f32.
 pub(super) unsafe trait FloatScalar: Scalar {
     /// Loads a register.
     ///
@@ -57,8 +57,8 @@ pub(super) unsafe trait FloatScalar: Scalar {
     ///
     /// `p` is valid for writing `S::LANES` values.
     unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V);
-    /// Stores one step of `S::LANES` columns of a panel: `first` holds the first `k` of the step, `second` the second
-    /// `k` if `DEPTH` is 2.
+    /// Stores one step of `S::LANES` columns of a panel. `first` has the values for the first `k` of the step, and
+    /// `second` has the values for the second `k`, which are unused if `DEPTH` is 1.
     ///
     /// # Safety
     ///
@@ -112,11 +112,11 @@ unsafe impl FloatScalar for bf16 {
 ///
 /// # Safety
 ///
-/// A value is at most as large as f32, and its alignment is at most that of f32.
+/// The size and the alignment of a value are at most those of f32.
 pub(super) unsafe trait IntScalar: Scalar {
-    /// The largest magnitude that quantized values have.
+    /// The largest magnitude of a quantized value.
     const LARGEST: f32;
-    /// Stores a register, rounding each value to the nearest integer. No value may be beyond
+    /// Stores a register, rounding each value to the nearest integer. The magnitude of each value must be at most
     /// [`LARGEST`](Self::LARGEST).
     ///
     /// # Safety

@@ -1,7 +1,9 @@
 //! Tiles of a matrix multiplication.
 //!
-//! The right operand is packed into *panels*: the columns of a panel, two registers of them, lie side by side for
-//! each step of `k`. A tile is a few rows of the left operand times one panel:
+//! A multiplication `left · right` sums over the index `k`: the input features of a linear layer, or in attention the
+//! dimensions of a head or the keys. The right operand is packed into *panels*. A panel has as many columns as two
+//! vector registers have lanes. Its values are stored in *steps* of one or a few values of `k`, and the values of a
+//! step are contiguous for all columns. A *tile* is a few rows of the left operand times one panel:
 //!
 //! ```text
 //! for each step of k:
@@ -12,7 +14,7 @@
 //! ```
 //!
 //! Every element of the result is one chain of multiply-adds from the first step to the last. So the result for a row
-//! depends neither on the number of rows nor on the tile in which the row is.
+//! depends neither on the number of rows nor on the tile to which the row belongs.
 
 use super::scalar::Scalar;
 use super::simd::{Simd, TileSums};
@@ -32,8 +34,8 @@ pub(super) trait TileKernel: Copy {
     ///
     /// # Safety
     ///
-    /// Each row of the tile is valid for reading `n_k` values, and the panel for `n_k` of its columns, rounded up to
-    /// whole steps.
+    /// Each row of the tile is valid for reading `n_k` values, and the panel for `n_k` values of each column, rounded
+    /// up to whole steps.
     unsafe fn fill<S: Simd>(
         self,
         s: S,
@@ -42,9 +44,9 @@ pub(super) trait TileKernel: Copy {
     );
 }
 
-/// Calls a function of the number of rows with that number as a constant, so that the sums stay in registers:
-/// `with_rows!(most, sums, R => call)` evaluates `call`, which returns `[[S::V; 2]; R]`, and copies its value to `sums`.
-/// Code for more than `most` rows is not generated.
+/// Evaluates an expression with the number of rows as a constant, so that the sums stay in registers:
+/// `with_rows!(most, sums, R => call)` evaluates `call`, which returns `[[S::V; 2]; R]`, and copies its value to
+/// `sums`. Code for more than `most` rows is not generated.
 macro_rules! with_rows {
     ($most:expr, $sums:expr, $rows:ident => $call:expr) => {
         with_rows!(@each $most, $sums, $rows, $call, 1 2 3 4 5 6 7 8 9 10 11 12)
@@ -67,16 +69,16 @@ pub(super) const fn panel_columns<S: Simd>() -> usize {
     2 * S::LANES
 }
 
-/// Receives each finished row of a product with a panel.
+/// Receives each finished row of a multiplication with a panel.
 ///
-/// This is a trait and not a closure because the body of a closure is compiled without the features of the function
-/// around it unless it happens to be inlined.
+/// This is a trait and not a closure because the body of a closure is compiled without the target features of the
+/// function around it, unless the closure happens to be inlined.
 pub(super) trait RowSink<S: Simd> {
     /// Takes the two registers of row `row`. Implement it `#[inline(always)]`.
     fn take(&mut self, s: S, row: usize, sums: [S::V; 2]);
 }
 
-/// The operands of a product with one panel.
+/// The operands of a multiplication with one panel.
 pub(super) struct Operands<'a, L, R> {
     /// The first row.
     pub(super) rows: *const L,
@@ -94,17 +96,18 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    /// The memory after a slice, as much of it as the slice has.
+    /// The memory after a slice, of the same size as the slice.
     pub(super) fn after<T>(slice: &[T]) -> Self {
         Self { start: slice.as_ptr_range().end.cast(), size: size_of_val(slice) }
     }
 }
 
-/// Multiplies all rows with a panel, tile by tile, and prefetches `next` meanwhile.
+/// Multiplies all rows with a panel, tile by tile, and prefetches `next` at the same time.
 ///
 /// # Safety
 ///
-/// Each row is valid for reading `n_k` values, and the panel has `n_k` of its columns, rounded up to whole steps.
+/// Each row is valid for reading `n_k` values, and the panel has `n_k` values in each column, rounded up to whole
+/// steps.
 #[inline(always)]
 pub(super) unsafe fn multiply_panel<S: Simd, K: TileKernel>(
     s: S,
@@ -119,7 +122,7 @@ pub(super) unsafe fn multiply_panel<S: Simd, K: TileKernel>(
     let steps = n_k.div_ceil(K::STEP).max(1);
     let ahead_step = next.size.div_ceil(n_tiles * steps);
     let mut ahead = next.start;
-    // Sums pass through memory, so that the code of the sink exists once and not for each number of rows.
+    // Sums are passed through memory, so that the code of the sink is generated once and not for each number of rows.
     let mut sums = K::Sums::<S>::filled(s.splat(0.0));
     let mut row = 0;
     while row < n_rows {
@@ -136,8 +139,8 @@ pub(super) unsafe fn multiply_panel<S: Simd, K: TileKernel>(
     }
 }
 
-/// Rows of the next tile when `n_rows` are left. Tiles get equal shares of the rows, because a tile of few rows makes
-/// the CPU wait for the latency of its multiply-adds.
+/// Rows of the next tile when `n_rows` are left. The rows are divided evenly over the tiles, because the CPU would wait
+/// for the latency of multiply-adds in a tile of few rows.
 #[inline(always)]
 fn tile_rows(n_rows: usize, most: usize) -> usize {
     n_rows.div_ceil(n_rows.div_ceil(most))
@@ -152,7 +155,7 @@ pub(super) struct Tile<L, R> {
     stride: usize,
     pub(super) panel: *const R,
     pub(super) n_k: usize,
-    /// The first cache line to prefetch, and bytes from the line of one step to the line of the next.
+    /// The first address to prefetch, and the bytes from the address for one step to the address for the next.
     ahead: *const u8,
     ahead_step: usize,
 }
@@ -162,7 +165,7 @@ impl<L, R> Tile<L, R> {
     ///
     /// # Safety
     ///
-    /// The rows that are accessed are rows of the tile.
+    /// Only rows of the tile are accessed through the result.
     #[inline(always)]
     pub(super) unsafe fn rows(&self) -> TileRows<L> {
         let (first, stride) = (self.first, self.stride);
@@ -186,7 +189,7 @@ pub(super) struct TileRows<T> {
     stride: usize,
 }
 
-/// Rows of a tile whose sums are in registers, at most.
+/// The largest number of rows of a tile whose sums are in registers.
 pub(super) const MOST_ROWS: usize = 12;
 
 impl<T> TileRows<T> {

@@ -53,5 +53,5 @@ pub(super) fn convert<S: Simd, T: FloatScalar>(s: S, values: &[f32], out: &mut [
     }
 }
 
-/// Lanes of the widest register of any instruction set.
+/// Lanes of the widest register of all instruction sets.
 const MAX_LANES: usize = 16;

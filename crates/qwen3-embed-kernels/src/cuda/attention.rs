@@ -1,4 +1,4 @@
-//! Launches of attention: the index of the tokens of a batch, and the queries of each block.
+//! Launches of attention, and the description of a batch that the kernels read.
 
 use super::{ElementType, Launch, MOST_HEAD_DIM, Shape, at_most, grid, numbers};
 use crate::cpu::Heads;
@@ -9,7 +9,7 @@ use crate::{Queries, Ragged, Result, SegmentKind};
 pub(crate) struct Attention {
     pub(crate) heads: Heads,
     pub(crate) queries: Queries,
-    /// Whether a token sees only itself and the tokens before it, or its whole text.
+    /// Whether a token sees only itself and the tokens before it. If false, it sees its whole text.
     pub(crate) causal: bool,
 }
 
@@ -27,26 +27,26 @@ pub(crate) enum AttentionKernel {
 pub(crate) struct AttentionIndex {
     /// Five numbers for each segment: `struct Segment` of `kernels/segments.cuh`.
     pub(crate) segments: Vec<u32>,
-    /// Three numbers for each tile: `struct Tile` of the same file. Tiles with many keys come first, so that no long tile
-    /// starts when the others are done.
+    /// Three numbers for each tile: `struct Tile` of the same file. Tiles with many keys come first, so that no tile
+    /// that takes long starts last.
     pub(crate) tiles: Vec<u32>,
 }
 
 /// The head_dim of the kernel for tensor cores.
 const FLASH_HEAD_DIM: usize = 128;
 
-/// Rows of its blocks: queries times the query heads of a group.
+/// Rows of a block of the kernel for tensor cores: queries times the query heads of a group.
 const FLASH_ROWS: usize = 64;
 
-/// Queries of a block of the simple kernel, which has a warp for each query.
+/// Queries of a block of the simple kernel. A block has a warp for each query.
 const SIMPLE_QUERIES: usize = 4;
 
 /// Values in the 16 bytes that the kernel for tensor cores reads at once.
 const FLASH_ALIGNMENT: usize = 8;
 
 impl AttentionKernel {
-    /// The fastest kernel that supports these heads and operands. `places` are the distance between rows of each operand and
-    /// its offset in its allocation.
+    /// The fastest kernel that supports these heads and operands. `places` has, for each operand, the distance between
+    /// its rows and its offset in its allocation.
     pub(crate) fn choose(element: ElementType, heads: Heads, places: [[usize; 2]; 2]) -> Self {
         let is_aligned = places.concat().iter().all(|n| n.is_multiple_of(FLASH_ALIGNMENT));
         let fits = heads.head_dim == FLASH_HEAD_DIM && heads.group() <= FLASH_ROWS;
@@ -93,7 +93,8 @@ impl AttentionIndex {
     }
 }
 
-/// Pointers: `qkv`, `out`, and the segments and tiles of an [`AttentionIndex`]. `out` has the rows from `first_query` on.
+/// A launch of attention. The pointers are `qkv`, `out`, and the segments and tiles of an [`AttentionIndex`]. The first
+/// row of `out` is the result for the row `first_query` of the batch.
 pub(crate) fn attention(
     element: ElementType,
     kernel: AttentionKernel,

@@ -36,7 +36,7 @@ const MODULES: [(&str, &str, &[&str]); 3] = [
     ),
 ];
 
-/// The lowest compute capability for which the kernels were compiled, times ten.
+/// The lowest compute capability for which the kernels were compiled, without the period: 80 for 8.0.
 const LEAST_CAPABILITY: &str = env!("QWEN3_EMBED_CUDA_CAPABILITY");
 
 /// Opens the GPU with this number, with a stream of its own.
@@ -46,8 +46,8 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     i32::try_from(ordinal).map_err(|e| failed(Box::new(e)))?;
     let device = CudaDevice::new_with_stream(ordinal)
         .map_err(|error| failed(Box::new(without_backtrace(error))))?;
-    // SAFETY: memory of this device is only used on its own stream: `Device` is only made here, and candle and this module
-    // use its stream for everything.
+    // SAFETY: memory of this device is used only on the device's own stream. This function is the only one that makes a
+    // CUDA device, and candle and this module use the device's stream for all work.
     unsafe { device.disable_event_tracking() };
     let stream = device.cuda_stream();
     let attribute =
@@ -57,12 +57,12 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     let capability = 10 * major + minor;
     if LEAST_CAPABILITY.parse().is_ok_and(|least: i32| capability < least) {
         let message = format!(
-            "the kernels of this program need compute capability {LEAST_CAPABILITY} or later (times ten), the device \
-             has {capability}"
+            "the device has compute capability {major}.{minor}, but the kernels of this program were compiled for \
+             compute capability {LEAST_CAPABILITY} (written without the period) or later"
         );
         return Err(failed(message.into()));
     }
-    // Sums stay f32 even if cuBLAS splits a product and adds its parts.
+    // Sums stay f32 even if cuBLAS splits a matrix multiplication along `k` and adds the parts.
     let math = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
     // SAFETY: the handle is the valid handle of this device.
     let status = unsafe { cublas::cublasSetMathMode(*device.cublas_handle().handle(), math) };
@@ -81,11 +81,11 @@ pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
 /// A matrix on the GPU.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operand {
-    /// The address of its first element.
+    /// The address of the first element.
     pub(crate) address: u64,
     pub(crate) element: ElementType,
     pub(crate) shape: Shape,
-    /// The offset of its first element in its allocation, which is aligned to 256 bytes.
+    /// The offset of the first element in the matrix's allocation, in elements. Allocations are aligned to 256 bytes.
     pub(crate) start: usize,
 }
 
@@ -119,7 +119,8 @@ impl Operand {
 pub(crate) fn address_of<T: CudaDType>(storage: &CudaStorage, start: usize) -> Result<u64> {
     let slice = storage.as_cuda_slice::<T>()?;
     let stream = storage.device().cuda_stream();
-    // The device does not track uses, because all uses are on its one stream. So there is nothing to wait for.
+    // Event tracking is disabled, because all work is on one stream. So the second value, which records the use of the
+    // slice, has no effect and can be dropped.
     let (address, _) = slice.slice(start..).device_ptr(&stream);
     Ok(address)
 }
@@ -128,8 +129,8 @@ pub(crate) fn address_of<T: CudaDType>(storage: &CudaStorage, start: usize) -> R
 ///
 /// # Safety
 ///
-/// The pointers are those that the function that made the launch documents, to matrices of the shapes that it was given,
-/// and only this stream uses the matrices.
+/// `pointers` are the pointers in the documentation of the function that returned `launch`. They point to matrices with
+/// the shapes that were passed to this function. Only the stream of the device uses the matrices.
 pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u64]) -> Result<()> {
     if launch.is_empty() {
         return Ok(());
@@ -152,8 +153,8 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
     let [x, y, z] = launch.grid;
     let config =
         LaunchConfig { grid_dim: (x, y, z), block_dim: (launch.block, 1, 1), shared_mem_bytes: 0 };
-    // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the order of
-    // the launch. Tests run every launch on the emulator, which checks their number.
+    // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the
+    // order of the launch. Tests run every launch on the emulator, which checks their number.
     unsafe { arguments.launch(config) }.map_err(|e| failed(launch.operation, e.into()))?;
     Ok(())
 }
@@ -162,7 +163,8 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
 ///
 /// # Safety
 ///
-/// The product was made for these matrices and a contiguous weight at this address, of the type of `x`.
+/// `product` was made for the shapes of `x` and `out`. `weight` is the address of a contiguous weight of the type of
+/// `x`.
 pub(crate) unsafe fn multiply(
     device: &CudaDevice,
     product: &Gemm,
@@ -182,8 +184,8 @@ pub(crate) unsafe fn multiply(
         (address + (offset * element.size()) as u64) as *mut c_void
     };
     let [lda, ldb, ldc] = product.strides;
-    // SAFETY: the matrices are on this GPU and have the size of the product, as the caller promises. The factors are read
-    // before the call returns.
+    // SAFETY: the matrices are on this GPU and have the size of the product, as the caller promises. The factors are
+    // read before the call returns.
     let status = unsafe {
         gemm_ex(
             *device.cublas_handle().handle(),
@@ -226,7 +228,7 @@ fn failed(op: &'static str, error: CudaError) -> Error {
     Error::Launch { op, source: Box::new(error) }
 }
 
-/// The error without its backtrace: a missing device is no bug.
+/// The error without its backtrace, which is not useful because a missing device is not a bug.
 fn without_backtrace(error: candle_core::Error) -> candle_core::Error {
     match error {
         candle_core::Error::WithBacktrace { inner, .. } => *inner,

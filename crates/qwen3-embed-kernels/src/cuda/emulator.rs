@@ -1,4 +1,4 @@
-//! Launches on the CPU: the kernels as a C++ program, see `kernels/emulator.cpp`.
+//! Runs launches on the CPU, with the kernels compiled as a C++ program: see `kernels/emulator.cpp`.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ pub(super) struct Emulator {
 }
 
 impl Emulator {
-    /// The emulator with its threads in either order. Empty if there is no C++ compiler, with a message.
+    /// Two emulators, which run the threads of a block in opposite orders. Without a C++ compiler, prints a message and
+    /// returns no emulator.
     pub(super) fn both() -> Vec<Self> {
         static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
         let Some(program) = PROGRAM.get_or_init(build) else {
@@ -30,7 +31,7 @@ impl Emulator {
     }
 }
 
-/// Compiles the program. `None` without a compiler, or on systems that it does not support.
+/// Compiles the program. `None` without a compiler, or on systems that the program does not support.
 fn build() -> Option<PathBuf> {
     if !cfg!(target_os = "linux") {
         return None;
@@ -87,7 +88,7 @@ impl Runner for Emulator {
         }
         let mut process =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it was built");
-        // It reads the whole request before it writes its output.
+        // The process reads the whole request before it writes its output, so the pipes cannot block each other.
         process.stdin.take().unwrap().write_all(&request).unwrap();
         let mut answer = Vec::new();
         process.stdout.take().unwrap().read_to_end(&mut answer).unwrap();

@@ -1,12 +1,12 @@
-//! Matrix multiplications, as arguments of cuBLAS.
+//! The arguments of cuBLAS for a matrix multiplication.
 
 use std::ops::Range;
 
 use super::{Shape, at_most};
 use crate::Result;
 
-/// A product `out = x · weightᵀ` in the column-major terms of cuBLAS: C is `outᵀ`, [O, T], A is the transposed weight, and
-/// B is `xᵀ`.
+/// A matrix multiplication `out = x · weightᵀ` in the column-major terms of cuBLAS: C is `outᵀ`, [O, T], A is the
+/// transposed weight, [I, O], and B is `xᵀ`, [I, T].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gemm {
     /// Rows of C: columns of `out` that are computed.
@@ -22,7 +22,8 @@ pub(crate) struct Gemm {
 }
 
 impl Gemm {
-    /// The product of `x` with the rows of a contiguous weight [O, I] that give these columns of `out`.
+    /// The multiplication of `x` with the rows `columns` of a contiguous weight [O, I], which computes these columns of
+    /// `out`.
     pub(crate) fn new(x: Shape, columns: Range<usize>, out: Shape) -> Result<Self> {
         let size = |value: usize| -> Result<i32> {
             at_most("linear", "a size", value, i32::MAX as usize)?;

@@ -1,9 +1,9 @@
-//! The forward pass's operations on CUDA devices.
+//! The operations of the forward pass on CUDA devices.
 //!
 //! Kernels are in `kernels/*.cu`, which the build script compiles if the feature `cuda` is on. The functions here check
-//! sizes against the limits of a kernel and return a [`Launch`]: the kernel, the number of blocks and threads, and its
-//! scalar arguments. `device` launches it on a GPU. Tests also launch it on an emulator, which runs the same kernels on the
-//! CPU, so that launches are tested without a GPU.
+//! sizes against the limits of a kernel and return a [`Launch`]: the kernel, the number of blocks and threads, and the
+//! scalar arguments of the kernel. `device` runs a launch on a GPU. Tests also run launches on an emulator, which runs
+//! the same kernels on the CPU, so that launches are tested without a GPU.
 
 mod attention;
 #[cfg(feature = "cuda")]
@@ -52,13 +52,13 @@ impl ElementType {
 /// A launch of a kernel, without its pointers, which are its first arguments.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Launch {
-    /// The operation, which is the first part of the name of the kernel.
+    /// The operation, which is the first part of the kernel's name.
     pub(crate) operation: &'static str,
-    /// The type, which is the rest of the name.
+    /// The type, which is the last part of the kernel's name.
     pub(crate) element: ElementType,
     /// Blocks in each dimension. Zero if there is nothing to do.
     pub(crate) grid: [u32; 3],
-    /// Threads of a block: a multiple of a warp.
+    /// Threads in a block: a multiple of the 32 threads of a warp.
     pub(crate) block: u32,
     /// Integer arguments, in order.
     pub(crate) numbers: Vec<u32>,
@@ -100,10 +100,10 @@ const ROW_BLOCK: u32 = 256;
 /// The largest head dimension for which the kernels have registers.
 const MOST_HEAD_DIM: usize = 256;
 
-/// The largest number of blocks in the first dimension, and in the others.
+/// The largest number of blocks in the first dimension of a grid, and in the second.
 const MOST_BLOCKS: [usize; 2] = [i32::MAX as usize, 65_535];
 
-/// Pointers: `x`, f32, `weight`, f32, and `out`.
+/// A launch of RMSNorm. The pointers are `x`, f32, `weight`, f32, and `out`.
 pub(crate) fn rms_norm(element: ElementType, x: Shape, out: Shape, eps: f32) -> Result<Launch> {
     const OP: &str = "rms_norm";
     Ok(Launch {
@@ -116,7 +116,8 @@ pub(crate) fn rms_norm(element: ElementType, x: Shape, out: Shape, eps: f32) -> 
     })
 }
 
-/// Pointers: `qkv`, and the weights of queries and keys, cosines and sines, which are f32.
+/// A launch of per-head RMSNorm and RoPE. The pointers are `qkv`, and the norm weights of queries and of keys, cosines
+/// and sines, which are f32.
 pub(crate) fn qk_norm_rope(
     element: ElementType,
     qkv: Shape,
@@ -142,24 +143,25 @@ pub(crate) fn qk_norm_rope(
     })
 }
 
-/// Pointers: `gate_up` and `out`.
+/// A launch of SwiGLU. The pointers are `gate_up` and `out`.
 pub(crate) fn swiglu(element: ElementType, gate_up: Shape, out: Shape) -> Result<Launch> {
     const CHUNK_BYTES: usize = 16;
     let numbers = [out.n_columns, gate_up.stride, out.stride];
     columns("swiglu", element, out, CHUNK_BYTES / element.size(), &numbers)
 }
 
-/// Pointers: `bias`, f32, and `out`. The bias is added to `out` if `add`, and otherwise overwrites it.
+/// A launch that adds a bias to `out` if `add`, and otherwise overwrites `out` with the bias. The pointers are `bias`,
+/// f32, and `out`.
 pub(crate) fn bias(element: ElementType, out: Shape, add: bool) -> Result<Launch> {
     columns("bias", element, out, 1, &[out.n_columns, out.stride, add.into()])
 }
 
-/// Pointers: `x` and `out`.
+/// A launch that copies a matrix. The pointers are `x` and `out`.
 pub(crate) fn copy_rows(element: ElementType, x: Shape, out: Shape) -> Result<Launch> {
     columns("copy_rows", element, out, 1, &[out.n_columns, x.stride, out.stride])
 }
 
-/// Pointers: the table, the indices of its rows, u32, and `out`, f32.
+/// A launch that copies rows of a table. The pointers are the table, the indices of the rows, u32, and `out`, f32.
 pub(crate) fn gather_rows(element: ElementType, table: Shape, out: Shape) -> Result<Launch> {
     const OP: &str = "gather_rows";
     const NEIGHBORS: usize = 4;

@@ -1,8 +1,8 @@
 //! Every kernel against its f64 reference, on the emulator and on a GPU.
 //!
-//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the next value of a
-//! 16-bit type where values are stored in it. Outputs are initialized with NaN, so that tests see elements that are not
-//! written, and gaps between rows are NaN, which must be NaN afterwards.
+//! Bounds are derived as in `tests/cpu.rs`: γ(n) for n roundings in f32, and half the distance from 1 to the next value
+//! of a 16-bit type where values are stored in it. Outputs are initialized with NaN, so that tests see elements that
+//! are not written, and gaps between rows are NaN, which must be NaN afterwards.
 
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -95,7 +95,7 @@ fn random(rng: &mut SmallRng, n: usize) -> Vec<f64> {
     (0..n).map(|_| rng.random_range(-2.0..2.0)).collect()
 }
 
-/// Inserts gaps of NaN between rows.
+/// A matrix of this shape with gaps of NaN between its rows.
 fn spread(values: &[f64], shape: Shape) -> Vec<f64> {
     let mut spread = vec![f64::NAN; shape.n_rows * shape.stride];
     for row in 0..shape.n_rows {
@@ -128,7 +128,7 @@ fn assert_close(what: &str, got: &[f64], expected: &[f64], bound: impl Fn(usize)
     }
 }
 
-fn norms(runner: &dyn Runner) {
+fn rms_norm_matches_the_reference(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(1);
     for element in ELEMENT_TYPES {
         for (n_rows, n_columns, gap) in
@@ -152,7 +152,7 @@ fn norms(runner: &dyn Runner) {
     }
 }
 
-fn rotations(runner: &dyn Runner) {
+fn qk_norm_rope_matches_the_reference(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(2);
     let theta = 1e4;
     for element in ELEMENT_TYPES {
@@ -212,7 +212,7 @@ fn rotations(runner: &dyn Runner) {
     }
 }
 
-fn gates(runner: &dyn Runner) {
+fn swiglu_matches_the_reference(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(3);
     for element in ELEMENT_TYPES {
         for (n_rows, ffn_size, gap) in [(1, 1, 3), (3, 300, 3), (2, 2056, 8), (4, 96, 0)] {
@@ -237,7 +237,7 @@ fn gates(runner: &dyn Runner) {
     }
 }
 
-fn gathered_rows(runner: &dyn Runner) {
+fn gather_rows_matches_the_reference(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(7);
     for element in ELEMENT_TYPES {
         for (n_columns, gap) in [(64, 0), (1, 2), (30, 3), (1028, 8)] {
@@ -256,7 +256,7 @@ fn gathered_rows(runner: &dyn Runner) {
     }
 }
 
-fn biases_and_copies(runner: &dyn Runner) {
+fn bias_and_copy_rows_match_the_reference(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(4);
     for element in ELEMENT_TYPES {
         let (n_rows, n_columns) = (3, 300);
@@ -307,7 +307,7 @@ fn bidirectional(lengths: &[usize]) -> Ragged {
     Ragged::from_segments(segments).unwrap().bidirectional().unwrap()
 }
 
-/// Compares attention over a batch with the reference, for all queries and for the last queries.
+/// Compares attention over a batch with the reference, with queries of all tokens and with queries of last tokens only.
 fn attend(
     runner: &dyn Runner,
     rng: &mut SmallRng,
@@ -319,7 +319,7 @@ fn attend(
     let qkv_shape = gaps(batch.n_rows(), heads.qkv_columns(), 8);
     let values = random(rng, batch.n_rows() * heads.qkv_columns());
     let mut qkv = Buffer::new(element, &values).f64();
-    // As large as in trained models, so that the softmax has a tail.
+    // Queries are scaled so that scores are as large as in trained models, and the softmax has a tail of small weights.
     for row in qkv.chunks_mut(heads.qkv_columns()) {
         row[..heads.q_columns()].iter_mut().for_each(|q| *q *= 0.25);
     }
@@ -361,8 +361,8 @@ fn attend(
         let got = gathered(&buffers[1].f64(), shape);
         let skipped = first_query * heads.q_columns();
         let (expected, weighted) = (&expected[skipped..], &weighted[skipped..]);
-        // The error of a score is the roundings of its sum, and the relative error of its weight is as large; twice,
-        // because the sum of all weights has an error too. Weights are rounded for products on tensor cores.
+        // The error of a score comes from the roundings of its sum. The relative error of its weight is as large, and
+        // is counted twice, because the sum of all weights has an error too. Tensor cores multiply rounded weights.
         let score = (gamma(head_dim + 2) + 4.0 * U) * largest_score;
         let weight = 2.0 * score + gamma(batch.max_length() + 16);
         let rounded = if kernel == AttentionKernel::Flash { unit(element) } else { 0.0 };
@@ -373,7 +373,7 @@ fn attend(
     }
 }
 
-fn attention_along_segments(runner: &dyn Runner) {
+fn attention_along_segments_matches_the_reference(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(5);
     for (element, n_heads, n_kv_heads, head_dim) in [
         (ElementType::F32, 2, 1, 8),
@@ -391,7 +391,7 @@ fn attention_along_segments(runner: &dyn Runner) {
     }
 }
 
-fn attention_on_tensor_cores(runner: &dyn Runner) {
+fn attention_on_tensor_cores_matches_the_reference(runner: &dyn Runner) {
     let mut rng = SmallRng::seed_from_u64(6);
     for (element, n_heads, n_kv_heads) in [
         (ElementType::Bf16, 4, 2),
@@ -410,7 +410,7 @@ fn attention_on_tensor_cores(runner: &dyn Runner) {
 
 /// All keys have the same large score, and values are 1 in the first half of a text and −1 in the second, so that small
 /// errors of every block of keys add up to a large error.
-fn attention_over_many_blocks(runner: &dyn Runner) {
+fn attention_over_many_blocks_accumulates_no_error(runner: &dyn Runner) {
     const N: usize = 64 * 100;
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 128 };
     let segment = Segment { n_tokens: N, parent: None, kind: SegmentKind::Text };
@@ -466,8 +466,10 @@ macro_rules! on_emulator_and_gpu {
 }
 
 on_emulator_and_gpu! {
-    norms rotations gates biases_and_copies gathered_rows attention_along_segments attention_on_tensor_cores
-    attention_over_many_blocks
+    rms_norm_matches_the_reference qk_norm_rope_matches_the_reference swiglu_matches_the_reference
+    bias_and_copy_rows_match_the_reference gather_rows_matches_the_reference
+    attention_along_segments_matches_the_reference attention_on_tensor_cores_matches_the_reference
+    attention_over_many_blocks_accumulates_no_error
 }
 
 /// The first GPU of this machine.
@@ -493,7 +495,7 @@ mod gpu {
             let memory: Vec<_> =
                 buffers.iter().map(|b| self.0.clone_htod(&b.bytes()).unwrap()).collect();
             let pointers: Vec<u64> = memory.iter().map(|m| m.device_ptr(&stream).0).collect();
-            // SAFETY: the buffers are those that the launch was made for.
+            // SAFETY: each test passes the buffers for which it made the launch.
             unsafe { device::launch(&self.0, launch, &pointers) }.unwrap();
             for (buffer, memory) in buffers.iter_mut().zip(&memory) {
                 *buffer = buffer.with_bytes(&self.0.clone_dtoh(memory).unwrap());

@@ -1,4 +1,4 @@
-//! CUDA devices. Programs without the feature `cuda` have a stand-in with the same names and no device.
+//! CUDA devices. Without the feature `cuda`, this module has types with the same names that cannot be constructed.
 
 #[cfg(feature = "cuda")]
 mod on_cuda;

@@ -9,7 +9,7 @@ use super::tensors::{apply, expect, shape_error, type_error};
 use crate::cpu::{Epilogue, Layout, PackedWeight};
 use crate::{Error, Result};
 
-/// A linear layer. Its weight is packed for the kernels of the CPU, or is on a device.
+/// A linear layer. Its weight is packed for the CPU kernels, or is in the memory of a CUDA device.
 #[derive(Debug)]
 pub struct Linear(Weight);
 
@@ -48,7 +48,7 @@ impl Linear {
         Ok(Self::new(PackedWeight::pack_f32(n_out, n_in, layout, read_row)))
     }
 
-    /// A layer with a weight [O, I] in bf16, as [`in_f32`](Self::in_f32).
+    /// As [`in_f32`](Self::in_f32), with a weight [O, I] in bf16.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if the bias is not `[O]`; [`Error::OutOfMemory`] if the device has no room for it.
+    /// [`Error::Shape`] if the bias is not `[O]`; [`Error::OutOfMemory`] if the device has no room for the bias.
     pub fn with_bias(mut self, new_bias: Vec<f32>) -> Result<Self> {
         let n_out = match &self.0 {
             Weight::Cpu { packed, .. } => packed.n_out(),
@@ -108,8 +108,8 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if the shapes are others; [`Error::Type`] if `x` is bf16 and the weight is f32, or if results
-    /// are to be added to bf16.
+    /// [`Error::Shape`] if a shape is different; [`Error::Type`] if `x` is bf16 and the weight is f32, or if the
+    /// epilogue is [`Epilogue::Add`] and `out` is not f32.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -121,8 +121,8 @@ impl Linear {
         self.forward_columns(x, 0..n_columns, out, epilogue, scratch)
     }
 
-    /// Applies the layer as [`forward`](Self::forward) does, to compute some columns of `out`. Other columns may be
-    /// computed too.
+    /// Applies the layer as [`forward`](Self::forward) does, but computes only some columns of `out`. Other columns may
+    /// be written too.
     ///
     /// # Shapes
     ///
@@ -130,7 +130,7 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if the shapes are others, or if a column is beyond the columns of `out`; [`Error::Type`] as for
+    /// [`Error::Shape`] if a shape is different, or if a column is beyond the columns of `out`; [`Error::Type`] as for
     /// [`forward`](Self::forward).
     pub fn forward_columns(
         &self,
@@ -179,7 +179,7 @@ impl Linear {
     }
 }
 
-/// Checks that a device is the CPU: there are no kernels for other devices in this program.
+/// Checks that a device is the CPU. This program has no kernels for other devices, such as Metal.
 fn expect_cpu(op: &'static str, device: &Device) -> Result<()> {
     if device.is_cpu() {
         return Ok(());

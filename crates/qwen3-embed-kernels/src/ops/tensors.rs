@@ -5,8 +5,8 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout as Strides, Storage, Ten
 use crate::cpu::{Rows, RowsMut, Values, ValuesMut};
 use crate::{Error, Result};
 
-/// Runs a CPU kernel that writes `out` and reads `inputs`, which must be in other buffers: the locks of their buffers
-/// are held while the lock of the result is taken.
+/// Runs a CPU kernel that writes `out` and reads `inputs`. The inputs must not be in the buffer of `out`, because the
+/// locks of their buffers are held while the lock of the buffer of `out` is taken.
 pub(super) fn apply<const N: usize>(
     name: &'static str,
     out: &Tensor,
@@ -37,8 +37,8 @@ pub(super) fn apply<const N: usize>(
     Ok(out.inplace_op1(&Operation { name, kernel })?)
 }
 
-/// Checks that a result is in none of the buffers of its operands. The locks of these are held, so that taking the lock
-/// of the result would be a deadlock.
+/// Checks that a result is in none of the buffers of its operands. The locks of these buffers are held for reading, so
+/// locking the same buffer for writing would be a deadlock.
 pub(super) fn expect_elsewhere<'a>(
     op: &'static str,
     out: &Tensor,

@@ -3,8 +3,8 @@ use crate::{Error, Result};
 /// Computes `n_texts` texts in batches. `compute` is called with the number of texts that are done and with the budget
 /// of the next batch in tokens, and returns the number of texts that it has computed.
 ///
-/// If the device has no memory for a batch, the budget of this batch and of all later ones is set to half of its
-/// tokens, once per call.
+/// If the device has no memory for a batch, half of the tokens of this batch become the budget of this batch and of all
+/// later batches. This happens at most once per call.
 pub(crate) fn in_batches(
     n_texts: usize,
     mut budget: usize,

@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! for each text, in sorted order:
-//!     n = the number of tokens that it has in common with the text before it
-//!     if a segment of that text contains position n, split the segment there
+//!     n = the number of tokens at its beginning that the text before it has, too
+//!     if a segment of the text before it contains position n, split the segment there
 //!     g = the number of tokens after n that a prefix in the cache contains: their keys and values are given
 //!     the tokens after n + g are computed, in a new segment
 //! ```
@@ -149,8 +149,8 @@ struct Node {
 }
 
 impl<T: AsRef<[u32]>> Forest<'_, T> {
-    /// The number of segments of the last text that the next text shares, and the number of tokens. The last of these
-    /// segments may be shared in part.
+    /// The number of segments that the next text shares with the last text, and the number of tokens in them. The last
+    /// of these segments may be shared in part.
     fn fork(&self, tokens: &[u32]) -> (usize, usize) {
         let last = self.ends.last().map_or(&[] as &[u32], |&(text, _)| self.texts[text].as_ref());
         let n = common(last, tokens);
@@ -257,8 +257,8 @@ impl<T: AsRef<[u32]>> Forest<'_, T> {
         Ok(Plan { batch, ids, texts, given, kept })
     }
 
-    /// The prefixes that are put into the cache: the longest ones that texts share. If they exceed the size of the
-    /// cache, those that most texts share are chosen.
+    /// The prefixes that are put into the cache: the longest prefixes that texts share. If they exceed the size of the
+    /// cache, the prefixes that most texts share are chosen.
     fn kept(&self, batch: &Ragged, segment_of: &[usize], max_kept: usize) -> Vec<Kept> {
         let is_candidate = |node: &Node| node.is_shared && node.given.is_none();
         let mut is_continued = vec![false; self.nodes.len()];
@@ -339,7 +339,8 @@ mod tests {
         for &(text, last) in &plan.texts {
             assert_eq!(tokens_of(&plan, last), texts[text]);
         }
-        // Computed are 1, 2, 3 4 5, 6, 3 4 7 7 7 7 7 (sharing 3 4 would make a segment of two tokens), 8 8 and 9.
+        // The computed segments are 1, 2, 3 4 5, 6, 3 4 7 7 7 7 7 (sharing 3 4 would make a segment of two tokens), 8 8
+        // and 9.
         assert_eq!(plan.ids.len(), 1 + 1 + 3 + 1 + 7 + 2 + 1);
         assert_eq!(plan.batch.n_last(), 7);
     }

@@ -43,10 +43,10 @@ pub(crate) struct Known {
     earlier: Vec<Arc<[u32]>>,
 }
 
-/// The most prefixes in the cache. The limit keeps searching them fast.
+/// The largest number of prefixes in the cache. With this limit, the search for a prefix is fast.
 const MAX_PREFIXES: usize = 256;
 
-/// The number of earlier texts that are remembered.
+/// The largest number of earlier texts that are remembered.
 const MAX_EARLIER_TEXTS: usize = 32;
 
 impl PrefixCache {
@@ -56,7 +56,7 @@ impl PrefixCache {
         Self { capacity, bytes_per_token, state: Mutex::default(), hits, tokens_saved }
     }
 
-    /// The most tokens of a prefix, which may use half of the cache.
+    /// The largest number of tokens in a prefix. A prefix may use half of the cache.
     pub(crate) fn max_tokens(&self) -> usize {
         self.capacity / 2 / self.bytes_per_token.max(1)
     }
@@ -67,7 +67,7 @@ impl PrefixCache {
         Known { prefixes: state.prefixes.clone(), earlier: state.earlier.iter().cloned().collect() }
     }
 
-    /// Notes that the first `n_tokens` tokens of a prefix were used.
+    /// Counts a use of the first `n_tokens` tokens of a prefix, and makes the prefix the most recently used.
     pub(crate) fn note_use(&self, prefix: &Arc<Prefix>, n_tokens: usize) {
         self.hits.fetch_add(1, Relaxed);
         self.tokens_saved.fetch_add(n_tokens as u64, Relaxed);
@@ -96,8 +96,8 @@ impl PrefixCache {
         }
     }
 
-    /// Adds a prefix. It replaces prefixes that are a beginning of it. If the cache is full, the least recently used
-    /// prefixes are removed.
+    /// Adds a prefix. Prefixes in the cache with which the new prefix begins are removed. If the cache is full, the
+    /// least recently used prefixes are removed.
     pub(crate) fn insert(&self, prefix: Prefix) {
         if prefix.tokens.is_empty() || prefix.tokens.len() > self.max_tokens() {
             return;
@@ -131,7 +131,7 @@ impl PrefixCache {
         prefixes.iter().map(|prefix| prefix.tokens.len() * self.bytes_per_token).sum()
     }
 
-    /// Ignores poisoning: no method panics while the state is inconsistent.
+    /// Locks the state. Poisoning is ignored, because no method panics while the state is inconsistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,7 +144,7 @@ impl Known {
         common.max_by_key(|&(_, n_tokens)| n_tokens)
     }
 
-    /// The most tokens that the beginning of a text has in common with an earlier text.
+    /// The largest number of tokens that the beginning of a text has in common with an earlier text.
     pub(crate) fn seen(&self, tokens: &[u32]) -> usize {
         self.earlier.iter().map(|earlier| common(earlier, tokens)).max().unwrap_or(0)
     }

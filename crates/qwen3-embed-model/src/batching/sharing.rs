@@ -19,7 +19,7 @@ impl Default for Sharing {
     }
 }
 
-/// Counts of the tokens that a model has computed and of those that sharing saved, since the model was loaded.
+/// How many tokens a model has computed, and how many tokens sharing has saved, since the model was loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SharingCounts {

@@ -46,7 +46,7 @@ impl Fields {
         if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -69,13 +69,13 @@ impl Fields {
         (!value.is_null()).then_some(value)
     }
 
-    /// The error that `field` has another value than `expected`.
+    /// An error that says which value `field` has in the file, and which value was expected.
     pub fn error(&self, field: &str, expected: impl Into<String>) -> Error {
         let got = self.get(field).map_or_else(|| "nothing".to_owned(), Value::to_string);
         self.error_with(field, expected, got)
     }
 
-    /// The error that `field` has the value `got`, which is described in words, and not `expected`.
+    /// As [`error`](Self::error), with a description of the value in the file, `got`.
     pub fn error_with(
         &self,
         field: &str,
@@ -121,7 +121,7 @@ impl Fields {
     ///
     /// # Errors
     ///
-    /// [`Error::Field`] if the value is no string.
+    /// [`Error::Field`] if the value is not a string.
     pub fn string(&self, field: &str) -> Result<Option<&str>> {
         self.expect_if_present(field, "a string", Value::is_string)?;
         Ok(self.get(field).and_then(Value::as_str))

@@ -95,7 +95,7 @@ impl Header {
             let key = reader.text("a metadata key")?;
             let value = reader.value(key)?;
             if metadata.insert(key.to_owned(), value).is_some() {
-                return Err(reader.error(at, format!("key `{key}`"), "one", "a second one"));
+                return Err(reader.error(at, format!("key `{key}`"), "one", "two"));
             }
         }
         let mut tensors = Vec::new();
@@ -104,7 +104,7 @@ impl Header {
             let tensor = reader.tensor()?;
             if !names.insert(tensor.name.clone()) {
                 let what = format!("tensor `{}`", tensor.name);
-                return Err(reader.error(tensor.described_at, what, "one", "a second one"));
+                return Err(reader.error(tensor.described_at, what, "one", "two"));
             }
             tensors.push(tensor);
         }
@@ -185,7 +185,7 @@ impl Header {
         &self.file.bytes()[range.clone()]
     }
 
-    /// The error that the value at `key` is another one than `expected`.
+    /// An error that says which value is at `key`, and which value was expected.
     pub(crate) fn field(&self, key: &str, expected: &str) -> Error {
         let got = self.json(key).map_or_else(|| "nothing".to_owned(), |value| value.to_string());
         let (path, expected) = (self.path().to_path_buf(), expected.to_owned());
@@ -354,7 +354,8 @@ impl<'a> Reader<'a> {
         Ok(Value::Array { of, n, range: start..self.at })
     }
 
-    /// Reads the description of a tensor. Its range has the right length and begins at 0 for now.
+    /// Reads the description of a tensor. The range of its data has the right length, but begins at 0 until
+    /// [`Header::place_tensors`] moves it.
     fn tensor(&mut self) -> Result<TensorInfo> {
         let described_at = self.at;
         let name = self.text("a tensor's name")?;

@@ -7,8 +7,8 @@ use crate::checkpoint::weights::{PROJECTION, Weights};
 pub enum Head {
     /// No head: the result is hidden states, as in an embedding model.
     None,
-    /// The head of a language model whose weights are the token embeddings. A GGUF file with such a head looks like
-    /// [`None`](Self::None).
+    /// The head of a language model whose weights are the token embeddings. A GGUF file does not show such a head, so
+    /// it is described as [`None`](Self::None).
     TiedLmHead,
     /// The head of a language model with its own weights, `lm_head.weight`.
     LmHead,
@@ -17,7 +17,7 @@ pub enum Head {
 }
 
 impl Weights {
-    /// The head, as the names of the tensors show it.
+    /// The head, found by the names of the tensors.
     pub(crate) fn head(&self) -> Head {
         if self.contains("score.weight") {
             return Head::Score;

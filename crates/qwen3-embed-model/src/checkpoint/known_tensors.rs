@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use crate::checkpoint::weights::{PROJECTION, Weights};
 use crate::{Config, Error, Result};
 
-/// Weights outside of the layers: those of the decoder itself, and of the heads.
+/// The weights outside of the layers: the weights of the decoder itself, and the weights of the heads.
 const BESIDE_LAYERS: [&str; 4] =
     ["embed_tokens.weight", "norm.weight", "lm_head.weight", "score.weight"];
 
@@ -36,7 +36,7 @@ impl Weights {
         let names = self.names();
         let mut known: HashSet<String> =
             BESIDE_LAYERS.iter().map(|name| self.name_in_file(name)).collect();
-        // A configuration may name more layers than there are tensors. Reading the layers reports the missing ones.
+        // A configuration may name more layers than there are tensors. Reading the layers reports missing tensors.
         for layer_idx in 0..config.num_hidden_layers.min(names.len()) {
             let in_file = |module: &&str, what: &str| {
                 self.name_in_file(&format!("layers.{layer_idx}.{module}.{what}"))

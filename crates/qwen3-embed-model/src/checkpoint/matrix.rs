@@ -153,7 +153,7 @@ impl MappedRows {
         self.stored.range.len() as u64
     }
 
-    /// Copies the rows into memory, so that the file is not used any more.
+    /// Copies the rows into memory. The file is not used after that.
     pub(crate) fn copied(self) -> Result<Self> {
         let Stored { file, range, stored_type, shape } = self.stored;
         let copy = file.copy_of(&range)?;

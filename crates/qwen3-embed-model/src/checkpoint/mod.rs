@@ -36,7 +36,7 @@ use crate::checkpoint::weights::{PROJECTION, Weights};
 
 /// The files of a model: opened, memory-mapped and checked. No weight has been read yet.
 ///
-/// Everything about a model is derived from its checkpoint, so that each file is opened once:
+/// Everything about a model is derived from its checkpoint, so each file is opened only once:
 /// [`Model::load_with`](crate::Model::load_with) loads the decoder,
 /// [`RerankHead::load`](crate::RerankHead::load) the head of a reranker,
 /// [`Summary::of`](crate::Summary::of) describes the model, and [`tokenizer`](Self::tokenizer) tells where its
@@ -81,8 +81,8 @@ impl Checkpoint {
     /// the files of sentence-transformers are read if there are any. A GGUF file contains the whole model.
     ///
     /// The files with weights are memory-mapped. They must not be truncated or rewritten in place while the
-    /// checkpoint, or a model that was loaded from it, is in use. To replace a file, rename another one to its
-    /// name, as package managers and git do.
+    /// checkpoint, or a model that was loaded from it, is in use. To replace a file, write a new file and rename it to
+    /// the name of the old file, as package managers and git do.
     ///
     /// # Errors
     ///
@@ -121,8 +121,8 @@ impl Checkpoint {
         })
     }
 
-    /// Adds a LoRA adapter, whose weights are read now. A `modules.json` and a `tokenizer.json` in its folder
-    /// replace those of the model.
+    /// Adds a LoRA adapter, whose weights are read now. A `modules.json` and a `tokenizer.json` in the adapter's folder
+    /// replace the same files of the model.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The head after the decoder, as the names of the tensors tell.
+    /// The head after the decoder, found by the names of the tensors.
     pub fn head(&self) -> Head {
         self.weights.head()
     }
@@ -177,8 +177,8 @@ impl Checkpoint {
         }
     }
 
-    /// The files of sentence-transformers that describe how the model is used: those in the adapter's folder if it
-    /// has `modules.json` or `config_sentence_transformers.json`, otherwise those in the model's folder.
+    /// The files of sentence-transformers that describe how the model is used. They are in the adapter's folder if this
+    /// folder has `modules.json` or `config_sentence_transformers.json`, otherwise in the model's folder.
     pub fn sentence_transformers(&self) -> &SentenceTransformers {
         let of_adapter = self.adapter.as_ref().map(Adapter::repository);
         let describes = |files: &&SentenceTransformers| {
@@ -187,7 +187,7 @@ impl Checkpoint {
         of_adapter.filter(describes).unwrap_or(&self.repository)
     }
 
-    /// Whether the adapter's folder or the model's has a `modules.json`.
+    /// Whether the adapter's folder or the model's folder has a `modules.json`.
     pub fn has_modules(&self) -> bool {
         self.repositories().any(|repository| repository.modules_json().is_some())
     }
@@ -200,7 +200,7 @@ impl Checkpoint {
             && self.path.join("adapter_config.json").is_file()
     }
 
-    /// How a text's vector is made, or `None` without a `modules.json`.
+    /// The steps that compute a text's vector, or `None` without a `modules.json`.
     pub(crate) fn modules(&self) -> Result<Option<Modules>> {
         for repository in self.repositories() {
             if let Some(modules) = Modules::read(repository)? {
@@ -232,7 +232,7 @@ impl Checkpoint {
         &self.repository
     }
 
-    /// The files of sentence-transformers in the adapter's folder, then those in the model's.
+    /// The files of sentence-transformers in the adapter's folder, then the files in the model's folder.
     fn repositories(&self) -> impl Iterator<Item = &SentenceTransformers> {
         self.adapter.iter().map(Adapter::repository).chain([&self.repository])
     }

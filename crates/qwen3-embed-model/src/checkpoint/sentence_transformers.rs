@@ -27,8 +27,8 @@ pub struct Module<'a> {
     pub path: &'a str,
 }
 
-/// The Python package whose modules are supported, and the dot after its name. Modules of other packages are
-/// code that a repository brings along.
+/// The Python package whose modules are supported, and the dot after its name. Modules of other packages need Python
+/// code from the repository of the model.
 const PACKAGE: &str = "sentence_transformers.";
 
 impl SentenceTransformers {
@@ -70,7 +70,7 @@ impl SentenceTransformers {
         self.limits.as_ref()
     }
 
-    /// The modules in the order in which they run. None if there is no `modules.json`.
+    /// The modules in the order in which they run. The iterator is empty if there is no `modules.json`.
     pub fn modules(&self) -> impl Iterator<Item = Module<'_>> {
         self.modules.iter().flat_map(|fields| {
             (0..fields.len()).map(|idx| {

@@ -11,8 +11,8 @@
 //! Q6_K   d·s · (q − 32)      256 nibbles, 256 pairs of upper bits, 16 signed bytes s, d
 //! ```
 //!
-//! The factors are multiplied in the order of the `gguf` Python package, and each result is rounded, so that values are
-//! the same to the last bit.
+//! The factors are multiplied in the same order as in the `gguf` Python package, and each product is rounded. So the
+//! values are the same as in this package, bit for bit.
 
 use half::{bf16, f16};
 use qwen3_embed_kernels::cpu::{Bits, BlockRow};

@@ -98,8 +98,8 @@ impl Summary {
     }
 }
 
-/// Dimensions of a text's vector. Modules that cannot be read are ignored: loading an embedding model reports
-/// them, and the modules of a reranker are others.
+/// Dimensions of a text's vector. Modules that cannot be read are ignored: loading an embedding model reports them, and
+/// a reranker does not use them.
 fn embedding_size(checkpoint: &Checkpoint) -> Result<usize> {
     let modules = checkpoint.modules().ok().flatten().unwrap_or_default();
     match modules.dense.last() {

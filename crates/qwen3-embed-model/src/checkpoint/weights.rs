@@ -109,7 +109,7 @@ impl Weights {
         precisions.into_iter().max_by_key(|&precision| values_in(precision)).unwrap_or_default()
     }
 
-    /// Whether all matrices of the layers are stored in Q8_0, so that `Int8` uses them without rounding.
+    /// Whether all matrices of the layers are stored in Q8_0. If so, `Int8` can use them without rounding.
     pub(crate) fn are_q8_0(&self) -> bool {
         self.updates.is_empty()
             && self.layer_matrices().all(|(stored, _)| stored == StoredType::Q8_0)
@@ -152,7 +152,7 @@ impl Weights {
         self.tensors.contains_key(&self.name_in_file(name))
     }
 
-    /// Whether the names of the tensors show that the model has no head: see [`Naming::has_no_head_name`].
+    /// Whether the names of the decoder's tensors show that the model has no head: see [`Naming::has_no_head_name`].
     pub(crate) fn show_no_head(&self) -> bool {
         self.naming.has_no_head_name()
     }

@@ -11,7 +11,7 @@ use qwen3_embed_kernels::ops;
 
 use crate::Result;
 
-/// The most outliers of one input: as many features as share a scale.
+/// The largest number of outliers of one input: as many features as share a scale.
 const MAX_OUTLIERS: usize = 32;
 
 /// An outlier's root mean square is at least this many times the median of all features.
@@ -118,7 +118,7 @@ fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
         }
         // A row of zeros is not counted.
         if squares != 0.0 {
-            // The rest of a sum in f32 may be a rounding error, and negative.
+            // If the columns in `apart` have nearly all squares, the rest may be a rounding error, and negative.
             total += (f64::from(errors) / squares).abs();
             n_rows += 1;
         }
@@ -126,7 +126,7 @@ fn loss(x: &[f32], n_columns: usize, group: usize, apart: &[usize]) -> f64 {
     total / f64::from(n_rows)
 }
 
-/// The columns of `x`, [T, I], that are outliers. None if their squares are a small share of all squares.
+/// The columns of `x`, [T, I], that are outliers. Empty if their squares are a small share of all squares.
 fn outliers(x: &[f32], n_columns: usize) -> Vec<usize> {
     let mut squares = vec![0f64; n_columns];
     for row in x.chunks_exact(n_columns) {

@@ -10,7 +10,7 @@ use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::Workspace;
 use crate::{Config, Result};
 
-/// The number of tokens.
+/// The number of tokens in the calibration text.
 const N_TOKENS: usize = 64;
 
 /// A text that passes through the layers, one after another.

@@ -87,7 +87,7 @@ impl Model {
         SharingCounts { n_tokens, n_computed, cache_hits, cache_tokens, cache_bytes }
     }
 
-    /// The columns of keys and values in the output of `qkv_proj`, which come after those of queries.
+    /// The columns of keys and values in the output of `qkv_proj`. They come after the columns of queries.
     fn kv_columns(&self) -> Range<usize> {
         let heads = self.config.heads();
         heads.q_columns()..heads.qkv_columns()
@@ -275,8 +275,9 @@ impl Model {
 
     /// Runs the decoder. Returns hidden states after the final norm, and the prefixes for the cache.
     ///
-    /// With last-token pooling, the hidden states are those of last tokens: one for each text that ends in the batch,
-    /// or one for each segment in a batch without sharing. With other poolings, there is one for each token.
+    /// With last-token pooling, only hidden states of last tokens are returned: a hidden state for each text that ends
+    /// in the batch, or for each segment in a batch without sharing. With other poolings, there is a hidden state for
+    /// each token.
     fn forward_batch(
         &self,
         plan: &Plan,

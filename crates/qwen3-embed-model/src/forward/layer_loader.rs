@@ -210,7 +210,8 @@ impl UnpackedProjection {
         let bytes = has_bytes.then(|| input.fitting_bytes(BYTE_GROUP));
         match bytes.flatten() {
             Some(ByteFit::Plain) => PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row),
-            // If a few features have most of the residual stream, the values that are added to them must be more exact.
+            // If the residual stream has outliers, the values that o_proj and down_proj add to them need activations in
+            // more than 8 bits.
             Some(ByteFit::Rotated) if !self.has_outliers.get() => {
                 PackedWeight::pack_bytes(n_out, n_in, layout, true, read_row)
             }

@@ -148,7 +148,7 @@ impl Loader<'_> {
         if let Some(pooling) = pooling.filter(|pooling| EMBEDDING_POOLINGS.contains(pooling)) {
             let expected = "`cls.output.weight`, or an `output.weight` or token embeddings that do \
                             not belong to an embedding model";
-            let got = format!("`{POOLING}` {pooling}, which is that of embedding models");
+            let got = format!("`{POOLING}` {pooling}, which only embedding models have");
             return Err(self.no_head(expected, got));
         }
         let is_tied = config.tie_word_embeddings;

@@ -17,7 +17,7 @@ pub(crate) struct RopeTable {
     rows: RwLock<Option<Arc<Rows>>>,
 }
 
-/// Each [P, D / 2], on the model's device.
+/// The table for the positions below `n_positions`. Both tensors are [n_positions, D / 2], on the model's device.
 #[derive(Debug)]
 struct Rows {
     n_positions: usize,

@@ -5,7 +5,7 @@ use qwen3_embed_kernels::ops::{self, Scratch};
 use crate::numerics::Numerics;
 use crate::{Config, Result};
 
-/// Memory for the activations of a batch, which is reused, so that layers allocate nothing.
+/// Memory for the activations of a batch. It is reused for later batches, so layers allocate no memory.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
     buffers: Option<Buffers>,
@@ -37,8 +37,9 @@ pub(crate) struct Room<'a> {
     pub(crate) scratch: &'a Scratch,
 }
 
-/// Unused columns at the end of each row of the inputs of matrix multiplications. Without them, rows begin at the same
-/// offset in their pages, so that the twelve rows of a tile compete for the same few cache lines.
+/// Unused columns at the end of each row of the inputs of matrix multiplications. Without them, rows would begin at the
+/// same offset in their memory pages, and the twelve rows of a tile would compete for the same few sets of the CPU
+/// cache.
 const GAP: usize = 32;
 
 /// The memory of a token's activations in bytes, estimated: the workspace, the scratch buffers of operations, the

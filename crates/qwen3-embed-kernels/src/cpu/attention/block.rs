@@ -9,7 +9,7 @@ use crate::cpu::simd::{Simd, SimdOp};
 use crate::cpu::tile::{Operands, Prefetch, RowSink, TileKernel, multiply_panel, panel_columns};
 use crate::cpu::vector::{convert, load_part, store_part};
 
-/// Computes a task, with products of this kernel.
+/// Computes a task. `kernel` multiplies queries with keys, and weights with values.
 #[derive(Clone, Copy)]
 pub(super) struct Attend<'a, K: TileKernel> {
     pub(super) kernel: K,
@@ -25,7 +25,8 @@ impl<T: FloatScalar, K: TileKernel<Left = T, Right = T>> SimdOp for Attend<'_, K
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         const { assert!(KEY_BLOCK.is_multiple_of(panel_columns::<S>())) };
-        // Taken and put back, because a closure would be compiled without the features of this function.
+        // The buffers are moved out of the thread-local variable and moved back at the end. `LocalKey::with` needs a
+        // closure, and a closure may be compiled without the target features of this function.
         let mut rows = BUFFERS_OF_THREAD.take();
         let heads = self.call.heads;
         let n_rows = self.task.n_queries * heads.group();
@@ -69,12 +70,15 @@ impl<'a, K: TileKernel> Attend<'a, K> {
     }
 }
 
-/// Buffers of a task, with one entry for each row. They only grow, and contain values of earlier tasks.
+/// Buffers of a task. Each has an entry for each row of the task. Buffers only grow, and contain values of earlier
+/// tasks.
 #[derive(Default)]
 struct Buffers {
-    /// [rows, D]: the queries, in the type of the products. A row begins where it would begin if it were f32.
+    /// [rows, D]: the queries, in the type in which they are multiplied (f32 or bf16). The distance between rows is the
+    /// distance of rows of f32 values, so rows of bf16 values use the first half of their memory.
     queries: Vec<f32>,
-    /// [rows, KEY_BLOCK]: the scores, later overwritten with their exponentials in the type of the products.
+    /// [rows, KEY_BLOCK]: the scores, later overwritten with their exponentials in the type in which these are
+    /// multiplied.
     scores: Vec<f32>,
     /// [rows, D rounded up to whole panels]: the weighted sums of values so far.
     sums: Vec<f32>,
@@ -82,7 +86,7 @@ struct Buffers {
     max: Vec<f32>,
     /// The sum of the exponentials so far.
     total: Vec<f32>,
-    /// The factor for the weighted sums so far, before those of the block are added.
+    /// The factor with which the weighted sums so far are multiplied before the values of the block are added.
     rescale: Vec<f32>,
 }
 
@@ -115,8 +119,8 @@ impl Buffers {
     }
 }
 
-/// The row of the batch and the first column of row `r` of the task, which is query `r / group` for head `r % group` of
-/// the group.
+/// The row in the batch, and the first column in this row, of the query in row `r` of the task. Row `r` is query
+/// `r / group` for head `r % group` of the group.
 #[inline(always)]
 fn position<K: TileKernel>(block: &Attend<'_, K>, r: usize) -> (usize, usize) {
     let (heads, group) = (block.call.heads, block.call.heads.group());
@@ -138,8 +142,8 @@ fn take_queries<S: Simd, K: TileKernel<Left: FloatScalar>>(
     for (r, out) in rows.queries[..n_rows * dim].chunks_exact_mut(dim).enumerate() {
         let (row, column) = position(block, r);
         let query = &block.call.qkv[row * heads.qkv_columns() + column..][..dim];
-        // SAFETY: as `FloatScalar` and `Scalar` promise, a value is no larger and no more strictly aligned than f32, and
-        // every bit pattern is a value.
+        // SAFETY: as `FloatScalar` and `Scalar` promise, neither the size nor the alignment of a value is greater than
+        // that of f32, and every bit pattern is a value.
         let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), dim) };
         convert::<S, K::Left>(s, query, out);
     }
@@ -187,7 +191,7 @@ impl<S: Simd> RowSink<S> for StoreScores<'_> {
     }
 }
 
-/// Turns the scores of the block into exponentials, and notes how far the maximum moved.
+/// Replaces the scores of the block by exponentials, and updates the maximum, the total and the `rescale` of each row.
 #[inline(always)]
 fn softmax<S: Simd, K: TileKernel<Left: FloatScalar>>(
     s: S,
@@ -201,7 +205,7 @@ fn softmax<S: Simd, K: TileKernel<Left: FloatScalar>>(
         let scores = &mut rows.scores[r * KEY_BLOCK..][..KEY_BLOCK];
         let seen = block.seen_end(r / group).saturating_sub(keys.start).min(keys.len());
         if seen == 0 {
-            // The row sees no key of the block: zeros times finite values leave its sums unchanged.
+            // The row sees no key of the block. With exponentials of zero, its sums stay unchanged.
             exponentials::<S, K::Left>(s, scores, 0, keys.len(), 0.0);
             rows.rescale[r] = 1.0;
             continue;
@@ -216,8 +220,8 @@ fn softmax<S: Simd, K: TileKernel<Left: FloatScalar>>(
     }
 }
 
-/// Replaces the first `seen` scores by `exp(score − max)` and the others up to `end` by zero, in the type of the
-/// products. Returns the sum.
+/// Replaces the first `seen` scores by `exp(score − max)` and the scores from there to `end` by zero, in the type in
+/// which they are multiplied with values. Returns the sum of the exponentials.
 #[inline(always)]
 fn exponentials<S: Simd, T: FloatScalar>(
     s: S,
@@ -238,14 +242,15 @@ fn exponentials<S: Simd, T: FloatScalar>(
             }
         };
         sums = s.add(sums, exp);
-        // SAFETY: there are whole registers of scores, because KEY_BLOCK is a multiple of a register. An exponential is
-        // no larger than a score, as `FloatScalar` promises, so that it overwrites no score that has not been read.
+        // SAFETY: there are whole registers of scores, because KEY_BLOCK is a multiple of the lanes of a register. An
+        // exponential takes no more bytes than a score, as `FloatScalar` promises, so the store overwrites no score
+        // that has not been read.
         unsafe { T::store(s, scores.as_mut_ptr().cast::<T>().add(start), exp) };
     }
     s.sum(sums)
 }
 
-/// The largest of `old` and the first `seen` scores. `scores` has whole registers.
+/// The largest of `old` and the first `seen` scores. The length of `scores` is a multiple of the lanes of a register.
 #[inline(always)]
 fn largest<S: Simd>(s: S, old: f32, scores: &[f32], seen: usize) -> f32 {
     let mut max = s.splat(old);
@@ -292,7 +297,7 @@ fn accumulate<S: Simd, T: FloatScalar, K: TileKernel<Left = T, Right = T>>(
     }
 }
 
-/// Rescales the weighted sums so far, from `column` on, and adds those of the block.
+/// Rescales the weighted sums so far, from `column` on, and adds the weighted sums of the block.
 struct AddValues<'a> {
     sums: &'a mut [f32],
     width: usize,

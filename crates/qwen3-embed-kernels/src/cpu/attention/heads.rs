@@ -10,7 +10,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Columns of packed queries, keys and values: (H + 2K) · D.
+    /// Columns of a matrix that has the queries, keys and values of a token side by side in a row: (H + 2K) · D.
     pub fn qkv_columns(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
@@ -25,7 +25,7 @@ impl Heads {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Whether K divides H, and D is even and not zero.
+    /// Whether the numbers are valid together: K divides H, D is even, and none is zero.
     pub fn is_whole(&self) -> bool {
         self.n_kv_heads > 0
             && self.n_heads.is_multiple_of(self.n_kv_heads)

@@ -13,14 +13,14 @@
 //!     out = o / l
 //! ```
 //!
-//! The rows of a block are its queries for all query heads of a group, so that a panel is read once for all of them.
-//! Queries, keys, exponentials and values are multiplied as f32 or as bf16; scores, the sums of exponentials and the
-//! weighted sums are f32. Blocks of keys begin at fixed positions of the text, so that the result for a row depends on
-//! its own text only, bit for bit.
+//! The rows of a block are its queries, once for each query head of a group (the query heads that use the same
+//! key/value head). So a panel of keys or values is read once for the whole group. Queries, keys, exponentials and
+//! values are multiplied as f32 or as bf16; scores, the sums of exponentials and the weighted sums are f32. Blocks of
+//! keys begin at fixed positions of the text, so the result for a row depends on its own text only, bit for bit.
 //!
-//! A segment that others continue is packed once for all of them, as far as it fills whole blocks of keys. The keys of
-//! its last, partial block are packed again for each segment that continues it, in front of the keys of that segment: a
-//! block is always contiguous, whatever the segments of its tokens are.
+//! If other segments continue a segment, the whole blocks of keys of this segment are packed once for all of them. The
+//! keys of its last, partial block are packed again for each segment that continues it, in front of the keys of the
+//! continuing segment. So the keys of a block are always contiguous in memory, also if they belong to several segments.
 //!
 //! # Source
 //!
@@ -57,17 +57,17 @@ pub struct AttentionScratch {
     bf16: PackedKeyValues<bf16>,
 }
 
-/// Attention of every token to the tokens of its own text that it sees, in parallel on rayon's current pool. Products
-/// are computed in the type of `out`.
+/// Attention of every token to the tokens of its own text that it sees: see [`Ragged::seen_from`]. It runs in parallel
+/// on rayon's current pool. Queries, keys, weights and values are multiplied in the type of `out`.
 ///
 /// # Shapes
 ///
-/// `qkv` is [P + T, (H + 2K) · D], the queries normalized, rotated and divided by √D; `out` is [T, H · D], or [N, H · D]
-/// for [`Queries::Last`].
+/// `qkv` is [P + T, (H + 2K) · D], with queries that are normalized, rotated and divided by √D. `out` is [T, H · D], or
+/// [N, H · D] for [`Queries::Last`].
 ///
 /// # Panics
 ///
-/// If the shapes are others; `qwen3_embed_kernels::ops` checks before it calls.
+/// If a shape is different. The functions of [`ops`](crate::ops) return an error instead.
 pub fn attention(
     kernels: &Kernels,
     qkv: &[f32],
@@ -91,7 +91,7 @@ pub fn attention(
     }
 }
 
-/// Packs keys and values and computes all tasks, with products of this kernel.
+/// Packs keys and values and computes all tasks with `kernel`.
 fn run<T: FloatScalar, K: TileKernel<Left = T, Right = T> + Sync>(
     kernels: &Kernels,
     kernel: K,
@@ -116,7 +116,7 @@ fn run<T: FloatScalar, K: TileKernel<Left = T, Right = T> + Sync>(
         };
         kernels.run(Pack { call, part, keys, values });
     });
-    // Later queries see more keys, so that the longest tasks start first.
+    // Later queries see more keys. The tasks run in reverse order, so that the longest tasks start first.
     tasks.par_iter().rev().for_each(|task| {
         kernels.run(Attend { kernel, call, parts, task, packed });
     });
@@ -129,6 +129,8 @@ struct Disjoint<T>(*mut T);
 unsafe impl<T: Send> Sync for Disjoint<T> {}
 
 impl<T> Disjoint<T> {
+    /// The `n` values from `start` on.
+    ///
     /// # Safety
     ///
     /// The buffer has these values, and there is no other reference to them.

@@ -5,7 +5,7 @@ use crate::cpu::scalar::FloatScalar;
 use crate::cpu::simd::{Simd, SimdOp};
 use crate::cpu::vector::{convert, load_part};
 
-/// Fills the panels of a part. Columns and steps beyond its keys and values become zero.
+/// Fills the panels of a part (see [`KeyValuePart`]). Columns and steps beyond its keys and values become zero.
 pub(super) struct Pack<'a, T> {
     pub(super) call: &'a AttentionCall<'a>,
     pub(super) part: &'a KeyValuePart,
@@ -25,7 +25,7 @@ impl<T: FloatScalar> SimdOp for Pack<'_, T> {
     }
 }
 
-/// The values of the part's token `i` from `column` on, one head wide. Empty beyond the last token.
+/// The key or value of the part's token `i`: the D columns of `qkv` from `column` on. Empty beyond the last token.
 #[inline(always)]
 fn head<'a, T>(pack: &Pack<'a, T>, i: usize, column: usize) -> &'a [f32] {
     let KeyValuePart { segment, first, n_tokens, .. } = *pack.part;
@@ -36,7 +36,7 @@ fn head<'a, T>(pack: &Pack<'a, T>, i: usize, column: usize) -> &'a [f32] {
     &pack.call.qkv[row + column..][..pack.call.heads.head_dim]
 }
 
-/// A key is a column of a panel: its steps are written one below the other.
+/// Writes each key to a column of a panel: the steps of the key are `columns` steps apart in memory.
 #[inline(always)]
 fn pack_keys<S: Simd, T: FloatScalar>(s: S, pack: &mut Pack<'_, T>, k_column: usize) {
     let (columns, n_tokens) = (pack.call.columns, pack.part.n_tokens);
@@ -59,14 +59,15 @@ fn pack_keys<S: Simd, T: FloatScalar>(s: S, pack: &mut Pack<'_, T>, k_column: us
     }
 }
 
-/// A value is a row of a panel: the values of a step are written side by side.
+/// Writes the values. Each value is a row that is divided over all panels. A step has the values of `T::DEPTH` tokens,
+/// side by side in each column.
 #[inline(always)]
 fn pack_values<S: Simd, T: FloatScalar>(s: S, pack: &mut Pack<'_, T>, v_column: usize) {
     let columns = pack.call.columns;
     let n_steps = pack.part.n_tokens.div_ceil(T::DEPTH);
     for step in 0..n_steps {
         let first = head(pack, step * T::DEPTH, v_column);
-        // It is unused if a step has one value.
+        // `second` is not used if a step has the value of one token only.
         let second = head(pack, step * T::DEPTH + 1, v_column);
         let panels = pack.values.chunks_exact_mut(n_steps * columns * T::DEPTH);
         for (panel_idx, panel) in panels.enumerate() {

@@ -8,16 +8,17 @@ use crate::cpu::aligned::Aligned;
 use crate::cpu::scalar::FloatScalar;
 use crate::{Queries, Ragged, SegmentKind};
 
-/// Keys of a block: a multiple of the columns of a panel in every kernel set. The packed keys and values of a segment
-/// start at the beginning of the block in which the segment begins, and include keys and values of the segments that it
-/// continues.
+/// Keys in a block: a multiple of the columns of a panel in every kernel set. The packed keys and values of a segment
+/// start at the beginning of the block in which the segment begins. Before the first token of the segment, they include
+/// the keys and values of the earlier tokens of this block, from the segments that it continues. So a segment that
+/// begins within a block costs memory and time for tokens of other segments.
 pub const KEY_BLOCK: usize = 128;
 
-/// Rows of a block of queries at most: queries times the query heads of a key/value head. A block has at least one
-/// query.
+/// The largest number of rows in a block of queries: queries times the query heads of a key/value head. A block has at
+/// least one query, also if the query heads alone are more.
 const QUERY_ROWS: usize = 48;
 
-/// Keys and values of a batch, packed as the right operands of products.
+/// Keys and values of a batch, packed as the right operands of matrix multiplications.
 #[derive(Debug, Default)]
 pub(super) struct PackedKeyValues<T> {
     /// For each part: [panels of keys, steps of D, columns, values of a step].
@@ -36,19 +37,19 @@ pub(super) struct KeyValuePart {
     pub(super) first: usize,
     /// Packed tokens.
     pub(super) n_tokens: usize,
-    /// Where the packed keys begin.
+    /// The index at which the packed keys begin in [`PackedKeyValues::keys`].
     pub(super) keys: usize,
-    /// Where the packed values begin.
+    /// The index at which the packed values begin in [`PackedKeyValues::values`].
     pub(super) values: usize,
 }
 
 impl KeyValuePart {
-    /// The size of the packed keys.
+    /// The number of elements of the packed keys.
     pub(super) fn key_size(&self, heads: Heads, columns: usize) -> usize {
         self.n_tokens.next_multiple_of(columns) * heads.head_dim
     }
 
-    /// The size of the packed values, if a step has `depth` of them.
+    /// The number of elements of the packed values, if a step has the values of `depth` tokens.
     pub(super) fn value_size(&self, heads: Heads, columns: usize, depth: usize) -> usize {
         self.n_tokens.next_multiple_of(depth) * heads.head_dim.next_multiple_of(columns)
     }
@@ -57,13 +58,14 @@ impl KeyValuePart {
 /// A block of queries of one segment, for the query heads of one key/value head.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct QueryTask {
+    /// The index of the part with the keys and values of the segment and key/value head.
     pub(super) part: usize,
     /// Position of the first query in the text.
     pub(super) first: usize,
     pub(super) n_queries: usize,
 }
 
-/// The operands of a call.
+/// The operands of a call of [`attention`](super::attention).
 pub(super) struct AttentionCall<'a> {
     pub(super) qkv: &'a [f32],
     pub(super) batch: &'a Ragged,
@@ -89,13 +91,13 @@ impl AttentionCall<'_> {
             let positions = self.batch.positions_of(segment);
             let first = positions.start / KEY_BLOCK * KEY_BLOCK;
             let with_queries = self.with_queries(segment, positions.clone());
-            // Other segments read only whole blocks of this one.
+            // Without queries, the keys are only read by other segments, which read only whole blocks of this segment.
             let end = match with_queries.is_empty() {
                 true => positions.end / KEY_BLOCK * KEY_BLOCK,
                 false => positions.end,
             };
             let n_tokens = end - first;
-            // Tasks get shares that are as equal as whole queries allow.
+            // The number of queries in a task, such that all tasks have about as many.
             let share = with_queries.len().div_ceil(with_queries.len().div_ceil(most).max(1));
             for kv_head in 0..self.heads.n_kv_heads {
                 let part = KeyValuePart { segment, kv_head, first, n_tokens, keys, values };
@@ -111,7 +113,7 @@ impl AttentionCall<'_> {
         [keys, values]
     }
 
-    /// The positions of a segment that have queries, of all its `positions`.
+    /// The part of `positions`, the positions of a segment, for which attention computes queries.
     fn with_queries(&self, segment: usize, positions: Range<usize>) -> Range<usize> {
         let end = positions.end;
         match (self.batch.segment(segment).kind, self.queries) {

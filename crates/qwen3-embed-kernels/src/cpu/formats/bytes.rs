@@ -1,8 +1,8 @@
 //! Weights and activations in 8 bits, for CPUs that multiply four pairs of bytes with one instruction.
 //!
-//! Both have a scale for each group of [`BYTE_GROUP`] values of `k`. The instruction multiplies unsigned bytes with
-//! signed bytes: a weight `w` from −127 to 127 is stored as `w + 128`. After each group of activations `a` comes the
-//! correction for that offset, `-128 · Σ a`, with which the sum of the group begins:
+//! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`. The instruction multiplies
+//! unsigned bytes with signed bytes, so a weight `w` from −127 to 127 is stored as `w + 128`. After each group of
+//! activations `a`, the correction for this offset is stored: `-128 · Σ a`. The sum of the group begins with it:
 //!
 //! ```text
 //! for each group of k:
@@ -70,7 +70,7 @@ impl PackedWeight {
 #[derive(Debug)]
 struct BytesWeight {
     panels: Aligned<u8>,
-    /// Whether the weight is rotated, so that activations have to be.
+    /// Whether the weight is rotated. If so, activations are rotated too.
     is_rotated: bool,
 }
 
@@ -144,7 +144,8 @@ const CORRECTION: usize = SCALE + size_of::<f32>();
 /// Bytes of a group of a row of activations.
 const ROW_GROUP: usize = CORRECTION + size_of::<i32>();
 
-/// Quantizes a row in groups, each to multiples of the scale after it. The row is rotated first if `is_rotated`.
+/// Quantizes a row in groups: the values of a group become multiples of its scale. The row is rotated first if
+/// `is_rotated`.
 struct QuantizeRow<'a> {
     x: Values<'a>,
     is_rotated: bool,
@@ -166,7 +167,7 @@ impl SimdOp for QuantizeRow<'_> {
     }
 }
 
-/// [`quantize_groups`] of a row that is rotated first. Its length is a multiple of [`ROTATION`].
+/// Rotates a row and then does [`quantize_groups`]. The length of the row is a multiple of [`ROTATION`].
 #[inline(always)]
 fn quantize_rotated_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
     let blocks = out.chunks_exact_mut(ROTATION / BYTE_GROUP * ROW_GROUP);
@@ -197,7 +198,7 @@ fn finish_group(group: &mut [i8; ROW_GROUP], scale: f32) {
     group[CORRECTION..].copy_from_slice(&correction.to_ne_bytes().map(|byte| byte as i8));
 }
 
-/// i8 times u8.
+/// i8 activations times u8 weights.
 #[derive(Clone, Copy)]
 struct BytesKernel;
 

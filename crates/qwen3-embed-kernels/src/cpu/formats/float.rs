@@ -1,8 +1,8 @@
-//! Weights in f32 and in bf16, and products of floating-point values, summed in f32.
+//! Weights in f32 and in bf16, and kernels that multiply floating-point values and sum the products in f32.
 //!
-//! Panels are row-major [panels, steps of I, columns of a panel, values of a step]. A step is one `k` for f32, and a pair
-//! of them for bf16, which lie side by side in each column of the panel. The second value of a pair is added first, as
-//! the instruction for pairs of bf16 does it.
+//! Panels are row-major [panels, steps of I, columns of a panel, values of a step]. A step is one value of `k` for f32,
+//! and two values of `k` for bf16. The two values of a step, a pair, are side by side in each column of the panel. The
+//! product of the second value of a pair is added first, because the instruction for pairs of bf16 does so.
 
 use half::bf16;
 
@@ -112,7 +112,7 @@ fn panel_size<T: Scalar>(grid: PanelGrid) -> usize {
     grid.n_in.next_multiple_of(T::DEPTH) * grid.panel_columns()
 }
 
-/// The index in a panel of value `k` of a column.
+/// The index in a panel of value `k` of `column`.
 fn index_in_panel<T: Scalar>(grid: PanelGrid, column: usize, k: usize) -> usize {
     (k / T::DEPTH * grid.panel_columns() + column) * T::DEPTH + k % T::DEPTH
 }
@@ -137,13 +137,13 @@ fn unpack_row<T: Scalar>(panels: &[T], grid: PanelGrid, o: usize, row: &mut [T])
     }
 }
 
-/// A kernel whose sums are one chain of multiply-adds in f32.
+/// A kernel in which each sum is one chain of multiply-adds in f32.
 trait Chain: TileKernel {
     /// Adds the products of a step of `Right::DEPTH` values of `k` to the sums of each row.
     ///
     /// # Safety
     ///
-    /// The rows are valid at `k` and the rest of its step, and `panel` for the columns of a step.
+    /// The rows are valid at `k` and the other values of its step, and `panel` for the columns of a step.
     unsafe fn step<S: Simd, const R: usize>(
         self,
         s: S,
@@ -153,7 +153,7 @@ trait Chain: TileKernel {
         sums: &mut [[S::V; 2]; R],
     );
 
-    /// Adds the product of the last `k`, if the number of them is not a multiple of `Right::DEPTH`.
+    /// Adds the product of the last value of `k`, if the number of values is not a multiple of `Right::DEPTH`.
     ///
     /// # Safety
     ///
@@ -167,7 +167,7 @@ trait Chain: TileKernel {
         _: *const Self::Right,
         _: &mut [[S::V; 2]; R],
     ) {
-        unreachable!("steps of one `k` leave no remainder")
+        unreachable!("steps of one value of `k` leave no remainder")
     }
 }
 
@@ -200,7 +200,7 @@ unsafe fn chain<S: Simd, K: Chain, const R: usize>(
     sums
 }
 
-/// Adds value `k` of each row times two registers of columns.
+/// Adds value `k` of each row times `b`, the values of all columns of the panel.
 ///
 /// # Safety
 ///
@@ -256,7 +256,7 @@ chain_kernel! {
 }
 
 chain_kernel! {
-    /// f32 times bf16, which is widened in registers.
+    /// f32 activations times bf16 weights, which are widened to f32 in registers.
     WidenedKernel, f32, bf16
 }
 
@@ -296,8 +296,8 @@ impl Chain for WidenedKernel {
         // SAFETY: the caller's promise.
         unsafe {
             self.last(s, rows, k, panel, sums);
-            // If the compiler interleaved both halves of the step, they would need more registers than there are, and
-            // sums would be spilled. Therefore the second half depends on the last sum of the first.
+            // If the compiler interleaved both halves of the step, they would need more registers than the CPU has, and
+            // sums would be spilled to memory. Therefore the second half depends on the last sum of the first half.
             let panel = s.after(panel, sums[R - 1][1]);
             let b = load_pairs(s, panel).map(|pairs| s.second(pairs));
             add_products(s, rows, k + 1, b, sums);

@@ -1,7 +1,7 @@
-//! Packing of 8-bit weights in groups: what the formats `int8` and `bytes` share.
+//! Packing of 8-bit weights in groups, for the formats `int8` and `bytes`.
 //!
-//! A panel has, for each group of values of `k`, the values of all columns and after them the scales of the columns,
-//! in f32.
+//! For each group of values of `k`, a panel has the values of all columns, followed by the scales of all columns, in
+//! f32.
 
 use crate::cpu::aligned::Aligned;
 use crate::cpu::panels::PanelGrid;
@@ -15,9 +15,9 @@ pub(super) trait WeightByte: Scalar {
     fn from_weight(weight: i8) -> Self;
     /// The weight that a byte represents.
     fn weight(self) -> i8;
-    /// One byte of a scale.
+    /// Stores one byte of an f32 scale, unchanged.
     fn from_bits(bits: u8) -> Self;
-    /// The same byte.
+    /// Returns one byte of an f32 scale that [`from_bits`](Self::from_bits) stored.
     fn bits(self) -> u8;
 }
 
@@ -29,8 +29,8 @@ pub(super) const fn group_size<T: WeightByte>(columns: usize) -> usize {
     (T::GROUP + size_of::<f32>()) * columns
 }
 
-/// Values of `k` in a panel: those of `n_in` features and of `n_precise` second values, each rounded up to whole
-/// groups.
+/// Values of `k` in a panel: the values of `n_in` features, and the second values of `n_precise` features (see
+/// [`GroupedRow::quantize`]). Each number is rounded up to whole groups.
 pub(super) fn padded<T: WeightByte>(n_in: usize, n_precise: usize) -> usize {
     n_in.next_multiple_of(T::GROUP) + n_precise.next_multiple_of(T::GROUP)
 }
@@ -47,8 +47,8 @@ pub(super) struct GroupedRow<'a> {
 }
 
 impl GroupedRow<'_> {
-    /// Quantizes a row in groups of `group` values. The remainders of the features `precise` are quantized to second
-    /// values, which follow the row.
+    /// Quantizes a row in groups of `group` values. For the features `precise`, the differences between the weights and
+    /// the quantized weights are quantized too. These *second values* follow the row.
     fn quantize(&mut self, group: usize, weights: &[f32], precise: &[usize]) {
         let (values, second_values) =
             self.values.split_at_mut(weights.len().next_multiple_of(group));
@@ -70,10 +70,10 @@ impl GroupedRow<'_> {
     }
 }
 
-/// Writes a group of weights as multiples of a scale, which is returned. If a weight is not finite, the scale is NaN,
-/// so that results show it.
+/// Writes a group of weights as integer multiples of a scale, and returns the scale. If a weight is not finite, the
+/// scale is NaN, so that results with this weight are NaN too.
 fn quantize_group(weights: &[f32], values: &mut [i8]) -> f32 {
-    // The bits of magnitudes have the order of the magnitudes, and values that are not finite are above all others.
+    // Magnitudes have the same order as their bits, and values that are not finite are above all finite values.
     let magnitude = |w: &f32| (w.to_bits() & 0x7fff_ffff) as i32;
     let largest = weights.iter().fold(0, |largest, w| largest.max(magnitude(w)));
     let largest = f32::from_bits(largest as u32);
@@ -104,7 +104,8 @@ pub(super) fn pack_quantized<T: WeightByte>(
     })
 }
 
-/// Packs 8-bit weights, in parallel: `read_row(room, o, row)` writes the row `o` of the weight.
+/// Packs 8-bit weights, in parallel: `read_row(room, o, row)` writes the row `o` of the weight. `room()` makes a buffer
+/// for each thread.
 pub(super) fn pack_groups<T: WeightByte, R: Send>(
     grid: PanelGrid,
     n_precise: usize,

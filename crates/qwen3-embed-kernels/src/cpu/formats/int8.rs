@@ -1,8 +1,8 @@
 //! Weights in 8 bits for activations in 16 bits, summed in integers.
 //!
-//! A column of the weight has a scale for each group of [`GROUP`] values of `k`, a row of activations has one scale.
-//! Products of pairs are summed exactly within a group, as i32. The sum of a group is multiplied with the scales of
-//! its columns and added to the f32 sums:
+//! A column of the weight has a scale for each group of [`GROUP`] values of `k`. A row of activations has one scale.
+//! Products are summed exactly within a group, as i32, in pairs of values. The sum of a group is multiplied with the
+//! scale of its column and added to the f32 sum:
 //!
 //! ```text
 //! for each group of k:
@@ -11,10 +11,12 @@
 //!     sums[row] += f32(products[row]) · scales[group]
 //! ```
 //!
-//! An activation is at most 2^15 and a weight at most 2^7 in magnitude, so that the sum of a group is below 2^27.
+//! The magnitude of an activation is below 2^15 and the magnitude of a weight is below 2^7, so the sum of a group of 32
+//! products is below 2^27.
 //!
-//! Input features with the largest activations can have weights of twice as many bits: after the last group come the
-//! groups of these features again, with the remainders of their weights, and activations are repeated accordingly.
+//! Input features with the largest activations can have weights of twice as many bits. For these features, the
+//! quantized remainders of the weights are stored after the last group, and the activations of these features are
+//! repeated there.
 
 use rayon::prelude::*;
 
@@ -152,8 +154,8 @@ impl WeightFormat for Int8Weight {
     }
 }
 
-/// Quantizes a row to multiples of its scale, which is returned. From the next whole group on, `out` has the values at
-/// `precise` again. The rest of the groups is zero.
+/// Quantizes a row to multiples of its scale, and returns the scale. The values of the features `precise` are repeated
+/// in `out`, from the next whole group on. The rest of each group is zero.
 struct QuantizeRow<'a> {
     x: Values<'a>,
     precise: &'a [usize],
@@ -187,7 +189,7 @@ impl SimdOp for QuantizeRow<'_> {
     }
 }
 
-/// i16 times i8.
+/// i16 activations times i8 weights.
 #[derive(Clone, Copy)]
 struct Int8Kernel;
 

@@ -1,8 +1,8 @@
 //! Weight formats: one file for each way to store the weight of a linear layer and to multiply with it.
 //!
-//! A format packs a weight into panels, quantizes activations if its products are in integers, and multiplies. It adds
-//! its constructor, `pack_…`, to [`PackedWeight`](super::packed::PackedWeight). All other code sees a format through
-//! [`WeightFormat`].
+//! A format packs a weight into panels, quantizes activations if it multiplies integers, and multiplies. The file of a
+//! format adds its constructor, `pack_…`, to [`PackedWeight`](super::packed::PackedWeight). All other code uses a
+//! format through [`WeightFormat`].
 
 mod blocks;
 mod bytes;
@@ -31,7 +31,7 @@ pub(super) trait WeightFormat: fmt::Debug + Send + Sync {
         true
     }
 
-    /// Values in a row of activations as the tile kernel reads them: I, and the padding of the format.
+    /// Values in a row of activations as the tile kernel reads it: I values, and the values that the format adds.
     fn n_k(&self, n_in: usize) -> usize {
         n_in
     }
@@ -48,8 +48,8 @@ pub(super) trait WeightFormat: fmt::Debug + Send + Sync {
         x
     }
 
-    /// Multiplies the rows of a task with its panels. Panics if the activations are not of a type that this format
-    /// multiplies.
+    /// Multiplies the rows of a task with the panels of the task. Panics if the activations have a type that this
+    /// format does not multiply.
     fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>);
 
     /// The same weight in the panels of another kernel set.

@@ -21,8 +21,8 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
-// SAFETY: whoever calls `Avx2::new` promises the features. Each block below calls intrinsics of AVX, AVX2 or FMA or,
-// where `VNNI`, of AVX-VNNI. Callers vouch for pointers, and loads and stores are unaligned ones.
+// SAFETY: the caller of `Avx2::new` promises the features. Each block below calls intrinsics of AVX, AVX2 or FMA or,
+// where `VNNI`, of AVX-VNNI. Callers promise that pointers are valid, and loads and stores need no alignment.
 unsafe impl<const VNNI: bool> FloatOps for Avx2<VNNI> {
     type V = __m256;
     type FloatTile = [[__m256; 2]; 6];
@@ -63,7 +63,7 @@ unsafe impl<const VNNI: bool> FloatOps for Avx2<VNNI> {
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
-        // SAFETY: as above. A prefetch is no access.
+        // SAFETY: as above. A prefetch does not access the memory, so the pointer need not be valid.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
@@ -174,7 +174,7 @@ unsafe impl<const VNNI: bool> FloatOps for Avx2<VNNI> {
 // SAFETY: as of `FloatOps`.
 unsafe impl<const VNNI: bool> IntOps for Avx2<VNNI> {
     type I = __m256i;
-    // The f32 sums are in memory except at the end of a group.
+    // The integer sums need 12 of the 16 registers. The f32 sums are in memory except at the end of a group.
     type IntTile = [[__m256; 2]; 6];
 
     #[inline(always)]
@@ -297,7 +297,7 @@ impl<const VNNI: bool> BlockOps for Avx2<VNNI> {
         if VNNI {
             return scale.into();
         }
-        // The scale of both i16 of a lane.
+        // The scale twice, for both i16 of a lane.
         i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
     }
     #[inline(always)]
@@ -324,10 +324,10 @@ unsafe fn rounded(x: __m256) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe {
         let bits = _mm256_castps_si256(x);
-        // Half of the bits that are cut off, plus one if the remaining value is odd: ties to even.
+        // Half a unit of the last bit that remains, minus one if this bit is even: ties to even.
         let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
         let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-        // Adding could turn NaN into infinity or zero. NaN is made quiet instead.
+        // The addition could turn NaN into infinity or zero. NaN is made a quiet NaN instead.
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
         let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
         _mm256_blendv_epi8(_mm256_add_epi32(bits, half), quiet, nan)

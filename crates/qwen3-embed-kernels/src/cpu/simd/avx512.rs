@@ -7,23 +7,23 @@ use super::block::BlockOps;
 use super::float::{FloatOps, dot_bf16_in_f32};
 use super::int::IntOps;
 
-/// AVX-512F and AVX-512BW and, where `VNNI` and `BF16`, those extensions of AVX-512.
+/// AVX-512F and AVX-512BW, with AVX-512 VNNI where `VNNI`, and with AVX-512 BF16 where `BF16`.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu) struct Avx512<const VNNI: bool, const BF16: bool>(());
 
 impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
     /// # Safety
     ///
-    /// The CPU has AVX-512F and AVX-512BW and, where `VNNI` and `BF16`, those extensions of AVX-512.
+    /// The CPU has AVX-512F and AVX-512BW, AVX-512 VNNI where `VNNI`, and AVX-512 BF16 where `BF16`.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-// SAFETY: whoever calls `Avx512::new` promises the features. Each block below calls intrinsics of AVX-512F, of
-// AVX-512BW, of the sets that every CPU with AVX-512 has, AVX2 and FMA among them, or, where `VNNI` and `BF16`, of
-// those extensions. Callers vouch for pointers, and loads and stores are unaligned ones.
+// SAFETY: the caller of `Avx512::new` promises the features. Each block below calls intrinsics of AVX-512F, of
+// AVX-512BW, of older sets that every CPU with AVX-512 has, such as AVX2 and FMA, of AVX-512 VNNI where `VNNI`, or of
+// AVX-512 BF16 where `BF16`. Callers promise that pointers are valid, and loads and stores need no alignment.
 unsafe impl<const VNNI: bool, const BF16: bool> FloatOps for Avx512<VNNI, BF16> {
     type V = __m512;
     type FloatTile = [[__m512; 2]; 12];
@@ -67,7 +67,7 @@ unsafe impl<const VNNI: bool, const BF16: bool> FloatOps for Avx512<VNNI, BF16> 
     }
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
-        // SAFETY: as above. A prefetch is no access.
+        // SAFETY: as above. A prefetch does not access the memory, so the pointer need not be valid.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
@@ -309,7 +309,7 @@ impl<const VNNI: bool, const BF16: bool> BlockOps for Avx512<VNNI, BF16> {
         if VNNI {
             return scale.into();
         }
-        // The scale of both i16 of a lane.
+        // The scale twice, for both i16 of a lane.
         i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
     }
     #[inline(always)]
@@ -347,10 +347,10 @@ unsafe fn rounded(x: __m512) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe {
         let bits = _mm512_castps_si512(x);
-        // Half of the bits that are cut off, plus one if the remaining value is odd: ties to even.
+        // Half a unit of the last bit that remains, minus one if this bit is even: ties to even.
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
         let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-        // Adding could turn NaN into infinity or zero. NaN is made quiet instead.
+        // The addition could turn NaN into infinity or zero. NaN is made a quiet NaN instead.
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
         let quiet = _mm512_set1_epi32(0x40_0000);
         _mm512_mask_or_epi32(_mm512_add_epi32(bits, half), nan, bits, quiet)

@@ -4,12 +4,12 @@ use half::bf16;
 ///
 /// # Safety
 ///
-/// A value of the type proves that the CPU has the instructions: whoever constructs one must have checked. Methods
-/// that take pointers need them to be valid for `LANES` elements, at any alignment.
+/// A value of the type proves that the CPU has the instructions, because the code that constructs the value must have
+/// checked it. Pointers must be valid for `LANES` elements, at any alignment.
 pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     /// A register of `LANES` values.
     type V: Copy;
-    /// The sums of a tile of a product that keeps nothing else in registers.
+    /// The sums of the largest tile of a floating-point kernel, in which no other sums are in registers.
     type FloatTile: TileSums<Self::V>;
     /// Values in a register.
     const LANES: usize;
@@ -34,8 +34,8 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::V);
     /// Prefetches the cache line at `p` into the second-level cache. `p` need not be a valid address.
     fn prefetch(self, p: *const u8);
-    /// Returns `p` in a way that the compiler believes to depend on `x`, so that it does not move loads from `p` before
-    /// the computation of `x`, where there may be no free register for them.
+    /// Returns `p`, such that the compiler assumes that the result depends on `x`. So it does not move loads from the
+    /// result before the computation of `x`, where there may be no free register for them.
     #[inline(always)]
     fn after<T>(self, p: *const T, x: Self::V) -> *const T {
         let _ = x;
@@ -69,8 +69,8 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     /// The largest lane.
     fn largest(self, x: Self::V) -> f32;
 
-    /// `c + a · b` for pairs of bf16 values: both products of a lane are added to it in f32, the second product
-    /// first. Subnormal values may count as zero.
+    /// `c + a · b` for pairs of bf16 values: both products of a lane are added to the lane of `c` in f32, the second
+    /// product first. Subnormal values may count as zero.
     #[inline(always)]
     fn dot_bf16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         dot_bf16_in_f32(self, a, b, c)
@@ -83,7 +83,7 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     /// Range reduction by a two-part ln 2 and the degree-5 polynomial of Cephes' `expf`.
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
-        // `x` is the second operand, so that NaN is kept.
+        // `x` is the second operand of `min` and `max`, so that NaN is kept.
         let x = self.max(self.splat(-87.0), self.min(self.splat(88.0), x));
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let r = self.mul_add(n, self.splat(-0.693_359_4), x);

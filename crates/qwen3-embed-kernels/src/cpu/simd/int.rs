@@ -6,9 +6,9 @@ use super::float::{FloatOps, TileSums};
 ///
 /// As of [`FloatOps`].
 pub(in crate::cpu) unsafe trait IntOps: FloatOps {
-    /// A register of `LANES` i32, or of as many pairs of i16 or quads of bytes.
+    /// A register of `LANES` i32, `LANES` pairs of i16, or `LANES` quads of bytes.
     type I: Copy;
-    /// The sums of a tile of a product that also keeps integer sums in registers, as many of them.
+    /// The f32 sums of the largest tile of an integer kernel, which keeps as many integer sums in registers.
     type IntTile: TileSums<Self::V>;
 
     /// Zero in every lane.
@@ -25,7 +25,7 @@ pub(in crate::cpu) unsafe trait IntOps: FloatOps {
     /// # Safety
     /// `p` is valid for reading `2 · LANES` values.
     unsafe fn load_pairs(self, p: *const i8) -> Self::I;
-    /// `c + a · b` for pairs of i16: both products of a lane are added to it.
+    /// `c + a · b` for pairs of i16: both products of a lane are added to the lane of `c`.
     fn dot_pairs(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
     /// The four bytes at `p` in every lane.
     ///
@@ -37,10 +37,12 @@ pub(in crate::cpu) unsafe trait IntOps: FloatOps {
     /// # Safety
     /// `p` is valid for reading `4 · LANES` values.
     unsafe fn load_quads(self, p: *const u8) -> Self::I;
-    /// `c + a · b` for quads of bytes, unsigned in `a` and signed in `b`: all four products of a lane are added to it.
+    /// `c + a · b` for quads of bytes, unsigned in `a` and signed in `b`: all four products of a lane are added to the
+    /// lane of `c`.
     ///
-    /// A set that has dot products of signed bytes only, like NEON, flips the sign bits of `a` and adds `128 · Σ b`, a
-    /// dot product with ones. Such a set overrides [`BlockOps`](super::BlockOps), whose `a` has no sign bits.
+    /// An instruction set that has only dot products of signed bytes, such as NEON, can flip the highest bit of each
+    /// byte of `a`, which subtracts 128, and add `128 · Σ b`, which is a dot product with a constant. It can override
+    /// the methods of [`BlockOps`](super::BlockOps), where bytes of `a` are below 64 and need no correction.
     fn dot_quads(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
     /// `a · b` for i32, which wraps around.
     fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;

@@ -1,12 +1,12 @@
 //! The vector operations that kernels are written in, and their implementation for each instruction set.
 //!
-//! A kernel is one generic function over [`Simd`], wrapped in a [`SimdOp`]. It is compiled for an instruction set by
-//! being inlined into a function that enables the features of that set: see `dispatch`. Therefore every method here
-//! is `#[inline(always)]`, and kernels contain no closures that compute: the body of a closure is compiled without the
-//! features of the function around it unless it happens to be inlined.
+//! A kernel is a generic function over [`Simd`], wrapped in a [`SimdOp`]. A kernel is compiled for an instruction set
+//! by being inlined into a function that enables the target features of the set: see `dispatch`. Therefore every method
+//! here is `#[inline(always)]`, and kernels do not compute in closures: the body of a closure is compiled without the
+//! target features of the function around it, unless the closure happens to be inlined.
 //!
-//! A new instruction set implements [`FloatOps`], [`IntOps`] and [`BlockOps`], whose default methods are right for
-//! every set that has the required ones.
+//! A new instruction set implements [`FloatOps`], [`IntOps`] and [`BlockOps`]. The default methods of these traits are
+//! correct for every instruction set.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

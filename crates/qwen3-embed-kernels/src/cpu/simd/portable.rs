@@ -32,22 +32,22 @@ unsafe impl FloatOps for Portable {
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
-        // SAFETY: the caller vouches for eight values.
+        // SAFETY: the caller promises eight values.
         unsafe { p.cast::<[f32; 8]>().read_unaligned() }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, x: Self::V) {
-        // SAFETY: the caller vouches for eight values.
+        // SAFETY: the caller promises eight values.
         unsafe { p.cast::<[f32; 8]>().write_unaligned(x) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> Self::V {
-        // SAFETY: the caller vouches for eight values.
+        // SAFETY: the caller promises eight values.
         unsafe { p.cast::<[bf16; 8]>().read_unaligned() }.map(bf16::to_f32)
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut bf16, x: Self::V) {
-        // SAFETY: the caller vouches for eight values.
+        // SAFETY: the caller promises eight values.
         unsafe { p.cast::<[bf16; 8]>().write_unaligned(x.map(bf16::from_f32)) }
     }
     #[inline(always)]
@@ -129,12 +129,12 @@ unsafe impl IntOps for Portable {
     }
     #[inline(always)]
     unsafe fn splat_pair(self, p: *const i16) -> Self::I {
-        // SAFETY: the caller vouches for a pair.
+        // SAFETY: the caller promises a pair.
         [pair(unsafe { p.cast::<[i16; 2]>().read_unaligned() }); 8]
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const i8) -> Self::I {
-        // SAFETY: the caller vouches for eight pairs.
+        // SAFETY: the caller promises eight pairs.
         let pairs = unsafe { p.cast::<[[i8; 2]; 8]>().read_unaligned() };
         pairs.map(|values| pair(values.map(i16::from)))
     }
@@ -153,12 +153,12 @@ unsafe impl IntOps for Portable {
     }
     #[inline(always)]
     unsafe fn splat_quad(self, p: *const i8) -> Self::I {
-        // SAFETY: the caller vouches for a quad.
+        // SAFETY: the caller promises a quad.
         [unsafe { p.cast::<i32>().read_unaligned() }; 8]
     }
     #[inline(always)]
     unsafe fn load_quads(self, p: *const u8) -> Self::I {
-        // SAFETY: the caller vouches for eight quads.
+        // SAFETY: the caller promises eight quads.
         unsafe { p.cast::<[i32; 8]>().read_unaligned() }
     }
     #[inline(always)]
@@ -182,12 +182,12 @@ unsafe impl IntOps for Portable {
     }
     #[inline(always)]
     unsafe fn store_i16(self, p: *mut i16, x: Self::V) {
-        // SAFETY: the caller vouches for eight values.
+        // SAFETY: the caller promises eight values.
         unsafe { p.cast::<[i16; 8]>().write_unaligned(self.round(x).map(|x| x as i16)) }
     }
     #[inline(always)]
     unsafe fn store_i8(self, p: *mut i8, x: Self::V) {
-        // SAFETY: the caller vouches for eight values.
+        // SAFETY: the caller promises eight values.
         unsafe { p.cast::<[i8; 8]>().write_unaligned(self.round(x).map(|x| x as i8)) }
     }
 }

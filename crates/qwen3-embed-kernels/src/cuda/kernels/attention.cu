@@ -1,9 +1,9 @@
 // Grouped-query attention along the segments of a batch, for any type and any head_dim up to 256, with a warp for each
-// query of each head. It is for models in f32 and for small models: `flash.cu` is for 16-bit types with a head_dim of 128.
+// query of each head. `flash.cu` is faster, but it supports only 16-bit types, a head_dim of 128 and aligned rows.
 //
-//     for each 32 keys, from the last one that the query sees to the first
-//         each lane: the score of its key
-//         the largest score so far; sums are rescaled to it             (online softmax)
+//     for each 32 keys, from the last key that the query sees to the first
+//         each lane: computes the score of its key
+//         all lanes: find the largest score so far and rescale the sums to it             (online softmax)
 //         each lane: adds the weighted values of all keys, in every 32nd dimension
 //     out = weighted values / sum of the weights
 #include "segments.cuh"
@@ -36,7 +36,7 @@ INLINE void attention(const typename T::Stored* qkv, typename T::Stored* out, co
     for (u32 block = (n_keys + WARP - 1) / WARP; block-- > 0;) {
         u32 key = block * WARP + lane;
         bool is_seen = key < n_keys;
-        // A lane without a key reads the key of another lane with weight zero.
+        // A lane without a key reads the last key, with weight zero.
         u32 row = cursor.row(is_seen ? key : n_keys - 1);
         const typename T::Stored* k = qkv + static_cast<size_t>(row) * qkv_stride + k_column;
         float score = 0.0f;

@@ -1,5 +1,6 @@
-// The language of the kernels: the types of activations, and the few GPU instructions that C++ cannot express. This file
-// defines them for a GPU. `emulator.hpp` defines them for a CPU, so that every kernel can run, slowly, without a GPU.
+// Definitions that all kernels use: the types of activations, and the GPU instructions that C++ cannot express. This
+// file defines them for a GPU. `emulator.hpp` defines them for a CPU, so that every kernel can run, slowly, without a
+// GPU.
 #pragma once
 
 typedef unsigned short u16;
@@ -17,8 +18,8 @@ INLINE u32 shuffle_bits(u32 value, int lane) { return __shfl_sync(0xffffffffu, v
 
 INLINE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 
-// Loads four 8x8 matrices of 16-bit values from shared memory: lane l passes the address of row l % 8 of matrix l / 8, and
-// receives from each matrix the values 2(l % 4) and 2(l % 4) + 1 of row l / 4.
+// Loads four 8x8 matrices of 16-bit values from shared memory: lane l passes the address of row l % 8 of matrix l / 8,
+// and receives from each matrix the values 2(l % 4) and 2(l % 4) + 1 of row l / 4.
 INLINE void load_matrices(u32 (&r)[4], const u16* row) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -32,8 +33,8 @@ INLINE void load_matrices_transposed(u32 (&r)[4], const u16* row) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-// Copies 16 bytes to shared memory, or zeros if `present` is false. The thread sees them after `wait_for_copies`, other
-// threads after a barrier that follows.
+// Starts to copy 16 bytes to shared memory, or 16 zero bytes if `present` is false. The thread can read the copy after
+// `wait_for_copies`, and other threads after a barrier that follows.
 INLINE void copy_async(u16* to, const u16* from, bool present) {
     u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
     u32 n_bytes = present ? 16 : 0;

@@ -1,5 +1,5 @@
-// The kernels as a program for the CPU: reads one launch from standard input, runs it, and writes the buffers to standard
-// output. Numbers are in the byte order of the machine:
+// The kernels as a program for the CPU. It reads one launch from standard input, runs it, and writes the buffers to
+// standard output. Numbers are in the byte order of the machine:
 //
 //     the name of the kernel, terminated by a zero byte
 //     u32[3] blocks, u32 threads in a block
@@ -73,14 +73,14 @@ static void run_block() {
             thread_index = {current, 0, 0};
             resume(thread);
             n_ended += thread.has_ended;
-            if (thread.has_ended && !thread.copies.empty()) fail("copies that nobody waited for");
+            if (thread.has_ended && !thread.copies.empty()) fail("a thread ended before it waited for its copies");
         }
-        if (!has_run) fail("threads wait for others that do not come");
+        if (!has_run) fail("deadlock: all threads that have not ended wait for other threads");
     }
 }
 
 static void read_exactly(void* to, size_t n) {
-    if (std::fread(to, 1, n, stdin) != n) fail("the launch ends early");
+    if (std::fread(to, 1, n, stdin) != n) fail("the input ends before the launch is complete");
 }
 
 template <typename T>
@@ -133,7 +133,7 @@ static std::function<void()> call(void (*function)(Args...)) {
     std::tuple<Args...> values{arguments.next<Args>()...};
     bool all = arguments.n_buffers == buffers.size() && arguments.n_floats == floats.size() &&
                arguments.n_whole_numbers == whole_numbers.size();
-    if (!all) fail("the kernel takes fewer arguments");
+    if (!all) fail("the launch has more arguments than the kernel");
     return [function, values] { std::apply(function, values); };
 }
 
@@ -170,7 +170,9 @@ int main() {
     for (u32 n = read<u32>(); n > 0; --n) buffers.push_back(read_buffer());
     for (u32 n = read<u32>(); n > 0; --n) whole_numbers.push_back(read<u32>());
     for (u32 n = read<u32>(); n > 0; --n) floats.push_back(read<float>());
-    if (n_threads == 0 || n_threads > 1024 || n_threads % LANES != 0) fail("no whole warps");
+    if (n_threads == 0 || n_threads > 1024 || n_threads % LANES != 0) {
+        fail("the number of threads is not a multiple of 32 from 32 to 1024");
+    }
     kernel = find(name);
     block_size = {n_threads, 1, 1};
     threads.resize(n_threads);

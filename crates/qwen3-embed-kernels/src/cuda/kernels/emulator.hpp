@@ -1,12 +1,13 @@
-// Runs the kernels on a CPU, one block at a time. Each thread of the block is a context that runs until it has to wait for
-// others. Operations of a whole warp run when all its threads have arrived.
+// Runs the kernels on a CPU, one block at a time. Each thread of the block is a context that runs until it has to wait
+// for other threads. An operation of a whole warp runs when all threads of the warp have reached it.
 //
-// The emulator checks what is cheap to check:
-// - copies to shared memory happen when a thread waits for them, and not before;
-// - a barrier that some threads of a block never reach, or an operation that some lanes of a warp never reach, ends the
-//   program;
-// - loading a matrix must not cause bank conflicts;
-// - threads run in one order, or in the opposite order if the environment variable EMULATOR_REVERSED is set.
+// The emulator helps to find errors in kernels:
+// - Copies to shared memory happen when a thread waits for them, and not before. So a missing wait gives wrong results.
+// - The program fails if some threads of a block never reach a barrier, or some lanes of a warp never reach an
+//   operation of the warp.
+// - The program fails if loading a matrix causes bank conflicts.
+// - Threads run in one order, or in the opposite order if the environment variable EMULATOR_REVERSED is set. So a
+//   missing barrier gives wrong results in one of the orders.
 #pragma once
 
 #include <cmath>
@@ -42,7 +43,7 @@ struct Thread {
     jmp_buf jump;
     std::vector<char> stack;
     bool has_begun, has_ended;
-    // The counter that the thread waits for, until it changes.
+    // The thread waits while the counter `*waits_for` is equal to `waits_while`.
     const unsigned* waits_for;
     unsigned waits_while;
     // Copies that have not happened yet.
@@ -111,7 +112,7 @@ inline uint32_t exchange(uint32_t value, int from) {
     warp().in[lane()][1] = static_cast<uint32_t>(from);
     together([](Warp& warp) {
         for (auto& in : warp.in) {
-            if (in[1] >= LANES) fail("a lane that is none");
+            if (in[1] >= LANES) fail("a shuffle reads from a lane that does not exist");
         }
         for (int i = 0; i < LANES; ++i) warp.out[i][0] = warp.in[warp.in[i][1]][0];
     });
@@ -131,7 +132,7 @@ inline float from_bits(uint32_t bits) {
 }
 
 inline void load_matrices(uint32_t (&r)[4], const uint16_t* row, bool transposed) {
-    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("a row of a matrix is not at 16 bytes");
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("a row of a matrix is not aligned to 16 bytes");
     warp().row[lane()] = row;
     together([transposed](Warp& warp) {
         for (int matrix = 0; matrix < 4; ++matrix) {
@@ -140,7 +141,7 @@ inline void load_matrices(uint32_t (&r)[4], const uint16_t* row, bool transposed
             for (int i = 0; i < 8; ++i) {
                 banks |= 1u << reinterpret_cast<uintptr_t>(warp.row[8 * matrix + i]) / 16 % 8;
             }
-            if (banks != 255) fail("rows of a matrix are in the same banks");
+            if (banks != 255) fail("bank conflict: rows of a matrix are in the same banks");
         }
         for (int i = 0; i < LANES; ++i) {
             for (int matrix = 0; matrix < 4; ++matrix) {
@@ -211,7 +212,7 @@ inline uint16_t round_f16(float value) {
     if (value != value) return 0x7fff;
     if (magnitude >= 65520.0f) return sign | 0x7c00;
     int exponent = magnitude < 6.103515625e-5f ? -14 : std::ilogb(magnitude);
-    // Rounded to units of the last place, ties to even.
+    // The value in units of the last place, rounded to the nearest integer, ties to even.
     auto units = static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
     return static_cast<uint16_t>(sign | (units + (exponent + 14) * 1024));
 }
@@ -238,7 +239,7 @@ inline void load_matrices_transposed(u32 (&r)[4], const u16* row) {
 
 inline void copy_async(u16* to, const u16* from, bool present) {
     if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) {
-        emulator::fail("a copy is not at 16 bytes");
+        emulator::fail("a copy is not aligned to 16 bytes");
     }
     emulator::threads[emulator::current].copies.push_back({to, present ? from : nullptr});
 }

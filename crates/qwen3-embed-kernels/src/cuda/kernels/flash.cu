@@ -6,16 +6,16 @@
 //     Q → registers, through the shared memory of the keys
 //     for each block of 64 keys, from the last that any query sees to the first:
 //         wait for K; start to copy V
-//         S = Q·Kᵀ                              32 products m16n8k16 of 16 keys each, sums in f32
+//         S = Q·Kᵀ                              64 instructions m16n8k16 for each warp, sums in f32
 //         mask; P = exp2(S − largest so far); rescale O and the sums              (online softmax)
 //         wait for V; start to copy the next K
 //         O += P·V                              P stays in registers
 //     out = O / sums
 //
-// Blocks of keys are visited backwards, so that a `Cursor` finds their rows in any chain of segments.
+// Blocks of keys are visited from the last to the first, because a `Cursor` finds rows in this order only.
 //
-// A row of K or V has 256 bytes, in 16 chunks. Chunk c of row r is stored at chunk c ^ (r % 8), so that the eight rows that
-// a quarter of a warp reads at once are in different banks.
+// A row of K or V has 256 bytes, in 16 chunks. Chunk c of row r is stored at chunk c ^ (r % 8), so that the eight rows
+// that a quarter of a warp reads at once are in different banks.
 //
 // Source: Dao, *FlashAttention-2* (2023), algorithm 1.
 #include "segments.cuh"
@@ -104,8 +104,8 @@ INLINE void add_values(float (&o)[VALUE_TILES][4], const float (&p)[KEY_TILES][4
     }
 }
 
-// Online softmax of the two rows of this lane: `s` becomes weights, and `o` and `sums` are rescaled to the new largest
-// score. Four neighboring lanes have the same rows.
+// Online softmax of the two rows of this lane: the scores in `s` are replaced by weights, and `o` and `sums` are
+// rescaled to the new largest score. Four neighboring lanes have the same rows.
 INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&largest)[2],
                   float (&sums)[2]) {
     for (u32 r = 0; r < 2; ++r) {
@@ -134,7 +134,7 @@ INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&
     }
 }
 
-// Masks the keys that a row does not see. The two rows of this lane see so many keys.
+// Masks the keys that a row does not see. `n_seen` has the number of keys that each of the two rows of this lane sees.
 INLINE void mask(float (&s)[KEY_TILES][4], u32 first_key, const u32 (&n_seen)[2]) {
     for (u32 tile = 0; tile < KEY_TILES; ++tile) {
         for (u32 i = 0; i < 4; ++i) {
@@ -144,7 +144,7 @@ INLINE void mask(float (&s)[KEY_TILES][4], u32 first_key, const u32 (&n_seen)[2]
     }
 }
 
-// Writes the part that this lane has of one of its two rows.
+// Writes the values that this lane has of row `r` of its two rows.
 template <typename T>
 INLINE void store(const float (&o)[VALUE_TILES][4], u32 r, float sum, u16* row) {
     for (u32 tile = 0; tile < VALUE_TILES; ++tile) {
@@ -181,7 +181,8 @@ INLINE void flash_attention(const u16* qkv, u16* out, const Segment* segments, c
     load_queries(q, keys, qkv, segment, tile, kv_head, group, qkv_stride);
     fetch(keys, k_column, rows[block % 2], block * KEYS, n_keys, qkv_stride);
 
-    // The queries of the two rows of this lane, how many keys these see, and how many all queries of the tile see.
+    // The positions of the queries in the two rows of this lane, the number of keys that each of them sees, and the
+    // number of keys that all queries of the tile see.
     u32 position[2], n_seen[2];
     for (u32 r = 0; r < 2; ++r) {
         u32 query = (warp * 16 + lane / 4 + 8 * r) / group;

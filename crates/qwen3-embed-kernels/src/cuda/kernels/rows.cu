@@ -65,11 +65,11 @@ INLINE void rms_norm(const float* x, const float* weight, typename Out::Stored* 
     }
 }
 
-// Per-head RMSNorm and rotation of queries and keys, in place, with a warp for each head of a row. The queries of the rows
-// before `first_query` are left unchanged. Value i of a head is paired with value i + head_dim / 2.
+// Per-head RMSNorm and rotation of queries and keys, in place, with a warp for each head of a row. The queries of the
+// rows before `first_query` are left unchanged. Value i of a head is paired with value i + head_dim / 2.
 //
-// Row r of `qkv` is rotated by row r of the tables. Each lane of the warp has two neighboring pairs in every 64, four at
-// most.
+// Row r of `qkv` is rotated by row r of the tables. Each lane of the warp has two neighboring pairs in every 64, four
+// at most.
 template <typename T>
 INLINE void qk_norm_rope(typename T::Stored* qkv, const float* q_norm, const float* k_norm,
                          const float* cosines, const float* sines, u32 n_rows, u32 n_heads,
@@ -146,7 +146,7 @@ INLINE void bias(const float* bias, typename T::Stored* out, u32 n_columns, u32 
     *value = T::round(add ? T::widen(*value) + bias[column] : bias[column]);
 }
 
-// out = x, for every type of this size.
+// out = x, without a conversion.
 template <typename Value>
 INLINE void copy_rows(const Value* x, Value* out, u32 n_columns, u32 x_stride, u32 out_stride) {
     u32 column = blockIdx.y * blockDim.x + threadIdx.x;

@@ -13,7 +13,7 @@ struct Segment {
     u32 parent;   // the segment that it continues, or NO_PARENT
 };
 
-// The queries of a block: neighbors in a segment.
+// The queries that a block of threads computes: `n` consecutive tokens of a segment.
 struct Tile {
     u32 segment;
     u32 first; // position of the first query
@@ -25,13 +25,14 @@ INLINE u32 own_row(const Segment& segment, u32 position) {
     return position + 1 == segment.end ? segment.last_row : segment.row + (position - segment.start);
 }
 
-// Walks along the keys of a text, from its end to its beginning. It never returns to a segment, so that long chains of
-// segments cost little.
+// Finds the rows of the keys of a text, from its end to its beginning. The cursor visits each segment once, so long
+// chains of segments cost little.
 struct Cursor {
     const Segment* segments;
     u32 segment;
 
-    // The row of the token at `position`, which must be before all earlier positions.
+    // The row of the token at `position`. Calls may not go back to a later segment, so pass positions in decreasing
+    // order.
     INLINE u32 row(u32 position) {
         while (position < segments[segment].start) segment = segments[segment].parent;
         return own_row(segments[segment], position);

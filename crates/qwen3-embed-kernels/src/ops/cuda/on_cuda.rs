@@ -1,5 +1,5 @@
-//! The operations on a CUDA device: checks operands and launches kernels. Without the feature `cuda`,
-//! `without_cuda.rs` takes the place of this file.
+//! The operations on a CUDA device. Each operation checks its operands and launches kernels. Without the feature
+//! `cuda`, `without_cuda.rs` replaces this file.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -52,7 +52,7 @@ impl Cuda {
         })
     }
 
-    /// `f32` has the weights of queries and keys, cosines and sines.
+    /// `f32` has the operands that are always f32: the norm weights of queries and of keys, cosines and sines.
     pub(in crate::ops) fn qk_norm_rope(
         &self,
         qkv: &Tensor,
@@ -115,7 +115,7 @@ impl Cuda {
                 cuda::attention(out.element, kernel, attention, n_tiles, shapes, first_query)?;
             let [segments, tiles] = index.addresses()?;
             // SAFETY: `ops::attention` has checked the shapes, and the types are the same. The index was made for this
-            // batch, so that `qkv` has all rows that it names.
+            // batch, so `qkv` has all rows in the index.
             unsafe { launch(device, &plan, &[from.address, out.address, segments, tiles]) }
         })
     }
@@ -157,7 +157,7 @@ impl CudaWeight {
         self.weight.dims()[1]
     }
 
-    /// Columns of the product.
+    /// Columns of the result.
     pub(in crate::ops) fn n_columns(&self) -> usize {
         match self.layout {
             Layout::Plain => self.n_out(),
@@ -171,7 +171,7 @@ impl CudaWeight {
         Ok(())
     }
 
-    /// Multiplies as `ops::Linear::forward_columns` does, which has checked the shapes.
+    /// The implementation of `ops::Linear::forward_columns`, which has checked the shapes.
     pub(in crate::ops) fn multiply(
         &self,
         x: &Tensor,
@@ -232,7 +232,8 @@ pub(in crate::ops) struct CudaScratch {
     indices: Vec<IndexOnDevice>,
 }
 
-/// Indices that are kept: one for all layers but the last, and one for the last layer.
+/// The number of indices that are kept: one for all layers but the last, and one for the last layer, which has fewer
+/// queries.
 const INDICES: usize = 2;
 
 /// An [`AttentionIndex`] on the device.
@@ -260,7 +261,7 @@ impl CudaScratch {
         Ok(self.gate_up.insert(room).narrow(0, 0, n_rows)?)
     }
 
-    /// The index of a batch. The first layer makes it, the other layers use it again.
+    /// The index of a batch. The first layer makes the index, and the other layers use it again.
     fn index(
         &mut self,
         batch: &Ragged,

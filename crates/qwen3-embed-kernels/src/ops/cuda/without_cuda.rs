@@ -1,4 +1,5 @@
-//! The stand-in for `on_cuda.rs` in programs that are built without the feature `cuda`: the same names, and no device.
+//! Replaces `on_cuda.rs` in programs that are built without the feature `cuda`: the same names, but no device can be
+//! opened.
 
 use std::ops::Range;
 
@@ -11,7 +12,7 @@ pub(in crate::ops) fn open(_: usize) -> Result<Device> {
     Err(Error::NoCuda)
 }
 
-/// A CUDA device, of which there is none.
+/// A CUDA device. Without the feature `cuda`, there is no value of this type.
 pub(in crate::ops) enum Cuda {}
 
 impl Cuda {
@@ -74,7 +75,7 @@ impl Cuda {
     }
 }
 
-/// A weight on a CUDA device, of which there is none.
+/// A weight on a CUDA device. Without the feature `cuda`, there is no value of this type.
 #[derive(Debug)]
 pub(in crate::ops) enum CudaWeight {}
 
@@ -111,6 +112,6 @@ impl CudaWeight {
     }
 }
 
-/// Nothing.
+/// Buffers on a CUDA device. Without the feature `cuda`, there are none.
 #[derive(Debug, Default)]
 pub(in crate::ops) struct CudaScratch;

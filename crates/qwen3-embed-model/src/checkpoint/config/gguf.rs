@@ -7,7 +7,7 @@ use crate::checkpoint::fields::Fields;
 use crate::checkpoint::gguf::Header;
 use crate::{Error, Pooling, Result};
 
-/// The keys of a GGUF file's metadata that describe the model. No key is the beginning of another key, so that they can
+/// The keys of a GGUF file's metadata that describe the model. No key is the beginning of another key, so the keys can
 /// be converted to nested objects.
 const GGUF_KEYS: [&str; 20] = [
     "general.architecture",
@@ -80,7 +80,7 @@ impl Fields {
         Self::new(header.path(), value)
     }
 
-    /// The pooling in a GGUF file. If the file names none, it is the pooling of the published models, the last token.
+    /// The pooling in a GGUF file. If the file names no pooling, the last token is used, as in the published models.
     /// The head of a reranker reads the last token, too.
     fn gguf_pooling(&self) -> Result<Pooling> {
         let field = "qwen3.pooling_type";

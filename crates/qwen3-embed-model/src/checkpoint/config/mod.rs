@@ -77,7 +77,7 @@ impl Config {
     /// The shape [O, I] of the weight of the linear layer `name`. `None` if the model has no such layer.
     pub(crate) fn linear_shape(&self, name: &str) -> Option<[usize; 2]> {
         let (layer_idx, module) = name.strip_prefix("layers.")?.split_once('.')?;
-        // `00` and `+0` parse as numbers and are no names of layers.
+        // `00` and `+0` parse as numbers, but they are not names of layers.
         let is_layer = layer_idx
             .parse::<usize>()
             .is_ok_and(|idx| idx < self.num_hidden_layers && idx.to_string() == layer_idx);

@@ -13,15 +13,15 @@ pub(super) const SCALE: usize = BLOCK;
 /// The offset of the sum Σ a of each group, an i16.
 pub(super) const SUMS: usize = SCALE + size_of::<f32>();
 
-/// The offset of −32 · Σ a of each half of a group, in pairs of i16: the first for the first two values of each quad, the
-/// second for the last two.
+/// The offset of −32 · Σ a of each half of a group, in pairs of i16. The first i16 of a pair sums the first two values
+/// of each quad (four neighboring values), the second i16 sums the last two values.
 pub(super) const CENTER: usize = SUMS + GROUPS * size_of::<i16>();
 
 /// Bytes of a block of a row.
 pub(super) const BLOCK_ROW: usize = CENTER + 2 * GROUPS * size_of::<[i16; 2]>();
 
-/// Quantizes a row in blocks, each to multiples of the scale after it. The row is multiplied with `columns` first, if
-/// there are any. Its length is a multiple of [`BLOCK`].
+/// Quantizes a row in blocks: the values of a block become multiples of its scale. If there are `columns`, the row is
+/// multiplied with them first. The length of the row is a multiple of [`BLOCK`].
 pub(super) struct QuantizeRow<'a> {
     pub(super) x: Values<'a>,
     pub(super) columns: Option<&'a [f32]>,
@@ -66,14 +66,14 @@ fn quantize_blocks<S: Simd, T: FloatScalar>(
     }
 }
 
-/// Writes the scale of a block and its sums after its values.
+/// Writes the scale of a block and the sums of its values after the values.
 #[inline(always)]
 fn finish_block(block: &mut [i8; BLOCK_ROW], scale: f32) {
     write_bytes(block, SCALE, scale.to_ne_bytes());
     for group in 0..GROUPS {
         let mut sum = 0;
         for half in 2 * group..2 * group + 2 {
-            // Of the first two values of each quad, and of the last two.
+            // The sum of the first two values of each quad, and the sum of the last two.
             let mut sums = [0i32; 2];
             for quad in 4 * half..4 * half + 4 {
                 sums[0] += i32::from(block[4 * quad]) + i32::from(block[4 * quad + 1]);
@@ -81,7 +81,7 @@ fn finish_block(block: &mut [i8; BLOCK_ROW], scale: f32) {
             }
             sum += sums[0] + sums[1];
             for (i, sum) in sums.into_iter().enumerate() {
-                // It is beyond 16 bits only if the scale is NaN.
+                // The product fits in 16 bits, unless the scale is NaN and the result is NaN anyway.
                 write_bytes(block, CENTER + 4 * half + 2 * i, ((-32 * sum) as i16).to_ne_bytes());
             }
         }

@@ -7,8 +7,9 @@ pub(super) const GROUP: usize = 32;
 /// Groups in a block.
 pub(super) const GROUPS: usize = BLOCK / GROUP;
 
-/// How weights of few bits are stored: as unsigned integers `q`, with f32 scales `d` and `m` for each block and integer
-/// scales `s` and `n` for each group of a block.
+/// How weights of 4, 5 or 6 bits are stored: as unsigned integers `q`, with f32 scales `d` and `m` for each block of
+/// [`BLOCK`] values and integer scales `s` and `n` for each group of a block. `−m · n` is the smallest weight of a
+/// group, its minimum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bits {
     /// A weight is `d·s · q − m·n`, with `q` below 16 and `s` below 128, in groups of 32.
@@ -25,7 +26,7 @@ impl Bits {
         if self.has_minima() { 32 } else { 16 }
     }
 
-    /// Whether there are `m` and `n`.
+    /// Whether the weights have minima, which are stored as `m` and `n`.
     pub(super) fn has_minima(self) -> bool {
         self != Self::Six
     }
@@ -39,7 +40,7 @@ impl Bits {
         }
     }
 
-    /// Bytes of a block of one column of a packed weight.
+    /// Bytes of a block of [`BLOCK`] values in one column of a packed weight.
     pub fn packed_size(self) -> usize {
         self.parts().iter().sum()
     }
@@ -62,7 +63,7 @@ impl Bits {
         })
     }
 
-    /// Quads of values whose products are summed before the sum is scaled.
+    /// Quads of values whose products are summed before the sum is scaled. A quad is four neighboring values.
     pub(super) fn quads(self) -> usize {
         match self {
             Self::Four => 8,

@@ -6,8 +6,8 @@ use super::unpack::unpacked_size;
 use crate::cpu::simd::{Simd, TileSums};
 use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
 
-/// i8 times unsigned integers of few bits. Products of `QUADS` quads are added before the sum is scaled. If `CENTERED`,
-/// a weight is the integer minus 32.
+/// i8 activations times weights that are unsigned integers of 4 to 6 bits. The products of `QUADS` quads are added
+/// before the sum is scaled. If `CENTERED`, a weight is the integer minus 32.
 #[derive(Clone, Copy)]
 pub(super) struct BlocksKernel<const QUADS: usize, const CENTERED: bool>;
 
@@ -80,7 +80,7 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
         sums
     }
 
-    /// The partial sums of a part of a block, whose panel is `panel`. `n_quads` is `QUADS`.
+    /// The partial sums of a part of a block. `panel` is the beginning of the block in the panel. `n_quads` is `QUADS`.
     ///
     /// # Safety
     ///
@@ -132,7 +132,8 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
     }
 }
 
-/// The sums of the groups of a block, which are at `at` in each row, times the minima at `panel`.
+/// The sums of activations of the groups of a block, at `at` in each row, times the minima `n` of the groups, at
+/// `panel`.
 ///
 /// # Safety
 ///

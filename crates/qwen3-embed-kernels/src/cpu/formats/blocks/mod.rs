@@ -1,13 +1,14 @@
 //! Weights in 4, 5 or 6 bits, as GGUF files store them, for activations in 8 bits.
 //!
-//! Both are in blocks of [`BLOCK`] values of `k`. [`Bits`] describes the blocks of weights. Before rows are multiplied
-//! with a panel, the panel is unpacked into bytes. A block of activations has one scale and, after it, the sums of its
-//! values that `m` and the offset of 6-bit weights are multiplied with.
+//! Weights and activations are in blocks of [`BLOCK`] values of `k`. [`Bits`] describes the blocks of weights. Before
+//! rows are multiplied with a panel, the panel is unpacked into bytes. A block of activations has one scale, and after
+//! the scale the sums of its values. These sums are multiplied with the minima of 4-bit and 5-bit weights, or with the
+//! offset of 6-bit weights.
 //!
-//! AVX2 adds the products of two unsigned and two signed bytes in 16 bits. With 4-bit weights the sum is at most
-//! 2 · 15 · 127, so that eight such sums, of 32 values, can be added without overflow, and four sums with 5-bit weights.
-//! A 6-bit weight is `q - 32`: sums begin with `-32 · Σ a`, may wrap around, and end within 32 · 127 · 8 < 2^15 after
-//! four additions.
+//! An instruction of AVX2 multiplies two unsigned bytes with two signed bytes and adds both products in 16 bits. With
+//! 4-bit weights, the sum is at most 2 · 15 · 127, so eight such sums can be added without overflow. With 5-bit
+//! weights, four sums can be added. A 6-bit weight is `q - 32`: the sum begins with `-32 · Σ a`, may wrap around, and
+//! ends within 32 · 127 · 8 < 2^15 after four additions.
 //!
 //! ```text
 //! for each block of k:
@@ -52,15 +53,16 @@ pub use self::bits::{BLOCK, Bits};
 pub use self::pack::BlockRow;
 
 impl PackedWeight {
-    /// Packs a weight [O, I] that is already quantized to blocks of few bits, for activations in 8 bits, in parallel on
-    /// rayon's current pool. `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. Activations are
-    /// multiplied with `columns`, if there are any, before they are quantized.
+    /// Packs a weight [O, I] that is already quantized to 4, 5 or 6 bits, for activations in 8 bits, in parallel on
+    /// rayon's current pool. Row `o` of the weight has `bits(o)`, and `read_row(o, row)` writes the row. If there are
+    /// `columns`, activations are multiplied with them before they are quantized.
     ///
     /// `None` if I is not a multiple of [`BLOCK`], or if rows with different bits would be in one panel.
     ///
     /// # Panics
     ///
-    /// If O is odd with [`Layout::SwiGlu`], if a row is not of this size, or if `columns` is not `[I]`.
+    /// If O is odd with [`Layout::SwiGlu`], if `read_row` makes a vector of a row shorter, or if `columns` is not
+    /// `[I]`.
     pub fn pack_blocks(
         n_out: usize,
         n_in: usize,
@@ -77,7 +79,7 @@ impl PackedWeight {
     }
 }
 
-/// A weight in blocks of few bits, for activations in 8 bits.
+/// A weight in blocks of 4, 5 or 6 bits, for activations in 8 bits.
 #[derive(Debug)]
 struct BlocksWeight {
     panels: BlockPanels,
@@ -124,7 +126,7 @@ thread_local! {
     static UNPACKED: RefCell<Aligned<u8>> = RefCell::default();
 }
 
-/// Computes a task, whose panels are unpacked one after the other.
+/// Computes a task: unpacks each panel, and multiplies the rows of the task with it.
 struct MultiplyBlocks<'a> {
     x: &'a [i8],
     panels: &'a BlockPanels,

@@ -1,4 +1,5 @@
-//! Packs weights of few bits. In a panel, each block has the parts that [`Bits`] describes, each for all columns.
+//! Packs weights of 4, 5 or 6 bits. In a panel, each block has the parts that [`Bits::parts`] describes, each for all
+//! columns.
 
 use rayon::prelude::*;
 
@@ -13,7 +14,7 @@ pub(super) struct BlockPanels {
     panels: Vec<BlockPanel>,
 }
 
-/// The bits of a panel, and its range of bytes.
+/// The bits of a panel, and the position of the panel in the bytes of all panels.
 #[derive(Debug, Clone, Copy)]
 struct BlockPanel {
     bits: Bits,
@@ -21,8 +22,8 @@ struct BlockPanel {
     size: usize,
 }
 
-/// One row of a weight in blocks: see [`Bits`] for the meaning of its parts. `m` and `minima` are empty if the bits
-/// have no minima.
+/// One row of a weight in blocks: see [`Bits`] for the meaning of `q`, `s`, `n`, `d` and `m`. `m` and `minima` are
+/// empty for [`Bits::Six`], which has no minima.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct BlockRow {
     /// The integers `q`, I of them.
@@ -53,8 +54,8 @@ impl BlockRow {
 }
 
 impl BlockPanels {
-    /// Packs a weight, in parallel: `read_row(o, row)` writes the row `o` of the weight, which has `bits(o)`. `None` if I
-    /// is not a multiple of [`BLOCK`], or if rows with different bits would share a panel.
+    /// Packs a weight, in parallel. Row `o` of the weight has `bits(o)`, and `read_row(o, row)` writes the row. `None`
+    /// if I is not a multiple of [`BLOCK`], or if rows with different bits would share a panel.
     pub(super) fn pack(
         grid: PanelGrid,
         bits: impl Fn(usize) -> Bits,
@@ -100,7 +101,7 @@ impl BlockPanels {
         (bits, &self.bytes[start..start + size])
     }
 
-    /// The panels for another kernel set. `None` if rows with different bits would share a panel there.
+    /// The panels for another kernel set. `None` if rows with different bits would share a panel of this set.
     pub(super) fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Option<Self> {
         let bits = |o| self.panel(from.position(o).0).0;
         Self::pack(to, bits, |o, row| {
@@ -111,8 +112,8 @@ impl BlockPanels {
     }
 }
 
-/// The byte with value `k` of a block, and the value's first bit in it, where each value has `bits` bits and a byte has
-/// values of `8 / bits` neighboring quads.
+/// The index of the byte that has value `k` of a column of a block, and the position of the value's lowest bit in the
+/// byte. Each value has `bits` bits, and a byte has the values at the same place of `8 / bits` neighboring quads.
 fn position_of_bits(bits: usize, k: usize, [column, n_columns]: [usize; 2]) -> (usize, usize) {
     let (quad, per_byte) = (k / 4, 8 / bits);
     ((quad / per_byte * n_columns + column) * 4 + k % 4, quad % per_byte * bits)

@@ -1,13 +1,16 @@
-//! Unpacks a panel into bytes that the tile kernel reads. The bytes of a panel stay in the cache while all rows are
+//! Unpacks a panel into bytes that the tile kernel reads. The unpacked panel stays in the CPU cache while all rows are
 //! multiplied with it.
 
 use super::bits::{BLOCK, Bits, GROUPS};
 use crate::cpu::simd::Simd;
 use crate::cpu::tile::panel_columns;
 
-/// Bytes of an unpacked block of one column, whose sums are scaled after so many quads of values. The values, one byte
-/// each and four side by side, are followed by `s` for each of these sums, in the representation of the instruction set,
-/// by `n` for each two groups, in 16 bits, and by `d` and `−m`.
+/// Bytes of one column of an unpacked block, if sums are scaled after `quads` quads of values. The block has the
+/// values, one byte each and the four values of a quad side by side; `s` for each of these sums, as
+/// [`BlockOps::scale_word`] represents it; `n` of each group, in 16 bits, with two groups side by side; and `d` and
+/// `−m`.
+///
+/// [`BlockOps::scale_word`]: crate::cpu::simd::BlockOps::scale_word
 pub(super) const fn unpacked_size(quads: usize) -> usize {
     BLOCK + 4 * (BLOCK / (4 * quads) + GROUPS / 2 + 2)
 }
@@ -34,7 +37,8 @@ fn unpack_block<S: Simd>(_: S, bits: Bits, packed: &[u8], out: &mut [u8]) {
     let step = 4 * columns;
     let [nibbles, upper, scales, minima, d, m] = bits.split(columns, packed);
     let (values, after) = out.split_at_mut(BLOCK * columns);
-    // A byte has the lowest bits of a value and, above them, those of the same value of the next quad.
+    // A byte has the lowest four bits of a value and, above them, the lowest four bits of the value at the same place
+    // of the next quad.
     for (nibbles, pair) in nibbles.chunks_exact(step).zip(values.chunks_exact_mut(2 * step)) {
         let (first, second) = pair.split_at_mut(step);
         for i in 0..step {
@@ -42,7 +46,7 @@ fn unpack_block<S: Simd>(_: S, bits: Bits, packed: &[u8], out: &mut [u8]) {
             second[i] = nibbles[i] >> 4;
         }
     }
-    // A byte has the upper bits of the same value of eight or four quads.
+    // A byte has the upper bits of the values at the same place of eight quads (5 bits) or four quads (6 bits).
     match bits {
         Bits::Four => {}
         Bits::Five => add_upper::<1>(upper, values, step),
