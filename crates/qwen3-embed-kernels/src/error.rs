@@ -34,9 +34,10 @@ pub enum Error {
         /// Index of the segment, which is the index of the text if texts share no segments.
         text: usize,
     },
-    /// A segment of a batch continues a segment that does not come before it.
+    /// A segment of a batch continues itself or a later segment, or continues a segment in a bidirectional batch.
     #[error(
-        "segment {segment} of the batch continues segment {parent}, but only earlier segments can be continued"
+        "segment {segment} of the batch continues segment {parent}: a segment may continue only an earlier \
+         segment, and none in a bidirectional batch"
     )]
     Parent {
         /// Index of the segment.

@@ -179,9 +179,10 @@ pub enum Error {
         /// The reason why the checkpoint has none of them.
         got: String,
     },
-    /// The token of a reranker's answer is not in the model's vocabulary. The tokenizer belongs to another model.
+    /// The token `yes` or `no`, which a reranker answers with, is not in the model's vocabulary. The tokenizer belongs
+    /// to another model.
     #[error(
-        "{}: the answer's token id {id} is not below the vocabulary size {vocab_size}",
+        "{}: the token id {id} of `yes` or `no` is not below the vocabulary size {vocab_size}",
         path.display()
     )]
     AnswerOutOfRange {

@@ -106,7 +106,7 @@ fn concurrent_calls_share_the_prefix_cache() {
     assert!(model.sharing_counts().cache_hits > 0);
 }
 
-/// `n` tokens that occur only in the text with the number `text`.
+/// `n` tokens. Texts with different numbers begin with different tokens.
 fn own(text: u32, n: u32) -> Vec<u32> {
     (0..n).map(|i| 100 + (text * 31 + i) % 900).collect()
 }

@@ -76,7 +76,9 @@ impl<'a> Rows<'a> {
         let n_values = match values {
             Values::F32(values) => values.len(),
             Values::Bf16(values) => values.len(),
-            Values::Quantized(_) => panic!("rows of f32 or bf16 values"),
+            Values::Quantized(_) => {
+                panic!("expected rows of f32 or bf16 values, got quantized values")
+            }
         };
         assert_fits(n_values, [n_rows, n_columns], stride);
         Self { values, n_rows, n_columns, stride }
@@ -88,7 +90,7 @@ impl<'a> Rows<'a> {
         match self.values {
             Values::F32(values) => Values::F32(&values[range]),
             Values::Bf16(values) => Values::Bf16(&values[range]),
-            Values::Quantized(_) => panic!("activations in f32 or bf16"),
+            Values::Quantized(_) => panic!("expected f32 or bf16 values, got quantized values"),
         }
     }
 
@@ -197,7 +199,7 @@ impl<'a> RowsMut<'a> {
     ///
     /// If there is no such row, or if the values are bf16.
     pub(super) fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        let First::F32(first) = self.first else { panic!("a matrix of f32") };
+        let First::F32(first) = self.first else { panic!("expected a matrix of f32, got bf16") };
         assert!(row < self.n_rows, "row {row} of {}", self.n_rows);
         // SAFETY: `new` has checked that the row is among the values, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(first.add(row * self.stride), self.n_columns) }
@@ -255,13 +257,13 @@ impl<'a> RowsMut<'a> {
 
 /// Panics unless `n_values` are enough for the shape and the stride.
 fn assert_fits(n_values: usize, [n_rows, n_columns]: [usize; 2], stride: usize) {
-    assert!(n_columns <= stride, "rows of {n_columns} columns are {stride} apart");
+    assert!(n_columns <= stride, "rows of {n_columns} columns do not fit in a stride of {stride}");
     let needed = match n_rows.checked_sub(1) {
         None => Some(0),
         Some(gaps) => gaps.checked_mul(stride).and_then(|start| start.checked_add(n_columns)),
     };
     assert!(
         needed.is_some_and(|needed| n_values >= needed),
-        "{n_values} values for [{n_rows}, {n_columns}], {stride} apart"
+        "{n_values} values are too few for [{n_rows}, {n_columns}] with a stride of {stride}"
     );
 }

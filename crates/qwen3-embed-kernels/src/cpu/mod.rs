@@ -111,7 +111,7 @@ pub fn qk_norm_rope(
 ///
 /// If a matrix is not f32, or if the shapes differ. The functions of [`ops`](crate::ops) return an error instead.
 pub fn copy_rows(x: Rows<'_>, out: &mut RowsMut<'_>) {
-    let Values::F32(values) = x.values else { panic!("x is a matrix of f32") };
+    let Values::F32(values) = x.values else { panic!("expected a matrix of f32 for x") };
     assert_eq!([out.n_rows, out.n_columns], [x.n_rows, x.n_columns], "out has the shape of x");
     for row in 0..x.n_rows {
         out.row_mut(row).copy_from_slice(&values[row * x.stride..][..x.n_columns]);

@@ -197,7 +197,7 @@ fn columns(
 
 fn grid(op: &'static str, blocks: [usize; 2]) -> Result<[u32; 3]> {
     for (got, limit) in blocks.into_iter().zip(MOST_BLOCKS) {
-        at_most(op, "blocks of threads", got, limit)?;
+        at_most(op, "the number of thread blocks", got, limit)?;
     }
     Ok([blocks[0] as u32, blocks[1] as u32, 1])
 }

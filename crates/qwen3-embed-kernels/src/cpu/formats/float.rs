@@ -69,7 +69,7 @@ impl WeightFormat for F32Weight {
     }
 
     fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
-        let Values::F32(x) = task.x.values else { panic!("a weight in f32 multiplies f32") };
+        let Values::F32(x) = task.x.values else { panic!("a weight in f32 needs f32 activations") };
         multiply(kernels, F32Kernel, x, &self.0, task);
     }
 
@@ -87,7 +87,7 @@ impl WeightFormat for Bf16Weight {
         match task.x.values {
             Values::F32(x) => multiply(kernels, WidenedKernel, x, &self.0, task),
             Values::Bf16(x) => multiply(kernels, Bf16Kernel, x, &self.0, task),
-            Values::Quantized(_) => panic!("a weight in bf16 multiplies f32 or bf16"),
+            Values::Quantized(_) => panic!("a weight in bf16 needs f32 or bf16 activations"),
         }
     }
 
