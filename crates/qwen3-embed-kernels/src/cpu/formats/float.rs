@@ -223,7 +223,7 @@ unsafe fn add_products<S: Simd, const R: usize>(
 
 /// Implements [`TileKernel`] for a [`Chain`].
 macro_rules! chain_kernel {
-    ($(#[$doc:meta])* $kernel:ident, $left:ty, $right:ty) => {
+    ($(#[$doc:meta])* $kernel:ident, $left:ty, $right:ty, $tile:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(in crate::cpu) struct $kernel;
@@ -231,7 +231,7 @@ macro_rules! chain_kernel {
         impl TileKernel for $kernel {
             type Left = $left;
             type Right = $right;
-            type Sums<S: Simd> = S::FloatTile;
+            type Sums<S: Simd> = S::$tile;
             const STEP: usize = <$right>::DEPTH;
 
             #[inline(always)]
@@ -242,7 +242,7 @@ macro_rules! chain_kernel {
                 sums: &mut [[S::V; 2]],
             ) {
                 // SAFETY: the caller's promise.
-                with_rows!(<S::FloatTile as TileSums<S::V>>::ROWS, sums, R => unsafe {
+                with_rows!(<S::$tile as TileSums<S::V>>::ROWS, sums, R => unsafe {
                     chain::<S, Self, R>(s, self, tile)
                 });
             }
@@ -252,17 +252,17 @@ macro_rules! chain_kernel {
 
 chain_kernel! {
     /// f32 times f32.
-    F32Kernel, f32, f32
+    F32Kernel, f32, f32, FloatTile
 }
 
 chain_kernel! {
     /// f32 activations times bf16 weights, which are widened to f32 in registers.
-    WidenedKernel, f32, bf16
+    WidenedKernel, f32, bf16, WidenedTile
 }
 
 chain_kernel! {
     /// bf16 times bf16, summed in f32.
-    Bf16Kernel, bf16, bf16
+    Bf16Kernel, bf16, bf16, FloatTile
 }
 
 impl Chain for F32Kernel {

@@ -26,6 +26,7 @@ impl<const VNNI: bool> Avx2<VNNI> {
 unsafe impl<const VNNI: bool> FloatOps for Avx2<VNNI> {
     type V = __m256;
     type FloatTile = [[__m256; 2]; 6];
+    type WidenedTile = [[__m256; 2]; 6];
     const LANES: usize = 8;
 
     #[inline(always)]

@@ -27,6 +27,7 @@ impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
 unsafe impl<const VNNI: bool, const BF16: bool> FloatOps for Avx512<VNNI, BF16> {
     type V = __m512;
     type FloatTile = [[__m512; 2]; 12];
+    type WidenedTile = [[__m512; 2]; 10];
     const LANES: usize = 16;
 
     #[inline(always)]

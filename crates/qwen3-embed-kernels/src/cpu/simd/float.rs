@@ -11,6 +11,8 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     type V: Copy;
     /// The sums of the largest tile of a floating-point kernel, in which no other sums are in registers.
     type FloatTile: TileSums<Self::V>;
+    /// The sums of the largest tile of the kernel that widens bf16 weights, which needs more registers besides the sums.
+    type WidenedTile: TileSums<Self::V>;
     /// Values in a register.
     const LANES: usize;
 

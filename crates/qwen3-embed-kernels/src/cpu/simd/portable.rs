@@ -24,6 +24,7 @@ impl Portable {
 unsafe impl FloatOps for Portable {
     type V = [f32; 8];
     type FloatTile = [[Self::V; 2]; 2];
+    type WidenedTile = [[Self::V; 2]; 2];
     const LANES: usize = 8;
 
     #[inline(always)]
