@@ -15,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use hub_server::{COMMIT, Reply, Server, repository};
+use qwen3_embed_testing::fixtures;
 use serde_json::Value;
 
 const ID: &str = "owner/model";
@@ -81,7 +82,7 @@ fn download_prints_the_folder_and_a_line_for_each_file() {
 
 #[test]
 fn serve_accepts_the_revision_of_a_reranker_after_its_id() {
-    let reranker = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/rerankers/tied");
+    let reranker = fixtures::reranker("tied");
     let files = ["config.json", "tokenizer.json", "model.safetensors"];
     let files = files.map(|file| (file.to_owned(), fs::read(reranker.join(file)).unwrap()));
     let server = Server::start(&[(ID, files.into())]);
@@ -436,9 +437,8 @@ fn info_shows_shape_size_and_memory() {
         [("HF_ENDPOINT", server.url()), ("HF_HUB_CACHE", home.path().to_str().unwrap())];
     let [json, _] = succeeded(&run(&["info", ID, "--json"], &environment));
     let json: Value = serde_json::from_str(&json).unwrap();
-    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/base");
-    let config: Value =
-        serde_json::from_slice(&fs::read(format!("{fixture}/config.json")).unwrap()).unwrap();
+    let fixture = fixtures::model("base");
+    let config = fixtures::read_json(&fixture.join("config.json"));
     for (ours, theirs) in [
         ("layers", "num_hidden_layers"),
         ("hidden_size", "hidden_size"),
@@ -454,12 +454,12 @@ fn info_shows_shape_size_and_memory() {
     assert_eq!(json["architecture"], "qwen3");
     assert_eq!(json["dimensions"], serde_json::json!([1, 64]));
     assert_eq!(json["prompts"]["query"], "Query:\n");
-    let weights = fs::metadata(format!("{fixture}/model.safetensors")).unwrap().len();
+    let weights = fs::metadata(fixture.join("model.safetensors")).unwrap().len();
     assert_eq!(json["file_bytes"], weights);
     let memory = &json["memory"];
     assert!(memory["f32"]["weights"].as_u64() > memory["bf16"]["weights"].as_u64());
     assert!(memory["bf16"]["weights"].as_u64() > memory["int8"]["weights"].as_u64());
-    let [text, _] = succeeded(&run(&["info", fixture], &environment));
+    let [text, _] = succeeded(&run(&["info", fixture.to_str().unwrap()], &environment));
     assert!(text.starts_with("architecture  qwen3\n"), "{text}");
     assert_eq!(json["default"], "bf16");
     assert!(text.ends_with("\nthe default precision is bf16\n"), "{text}");

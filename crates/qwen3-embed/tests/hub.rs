@@ -16,6 +16,7 @@ use std::time::Duration;
 use hub_server::{COMMIT, Reply, Server, repository, sha256};
 use log::warnings;
 use qwen3_embed::{Embedder, Error, Hub, HubError, HubProblem, Info, Reranker, Source};
+use qwen3_embed_testing::fixtures;
 
 const ID: &str = "owner/model";
 
@@ -127,12 +128,11 @@ fn downloads_only_the_files_of_the_model() {
 
 #[test]
 fn id_embeds_like_the_local_folder() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
     for name in ["base", "causal-lm-untied", DENSE] {
         let world = World::new(repository(name, &[]));
         let texts = ["今天天气真好", "It is a fine day"];
         let from_hub = Embedder::builder(ID).hub(world.hub()).build().unwrap();
-        let local = Embedder::builder(fixtures.join(name)).build().unwrap();
+        let local = Embedder::builder(fixtures::model(name)).build().unwrap();
         assert_eq!(from_hub.embed_queries(&texts).unwrap(), local.embed_queries(&texts).unwrap());
     }
 }

@@ -11,14 +11,11 @@ use std::path::{Path, PathBuf};
 
 use inotify::{EventMask, Inotify, WatchMask};
 use qwen3_embed::{Embedder, Reranker, Source};
+use qwen3_embed_testing::fixtures;
 use tempfile::TempDir;
 
 /// The number of times that each file was opened, by the path of the file in the folder.
 type Opens = BTreeMap<String, usize>;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(name)
-}
 
 /// A folder with copies of fixtures. A fixture is a file, or a folder whose contents are copied.
 fn copies(fixtures: &[&str]) -> TempDir {
@@ -35,7 +32,7 @@ fn copies(fixtures: &[&str]) -> TempDir {
     }
     let dir = tempfile::tempdir().unwrap();
     for name in fixtures {
-        let from = fixture(name);
+        let from = fixtures::path(name);
         let is_file = from.is_file();
         let to =
             if is_file { dir.path().join(from.file_name().unwrap()) } else { dir.path().into() };

@@ -130,16 +130,13 @@ mod tests {
     use std::path::Path;
 
     use qwen3_embed_kernels::cpu::{Arithmetic, BYTE_GROUP, Kernels};
+    use qwen3_embed_testing::fixtures;
 
     use super::*;
     use crate::{Device, Model};
 
     fn summary(path: &Path) -> Summary {
         Summary::of(&Checkpoint::open(path).unwrap()).unwrap()
-    }
-
-    fn fixture(name: &str) -> std::path::PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
     }
 
     #[test]
@@ -149,7 +146,7 @@ mod tests {
             ("causal-lm-tied", Head::TiedLmHead),
             ("causal-lm-untied", Head::LmHead),
         ] {
-            let summary = summary(&fixture(name));
+            let summary = summary(&fixtures::model(name));
             assert_eq!(summary.head, head, "{name}");
             let stored: u64 = summary.stored.values().sum();
             assert_eq!(summary.n_parameters, stored);
@@ -165,23 +162,19 @@ mod tests {
                 .sum();
             assert!((1..32 << 10).contains(&(summary.file_bytes - bytes)), "{name}");
         }
-        let dense = summary(&fixture("../sentence-transformers/mean-dense"));
-        let model = Model::load(
-            &fixture("../sentence-transformers/mean-dense"),
-            Device::Cpu,
-            Precision::F32,
-        );
-        let model = model.unwrap();
+        let path = fixtures::path("sentence-transformers/mean-dense");
+        let dense = summary(&path);
+        let model = Model::load(&path, Device::Cpu, Precision::F32).unwrap();
         assert_ne!(model.embedding_size(), dense.config.hidden_size);
         assert_eq!(dense.embedding_size, model.embedding_size());
-        let summary = summary(&fixture("gguf-q8-0/model.gguf"));
+        let summary = summary(&fixtures::model("gguf-q8-0"));
         assert!(summary.stored.contains_key("Q8_0"), "{summary:?}");
         assert_eq!(summary.head, Head::None);
     }
 
     #[test]
     fn huge_numbers_in_the_configuration_do_not_overflow() {
-        let (from, dir) = (fixture("base"), tempfile::tempdir().unwrap());
+        let (from, dir) = (fixtures::model("base"), tempfile::tempdir().unwrap());
         let mut config: serde_json::Value =
             serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
         for field in
@@ -203,9 +196,8 @@ mod tests {
 
     #[test]
     fn estimates_the_size_of_the_packed_weights() {
-        for name in ["wide", "base", "outliers", "gguf-q8-0/model.gguf", "gguf-k-quants/model.gguf"]
-        {
-            let path = fixture(name);
+        for name in ["wide", "base", "outliers", "gguf-q8-0", "gguf-k-quants"] {
+            let path = fixtures::model(name);
             let summary = summary(&path);
             for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
                 let model = Model::load(&path, Device::Cpu, precision).unwrap();

@@ -36,7 +36,7 @@ impl TokenEmbeddings {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use qwen3_embed_testing::fixtures;
 
     use super::*;
     use crate::Checkpoint;
@@ -44,9 +44,8 @@ mod tests {
     /// Covers every type in which files store embeddings.
     #[test]
     fn copies_in_memory_and_on_a_device_equal_the_file() {
-        for name in ["base", "causal-lm-tied", "gguf-q8-0/model.gguf", "gguf-float/model.gguf"] {
-            let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models");
-            let checkpoint = Checkpoint::open(&models.join(name)).unwrap();
+        for name in ["base", "causal-lm-tied", "gguf-q8-0", "gguf-float"] {
+            let checkpoint = Checkpoint::open(&fixtures::model(name)).unwrap();
             let (config, weights) = (checkpoint.config(), checkpoint.weights());
             let shape = [config.vocab_size, config.hidden_size];
             let rows = || weights.rows("embed_tokens.weight", shape).unwrap();
