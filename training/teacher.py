@@ -1,4 +1,4 @@
-"""Embeds the training texts with the teacher: `python teacher.py CACHE [--limit N]`.
+"""Embeds the training texts with the teacher: `python teacher.py CACHE`.
 
 Reads CACHE/texts.jsonl and writes CACHE/teacher.npz: `texts`, all distinct texts that are chosen, and `vectors`, the
 teacher's vectors of 512 dimensions in f16, in the same order. A second run only embeds what is new.
@@ -33,8 +33,7 @@ def chosen_texts(cache):
     return list(texts)
 
 
-def main():
-    cache = Path(sys.argv[1])
+def main(cache):
     store = cache / "teacher.npz"
     known = {}
     if store.exists():
@@ -48,8 +47,11 @@ def main():
         part = new[start : start + 2048]
         known.update(zip(part, teacher.encode(part).astype(np.float16)))
         print(f"{start + len(part)}/{len(new)}", flush=True)
+    if not new:
+        return
     vectors = np.stack([known[text] for text in texts])
     np.savez(store, texts=json.dumps(texts, ensure_ascii=False), vectors=vectors)
 
 
-main()
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

