@@ -41,7 +41,7 @@
 //!
 //! /// The function under test.
 //! async fn embed_title(service: &Service<Embedder>, title: &str) -> qwen3_embed::Result<Vec<f32>> {
-//!     let embedded = service.embed([title], EmbedOptions::new()).await?;
+//!     let embedded = service.embed([title.to_owned()], EmbedOptions::new()).await?;
 //!     Ok(embedded.embeddings.row(0).to_vec())
 //! }
 //!
