@@ -58,7 +58,7 @@ pub(crate) fn bundled(example: &str) -> Result<(Source, String)> {
         let source = Source::demo();
         let about = format!(
             "{source} is a small model for demonstrations, which is part of this program. To use another model, name \
-             it, for example with `{example}`"
+             it, for example with `{example}`."
         );
         Ok((source, about))
     }
