@@ -2,6 +2,8 @@
 #
 #   docker build --tag qwen3-embed .
 #   docker run -p 30000:30000 -v qwen3-models:/models qwen3-embed --model-path Qwen/Qwen3-Embedding-0.6B
+#
+# Without arguments, the server serves a small model that is part of the program.
 
 FROM rust:1-slim-trixie AS build
 WORKDIR /source

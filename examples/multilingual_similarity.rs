@@ -6,7 +6,7 @@
 //! ```
 
 use clap::Parser;
-use qwen3_embed::{EmbedOptions, Embedder, Prompt, Similarities};
+use qwen3_embed::{EmbedOptions, Embedder, Prompt, Similarities, Source};
 use unicode_width::UnicodeWidthStr;
 
 /// "The weather is great today, perfect for a walk" in four languages, with the Chinese names of the languages.
@@ -17,13 +17,10 @@ const WEATHER: [(&str, &str); 4] = [
     ("韩文", "오늘 날씨가 정말 좋네요, 산책하기 딱 좋아요"),
 ];
 
-/// A tiny checkpoint with random weights. It is part of this repository.
-const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-
 /// Embeds a sentence in four languages and prints the matrix of their cosine similarities.
 #[derive(Parser)]
 struct Args {
-    /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model [default: the bundled model with random weights]
+    /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model [default: the bundled model]
     #[arg(long, value_name = "PATH or ID")]
     model: Option<String>,
     /// Number of dimensions of the vectors [default: that of the model]
@@ -40,7 +37,8 @@ struct Args {
 #[expect(clippy::print_stdout, reason = "an example prints")]
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let embedder = Embedder::builder(args.model.as_deref().unwrap_or(BUNDLED_MODEL)).build()?;
+    let source = args.model.as_ref().map_or_else(Source::demo, Source::from);
+    let embedder = Embedder::builder(source).build()?;
     let mut options = EmbedOptions::new();
     options.dimensions = args.dimensions;
     if let Some(instruction) = args.instruct {
@@ -62,9 +60,10 @@ fn main() -> anyhow::Result<()> {
     print_matrix(&names, &embeddings.similarity(&embeddings)?);
     if args.model.is_none() {
         println!(
-            "\nThese vectors come from a bundled test model with random weights: they are meaningless.\n\
-             Choose a trained model with --model, for instance --model Qwen/Qwen3-Embedding-0.6B,\n\
-             which is downloaded once."
+            "\nThese vectors come from {}, a small model that is part of this program.\n\
+             Choose another model with --model, for instance --model Qwen/Qwen3-Embedding-0.6B,\n\
+             which is downloaded once.",
+            Source::demo()
         );
     }
     Ok(())

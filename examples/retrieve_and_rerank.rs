@@ -1,5 +1,5 @@
 //! Search in two steps: embeddings find the documents that are most similar to a query, and a reranker sorts these
-//! documents.
+//! documents. Without `--reranker`, there is only the first step.
 //!
 //! ```text
 //! cargo run --release --example retrieve_and_rerank
@@ -8,7 +8,7 @@
 //! ```
 
 use clap::Parser;
-use qwen3_embed::{Embedder, Reranker};
+use qwen3_embed::{Embedder, Reranker, Source};
 
 const QUERY: &str = "What is the capital of China?";
 
@@ -24,19 +24,15 @@ const DOCUMENTS: [&str; 8] = [
     "What is the capital of Japan?",
 ];
 
-/// Tiny checkpoints with random weights. They are part of this repository.
-const BUNDLED_EMBEDDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-const BUNDLED_RERANKER: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/rerankers/tied");
-
-/// Finds the documents that are most similar to a query, reranks them, and prints both orders.
+/// Finds the documents that are most similar to a query, reranks them if there is a reranker, and prints both orders.
 #[derive(Parser)]
 struct Args {
-    /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model [default: the bundled model with random weights]
-    #[arg(long, value_name = "PATH or ID", requires = "reranker")]
+    /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model [default: the bundled model]
+    #[arg(long, value_name = "PATH or ID")]
     embedder: Option<String>,
-    /// Id on the hub, folder or GGUF file of a Qwen3-Reranker model [default: the bundled model with random weights]
-    #[arg(long, value_name = "PATH or ID", requires = "embedder")]
+    /// Id on the hub, folder or GGUF file of a Qwen3-Reranker model [default: no reranking, because no reranker is
+    /// bundled]
+    #[arg(long, value_name = "PATH or ID")]
     reranker: Option<String>,
     /// Query
     #[arg(long, value_name = "TEXT", default_value = QUERY)]
@@ -52,10 +48,9 @@ struct Args {
 #[expect(clippy::print_stdout, reason = "an example prints")]
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let embedder = args.embedder.as_deref().unwrap_or(BUNDLED_EMBEDDER);
-    let embedder = Embedder::builder(embedder).build()?;
-    let reranker = args.reranker.as_deref().unwrap_or(BUNDLED_RERANKER);
-    let reranker = Reranker::builder(reranker).build()?;
+    let source = args.embedder.as_ref().map_or_else(Source::demo, Source::from);
+    let embedder = Embedder::builder(source).build()?;
+    let reranker = args.reranker.map(|source| Reranker::builder(source).build()).transpose()?;
     let documents: Vec<&str> = if args.document.is_empty() {
         DOCUMENTS.to_vec()
     } else {
@@ -71,16 +66,23 @@ fn main() -> anyhow::Result<()> {
         println!("{:7.3}  {}", hit.score, documents[hit.index]);
     }
 
-    let found: Vec<&str> = hits.iter().map(|hit| documents[hit.index]).collect();
-    let ranked = reranker.rank(&args.query, &found)?;
-    println!("\nby the reranker");
-    for document in ranked {
-        println!("{:7.3}  {}", document.score, found[document.index]);
+    if let Some(reranker) = &reranker {
+        let found: Vec<&str> = hits.iter().map(|hit| documents[hit.index]).collect();
+        println!("\nby the reranker");
+        for document in reranker.rank(&args.query, &found)? {
+            println!("{:7.3}  {}", document.score, found[document.index]);
+        }
     }
     if args.embedder.is_none() {
         println!(
-            "\nThese numbers come from bundled test models with random weights: they are meaningless.\n\
-             Choose trained models with --embedder and --reranker."
+            "\nThe embeddings come from {}, a small model that is part of this program.\n\
+             Choose another model with --embedder.",
+            Source::demo()
+        );
+    }
+    if reranker.is_none() {
+        println!(
+            "\nName a reranker with --reranker, for instance --reranker Qwen/Qwen3-Reranker-0.6B."
         );
     }
     Ok(())

@@ -16,7 +16,7 @@ const UNOPTIMIZED: [&str; 2] = [
 ];
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
-/// [`kernel_sets`], the builds without the hub and with hf-hub, the invariants, the hashes of the fixtures, parity, the
+/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the invariants, the hashes of the fixtures, parity, the
 /// examples, the server with real clients, and the parts of the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
@@ -29,6 +29,10 @@ pub(crate) fn run() -> Result<()> {
     step("build without the hub", || {
         let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
         cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+    })?;
+    // The lints have checked the dependencies already, so this takes seconds.
+    step("build without the bundled model", || {
+        cargo(&["clippy", "--workspace", "--no-default-features", "--", "-D", "warnings"])
     })?;
     // Without clippy, which would compile 190 dependencies a second time.
     step("build with hf-hub", || {

@@ -11,14 +11,19 @@ use crate::workspace::{root, rust_files};
 use crate::{cycles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
-const LAYERS: [(&str, &[&str]); 9] = [
+const LAYERS: [(&str, &[&str]); 10] = [
     // Test support. It depends on no other crate of the workspace, so that the tests of all crates can use it.
     ("qwen3-embed-testing", &[]),
+    // The files of the bundled model, which is only data.
+    ("qwen3-embed-demo", &[]),
     ("qwen3-embed-kernels", &[]),
     ("qwen3-embed-model", &["qwen3-embed-kernels"]),
     ("qwen3-embed-text", &[]),
     ("qwen3-embed-hub", &[]),
-    ("qwen3-embed", &["qwen3-embed-hub", "qwen3-embed-model", "qwen3-embed-text"]),
+    (
+        "qwen3-embed",
+        &["qwen3-embed-demo", "qwen3-embed-hub", "qwen3-embed-model", "qwen3-embed-text"],
+    ),
     ("qwen3-embed-server", &["qwen3-embed"]),
     ("qwen3-embed-cli", &["qwen3-embed", "qwen3-embed-server"]),
     ("xtask", &["qwen3-embed", "qwen3-embed-model", "qwen3-embed-testing"]),
@@ -43,10 +48,10 @@ const OWNERS: [(&str, &[&str]); 13] = [
     ("tokio", &["qwen3-embed-hub", "qwen3-embed-server", "qwen3-embed-cli"]),
 ];
 
-/// Crates that the facade, the crate `qwen3-embed`, must not depend on with its default features: async runtimes, and
-/// crates whose build needs more than Rust and a C compiler.
-const NOT_BELOW: [&str; 6] =
-    ["tokio", "native-tls", "openssl-sys", "aws-lc-sys", "cmake", "pkg-config"];
+/// Crates that the facade, the crate `qwen3-embed`, must not depend on with its default features: async runtimes,
+/// crates whose build needs more than Rust and a C compiler, and the bundled model, which makes a program larger.
+const NOT_BELOW: [&str; 7] =
+    ["tokio", "native-tls", "openssl-sys", "aws-lc-sys", "cmake", "pkg-config", "qwen3-embed-demo"];
 
 /// Crates that the facade must not depend on without its feature `hub`, because they use the network.
 const NOT_WITHOUT_HUB: [&str; 3] = ["ureq", "rustls", "ring"];
@@ -87,7 +92,8 @@ const WORDS: [(&str, &str, &[&str]); 20] = [
 ];
 
 /// Crates without unsafe code.
-const SAFE: [&str; 7] = [
+const SAFE: [&str; 8] = [
+    "crates/qwen3-embed-demo/src/lib.rs",
     "crates/qwen3-embed-testing/src/lib.rs",
     "crates/qwen3-embed-text/src/lib.rs",
     "crates/qwen3-embed-hub/src/lib.rs",

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use qwen3_embed::{DEFAULT_INSTRUCTION, Device, Embedder, Kernels, Overflow, Sharing, instruct};
 use serde::Serialize;
 
-use crate::model::ModelArgs;
+use crate::model::{MODEL, ModelArgs};
 
 /// Measure the throughput of an embedding model, and compare it with the peak of this CPU
 ///
@@ -15,8 +15,10 @@ use crate::model::ModelArgs;
 /// padded, so all counted tokens are tokens of texts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[arg(long, value_name = "PATH or ID", help = MODEL)]
+    model: String,
     #[command(flatten)]
-    model: ModelArgs,
+    settings: ModelArgs,
     /// Workload of N texts with T tokens each, such as 8x128. Separate several workloads with commas: 8x128,4x512
     #[arg(long, value_name = "NxT,…", value_delimiter = ',')]
     shape: Vec<Shape>,
@@ -118,11 +120,12 @@ struct Measurement {
 /// Runs `qwen3-embed bench`.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.runs > 0, "`--runs` is 0, expected at least 1");
-    let threads = match args.model.threads {
+    let threads = match args.settings.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
-    let mut builder = args.model.embedder().overflow(Overflow::Error).threads(threads);
+    let mut builder =
+        args.settings.embedder(&args.model).overflow(Overflow::Error).threads(threads);
     if args.no_sharing {
         builder = builder.sharing(Sharing::Off);
     }
@@ -132,10 +135,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         !workloads.is_empty(),
         "there is no workload: use `--shape`, `--lengths` or `--queries`"
     );
-    let is_cpu = args.model.device == Device::Cpu;
+    let is_cpu = args.settings.device == Device::Cpu;
     let core_peak = is_cpu.then(|| Kernels::current().measured_peak(embedder.arithmetic()));
     let peak = core_peak.map(|peak| peak * threads as f64);
-    let machine = core_peak.map_or_else(|| args.model.device.to_string(), machine);
+    let machine = core_peak.map_or_else(|| args.settings.device.to_string(), machine);
     let mut report = Report { machine, results: Vec::new() };
     let mut output = io::stdout().lock();
     if !args.json {

@@ -18,8 +18,8 @@ pub(crate) struct Args {
 
 /// Runs `qwen3-embed download`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let path = Source::from(&args.model).download(&hub())?;
-    writeln!(io::stdout(), "{}", path.display())?;
+    let local = Source::from(&args.model).download(&hub())?;
+    writeln!(io::stdout(), "{local}")?;
     Ok(())
 }
 

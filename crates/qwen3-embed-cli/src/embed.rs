@@ -2,11 +2,11 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use qwen3_embed::{EmbedOptions, Embedder, Error, Overflow, Prompt, SpecialTokens, Text};
+use qwen3_embed::{EmbedOptions, Embedder, Overflow, Prompt, SpecialTokens, Text};
 use serde::{Deserialize, Serialize};
 
 use crate::jsonl::{Format, InputArgs, line_name, parse_line, write_line};
-use crate::model::ModelArgs;
+use crate::model::{self, ModelArgs};
 
 /// Embed texts: read one JSON object from each line of standard input, and write one line for each text
 ///
@@ -15,8 +15,10 @@ use crate::model::ModelArgs;
 /// {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input. Empty lines are skipped.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[arg(long, value_name = "PATH or ID", help = model_help())]
+    model: Option<String>,
     #[command(flatten)]
-    model: ModelArgs,
+    settings: ModelArgs,
     /// Format of standard input and output
     #[arg(long, value_enum, default_value = "jsonl")]
     format: Format,
@@ -65,6 +67,14 @@ struct Output {
     index: usize,
     embedding: Vec<f32>,
     n_tokens: usize,
+}
+
+/// The help of `--model`, which is optional.
+fn model_help() -> String {
+    format!(
+        "{} [default: a small model for demonstrations, which is part of this program]",
+        model::MODEL
+    )
 }
 
 /// The maximum number of lines that are embedded together.
@@ -116,8 +126,16 @@ fn embed(
 }
 
 impl Args {
-    fn build(&self) -> Result<Embedder, Error> {
-        let mut builder = self.model.embedder().overflow(match self.overflow {
+    fn build(&self) -> Result<Embedder> {
+        let source = match &self.model {
+            Some(model) => model.into(),
+            None => {
+                let (source, about) = model::bundled("--model Qwen/Qwen3-Embedding-0.6B")?;
+                eprintln!("{about}");
+                source
+            }
+        };
+        let mut builder = self.settings.embedder(source).overflow(match self.overflow {
             OverflowArg::Error => Overflow::Error,
             OverflowArg::TruncateLeft => Overflow::TruncateLeft,
             OverflowArg::TruncateRight => Overflow::TruncateRight,
@@ -128,7 +146,7 @@ impl Args {
         if let Some(dimensions) = self.dimensions {
             builder = builder.dimensions(dimensions);
         }
-        builder.build()
+        Ok(builder.build()?)
     }
 
     fn options(&self) -> EmbedOptions {

@@ -3,10 +3,10 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use indicatif::HumanBytes;
-use qwen3_embed::{Head, Info, Precision, Source};
+use qwen3_embed::{Head, Info, Precision};
 use serde::Serialize;
 
-use crate::download;
+use crate::{download, model};
 
 /// Show the shape, size, prompts and memory usage of a model
 ///
@@ -14,9 +14,10 @@ use crate::download;
 /// headers of its weight files are downloaded.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder, GGUF file, or id on the Hugging Face Hub
+    /// Folder, GGUF file, or id on the Hugging Face Hub [default: a small model for demonstrations, which is part of
+    /// this program]
     #[arg(value_name = "PATH or ID")]
-    model: String,
+    model: Option<String>,
     /// Print the information as one JSON object
     #[arg(long)]
     json: bool,
@@ -62,7 +63,15 @@ struct Memory {
 
 /// Runs `qwen3-embed info`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let report = Report::of(Source::from(&args.model).info_from(&download::hub())?);
+    let source = match &args.model {
+        Some(model) => model.into(),
+        None => {
+            let (source, about) = model::bundled("info Qwen/Qwen3-Embedding-0.6B")?;
+            eprintln!("{about}");
+            source
+        }
+    };
+    let report = Report::of(source.info_from(&download::hub())?);
     let mut output = io::stdout().lock();
     if args.json {
         serde_json::to_writer(&mut output, &report)?;

@@ -1,16 +1,20 @@
-use qwen3_embed::{Device, Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder};
+use anyhow::Result;
+use qwen3_embed::{
+    Device, Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder, Source,
+};
 
 use crate::download;
 
-/// The flags that choose a model, its precision, its device and its limits.
+/// The help of `--model`.
+pub(crate) const MODEL: &str = "Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, \
+    or an id on the Hugging Face Hub: OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file";
+
+/// The flags that choose a model's adapter, its precision, its device and its limits. Each subcommand has its own flag
+/// `--model`, which is required by some of them.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, or an id on the Hugging
-    /// Face Hub: OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file
-    #[arg(long, value_name = "PATH or ID")]
-    pub(crate) model: String,
     /// Folder or id of a LoRA adapter, which is merged into the model
-    #[arg(long, value_name = "PATH or ID")]
+    #[arg(long, value_name = "PATH or ID", requires = "model")]
     pub(crate) adapter: Option<String>,
     #[arg(long, value_name = "PRECISION", default_value_t, help = precision_help())]
     pub(crate) precision: Precision,
@@ -42,6 +46,28 @@ pub(crate) fn precision_help() -> String {
     format!("Precision of weights and matrix multiplications: {precisions}. auto means stored")
 }
 
+/// The bundled model, for a command that names no model, and a sentence about it for the user. `example` is a flag or
+/// an argument that names another model.
+///
+/// # Errors
+///
+/// If this program was built without the bundled model.
+pub(crate) fn bundled(example: &str) -> Result<(Source, String)> {
+    #[cfg(feature = "demo-model")]
+    {
+        let source = Source::demo();
+        let about = format!(
+            "{source} is a small model for demonstrations, which is part of this program. To use another model, name \
+             it, for example with `{example}`."
+        );
+        Ok((source, about))
+    }
+    #[cfg(not(feature = "demo-model"))]
+    anyhow::bail!(
+        "no model is named, and this program contains none: name a model, for example with `{example}`"
+    )
+}
+
 /// Applies [`ModelArgs`] to a builder. It is a macro because the methods of the two builders belong to no common
 /// trait.
 macro_rules! configured {
@@ -70,12 +96,12 @@ macro_rules! configured {
 
 impl ModelArgs {
     /// The builder of an embedder with these settings.
-    pub(crate) fn embedder(&self) -> EmbedderBuilder {
-        configured!(self, Embedder::builder(self.model.as_str()))
+    pub(crate) fn embedder(&self, model: impl Into<Source>) -> EmbedderBuilder {
+        configured!(self, Embedder::builder(model))
     }
 
     /// The builder of a reranker with these settings.
-    pub(crate) fn reranker(&self) -> RerankerBuilder {
-        configured!(self, Reranker::builder(self.model.as_str()))
+    pub(crate) fn reranker(&self, model: impl Into<Source>) -> RerankerBuilder {
+        configured!(self, Reranker::builder(model))
     }
 }

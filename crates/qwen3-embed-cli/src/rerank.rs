@@ -5,7 +5,7 @@ use qwen3_embed::{Error, ScoreOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::jsonl::{Format, InputArgs, line_name, parse_line, write_line};
-use crate::model::ModelArgs;
+use crate::model::{MODEL, ModelArgs};
 
 /// Rank documents by how well they answer a query: read one document from each line of standard input
 ///
@@ -15,8 +15,10 @@ use crate::model::ModelArgs;
 /// lines are skipped.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[arg(long, value_name = "PATH or ID", help = MODEL)]
+    model: String,
     #[command(flatten)]
-    model: ModelArgs,
+    settings: ModelArgs,
     /// Query that the documents should answer
     #[arg(long, value_name = "TEXT")]
     query: String,
@@ -58,7 +60,7 @@ struct Documents {
 /// Runs `qwen3-embed rerank` on standard input and output.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Format::Jsonl = args.format;
-    let reranker = args.model.reranker().build()?;
+    let reranker = args.settings.reranker(&args.model).build()?;
     let documents = Documents::read(io::stdin().lock(), args.input)?;
     let mut options = ScoreOptions::new();
     options.instruction = args.instruct.clone();

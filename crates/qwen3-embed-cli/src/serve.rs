@@ -9,28 +9,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::BoolishValueParser;
-use qwen3_embed::{Device, Kernels, Precision, ServiceOptions, SpecialTokens};
+use qwen3_embed::{Device, Kernels, Precision, ServiceOptions, Source, SpecialTokens};
 use qwen3_embed_server::{AppState, ModelNames, Models, ServeOptions, ServerOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
 use crate::environment;
-use crate::model::{ModelArgs, precision_help};
+use crate::model::{self, ModelArgs, precision_help};
 use signals::EndSignals;
 use values::{count, model_name, origin, seconds, some_seconds};
 
 /// Serve models over HTTP, with the APIs of OpenAI and text-embeddings-inference, and a playground for the browser
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Embedding model: a folder, a GGUF file, or an id on the Hugging Face Hub
-    #[arg(
-        long,
-        alias = "model",
-        value_name = "PATH or ID",
-        required_unless_present = "reranker_path",
-        env = "QWEN3_EMBED_MODEL_PATH"
-    )]
+    /// Embedding model: a folder, a GGUF file, or an id on the Hugging Face Hub [default: a small model for
+    /// demonstrations, which is part of this program, or no embedding model with --reranker-path]
+    #[arg(long, alias = "model", value_name = "PATH or ID", env = "QWEN3_EMBED_MODEL_PATH")]
     model_path: Option<String>,
     /// Reranker, instead of an embedding model or in addition to one: a folder, a GGUF file, or an id. An id may be
     /// followed by @REVISION: a branch, a tag or a commit
@@ -159,6 +154,15 @@ pub(crate) struct Args {
     tokenizer_mode: Option<String>,
 }
 
+/// The embedding model that is served.
+struct EmbedderSource {
+    source: Source,
+    /// The default served name.
+    name: String,
+    /// A sentence about the model for the users of the server.
+    notice: Option<String>,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Dtype {
     /// The precision of the checkpoint
@@ -191,21 +195,26 @@ pub(crate) fn run(args: Args) -> Result<()> {
         tracing::warn!("`--tokenizer-mode` has no effect: there is only one tokenizer");
     }
     let precision = args.precision()?;
+    let embedder = args.embedder()?;
+    if let Some(notice) = embedder.as_ref().and_then(|embedder| embedder.notice.as_ref()) {
+        tracing::info!("{notice}");
+    }
     raise_file_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
-    let result = runtime.block_on(serve(args, precision));
+    let result = runtime.block_on(serve(args, embedder, precision));
     // Do not wait for a model that is still being loaded.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(args: Args, precision: Precision) -> Result<()> {
+async fn serve(args: Args, embedder: Option<EmbedderSource>, precision: Precision) -> Result<()> {
     let address = (args.host.as_str(), args.port);
     let mut signals = EndSignals::new()?;
     let listener = TcpListener::bind(address).await;
     let listener = listener.with_context(|| format!("{}:{}", args.host, args.port))?;
     let address = listener.local_addr()?;
-    let state = AppState::new(args.server_options());
+    let notice = embedder.as_ref().and_then(|embedder| embedder.notice.clone());
+    let state = AppState::new(ServerOptions { notice, ..args.server_options() });
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async {
         // Dropping the sender has the same effect as sending.
@@ -219,7 +228,7 @@ async fn serve(args: Args, precision: Precision) -> Result<()> {
     writeln!(io::stdout(), "listening on http://{address}")?;
     let start = async {
         let (options, device) = (args.service_options(), args.device);
-        let models = tokio::task::spawn_blocking(move || args.load(precision)).await??;
+        let models = tokio::task::spawn_blocking(move || args.load(embedder, precision)).await??;
         let described = describe(&models, device);
         state.start(models, options).await?;
         tracing::info!("ready: {described}");
@@ -277,10 +286,30 @@ impl Args {
         options
     }
 
+    /// The embedding model: the one that `--model-path` names, none if there is only a reranker, and otherwise the
+    /// bundled model.
+    fn embedder(&self) -> Result<Option<EmbedderSource>> {
+        let (source, name, notice) = match (&self.model_path, &self.revision) {
+            (None, _) if self.reranker_path.is_some() => return Ok(None),
+            (None, _) => {
+                let (source, about) = model::bundled("--model-path Qwen/Qwen3-Embedding-0.6B")?;
+                let name = source.to_string();
+                (source, name, Some(about))
+            }
+            (Some(path), Some(_)) if Path::new(path).exists() => {
+                bail!("`--revision` is for ids on the hub, but {path} is on this machine")
+            }
+            (Some(path), Some(revision)) => {
+                (format!("{path}@{revision}").into(), path.clone(), None)
+            }
+            (Some(path), None) => (path.into(), path.clone(), None),
+        };
+        Ok(Some(EmbedderSource { source, name, notice }))
+    }
+
     /// The settings of a model. The model and the service have the same batch budget.
-    fn model_args(&self, model: &str, precision: Precision) -> ModelArgs {
+    fn model_args(&self, precision: Precision) -> ModelArgs {
         ModelArgs {
-            model: model.to_owned(),
             adapter: None,
             precision,
             preload: self.preload,
@@ -291,24 +320,17 @@ impl Args {
         }
     }
 
-    fn load(&self, precision: Precision) -> Result<Models> {
-        let embedder = match &self.model_path {
-            Some(path) => {
-                let source = match &self.revision {
-                    Some(revision) if !Path::new(path).exists() => format!("{path}@{revision}"),
-                    Some(_) => {
-                        bail!("`--revision` is for ids on the hub, but {path} is on this machine")
-                    }
-                    None => path.clone(),
-                };
+    fn load(&self, embedder: Option<EmbedderSource>, precision: Precision) -> Result<Models> {
+        let embedder = match embedder {
+            Some(EmbedderSource { source, name, .. }) => {
                 let adapter = self.adapter.clone();
-                let model = ModelArgs { adapter, ..self.model_args(&source, precision) };
-                let mut builder = model.embedder();
+                let settings = ModelArgs { adapter, ..self.model_args(precision) };
+                let mut builder = settings.embedder(source);
                 if self.plain_text {
                     builder = builder.special_tokens(SpecialTokens::PlainText);
                 }
-                tracing::info!("loading {path}");
-                Some((names(&self.served_model_name, path), builder.build()?))
+                tracing::info!("loading {name}");
+                Some((names(&self.served_model_name, &name), builder.build()?))
             }
             None => None,
         };
@@ -321,7 +343,7 @@ impl Args {
                 } else {
                     &self.served_model_name
                 };
-                let reranker = self.model_args(path, precision).reranker().build()?;
+                let reranker = self.model_args(precision).reranker(path).build()?;
                 Some((names(given, path), reranker))
             }
             None => None,

@@ -4,23 +4,33 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
+use qwen3_embed::{Embedder, Source};
 use qwen3_embed_testing::fixtures;
 use qwen3_embed_testing::golden::{self, Vectors};
 use qwen3_embed_testing::vectors::max_difference;
 use serde_json::{Value, json};
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
-    command.arg("embed").args(arguments);
+    let mut command = without_model(arguments);
     if !arguments.contains(&"--model") {
         command.arg("--model").arg(fixtures::model("base"));
     }
+    command
+}
+
+fn without_model(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qwen3-embed"));
+    command.arg("embed").args(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 fn run(arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
-    let mut child = command(arguments).spawn().unwrap();
+    finish(command(arguments), input)
+}
+
+fn finish(mut command: Command, input: impl AsRef<[u8]>) -> Output {
+    let mut child = command.spawn().unwrap();
     // Writing fails if the child has rejected its arguments and ended.
     let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
@@ -32,6 +42,26 @@ fn lines(output: &Output) -> Vec<Value> {
     assert!(errors.is_empty(), "{errors}");
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn embeds_with_the_bundled_model_and_says_so() {
+    let input = "{\"text\": \"What is the capital of China?\"}\n";
+    let output = finish(without_model(&["--dimensions", "32", "--query"]), input);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let vector: Vec<f32> = serde_json::from_value(line["embedding"].clone()).unwrap();
+    let embedder = Embedder::builder(Source::demo()).dimensions(32).build().unwrap();
+    assert_eq!(vector, embedder.embed_query("What is the capital of China?").unwrap());
+    assert!(said.starts_with("qwen3-embed-demo is a small model for demonstrations"), "{said}");
+    assert!(said.contains("`--model Qwen/Qwen3-Embedding-0.6B`"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+
+    // An adapter belongs to a model, which has to be named.
+    let output = finish(without_model(&["--adapter", "a/b"]), input);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("--model <PATH or ID>"), "{said}");
 }
 
 #[test]

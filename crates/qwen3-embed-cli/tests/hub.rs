@@ -474,3 +474,19 @@ fn info_shows_shape_size_and_memory() {
         assert_eq!(memory("total_longest_text"), expected, "{precision}");
     }
 }
+
+#[test]
+fn only_some_commands_have_a_default_model() {
+    let [json, said] = succeeded(&run(&["info", "--json"], &[]));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["hidden_size"], 256);
+    assert!(said.starts_with("qwen3-embed-demo is a small model for demonstrations"), "{said}");
+    for (arguments, missing) in [
+        (&["rerank", "--query", "a"][..], "--model <PATH or ID>"),
+        (&["bench"], "--model <PATH or ID>"),
+        (&["download"], "<ID>"),
+    ] {
+        let said = failed(&run(arguments, &[]));
+        assert!(said.contains("not provided") && said.contains(missing), "{said}");
+    }
+}

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use qwen3_embed::Kernels;
+use qwen3_embed::{Embedder, Kernels, Precision, Source};
 use qwen3_embed_testing::fixtures;
 use serde_json::{Value, json};
 
@@ -114,6 +114,31 @@ fn logs_warning_about_reranker_that_serves_embeddings() {
     let (status, log) = server.ended();
     let expected = "rerankers/tied may not be an embedding model: its name contains `rerank`";
     assert!(status.success() && log.contains("WARN") && log.contains(expected), "{log}");
+}
+
+#[test]
+fn serves_the_bundled_model_and_says_so() {
+    let server = Server::start(&["--port", "0", "--precision", "f32", "--threads", "1"], &[]);
+    let (status, body) = server.post("/v1/embeddings", &json!({ "input": "It rains." }));
+    assert_eq!(status, 200, "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["model"], "qwen3-embed-demo");
+    let vector: Vec<f32> = serde_json::from_value(body["data"][0]["embedding"].clone()).unwrap();
+    let embedder = Embedder::builder(Source::demo()).precision(Precision::F32).build().unwrap();
+    assert_eq!(vector, embedder.embed_document("It rains.").unwrap());
+    let info: Value = serde_json::from_str(&server.get("/info").1).unwrap();
+    let notice = info["notice"].as_str().unwrap().to_owned();
+    assert!(notice.starts_with("qwen3-embed-demo is a small model for demonstrations"), "{notice}");
+    assert!(notice.contains("`--model-path Qwen/Qwen3-Embedding-0.6B`"), "{notice}");
+    server.signal("TERM");
+    let (status, log) = server.ended();
+    assert!(status.success() && log.matches(&notice).count() == 1, "{log}");
+
+    // With a reranker alone, there is no embedding model.
+    let reranker = fixture("rerankers/tied");
+    let server = Server::start(&["--reranker-path", &reranker, "--port", "0"], &[]);
+    let info: Value = serde_json::from_str(&server.get("/info").1).unwrap();
+    assert!(info["embedder"].is_null() && info["notice"].is_null(), "{info}");
 }
 
 #[test]
@@ -438,8 +463,9 @@ fn startup_errors_name_the_cause() {
 #[test]
 fn rejects_invalid_settings_before_loading_a_model() {
     let needs_model = "not provided:\n  --model-path <PATH or ID>";
-    let cases: [(&[&str], &str); 19] = [
-        (&[], needs_model),
+    let cases: [(&[&str], &str); 20] = [
+        (&["--adapter", "a/b"], needs_model),
+        (&["--revision", "main"], needs_model),
         (&["--reranker-path", "/no/such", "--adapter", "a/b"], needs_model),
         (&["--reranker-path", "/no/such", "--revision", "main"], needs_model),
         (&["--model-path", "/no/such", "--dtype", "half"], "float16 is not supported"),

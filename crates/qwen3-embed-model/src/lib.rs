@@ -1,6 +1,7 @@
 //! The Qwen3 decoder for embeddings and rerank scores: token ids in, one vector or logit per text out.
 //!
-//! [`Checkpoint::open`] opens a folder with `config.json` and safetensors files, or a GGUF file. [`Model::load_with`]
+//! [`Checkpoint::open`] opens a folder with `config.json` and safetensors files, or a GGUF file.
+//! [`Checkpoint::open_folder`] opens a [`Folder`], whose files may be in memory. [`Model::load_with`]
 //! loads the decoder of a checkpoint, and [`Model::forward`] computes a vector for each text: by default the hidden
 //! state of the text's last token after the final norm. Vectors are neither truncated nor normalized here.
 //! [`RerankHead`] computes a reranker's logit from the hidden state.
@@ -26,6 +27,7 @@ pub use batching::sharing::{Sharing, SharingCounts};
 pub use checkpoint::adapter::Adapter;
 pub use checkpoint::config::Config;
 pub use checkpoint::fields::Fields;
+pub use checkpoint::folder::Folder;
 pub use checkpoint::gguf_vocabulary::GgufVocabulary;
 pub use checkpoint::head::Head;
 pub use checkpoint::sentence_transformers::{Module, SentenceTransformers};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use qwen3_embed_model::{
-    Adapter, Checkpoint, Device, Error, LoadOptions, Model, Pooling, Precision,
+    Adapter, Checkpoint, Device, Error, Folder, LoadOptions, Model, Pooling, Precision,
 };
 use qwen3_embed_testing::fixtures::{self, Tensor, copy, edit_json as edit, write_tensors};
 use qwen3_embed_testing::golden::{self, Vectors};
@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 fn with_adapter(base: &str, adapter: &Path, precision: Precision) -> Result<Model, Error> {
     let options = LoadOptions { precision, ..LoadOptions::default() };
-    let checkpoint =
-        Checkpoint::open(&fixtures::path(base))?.with_adapter(Adapter::open(adapter)?)?;
+    let checkpoint = Checkpoint::open(&fixtures::path(base))?
+        .with_adapter(Adapter::open(Folder::on_disk(adapter))?)?;
     Model::load_with(&checkpoint, &options)
 }
 

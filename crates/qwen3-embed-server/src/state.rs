@@ -41,6 +41,9 @@ pub struct ServerOptions {
     pub payload_limit: usize,
     /// Time limit for receiving a request body. Default: 60 s.
     pub body_timeout: Duration,
+    /// A sentence about the models for the users of the server. The playground shows it, and `/info` returns it.
+    /// Default: none.
+    pub notice: Option<String>,
 }
 
 impl Default for ServerOptions {
@@ -56,6 +59,7 @@ impl Default for ServerOptions {
             max_client_batch_size: 2048,
             payload_limit: 16 << 20,
             body_timeout: Duration::from_secs(60),
+            notice: None,
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Rerankers that sentence-transformers has saved: a causal language model with a module `LogitScore`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use qwen3_embed_model::{Error as ModelError, Fields, Module, SentenceTransformers};
+use qwen3_embed_model::{Error as ModelError, Fields, Folder, Module, SentenceTransformers};
 use qwen3_embed_text::{DEFAULT_INSTRUCTION, RerankTemplate};
 use serde_json::Value;
 
 use crate::Result;
 use crate::repository::prompts;
-use crate::source::{CHAT_TEMPLATES, read};
+use crate::source::CHAT_TEMPLATES;
 
 /// The settings of a reranker that sentence-transformers has saved.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl CrossEncoder {
         };
         let answers = answers(files.module_config(folder)?)?;
         let instruction = files.prompts_json().map(instruction).transpose()?.flatten();
-        check_template(files.dir(), instruction.is_none())?;
+        check_template(files.folder(), instruction.is_none())?;
         Ok(Some(Self { answers, instruction }))
     }
 }
@@ -102,8 +102,8 @@ fn instruction(fields: &Fields) -> Result<Option<String>> {
 
 /// Rejects a chat template that makes another prompt than Qwen3-Reranker's. With `uses_its_instruction`, the default
 /// instruction of the template must be [`DEFAULT_INSTRUCTION`].
-fn check_template(dir: &Path, uses_its_instruction: bool) -> Result<()> {
-    let (path, template) = chat_template(dir)?;
+fn check_template(folder: &Folder, uses_its_instruction: bool) -> Result<()> {
+    let (path, template) = chat_template(folder)?;
     let error = |expected: &str, got: String| {
         let (path, field) = (path.clone(), "chat_template".to_owned());
         ModelError::Field { path, field, expected: expected.to_owned(), got }
@@ -124,17 +124,18 @@ fn check_template(dir: &Path, uses_its_instruction: bool) -> Result<()> {
 }
 
 /// The file with the chat template, and the template if the file has one.
-fn chat_template(dir: &Path) -> Result<(PathBuf, Option<String>)> {
-    let [jinja, config] = CHAT_TEMPLATES.map(|file| dir.join(file));
-    if jinja.is_file() {
-        let template = String::from_utf8_lossy(&read(&jinja)?).into_owned();
-        return Ok((jinja, Some(template)));
+fn chat_template(folder: &Folder) -> Result<(PathBuf, Option<String>)> {
+    let [jinja, config] = CHAT_TEMPLATES;
+    if folder.contains(jinja) {
+        let template = String::from_utf8_lossy(&folder.read(jinja)?).into_owned();
+        return Ok((folder.path_of(jinja), Some(template)));
     }
-    if !config.is_file() {
-        return Ok((jinja, None));
+    if !folder.contains(config) {
+        return Ok((folder.path_of(jinja), None));
     }
-    let fields = Fields::read(&config)?;
-    Ok((config, fields.get("chat_template").and_then(default_template)))
+    let fields = Fields::read(folder, config)?;
+    let template = fields.get("chat_template").and_then(default_template);
+    Ok((fields.path().to_path_buf(), template))
 }
 
 /// The template in a `tokenizer_config.json`: the only one, or the one with the name `default`.

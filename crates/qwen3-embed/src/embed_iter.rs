@@ -60,8 +60,7 @@ impl Embedder {
     ///
     /// use qwen3_embed::{EmbedOptions, Embedder};
     ///
-    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-    /// # let embedder = Embedder::builder(folder).build()?;
+    /// # let embedder = Embedder::builder(qwen3_embed::Source::demo()).build()?;
     /// let lines = Cursor::new("It rains.\nThe sun shines.\n").lines().map_while(Result::ok);
     /// for embedding in embedder.embed_iter(lines, &EmbedOptions::new())? {
     ///     let embedding = embedding?;

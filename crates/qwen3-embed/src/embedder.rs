@@ -90,8 +90,7 @@ impl Embedder {
     /// ```
     /// use qwen3_embed::{EmbedOptions, Embedder, Prompt};
     ///
-    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
-    /// # let embedder = Embedder::builder(folder).build()?;
+    /// # let embedder = Embedder::builder(qwen3_embed::Source::demo()).build()?;
     /// let task = Prompt::Instruction("Find a sentence with the same meaning".to_owned());
     /// let options = EmbedOptions::new().prompt(task).dimensions(64);
     /// let embeddings = embedder.embed_with(["It rains.", "The sun shines."], &options)?;

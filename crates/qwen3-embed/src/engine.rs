@@ -1,7 +1,7 @@
 //! The parts that embedders and rerankers share: the settings of their builders, and the loaded model with its
 //! tokenizer and threads.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qwen3_embed_model::{Adapter, Checkpoint, Device, LoadOptions, Model, Precision, Sharing};
 use qwen3_embed_text::Tokenizer;
@@ -123,15 +123,16 @@ impl Settings {
     /// Opens the files of the model and of its adapter. Files that are neither local nor in the cache are downloaded.
     pub(crate) fn open(&self) -> Result<Checkpoint> {
         let hub = self.hub.as_ref();
-        let Local { path, mut adapter } = self.source.locate(hub)?;
+        let Local { place, mut adapter } = self.source.locate(hub)?;
         if let Some(source) = &self.adapter {
-            let dir = source.open_adapter(hub)?;
+            let folder = source.open_adapter(hub)?;
             if let Some(first) = adapter {
-                return Err(Error::TwoAdapters { first: first.dir().into(), second: dir });
+                let [first, second] = [first.path(), folder.path()].map(Path::to_path_buf);
+                return Err(Error::TwoAdapters { first, second });
             }
-            adapter = Some(Adapter::open(&dir)?);
+            adapter = Some(Adapter::open(folder)?);
         }
-        let mut checkpoint = Checkpoint::open(&path)?;
+        let mut checkpoint = place.checkpoint()?;
         if let Some(adapter) = adapter {
             checkpoint = checkpoint.with_adapter(adapter)?;
         }

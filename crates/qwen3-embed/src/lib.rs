@@ -3,9 +3,9 @@
 //! ```
 //! use qwen3_embed::Embedder;
 //!
-//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
+//! # let model = qwen3_embed::Source::demo();
 //! // An id on the Hugging Face Hub such as `Qwen/Qwen3-Embedding-0.6B`, the folder of a model, or a GGUF file.
-//! let embedder = Embedder::builder(folder).build()?;
+//! let embedder = Embedder::builder(model).build()?;
 //!
 //! let documents = embedder.embed_documents(&[
 //!     "The capital of China is Beijing.",
@@ -23,7 +23,35 @@
 //!
 //! A [`Source`] is the folder of a model, a GGUF file, or an id on the Hugging Face Hub, which is called "the hub" in
 //! this documentation. A model on the hub is downloaded once, to a cache. Without the feature `hub`, the crate never
-//! uses the network.
+//! uses the network. [`Source::from_files`] is a model that is a part of the program.
+//!
+//! # Tests without a network
+//!
+//! With the feature `demo-model`, `Source::demo()` is a small embedding model that is a part of the program. Tests of
+//! your own program can use it: they need no download, no folder and no network. Turn the feature on for tests only:
+//!
+//! ```toml
+//! [dev-dependencies]
+//! qwen3-embed = { version = "0.1", features = ["demo-model"] }
+//! ```
+//!
+//! ```
+//! use futures_executor::block_on;
+//! use qwen3_embed::{EmbedOptions, Embedder, Service, ServiceOptions, Source};
+//!
+//! /// The function under test.
+//! async fn embed_title(service: &Service<Embedder>, title: &str) -> qwen3_embed::Result<Vec<f32>> {
+//!     let embedded = service.embed([title.to_owned()], EmbedOptions::new()).await?;
+//!     Ok(embedded.embeddings.row(0).to_vec())
+//! }
+//!
+//! let service = Embedder::builder(Source::demo()).build()?.into_service(ServiceOptions::new())?;
+//! let vector = block_on(embed_title(&service, "The capital of China is Beijing."))?;
+//! assert_eq!(vector.len(), 256);
+//! # Ok::<(), qwen3_embed::Error>(())
+//! ```
+//!
+//! The vectors have a meaning, but the model is no replacement for Qwen3-Embedding.
 //!
 //! # Queries and documents
 //!
@@ -86,6 +114,7 @@
 //! - `hub`, on by default: downloads.
 //! - `hf-hub`: a second transport for downloads, which `Hub::transport` selects. It is the official hf-hub crate, for
 //!   files in Xet storage. This feature adds about 190 crates and a C library.
+//! - `demo-model`: `Source::demo()`, a small embedding model that makes the program 13 MB larger.
 //! - `cuda`: [`Device::Cuda`], with weights in f32 or bf16. The build needs the CUDA toolkit, see the README.
 #![forbid(unsafe_code)]
 

@@ -240,7 +240,7 @@ fn rejects_source_that_is_not_a_model_and_names_it() {
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let error = Embedder::builder(dir.path()).build().unwrap_err();
     assert!(
-        matches!(&error, Error::Io { path, .. } if path.ends_with("tokenizer.json")),
+        matches!(&error, Error::Model(ModelError::Io { path, .. }) if path.ends_with("tokenizer.json")),
         "{error}"
     );
 }

@@ -43,7 +43,8 @@ impl World {
     }
 
     fn download(&self, id: &str) -> Result<PathBuf, Error> {
-        Source::from(id).download(&self.hub())
+        let local = Source::from(id).download(&self.hub())?;
+        Ok(local.to_string().into())
     }
 
     fn info(&self, id: &str) -> Info {
@@ -280,7 +281,7 @@ fn downloads_the_files_of_an_adapter() {
     let dir = world.download(ID).unwrap();
     let expected = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"];
     assert_eq!(names(&dir), expected);
-    assert_eq!(Source::from(ID).download(&world.hub().offline(true)).unwrap(), dir);
+    assert_eq!(Source::from(ID).download(&world.hub().offline(true)).unwrap(), dir.into());
 }
 
 #[test]

@@ -2,12 +2,13 @@
 //! to a layer's weight when the weight is read.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
+use crate::checkpoint::folder::Folder;
 use crate::checkpoint::low_rank::LowRankUpdate;
 use crate::checkpoint::safetensors;
 use crate::checkpoint::sentence_transformers::SentenceTransformers;
@@ -17,7 +18,7 @@ use crate::{Config, Error, Result};
 /// checkpoint.
 #[derive(Debug)]
 pub struct Adapter {
-    dir: PathBuf,
+    folder: Folder,
     /// `adapter_config.json`.
     fields: Fields,
     repository: SentenceTransformers,
@@ -46,19 +47,24 @@ const UNSUPPORTED: [&str; 15] = [
 const INITIALIZATIONS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 impl Adapter {
-    /// Reads `adapter_config.json` in `dir`, and the files of sentence-transformers if there are any.
+    /// Reads `adapter_config.json` in a folder, and the files of sentence-transformers if there are any.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] or [`Error::Json`] if a file cannot be read.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let fields = Fields::read(&dir.join("adapter_config.json"))?;
-        Ok(Self { dir: dir.to_path_buf(), fields, repository: SentenceTransformers::read(dir)? })
+    pub fn open(folder: Folder) -> Result<Self> {
+        let fields = Fields::read(&folder, "adapter_config.json")?;
+        Ok(Self { repository: SentenceTransformers::read(&folder)?, fields, folder })
+    }
+
+    /// The path of the adapter's folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The adapter's folder.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub(crate) fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// The fields of `adapter_config.json`.
@@ -75,8 +81,9 @@ impl Adapter {
     /// each weight, by the weight's name.
     pub(crate) fn updates(&self, config: &Config) -> Result<HashMap<String, Arc<LowRankUpdate>>> {
         check_supported(&self.fields)?;
-        let path = self.dir.join("adapter_model.safetensors");
-        let weights = safetensors::open_file(&path)?;
+        let file = "adapter_model.safetensors";
+        let path = self.folder.path_of(file);
+        let weights = safetensors::open_file(&self.folder, file)?;
         let mut updates = HashMap::new();
         for name in weights.names() {
             let unknown = || Error::AdapterTensor { path: path.clone(), name: name.to_owned() };

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::checkpoint::file::read_file;
+use crate::checkpoint::folder::Folder;
 use crate::{Error, Result};
 
 /// The fields of a JSON file, or of a GGUF file's metadata.
@@ -32,18 +32,18 @@ impl Fields {
         Ok(Self::new(path, value))
     }
 
-    /// Reads a JSON file.
+    /// Reads a JSON file of a folder.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] if the file cannot be read, [`Error::Json`] if it is not valid JSON.
-    pub fn read(path: &Path) -> Result<Self> {
-        Self::from_json(&read_file(path)?, path)
+    pub fn read(folder: &Folder, file: &str) -> Result<Self> {
+        Self::from_json(&folder.read(file)?, &folder.path_of(file))
     }
 
-    /// Reads a JSON file if it exists.
-    pub(crate) fn read_if_present(path: &Path) -> Result<Option<Self>> {
-        if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
+    /// Reads a JSON file of a folder if it exists.
+    pub(crate) fn read_if_present(folder: &Folder, file: &str) -> Result<Option<Self>> {
+        if folder.contains(file) { Self::read(folder, file).map(Some) } else { Ok(None) }
     }
 
     /// The path of the file.

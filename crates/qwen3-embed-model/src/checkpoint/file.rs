@@ -16,7 +16,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
 }
 
-/// The contents of a file, or of a part of a file.
+/// The contents of a file, or of a part of a file. They may begin at any address.
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     pub(crate) path: PathBuf,
@@ -29,6 +29,8 @@ enum Contents {
     Mapped(Mmap),
     /// A copy in memory.
     Copied(Vec<u8>),
+    /// Bytes that are in memory for as long as the program runs.
+    Static(&'static [u8]),
 }
 
 impl MappedFile {
@@ -40,6 +42,11 @@ impl MappedFile {
         // the documentation of `Checkpoint::open` requires.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self { path: path.to_path_buf(), contents: Contents::Mapped(map) })
+    }
+
+    /// A file that is in memory already.
+    pub(crate) fn in_memory(path: &Path, contents: &'static [u8]) -> Self {
+        Self { path: path.to_path_buf(), contents: Contents::Static(contents) }
     }
 
     /// Copies a part of the file into memory.
@@ -66,6 +73,7 @@ impl MappedFile {
         match &self.contents {
             Contents::Mapped(map) => map,
             Contents::Copied(copy) => copy,
+            Contents::Static(bytes) => bytes,
         }
     }
 

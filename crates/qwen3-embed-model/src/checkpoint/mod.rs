@@ -5,6 +5,7 @@ pub(crate) mod class;
 pub(crate) mod config;
 pub(crate) mod fields;
 pub(crate) mod file;
+pub(crate) mod folder;
 pub(crate) mod gguf;
 pub(crate) mod gguf_vocabulary;
 pub(crate) mod head;
@@ -19,6 +20,7 @@ pub(crate) mod stored_type;
 pub(crate) mod summary;
 pub(crate) mod weights;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use crate::checkpoint::adapter::Adapter;
 use crate::checkpoint::config::Config;
 use crate::checkpoint::fields::Fields;
 use crate::checkpoint::file::MappedFile;
+use crate::checkpoint::folder::Folder;
 use crate::checkpoint::gguf::Header;
 use crate::checkpoint::gguf_vocabulary::GgufVocabulary;
 use crate::checkpoint::head::Head;
@@ -39,8 +42,7 @@ use crate::checkpoint::weights::{PROJECTION, Weights};
 /// Everything about a model is derived from its checkpoint, so each file is opened only once:
 /// [`Model::load_with`](crate::Model::load_with) loads the decoder,
 /// [`RerankHead::load`](crate::RerankHead::load) the head of a reranker,
-/// [`Summary::of`](crate::Summary::of) describes the model, and [`tokenizer`](Self::tokenizer) tells where its
-/// tokenizer is. A checkpoint is cheap to open: memory is mapped, and only headers are parsed. Drop it after the
+/// [`Summary::of`](crate::Summary::of) describes the model, and [`tokenizer`](Self::tokenizer) reads its tokenizer. A checkpoint is cheap to open: memory is mapped, and only headers are parsed. Drop it after the
 /// last of these calls.
 ///
 /// # Examples
@@ -56,7 +58,8 @@ use crate::checkpoint::weights::{PROJECTION, Weights};
 /// ```
 #[derive(Debug)]
 pub struct Checkpoint {
-    path: PathBuf,
+    /// The folder of the model, or of the GGUF file.
+    folder: Folder,
     config: Config,
     weights: Weights,
     /// The header of a GGUF file, or `None` for a folder with safetensors files.
@@ -65,12 +68,17 @@ pub struct Checkpoint {
     adapter: Option<Adapter>,
 }
 
-/// Where the tokenizer of a checkpoint is.
+/// The tokenizer of a checkpoint, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredTokenizer {
-    /// In this `tokenizer.json`, which has not been opened. In a folder, the file may be missing.
-    Json(PathBuf),
-    /// In the GGUF file itself.
+    /// A `tokenizer.json`.
+    Json {
+        /// The path of the file, for errors.
+        path: PathBuf,
+        /// The contents of the file.
+        contents: Cow<'static, [u8]>,
+    },
+    /// The vocabulary of a GGUF file.
     Gguf(GgufVocabulary),
 }
 
@@ -89,36 +97,64 @@ impl Checkpoint {
     /// A missing or damaged file, a configuration that is not supported, or a tensor that the configuration does
     /// not describe: each variant of [`Error`](crate::Error) names the file and what is wrong in it.
     pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint =
-            if path.is_dir() { Self::open_folder(path)? } else { Self::open_gguf(path)? };
-        let Self { weights, config, .. } = &checkpoint;
-        weights.check_names(config)?;
-        // The tables of rotary frequencies have this width, and are computed before the layers are read.
-        weights.vector("layers.0.self_attn.q_norm.weight", config.head_dim)?;
-        Ok(checkpoint)
+        match path.is_dir() {
+            true => Self::open_folder(Folder::on_disk(path)),
+            false => Self::open_gguf(path),
+        }
     }
 
-    fn open_folder(dir: &Path) -> Result<Self> {
-        Ok(Self {
-            path: dir.to_path_buf(),
-            config: Config::from_fields(&Fields::read(&dir.join("config.json"))?)?,
-            weights: safetensors::open_folder(dir)?,
+    /// Opens the model in a folder, which may be [in memory](Folder::in_memory).
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use qwen3_embed_model::{Checkpoint, Folder};
+    ///
+    /// static FILES: &[(&str, &[u8])] = &[
+    ///     ("config.json", include_bytes!("../../../../fixtures/models/base/config.json")),
+    ///     ("model.safetensors", include_bytes!("../../../../fixtures/models/base/model.safetensors")),
+    /// ];
+    /// let checkpoint = Checkpoint::open_folder(Folder::in_memory("my-model", FILES))?;
+    /// println!("{} layers", checkpoint.config().num_hidden_layers);
+    /// # Ok::<(), qwen3_embed_model::Error>(())
+    /// ```
+    pub fn open_folder(folder: Folder) -> Result<Self> {
+        let checkpoint = Self {
+            config: Config::from_fields(&Fields::read(&folder, "config.json")?)?,
+            weights: safetensors::open_folder(&folder)?,
             gguf: None,
-            repository: SentenceTransformers::read(dir)?,
+            repository: SentenceTransformers::read(&folder)?,
             adapter: None,
-        })
+            folder,
+        };
+        checkpoint.checked()
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
         let header = Header::parse(&Arc::new(MappedFile::open(path)?))?;
-        Ok(Self {
-            path: path.to_path_buf(),
+        let folder = Folder::on_disk(path.parent().unwrap_or(path));
+        let checkpoint = Self {
             config: Config::from_gguf(&header)?,
             weights: Weights::of_gguf(&header),
             gguf: Some(header),
-            repository: SentenceTransformers::default(),
+            repository: SentenceTransformers::none(&folder),
             adapter: None,
-        })
+            folder,
+        };
+        checkpoint.checked()
+    }
+
+    /// Rejects tensors that the configuration does not describe.
+    fn checked(self) -> Result<Self> {
+        let Self { weights, config, .. } = &self;
+        weights.check_names(config)?;
+        // The tables of rotary frequencies have this width, and are computed before the layers are read.
+        weights.vector("layers.0.self_attn.q_norm.weight", config.head_dim)?;
+        Ok(self)
     }
 
     /// Adds a LoRA adapter, whose weights are read now. A `modules.json` and a `tokenizer.json` in the adapter's folder
@@ -135,9 +171,9 @@ impl Checkpoint {
         Ok(Self { weights, adapter: Some(adapter), ..self })
     }
 
-    /// The model's folder, or the GGUF file.
+    /// The path of the model's folder, or of the GGUF file. For files in memory, it is their name.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.gguf.as_ref().map_or(self.folder.path(), Header::path)
     }
 
     /// Whether the model is a GGUF file.
@@ -155,25 +191,25 @@ impl Checkpoint {
         self.weights.head()
     }
 
-    /// Where the tokenizer is: in the adapter's folder, in the model's folder, beside the GGUF file, or in the GGUF
-    /// file, whichever of these is found first.
+    /// Reads the tokenizer in the adapter's folder, in the model's folder, beside the GGUF file, or in the GGUF file,
+    /// whichever of these is found first.
     ///
     /// # Errors
     ///
+    /// [`Error::Io`](crate::Error::Io) if the folder of a model has no `tokenizer.json`, or if the file cannot be read;
     /// [`Error::Field`](crate::Error::Field) if the vocabulary of a GGUF file is incomplete or of other types.
     pub fn tokenizer(&self) -> Result<StoredTokenizer> {
         const FILE: &str = "tokenizer.json";
-        let of_adapter = self.adapter.as_ref().map(|adapter| adapter.dir().join(FILE));
-        if let Some(path) = of_adapter.filter(|path| path.is_file()) {
-            return Ok(StoredTokenizer::Json(path));
-        }
-        let Some(header) = &self.gguf else {
-            return Ok(StoredTokenizer::Json(self.path.join(FILE)));
-        };
-        let beside = self.path.with_file_name(FILE);
-        match beside.is_file() {
-            true => Ok(StoredTokenizer::Json(beside)),
-            false => GgufVocabulary::read(header).map(StoredTokenizer::Gguf),
+        let of_adapter = self.adapter.as_ref().map(Adapter::folder);
+        let folder = of_adapter.filter(|folder| folder.contains(FILE)).unwrap_or(&self.folder);
+        match &self.gguf {
+            Some(header) if !folder.contains(FILE) => {
+                GgufVocabulary::read(header).map(StoredTokenizer::Gguf)
+            }
+            _ => Ok(StoredTokenizer::Json {
+                path: folder.path_of(FILE),
+                contents: folder.read(FILE)?,
+            }),
         }
     }
 
@@ -194,10 +230,8 @@ impl Checkpoint {
 
     /// Whether the model's folder contains an adapter that is not in use.
     pub fn has_unused_adapter(&self) -> bool {
-        let used = self.adapter.as_ref().map(Adapter::dir);
-        !self.is_gguf()
-            && used != Some(&self.path)
-            && self.path.join("adapter_config.json").is_file()
+        let used = self.adapter.as_ref().map(Adapter::folder);
+        !self.is_gguf() && used != Some(&self.folder) && self.folder.contains("adapter_config.json")
     }
 
     /// The steps that compute a text's vector, or `None` without a `modules.json`.

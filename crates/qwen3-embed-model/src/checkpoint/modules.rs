@@ -1,10 +1,11 @@
 //! How a text's vector is made, as the modules of a sentence-transformers repository describe it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
+use crate::checkpoint::folder::Folder;
 use crate::checkpoint::sentence_transformers::SentenceTransformers;
 use crate::{Config, Error, Pooling, Result};
 
@@ -24,7 +25,7 @@ pub(crate) struct Modules {
 #[derive(Debug)]
 pub(crate) struct DenseModule {
     /// The folder that holds the weights.
-    pub(crate) dir: PathBuf,
+    pub(crate) folder: Folder,
     /// The folder's `config.json`.
     pub(crate) config: Fields,
 }
@@ -87,7 +88,7 @@ impl Modules {
                     modules.pooling = pooling(repository.module_config(folder)?)?;
                 }
                 (_, Some(folder)) => modules.dense.push(DenseModule {
-                    dir: repository.dir().join(folder),
+                    folder: repository.folder().folder(folder),
                     config: repository.module_config(folder)?.clone(),
                 }),
             }

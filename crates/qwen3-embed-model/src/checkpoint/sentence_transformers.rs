@@ -1,16 +1,16 @@
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::checkpoint::fields::Fields;
+use crate::checkpoint::folder::Folder;
 use crate::{Error, Result};
 
 /// The JSON files in which sentence-transformers describes how a model is used. All of them are optional.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SentenceTransformers {
-    dir: PathBuf,
+    folder: Folder,
     modules: Option<Fields>,
     prompts: Option<Fields>,
     limits: Option<Fields>,
@@ -32,27 +32,37 @@ pub struct Module<'a> {
 const PACKAGE: &str = "sentence_transformers.";
 
 impl SentenceTransformers {
-    /// Reads the files in `dir`.
-    pub(crate) fn read(dir: &Path) -> Result<Self> {
+    /// Reads the files in a folder.
+    pub(crate) fn read(folder: &Folder) -> Result<Self> {
         let mut files = Self {
-            dir: dir.to_path_buf(),
-            modules: Fields::read_if_present(&dir.join("modules.json"))?,
-            prompts: Fields::read_if_present(&dir.join("config_sentence_transformers.json"))?,
-            limits: Fields::read_if_present(&dir.join("sentence_bert_config.json"))?,
-            module_configs: BTreeMap::new(),
+            modules: Fields::read_if_present(folder, "modules.json")?,
+            prompts: Fields::read_if_present(folder, "config_sentence_transformers.json")?,
+            limits: Fields::read_if_present(folder, "sentence_bert_config.json")?,
+            ..Self::none(folder)
         };
         let mut configs = BTreeMap::new();
-        for folder in files.modules().filter_map(|module| module.folder()) {
-            let config = Fields::read_if_present(&dir.join(folder).join("config.json"))?;
-            configs.extend(config.map(|config| (folder.to_owned(), config)));
+        for name in files.modules().filter_map(|module| module.folder()) {
+            let config = Fields::read_if_present(&folder.folder(name), "config.json")?;
+            configs.extend(config.map(|config| (name.to_owned(), config)));
         }
         files.module_configs = configs;
         Ok(files)
     }
 
+    /// No files, for a model that has none: a GGUF file in this folder.
+    pub(crate) fn none(folder: &Folder) -> Self {
+        Self {
+            folder: folder.clone(),
+            modules: None,
+            prompts: None,
+            limits: None,
+            module_configs: BTreeMap::new(),
+        }
+    }
+
     /// The folder that holds the files.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// `modules.json`.
@@ -89,7 +99,7 @@ impl SentenceTransformers {
     /// [`Error::Io`] if the file does not exist.
     pub fn module_config(&self, folder: &str) -> Result<&Fields> {
         self.module_configs.get(folder).ok_or_else(|| Error::Io {
-            path: self.dir.join(folder).join("config.json"),
+            path: self.folder.folder(folder).path_of("config.json"),
             source: io::ErrorKind::NotFound.into(),
         })
     }

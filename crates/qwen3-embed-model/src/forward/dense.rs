@@ -70,7 +70,7 @@ impl Dense {
             let names = ACTIVATIONS.map(|(name, _)| name).join(", ");
             return Err(fields.error("activation_function", format!("one of {names}")));
         };
-        let weights = safetensors::open_folder(&module.dir)?;
+        let weights = safetensors::open_folder(&module.folder)?;
         let matrix = weights.matrix(&[("linear.weight".to_owned(), n_out)], n_in)?;
         let linear = matrix.in_f32(&Device::Cpu, Layout::Plain)?;
         let linear = match fields.get("bias").is_none_or(|bias| *bias != Value::Bool(false)) {

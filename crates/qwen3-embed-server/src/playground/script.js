@@ -601,4 +601,6 @@ function tabs() {
 
 await ready();
 facts(server.info);
+$("#notice").textContent = server.info.notice ?? "";
+$("#notice").hidden = !server.info.notice;
 tabs();

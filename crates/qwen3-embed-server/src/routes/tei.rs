@@ -109,7 +109,7 @@ pub(crate) struct DecodeRequest {
 }
 
 /// Information about the models and the server: the fields of text-embeddings-inference, and more details about the
-/// models in `embedder` and `reranker`.
+/// models in `embedder`, `reranker` and `notice`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Info {
     model_id: String,
@@ -129,6 +129,8 @@ pub(crate) struct Info {
     docker_label: Option<String>,
     embedder: Option<EmbedderInfo>,
     reranker: Option<RerankerInfo>,
+    /// A sentence about the models for the users of the server.
+    notice: Option<String>,
 }
 
 /// Information about the embedding model.
@@ -324,6 +326,7 @@ pub(crate) async fn info(State(state): State<AppState>) -> Result<Json<Info>, Ap
         docker_label: None,
         embedder: embedder.map(|model| EmbedderInfo::new(model, options.default_instruct.clone())),
         reranker: reranker.map(RerankerInfo::new),
+        notice: options.notice.clone(),
     }))
 }
 

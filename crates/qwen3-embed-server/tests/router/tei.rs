@@ -401,8 +401,20 @@ async fn info_describes_the_served_models() {
             "default_instruct": null,
         },
         "reranker": { "id": "tied", "max_input_length": 8192 },
+        "notice": null,
     });
     assert_eq!(info, golden);
+}
+
+#[tokio::test]
+async fn info_returns_the_notice_that_the_playground_shows() {
+    let notice = Some("This model is small.".to_owned());
+    let options = ServerOptions { notice, ..ServerOptions::default() };
+    let state = started(embedder_alone(), options).await;
+    assert_eq!(get(&state, "/info").await.ok()["notice"], "This model is small.");
+    assert!(get(&state, "/").await.text().contains("<p id=\"notice\" hidden></p>"));
+    let script = get(&state, "/playground/script.js").await;
+    assert!(script.text().contains("server.info.notice"));
 }
 
 #[tokio::test]

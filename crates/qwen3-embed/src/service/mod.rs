@@ -150,9 +150,9 @@ impl fmt::Debug for ServiceOptions {
 /// ```
 /// use qwen3_embed::{EmbedOptions, Embedder, Prompt, ServiceOptions};
 ///
-/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/wide");
+/// # let model = qwen3_embed::Source::demo();
 /// # futures_executor::block_on(async {
-/// let service = Embedder::builder(folder).build()?.into_service(ServiceOptions::new())?;
+/// let service = Embedder::builder(model).build()?.into_service(ServiceOptions::new())?;
 ///
 /// let options = EmbedOptions::new().prompt(Prompt::Query);
 /// let embedded = service.embed(["What is the capital of China?"], options).await?;

@@ -1,9 +1,10 @@
 use std::path::Path;
 
-use qwen3_embed_model::Adapter;
+use qwen3_embed_model::{Adapter, Folder};
 
 use super::Source;
 use super::files::{ADAPTER_CONFIG, has_weights};
+use super::place::Place;
 use crate::{Error, Result};
 
 /// An adapter, and the base model that the adapter names.
@@ -15,14 +16,15 @@ pub(super) struct Base {
     name: String,
 }
 
-/// The adapter in `dir`, with its base model. `None` if `dir` is not a folder or contains no adapter, or if it contains
-/// a whole model beside the adapter.
-pub(super) fn base(dir: &Path) -> Result<Option<Base>> {
+/// The adapter at `place`, with its base model. `None` if `place` is not a folder on disk or contains no adapter, or if
+/// it contains a whole model beside the adapter.
+pub(super) fn base(place: &Place) -> Result<Option<Base>> {
+    let Place::OnDisk(dir) = place else { return Ok(None) };
     let has = |file: &str| dir.join(file).is_file();
     if !dir.is_dir() || !has(ADAPTER_CONFIG) || (has("config.json") && has_weights(dir)) {
         return Ok(None);
     }
-    let adapter = Adapter::open(dir)?;
+    let adapter = Adapter::open(Folder::on_disk(dir))?;
     let fields = adapter.fields();
     let field = "base_model_name_or_path";
     let name = fields.string(field)?.ok_or_else(|| fields.error(field, "a string"))?.to_owned();

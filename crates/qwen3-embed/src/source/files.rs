@@ -1,6 +1,6 @@
 //! The names of a model's files, and functions that read single files.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -51,7 +51,9 @@ pub(super) fn is_pickle(name: &str) -> bool {
 /// Reads the tokenizer of a checkpoint. Returns the tokenizer and the path of its file.
 pub(crate) fn read_tokenizer(checkpoint: &Checkpoint) -> Result<(Tokenizer, PathBuf)> {
     match checkpoint.tokenizer()? {
-        StoredTokenizer::Json(path) => Ok((Tokenizer::from_json(&read(&path)?, &path)?, path)),
+        StoredTokenizer::Json { path, contents } => {
+            Ok((Tokenizer::from_json(&contents, &path)?, path))
+        }
         StoredTokenizer::Gguf(stored) => {
             let vocabulary = Vocabulary {
                 model: &stored.model,
@@ -64,9 +66,4 @@ pub(crate) fn read_tokenizer(checkpoint: &Checkpoint) -> Result<(Tokenizer, Path
             Ok((Tokenizer::from_vocabulary(&vocabulary, &path)?, path))
         }
     }
-}
-
-/// Reads a whole file.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
 }

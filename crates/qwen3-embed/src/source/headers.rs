@@ -9,6 +9,7 @@ use qwen3_embed_hub::{Cached, Commit, Hub, Newest, Repository, Selection, Snapsh
 use super::files::is_gguf;
 use super::id::ModelId;
 use super::open::Parsed;
+use super::place::Place;
 use super::selection::{self, WholeModel};
 use super::{Info, Source, adapter};
 use crate::{Error, Result};
@@ -44,12 +45,12 @@ impl Source {
 
     fn describe(&self, hub: &Hub) -> Result<Described> {
         let id = match self.parse()? {
-            Parsed::Local(path) => return Described::at(path),
+            Parsed::Local(place) => return Described::at(place),
             Parsed::Id(id) => id,
         };
         let repository = Repository::new(hub, &id.repo, id.to_string());
         match repository.newest(&Headers(&id))? {
-            Newest::Cached(path) => Described::at(path),
+            Newest::Cached(path) => Described::at(Place::OnDisk(path)),
             Newest::Fetched(described) => Ok(described),
         }
     }
@@ -62,11 +63,11 @@ enum Described {
 }
 
 impl Described {
-    /// Describes the model in a folder or a GGUF file.
-    fn at(path: PathBuf) -> Result<Self> {
-        match adapter::base(&path)? {
-            Some(base) => Ok(Self::Adapter { base, dir: path }),
-            None => Ok(Self::Model(Box::new(Info::read(&path)?))),
+    /// Describes the model at a place on this machine.
+    fn at(place: Place) -> Result<Self> {
+        match adapter::base(&place)? {
+            Some(base) => Ok(Self::Adapter { base, dir: place.path().to_path_buf() }),
+            None => Ok(Self::Model(Box::new(Info::of(&place.checkpoint()?)?))),
         }
     }
 }
@@ -88,7 +89,7 @@ impl Selection for Headers<'_> {
     fn fetch(&self, commit: &Commit<'_>) -> Result<Described> {
         let gguf = selection::gguf_of(self.0, commit.files())?;
         if let Cached::Complete(path) | Cached::Usable(path) = self.find(&commit.snapshot())? {
-            return Described::at(path);
+            return Described::at(Place::OnDisk(path));
         }
         let dir = tempfile::tempdir()
             .map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
@@ -96,11 +97,11 @@ impl Selection for Headers<'_> {
             Some(file) => {
                 let path = dir.path().join("model.gguf");
                 fetch_header(commit, &file, &path)?;
-                Described::at(path)
+                Described::at(Place::OnDisk(path))
             }
             None => {
                 fetch_files(commit, dir.path())?;
-                Described::at(dir.path().to_path_buf())
+                Described::at(Place::OnDisk(dir.path().to_path_buf()))
             }
         }
     }

@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use qwen3_embed_model::{Checkpoint, Head, Memory, Precision, Summary};
 
@@ -34,15 +33,14 @@ impl Source {
         #[cfg(feature = "hub")]
         return self.info_from(&qwen3_embed_hub::Hub::from_env());
         #[cfg(not(feature = "hub"))]
-        Info::read(&self.locate(None)?.path)
+        Info::of(&self.locate(None)?.place.checkpoint()?)
     }
 }
 
 impl Info {
-    /// Describes the model at `path`, a folder or a GGUF file.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
-        let summary = Summary::of(&checkpoint)?;
+    /// Describes the model of a checkpoint.
+    pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let summary = Summary::of(checkpoint)?;
         let repository = Repository::of(checkpoint.sentence_transformers())?;
         let prompts = repository.prompts.by_name().clone();
         let max_tokens = match summary.head {

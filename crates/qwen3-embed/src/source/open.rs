@@ -4,19 +4,21 @@ use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use qwen3_embed_model::Adapter;
+use qwen3_embed_model::{Adapter, Folder};
 
 use super::files::{ADAPTER_CONFIG, begins_as_gguf, is_gguf, is_pickle};
 use super::id::ModelId;
+use super::place::Place;
 #[cfg(feature = "hub")]
 use super::selection;
-use super::{Hub, Source, adapter};
+use super::{Hub, Kind, Source, adapter};
 use crate::{Error, Result};
 
 impl Source {
     /// Downloads the files that the model needs and that are not in the cache of `hub`.
     ///
-    /// Returns the model's folder or GGUF file. The path of a local model is returned as it is.
+    /// Returns the source of the model on this machine, which is a folder, a GGUF file, or the same files in memory. If
+    /// the model is on this machine already, there is nothing to download.
     ///
     /// # Errors
     ///
@@ -31,46 +33,57 @@ impl Source {
     /// use qwen3_embed::{Embedder, Hub, Source};
     ///
     /// let hub = Hub::from_env().on_download(|file| eprintln!("{}: {}/{}", file.name, file.done, file.total));
-    /// let folder = Source::from("Qwen/Qwen3-Embedding-0.6B").download(&hub)?;
-    /// let embedder = Embedder::builder(folder).build()?;
+    /// let local = Source::from("Qwen/Qwen3-Embedding-0.6B").download(&hub)?;
+    /// println!("the model is in {local}");
+    /// let embedder = Embedder::builder(local).build()?;
     /// // The builder downloads too:
     /// let embedder = Embedder::builder("Qwen/Qwen3-Embedding-0.6B").hub(hub).build()?;
     /// # Ok::<(), qwen3_embed::Error>(())
     /// ```
     #[cfg(feature = "hub")]
-    pub fn download(&self, hub: &Hub) -> Result<PathBuf> {
-        self.open_alone(Some(hub))
+    pub fn download(&self, hub: &Hub) -> Result<Self> {
+        Ok(match self.open_alone(Some(hub))? {
+            Place::OnDisk(path) => path.into(),
+            Place::InMemory(folder) => Self(Kind::InMemory(folder)),
+        })
     }
 
     /// The model's place on this machine, after downloading the model if necessary. If the source is an adapter, the
     /// result is its base model together with the adapter.
     pub(crate) fn locate(&self, hub: Option<&Hub>) -> Result<Local> {
-        let path = self.open_alone(hub)?;
-        let Some(base) = adapter::base(&path)? else {
-            return Ok(Local { path, adapter: None });
+        let place = self.open_alone(hub)?;
+        let Some(base) = adapter::base(&place)? else {
+            return Ok(Local { place, adapter: None });
         };
         let opened = base.source.open_alone(hub);
-        let base_path = base.named(opened)?;
-        match adapter::base(&base_path)? {
-            None => Ok(Local { path: base_path, adapter: Some(*base.adapter) }),
-            Some(_) => Err(Error::TwoAdapters { first: base_path, second: path }),
+        let base_place = base.named(opened)?;
+        match adapter::base(&base_place)? {
+            None => Ok(Local { place: base_place, adapter: Some(*base.adapter) }),
+            Some(_) => {
+                let [first, second] = [base_place.path(), place.path()].map(Path::to_path_buf);
+                Err(Error::TwoAdapters { first, second })
+            }
         }
     }
 
     /// The folder of an adapter, after downloading it if necessary.
-    pub(crate) fn open_adapter(&self, hub: Option<&Hub>) -> Result<PathBuf> {
-        self.open_alone(hub)
+    pub(crate) fn open_adapter(&self, hub: Option<&Hub>) -> Result<Folder> {
+        Ok(match self.open_alone(hub)? {
+            Place::OnDisk(path) => Folder::on_disk(&path),
+            Place::InMemory(folder) => folder,
+        })
     }
 
-    /// The folder or GGUF file, after downloading it if necessary.
-    pub(super) fn open_alone(&self, hub: Option<&Hub>) -> Result<PathBuf> {
+    /// The place on this machine of the model or the adapter, after downloading it if necessary.
+    pub(super) fn open_alone(&self, hub: Option<&Hub>) -> Result<Place> {
         match self.parse()? {
-            Parsed::Local(path) => Ok(path),
+            Parsed::Local(place) => Ok(place),
             #[cfg(feature = "hub")]
             Parsed::Id(id) => match hub {
                 Some(hub) => selection::download(hub, &id),
                 None => selection::download(&Hub::from_env(), &id),
-            },
+            }
+            .map(Place::OnDisk),
             #[cfg(not(feature = "hub"))]
             Parsed::Id(id) => match hub {
                 Some(hub) => match *hub {},
@@ -79,31 +92,36 @@ impl Source {
         }
     }
 
-    /// Decides between a folder, a GGUF file and an id.
+    /// Decides between a folder, a GGUF file, files in memory and an id.
     pub(super) fn parse(&self) -> Result<Parsed> {
-        let path = &self.path;
+        let (path, text) = match &self.0 {
+            Kind::InMemory(folder) => {
+                return Ok(Parsed::Local(Place::InMemory(folder.clone())));
+            }
+            Kind::Path(path) => (path.as_path(), None),
+            Kind::Text(text) => (Path::new(text), Some(text)),
+        };
         if path.is_dir() {
-            return look_into(path).map(Parsed::Local);
+            return look_into(path).map(Place::OnDisk).map(Parsed::Local);
         }
         if path.is_file() {
-            return Ok(Parsed::Local(path.clone()));
+            return Ok(Parsed::Local(Place::OnDisk(path.to_path_buf())));
         }
-        let id = path.to_str().filter(|_| self.is_text && !path.exists()).and_then(ModelId::parse);
-        id.map(Parsed::Id).ok_or_else(|| Error::NoSuchModel { path: path.clone() })
+        let id = text.filter(|_| !path.exists()).and_then(|text| ModelId::parse(text));
+        id.map(Parsed::Id).ok_or_else(|| Error::NoSuchModel { path: path.to_path_buf() })
     }
 }
 
 /// A source that is on this machine, or an id on the hub.
 pub(super) enum Parsed {
-    Local(PathBuf),
+    Local(Place),
     Id(ModelId),
 }
 
 /// A model on this machine.
 #[derive(Debug)]
 pub(crate) struct Local {
-    /// The model's folder or GGUF file, which exists.
-    pub(crate) path: PathBuf,
+    pub(crate) place: Place,
     /// The adapter that is added to the model.
     pub(crate) adapter: Option<Adapter>,
 }

@@ -1,6 +1,7 @@
 //! Which files of a repository belong to a model.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use qwen3_embed_hub::{
@@ -8,7 +9,7 @@ use qwen3_embed_hub::{
 };
 use serde_json::Value;
 
-use super::files::{ADAPTER_CONFIG, CHAT_TEMPLATES, is_gguf, is_pickle, read};
+use super::files::{ADAPTER_CONFIG, CHAT_TEMPLATES, is_gguf, is_pickle};
 use super::id::ModelId;
 use crate::{Error, Result};
 
@@ -209,7 +210,8 @@ fn json(path: &Path) -> Result<Option<Value>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let json = serde_json::from_slice(&read(path)?)
+    let json = fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    let json = serde_json::from_slice(&json)
         .map_err(|source| qwen3_embed_model::Error::Json { path: path.to_path_buf(), source })?;
     Ok(Some(json))
 }
