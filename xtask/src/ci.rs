@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
 use crate::workspace::{self, cargo_command, root};
-use crate::{fixtures, invariants, kernel_sets, parity};
+use crate::{fixtures, invariants, kernel_sets, parity, quality};
 
 /// Cargo options that turn off optimizations. Builds with other features use them, because these builds have few tests,
 /// so that compiling takes longer than running the tests.
@@ -16,8 +16,9 @@ const UNOPTIMIZED: [&str; 2] = [
 ];
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
-/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the invariants, the hashes of the fixtures, parity, the
-/// examples, the server with real clients, and the parts of the feature `cuda` that need no CUDA device.
+/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the invariants, the hashes of
+/// the fixtures, parity, the quality of the bundled model, the examples, the server with real clients, and the parts of
+/// the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -42,6 +43,7 @@ pub(crate) fn run() -> Result<()> {
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
     step("parity", || parity::fixtures(1e-5))?;
+    step("quality", quality::check)?;
     for example in ["multilingual_similarity", "retrieve_and_rerank"] {
         step(example, || cargo(&["run", "--release", "--example", example]))?;
     }

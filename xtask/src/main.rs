@@ -2,17 +2,20 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
+mod checkpoint_tensors;
 mod ci;
 mod cuda_toolkit;
 mod cycles;
 mod e2e;
 mod executables;
 mod fixtures;
+mod gguf;
 mod gpu_check;
 mod invariants;
 mod kernel_sets;
 mod oracle_parity;
 mod parity;
+mod quality;
 mod random_checkpoint;
 mod rerank_parity;
 mod test_names;
@@ -33,6 +36,8 @@ enum Task {
     Parity(parity::Args),
     Fixtures(fixtures::Args),
     RandomCheckpoint(random_checkpoint::Args),
+    Gguf(gguf::Args),
+    Quality(quality::Args),
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
@@ -51,6 +56,8 @@ fn main() -> anyhow::Result<()> {
         Task::Parity(args) => parity::run(&args),
         Task::Fixtures(args) => fixtures::run(&args),
         Task::RandomCheckpoint(args) => random_checkpoint::run(&args),
+        Task::Gguf(args) => gguf::run(&args),
+        Task::Quality(args) => quality::run(&args),
         Task::CudaToolkit(args) => cuda_toolkit::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
         Task::E2e(args) => e2e::run(&args),
