@@ -1,7 +1,6 @@
 //! The metadata of a GGUF file: the configuration and the tokenizer of a checkpoint.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -62,10 +61,10 @@ pub(super) fn of_model(checkpoint: &Checkpoint, file_type: u32) -> Result<Vec<(S
         ("general.quantization_version".to_owned(), Value::U32(QUANTIZATION_VERSION)),
     ];
     metadata.extend(of_config(checkpoint.config())?);
-    let StoredTokenizer::Json(path) = checkpoint.tokenizer()? else {
+    let StoredTokenizer::Json { path, contents } = checkpoint.tokenizer()? else {
         bail!("{}: expected a folder with a tokenizer.json", folder.display())
     };
-    metadata.extend(of_tokenizer(&path, checkpoint.config().vocab_size)?);
+    metadata.extend(of_tokenizer(&contents, &path, checkpoint.config().vocab_size)?);
     Ok(metadata)
 }
 
@@ -93,11 +92,10 @@ fn of_config(config: &Config) -> Result<Vec<(String, Value)>> {
 
 /// The tokenizer. The matrix of token embeddings may have more rows than there are tokens. The other rows belong to
 /// unused tokens.
-fn of_tokenizer(path: &Path, vocab_size: usize) -> Result<Vec<(String, Value)>> {
-    let json = fs::read(path).with_context(|| path.display().to_string())?;
-    let end_of_text = Tokenizer::from_json(&json, path)?.end_of_text();
+fn of_tokenizer(json: &[u8], path: &Path, vocab_size: usize) -> Result<Vec<(String, Value)>> {
+    let end_of_text = Tokenizer::from_json(json, path)?.end_of_text();
     let TokenizerJson { model, added_tokens } =
-        serde_json::from_slice(&json).with_context(|| path.display().to_string())?;
+        serde_json::from_slice(json).with_context(|| path.display().to_string())?;
     let mut tokens: Vec<(String, i32)> =
         (0..vocab_size).map(|id| (format!("[PAD{id}]"), UNUSED)).collect();
     let normal = model.vocab.into_iter().map(|(token, id)| (id, token, NORMAL));
