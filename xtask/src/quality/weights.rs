@@ -41,7 +41,8 @@ struct Outliers {
 pub(super) fn describe(folder: &Path, meanings: &Translations) -> Result<String> {
     Ok(format!(
         "The weights of all layers: the standard deviation, the largest absolute value, its ratio to the standard\n\
-         deviation, and the largest ratio of a row's largest value to the median of all rows' largest values:\n\n{}\n\
+         deviation, and the largest ratio of a row's largest value to the median of all rows' largest values. A\n\
+         norm has one value in each row:\n\n{}\n\
          The residual stream of {TEXTS} texts before each layer, and after the last one. A row is a token:\n\n{}",
         weights(folder)?,
         activations(folder, meanings)?
