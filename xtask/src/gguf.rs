@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use clap::ValueEnum;
-use qwen3_embed_model::{Checkpoint, Pooling};
+use qwen3_embed::{Embedder, Pooling};
+use qwen3_embed_model::Checkpoint;
 
 use crate::checkpoint_tensors;
 
@@ -81,13 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) fn write(folder: &Path, mixture: Mixture, out: &Path) -> Result<()> {
     let checkpoint = Checkpoint::open(folder)?;
     let config = checkpoint.config();
-    ensure!(
-        config.is_causal && config.pooling == Pooling::LastToken,
-        "{}: expected causal attention and the pooling of the last token, got {:?} and {:?}",
-        folder.display(),
-        config.is_causal,
-        config.pooling
-    );
+    check(&checkpoint)?;
     let metadata = metadata::of_model(&checkpoint, mixture.file_type())?;
     let mut tensors = Vec::new();
     for (name, tensor) in checkpoint_tensors::read(folder)? {
@@ -103,6 +98,21 @@ pub(crate) fn write(folder: &Path, mixture: Mixture, out: &Path) -> Result<()> {
     let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let file = File::create(out).with_context(|| out.display().to_string())?;
     Ok(gguf_file::write(&mut BufWriter::new(file), &metadata, &tensors)?)
+}
+
+/// Checks that the vector of a text is the normalized hidden state of the last token. A GGUF file could not describe
+/// dense layers, and the metadata name this pooling.
+fn check(checkpoint: &Checkpoint) -> Result<()> {
+    let path = checkpoint.path().display();
+    let dense = checkpoint.sentence_transformers().modules().find(|m| m.name() == Some("Dense"));
+    ensure!(dense.is_none(), "{path}: expected a model without dense layers");
+    let embedder = Embedder::builder(checkpoint.path()).build()?;
+    let (is_causal, pooling) = (checkpoint.config().is_causal, embedder.pooling());
+    ensure!(
+        is_causal && pooling == Pooling::LastToken,
+        "{path}: expected causal attention and the pooling LastToken, got {pooling:?}, causal: {is_causal}"
+    );
+    Ok(())
 }
 
 /// The type of a matrix. As in llama.cpp, blocks of 256 values are replaced by blocks of 32 values if 256 does not
@@ -150,7 +160,7 @@ fn gguf_name(name: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use qwen3_embed::Embedder;
+    use qwen3_embed::Precision;
     use qwen3_embed_testing::{fixtures, vectors::cosine};
 
     use super::*;
@@ -168,7 +178,7 @@ mod tests {
         let file = dir.path().join("model.gguf");
         write(&fixtures::model(fixture), mixture, &file).unwrap();
         let exact = Embedder::builder(fixtures::model(fixture).as_path())
-            .precision(qwen3_embed::Precision::F32)
+            .precision(Precision::F32)
             .build()
             .unwrap();
         let quantized = Embedder::builder(file.as_path()).build().unwrap();
@@ -203,6 +213,19 @@ mod tests {
         assert_eq!(matrix("layers.2.self_attn.q_proj.weight", 256), GgmlDType::Q4K);
         assert_eq!(matrix("layers.2.mlp.down_proj.weight", 320), GgmlDType::Q8_0);
         assert_eq!(matrix("layers.2.mlp.up_proj.weight", 320), GgmlDType::Q5_0);
+    }
+
+    #[test]
+    fn rejects_models_that_gguf_files_cannot_describe() {
+        let dir = tempfile::tempdir().unwrap();
+        for (fixture, expected) in [
+            ("models/bidirectional", "expected causal attention"),
+            ("sentence-transformers/mean-dense", "expected a model without dense layers"),
+        ] {
+            let out = dir.path().join("model.gguf");
+            let error = write(&fixtures::path(fixture), Mixture::Q8_0, &out).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
     }
 
     #[test]

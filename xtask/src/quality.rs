@@ -18,6 +18,7 @@ use crate::workspace::root;
 use bars::Bar;
 use evaluation::Evaluation;
 use held_out::HeldOut;
+use variants::Scope;
 
 /// Measure how well an embedding model finds translations, in every weight format
 ///
@@ -32,8 +33,8 @@ pub(crate) struct Args {
     /// Folder with meanings.tsv, tatoeba.tsv and, optionally, hsk.tsv [default: training/held_out]
     #[arg(long, value_name = "DIR")]
     held_out: Option<PathBuf>,
-    /// Fail if a figure misses its bar
-    #[arg(long)]
+    /// Fail if a figure misses its bar. Only figures with a bar are measured
+    #[arg(long, conflicts_with = "write")]
     check: bool,
     /// Describe the weights and activations instead: deviations and outliers
     #[arg(long, conflicts_with_all = ["check", "vectors"])]
@@ -62,7 +63,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (section, text, missed) = if args.weights {
         ("weights", weights::describe(&model, &held_out.meanings)?, Vec::new())
     } else {
-        let evaluation = Evaluation::run(&model, &folder, &held_out)?;
+        let scope = if args.check { Scope::Bars } else { Scope::All };
+        let evaluation = Evaluation::run(&model, &folder, &held_out, scope)?;
         let bars = bars::evaluate(&evaluation);
         let text = tables::report(&evaluation, &bars);
         ("quality", text, bars.iter().filter(|bar| !bar.is_met()).map(Bar::to_string).collect())

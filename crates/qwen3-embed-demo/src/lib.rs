@@ -30,26 +30,7 @@ pub static FILES: &[(&str, &[u8])] = &[
         "config_sentence_transformers.json",
         include_bytes!("../model/config_sentence_transformers.json"),
     ),
-    ("model.safetensors", &WEIGHTS.0),
+    ("model.safetensors", include_bytes!("../model/model.safetensors")),
     ("modules.json", include_bytes!("../model/modules.json")),
-    ("sentence_bert_config.json", include_bytes!("../model/sentence_bert_config.json")),
     ("tokenizer.json", include_bytes!("../model/tokenizer.json")),
 ];
-
-/// The weights begin at a cache line, so readers can use the tensors in place. Without this, `include_bytes!` may put
-/// them at any address.
-static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../model/model.safetensors"));
-
-#[repr(C, align(64))]
-struct Aligned<B: ?Sized>(B);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_begin_at_a_cache_line() {
-        let (_, weights) = FILES.iter().find(|(name, _)| *name == "model.safetensors").unwrap();
-        assert_eq!(weights.as_ptr().addr() % 64, 0);
-    }
-}

@@ -30,8 +30,8 @@ enum Figure {
     WeatherPair,
     /// The largest mean cosine of one of the example's sentences to unrelated texts.
     WeatherUnrelated,
-    /// How much lower the mean recall@1 is than in f32, for this weight format and the kernel set with the largest
-    /// loss. All meanings are candidates.
+    /// How much lower the mean recall@1 is than in f32, for this weight format and the measured kernel set with the
+    /// largest loss. All meanings are candidates.
     Loss(&'static str),
 }
 
@@ -99,7 +99,7 @@ impl Figure {
             Self::WeatherUnrelated => {
                 "weather sentences: largest mean cosine to unrelated texts".to_owned()
             }
-            Self::Loss(weights) => format!("{weights}: loss of mean recall@1 from f32"),
+            Self::Loss(weights) => format!("{weights}: loss of mean recall@1, all meanings"),
         }
     }
 

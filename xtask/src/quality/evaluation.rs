@@ -8,7 +8,7 @@ use qwen3_embed_testing::vectors::mean;
 
 use super::held_out::{HeldOut, Translations, WEATHER};
 use super::measures::{Agreement, ByLanguage, Direction, agreement, retrieval};
-use super::variants::Variant;
+use super::variants::{Scope, Variant};
 
 /// The number of candidates in most bars.
 pub(super) const CANDIDATES: usize = 200;
@@ -78,14 +78,19 @@ impl Retrieval {
 
 impl Evaluation {
     /// Measures the model in `model`. `folder` is the folder of `held_out`.
-    pub(super) fn run(model: &Path, folder: &Path, held_out: &HeldOut) -> Result<Self> {
+    pub(super) fn run(
+        model: &Path,
+        folder: &Path,
+        held_out: &HeldOut,
+        scope: Scope,
+    ) -> Result<Self> {
         let embedder = Embedder::builder(model).precision(Precision::F32).build()?;
         let dimensions = embedder.dimensions();
         let meanings = embedder.embed_documents(&held_out.meanings.texts)?;
+        let queries = embedder.embed_queries(&held_out.meanings.texts)?;
         let mut retrievals = Vec::new();
         for candidates in [CANDIDATES, held_out.meanings.len()] {
             retrievals.extend(all_dimensions(&held_out.meanings, &meanings, candidates)?);
-            let queries = embedder.embed_queries(&held_out.meanings.texts)?;
             retrievals.push(retrieve(
                 &held_out.meanings,
                 Some(&queries),
@@ -103,7 +108,7 @@ impl Evaluation {
             n_meanings: held_out.meanings.len(),
             retrievals,
             weather: Weather::of(&embedder, &held_out.unrelated)?,
-            formats: formats(model, folder, &held_out.meanings, &meanings)?,
+            formats: formats((model, folder), &held_out.meanings, &meanings, scope)?,
         })
     }
 
@@ -133,10 +138,10 @@ impl Weather {
 
 /// Embeds the meanings with every weight format, and compares the vectors with those in f32.
 fn formats(
-    model: &Path,
-    folder: &Path,
+    (model, folder): (&Path, &Path),
     meanings: &Translations,
     exact: &Embeddings,
+    scope: Scope,
 ) -> Result<Vec<Format>> {
     let temporary = tempfile::tempdir()?;
     let (n, dimensions) = (meanings.len(), exact.dimensions());
@@ -147,7 +152,7 @@ fn formats(
         retrievals: all_dimensions(meanings, exact, n)?,
         agreement: None,
     }];
-    for variant in Variant::all(model, temporary.path())? {
+    for variant in Variant::list(model, temporary.path(), scope)? {
         let vectors = variant.embed(meanings, folder, temporary.path())?;
         let by_language = ByLanguage::new(&vectors, meanings.languages, n, dimensions)?;
         formats.push(Format {

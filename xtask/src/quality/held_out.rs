@@ -38,8 +38,8 @@ pub(super) struct Translations {
 }
 
 impl HeldOut {
-    /// Reads `meanings.tsv` and `tatoeba.tsv`. The file `hsk.tsv` is read if it exists, because its license does not allow
-    /// to put the file into the repository.
+    /// Reads `meanings.tsv` and `tatoeba.tsv`. The file `hsk.tsv` is read if it exists: it is not part of the repository
+    /// because of its license.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let meanings = rows(&folder.join("meanings.tsv"), 1 + LANGUAGES.len())?;
         let mut pairs = vec![pairs("tatoeba", &["ja", "en"], folder)?];

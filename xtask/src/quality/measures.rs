@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn recall_and_reciprocal_rank_of_known_vectors() {
         // In language `b`, the first two texts are exchanged.
-        let (x, y, z) = ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.2, 0.1, 1.0]);
+        let (x, y, z) = ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.05, 0.02, 1.0]);
         let slightly_x = [0.1, 1.0, 0.0];
         let rows: Vec<f32> = [x, y, z, slightly_x, [1.0, 0.1, 0.0], z].concat();
         let embeddings = Embeddings::new(rows, 3).unwrap();

@@ -10,37 +10,44 @@ use super::bars::Bar;
 use super::evaluation::{CANDIDATES, Evaluation, Format, Retrieval};
 use super::held_out::LANGUAGES;
 
-/// A Markdown table whose columns are aligned. The first row is the header. The first column is aligned to the left,
-/// the others to the right.
-pub(super) struct Table(Vec<Vec<String>>);
+/// A Markdown table whose columns are aligned: first columns with text, to the left, then columns with numbers, to the
+/// right.
+pub(super) struct Table {
+    n_text_columns: usize,
+    /// The first row is the header.
+    rows: Vec<Vec<String>>,
+}
 
 impl Table {
-    pub(super) fn new(header: &[&str]) -> Self {
-        Self(vec![header.iter().map(|&name| name.to_owned()).collect()])
+    pub(super) fn new(n_text_columns: usize, header: &[&str]) -> Self {
+        let header = header.iter().map(|&name| name.to_owned()).collect();
+        Self { n_text_columns, rows: vec![header] }
     }
 
     pub(super) fn push(&mut self, row: Vec<String>) {
-        self.0.push(row);
+        self.rows.push(row);
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cells = |column: usize| self.0.iter().filter_map(move |row| row.get(column));
+        let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
         let width = |column| cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0);
-        for (idx, row) in self.0.iter().enumerate() {
+        for (idx, row) in self.rows.iter().enumerate() {
+            write!(f, "|")?;
             for (column, cell) in row.iter().enumerate() {
                 let width = width(column);
-                match column {
-                    0 => write!(f, "| {cell:<width$} |")?,
-                    _ => write!(f, " {cell:>width$} |")?,
+                match column < self.n_text_columns {
+                    true => write!(f, " {cell:<width$} |")?,
+                    false => write!(f, " {cell:>width$} |")?,
                 }
             }
             writeln!(f)?;
             if idx == 0 {
-                write!(f, "|{:-<1$}|", "", width(0) + 2)?;
-                for column in 1..row.len() {
-                    write!(f, "{:-<1$}:|", "", width(column) + 1)?;
+                write!(f, "|")?;
+                for column in 0..row.len() {
+                    let end = if column < self.n_text_columns { "-" } else { ":" };
+                    write!(f, "{:-<1$}{end}|", "", width(column) + 1)?;
                 }
                 writeln!(f)?;
             }
@@ -61,7 +68,8 @@ pub(super) fn report(evaluation: &Evaluation, bars: &[Bar]) -> String {
          `meanings` is {n_meanings} meanings in Chinese, English, Japanese and Korean that were written for this project.\n\
          `tatoeba` and `hsk` are sentences of these collections with their English translations:\n\n{}\n\
          recall@1 of each direction, with {CANDIDATES} candidates and {dimensions} dimensions. Rows are the languages of queries:\n\n{}\n\
-         Weight formats and kernel sets, with all {n_meanings} meanings as candidates:\n\n{}\n\
+         Weight formats and kernel sets, with all {n_meanings} meanings as candidates: recall@1 by the number of\n\
+         dimensions, then MRR and the least recall@1 of a direction with all dimensions:\n\n{}\n\
          Agreement of the weight formats with f32: the share of queries with the same first hit, the mean of Kendall's\n\
          tau over the first ten hits in f32, and the smallest cosine of a text's vector to its vector in f32:\n\n{}\n\
          Cosines of the sentences of the example `multilingual_similarity`, and their mean cosines to 40 unrelated\n\
@@ -97,7 +105,7 @@ fn markers(section: &str) -> [String; 2] {
 }
 
 fn bar_table(bars: &[Bar]) -> Table {
-    let mut table = Table::new(&["figure", "bar", "measured", "met"]);
+    let mut table = Table::new(2, &["figure", "bar", "measured", "met"]);
     for bar in bars {
         let met = if bar.is_met() { "yes" } else { "no" };
         table.push(vec![bar.name.clone(), bar.limit(), bar.figure(), met.to_owned()]);
@@ -108,7 +116,7 @@ fn bar_table(bars: &[Bar]) -> Table {
 fn retrieval_table(retrievals: &[Retrieval]) -> Table {
     let header =
         ["texts", "queries", "candidates", "dimensions", "recall@1", "MRR", "least recall@1"];
-    let mut table = Table::new(&header);
+    let mut table = Table::new(2, &header);
     for retrieval in retrievals {
         let queries = if retrieval.has_prompt { "with prompt" } else { "as documents" };
         table.push(vec![
@@ -125,7 +133,7 @@ fn retrieval_table(retrievals: &[Retrieval]) -> Table {
 }
 
 fn direction_table(evaluation: &Evaluation) -> Table {
-    let mut table = Table::new(&[&["queries"], &LANGUAGES[..]].concat());
+    let mut table = Table::new(1, &[&["queries"], &LANGUAGES[..]].concat());
     let retrieval = evaluation.retrieval("meanings", evaluation.dimensions);
     for from in LANGUAGES {
         let recall = |to| {
@@ -141,12 +149,11 @@ fn direction_table(evaluation: &Evaluation) -> Table {
 
 fn format_table(formats: &[Format]) -> Table {
     let retrievals = formats.first().map_or(&[][..], |format| &format.retrievals);
-    let dimensions =
-        retrievals.iter().map(|retrieval| format!("recall@1, {}", retrieval.dimensions));
+    let dimensions = retrievals.iter().map(|retrieval| retrieval.dimensions.to_string());
     let dimensions: Vec<String> = dimensions.collect();
     let dimensions: Vec<&str> = dimensions.iter().map(String::as_str).collect();
-    let header = [&["weights", "kernels"], &dimensions[..], &["MRR"], &["least"]].concat();
-    let mut table = Table::new(&header);
+    let header = [&["weights", "kernels"], &dimensions[..], &["MRR", "least recall@1"]].concat();
+    let mut table = Table::new(2, &header);
     for format in formats {
         let mut row = vec![format.weights.to_owned(), format.kernels.to_owned()];
         row.extend(format.retrievals.iter().map(|retrieval| decimals(retrieval.recall())));
@@ -158,7 +165,7 @@ fn format_table(formats: &[Format]) -> Table {
 }
 
 fn agreement_table(formats: &[Format]) -> Table {
-    let mut table = Table::new(&["weights", "kernels", "same first hit", "tau", "least cosine"]);
+    let mut table = Table::new(2, &["weights", "kernels", "same first hit", "tau", "least cosine"]);
     for format in formats {
         if let Some(agreement) = &format.agreement {
             table.push(vec![
@@ -174,7 +181,7 @@ fn agreement_table(formats: &[Format]) -> Table {
 }
 
 fn weather_table(evaluation: &Evaluation) -> Table {
-    let mut table = Table::new(&[&[""], &LANGUAGES[..], &["unrelated"]].concat());
+    let mut table = Table::new(1, &[&[""], &LANGUAGES[..], &["unrelated"]].concat());
     let weather = &evaluation.weather;
     for ((name, cosines), &unrelated) in
         LANGUAGES.iter().zip(&weather.cosines).zip(&weather.unrelated)
@@ -201,7 +208,7 @@ mod tests {
 
     #[test]
     fn table_columns_are_aligned() {
-        let mut table = Table::new(&["name", "x"]);
+        let mut table = Table::new(1, &["name", "x"]);
         table.push(vec!["longer".to_owned(), "0.25".to_owned()]);
         let expected = "| name   |    x |\n|--------|-----:|\n| longer | 0.25 |\n";
         assert_eq!(table.to_string(), expected);

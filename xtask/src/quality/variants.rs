@@ -12,6 +12,17 @@ use super::held_out::Translations;
 use crate::gguf::{self, Mixture};
 use crate::workspace;
 
+/// Which variants are measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// int8 with every kernel set, and bf16 with the default set and the sets that multiply bf16 with another
+    /// arithmetic.
+    All,
+    /// Only what has a bar: no bf16, and int8 with one kernel set for each arithmetic, because some of the other sets
+    /// are slow.
+    Bars,
+}
+
 /// A model file, a precision and a kernel set.
 pub(super) struct Variant {
     /// The name of the weight format.
@@ -23,29 +34,35 @@ pub(super) struct Variant {
 }
 
 impl Variant {
-    /// All variants of the model in `folder` except f32. GGUF files are written to `temporary`. Other kernel sets than
-    /// the default set are used for int8, and for bf16 if their arithmetic differs from that of the default set.
-    pub(super) fn all(folder: &Path, temporary: &Path) -> Result<Vec<Self>> {
+    /// The variants of the model in `folder`, except for f32. GGUF files are written to `temporary`.
+    pub(super) fn list(folder: &Path, temporary: &Path, scope: Scope) -> Result<Vec<Self>> {
         let default = Kernels::current();
         let mut variants = Vec::new();
-        let sets =
-            [default].into_iter().chain(Kernels::all().filter(|set| set.name != default.name));
-        for kernels in sets {
-            let mut push = |weights, precision| {
-                let source = folder.to_path_buf();
-                variants.push(Self { weights, source, precision, kernels });
-            };
-            if kernels.name == default.name || kernels.bf16_weights != default.bf16_weights {
-                push("bf16", Precision::Bf16);
+        let mut push = |weights, precision, kernels| {
+            variants.push(Self { weights, source: folder.to_path_buf(), precision, kernels });
+        };
+        if scope == Scope::All {
+            push("bf16", Precision::Bf16, default);
+            for kernels in Kernels::all().filter(|set| set.bf16_weights != default.bf16_weights) {
+                push("bf16", Precision::Bf16, kernels);
             }
-            push("int8", Precision::Int8);
+        }
+        push("int8", Precision::Int8, default);
+        let others = Kernels::all().filter(|set| set.name != default.name);
+        match scope {
+            Scope::All => others.for_each(|set| push("int8", Precision::Int8, set)),
+            Scope::Bars => {
+                // The last set that fits, because later sets are faster.
+                let mut available = Kernels::available().iter().rev().chain([Kernels::emulated()]);
+                let other = available.find(|set| set.int8_weights != default.int8_weights);
+                other.into_iter().for_each(|set| push("int8", Precision::Int8, set));
+            }
         }
         for (weights, mixture) in [("Q8_0", Mixture::Q8_0), ("Q4_K_M", Mixture::Q4KM)] {
             let source = temporary.join(format!("{weights}.gguf"));
             gguf::write(folder, mixture, &source)?;
             variants.push(Self { weights, source, precision: Precision::Stored, kernels: default });
         }
-        variants.sort_by_key(|variant| order(variant.weights));
         Ok(variants)
     }
 
@@ -94,9 +111,4 @@ pub(super) fn write_vectors(
 fn embed(source: &Path, precision: Precision, meanings: &Translations) -> Result<Embeddings> {
     let embedder = Embedder::builder(source).precision(precision).build()?;
     Ok(embedder.embed_documents(&meanings.texts)?)
-}
-
-/// The place of a weight format in tables.
-fn order(weights: &str) -> Option<usize> {
-    ["bf16", "int8", "Q8_0", "Q4_K_M"].iter().position(|&name| name == weights)
 }

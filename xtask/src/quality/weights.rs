@@ -41,7 +41,8 @@ struct Outliers {
 pub(super) fn describe(folder: &Path, meanings: &Translations) -> Result<String> {
     Ok(format!(
         "The weights of all layers: the standard deviation, the largest absolute value, its ratio to the standard\n\
-         deviation, and the largest ratio of a row's largest value to the median of all rows' largest values:\n\n{}\n\
+         deviation, and the largest ratio of a row's largest value to the median of all rows' largest values. A\n\
+         norm has one value in each row:\n\n{}\n\
          The residual stream of {TEXTS} texts before each layer, and after the last one. A row is a token:\n\n{}",
         weights(folder)?,
         activations(folder, meanings)?
@@ -50,7 +51,7 @@ pub(super) fn describe(folder: &Path, meanings: &Translations) -> Result<String>
 
 fn weights(folder: &Path) -> Result<Table> {
     let tensors = checkpoint_tensors::read(folder)?;
-    let mut table = Table::new(&["weights", "deviation", "largest", "ratio", "rows"]);
+    let mut table = Table::new(1, &["weights", "deviation", "largest", "ratio", "rows"]);
     for (kind, part) in KINDS {
         let tensors = tensors.iter().filter(|(name, _)| name.contains(part));
         let matrices = tensors.map(|(_, tensor)| rows(tensor)).collect::<Result<Vec<_>>>()?;
@@ -70,7 +71,7 @@ fn activations(folder: &Path, meanings: &Translations) -> Result<Table> {
     let options = LoadOptions { precision: Precision::F32, ..LoadOptions::default() };
     let model = Model::load_with(&Checkpoint::open(folder)?, &options)?;
     let (n_layers, hidden_size) = (model.config().num_hidden_layers, model.config().hidden_size);
-    let mut table = Table::new(&["input of", "deviation", "largest", "ratio", "rows"]);
+    let mut table = Table::new(1, &["input of", "deviation", "largest", "ratio", "rows"]);
     model.forward_traced(&tokens, &mut |layer_idx, values| {
         let rows: Vec<Vec<f32>> = values.chunks_exact(hidden_size).map(<[f32]>::to_vec).collect();
         let name = if layer_idx == n_layers {
@@ -106,10 +107,10 @@ impl Outliers {
     }
 }
 
-/// The rows of a matrix. A vector is one row.
+/// The rows of a matrix. Each value of a vector is a row.
 fn rows(tensor: &Tensor) -> Result<Vec<Vec<f32>>> {
-    let tensor = tensor.to_dtype(DType::F32)?;
-    Ok(if tensor.rank() == 1 { vec![tensor.to_vec1()?] } else { tensor.to_vec2()? })
+    let rows = tensor.dim(0)?;
+    Ok(tensor.to_dtype(DType::F32)?.reshape((rows, ()))?.to_vec2()?)
 }
 
 #[cfg(test)]
