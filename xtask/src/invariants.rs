@@ -11,7 +11,7 @@ use crate::workspace::{root, rust_files};
 use crate::{cycles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
     // Test support. It depends on no other crate of the workspace, so that the tests of all crates can use it.
     ("qwen3-embed-testing", &[]),
     // The files of the bundled model, which is only data.
@@ -26,6 +26,8 @@ const LAYERS: [(&str, &[&str]); 10] = [
     ),
     ("qwen3-embed-server", &["qwen3-embed"]),
     ("qwen3-embed-cli", &["qwen3-embed", "qwen3-embed-server"]),
+    // What users of the library would write: it knows the facade only.
+    ("qwen3-embed-examples", &["qwen3-embed"]),
     ("xtask", &["qwen3-embed", "qwen3-embed-model", "qwen3-embed-testing"]),
 ];
 
@@ -41,12 +43,15 @@ const OWNERS: [(&str, &[&str]); 13] = [
     ("rustls", &[]),
     ("ureq", &["qwen3-embed-hub"]),
     ("hf-hub", &["qwen3-embed-hub"]),
-    ("axum", &["qwen3-embed-server"]),
+    ("axum", &["qwen3-embed-server", "qwen3-embed-examples"]),
     ("hyper", &["qwen3-embed-server"]),
     ("flate2", &["qwen3-embed-server"]),
     ("zstd", &["qwen3-embed-server"]),
     // qwen3-embed-hub needs tokio only for its optional dependency hf-hub.
-    ("tokio", &["qwen3-embed-hub", "qwen3-embed-server", "qwen3-embed-cli"]),
+    (
+        "tokio",
+        &["qwen3-embed-hub", "qwen3-embed-server", "qwen3-embed-cli", "qwen3-embed-examples"],
+    ),
 ];
 
 /// Crates that the facade, the crate `qwen3-embed`, must not depend on with its default features: async runtimes,

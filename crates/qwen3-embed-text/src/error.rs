@@ -66,6 +66,19 @@ pub enum Error {
         /// The limit.
         max_tokens: usize,
     },
+    /// The chunks of a text would be too small for their overlap.
+    #[error(
+        "chunks of {max_tokens} tokens are too small: with an overlap of {overlap} tokens, a chunk \
+         needs at least {min}"
+    )]
+    ChunkSize {
+        /// The maximum number of tokens of a chunk, with the end-of-text token.
+        max_tokens: usize,
+        /// The maximum number of tokens that chunks have in common.
+        overlap: usize,
+        /// The smallest maximum with this overlap.
+        min: usize,
+    },
     /// A token id that should be decoded is not in the vocabulary.
     #[error("token id {id} at position {position} is not in the vocabulary")]
     UnknownTokenId {

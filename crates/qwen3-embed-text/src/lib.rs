@@ -12,6 +12,7 @@
 //! This crate does not depend on candle and has no tensors.
 #![forbid(unsafe_code)]
 
+mod chunk;
 mod error;
 mod frame;
 mod rerank;
@@ -20,6 +21,7 @@ mod tokenizer;
 mod truncate;
 mod vocabulary;
 
+pub use chunk::{Chunk, ChunkOptions};
 pub use error::{Error, Result};
 pub use frame::{QueryFrame, unframe_document};
 pub use rerank::RerankTemplate;

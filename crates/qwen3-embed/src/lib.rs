@@ -152,8 +152,9 @@ pub use qwen3_embed_model::{
     Sharing, SharingCounts, Summary,
 };
 pub use qwen3_embed_text::{
-    DEFAULT_INSTRUCTION, Error as TextError, Piece, QueryFrame, RerankTemplate, SpecialTokens,
-    Tokenizer, Vocabulary, check_white_space, instruct, unframe_document,
+    Chunk, ChunkOptions, DEFAULT_INSTRUCTION, Error as TextError, Piece, QueryFrame,
+    RerankTemplate, SpecialTokens, Tokenizer, Vocabulary, check_white_space, instruct,
+    unframe_document,
 };
 pub use reranker::{Reranker, RerankerBuilder};
 pub use score::{RankedDocument, ScoreOptions, Scores};

@@ -1,0 +1,82 @@
+//! What the examples share: the choice of the model, and the texts in `examples/data`.
+
+mod guide;
+pub mod picture;
+pub mod sqlite;
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+use qwen3_embed::{Embedder, EmbedderBuilder, Source};
+
+/// The flags that choose the model.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// Id on the hub, folder or GGUF file of a Qwen3-Embedding model, such as Qwen/Qwen3-Embedding-0.6B [default: the
+    /// bundled demonstration model]
+    #[arg(long, value_name = "PATH or ID")]
+    pub model: Option<String>,
+    /// Number of dimensions of the vectors [default: that of the model]
+    #[arg(long, value_name = "N")]
+    pub dimensions: Option<usize>,
+}
+
+impl ModelArgs {
+    /// The builder of an embedder with these settings.
+    pub fn builder(&self) -> EmbedderBuilder {
+        let source = self.model.as_deref().map_or_else(Source::demo, Source::from);
+        let builder = Embedder::builder(source);
+        match self.dimensions {
+            Some(dimensions) => builder.dimensions(dimensions),
+            None => builder,
+        }
+    }
+
+    /// An embedder with these settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`EmbedderBuilder::build`].
+    pub fn embedder(&self) -> Result<Embedder> {
+        Ok(self.builder().build()?)
+    }
+}
+
+/// The rows of a text with `N` columns that are separated by tabs.
+///
+/// # Panics
+///
+/// If a line has another number of columns.
+pub fn rows<const N: usize>(text: &'static str) -> Vec<[&'static str; N]> {
+    let columns = |line: &'static str| line.split('\t').collect::<Vec<_>>();
+    let row = |line| columns(line).try_into().expect("a line of examples/data has all columns");
+    text.lines().map(row).collect()
+}
+
+/// How well groups agree with the true groups: 1 for the same groups, about 0 for random ones.
+///
+/// `found` and `truth` have the group of each item.
+///
+/// # Source
+///
+/// Hubert and Arabie, *Comparing partitions* (1985): the adjusted Rand index.
+pub fn adjusted_rand_index<A: Eq, B: Eq>(found: &[A], truth: &[B]) -> f64 {
+    let n = found.len();
+    let pairs = || (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
+    let [mut both, mut in_found, mut in_truth, mut all] = [0.0; 4];
+    for (i, j) in pairs() {
+        let (same_found, same_truth) = (found[i] == found[j], truth[i] == truth[j]);
+        both += f64::from(u8::from(same_found && same_truth));
+        in_found += f64::from(u8::from(same_found));
+        in_truth += f64::from(u8::from(same_truth));
+        all += 1.0;
+    }
+    let expected = in_found * in_truth / all;
+    (both - expected) / (f64::midpoint(in_found, in_truth) - expected)
+}
+
+/// Pairs of items that are in the same group, by their indices.
+pub fn pairs<G: Eq>(groups: &[G]) -> HashSet<(usize, usize)> {
+    let all = (0..groups.len()).flat_map(|i| (i + 1..groups.len()).map(move |j| (i, j)));
+    all.filter(|&(i, j)| groups[i] == groups[j]).collect()
+}
