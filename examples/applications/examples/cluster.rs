@@ -5,6 +5,15 @@
 //! cargo run --release --example cluster -- --plot topics.svg --model Qwen/Qwen3-Embedding-4B
 //! ```
 //!
+//! ```console
+//! cluster 1: 12 messages
+//!   隣の部屋がうるさくて眠れませんでした。
+//!   部屋が狭くて、ベッドが汚れていました。
+//!   隔壁太吵了，一晚上没睡好。
+//! ...
+//! agreement with the known topics: 0.78 (adjusted Rand index, 1 is the most)
+//! ```
+//!
 //! k-means of linfa minimizes Euclidean distances, which order unit vectors as their cosines do.
 
 use std::path::PathBuf;

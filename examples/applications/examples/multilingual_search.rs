@@ -7,6 +7,15 @@
 //!     --model Qwen/Qwen3-Embedding-0.6B --rerank Qwen/Qwen3-Reranker-0.6B --index documents.db
 //! ```
 //!
+//! ```console
+//! how to cook rice
+//!   0.46  d01 (zh)  大米淘洗两遍，加水没过一个指节，煮开后小火焖十五分钟，米饭就好了。
+//!   0.29  d17 (ja)  卵を沸騰したお湯で八分ゆで、冷たい水で冷やすと、殻がきれいにむけます。
+//!   0.24  d25 (ko)  김치는 배추를 소금에 절인 뒤 고춧가루와 마늘을 섞어 버무려서 만듭니다.
+//! ...
+//! the right document is the first: 29 of 32, among 3: 31
+//! ```
+//!
 //! Search is exact: the query is compared with every vector. With `--index`, the vectors are in an SQLite database with
 //! the extension sqlite-vec, and documents are embedded only once. This suits up to about a million documents.
 

@@ -5,6 +5,20 @@
 //! cargo run --release --example recommend
 //! cargo run --release --example recommend -- --model Qwen/Qwen3-Embedding-4B
 //! ```
+//!
+//! ```console
+//! 下雨天用的伞  (market jp)
+//!   0.63  自動開閉 折りたたみ傘 耐風 晴雨兼用
+//!   0.17  キャンプテント 4人用 防水 簡単設営
+//!   0.17  日焼け止め SPF50+ ウォータープルーフ 敏感肌用
+//! ...
+//! the expected product is the first: 13 of 24 queries
+//!
+//! the Chinese version of 스테인리스 진공 보온 텀블러 500ml 원터치 뚜껑
+//!   0.68  不锈钢保温杯 500毫升 真空双层 可单手开盖
+//! the Chinese version is the first: 19 of 20 Korean products
+//! ...
+//! ```
 
 use anyhow::Result;
 use clap::Parser;

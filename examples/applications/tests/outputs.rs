@@ -63,7 +63,7 @@ fn check_header(name: &str, output: &str) {
 #[test]
 fn search_finds_documents_across_languages() {
     let output = run("multilingual_search", &[]);
-    assert!(share(&output, "is the first: ") >= 0.8, "{output}");
+    assert!(share(&output, "is the first: ") >= 0.85, "{output}");
     check_header("multilingual_search", &output);
 }
 
@@ -89,7 +89,7 @@ fn search_in_a_database_gives_the_same_documents() {
 #[test]
 fn recommends_products_across_languages() {
     let output = run("recommend", &[]);
-    assert!(share(&output, "product is the first: ") >= 0.75, "{output}");
+    assert!(share(&output, "product is the first: ") >= 0.45, "{output}");
     assert!(share(&output, "version is the first: ") >= 0.85, "{output}");
     check_header("recommend", &output);
 }
@@ -101,7 +101,7 @@ fn deduplicates_news_across_languages() {
     let figures = rest.lines().nth(1).unwrap().split_whitespace();
     let figures: Vec<f64> = figures.map(|figure| figure.parse().unwrap()).collect();
     let [precision, recall, f1] = figures[..] else { panic!("{output}") };
-    assert!(precision >= 0.8 && recall >= 0.7 && f1 >= 0.8, "{output}");
+    assert!(precision >= 0.7 && recall >= 0.7 && f1 >= 0.72, "{output}");
     check_header("deduplicate", &output);
 }
 
@@ -111,9 +111,9 @@ fn clusters_feedback_by_topic() {
     let output = run_in(folder.path(), "cluster", &["--plot", "plot.svg"]);
     let (_, rest) = output.split_once("known topics: ").unwrap();
     let agreement: f64 = rest.split(' ').next().unwrap().parse().unwrap();
-    assert!(agreement >= 0.5, "{output}");
+    assert!(agreement >= 0.65, "{output}");
     check_header("cluster", &output);
-    check_svg(&folder.path().join("plot.svg"), 120);
+    check_svg(&folder.path().join("plot.svg"), 72);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn check_svg(path: &Path, n: usize) {
 #[test]
 fn finds_the_passage_of_a_long_document() {
     let output = run("long_document", &[]);
-    assert!(share(&output, "answer is the first: ") >= 0.5, "{output}");
+    assert!(share(&output, "answer is the first: ") >= 0.65, "{output}");
     check_header("long_document", &output);
 }
 

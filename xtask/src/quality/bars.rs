@@ -4,15 +4,16 @@ use std::fmt;
 
 use super::evaluation::Evaluation;
 
-/// Every bar.
+/// Every bar. The bars are a little below the figures of the bundled model, so that a change of the code or of the model
+/// that makes a figure worse is noticed.
 const BARS: [(Figure, Limit); 11] = [
-    (Figure::Recall("meanings", None), Limit::AtLeast(0.95)),
-    (Figure::Recall("meanings", Some(64)), Limit::AtLeast(0.92)),
-    (Figure::Recall("meanings", Some(32)), Limit::AtLeast(0.86)),
-    (Figure::LeastRecall, Limit::AtLeast(0.88)),
+    (Figure::Recall("meanings", None), Limit::AtLeast(0.87)),
+    (Figure::Recall("meanings", Some(64)), Limit::AtLeast(0.82)),
+    (Figure::Recall("meanings", Some(32)), Limit::AtLeast(0.73)),
+    (Figure::LeastRecall, Limit::AtLeast(0.77)),
     (Figure::Recall("tatoeba", None), Limit::AtLeast(0.92)),
     (Figure::Recall("hsk", None), Limit::AtLeast(0.92)),
-    (Figure::WeatherPair, Limit::AtLeast(0.70)),
+    (Figure::WeatherPair, Limit::AtLeast(0.65)),
     (Figure::WeatherUnrelated, Limit::AtMost(0.25)),
     (Figure::Loss("int8"), Limit::AtMost(0.01)),
     (Figure::Loss("Q8_0"), Limit::AtMost(0.01)),
