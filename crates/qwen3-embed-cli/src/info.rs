@@ -63,14 +63,8 @@ struct Memory {
 
 /// Runs `qwen3-embed info`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let source = match &args.model {
-        Some(model) => model.into(),
-        None => {
-            let (source, about) = model::bundled("info Qwen/Qwen3-Embedding-0.6B")?;
-            eprintln!("{about}");
-            source
-        }
-    };
+    let example = "info Qwen/Qwen3-Embedding-0.6B";
+    let source = model::named_or_bundled(args.model.as_deref(), example)?;
     let report = Report::of(source.info_from(&download::hub())?);
     let mut output = io::stdout().lock();
     if args.json {

@@ -68,6 +68,22 @@ pub(crate) fn bundled(example: &str) -> Result<(Source, String)> {
     )
 }
 
+/// The model that a command names, or the bundled model, with a sentence about it on standard error.
+///
+/// # Errors
+///
+/// As [`bundled`].
+pub(crate) fn named_or_bundled(model: Option<&str>, example: &str) -> Result<Source> {
+    match model {
+        Some(model) => Ok(model.into()),
+        None => {
+            let (source, about) = bundled(example)?;
+            eprintln!("{about}");
+            Ok(source)
+        }
+    }
+}
+
 /// Applies [`ModelArgs`] to a builder. It is a macro because the methods of the two builders belong to no common
 /// trait.
 macro_rules! configured {

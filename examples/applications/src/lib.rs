@@ -61,17 +61,10 @@ pub fn rows<const N: usize>(text: &'static str) -> Vec<[&'static str; N]> {
 ///
 /// Hubert and Arabie, *Comparing partitions* (1985): the adjusted Rand index.
 pub fn adjusted_rand_index<A: Eq, B: Eq>(found: &[A], truth: &[B]) -> f64 {
-    let n = found.len();
-    let pairs = || (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
-    let [mut both, mut in_found, mut in_truth, mut all] = [0.0; 4];
-    for (i, j) in pairs() {
-        let (same_found, same_truth) = (found[i] == found[j], truth[i] == truth[j]);
-        both += f64::from(u8::from(same_found && same_truth));
-        in_found += f64::from(u8::from(same_found));
-        in_truth += f64::from(u8::from(same_truth));
-        all += 1.0;
-    }
-    let expected = in_found * in_truth / all;
+    let (n, found, truth) = (found.len() as f64, pairs(found), pairs(truth));
+    let both = found.intersection(&truth).count() as f64;
+    let [in_found, in_truth] = [found.len(), truth.len()].map(|n| n as f64);
+    let expected = in_found * in_truth / (n * (n - 1.0) / 2.0);
     (both - expected) / (f64::midpoint(in_found, in_truth) - expected)
 }
 

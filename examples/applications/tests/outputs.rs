@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::{env, fs};
 
 /// The program of an example, which `cargo test` has built.
@@ -14,9 +14,14 @@ fn program(name: &str) -> PathBuf {
     folder.join(name).with_extension(env::consts::EXE_EXTENSION)
 }
 
+/// Runs an example in `folder`.
+fn execute(folder: &Path, name: &str, args: &[&str]) -> Output {
+    Command::new(program(name)).args(args).current_dir(folder).output().unwrap()
+}
+
 /// Runs an example in `folder`, and returns what it prints.
 fn run_in(folder: &Path, name: &str, args: &[&str]) -> String {
-    let output = Command::new(program(name)).args(args).current_dir(folder).output().unwrap();
+    let output = execute(folder, name, args);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {stderr}");
     String::from_utf8(output.stdout).unwrap()
@@ -77,11 +82,7 @@ fn search_in_a_database_gives_the_same_documents() {
         assert_eq!(output, expected);
     }
     let args = ["--index", "documents.db", "--dimensions", "64"];
-    let output = Command::new(program("multilingual_search"))
-        .args(args)
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
+    let output = execute(folder.path(), "multilingual_search", &args);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("another number of dimensions"));
 }
