@@ -11,7 +11,7 @@ use crate::workspace::{root, rust_files};
 use crate::{cycles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 12] = [
     // Test support. It depends on no other crate of the workspace, so that the tests of all crates can use it.
     ("qwen3-embed-testing", &[]),
     // The files of the bundled model, which is only data.
@@ -25,9 +25,10 @@ const LAYERS: [(&str, &[&str]); 11] = [
         &["qwen3-embed-demo", "qwen3-embed-hub", "qwen3-embed-model", "qwen3-embed-text"],
     ),
     ("qwen3-embed-server", &["qwen3-embed"]),
-    ("qwen3-embed-cli", &["qwen3-embed", "qwen3-embed-server"]),
-    // What users of the library would write: it knows the facade only.
-    ("qwen3-embed-examples", &["qwen3-embed"]),
+    ("qwen3-embed-plot", &["qwen3-embed"]),
+    ("qwen3-embed-cli", &["qwen3-embed", "qwen3-embed-plot", "qwen3-embed-server"]),
+    // What users of the library would write: it knows the facade only, and draws.
+    ("qwen3-embed-examples", &["qwen3-embed", "qwen3-embed-plot"]),
     ("xtask", &["qwen3-embed", "qwen3-embed-model", "qwen3-embed-testing"]),
 ];
 
@@ -98,12 +99,13 @@ const WORDS: [(&str, &str, &[&str]); 20] = [
 ];
 
 /// Crates without unsafe code.
-const SAFE: [&str; 8] = [
+const SAFE: [&str; 9] = [
     "crates/qwen3-embed-demo/src/lib.rs",
     "crates/qwen3-embed-testing/src/lib.rs",
     "crates/qwen3-embed-text/src/lib.rs",
     "crates/qwen3-embed-hub/src/lib.rs",
     "crates/qwen3-embed/src/lib.rs",
+    "crates/qwen3-embed-plot/src/lib.rs",
     "crates/qwen3-embed-server/src/lib.rs",
     "crates/qwen3-embed-cli/src/main.rs",
     "xtask/src/main.rs",

@@ -25,8 +25,8 @@ use linfa::{Dataset, DatasetBase};
 use linfa_clustering::KMeans;
 use linfa_reduction::Pca;
 use ndarray::Array2;
-use qwen3_embed_examples::picture::{Point, scatter, write_picture};
 use qwen3_embed_examples::{ModelArgs, adjusted_rand_index, rows};
+use qwen3_embed_plot::{Point, scatter};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
@@ -90,7 +90,7 @@ fn main() -> Result<()> {
             mark: LANGUAGES.iter().position(|&name| name == language).unwrap_or(0),
         });
         let names: Vec<_> = (1..=args.clusters).map(|number| format!("cluster {number}")).collect();
-        write_picture(&path, &scatter(&points.collect::<Vec<_>>(), &names, &LANGUAGES)?)?;
+        scatter(&points.collect::<Vec<_>>(), &names, &LANGUAGES)?.write(&path)?;
         println!("wrote {}", path.display());
     }
     Ok(())

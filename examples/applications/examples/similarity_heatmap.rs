@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 use qwen3_embed_examples::ModelArgs;
-use qwen3_embed_examples::picture::{heatmap, write_picture};
+use qwen3_embed_plot::heatmap;
 
 /// "The weather is great today, perfect for a walk" in four languages, with the Chinese names of the languages.
 const WEATHER: [(&str, &str); 4] = [
@@ -39,12 +39,12 @@ fn main() -> Result<()> {
     let (names, texts): (Vec<String>, Vec<&str>) = if args.text.is_empty() {
         WEATHER.iter().map(|&(name, text)| (name.to_owned(), text)).unzip()
     } else {
-        args.text.iter().map(|text| (text.chars().take(8).collect(), text.as_str())).unzip()
+        args.text.iter().map(|text| (text.clone(), text.as_str())).unzip()
     };
     let vectors = args.model.embedder()?.embed_documents(&texts)?;
     let picture = heatmap(&names, &vectors.similarity(&vectors)?)?;
     for path in &args.out {
-        write_picture(path, &picture)?;
+        picture.write(path)?;
         println!("wrote {}", path.display());
     }
     Ok(())

@@ -1,7 +1,6 @@
 //! What the examples share: the choice of the model, and the texts in `examples/data`.
 
 mod guide;
-pub mod picture;
 pub mod sqlite;
 
 use std::collections::HashSet;
