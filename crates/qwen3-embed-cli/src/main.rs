@@ -6,10 +6,12 @@ mod download;
 mod embed;
 mod environment;
 mod info;
-mod jsonl;
+mod lines;
 mod model;
 mod rerank;
+mod search;
 mod serve;
+mod similarity;
 
 use std::io;
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Args),
+    Similarity(similarity::Args),
+    Search(search::Args),
     Rerank(rerank::Args),
     Serve(Box<serve::Args>),
     Bench(bench::Args),
@@ -43,6 +47,8 @@ fn main() -> ExitCode {
     }
     let result = match command {
         Command::Embed(args) => embed::run(&args),
+        Command::Similarity(args) => similarity::run(&args),
+        Command::Search(args) => search::run(&args),
         Command::Rerank(args) => rerank::run(&args),
         Command::Serve(args) => serve::run(*args),
         Command::Bench(args) => bench::run(&args),

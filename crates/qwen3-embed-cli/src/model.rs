@@ -1,6 +1,7 @@
 use anyhow::Result;
 use qwen3_embed::{
-    Device, Embedder, EmbedderBuilder, Precision, Reranker, RerankerBuilder, Source,
+    Device, EmbedOptions, Embedder, EmbedderBuilder, Precision, Prompt, Reranker, RerankerBuilder,
+    Source,
 };
 
 use crate::download;
@@ -9,9 +10,71 @@ use crate::download;
 pub(crate) const MODEL: &str = "Folder with the model's config.json, tokenizer.json and safetensors files, a GGUF file, \
     or an id on the Hugging Face Hub: OWNER/NAME, optionally with @REVISION, or OWNER/NAME:Q8_0 for a GGUF file";
 
+/// The flags that choose an embedding model, which is the bundled one by default, and the length of its vectors.
+#[derive(clap::Args)]
+pub(crate) struct EmbedderArgs {
+    #[arg(long, value_name = "PATH or ID", help = embedder_help())]
+    model: Option<String>,
+    #[command(flatten)]
+    settings: ModelArgs,
+    /// Number of dimensions of the vectors [default: that of the model]
+    #[arg(long, value_name = "N")]
+    dimensions: Option<usize>,
+}
+
+impl EmbedderArgs {
+    /// The builder of the embedder. Says on standard error that the bundled model is used, if no model is named.
+    pub(crate) fn builder(&self) -> Result<EmbedderBuilder> {
+        let example = "--model Qwen/Qwen3-Embedding-0.6B";
+        let source = named_or_bundled(self.model.as_deref(), example)?;
+        let builder = self.settings.embedder(source);
+        Ok(match self.dimensions {
+            Some(dimensions) => builder.dimensions(dimensions),
+            None => builder,
+        })
+    }
+
+    /// A reranker on the same device and in the same precision. The adapter and the maximum length are those of the
+    /// embedder only.
+    pub(crate) fn reranker(&self, model: &str) -> Result<Reranker> {
+        let settings = ModelArgs { adapter: None, max_tokens: None, ..self.settings.clone() };
+        Ok(settings.reranker(model).build()?)
+    }
+}
+
+/// The help of an optional `--model`.
+fn embedder_help() -> String {
+    format!("{MODEL} [default: a small model for demonstrations, which is part of this program]")
+}
+
+/// The flags that choose a prompt.
+#[derive(clap::Args)]
+pub(crate) struct PromptArgs {
+    /// Embed the texts as queries, with the model's prompt for queries
+    #[arg(long)]
+    query: bool,
+    /// Embed the texts as queries, with this instruction
+    #[arg(long, value_name = "TEXT", conflicts_with = "query")]
+    instruct: Option<String>,
+    /// Embed the texts with the model's prompt of this name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["query", "instruct"])]
+    prompt_name: Option<String>,
+}
+
+impl PromptArgs {
+    pub(crate) fn options(&self) -> EmbedOptions {
+        EmbedOptions::new().prompt(match (&self.instruct, &self.prompt_name) {
+            (Some(instruction), _) => Prompt::Instruction(instruction.clone()),
+            (None, Some(name)) => Prompt::Named(name.clone()),
+            (None, None) if self.query => Prompt::Query,
+            (None, None) => Prompt::Document,
+        })
+    }
+}
+
 /// The flags that choose a model's adapter, its precision, its device and its limits. Each subcommand has its own flag
 /// `--model`, which is required by some of them.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct ModelArgs {
     /// Folder or id of a LoRA adapter, which is merged into the model
     #[arg(long, value_name = "PATH or ID", requires = "model")]

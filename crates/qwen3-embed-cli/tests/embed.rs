@@ -122,6 +122,21 @@ fn options_change_the_embeddings() {
 
 /// Unlike the server, the command accepts an empty string and embeds its end-of-text token.
 #[test]
+fn lines_are_objects_strings_or_plain_texts() {
+    let json = "{\"text\": \"你好\"}\n\n\"say \\\"hi\\\"\"\n";
+    let plain = "\u{feff}你好\r\n \r\nsay \"hi\"";
+    let expected = lines(&run(&[], json));
+    assert_eq!(expected.len(), 2);
+    assert_eq!(lines(&run(&["--format", "text"], plain)), expected);
+    // Spaces belong to a plain text, and braces do not make it an object.
+    let text = "{\"text\": \"  {}\"}\n";
+    assert_eq!(lines(&run(&["--format", "text"], "  {}\n")), lines(&run(&[], text)));
+    let arguments = ["--format", "text", "--replace-invalid"];
+    let replaced = lines(&run(&arguments, b"a\xff\\ud83d\n"));
+    assert_eq!(replaced, lines(&run(&[], "{\"text\": \"a\\ufffd\\\\ud83d\"}")));
+}
+
+#[test]
 fn embeds_empty_text() {
     let lines = lines(&run(&[], "{\"text\": \"\"}\n{\"text\": \"a\"}\n{\"text\": \" \"}\n"));
     let n_tokens: Vec<u64> = lines.iter().map(|line| line["n_tokens"].as_u64().unwrap()).collect();
@@ -130,10 +145,12 @@ fn embeds_empty_text() {
 
 #[test]
 fn invalid_input_fails_and_names_the_line() {
-    let cases: [(&[&str], &str, &str); 11] = [
+    let cases: [(&[&str], &str, &str); 13] = [
         (&[], "{\"text\": \"fine\"}\nnonsense\n", "line 2 of standard input: expected an object"),
         (&[], "[\"x\", null]\n", "line 1 of standard input: expected an object"),
-        (&[], "\"x\"\n", "line 1 of standard input: expected an object"),
+        (&[], "null\n", "line 1 of standard input: expected an object"),
+        (&[], "\"x\" \"y\"\n", "line 1 of standard input: trailing characters at column 5"),
+        (&["--format", "text", "--max-tokens", "1"], "\nx\n", "line 2 of standard input: text 0"),
         (
             &[],
             "\n{\"text\": \"a\n",

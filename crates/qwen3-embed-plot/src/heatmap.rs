@@ -36,16 +36,13 @@ pub fn heatmap(names: &[String], similarities: &Similarities) -> Result<Picture,
     if n != rows || n != columns {
         return Err(PlotError::Names { names: n, rows, columns });
     }
-    match n {
-        0 => return Err(PlotError::Empty),
-        1..=MAX_NAMES => {}
-        _ => return Err(PlotError::TooLarge { n, limit: MAX_NAMES }),
-    }
     let cell = match n {
-        ..=8 => 96,
-        ..=16 => 72,
-        ..=40 => 32,
-        _ => 16,
+        0 => return Err(PlotError::Empty),
+        1..=8 => 96,
+        9..=16 => 72,
+        17..=40 => 32,
+        41..=MAX_NAMES => 16,
+        _ => return Err(PlotError::TooLarge { n, limit: MAX_NAMES }),
     };
     let layout = Layout::new(names, cell);
     Picture::draw(layout.size(), |area| layout.draw(area, similarities))
