@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
 use crate::workspace::{self, cargo_command, root};
-use crate::{fixtures, invariants, kernel_sets, parity, quality};
+use crate::{book, fixtures, invariants, kernel_sets, parity, quality};
 
 /// Cargo options that turn off optimizations. Builds with other features use them, because these builds have few tests,
 /// so that compiling takes longer than running the tests.
@@ -16,7 +16,7 @@ const UNOPTIMIZED: [&str; 2] = [
 ];
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
-/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the invariants, the hashes of
+/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants, the hashes of
 /// the fixtures, parity, the quality of the bundled model, the examples, the server with real clients, and the parts of
 /// the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
@@ -40,6 +40,7 @@ pub(crate) fn run() -> Result<()> {
         let package = ["--package=qwen3-embed-hub", "--features=hf-hub"];
         cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
     })?;
+    step("guide", book::check)?;
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
     step("parity", || parity::fixtures(1e-5))?;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
+mod book;
 mod checkpoint_tensors;
 mod ci;
 mod cuda_toolkit;
@@ -47,6 +48,8 @@ enum Task {
     /// Check the rules of ARCHITECTURE.md: which crates may depend on which, no dependency cycles between files, and
     /// others
     Invariants,
+    /// Build the guide in `docs` as a book in `target/book`, and check its links and those of all Markdown files
+    Book,
     /// Run all checks of CI except for `cargo test`
     Ci,
 }
@@ -63,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         Task::E2e(args) => e2e::run(&args),
         Task::KernelSets => kernel_sets::test(),
         Task::Invariants => invariants::check(),
+        Task::Book => book::check(),
         Task::Ci => ci::run(),
     }
 }

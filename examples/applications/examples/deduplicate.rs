@@ -21,10 +21,10 @@
 //! threshold 0.55 on the other 54 items
 //!                 0.78     0.78  0.78
 //!
-//! 26 events have several reports, for instance
+//! 26 events have several reports. The surest ones:
 //!
-//!   서울 시내버스가 내일 첫차부터 파업에 들어간다. 시는 지하철을 186회 늘리고 막차를 한 시간 늦춘다. 출근하시는 분들은 일찍 나서는 것이 좋다.
-//!   On day one the new mayor scrapped his predecessor's tram plan.
+//!   芭蕾舞团首演获好评
+//!   バレエ団の初演、好評
 //! ```
 //!
 //! Two items are duplicates if their cosine similarity is above a threshold, and duplicates of duplicates belong to one
@@ -84,8 +84,13 @@ fn main() -> Result<()> {
         by_group.entry(group).or_default().push(idx);
     }
     let mut duplicates: Vec<_> = by_group.into_values().filter(|group| group.len() > 1).collect();
-    duplicates.sort_unstable();
-    println!("{} events have several reports, for instance", duplicates.len());
+    // The surest groups first: those whose least similar items are most similar.
+    let least = |group: &Vec<usize>| {
+        let pairs = group.iter().flat_map(|&i| group.iter().map(move |&j| (i, j)));
+        pairs.map(|(i, j)| similarities.get(i, j)).fold(1.0, f32::min)
+    };
+    duplicates.sort_by(|a, b| least(b).total_cmp(&least(a)).then_with(|| a.cmp(b)));
+    println!("{} events have several reports. The surest ones:", duplicates.len());
     for group in duplicates.iter().take(3) {
         println!();
         group.iter().for_each(|&idx| println!("  {}", texts[idx]));

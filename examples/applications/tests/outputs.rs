@@ -142,6 +142,27 @@ fn finds_the_passage_of_a_long_document() {
 }
 
 #[test]
+fn embeds_a_document_of_32_000_tokens_whole_and_in_chunks() {
+    let folder = tempfile::tempdir().unwrap();
+    let handbook = include_str!("../../data/handbook.txt");
+    let sentence = "The minimum wage will rise 4 percent next year.";
+    let document = format!("{0}{sentence}\n{0}", format!("{handbook}\n").repeat(13));
+    fs::write(folder.path().join("report.txt"), &document).unwrap();
+    let query = ["--query", "来年の最低賃金"];
+    let args = [&["--document", "report.txt"], &query[..]].concat();
+    let output = run_in(folder.path(), "long_document", &args);
+    let number = |label: &str| -> usize {
+        let (_, rest) = output.split_once(label).unwrap_or_else(|| panic!("{label}: {output}"));
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).find(|word| !word.is_empty());
+        digits.unwrap().parse().unwrap()
+    };
+    assert!((31_000..32_768).contains(&number("the document: ")), "{output}");
+    assert!(output.contains("the whole document"), "{output}");
+    let (start, end) = (number("bytes "), number(".."));
+    assert!(document[start..end].contains(sentence), "{output}");
+}
+
+#[test]
 fn serves_similarities() {
     let mut server = Command::new(program("embed_in_axum"))
         .args(["--address", "127.0.0.1:0"])
