@@ -109,6 +109,7 @@ impl Clients {
                 &[
                     "openai_client.py",
                     "langchain_client.py",
+                    "guide.py",
                     "plain_http.py",
                     "openai_client.mjs",
                     "playground.mjs",
