@@ -5,6 +5,7 @@ use anyhow::Result;
 
 use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
+use crate::postgres::Server;
 use crate::workspace::{self, cargo_command, root};
 use crate::{book, fixtures, invariants, kernel_sets, parity, quality};
 
@@ -17,7 +18,7 @@ const UNOPTIMIZED: [&str; 2] = [
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
 /// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants, the hashes of
-/// the fixtures, parity, the quality of the bundled model, the examples, the server with real clients, and the parts of
+/// the fixtures, parity, the quality of the bundled model, the examples, the server with real clients, the example for PostgreSQL, and the parts of
 /// the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
@@ -59,6 +60,15 @@ pub(crate) fn run() -> Result<()> {
         }
         Err(error) => unchecked
             .push(format!("the server with real clients, because of this error: {error:#}")),
+    }
+    match Server::start() {
+        Ok(server) => step("pgvector", || {
+            let test = ["test", "--workspace", "--test=outputs", "--", "--ignored", "postgresql"];
+            workspace::run(cargo_command(&test).env("DATABASE_URL", server.url()))
+        })?,
+        Err(error) => {
+            unchecked.push(format!("the example for PostgreSQL, because of this error: {error:#}"))
+        }
     }
     match Toolkit::assemble(&root().join("target/cuda-toolkit")) {
         Ok(toolkit) => step("cuda", || cuda(&toolkit))?,

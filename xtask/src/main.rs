@@ -16,6 +16,7 @@ mod invariants;
 mod kernel_sets;
 mod oracle_parity;
 mod parity;
+mod postgres;
 mod quality;
 mod random_checkpoint;
 mod rerank_parity;
@@ -42,6 +43,7 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
+    Postgres(postgres::Args),
     /// Run the tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
     /// this CPU supports
     KernelSets,
@@ -64,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         Task::CudaToolkit(args) => cuda_toolkit::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
         Task::E2e(args) => e2e::run(&args),
+        Task::Postgres(args) => postgres::run(&args),
         Task::KernelSets => kernel_sets::test(),
         Task::Invariants => invariants::check(),
         Task::Book => book::check(),

@@ -13,7 +13,7 @@
 //!
 //! ```console
 //! the document: 1224 tokens, 0.2 s
-//! 18 chunks of at most 96 tokens, 0.1 s
+//! 18 chunks of at most 96 tokens, 0.2 s
 //!
 //! 毛巾和床单在哪里
 //!   0.22  the whole document

@@ -88,6 +88,22 @@ fn search_in_a_database_gives_the_same_documents() {
 }
 
 #[test]
+#[ignore = "needs PostgreSQL: cargo xtask postgres cargo test --workspace --test outputs -- --ignored"]
+fn search_in_postgresql_with_full_vectors_and_with_bits() {
+    let output = run("pgvector_search", &[]);
+    assert!(share(&output, "full vectors: the right document is the first: ") >= 0.85, "{output}");
+    assert!(share(&output, "bits and 12 full vectors: ") >= 0.85, "{output}");
+    check_header("pgvector_search", &output);
+    // The second run uses the vectors that the first one has written.
+    let again = execute(&env::temp_dir(), "pgvector_search", &[]);
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), output);
+    assert_eq!(String::from_utf8(again.stderr).unwrap(), "0 documents are new\n");
+    let other = execute(&env::temp_dir(), "pgvector_search", &["--dimensions", "64"]);
+    let error = String::from_utf8(other.stderr).unwrap();
+    assert!(!other.status.success() && error.contains("256 dimensions, expected 64"), "{error}");
+}
+
+#[test]
 fn recommends_products_across_languages() {
     let output = run("recommend", &[]);
     assert!(share(&output, "product is the first: ") >= 0.45, "{output}");
