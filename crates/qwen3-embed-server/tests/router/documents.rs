@@ -12,6 +12,10 @@ async fn page_loads_nothing_from_other_servers() {
         ("/", "text/html; charset=utf-8"),
         ("/playground/style.css", "text/css; charset=utf-8"),
         ("/playground/script.js", "text/javascript; charset=utf-8"),
+        ("/playground/document.js", "text/javascript; charset=utf-8"),
+        ("/playground/map.js", "text/javascript; charset=utf-8"),
+        ("/playground/requests.js", "text/javascript; charset=utf-8"),
+        ("/playground/vectors.js", "text/javascript; charset=utf-8"),
     ] {
         let reply = get(ready().await, path).await;
         assert_eq!((reply.status, reply.header("content-type")), (200, content_type));
