@@ -3,8 +3,13 @@
 export const $ = (selector, within = document) => within.querySelector(selector);
 
 /** Creates an element with attributes and children; strings become text nodes. */
-export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+export const element = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
+
+/** Creates an element of a picture. */
+export const svg = (tag, attributes, ...children) =>
+  filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+function filled(made, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== null) made.setAttribute(name, value);
   }

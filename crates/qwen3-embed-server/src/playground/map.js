@@ -1,7 +1,7 @@
 // The map: texts as marks in two dimensions, with their clusters. The list of the clusters below the map has the same
 // content for users who cannot see the map.
 
-import { element, plural } from "./document.js";
+import { element, plural, svg } from "./document.js";
 import { clusters, cosineMatrix, plane } from "./vectors.js";
 
 /** Texts beyond this number are embedded but not shown on the map. There would be no space for their labels. */
@@ -20,10 +20,13 @@ const SHAPES = [
 const MARK = 8, EDGE = 20, LABEL = 190;
 /** A pointer activates the nearest mark within this distance. */
 const REACH = 30;
-/** Places of a label beside its mark, in the order of preference: to the right or the left (1, −1), below or above. */
-const SIDES = [[1, 0], [-1, 0], [0, -1], [0, 1], [1, -1], [1, 1], [-1, -1], [-1, 1]];
+/** Places of a label around its mark, in the order of preference: to the right (1) or the left (−1), below (1) or above
+ * (−1). At a corner, it is less clear to which mark a label belongs. */
+const SIDES = [[1, 0], [-1, 0], [0, -1], [0, 1]], CORNERS = [[1, -1], [1, 1], [-1, -1], [-1, 1]];
+/** Lengths of a label, as shares of the largest width, in the order of preference. */
+const LENGTHS = [1, 0.6, 0.35];
 
-/** The map of the texts with `k` clusters, and the list of the clusters. */
+/** A summary, and the nodes of the map of the texts with `k` clusters and of the list of the clusters. */
 export function map(texts, rows, k) {
   const shown = texts.slice(0, MAP_LIMIT);
   const cosines = cosineMatrix(rows.slice(0, MAP_LIMIT));
@@ -40,7 +43,8 @@ export function map(texts, rows, k) {
   const rest = texts.length > shown.length ? ` The map shows the first ${MAP_LIMIT} texts.` : "";
   const hint = `The two axes of the map keep ${Math.round(share * 100)} % of the variance of the vectors. `
     + `The clusters are computed with all dimensions.${rest}`;
-  return [`${plural(count, "cluster")}`, [picture, readout, element("ol", { class: "clusters" }, ...lists), element("p", { class: "hint" }, hint)]];
+  const nodes = [picture, readout, element("ol", { class: "clusters" }, ...lists), element("p", { class: "hint" }, hint)];
+  return [plural(count, "cluster"), nodes];
 }
 
 /** A cluster in the list: its mark, its number, and its texts. */
@@ -56,15 +60,6 @@ function list(texts, cluster, c) {
   return element("li", {}, name, element("ol", {}, ...items));
 }
 
-function svg(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null) made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
-}
-
 /** The mark of a cluster. With n shapes and n colors, the first n² clusters have different marks. */
 function mark(c) {
   const shape = SHAPES[(c + Math.floor(c / SHAPES.length)) % SHAPES.length];
@@ -75,8 +70,7 @@ function mark(c) {
 
 /** Draws the map in the width that it has on the page. Labels have the size of other texts, so they are placed anew for
  * each width. */
-function draw(view) {
-  const width = view.picture.clientWidth;
+function draw(view, width) {
   const height = Math.round(Math.min(Math.max(width * 0.75, 320), 520));
   view.picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
   view.picture.setAttribute("height", height);
@@ -102,32 +96,36 @@ function positions(points, width, height) {
   const scale = Math.min((width - 2 * EDGE) / (right - left), (height - 2 * EDGE) / (high - low));
   // Without distances, the scale is infinite, and all points are in the middle.
   const finite = Number.isFinite(scale) ? scale : 0;
-  return points.map(([x, y]) => [width / 2 + (x - (left + right) / 2) * finite, height / 2 - (y - (low + high) / 2) * finite]);
+  const at = (value, from, to) => (value - (from + to) / 2) * finite;
+  return points.map(([x, y]) => [width / 2 + at(x, left, right), height / 2 - at(y, low, high)]);
 }
 
 /** The labels that have space: the text, or less of it, or its number. */
 function labels({ texts, picture, positions }, width, height) {
   const measure = measurer(picture);
   const taken = positions.map(([x, y]) => ({ x: x - MARK, y: y - MARK, width: 2 * MARK, height: 2 * MARK }));
-  const isFree = (box) => box.x >= 2 && box.y >= 2 && box.x + box.width <= width - 2 && box.y + box.height <= height - 2
-    && !taken.some((other) => overlap(box, other));
+  const isInside = (box) => box.x >= 2 && box.y >= 2 && box.x + box.width <= width - 2 && box.y + box.height <= height - 2;
+  const isFree = (box) => isInside(box) && !taken.some((other) => overlap(box, other));
   const drawn = [];
-  positions.forEach(([x, y], i) => {
-    const choices = [1, 0.6, 0.35].map((part) => shortened(texts[i].text, part * Math.min(LABEL, width / 2), measure));
-    for (const label of [...new Set(choices), `${i + 1}`]) {
-      const size = { width: measure(label), height: measure.height };
-      const box = SIDES.map((side) => beside(x, y, side, size)).find(isFree);
-      if (!box) continue;
-      taken.push(box);
-      drawn.push(svg("text", { x: box.x.toFixed(1), y: (box.y + box.height * 0.8).toFixed(1), lang: texts[i].lang || null }, label));
-      break;
-    }
+  positions.forEach((position, i) => {
+    const lines = LENGTHS.map((length) => shortened(texts[i].text, length * Math.min(LABEL, width / 2), measure));
+    const attempts = [[lines, SIDES], [lines, CORNERS], [[`${i + 1}`], [...SIDES, ...CORNERS]]];
+    const choices = attempts.flatMap(([lines, sides]) => lines.flatMap((line) => {
+      const size = { width: measure(line), height: measure.height };
+      return sides.map((side) => ({ line, box: beside(position, side, size) }));
+    }));
+    const found = choices.find(({ box }) => isFree(box));
+    if (!found) return;
+    const { line, box } = found;
+    taken.push(box);
+    const place = { x: box.x.toFixed(1), y: (box.y + box.height * 0.8).toFixed(1) };
+    drawn.push(svg("text", { ...place, lang: texts[i].lang || null }, line));
   });
   return drawn;
 }
 
-/** The place of a label at a side of a mark. */
-function beside(x, y, [right, down], { width, height }) {
+/** The place of a label at a side or a corner of a mark. */
+function beside([x, y], [right, down], { width, height }) {
   const along = (side, size, at) => (side === 0 ? at - size / 2 : side > 0 ? at + MARK + 1 : at - MARK - 1 - size);
   return { x: along(right, width, x), y: along(down, height, y), width, height };
 }
@@ -145,7 +143,7 @@ function measurer(within) {
 /** The beginning of a text, in one line that is at most `width` wide. */
 function shortened(text, width, measure) {
   const line = text.trim().replace(/\s+/g, " ");
-  let characters = [...line.slice(0, 200)];
+  const characters = [...line.slice(0, 200)];
   if (line.length <= 200 && measure(line) <= width) return line;
   while (characters.length > 1 && measure(`${characters.join("").trimEnd()}…`) > width) characters.pop();
   return `${characters.join("").trimEnd()}…`;
@@ -157,13 +155,16 @@ function shortened(text, width, measure) {
 function listen(view) {
   const { picture, texts, lists } = view;
   let drawn = 0;
-  new ResizeObserver(() => {
+  new ResizeObserver(([{ contentRect: { width } }]) => {
     // The width is zero while another tab is shown. Drawing changes the height, but not the width.
-    if (picture.clientWidth === 0 || picture.clientWidth === drawn) return;
-    drawn = picture.clientWidth;
-    draw(view);
+    if (width === 0 || width === drawn) return;
+    drawn = width;
+    draw(view, width);
   }).observe(picture);
-  const near = ({ offsetX, offsetY }) => activate(view, nearest(view.positions, offsetX, offsetY));
+  const near = ({ clientX, clientY }) => {
+    const { left, top } = picture.getBoundingClientRect();
+    activate(view, nearest(view.positions, clientX - left, clientY - top));
+  };
   picture.addEventListener("pointermove", near);
   picture.addEventListener("pointerdown", near);
   picture.addEventListener("keydown", (event) => {
@@ -198,6 +199,6 @@ function activate(view, active) {
     return;
   }
   const { text, label, lang } = view.texts[active];
-  const cluster = `Cluster ${view.cluster[active] + 1}`;
-  view.readout.replaceChildren(element("b", {}, `${label} · ${cluster}`), " ", element("span", { lang: lang || null }, text.slice(0, 1000)));
+  const where = element("b", {}, `${label} · Cluster ${view.cluster[active] + 1}`);
+  view.readout.replaceChildren(where, " ", element("span", { lang: lang || null }, text.slice(0, 1000)));
 }

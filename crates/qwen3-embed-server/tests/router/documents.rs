@@ -26,6 +26,11 @@ async fn page_loads_nothing_from_other_servers() {
         assert_eq!(reply.header("cache-control"), "no-cache");
         check_no_other_host(path, reply.text());
     }
+    let script = get(ready().await, "/playground/script.js").await;
+    let imports =
+        script.text().split(" from \"./").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let imports: BTreeSet<&str> = imports.collect();
+    assert_eq!(imports, BTreeSet::from(["document.js", "map.js", "requests.js", "vectors.js"]));
     let page = get(ready().await, "/").await;
     let loaded = loaded(page.text());
     assert!(loaded.len() >= 2, "{loaded:?}");
