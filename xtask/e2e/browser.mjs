@@ -41,3 +41,26 @@ export async function closing(work) {
     await browser.close();
   }
 }
+
+/** The smallest contrast between two colors of the elements that a selector finds. `front` and `back` are properties of the
+ * computed style. With `within`, the second color is that of the ancestor that this selector finds. */
+export function contrast(page, selector, front, back, within = null) {
+  return page.evaluate(([selector, front, back, within]) => {
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const luminance = (color) => {
+      canvas.fillStyle = color;
+      canvas.fillRect(0, 0, 1, 1);
+      const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => {
+        const share = value / 255;
+        return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+      });
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    return Math.min(...[...document.querySelectorAll(selector)].map((element) => {
+      const behind = within ? element.closest(within) : element;
+      const colors = [getComputedStyle(element)[front], getComputedStyle(behind)[back]];
+      const [low, high] = colors.map(luminance).sort((a, b) => a - b);
+      return (high + 0.05) / (low + 0.05);
+    }));
+  }, [selector, front, back, within]);
+}

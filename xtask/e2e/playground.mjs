@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
-import { closing, open } from "./browser.mjs";
+import { closing, contrast, open } from "./browser.mjs";
 
 const [address] = process.argv.slice(2);
 const run = promisify(execFile);
@@ -17,6 +17,9 @@ async function rows(input, options = {}) {
   const { data } = await post("v1/embeddings", { input, ...options });
   return data.map(({ embedding }) => embedding);
 }
+
+/** What each panel shows as its result. */
+const RESULTS = { similarity: ".matrix", search: ".ranking", rerank: ".ranking", map: ".map" };
 
 const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
@@ -34,6 +37,9 @@ async function submit(page, panel, result) {
 async function settled(page, panel, result) {
   await page.locator(`#${panel} .results[aria-busy=false] ${result}`).first().waitFor();
 }
+
+/** The texts in the boxes of a panel. */
+const texts = (page, panel) => page.locator(`#${panel} .texts textarea`).evaluateAll((boxes) => boxes.map(({ value }) => value));
 
 /** Replaces the texts of a panel with the keyboard. */
 async function type(page, panel, texts) {
@@ -74,32 +80,45 @@ async function checkRanking(page, panel, documents, scores) {
   }
 }
 
-/** The smallest contrast between a cell and its text. */
-function contrast(page) {
-  return page.evaluate(() => {
-    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-    const luminance = (color) => {
-      canvas.fillStyle = color;
-      canvas.fillRect(0, 0, 1, 1);
-      const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => {
-        const share = value / 255;
-        return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
-      });
-      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    return Math.min(...[...document.querySelectorAll(".matrix tbody td")].map((cell) => {
-      const { color, backgroundColor } = getComputedStyle(cell);
-      const [low, high] = [luminance(color), luminance(backgroundColor)].sort((a, b) => a - b);
-      return (high + 0.05) / (low + 0.05);
-    }));
-  });
-}
-
 const screenshot = (page, name) => page.screenshot({ path: `${name}.png`, fullPage: true });
+
+/** The first sight of each tab shows the result of its example, without a click. */
+async function examples() {
+  const sent = [];
+  const { page, faults } = await open(address, {}, async (page) => {
+    page.on("request", (request) => request.method() === "POST" && sent.push(new URL(request.url()).pathname));
+  });
+  await settled(page, "similarity", ".matrix");
+  await checkMatrix(page, await texts(page, "similarity"));
+  assert.deepEqual(sent, ["/v1/embeddings"]);
+  for (const [panel, result] of Object.entries(RESULTS)) {
+    await page.click(`#tab-${panel}`);
+    await settled(page, panel, result);
+  }
+  const all = ["/v1/embeddings", "/v1/embeddings", "/v1/embeddings", "/v1/rerank", "/v1/embeddings"];
+  assert.deepEqual(sent, all);
+  // The second sight of a tab sends nothing.
+  for (const panel of Object.keys(RESULTS)) await page.click(`#tab-${panel}`);
+  assert.deepEqual(sent, all);
+  assert.deepEqual(faults, []);
+
+  // A failed example is not repeated.
+  let n_failed = 0;
+  const failing = await open(address, {}, (page) => page.route("**/v1/embeddings", (route) => {
+    n_failed += 1;
+    return route.abort("connectionrefused");
+  }));
+  await settled(failing.page, "similarity", ".error p");
+  await failing.page.click("#tab-rerank");
+  await settled(failing.page, "rerank", ".ranking");
+  await failing.page.click("#tab-similarity");
+  await failing.page.waitForTimeout(300);
+  assert.equal(n_failed, 1);
+}
 
 async function similarity() {
   const { page, faults } = await open(address);
-  const examples = await page.locator("#similarity .texts textarea").evaluateAll((boxes) => boxes.map(({ value }) => value));
+  const examples = await texts(page, "similarity");
   assert.equal(examples.length, 4);
   await submit(page, "similarity", ".matrix");
   await checkMatrix(page, examples);
@@ -107,12 +126,12 @@ async function similarity() {
   await screenshot(page, "similarity");
 
   const long = `A long text: ${"it goes on and on, ".repeat(30)}`;
-  const texts = ["rain", "sun", "<img src=x onerror=alert(1)><b>bold</b>", long, "두 줄", "天气", "a", "b", "c", "d", "e", "Wetter"];
-  await type(page, "similarity", texts);
+  const written = ["rain", "sun", "<img src=x onerror=alert(1)><b>bold</b>", long, "두 줄", "天气", "a", "b", "c", "d", "e", "Wetter"];
+  await type(page, "similarity", written);
   await page.keyboard.press("Control+Enter");
   await page.locator(".matrix tbody tr").nth(11).waitFor();
-  const whole = await checkMatrix(page, texts);
-  assert.equal(await page.locator("#similarity .matrix tbody th").nth(2).getAttribute("title"), texts[2]);
+  const whole = await checkMatrix(page, written);
+  assert.equal(await page.locator("#similarity .matrix tbody th").nth(2).getAttribute("title"), written[2]);
   assert.equal(await page.locator("#similarity img, #similarity .answer b > b").count(), 0);
   await screenshot(page, "similarity-12");
 
@@ -122,17 +141,17 @@ async function similarity() {
   await page.keyboard.press("Home");
   await page.getByText(`of ${embedder.min_dimensions} dimension`).waitFor();
   assert.equal(await page.inputValue("#similarity input[type=number]"), `${embedder.min_dimensions}`);
-  assert.notDeepEqual(await checkMatrix(page, texts, { dimensions: embedder.min_dimensions }), whole);
+  assert.notDeepEqual(await checkMatrix(page, written, { dimensions: embedder.min_dimensions }), whole);
   await page.fill("#similarity input[type=number]", `${embedder.dimensions}`);
 
   await page.selectOption("#similarity select", "prompt query");
   assert.equal(await page.locator("#similarity .prompt").textContent(), embedder.prompts.query.replace("\n", "⏎\n"));
   await submit(page, "similarity", ".matrix");
-  await checkMatrix(page, texts, { prompt_name: "query" });
+  await checkMatrix(page, written, { prompt_name: "query" });
   await page.selectOption("#similarity select", "custom");
   await page.keyboard.insertText("Find the same weather");
   await submit(page, "similarity", ".matrix");
-  await checkMatrix(page, texts, { instruct: "Find the same weather" });
+  await checkMatrix(page, written, { instruct: "Find the same weather" });
   assert.deepEqual(faults, []);
 }
 
@@ -229,17 +248,17 @@ async function snippets() {
     await page.locator(`#${panel} .copy`).getByText("Copied").waitFor();
     return page.evaluate(() => navigator.clipboard.readText());
   };
-  const texts = ["It's \"quoted\" with \\ and $HOME", "`天气` 😀"];
-  await type(page, "similarity", texts);
+  const quoted = ["It's \"quoted\" with \\ and $HOME", "`天气` 😀"];
+  await type(page, "similarity", quoted);
   await page.fill("#similarity input[type=number]", "64");
   await submit(page, "similarity", ".matrix");
   await page.click("#similarity .request summary");
-  const expected = await post("v1/embeddings", { input: texts, dimensions: 64, encoding_format: "base64" });
+  const expected = await post("v1/embeddings", { input: quoted, dimensions: 64, encoding_format: "base64" });
   const { stdout } = await run("bash", ["-c", await copied("similarity", "curl")]);
   assert.deepEqual(JSON.parse(stdout).data, expected.data);
   const print = "\nfor item in response.data:\n    print(item.embedding[0])\n";
   const python = await run(process.env.PYTHON, ["-c", (await copied("similarity", "python")) + print]);
-  const firsts = (await rows(texts, { dimensions: 64 })).map(([first]) => first);
+  const firsts = (await rows(quoted, { dimensions: 64 })).map(([first]) => first);
   assert.deepEqual(python.stdout.trim().split("\n").map((line) => Math.fround(line)), firsts.map(Math.fround));
 
   await page.click("#tab-rerank");
@@ -255,14 +274,15 @@ async function snippets() {
 async function everywhere() {
   for (const colorScheme of ["light", "dark"]) {
     const { page, faults } = await open(address, { colorScheme, viewport: { width: 360, height: 740 } });
-    for (const panel of ["similarity", "search", "rerank"]) {
+    for (const [panel, result] of Object.entries(RESULTS)) {
       await page.click(`#tab-${panel}`);
-      await submit(page, panel, panel === "similarity" ? ".matrix" : ".ranking");
+      await submit(page, panel, result);
       await page.click(`#${panel} .request summary`);
       assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), 360);
       await screenshot(page, `narrow-${panel}-${colorScheme}`);
     }
-    assert.ok((await contrast(page)) >= 4.5, `contrast ${await contrast(page)}`);
+    const least = await contrast(page, ".matrix tbody td", "color", "backgroundColor");
+    assert.ok(least >= 4.5, `contrast ${least}`);
     assert.deepEqual(faults, []);
   }
 }
@@ -290,7 +310,7 @@ async function keyboard() {
 }
 
 await closing(async () => {
-  for (const check of [similarity, searchAndRerank, errors, waiting, snippets, everywhere, keyboard]) {
+  for (const check of [examples, similarity, searchAndRerank, errors, waiting, snippets, everywhere, keyboard]) {
     await check();
     console.log(`  ${check.name}`);
   }

@@ -101,7 +101,7 @@ impl Clients {
         let reranker = root().join("fixtures/rerankers/tied");
         let reranker = reranker.to_str().context("the path of the workspace is not Unicode")?;
         let reranker = ["--reranker-path", reranker, "--served-reranker-name", RERANKER];
-        let kinds: [(&str, Setup, &[&str]); 5] = [
+        let kinds: [(&str, Setup, &[&str]); 6] = [
             ("article", article::setup()?, &["openai_article.py"]),
             (
                 "both-models",
@@ -115,6 +115,7 @@ impl Clients {
                     "playground.mjs",
                 ],
             ),
+            ("bundled-model", Setup::bundled_model(), &["playground_map.mjs"]),
             (
                 "api-key",
                 Setup::small_model(&["--api-key", API_KEY])?,
@@ -147,7 +148,8 @@ impl Clients {
 
     /// Whether the programs that a script needs are installed.
     fn can_run(&self, script: &str) -> bool {
-        self.have_a_browser() || !["playground.mjs", "api_key.mjs"].contains(&script)
+        self.have_a_browser()
+            || !["playground.mjs", "playground_map.mjs", "api_key.mjs"].contains(&script)
     }
 
     fn run_script(&self, script: &str, server: &Server) -> Result<()> {

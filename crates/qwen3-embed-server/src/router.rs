@@ -60,13 +60,9 @@ pub fn app(state: AppState) -> Router {
     let settings = Config::default().validator_url("none");
     let docs = SwaggerUi::new("/docs").url("/openapi.json", document).config(settings);
     let docs = Router::from(docs).layer(from_fn(docs_file));
-    let pages = Router::new()
-        .route("/", get(pages::index))
-        .route("/playground/style.css", get(pages::style))
-        .route("/playground/script.js", get(pages::script));
     let router = routes
         .merge(docs)
-        .merge(pages)
+        .merge(pages::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))

@@ -40,6 +40,11 @@ impl Setup {
             first.iter().chain(&named).chain(arguments).map(|&argument| argument.to_owned());
         Ok(Self { arguments: arguments.collect(), environment: Vec::new() })
     }
+
+    /// The bundled model, whose vectors have a meaning, on a free port.
+    pub(super) fn bundled_model() -> Self {
+        Self { arguments: ["--port", "0"].map(str::to_owned).to_vec(), environment: Vec::new() }
+    }
 }
 
 /// A running `qwen3-embed serve`. Dropping this value without a call of [`Server::end`] kills the process.

@@ -1,140 +1,15 @@
-// The playground has three forms. Each form sends requests to the public routes of this server and shows the responses.
-// Texts are put into the page as text nodes only, never as markup.
+// The playground has four forms. Each form sends requests to the public routes of this server and shows the responses.
+
+import { $, composing, decimal, element, plural, template } from "./document.js";
+import { map } from "./map.js";
+import { embeddingRequest, fetched, missing, post, Refusal, server, SNIPPETS, url, wantsKey } from "./requests.js";
+import { cosineMatrix, dot, units } from "./vectors.js";
 
 /** Texts beyond this number are embedded but not shown in the matrix. Browsers are slow with very many cells. */
 const MATRIX_LIMIT = 100;
 /** The text color of a cell changes at this position between `--heat-low` and `--heat-high`. */
 const INK_TURNS_AT = 0.605;
 const POLL_MS = 1000, SLIDER_PAUSE_MS = 150;
-
-// ---- The document ----
-
-const $ = (selector, within = document) => within.querySelector(selector);
-
-/** Creates an element with attributes and children; strings become text nodes. */
-function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null) made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-/** Whether a key event belongs to an input method. Some browsers report this only in the key code. */
-const composing = (event) => event.isComposing || event.keyCode === 229;
-const template = (name) => $(`#${name}-template`).content.cloneNode(true);
-
-// ---- Requests ----
-
-/** An error response of the server, with its exact message. */
-class Refusal extends Error {
-  constructor(status, statusText, body) {
-    const error = parsed(body)?.error;
-    super(error?.message ?? (body.trim() || statusText || "no message"));
-    this.status = status;
-    this.detail = [`status ${status}`];
-    for (const key of ["type", "param", "code"]) {
-      if (error?.[key] != null) this.detail.push(`${key} ${error[key]}`);
-    }
-  }
-}
-
-/** An error about a form field, which is found before a request is sent. */
-const missing = (message, field) => Object.assign(new Error(message), { field });
-
-/** The URL of a route, relative to this page, without the `user:password@` that the page's own URL may contain. */
-const url = (path) => new URL(path, location.origin + location.pathname).href;
-
-function parsed(json) {
-  try {
-    return JSON.parse(json);
-  } catch {
-    return null;
-  }
-}
-
-async function fetched(path, options) {
-  const response = await fetch(url(path), options);
-  const body = await response.text();
-  const answer = response.ok ? parsed(body) : null;
-  if (answer === null) throw new Refusal(response.status, response.statusText, body);
-  return answer;
-}
-
-function post({ path, body }, signal) {
-  const headers = { "content-type": "application/json" };
-  return fetched(path, { method: "POST", headers, body: JSON.stringify(body), signal });
-}
-
-/** A request for embeddings in base64, which takes a third of the bytes that decimal numbers take. */
-const embeddingRequest = (input, options) => ({
-  path: "v1/embeddings",
-  body: { model: server.info.embedder.id, input, ...options, encoding_format: "base64" },
-});
-
-/** The vectors of a response in the order of the texts, normalized in double precision. */
-function units({ data }) {
-  const rows = [];
-  for (const { index, embedding } of data) {
-    const bytes = Uint8Array.from(atob(embedding), (character) => character.charCodeAt(0));
-    const row = Float64Array.from(new Float32Array(bytes.buffer));
-    const length = Math.sqrt(dot(row, row));
-    rows[index] = row.map((value) => value / length);
-  }
-  return rows;
-}
-
-function dot(a, b) {
-  let sum = 0;
-  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-// ---- The request as a curl command or a Python program ----
-
-const SNIPPETS = {
-  curl(requests, key) {
-    return requests.map(({ path, body }) => {
-      const quoted = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
-      const authorization = key ? ` \\\n  -H "authorization: Bearer $API_KEY"` : "";
-      return `curl '${url(path)}' \\\n  -H 'content-type: application/json'${authorization} \\\n  -d '${quoted}'`;
-    }).join("\n\n") + "\n";
-  },
-
-  python(requests, key) {
-    const os = key ? "import os\n" : "";
-    if (!requests[0].path.endsWith("embeddings")) return urllibCall(requests[0], os);
-    const names = requests.length > 1 ? ["query", "documents"] : ["response"];
-    const calls = requests.map(({ body }, i) => openaiCall(names[i], body)).join("\n");
-    const apiKey = key ? 'os.environ["API_KEY"]' : '"EMPTY"';
-    const client = `client = OpenAI(base_url=${python(url("v1"))}, api_key=${apiKey})`;
-    return `${os}${os && "\n"}from openai import OpenAI\n\n${client}\n${calls}`;
-  },
-};
-
-/** A value as Python source. JSON is also Python if it does not contain `true`, `false` or `null`. */
-const python = (value, depth = 1) => JSON.stringify(value, null, 4).replaceAll("\n", `\n${"    ".repeat(depth)}`);
-
-function openaiCall(name, { encoding_format: chosenByTheClient, instruct, prompt_name, ...body }) {
-  const extra = Object.entries({ instruct, prompt_name }).filter(([, value]) => value !== undefined);
-  if (extra.length) body.extra_body = Object.fromEntries(extra);
-  const passed = Object.entries(body).map(([key, value]) => `    ${key}=${python(value)},\n`).join("");
-  return `${name} = client.embeddings.create(\n${passed})\n`;
-}
-
-/** A rerank request in Python with the standard library, because the openai package does not support reranking. */
-function urllibCall({ path, body }, os) {
-  const authorization = os && `, "authorization": "Bearer " + os.environ["API_KEY"]`;
-  return `import json\n${os}import urllib.request\n
-request = urllib.request.Request(
-    ${python(url(path))},
-    json.dumps(${python(body)}).encode(),
-    {"content-type": "application/json"${authorization}},
-)
-with urllib.request.urlopen(request) as response:
-    results = json.load(response)["results"]\n`;
-}
 
 // ---- Controls ----
 
@@ -337,6 +212,13 @@ class Panel {
     $(".copy", section).addEventListener("click", ({ target }) => this.copy(target));
   }
 
+  /** Computes the example in the form when the panel is shown for the first time. Later changes and errors do not repeat
+   * this. */
+  start() {
+    if (!this.started) this.run();
+    this.started = true;
+  }
+
   /** Sends the requests, and aborts earlier requests that are still in progress. */
   async run() {
     this.controller?.abort();
@@ -404,12 +286,10 @@ class Panel {
 
 const since = (start) => `${Math.ceil(performance.now() - start)} ms`;
 
-const plural = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
-
 /** The cosine similarity of each pair of texts, as a colored table. */
 function matrix(texts, rows) {
   const shown = texts.slice(0, MATRIX_LIMIT);
-  const cosines = shown.map((_, i) => shown.map((_, j) => dot(rows[i], rows[j])));
+  const cosines = cosineMatrix(rows.slice(0, MATRIX_LIMIT));
   const lowest = Math.min(...cosines.flat());
   const head = element("tr", {}, element("td"));
   for (const { label, text } of shown) head.append(element("th", { scope: "col", title: text }, label));
@@ -443,9 +323,6 @@ function matrix(texts, rows) {
   return [box, legend, element("p", { class: "hint" }, rest)];
 }
 
-/** Formats a number with three decimals and with a minus sign instead of a hyphen. */
-const decimal = (value) => (Math.abs(value) < 0.0005 ? 0 : value).toFixed(3).replace("-", "−");
-
 /** A list of the documents with their scores, best first. Bars that start at zero show the scores. */
 function ranking(documents, scores) {
   const order = documents.map((_, i) => i).filter((i) => scores[i] !== undefined).sort((a, b) => scores[b] - scores[a]);
@@ -465,7 +342,7 @@ function ranking(documents, scores) {
   return [list];
 }
 
-// ---- The three panels ----
+// ---- The four panels ----
 
 function similarityPanel(section) {
   const texts = new TextList($(".texts", section));
@@ -477,6 +354,7 @@ function similarityPanel(section) {
     return { requests, show: ([answer]) => [sized(answer), matrix(chosen, units(answer))] };
   });
   const dimensions = new Dimensions($(".dimensions", section), () => panel.requests && panel.run());
+  return panel;
 }
 
 function searchPanel(section) {
@@ -497,12 +375,13 @@ function searchPanel(section) {
     return { requests, show };
   });
   const dimensions = new Dimensions($(".dimensions", section), () => panel.requests && panel.run());
+  return panel;
 }
 
 function rerankPanel(section) {
   const instruct = $(".instruct", section);
   const texts = new TextList($(".texts", section));
-  new Panel(section, () => {
+  return new Panel(section, () => {
     const asked = query(section);
     const documents = texts.texts();
     const body = {
@@ -520,6 +399,36 @@ function rerankPanel(section) {
   });
 }
 
+function mapPanel(section) {
+  const texts = new TextList($(".texts", section));
+  const instruction = new Instruction($(".instruction", section));
+  const count = $(".clusters", section);
+  const panel = new Panel(section, () => {
+    const chosen = texts.texts();
+    const k = clusterCount(count, chosen.length);
+    const options = { ...dimensions.options(), ...instruction.options() };
+    const requests = [embeddingRequest(chosen.map(({ text }) => text), options)];
+    const show = ([answer]) => {
+      const [summary, nodes] = map(chosen, units(answer), k);
+      return [`${sized(answer)} · ${summary}`, nodes];
+    };
+    return { requests, show };
+  });
+  const again = () => panel.requests && panel.run();
+  const dimensions = new Dimensions($(".dimensions", section), again);
+  count.addEventListener("change", again);
+  return panel;
+}
+
+/** The number of clusters in a field. By default, there are as many clusters as texts in a cluster. */
+function clusterCount(field, nTexts) {
+  if (field.validity.badInput) throw missing("The number of clusters is not a number.", field);
+  if (field.value === "") return Math.round(Math.sqrt(nTexts));
+  const count = Number(field.value);
+  if (!Number.isInteger(count) || count < 1) throw missing("The number of clusters must be 1 or more.", field);
+  return count;
+}
+
 const sized = (answer) => `${plural(answer.data.length, "vector")} of ${plural(units(answer)[0].length, "dimension")}`;
 
 function query(section) {
@@ -530,15 +439,7 @@ function query(section) {
 
 // ---- The page ----
 
-const server = {};
-
-/** Whether requests need an API key. If they do, the snippets contain a variable for the key. */
-function wantsKey() {
-  server.key ??= fetch(url("v1/models"), { credentials: "omit" }).then(({ status }) => status === 401, () => false);
-  return server.key;
-}
-
-const PANELS = { similarity: similarityPanel, search: searchPanel, rerank: rerankPanel };
+const PANELS = { similarity: similarityPanel, search: searchPanel, rerank: rerankPanel, map: mapPanel };
 
 /** Waits until the server is ready and shows its messages meanwhile. Then loads the information about its models. */
 async function ready() {
@@ -576,6 +477,7 @@ function tabs() {
   const all = [...list.children].filter((tab) => server.info[tab.dataset.needs]);
   for (const tab of list.children) tab.hidden = !all.includes(tab);
   const name = (tab) => tab.getAttribute("aria-controls");
+  const panels = new Map(all.map((tab) => [tab, PANELS[name(tab)]($(`#${name(tab)}`))]));
   const select = (chosen) => {
     for (const tab of all) {
       tab.setAttribute("aria-selected", tab === chosen);
@@ -583,11 +485,9 @@ function tabs() {
       $(`#${name(tab)}`).hidden = tab !== chosen;
     }
     history.replaceState(null, "", `#${name(chosen)}`);
+    panels.get(chosen).start();
   };
-  for (const tab of all) {
-    PANELS[name(tab)]($(`#${name(tab)}`));
-    tab.addEventListener("click", () => select(tab));
-  }
+  for (const tab of all) tab.addEventListener("click", () => select(tab));
   list.addEventListener("keydown", ({ key, target }) => {
     const at = all.indexOf(target);
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: -1 }[key];

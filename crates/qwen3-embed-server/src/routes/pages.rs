@@ -1,23 +1,28 @@
+use axum::Router;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 
-const INDEX: &str = include_str!("../playground/index.html");
-const STYLE: &str = include_str!("../playground/style.css");
-const SCRIPT: &str = include_str!("../playground/script.js");
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// The page of the playground.
-pub(crate) async fn index() -> Response {
-    file("text/html; charset=utf-8", INDEX)
-}
+/// The files of the playground: path, content type and content.
+const FILES: [(&str, &str, &str); 7] = [
+    ("/", HTML, include_str!("../playground/index.html")),
+    ("/playground/style.css", CSS, include_str!("../playground/style.css")),
+    ("/playground/script.js", JAVASCRIPT, include_str!("../playground/script.js")),
+    ("/playground/document.js", JAVASCRIPT, include_str!("../playground/document.js")),
+    ("/playground/map.js", JAVASCRIPT, include_str!("../playground/map.js")),
+    ("/playground/requests.js", JAVASCRIPT, include_str!("../playground/requests.js")),
+    ("/playground/vectors.js", JAVASCRIPT, include_str!("../playground/vectors.js")),
+];
 
-/// The style sheet of the playground.
-pub(crate) async fn style() -> Response {
-    file("text/css; charset=utf-8", STYLE)
-}
-
-/// The script of the playground.
-pub(crate) async fn script() -> Response {
-    file("text/javascript; charset=utf-8", SCRIPT)
+/// The routes of the playground.
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    FILES.into_iter().fold(Router::new(), |router, (path, content_type, content)| {
+        router.route(path, get(async move || file(content_type, content)))
+    })
 }
 
 /// A response with a file of the playground. Its content security policy allows requests to this server only.

@@ -12,6 +12,10 @@ async fn page_loads_nothing_from_other_servers() {
         ("/", "text/html; charset=utf-8"),
         ("/playground/style.css", "text/css; charset=utf-8"),
         ("/playground/script.js", "text/javascript; charset=utf-8"),
+        ("/playground/document.js", "text/javascript; charset=utf-8"),
+        ("/playground/map.js", "text/javascript; charset=utf-8"),
+        ("/playground/requests.js", "text/javascript; charset=utf-8"),
+        ("/playground/vectors.js", "text/javascript; charset=utf-8"),
     ] {
         let reply = get(ready().await, path).await;
         assert_eq!((reply.status, reply.header("content-type")), (200, content_type));
@@ -22,6 +26,11 @@ async fn page_loads_nothing_from_other_servers() {
         assert_eq!(reply.header("cache-control"), "no-cache");
         check_no_other_host(path, reply.text());
     }
+    let script = get(ready().await, "/playground/script.js").await;
+    let imports =
+        script.text().split(" from \"./").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let imports: BTreeSet<&str> = imports.collect();
+    assert_eq!(imports, BTreeSet::from(["document.js", "map.js", "requests.js", "vectors.js"]));
     let page = get(ready().await, "/").await;
     let loaded = loaded(page.text());
     assert!(loaded.len() >= 2, "{loaded:?}");

@@ -10,7 +10,7 @@ use tower::ServiceExt;
 use crate::common::*;
 
 /// The routes that support GET.
-pub(crate) const GETS: [&str; 12] = [
+pub(crate) const GETS: [&str; 16] = [
     "/v1/models",
     "/v1/models/wide",
     "/info",
@@ -23,6 +23,10 @@ pub(crate) const GETS: [&str; 12] = [
     "/docs/index.css",
     "/playground/style.css",
     "/playground/script.js",
+    "/playground/document.js",
+    "/playground/map.js",
+    "/playground/requests.js",
+    "/playground/vectors.js",
 ];
 
 /// The routes that support POST.
