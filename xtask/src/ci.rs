@@ -17,9 +17,9 @@ const UNOPTIMIZED: [&str; 2] = [
 ];
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
-/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants, the hashes of
-/// the fixtures, parity, the quality of the bundled model, the examples, the server with real clients, the example for PostgreSQL, and the parts of
-/// the feature `cuda` that need no CUDA device.
+/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants,
+/// the hashes of the fixtures, parity, the quality of the bundled model, the examples, the server with real clients,
+/// the example for PostgreSQL, and the parts of the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;

@@ -69,7 +69,7 @@ impl Server {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let mut server = program(&programs, "postgres", is_root);
         server.arg("-D").arg(&data).args(["-c", "listen_addresses=127.0.0.1"]);
-        server.args(["-c", "unix_socket_directories=", "-c", "fsync=off"]);
+        server.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "jit=off"]);
         server.args(["-c", &format!("port={port}")]).stderr(Stdio::piped());
         let child = server.spawn().context("cannot run PostgreSQL")?;
         let mut server = Self { child, port, _folder: folder };

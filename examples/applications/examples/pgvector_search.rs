@@ -69,12 +69,12 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let embedder = args.model.embedder()?;
     let mut database = open(&args.database, embedder.dimensions())?;
-    let n_new = add_documents(&mut database, &embedder)?;
-    eprintln!("{n_new} documents are new");
-
+    eprintln!("{} documents are new", add_documents(&mut database, &embedder)?);
     let bits = BITS.replace("DIMENSIONS", &embedder.dimensions().to_string());
     let (full, bits) = (database.prepare(FULL)?, database.prepare(&bits)?);
     let n_candidates = args.oversampling.saturating_mul(args.top_k);
+    // The index finds at most as many candidates as this setting, whose default is 40 and maximum is 1,000.
+    database.batch_execute(&format!("SET hnsw.ef_search = {}", n_candidates.clamp(40, 1000)))?;
     let known = rows::<3>(QUERIES);
     let own: Vec<&str> = args.query.iter().map(String::as_str).collect();
     let queries =
