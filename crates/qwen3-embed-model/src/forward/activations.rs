@@ -221,6 +221,12 @@ mod tests {
         let lost = loss(&input(1024).rotated().x, 1024, BYTE_GROUP, &[]);
         assert!(lost < 4e-5, "{lost:e}");
         assert_eq!(input(1024).fitting_bytes(BYTE_GROUP), Some(ByteFit::Rotated));
+        // If all tokens are alike, the largest features are outliers. A rotation spreads them, and none is left.
+        let columns = products(1024);
+        let x = (0..8 * 1024).map(|i| columns[i % 1024] * (1.0 + 0.1 * normal(i as u32))).collect();
+        let alike = Activations { x, n_columns: 1024 };
+        assert_eq!((alike.outliers().len(), alike.rotated().outliers().len()), (32, 0));
+        assert_eq!(alike.fitting_bytes(BYTE_GROUP), Some(ByteFit::Rotated));
         // The width is not a multiple of the block of the rotation.
         assert_eq!(input(1024 + 64).fitting_bytes(BYTE_GROUP), None);
     }

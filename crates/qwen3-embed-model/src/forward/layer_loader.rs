@@ -32,6 +32,8 @@ struct UnpackedProjection {
     /// The weight of the norm before the layer, if it is multiplied into the matrix.
     norm: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
+    /// Whether the layer reads the output of a norm, whose outliers are those of the residual stream.
+    reads_norm: bool,
     /// Whether the residual stream of the decoder layer has outliers. The projections after the two norms find them and
     /// are packed before o_proj and down_proj, which read this flag.
     has_outliers: Rc<Cell<bool>>,
@@ -99,6 +101,7 @@ impl LayerLoader<'_> {
     /// a weight of ones: a feature may have a large norm weight and small matrix weights, and only their product shows
     /// how important the feature is.
     fn norm(&self, module: &str, length: usize, after: &mut UnpackedProjection) -> Result<Tensor> {
+        after.reads_norm = true;
         let weight = self.vector(module, length)?;
         if self.numerics.precision != Precision::Int8 || after.matrix.is_q8_0() {
             return self.tensor(weight);
@@ -128,6 +131,7 @@ impl LayerLoader<'_> {
             matrix,
             layout,
             norm: None,
+            reads_norm: false,
             bias: has_bias.then_some(bias),
             has_outliers: Rc::default(),
             linear: OnceCell::new(),
@@ -203,7 +207,9 @@ impl UnpackedProjection {
             }
         }
         let outliers = input.outliers();
-        self.has_outliers.set(self.has_outliers.get() || !outliers.is_empty());
+        if self.reads_norm {
+            self.has_outliers.set(self.has_outliers.get() || !outliers.is_empty());
+        }
         let (n_out, n_in) = (matrix.n_rows, matrix.n_columns);
         let read_row = |o: usize, row: &mut [f32]| matrix.read_scaled_row(o, norm, row);
         let has_bytes = self.numerics.int8 == Arithmetic::Bytes;
