@@ -88,10 +88,19 @@ impl SimdOp for QkNormRope<'_> {
 /// `1 / sqrt(mean(x²) + eps)`.
 #[inline(always)]
 fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
-    // Four independent sums, so that the CPU does not wait for the latency of each addition.
+    // Four independent sums, so that the CPU does not wait for the latency of each addition. They stay in registers
+    // only if all indices are constants.
     let mut squares = [s.splat(0.0); 4];
-    for block in x.chunks(4 * S::LANES) {
-        for (part, squares) in block.chunks(S::LANES).zip(&mut squares) {
+    let mut blocks = x.chunks_exact(4 * S::LANES);
+    for block in &mut blocks {
+        for (i, squares) in squares.iter_mut().enumerate() {
+            let part = load_part(s, &block[i * S::LANES..][..S::LANES]);
+            *squares = s.mul_add(part, part, *squares);
+        }
+    }
+    let rest = blocks.remainder();
+    for (i, squares) in squares.iter_mut().enumerate() {
+        if let Some(part) = rest.get(i * S::LANES..) {
             let part = load_part(s, part);
             *squares = s.mul_add(part, part, *squares);
         }

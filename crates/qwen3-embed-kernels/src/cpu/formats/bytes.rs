@@ -26,11 +26,12 @@ use crate::cpu::dispatch::Kernels;
 use crate::cpu::gemm::{GemmTask, MultiplyPanels};
 use crate::cpu::packed::PackedWeight;
 use crate::cpu::panels::{Layout, PanelGrid};
-use crate::cpu::quantize::{GAP, multiples, rows_of};
+use crate::cpu::quantize::{GAP, rows_of};
 use crate::cpu::rotation::{ROTATION, rotate, rotated};
-use crate::cpu::scalar::FloatScalar;
+use crate::cpu::scalar::{FloatScalar, IntScalar as _};
 use crate::cpu::simd::{Simd, SimdOp, TileSums};
 use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
+use crate::cpu::vector::{load_part, store_int_part};
 
 /// Input features that share a scale in [`Arithmetic::Bytes`].
 pub const BYTE_GROUP: usize = 64;
@@ -167,35 +168,72 @@ impl SimdOp for QuantizeRow<'_> {
     }
 }
 
+/// Groups that are quantized together.
+const BATCH: usize = 16;
+
 /// Rotates a row and then does [`quantize_groups`]. The length of the row is a multiple of [`ROTATION`].
 #[inline(always)]
 fn quantize_rotated_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
-    let blocks = out.chunks_exact_mut(ROTATION / BYTE_GROUP * ROW_GROUP);
-    for (x, out) in x.chunks_exact(ROTATION).zip(blocks) {
-        quantize_groups(s, &rotated(s, x), out);
+    const { assert!((BATCH * BYTE_GROUP).is_multiple_of(ROTATION)) };
+    let mut buffer = [0f32; BATCH * BYTE_GROUP];
+    for (x, out) in x.chunks(BATCH * BYTE_GROUP).zip(out.chunks_mut(BATCH * ROW_GROUP)) {
+        let blocks = buffer.as_chunks_mut::<ROTATION>().0;
+        for (x, block) in x.chunks_exact(ROTATION).zip(blocks) {
+            *block = rotated(s, x);
+        }
+        quantize_batch(s, &buffer[..x.len()], out);
     }
 }
 
 #[inline(always)]
 fn quantize_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
-    for (x, group) in x.chunks(BYTE_GROUP).zip(out.as_chunks_mut::<ROW_GROUP>().0) {
-        let (values, padding) = group.split_at_mut(x.len());
-        padding.fill(0);
-        let scale = multiples(s, x, values);
-        finish_group(group, scale);
+    for (x, out) in x.chunks(BATCH * BYTE_GROUP).zip(out.chunks_mut(BATCH * ROW_GROUP)) {
+        quantize_batch(s, x, out);
     }
 }
 
-/// Writes the scale of a group and its correction after its values.
+/// Quantizes at most [`BATCH`] groups in three passes, so that the CPU works on several groups at once: a group alone
+/// is one long chain of a maximum over its values, two divisions, and the rounding of its values. The scales are NaN if
+/// a value is not finite.
 #[inline(always)]
-fn finish_group(group: &mut [i8; ROW_GROUP], scale: f32) {
-    let mut sum = 0;
-    for &value in &group[..BYTE_GROUP] {
-        sum += i32::from(value);
+fn quantize_batch<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
+    let (whole, rest) = x.as_chunks::<BYTE_GROUP>();
+    let mut padded = [T::default(); BYTE_GROUP];
+    padded[..rest.len()].copy_from_slice(rest);
+    let n_groups = x.len().div_ceil(BYTE_GROUP);
+    let mut largest = [0f32; BATCH];
+    // Zero times a value that is not finite is NaN.
+    let mut nan = s.splat(0.0);
+    for (i, largest) in largest[..n_groups].iter_mut().enumerate() {
+        let x = whole.get(i).unwrap_or(&padded);
+        let mut magnitudes = s.splat(0.0);
+        for part in x.chunks_exact(S::LANES) {
+            let part = load_part(s, part);
+            magnitudes = s.max(magnitudes, s.max(part, s.sub(s.splat(0.0), part)));
+            nan = s.mul_add(part, s.splat(0.0), nan);
+        }
+        *largest = s.largest(magnitudes);
     }
-    let [scale, correction] = [scale.to_bits(), (-128 * sum) as u32];
-    group[SCALE..CORRECTION].copy_from_slice(&scale.to_ne_bytes().map(|byte| byte as i8));
-    group[CORRECTION..].copy_from_slice(&correction.to_ne_bytes().map(|byte| byte as i8));
+    let nan = s.sum(nan);
+    let scales = largest.map(|largest| largest / i8::LARGEST);
+    let inverses = largest.map(|largest| i8::LARGEST / largest);
+    for (i, group) in out.as_chunks_mut::<ROW_GROUP>().0.iter_mut().enumerate() {
+        let (x, scale) = (whole.get(i).unwrap_or(&padded), scales[i]);
+        let inverse = s.splat(if scale < f32::MIN_POSITIVE { 0.0 } else { inverses[i] });
+        let mut sums = s.splat(0.0);
+        let (values, after) = group.split_at_mut(BYTE_GROUP);
+        for (values, x) in values.chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES)) {
+            let rounded = s.round(s.mul(load_part(s, x), inverse));
+            store_int_part(s, values, rounded);
+            sums = s.add(sums, rounded);
+        }
+        // The sum of 64 integers below 128 is exact.
+        let correction = (-128.0 * s.sum(sums)) as i32;
+        let [scale, correction] = [(scale + nan).to_bits(), correction.cast_unsigned()];
+        let (scale_bytes, correction_bytes) = after.split_at_mut(size_of::<f32>());
+        scale_bytes.copy_from_slice(&scale.to_ne_bytes().map(u8::cast_signed));
+        correction_bytes.copy_from_slice(&correction.to_ne_bytes().map(u8::cast_signed));
+    }
 }
 
 /// i8 activations times u8 weights.
