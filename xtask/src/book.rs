@@ -1,12 +1,11 @@
 //! The guide in `docs`: its links, and the book that mdBook makes of it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::workspace::{self, cargo_command, root};
+use crate::workspace::{self, cargo_command, files, root};
 
 /// The version of mdBook.
 const VERSION: &str = "0.5.4";
@@ -79,21 +78,4 @@ fn is_local(link: &str) -> bool {
 /// The parts of a text between two strings.
 fn between<'a>(text: &'a str, start: &'a str, end: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(start).skip(1).filter_map(move |rest| Some(rest.split_once(end)?.0))
-}
-
-/// The files with an extension in a folder and its subfolders, except for build outputs and hidden folders.
-fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if path.is_dir() {
-            if name != "target" && !name.starts_with('.') {
-                found.extend(files(&path, extension)?);
-            }
-        } else if path.extension().is_some_and(|found| found == extension) {
-            found.push(path);
-        }
-    }
-    Ok(found)
 }

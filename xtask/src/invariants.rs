@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::workspace::{root, rust_files};
+use crate::workspace::{files, root};
 use crate::{cycles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
@@ -118,7 +118,7 @@ pub(crate) fn check() -> Result<()> {
     check_facade(&["--no-default-features"], &NOT_WITHOUT_HUB)?;
     for (folder, word, allowed) in WORDS {
         let folder = root().join(folder);
-        for file in rust_files(&folder)? {
+        for file in files(&folder, "rs")? {
             let path = file.strip_prefix(&folder)?;
             let is_allowed =
                 allowed.iter().any(|place| path.starts_with(place) || path.ends_with(place));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::workspace::{root, rust_files};
+use crate::workspace::{files, root};
 
 /// Checks the tables of tests in ARCHITECTURE.md and in `docs/`. A table of tests is a table whose last column is
 /// called `test` or `tests`. A name in backticks in this column is the name of a function, such as
@@ -14,7 +14,7 @@ use crate::workspace::{root, rust_files};
 pub(crate) fn check() -> Result<()> {
     let mut code = String::new();
     for folder in ["crates", "xtask/src"] {
-        for file in rust_files(&root().join(folder))? {
+        for file in files(&root().join(folder), "rs")? {
             code += &fs::read_to_string(file)?;
         }
     }

@@ -38,16 +38,19 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The Rust files in a folder and its subfolders.
-pub(crate) fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
+/// The files with an extension in a folder and its subfolders, except for build outputs and hidden folders.
+pub(crate) fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if path.is_dir() {
-            files.extend(rust_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
+            if name != "target" && !name.starts_with('.') {
+                found.extend(files(&path, extension)?);
+            }
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
         }
     }
-    Ok(files)
+    Ok(found)
 }

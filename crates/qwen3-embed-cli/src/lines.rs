@@ -207,6 +207,11 @@ pub(crate) fn name_place(documents: &[Document], error: Error) -> anyhow::Error 
     anyhow::Error::new(error).context(format!("line {line} of {input}"))
 }
 
+/// A text with a space in the place of each line break and of other white space, to be shown on a line.
+pub(crate) fn on_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Parses the object or the string on a line.
 fn parse<T: DeserializeOwned + From<String>>(line: &str) -> Result<T> {
     // The parser gets a single line, so the line number in its errors is always 1.

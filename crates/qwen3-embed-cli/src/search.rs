@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::lines::{
     Document, Format, InputArgs, documents_of_file, documents_of_standard_input, name_place,
-    write_line,
+    on_one_line, write_line,
 };
 use crate::model::EmbedderArgs;
 
@@ -80,8 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let (file, line) = (file.as_deref(), *line);
                 write_line(&mut output, &Output { query, score, file, line, text })?;
             } else {
-                let text: Vec<&str> = text.split_whitespace().collect();
-                writeln!(output, "{score:6.3}  {document}  {}", text.join(" "))?;
+                writeln!(output, "{score:6.3}  {document}  {}", on_one_line(text))?;
             }
         }
     }

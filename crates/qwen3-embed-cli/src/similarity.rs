@@ -2,12 +2,12 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use qwen3_embed::{EmbedOptions, Embedder, Embeddings, Similarities};
+use qwen3_embed::Similarities;
 use qwen3_embed_plot::heatmap;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-use crate::lines::{Format, InputArgs, documents_of_standard_input, name_place};
+use crate::lines::{Format, InputArgs, documents_of_standard_input, name_place, on_one_line};
 use crate::model::{EmbedderArgs, PromptArgs};
 
 /// Compare texts: show the cosine similarity of each pair
@@ -49,13 +49,20 @@ struct Output<'a> {
 
 /// Runs `qwen3-embed similarity`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let embedder = args.embedder.builder()?.build()?;
-    let (texts, vectors) = args.embed(&embedder, &args.prompt.options())?;
+    let documents = match args.texts.is_empty() {
+        true => documents_of_standard_input(args.format, args.input)?,
+        false => Vec::new(),
+    };
+    let lines = documents.iter().map(|document| &document.text);
+    let texts: Vec<String> = args.texts.iter().chain(lines).cloned().collect();
     let n = texts.len();
     ensure!(n > 0, "expected texts to compare, got none");
     let n_names = args.names.len();
     ensure!([0, n].contains(&n_names), "expected {n} names, one for each text, got {n_names}");
 
+    let embedder = args.embedder.builder()?.build()?;
+    let vectors = embedder.embed_with(texts.iter().map(String::as_str), &args.prompt.options());
+    let vectors = vectors.map_err(|error| name_place(&documents, error))?;
     let similarities = vectors.similarity(&vectors)?;
     let mut output = BufWriter::new(io::stdout().lock());
     if args.json {
@@ -72,24 +79,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         heatmap(names, &similarities)?.write(path)?;
     }
     Ok(())
-}
-
-impl Args {
-    /// The texts and their vectors.
-    fn embed(
-        &self,
-        embedder: &Embedder,
-        options: &EmbedOptions,
-    ) -> Result<(Vec<String>, Embeddings)> {
-        if !self.texts.is_empty() {
-            let vectors = embedder.embed_with(self.texts.iter().map(String::as_str), options)?;
-            return Ok((self.texts.clone(), vectors));
-        }
-        let documents = documents_of_standard_input(self.format, self.input)?;
-        let vectors = embedder.embed_with(documents.iter().map(AsRef::<str>::as_ref), options);
-        let vectors = vectors.map_err(|error| name_place(&documents, error))?;
-        Ok((documents.into_iter().map(|document| document.text).collect(), vectors))
-    }
 }
 
 /// Writes the matrix with the names or numbers of the texts, and the text of each row after its similarities.
@@ -115,8 +104,7 @@ fn write_table(
         for similarity in similarities.row(row) {
             write!(output, "  {similarity:column$.3}")?;
         }
-        let line: Vec<&str> = text.split_whitespace().collect();
-        writeln!(output, "  {}", line.join(" "))?;
+        writeln!(output, "  {}", on_one_line(text))?;
     }
     Ok(())
 }
