@@ -38,20 +38,26 @@ pub(super) fn multiples<S: Simd, T: FloatScalar, I: IntScalar>(
     x: &[T],
     out: &mut [I],
 ) -> f32 {
-    let (mut largest, mut smallest) = (s.splat(0.0), s.splat(0.0));
-    // Zero times a value that is not finite is NaN.
     let mut nan = s.splat(0.0);
-    for part in x.chunks(S::LANES) {
-        let part = load_part(s, part);
-        largest = s.max(largest, part);
-        smallest = s.min(smallest, part);
-        nan = s.mul_add(part, s.splat(0.0), nan);
-    }
-    let largest = s.largest(s.max(largest, s.sub(s.splat(0.0), smallest)));
+    let largest = largest_magnitude(s, x, &mut nan);
     let scale = largest / I::LARGEST;
     let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { I::LARGEST / largest };
     for (out, x) in out.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
         store_int_part(s, out, s.mul(load_part(s, x), s.splat(inverse)));
     }
     scale + s.sum(nan)
+}
+
+/// The largest magnitude of some values. Makes lanes of `nan` NaN if a value is not finite.
+#[inline(always)]
+pub(super) fn largest_magnitude<S: Simd, T: FloatScalar>(s: S, x: &[T], nan: &mut S::V) -> f32 {
+    let (mut largest, mut smallest) = (s.splat(0.0), s.splat(0.0));
+    for part in x.chunks(S::LANES) {
+        let part = load_part(s, part);
+        largest = s.max(largest, part);
+        smallest = s.min(smallest, part);
+        // Zero times a value that is not finite is NaN.
+        *nan = s.mul_add(part, s.splat(0.0), *nan);
+    }
+    s.largest(s.max(largest, s.sub(s.splat(0.0), smallest)))
 }

@@ -26,7 +26,7 @@ use crate::cpu::dispatch::Kernels;
 use crate::cpu::gemm::{GemmTask, MultiplyPanels};
 use crate::cpu::packed::PackedWeight;
 use crate::cpu::panels::{Layout, PanelGrid};
-use crate::cpu::quantize::{GAP, rows_of};
+use crate::cpu::quantize::{GAP, largest_magnitude, rows_of};
 use crate::cpu::rotation::{ROTATION, rotate, rotated};
 use crate::cpu::scalar::{FloatScalar, IntScalar as _};
 use crate::cpu::simd::{Simd, SimdOp, TileSums};
@@ -202,17 +202,9 @@ fn quantize_batch<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
     padded[..rest.len()].copy_from_slice(rest);
     let n_groups = x.len().div_ceil(BYTE_GROUP);
     let mut largest = [0f32; BATCH];
-    // Zero times a value that is not finite is NaN.
     let mut nan = s.splat(0.0);
     for (i, largest) in largest[..n_groups].iter_mut().enumerate() {
-        let x = whole.get(i).unwrap_or(&padded);
-        let mut magnitudes = s.splat(0.0);
-        for part in x.chunks_exact(S::LANES) {
-            let part = load_part(s, part);
-            magnitudes = s.max(magnitudes, s.max(part, s.sub(s.splat(0.0), part)));
-            nan = s.mul_add(part, s.splat(0.0), nan);
-        }
-        *largest = s.largest(magnitudes);
+        *largest = largest_magnitude(s, whole.get(i).unwrap_or(&padded), &mut nan);
     }
     let nan = s.sum(nan);
     let scales = largest.map(|largest| largest / i8::LARGEST);
