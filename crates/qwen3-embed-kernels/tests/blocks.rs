@@ -188,7 +188,7 @@ fn activations_that_fit_8_bits_are_multiplied_exactly() {
         let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
         let bias_sizes = sizes(&widened(&bias));
         let sums = reference::linear(&sizes(&x64), &weight.magnitudes(), Some(&bias_sizes), n_in);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             let what = format!("{}, {bits:?}, {rows} × {n_in} × {n_out}", kernels.name);
             let got = multiply(&packed, &x, Some(&bias));
@@ -228,7 +228,7 @@ fn error_is_within_the_bound_of_rounded_activations() {
         for (columns, x64) in [(None, widened(&x)), (Some(columns.as_slice()), widened(&scaled))] {
             let expected = reference::linear(&x64, &weight.values(), None, n_in);
             let bounds = bounds(&x64, &weight);
-            for kernels in Kernels::available() {
+            for kernels in Kernels::all() {
                 let packed = weight.pack(Layout::Plain, columns, kernels);
                 let what = format!("{}, {bits:?}, {rows} × {n_in} × {n_out}", kernels.name);
                 assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
@@ -252,7 +252,7 @@ fn largest_sums_of_blocks_do_not_saturate() {
         let rows = [0, most(bits)].into_iter().flat_map(|q| [-128, 127].map(|s| filled(q, s)));
         let rows: Vec<_> = rows.collect();
         let weight = Weight { bits: vec![bits; rows.len()], rows, n_in };
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             // Equal signs, and signs that alternate by value, by pair and by group of four.
             for half_period in [n_in, 1, 2, 4, 16] {
@@ -288,7 +288,7 @@ fn integer_operands_give_exact_results() {
             group.iter_mut().for_each(|x| *x = (*x / largest * 127.0).round());
         }
         let expected = reference::linear(&widened(&x), &weight.values(), None, n_in);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let got = multiply(&weight.pack(Layout::Plain, None, kernels), &x, None);
             let what = format!("{}, {bits:?}, {rows} × {n_in} × {n_out}", kernels.name);
             assert!(widened(&got) == expected, "{what}");
@@ -303,7 +303,7 @@ fn bf16_activations_give_the_results_of_f32() {
     let bf16: Vec<bf16> = random(1, n_rows * n_in).into_iter().map(bf16::from_f32).collect();
     let f32: Vec<f32> = bf16.iter().map(|x| x.to_f32()).collect();
     for columns in [None, Some(random(5, n_in))] {
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = weight.pack(Layout::Plain, columns.as_deref(), kernels);
             let mut buffer = QuantizeBuffer::default();
             let mut out = vec![0f32; n_rows * 20];
@@ -324,7 +324,7 @@ fn panels_may_differ_in_bits_but_columns_of_a_panel_may_not() {
     let x = random(1, 7 * BLOCK);
     let bounds = bounds(&widened(&x), &weight);
     let expected = reference::linear(&widened(&x), &weight.values(), None, BLOCK);
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         let packed = weight.pack(Layout::Plain, None, kernels);
         assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], kernels.name);
     }
@@ -369,7 +369,7 @@ fn swiglu_matches_the_reference() {
             let (d_gate, d_up) = (bounds[at], bounds[at + ffn]);
             1.1 * d_gate * (up + d_up) + gate * d_up + gamma(8) * gate * up
         };
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = weight.pack(Layout::SwiGlu, None, kernels);
             assert_close(&multiply(&packed, &x, None), &expected, bound, kernels.name);
         }
@@ -382,7 +382,7 @@ fn rows_do_not_depend_on_other_rows_bit_for_bit() {
     let x = random(1, 400 * n_in);
     for bits in ALL {
         let weight = Weight::random(2, n_in, vec![bits; n_out]);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             let all = multiply(&packed, &x, None);
             for rows in [0..1, 1..3, 0..6, 5..18, 3..200, 100..393] {
@@ -399,7 +399,7 @@ fn zeros_stay_zero_and_non_finite_values_propagate() {
     let n_in = 2 * BLOCK;
     for bits in ALL {
         let weight = Weight::random(2, n_in, vec![bits; 8]);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = weight.pack(Layout::Plain, None, kernels);
             assert_eq!(multiply(&packed, &vec![0.0; n_in], None), [0.0; 8], "{}", kernels.name);
             // A value below the smallest scale is treated as zero. Its scale is not inverted.
@@ -422,7 +422,7 @@ fn zeros_stay_zero_and_non_finite_values_propagate() {
 
 #[test]
 fn accepts_empty_operands() {
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         for [rows, n_out] in [[0, 5], [2, 0]] {
             let weight = Weight::random(1, BLOCK, vec![Bits::Four; n_out]);
             let packed = weight.pack(Layout::Plain, None, kernels);

@@ -173,13 +173,13 @@ fn current_kernel_set_is_the_requested_one_or_runs_on_this_cpu() {
     let current = Kernels::current();
     match std::env::var(Kernels::VARIABLE).ok().filter(|name| !name.is_empty()) {
         Some(named) => assert_eq!(current.name, named),
-        None => assert!(Kernels::available().iter().any(|set| std::ptr::eq(set, current))),
+        None => assert!(Kernels::all().any(|set| std::ptr::eq(set, current))),
     }
 }
 
 #[test]
 fn measured_peak_is_plausible_for_a_cpu() {
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         for arithmetic in Arithmetic::ALL {
             let peak = kernels.measured_peak(arithmetic);
             assert!((1e7..2e12).contains(&peak), "{}: {peak:e}", kernels.name);
@@ -200,7 +200,7 @@ fn check_rms_norm<T: Value>(kernels: &Kernels, rows: usize, channels: usize) {
 
 #[test]
 fn rms_norm_matches_the_reference() {
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         for channels in [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 129, 1024] {
             for rows in [1, 3, 40] {
                 check_rms_norm::<f32>(kernels, rows, channels);
@@ -226,7 +226,7 @@ fn rounds_bf16_to_nearest_even_and_keeps_non_finite_values() {
         .map(f32::from_bits)
         .collect();
     values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY]);
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         // Multiplying by 1 stores the value itself.
         let one = PackedWeight::pack_f32(1, 1, Layout::Plain, |_, row| row[0] = 1.0);
         let x = Grid::<f32>::of(&values, 1);
@@ -259,7 +259,7 @@ fn check_linear<X: Value>(keep_bf16: bool, [rows, n_in, n_out]: [usize; 3]) {
     let product = reference::linear(&x.dense(), &w, Some(&bias.f64()), n_in);
     let (x_size, w_size) = (magnitudes(&x.dense()), magnitudes(&w));
     let sums = reference::linear(&x_size, &w_size, Some(&magnitudes(&bias.f64())), n_in);
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         let packed = packed.repacked(kernels);
         let what = format!("{}, {rows} × {n_in} × {n_out}, bf16 {keep_bf16}", kernels.name);
         let bound = |i: usize| gamma(n_in + 1) * sums[i];
@@ -296,7 +296,7 @@ fn check_swiglu<X: Value, O: Value>(keep_bf16: bool, [rows, n_in, ffn]: [usize; 
     let gate_up = reference::linear(&x.dense(), &w, None, n_in);
     let sums = reference::linear(&magnitudes(&x.dense()), &magnitudes(&w), None, n_in);
     let expected = reference::swiglu(&gate_up, ffn);
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         let mut out = Grid::<O>::nan(rows, ffn);
         let packed = packed.repacked(kernels);
         assert_eq!(packed.n_columns(), ffn);
@@ -325,7 +325,7 @@ fn swiglu_matches_the_reference() {
 
 #[test]
 fn swiglu_of_extreme_gates_is_finite() {
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         // The only input is 1, so the rows of the weight are the gates, followed by the ups.
         let gates = [-1e30, -200.0, -88.0, -20.0, 0.0, 20.0, 88.0, 200.0, 1e30];
         let rows: Vec<f32> = gates.iter().copied().chain([1.0; 9]).collect();
@@ -346,7 +346,7 @@ fn check_rows_alone<X: Value, O: Value>(keep_bf16: bool, layout: Layout) {
     let (n_in, n_out) = (70, 90);
     let dense = Misaligned::random(1, 400 * n_in);
     let weight = Misaligned::random(2, n_out * n_in);
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         let packed = pack(&weight, n_out, n_in, layout, keep_bf16).repacked(kernels);
         let columns = packed.n_columns();
         let product = |rows: std::ops::Range<usize>| {
@@ -395,7 +395,7 @@ fn qk_norm_rope_matches_the_reference() {
             .collect();
         let [cos, sin] = [f64::cos, f64::sin]
             .map(|f: fn(f64) -> f64| angles.iter().map(|&a| f(a) as f32).collect::<Vec<_>>());
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let mut qkv = Misaligned(before.0.clone());
             let norms = [q_norm.get(), k_norm.get()];
             qk_norm_rope(kernels, qkv.get_mut(), heads, 0, norms, 1e-6, [&cos, &sin]);
@@ -472,7 +472,7 @@ fn check_attention<T: Value>(batch: &Ragged, heads: Heads) {
     let score_error = gamma(head_dim) * head_dim as f64 * 4.0;
     let roundings = 2 * batch.max_length() + 2 * EXP_ROUNDINGS + batch.max_length() / 16;
     let bound = 2.0 * (2.0 * score_error + gamma(roundings) + T::U);
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         for queries in [Queries::All, Queries::Last] {
             let what = format!("{}, {batch:?}, {queries:?}, {heads:?}", kernels.name);
             let out = attend_from::<T>(kernels, qkv.get(), batch, queries, heads);
@@ -554,7 +554,7 @@ fn check_segments_alone<T: Value>() {
     let (columns, out_columns) = (heads.qkv_columns(), heads.q_columns());
     for batch in forests() {
         let qkv = Misaligned::random(7, batch.n_rows() * columns);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let all = attend_from::<T>(kernels, qkv.get(), &batch, Queries::All, heads);
             let last = attend_from::<T>(kernels, qkv.get(), &batch, Queries::Last, heads);
             let (all, last) = (bits(&all), bits(&last));
@@ -594,7 +594,7 @@ fn check_text_alone<T: Value>() {
     let qkv = Misaligned::random(6, lengths.iter().sum::<usize>() * columns);
     let causal = Ragged::from_lengths(lengths).unwrap();
     let bidirectional = causal.clone().bidirectional().unwrap();
-    let cases = Kernels::available().iter().flat_map(|k| [(k, &causal), (k, &bidirectional)]);
+    let cases = Kernels::all().flat_map(|k| [(k, &causal), (k, &bidirectional)]);
     for (kernels, batch) in cases {
         let together = bits(&attend::<T>(kernels, qkv.get(), batch, heads));
         for (end, n_tokens) in batch.last_rows().into_iter().zip(lengths) {
@@ -628,7 +628,7 @@ fn attention_scores_in_the_hundreds_do_not_overflow() {
     let rows: Vec<f32> =
         (0..200).flat_map(|p| [40.0, 0.0, 10.0 * (p % 5 - 2) as f32, 0.0, p as f32, 1.0]).collect();
     let batch = Ragged::from_lengths([200]).unwrap();
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         let out = attend::<f32>(kernels, &rows, &batch, heads).dense();
         for (position, out) in out.chunks_exact(2).enumerate() {
             // The tokens with the largest score so far have all the weight.
@@ -646,8 +646,7 @@ fn attention_scores_in_the_hundreds_do_not_overflow() {
 fn attention_propagates_non_finite_values() {
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 2 };
     let batch = Ragged::from_lengths([40]).unwrap();
-    for (kernels, value) in Kernels::available()
-        .iter()
+    for (kernels, value) in Kernels::all()
         .flat_map(|kernels| [f32::NAN, f32::INFINITY].map(|value| (kernels, value)))
     {
         // A non-finite first key, then a non-finite first value.
@@ -673,7 +672,7 @@ fn attention_propagates_non_finite_values() {
 
 #[test]
 fn accepts_empty_operands() {
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         for [rows, n_in, n_out] in [[0, 3, 5], [2, 0, 5], [2, 3, 0]] {
             let weight = PackedWeight::pack_bf16(n_out, n_in, Layout::Plain, |_, _| {});
             let x = vec![1f32; rows * n_in];

@@ -46,7 +46,7 @@ impl Kind {
 
     /// All combinations with kernel sets.
     fn with_kernels() -> impl Iterator<Item = (Self, &'static Kernels)> {
-        Self::ALL.into_iter().flat_map(|kind| Kernels::available().iter().map(move |k| (kind, k)))
+        Self::ALL.into_iter().flat_map(|kind| Kernels::all().map(move |k| (kind, k)))
     }
 }
 
@@ -152,7 +152,7 @@ fn operands_that_quantization_represents_exactly_are_multiplied_exactly() {
             reference::linear(&sizes(&x64), &sizes(&w64), Some(&sizes(&widened(&bias))), n_in);
         // The sum of each group is rounded once when it is converted to f32, and once when it is added.
         let roundings = gamma(2 * n_in.div_ceil(kind.group()) + 2);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
             let got = multiply(&packed, &x, Some(&bias));
             let what = format!("{}, {kind:?}, {rows} × {n_in} × {n_out}", kernels.name);
@@ -215,7 +215,7 @@ fn error_is_within_the_bound_of_rounded_operands() {
         let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
         for kind in Kind::ALL {
             let bounds = bounds(kind, &x, &weight, n_in, &[]);
-            for kernels in Kernels::available() {
+            for kernels in Kernels::all() {
                 let packed = kind.pack(&weight, n_in, Layout::Plain).repacked(kernels);
                 let what = format!("{}, {kind:?}, {rows} × {n_in} × {n_out}", kernels.name);
                 assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
@@ -223,7 +223,7 @@ fn error_is_within_the_bound_of_rounded_operands() {
         }
         for precise in [vec![n_in - 1], (0..n_in.min(40)).rev().collect()] {
             let bounds = bounds(Kind::Int8, &x, &weight, n_in, &precise);
-            for kernels in Kernels::available() {
+            for kernels in Kernels::all() {
                 let packed = pack_precise(&weight, n_in, &precise).repacked(kernels);
                 let what = format!("{}, precise, {rows} × {n_in} × {n_out}", kernels.name);
                 assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
@@ -247,7 +247,7 @@ fn rotated_operands_give_the_same_result() {
             row.copy_from_slice(&weight[o * n_in..][..n_in]);
         });
         let before = Kind::Bytes.pack(&rotated_weight, n_in, Layout::Plain);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let what = format!("{}, {rows} × {n_in} × {n_out}", kernels.name);
             let got = multiply(&within.repacked(kernels), &x, None);
             assert_eq!(got, multiply(&before.repacked(kernels), &rotated_x, None), "{what}");
@@ -266,7 +266,7 @@ fn precise_features_keep_16_bits() {
     precise.iter().zip(random(1, 4)).for_each(|(&k, value)| x[k] = 100.0 * value);
     let weight = random(2, 64 * n_in);
     let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
-    for kernels in Kernels::available() {
+    for kernels in Kernels::all() {
         let error = |precise: &[usize]| {
             let packed = pack_precise(&weight, n_in, precise).repacked(kernels);
             let got = multiply(&packed, &x, None);
@@ -333,7 +333,7 @@ fn swiglu_matches_the_reference() {
         let gate_up = reference::linear(&widened(&x), &widened(&weight), None, n_in);
         let expected = reference::swiglu(&gate_up, ffn);
         let bounds = bounds(kind, &x, &weight, n_in, &[]);
-        for kernels in Kernels::available() {
+        for kernels in Kernels::all() {
             let packed = kind.pack(&weight, n_in, Layout::SwiGlu).repacked(kernels);
             // The slope of SiLU is at most 1.1. Its exponential and the operations around it take eight roundings.
             let bound = |i: usize| {

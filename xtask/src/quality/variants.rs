@@ -53,7 +53,7 @@ impl Variant {
             Scope::All => others.for_each(|set| push("int8", Precision::Int8, set)),
             Scope::Bars => {
                 // The last set that fits, because later sets are faster.
-                let mut available = Kernels::available().iter().rev().chain([Kernels::emulated()]);
+                let mut available = Kernels::available().iter().rev().chain(Kernels::emulated());
                 let other = available.find(|set| set.int8_weights != default.int8_weights);
                 other.into_iter().for_each(|set| push("int8", Precision::Int8, set));
             }

@@ -2,7 +2,9 @@
 
 use std::hint::black_box;
 
-use super::simd::{Simd, SimdOp};
+use half::bf16;
+
+use super::simd::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, MatrixBlock, Simd, SimdOp};
 
 /// The number types of a matrix multiplication: of its activations, of its weights, and of their sums.
 ///
@@ -36,8 +38,9 @@ impl Arithmetic {
     }
 }
 
-/// Executes `n_rounds` multiply-adds on each of [`REGISTERS`] independent registers, without memory access. The result
-/// depends on all registers, so that the compiler cannot remove the computation.
+/// Executes `n_rounds` multiply-adds on each of [`REGISTERS`] independent registers, without memory access, and returns
+/// the number of operations. A multiply-add counts as two operations. With matrix registers, the operands are in the
+/// first-level cache.
 pub(super) struct MultiplyAdds {
     pub(super) n_rounds: usize,
     pub(super) arithmetic: Arithmetic,
@@ -46,31 +49,66 @@ pub(super) struct MultiplyAdds {
 /// Registers that are updated in each round.
 const REGISTERS: usize = 12;
 
-impl MultiplyAdds {
-    /// The number of operations with registers of `lanes` f32 values. A multiply-add counts as two operations.
-    pub(super) fn n_operations(&self, lanes: usize) -> f64 {
-        let depth = match self.arithmetic {
+impl SimdOp for MultiplyAdds {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f64 {
+        let Self { n_rounds, arithmetic } = self;
+        let depth = match arithmetic {
             Arithmetic::F32 => 1,
             Arithmetic::Bf16 | Arithmetic::Int8 => 2,
             Arithmetic::Bytes | Arithmetic::Blocks => 4,
         };
-        (2 * REGISTERS * depth * lanes * self.n_rounds) as f64
-    }
-}
-
-impl SimdOp for MultiplyAdds {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        match self.arithmetic {
-            Arithmetic::F32 | Arithmetic::Bf16 => float_products(s, self.n_rounds, self.arithmetic),
+        // The results are used, so that the compiler cannot remove the computation.
+        match arithmetic {
+            // Instructions for matrices of bytes have twice as many operations as those for bf16, and take as long.
+            Arithmetic::Bf16 | Arithmetic::Bytes if S::HAS_MATRICES => {
+                return matrix_products(s, n_rounds) * depth as f64 / 2.0;
+            }
+            Arithmetic::F32 | Arithmetic::Bf16 => {
+                black_box(float_products(s, n_rounds, arithmetic));
+            }
             Arithmetic::Int8 | Arithmetic::Bytes | Arithmetic::Blocks => {
-                int_products(s, self.n_rounds, self.arithmetic)
+                black_box(int_products(s, n_rounds, arithmetic));
             }
         }
+        (2 * REGISTERS * depth * S::LANES * n_rounds) as f64
     }
 }
+
+/// Multiplies matrices of bf16 with matrix registers, and returns the number of operations, which is about the number of
+/// operations of `n_rounds` multiply-adds of registers.
+#[inline(always)]
+fn matrix_products<S: Simd>(s: S, n_rounds: usize) -> f64 {
+    const STEPS: usize = 8;
+    const VALUES: usize = STEPS * MATRIX_ROW_BYTES / size_of::<bf16>();
+    // All rows of activations are the same row.
+    let row = black_box([bf16::ONE; VALUES]);
+    let panel = black_box([[[bf16::ONE; 2]; VALUES]; MOST_LANES]);
+    let block = MatrixBlock {
+        rows: row.as_ptr(),
+        stride: 0,
+        panel: panel.as_ptr().cast(),
+        n_steps: STEPS,
+        ahead: row.as_ptr().cast(),
+        ahead_step: 0,
+    };
+    const { assert!(S::LANES <= MOST_LANES) };
+    let n_operations = 2 * MOST_MATRIX_ROWS * 2 * S::LANES * VALUES;
+    let n_blocks = (2 * REGISTERS * S::LANES * n_rounds).div_ceil(n_operations);
+    let mut sums = [[s.splat(0.0); 2]; MOST_MATRIX_ROWS];
+    for _ in 0..n_blocks {
+        // SAFETY: the row has `STEPS` steps, and the panel has as many values of `k` for 2 · LANES columns.
+        unsafe { s.multiply_pairs(&block, &mut sums) };
+        black_box(&sums);
+    }
+    s.release_matrices();
+    (n_blocks * n_operations) as f64
+}
+
+/// The largest number of lanes of a register of any instruction set.
+const MOST_LANES: usize = 16;
 
 /// Multiply-adds of f32 or of pairs of bf16.
 #[inline(always)]

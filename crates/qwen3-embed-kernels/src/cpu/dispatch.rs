@@ -8,10 +8,13 @@ use std::hint::black_box;
 use std::sync::LazyLock;
 use std::time::Instant;
 
+use half::bf16;
+
 use super::arithmetic::{Arithmetic, MultiplyAdds};
+use super::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
-use super::simd::{Portable, Simd, SimdOp, TileSums};
+use super::simd::{MATRIX_ROW_BYTES, Portable, Simd, SimdOp, TileSums};
 
 /// The kernels of one instruction set, which this CPU has.
 ///
@@ -27,8 +30,10 @@ pub struct Kernels {
     pub int8_weights: Arithmetic,
     /// f32 values in a register. A panel has twice as many columns.
     pub(super) lanes: usize,
-    /// Rows of the largest tile of a matrix multiplication in f32.
+    /// Rows of the largest tile of a matrix multiplication.
     pub(super) tile_rows: usize,
+    /// Values of `k` in a step of a matrix multiplication in bf16.
+    pub(super) bf16_depth: usize,
     instructions: InstructionSet,
 }
 
@@ -48,8 +53,8 @@ pub struct UnknownKernels {
 
 impl Kernels {
     /// The environment variable that chooses the kernel set. If it is not set or empty, the fastest set that the CPU
-    /// can run is used. This is the last set of the table whose instructions the CPU has, with two exceptions: an
-    /// emulated set is never chosen, and `avx512-bf16` is chosen only on CPUs of AMD, because CPUs of Intel take longer
+    /// can run is used. This is the last set of the table whose instructions the CPU has, with two exceptions: the
+    /// emulated sets are never chosen, and `avx512-bf16` is chosen only on CPUs of AMD, because CPUs of Intel take longer
     /// for AVX-512 products in bf16 than for products in f32. A program reads the variable once.
     ///
     /// | value | instructions | bf16 weights | 8-bit weights |
@@ -60,10 +65,13 @@ impl Kernels {
     /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
     /// | `avx512-vnni` | also AVX-512 VNNI | f32 products | 8-bit activations |
     /// | `avx512-bf16` | also AVX-512 BF16 | bf16 products | 8-bit activations |
+    /// | `avx512-amx` | also AMX for bf16 and bytes, on Linux | bf16 products | 8-bit activations |
     /// | `emulate-avx512-bf16` | as `avx2`, or as `portable` without AVX2 | bf16 products | 8-bit activations |
+    /// | `emulate-avx512-amx` | as `avx2` | bf16 products | 8-bit activations |
     ///
-    /// The set `emulate-avx512-bf16` rounds activations as `avx512-bf16` does, so that the arithmetic of `avx512-bf16`
-    /// can be tested on any CPU. It is slow, and is used only if the variable names it.
+    /// The emulated sets round values, and order additions, as the sets `avx512-bf16` and `avx512-amx` do. So the
+    /// arithmetic of these sets can be tested on other CPUs. Emulated sets are slow, and are used only if the variable
+    /// names them.
     pub const VARIABLE: &str = "QWEN3_EMBED_KERNELS";
 
     /// The sets whose instructions this CPU has. Sets with more instructions come later.
@@ -85,6 +93,9 @@ impl Kernels {
                         push("avx512-vnni", InstructionSet::Avx512Vnni, F32, Bytes);
                         if is_x86_feature_detected!("avx512bf16") {
                             push("avx512-bf16", InstructionSet::Avx512Bf16, Bf16, Bytes);
+                            if has_amx() {
+                                push("avx512-amx", InstructionSet::Avx512Amx, Bf16, Bytes);
+                            }
                         }
                     }
                 }
@@ -94,20 +105,27 @@ impl Kernels {
         &AVAILABLE
     }
 
-    /// The set that computes as `avx512-bf16` does, without its instructions.
-    pub fn emulated() -> &'static Kernels {
-        static EMULATED: LazyLock<Kernels> = LazyLock::new(|| {
-            let mut sets = Kernels::available().iter();
-            let base = sets.find(|set| set.name == "avx2").unwrap_or(&Kernels::available()[0]);
+    /// The sets that compute as `avx512-bf16` and `avx512-amx` do, without their instructions.
+    pub fn emulated() -> &'static [Kernels] {
+        static EMULATED: LazyLock<Vec<Kernels>> = LazyLock::new(|| {
             let (bf16, int8) = (Arithmetic::Bf16, Arithmetic::Bytes);
-            Kernels::new("emulate-avx512-bf16", base.instructions, bf16, int8)
+            let avx2 = Kernels::available().iter().find(|set| set.name == "avx2");
+            let base = avx2.unwrap_or(&Kernels::available()[0]).instructions;
+            #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
+            let mut sets = vec![Kernels::new("emulate-avx512-bf16", base, bf16, int8)];
+            #[cfg(target_arch = "x86_64")]
+            if avx2.is_some() {
+                let instructions = InstructionSet::Avx2AsAmx;
+                sets.push(Kernels::new("emulate-avx512-amx", instructions, bf16, int8));
+            }
+            sets
         });
         &EMULATED
     }
 
-    /// All sets that this CPU can run, including the emulated set: the possible values of [`Kernels::VARIABLE`].
+    /// All sets that this CPU can run, including the emulated sets: the possible values of [`Kernels::VARIABLE`].
     pub fn all() -> impl Iterator<Item = &'static Kernels> {
-        Self::available().iter().chain([Self::emulated()])
+        Self::available().iter().chain(Self::emulated())
     }
 
     /// The set that [`Kernels::VARIABLE`] chooses.
@@ -138,13 +156,19 @@ impl Kernels {
         })
     }
 
-    /// The fastest set that this CPU can run: the last set, unless this set has bf16 products and this CPU takes longer
-    /// for bf16 products than for f32 products. The choice depends on the vendor of the CPU and not on a measurement.
-    /// With a measurement, the choice, and with it the rounding of results, could change from run to run.
+    /// The fastest set that this CPU can run: the last set, unless this set multiplies bf16 with AVX-512 and this CPU
+    /// takes longer for such products than for f32 products. The choice depends on the vendor of the CPU and not on a
+    /// measurement. With a measurement, the choice, and with it the rounding of results, could change from run to run.
     fn fastest() -> &'static Kernels {
-        let mut sets = Self::available().iter().rev();
-        let fastest = sets.find(|set| set.bf16_weights == Arithmetic::F32 || has_fast_bf16());
-        fastest.unwrap_or(&Self::available()[0])
+        let is_fast = |set: &&Kernels| {
+            set.bf16_weights == Arithmetic::F32 || set.has_matrices() || has_fast_bf16()
+        };
+        Self::available().iter().rev().find(is_fast).unwrap_or(&Self::available()[0])
+    }
+
+    /// Whether the set multiplies bf16 and bytes with matrix registers.
+    fn has_matrices(&self) -> bool {
+        self.bf16_depth > bf16::DEPTH
     }
 
     /// Operations per second of one core in this arithmetic, measured for about a tenth of a second with the
@@ -155,11 +179,25 @@ impl Kernels {
         let begin = Instant::now();
         while begin.elapsed().as_millis() < 100 {
             let op = MultiplyAdds { n_rounds: black_box(N_ROUNDS), arithmetic };
-            let (n_operations, start) = (op.n_operations(self.lanes), Instant::now());
-            black_box(self.run(op));
+            let start = Instant::now();
+            let n_operations = self.run(op);
             best = best.max(n_operations / start.elapsed().as_secs_f64());
         }
         best
+    }
+
+    /// The set `avx512-amx`, on a CPU with AVX-512 BF16. If the CPU does not have AMX, its instructions are emulated.
+    #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+    pub(super) fn with_amx_in_tests() -> Option<&'static Self> {
+        static SET: LazyLock<Option<Kernels>> = LazyLock::new(|| {
+            Kernels::available().iter().find(|set| set.name == "avx512-bf16")?;
+            if !has_amx() {
+                super::simd::amx::emulator::install();
+            }
+            let (bf16, int8) = (Arithmetic::Bf16, Arithmetic::Bytes);
+            Some(Kernels::new("avx512-amx", InstructionSet::Avx512Amx, bf16, int8))
+        });
+        SET.as_ref()
     }
 
     /// A kernel set. Call this function only for instructions that this CPU has.
@@ -169,9 +207,11 @@ impl Kernels {
         bf16_weights: Arithmetic,
         int8_weights: Arithmetic,
     ) -> Self {
-        let set = Self { name, bf16_weights, int8_weights, lanes: 0, tile_rows: 0, instructions };
-        let [lanes, tile_rows] = set.run(Dimensions);
-        Self { lanes, tile_rows, ..set }
+        let [lanes, tile_rows, bf16_depth] = {
+            // SAFETY: this function is only called for instruction sets that this CPU has.
+            unsafe { instructions.run(Dimensions) }
+        };
+        Self { name, bf16_weights, int8_weights, lanes, tile_rows, bf16_depth, instructions }
     }
 
     /// Runs a kernel with the instructions of this set.
@@ -182,15 +222,18 @@ impl Kernels {
     }
 }
 
-/// Lanes of a register and rows of an f32 tile.
+/// [`Kernels::lanes`], [`Kernels::tile_rows`] and [`Kernels::bf16_depth`].
 struct Dimensions;
 
 impl SimdOp for Dimensions {
-    type Output = [usize; 2];
+    type Output = [usize; 3];
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> [usize; 2] {
-        [S::LANES, <S::FloatTile as TileSums<S::V>>::ROWS]
+    fn run<S: Simd>(self, _: S) -> [usize; 3] {
+        let rows = <S::FloatTile as TileSums<S::V>>::ROWS;
+        let depth =
+            if S::HAS_MATRICES { MATRIX_ROW_BYTES / size_of::<bf16>() } else { bf16::DEPTH };
+        [S::LANES, rows.max(<S::Bf16Tile as TileSums<S::V>>::ROWS), depth]
     }
 }
 
@@ -206,6 +249,30 @@ fn has_fast_bf16() -> bool {
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
 }
 
+/// Whether the CPU multiplies matrices of bf16 and of bytes with AMX, and the operating system lets this process use the
+/// registers for it. Linux does after a process has asked for it.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_amx() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // Bits of edx: AMX-BF16, AMX-TILE and AMX-INT8.
+    const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    #[allow(unused_unsafe)]
+    // SAFETY: every CPU of this architecture has the instruction, and every CPU with AVX-512 has this leaf.
+    let leaf = unsafe { std::arch::x86_64::__cpuid_count(7, 0) };
+    // SAFETY: this system call only changes which registers the process may use.
+    let ask = || unsafe {
+        libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
+    };
+    leaf.edx & NEEDED == NEEDED && ask()
+}
+
+/// AMX is used on Linux only.
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_amx() -> bool {
+    false
+}
+
 /// There are no kernel sets with bf16 products for other architectures.
 #[cfg(not(target_arch = "x86_64"))]
 fn has_fast_bf16() -> bool {
@@ -214,8 +281,7 @@ fn has_fast_bf16() -> bool {
 
 /// Defines the enum `InstructionSet`. Each line has a name, an architecture, a type of `simd` and an expression that
 /// constructs it, and target features. A kernel is compiled for a set by being inlined into a function that enables the
-/// features. A set with state for each thread, such as the tile configuration of AMX, can initialize the state in this
-/// function.
+/// features. AMX is not among the features, because its instructions are written in assembly.
 macro_rules! instruction_sets {
     ($($set:ident: $arch:literal, $simd:ty, $new:expr, #[$feature:meta];)*) => {
         #[derive(Debug, Clone, Copy)]
@@ -256,14 +322,17 @@ macro_rules! instruction_sets {
 }
 
 instruction_sets! {
-    Avx2: "x86_64", Avx2<false>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
-    Avx2Vnni: "x86_64", Avx2<true>, Avx2::new(),
+    Avx2: "x86_64", Avx2<false, false>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
+    Avx2AsAmx: "x86_64", Avx2<false, true>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
+    Avx2Vnni: "x86_64", Avx2<true, false>, Avx2::new(),
         #[target_feature(enable = "avx2,fma,avxvnni")];
-    Avx512: "x86_64", Avx512<false, false>, Avx512::new(),
+    Avx512: "x86_64", Avx512<false, false, false>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx2,fma")];
-    Avx512Vnni: "x86_64", Avx512<true, false>, Avx512::new(),
+    Avx512Vnni: "x86_64", Avx512<true, false, false>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")];
-    Avx512Bf16: "x86_64", Avx512<true, true>, Avx512::new(),
+    Avx512Bf16: "x86_64", Avx512<true, true, false>, Avx512::new(),
+        #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")];
+    Avx512Amx: "x86_64", Avx512<true, true, true>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")];
 }
 
@@ -281,9 +350,10 @@ mod tests {
     #[test]
     fn chooses_bf16_products_only_on_cpus_where_they_are_fast() {
         let (fastest, last) = (Kernels::fastest(), Kernels::available().last().unwrap());
-        let passed_over = last.bf16_weights == Arithmetic::Bf16 && !has_fast_bf16();
+        let is_fast = has_fast_bf16() || last.has_matrices();
+        let passed_over = last.bf16_weights == Arithmetic::Bf16 && !is_fast;
         assert_eq!(fastest.name == last.name, !passed_over);
-        assert!(has_fast_bf16() || fastest.bf16_weights == Arithmetic::F32);
+        assert!(is_fast || fastest.bf16_weights == Arithmetic::F32);
         let int8 = (fastest.int8_weights, last.int8_weights);
         assert_eq!(int8.0, int8.1, "{} and {}", fastest.name, last.name);
     }
@@ -300,10 +370,11 @@ mod tests {
     }
 
     #[test]
-    fn emulated_set_has_the_arithmetic_of_avx512_bf16() {
-        let emulated = Kernels::emulated();
-        assert_eq!(emulated.bf16_weights, Arithmetic::Bf16);
-        assert_eq!(emulated.int8_weights, Arithmetic::Bytes);
-        assert!(Kernels::available().iter().all(|set| set.name != emulated.name));
+    fn emulated_sets_have_the_arithmetic_of_avx512_bf16() {
+        for emulated in Kernels::emulated() {
+            assert_eq!(emulated.bf16_weights, Arithmetic::Bf16);
+            assert_eq!(emulated.int8_weights, Arithmetic::Bytes);
+            assert!(Kernels::available().iter().all(|set| set.name != emulated.name));
+        }
     }
 }

@@ -64,6 +64,7 @@ impl<K: TileKernel> SimdOp for MultiplyPanels<'_, K> {
             // SAFETY: the rows of the activations were checked when `Rows` was made, and the panel is whole.
             unsafe { task.multiply_panel(s, kernel, x, (panel_idx, panel), next, row_scales) };
         }
+        s.release_matrices();
     }
 }
 

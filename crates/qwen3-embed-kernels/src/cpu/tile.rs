@@ -17,7 +17,7 @@
 //! depends neither on the number of rows nor on the tile to which the row belongs.
 
 use super::scalar::Scalar;
-use super::simd::{Simd, TileSums};
+use super::simd::{MatrixBlock, Simd, TileSums};
 
 /// Computes tiles: the types of the operands, and the instructions that multiply them.
 pub(super) trait TileKernel: Copy {
@@ -171,6 +171,28 @@ impl<L, R> Tile<L, R> {
         let (first, stride) = (self.first, self.stride);
         let every_third = std::array::from_fn(|i| first.wrapping_add(3 * i * stride));
         TileRows { every_third, stride }
+    }
+
+    /// The row `row` alone.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> Self {
+        let &Self { first, stride, panel, n_k, ahead, ahead_step } = self;
+        Self { first: first.wrapping_add(row * stride), stride, panel, n_k, ahead, ahead_step }
+    }
+
+    /// The values of the rows from `at` on, and a part of the panel, as the operands of `n_steps` steps of matrix
+    /// registers. `first_step` is the number of these steps before the first.
+    #[inline(always)]
+    pub(super) fn matrix_block(
+        &self,
+        at: usize,
+        panel: *const R,
+        first_step: usize,
+        n_steps: usize,
+    ) -> MatrixBlock<L, R> {
+        let (rows, ahead_step) = (self.first.wrapping_add(at), self.ahead_step);
+        let ahead = self.ahead.wrapping_add(16 * first_step * ahead_step);
+        MatrixBlock { rows, stride: self.stride, panel, n_steps, ahead, ahead_step }
     }
 
     /// Prefetches the cache line of step `step`.

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::plan::{AttentionCall, KEY_BLOCK, KeyValuePart, PackedKeyValues, QueryTask};
-use crate::cpu::scalar::{FloatScalar, Scalar};
+use crate::cpu::scalar::FloatScalar;
 use crate::cpu::simd::{Simd, SimdOp};
 use crate::cpu::tile::{Operands, Prefetch, RowSink, TileKernel, multiply_panel, panel_columns};
 use crate::cpu::vector::{convert, load_part, store_part};
@@ -40,6 +40,7 @@ impl<T: FloatScalar, K: TileKernel<Left = T, Right = T>> SimdOp for Attend<'_, K
             softmax(s, &self, &keys, n_rows, &mut rows);
             accumulate(s, &self, &keys, n_rows, width, &mut rows);
         }
+        s.release_matrices();
         write(s, &self, n_rows, width, &rows);
         BUFFERS_OF_THREAD.set(rows);
     }
@@ -58,14 +59,14 @@ impl<'a, K: TileKernel> Attend<'a, K> {
     /// The part that has the block of keys from position `start` on, and its packed keys and values. It is the part of
     /// the task, or of a segment that the task's segment continues.
     fn holder(&self, start: usize) -> (&'a KeyValuePart, &'a [K::Left], &'a [K::Left]) {
-        let AttentionCall { batch, heads, columns, .. } = *self.call;
+        let AttentionCall { batch, heads, columns, depth, .. } = *self.call;
         let mut part = self.part();
         while start < part.first {
             let parent = batch.segment(part.segment).parent.expect("a text begins at position 0");
             part = &self.parts[parent * heads.n_kv_heads + part.kv_head];
         }
         let keys = &self.packed.keys[part.keys..][..part.key_size(heads, columns)];
-        let n_values = part.value_size(heads, columns, K::Left::DEPTH);
+        let n_values = part.value_size(heads, columns, depth);
         (part, keys, &self.packed.values[part.values..][..n_values])
     }
 }
@@ -200,19 +201,19 @@ fn softmax<S: Simd, K: TileKernel<Left: FloatScalar>>(
     n_rows: usize,
     rows: &mut Buffers,
 ) {
-    let group = block.call.heads.group();
+    let (group, end) = (block.call.heads.group(), keys.len().next_multiple_of(block.call.depth));
     for r in 0..n_rows {
         let scores = &mut rows.scores[r * KEY_BLOCK..][..KEY_BLOCK];
         let seen = block.seen_end(r / group).saturating_sub(keys.start).min(keys.len());
         if seen == 0 {
             // The row sees no key of the block. With exponentials of zero, its sums stay unchanged.
-            exponentials::<S, K::Left>(s, scores, 0, keys.len(), 0.0);
+            exponentials::<S, K::Left>(s, scores, 0, end, 0.0);
             rows.rescale[r] = 1.0;
             continue;
         }
         let old = rows.max[r];
         let max = largest(s, old, scores, seen);
-        let total = exponentials::<S, K::Left>(s, scores, seen, keys.len(), max);
+        let total = exponentials::<S, K::Left>(s, scores, seen, end, max);
         // In the first block there are no sums to rescale.
         rows.rescale[r] = if keys.start == 0 { 0.0 } else { (old - max).exp() };
         rows.total[r] = rows.total[r] * rows.rescale[r] + total;
@@ -272,18 +273,19 @@ fn accumulate<S: Simd, T: FloatScalar, K: TileKernel<Left = T, Right = T>>(
     width: usize,
     rows: &mut Buffers,
 ) {
-    let (columns, depth) = (panel_columns::<S>(), T::DEPTH);
+    let (columns, depth) = (panel_columns::<S>(), block.call.depth);
     let (part, _, values) = block.holder(keys.start);
     let value_rows = part.n_tokens.next_multiple_of(depth);
+    let n_k = keys.len().next_multiple_of(depth);
     for panel_idx in 0..width / columns {
         let start = (panel_idx * value_rows + keys.start - part.first) * columns;
-        let panel = &values[start..][..keys.len().next_multiple_of(depth) * columns];
+        let panel = &values[start..][..n_k * columns];
         let operands = Operands {
             rows: rows.scores.as_ptr().cast(),
             stride: stride_in::<T>(KEY_BLOCK),
             n_rows,
             panel,
-            n_k: keys.len(),
+            n_k,
         };
         let sink = AddValues {
             sums: &mut rows.sums,
@@ -292,7 +294,7 @@ fn accumulate<S: Simd, T: FloatScalar, K: TileKernel<Left = T, Right = T>>(
             rescale: &rows.rescale,
             is_first: keys.start == 0,
         };
-        // SAFETY: `exponentials` has written keys.len() values of each row of scores, and the panel has as many steps.
+        // SAFETY: `exponentials` has written `n_k` values of each row of scores, and the panel has as many.
         unsafe { multiply_panel(s, block.kernel, &operands, Prefetch::after(panel), sink) };
     }
 }

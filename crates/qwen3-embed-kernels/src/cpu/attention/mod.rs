@@ -41,7 +41,7 @@ use self::plan::{AttentionCall, KeyValuePart, PackedKeyValues, QueryTask};
 use super::activations::RowsMut;
 use super::dispatch::Kernels;
 use super::formats::{Bf16Kernel, F32Kernel};
-use super::scalar::FloatScalar;
+use super::scalar::{FloatScalar, Scalar};
 use super::tile::TileKernel;
 use crate::{Queries, Ragged};
 
@@ -83,8 +83,10 @@ pub fn attention(
     let shape = [n_rows - first_query, heads.q_columns()];
     assert_eq!([out.n_rows, out.n_columns], shape, "out is [queries, H · D]");
     let AttentionScratch { parts, tasks, f32, bf16 } = scratch;
-    let call = AttentionCall { qkv, batch, queries, heads, columns: 2 * kernels.lanes, out };
-    if out.is_f32() {
+    let (columns, is_f32) = (2 * kernels.lanes, out.is_f32());
+    let depth = if is_f32 { f32::DEPTH } else { kernels.bf16_depth };
+    let call = AttentionCall { qkv, batch, queries, heads, columns, depth, out };
+    if is_f32 {
         run(kernels, F32Kernel, &call, parts, tasks, f32);
     } else {
         run(kernels, Bf16Kernel, &call, parts, tasks, bf16);
@@ -100,13 +102,13 @@ fn run<T: FloatScalar, K: TileKernel<Left = T, Right = T> + Sync>(
     tasks: &mut Vec<QueryTask>,
     packed: &mut PackedKeyValues<T>,
 ) {
-    let (heads, columns) = (call.heads, call.columns);
-    let [n_keys, n_values] = call.divide::<T>(parts, tasks);
+    let AttentionCall { heads, columns, depth, .. } = *call;
+    let [n_keys, n_values] = call.divide(parts, tasks);
     packed.keys.reserve(n_keys);
     packed.values.reserve(n_values);
     let buffers = [Disjoint(packed.keys.as_mut_ptr()), Disjoint(packed.values.as_mut_ptr())];
     parts.par_iter().for_each(|part| {
-        let n_values = part.value_size(heads, columns, T::DEPTH);
+        let n_values = part.value_size(heads, columns, depth);
         // SAFETY: `divide` assigns disjoint ranges of the buffers to the parts.
         let [keys, values] = unsafe {
             [

@@ -64,7 +64,7 @@ fn pack_keys<S: Simd, T: FloatScalar>(s: S, pack: &mut Pack<'_, T>, k_column: us
 #[inline(always)]
 fn pack_values<S: Simd, T: FloatScalar>(s: S, pack: &mut Pack<'_, T>, v_column: usize) {
     let columns = pack.call.columns;
-    let n_steps = pack.part.n_tokens.div_ceil(T::DEPTH);
+    let n_steps = pack.part.n_tokens.next_multiple_of(pack.call.depth) / T::DEPTH;
     for step in 0..n_steps {
         let first = head(pack, step * T::DEPTH, v_column);
         // `second` is not used if a step has the value of one token only.

@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::heads::Heads;
 use crate::cpu::activations::RowsMut;
 use crate::cpu::aligned::Aligned;
-use crate::cpu::scalar::FloatScalar;
 use crate::{Queries, Ragged, SegmentKind};
 
 /// Keys in a block: a multiple of the columns of a panel in every kernel set. The packed keys and values of a segment
@@ -49,7 +48,7 @@ impl KeyValuePart {
         self.n_tokens.next_multiple_of(columns) * heads.head_dim
     }
 
-    /// The number of elements of the packed values, if a step has the values of `depth` tokens.
+    /// The number of elements of the packed values, if the number of tokens is rounded up to a multiple of `depth`.
     pub(super) fn value_size(&self, heads: Heads, columns: usize, depth: usize) -> usize {
         self.n_tokens.next_multiple_of(depth) * heads.head_dim.next_multiple_of(columns)
     }
@@ -73,12 +72,14 @@ pub(super) struct AttentionCall<'a> {
     pub(super) heads: Heads,
     /// Columns of a panel.
     pub(super) columns: usize,
+    /// The number of packed values, and of exponentials, is rounded up to a multiple of this.
+    pub(super) depth: usize,
     pub(super) out: &'a RowsMut<'a>,
 }
 
 impl AttentionCall<'_> {
     /// Divides the batch into parts and tasks. Returns the sizes of all packed keys and of all packed values.
-    pub(super) fn divide<T: FloatScalar>(
+    pub(super) fn divide(
         &self,
         parts: &mut Vec<KeyValuePart>,
         tasks: &mut Vec<QueryTask>,
@@ -102,7 +103,7 @@ impl AttentionCall<'_> {
             for kv_head in 0..self.heads.n_kv_heads {
                 let part = KeyValuePart { segment, kv_head, first, n_tokens, keys, values };
                 keys += part.key_size(self.heads, self.columns);
-                values += part.value_size(self.heads, self.columns, T::DEPTH);
+                values += part.value_size(self.heads, self.columns, self.depth);
                 tasks.extend(with_queries.clone().step_by(share.max(1)).map(|first| {
                     let n_queries = share.min(with_queries.end - first);
                     QueryTask { part: parts.len(), first, n_queries }

@@ -29,7 +29,7 @@ use crate::cpu::panels::{Layout, PanelGrid};
 use crate::cpu::quantize::{GAP, largest_magnitude, rows_of};
 use crate::cpu::rotation::{ROTATION, rotate, rotated};
 use crate::cpu::scalar::{FloatScalar, IntScalar as _};
-use crate::cpu::simd::{Simd, SimdOp, TileSums};
+use crate::cpu::simd::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, Simd, SimdOp, TileSums};
 use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
 use crate::cpu::vector::{load_part, store_int_part};
 
@@ -235,15 +235,55 @@ struct BytesKernel;
 impl TileKernel for BytesKernel {
     type Left = i8;
     type Right = u8;
-    type Sums<S: Simd> = S::IntTile;
+    type Sums<S: Simd> = S::BytesTile;
     const STEP: usize = 4;
 
     #[inline(always)]
     unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]) {
         // SAFETY: the caller's promise.
-        with_rows!(<S::IntTile as TileSums<S::V>>::ROWS, sums, R => unsafe {
-            bytes_sums::<S, R>(s, tile)
-        });
+        unsafe {
+            if S::HAS_MATRICES {
+                return matrix_sums(s, tile, sums);
+            }
+            with_rows!(<S::IntTile as TileSums<S::V>>::ROWS, sums, R => {
+                bytes_sums::<S, R>(s, tile)
+            });
+        }
+    }
+}
+
+/// The sums of a tile, where matrix registers sum the products of each group. They are equal to [`bytes_sums`], bit for
+/// bit.
+///
+/// # Safety
+///
+/// As of [`TileKernel::fill`].
+#[inline(always)]
+unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]) {
+    const { assert!(BYTE_GROUP == MATRIX_ROW_BYTES) };
+    let columns = panel_columns::<S>();
+    sums.fill([s.splat(0.0); 2]);
+    let mut products = [[s.zeros(); 2]; MOST_MATRIX_ROWS];
+    let products = &mut products[..sums.len()];
+    for group in 0..tile.n_k / BYTE_GROUP {
+        // SAFETY: as in `bytes_sums`.
+        unsafe {
+            let at = group * ROW_GROUP;
+            let panel = tile.panel.add(group * group_size::<u8>(columns));
+            s.multiply_quads(&tile.matrix_block(at, panel, group, 1), products);
+            let scales = panel.add(BYTE_GROUP * columns).cast::<f32>();
+            let scales = [s.load(scales), s.load(scales.add(S::LANES))];
+            for (row, (sums, products)) in sums.iter_mut().zip(&*products).enumerate() {
+                let rows = tile.row(row).rows();
+                let correction = rows.at(0, at + CORRECTION).cast::<i32>();
+                let correction = s.splat_i32(correction.read_unaligned());
+                let scale = s.splat(rows.at(0, at + SCALE).cast::<f32>().read_unaligned());
+                for i in 0..2 {
+                    let product = s.to_f32(s.add_i32(products[i], correction));
+                    sums[i] = s.mul_add(product, s.mul(scales[i], scale), sums[i]);
+                }
+            }
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Panels are row-major [panels, steps of I, columns of a panel, values of a step]. A step is one value of `k` for f32,
 //! and two values of `k` for bf16. The two values of a step, a pair, are side by side in each column of the panel. The
-//! product of the second value of a pair is added first, because the instruction for pairs of bf16 does so.
+//! product of the second value of a pair is added first, because the instruction for pairs of bf16 does so. Matrix registers
+//! add products of bf16 in another order: see [`MatrixOps`](crate::cpu::simd::MatrixOps).
 
 use half::bf16;
 
@@ -14,7 +15,7 @@ use crate::cpu::gemm::{GemmTask, MultiplyPanels};
 use crate::cpu::packed::PackedWeight;
 use crate::cpu::panels::{Layout, PanelGrid};
 use crate::cpu::scalar::Scalar;
-use crate::cpu::simd::{FloatOps, Simd, TileSums};
+use crate::cpu::simd::{FloatOps, MATRIX_ROW_BYTES, Simd, TileSums};
 use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
 
 impl PackedWeight {
@@ -260,9 +261,58 @@ chain_kernel! {
     WidenedKernel, f32, bf16, WidenedTile
 }
 
-chain_kernel! {
-    /// bf16 times bf16, summed in f32.
-    Bf16Kernel, bf16, bf16, FloatTile
+/// bf16 times bf16, summed in f32.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Bf16Kernel;
+
+impl TileKernel for Bf16Kernel {
+    type Left = bf16;
+    type Right = bf16;
+    type Sums<S: Simd> = S::Bf16Tile;
+    const STEP: usize = bf16::DEPTH;
+
+    #[inline(always)]
+    unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<bf16, bf16>, sums: &mut [[S::V; 2]]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if S::HAS_MATRICES {
+                return matrix_sums(s, tile, sums);
+            }
+            with_rows!(<S::FloatTile as TileSums<S::V>>::ROWS, sums, R => {
+                chain::<S, Self, R>(s, self, tile)
+            });
+        }
+    }
+}
+
+/// The sums of a tile with matrix registers. The pairs after the last whole step are added to the sums as by
+/// [`Bf16Kernel`] without matrix registers.
+///
+/// # Safety
+///
+/// As of [`TileKernel::fill`].
+#[inline(always)]
+unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<bf16, bf16>, sums: &mut [[S::V; 2]]) {
+    const VALUES: usize = MATRIX_ROW_BYTES / size_of::<bf16>();
+    let (columns, n_k) = (panel_columns::<S>(), tile.n_k);
+    let n_steps = n_k / VALUES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        s.multiply_pairs(&tile.matrix_block(0, tile.panel, 0, n_steps), sums);
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let rows = tile.row(row).rows();
+            let mut sum = [*sums];
+            for k in (n_steps * VALUES..n_k).step_by(2) {
+                let panel = tile.panel.add(k * columns);
+                if k + 1 < n_k {
+                    Bf16Kernel.step(s, &rows, k, panel, &mut sum);
+                } else {
+                    Bf16Kernel.last(s, &rows, k, panel, &mut sum);
+                }
+            }
+            [*sums] = sum;
+        }
+    }
 }
 
 impl Chain for F32Kernel {

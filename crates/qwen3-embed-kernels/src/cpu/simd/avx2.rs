@@ -6,12 +6,14 @@ use half::bf16;
 use super::block::BlockOps;
 use super::float::FloatOps;
 use super::int::IntOps;
+use super::matrix::{MOST_MATRIX_ROWS, MatrixOps};
 
-/// AVX2 and FMA and, where `VNNI`, AVX-VNNI.
+/// AVX2 and FMA and, where `VNNI`, AVX-VNNI. Where `MATRICES`, products are computed as by an instruction set with matrix
+/// registers.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cpu) struct Avx2<const VNNI: bool>(());
+pub(in crate::cpu) struct Avx2<const VNNI: bool, const MATRICES: bool>(());
 
-impl<const VNNI: bool> Avx2<VNNI> {
+impl<const VNNI: bool, const MATRICES: bool> Avx2<VNNI, MATRICES> {
     /// # Safety
     ///
     /// The CPU has AVX2 and FMA and, where `VNNI`, AVX-VNNI.
@@ -23,7 +25,7 @@ impl<const VNNI: bool> Avx2<VNNI> {
 
 // SAFETY: the caller of `Avx2::new` promises the features. Each block below calls intrinsics of AVX, AVX2 or FMA or,
 // where `VNNI`, of AVX-VNNI. Callers promise that pointers are valid, and loads and stores need no alignment.
-unsafe impl<const VNNI: bool> FloatOps for Avx2<VNNI> {
+unsafe impl<const VNNI: bool, const MATRICES: bool> FloatOps for Avx2<VNNI, MATRICES> {
     type V = __m256;
     type FloatTile = [[__m256; 2]; 6];
     type WidenedTile = [[__m256; 2]; 6];
@@ -173,7 +175,7 @@ unsafe impl<const VNNI: bool> FloatOps for Avx2<VNNI> {
 }
 
 // SAFETY: as of `FloatOps`.
-unsafe impl<const VNNI: bool> IntOps for Avx2<VNNI> {
+unsafe impl<const VNNI: bool, const MATRICES: bool> IntOps for Avx2<VNNI, MATRICES> {
     type I = __m256i;
     // The integer sums need 12 of the 16 registers. The f32 sums are in memory except at the end of a group.
     type IntTile = [[__m256; 2]; 6];
@@ -269,7 +271,7 @@ unsafe impl<const VNNI: bool> IntOps for Avx2<VNNI> {
 }
 
 /// Without VNNI, partial sums are i16: `maddubs` adds the products of two bytes in 16 bits.
-impl<const VNNI: bool> BlockOps for Avx2<VNNI> {
+impl<const VNNI: bool, const MATRICES: bool> BlockOps for Avx2<VNNI, MATRICES> {
     #[inline(always)]
     fn block_dot(self, a: __m256i, b: __m256i) -> __m256i {
         if VNNI {
@@ -313,6 +315,19 @@ impl<const VNNI: bool> BlockOps for Avx2<VNNI> {
             _mm256_add_epi32(c, products)
         }
     }
+}
+
+impl<const VNNI: bool> MatrixOps for Avx2<VNNI, false> {
+    type Bf16Tile = <Self as FloatOps>::FloatTile;
+    type BytesTile = <Self as IntOps>::IntTile;
+    const HAS_MATRICES: bool = false;
+}
+
+/// Tiles of as many rows as with AMX.
+impl<const VNNI: bool> MatrixOps for Avx2<VNNI, true> {
+    type Bf16Tile = [[__m256; 2]; MOST_MATRIX_ROWS];
+    type BytesTile = [[__m256; 2]; MOST_MATRIX_ROWS];
+    const HAS_MATRICES: bool = true;
 }
 
 /// Rounds f32 values to bf16: the upper halves of the result are the bits of the nearest bf16 values.

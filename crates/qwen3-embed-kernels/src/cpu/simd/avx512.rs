@@ -3,18 +3,22 @@ use std::mem::transmute;
 
 use half::bf16;
 
+use super::amx;
 use super::block::BlockOps;
 use super::float::{FloatOps, dot_bf16_in_f32};
 use super::int::IntOps;
+use super::matrix::{MOST_MATRIX_ROWS, MatrixBlock, MatrixOps};
 
-/// AVX-512F and AVX-512BW, with AVX-512 VNNI where `VNNI`, and with AVX-512 BF16 where `BF16`.
+/// AVX-512F and AVX-512BW, with AVX-512 VNNI where `VNNI`, with AVX-512 BF16 where `BF16`, and with the tiles of AMX for
+/// bf16 and bytes where `AMX`.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::cpu) struct Avx512<const VNNI: bool, const BF16: bool>(());
+pub(in crate::cpu) struct Avx512<const VNNI: bool, const BF16: bool, const AMX: bool>(());
 
-impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
+impl<const VNNI: bool, const BF16: bool, const AMX: bool> Avx512<VNNI, BF16, AMX> {
     /// # Safety
     ///
-    /// The CPU has AVX-512F and AVX-512BW, AVX-512 VNNI where `VNNI`, and AVX-512 BF16 where `BF16`.
+    /// The CPU has AVX-512F and AVX-512BW, AVX-512 VNNI where `VNNI`, AVX-512 BF16 where `BF16`, and AMX where `AMX`, and
+    /// the operating system lets this process use AMX.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
@@ -24,7 +28,9 @@ impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
 // SAFETY: the caller of `Avx512::new` promises the features. Each block below calls intrinsics of AVX-512F, of
 // AVX-512BW, of older sets that every CPU with AVX-512 has, such as AVX2 and FMA, of AVX-512 VNNI where `VNNI`, or of
 // AVX-512 BF16 where `BF16`. Callers promise that pointers are valid, and loads and stores need no alignment.
-unsafe impl<const VNNI: bool, const BF16: bool> FloatOps for Avx512<VNNI, BF16> {
+unsafe impl<const VNNI: bool, const BF16: bool, const AMX: bool> FloatOps
+    for Avx512<VNNI, BF16, AMX>
+{
     type V = __m512;
     type FloatTile = [[__m512; 2]; 12];
     type WidenedTile = [[__m512; 2]; 10];
@@ -189,7 +195,9 @@ unsafe impl<const VNNI: bool, const BF16: bool> FloatOps for Avx512<VNNI, BF16> 
 }
 
 // SAFETY: as of `FloatOps`.
-unsafe impl<const VNNI: bool, const BF16: bool> IntOps for Avx512<VNNI, BF16> {
+unsafe impl<const VNNI: bool, const BF16: bool, const AMX: bool> IntOps
+    for Avx512<VNNI, BF16, AMX>
+{
     type I = __m512i;
     type IntTile = [[__m512; 2]; 6];
 
@@ -281,7 +289,7 @@ unsafe impl<const VNNI: bool, const BF16: bool> IntOps for Avx512<VNNI, BF16> {
 }
 
 /// Without VNNI, partial sums are i16: `maddubs` adds the products of two bytes in 16 bits.
-impl<const VNNI: bool, const BF16: bool> BlockOps for Avx512<VNNI, BF16> {
+impl<const VNNI: bool, const BF16: bool, const AMX: bool> BlockOps for Avx512<VNNI, BF16, AMX> {
     #[inline(always)]
     fn block_dot(self, a: __m512i, b: __m512i) -> __m512i {
         if VNNI {
@@ -324,6 +332,34 @@ impl<const VNNI: bool, const BF16: bool> BlockOps for Avx512<VNNI, BF16> {
             };
             _mm512_add_epi32(c, products)
         }
+    }
+}
+
+impl<const VNNI: bool, const BF16: bool> MatrixOps for Avx512<VNNI, BF16, false> {
+    type Bf16Tile = <Self as FloatOps>::FloatTile;
+    type BytesTile = <Self as IntOps>::IntTile;
+    const HAS_MATRICES: bool = false;
+}
+
+impl MatrixOps for Avx512<true, true, true> {
+    type Bf16Tile = [[__m512; 2]; MOST_MATRIX_ROWS];
+    type BytesTile = [[__m512; 2]; MOST_MATRIX_ROWS];
+    const HAS_MATRICES: bool = true;
+
+    #[inline(always)]
+    unsafe fn multiply_pairs(self, block: &MatrixBlock<bf16, bf16>, sums: &mut [[__m512; 2]]) {
+        // SAFETY: the caller's promise, and that of `Avx512::new`.
+        unsafe { amx::multiply_pairs(block, sums.as_mut_ptr().cast(), sums.len()) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_quads(self, block: &MatrixBlock<i8, u8>, products: &mut [[__m512i; 2]]) {
+        // SAFETY: as above.
+        unsafe { amx::multiply_quads(block, products.as_mut_ptr().cast(), products.len()) }
+    }
+    #[inline(always)]
+    fn release_matrices(self) {
+        // SAFETY: as above.
+        unsafe { amx::release() }
     }
 }
 

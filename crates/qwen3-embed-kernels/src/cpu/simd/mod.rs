@@ -5,9 +5,11 @@
 //! here is `#[inline(always)]`, and kernels do not compute in closures: the body of a closure is compiled without the
 //! target features of the function around it, unless the closure happens to be inlined.
 //!
-//! A new instruction set implements [`FloatOps`], [`IntOps`] and [`BlockOps`]. The default methods of these traits are
+//! A new instruction set implements [`FloatOps`], [`IntOps`], [`BlockOps`] and [`MatrixOps`]. The default methods of these traits are
 //! correct for every instruction set.
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -15,19 +17,21 @@ mod avx512;
 mod block;
 mod float;
 mod int;
+mod matrix;
 mod portable;
 
 pub(super) use block::BlockOps;
 pub(super) use float::{FloatOps, TileSums};
 pub(super) use int::IntOps;
+pub(super) use matrix::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, MatrixBlock, MatrixOps};
 pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use {avx2::Avx2, avx512::Avx512};
 
 /// All operations of an instruction set.
-pub(super) trait Simd: FloatOps + IntOps + BlockOps {}
+pub(super) trait Simd: FloatOps + IntOps + BlockOps + MatrixOps {}
 
-impl<S: FloatOps + IntOps + BlockOps> Simd for S {}
+impl<S: FloatOps + IntOps + BlockOps + MatrixOps> Simd for S {}
 
 /// A kernel with its arguments, to be run with the instruction set that the CPU has: see
 /// [`Kernels::run`](super::dispatch::Kernels::run).

@@ -3,6 +3,7 @@ use half::bf16;
 use super::block::BlockOps;
 use super::float::FloatOps;
 use super::int::IntOps;
+use super::matrix::MatrixOps;
 
 /// The instruction set of every CPU: arrays that the compiler may vectorize.
 #[derive(Debug, Clone, Copy)]
@@ -199,4 +200,10 @@ impl BlockOps for Portable {}
 #[inline(always)]
 fn pair([first, second]: [i16; 2]) -> i32 {
     i32::from(second) << 16 | i32::from(first as u16)
+}
+
+impl MatrixOps for Portable {
+    type Bf16Tile = <Self as FloatOps>::FloatTile;
+    type BytesTile = <Self as IntOps>::IntTile;
+    const HAS_MATRICES: bool = false;
 }
