@@ -646,8 +646,8 @@ fn attention_scores_in_the_hundreds_do_not_overflow() {
 fn attention_propagates_non_finite_values() {
     let heads = Heads { n_heads: 1, n_kv_heads: 1, head_dim: 2 };
     let batch = Ragged::from_lengths([40]).unwrap();
-    for (kernels, value) in Kernels::all()
-        .flat_map(|kernels| [f32::NAN, f32::INFINITY].map(|value| (kernels, value)))
+    for (kernels, value) in
+        Kernels::all().flat_map(|kernels| [f32::NAN, f32::INFINITY].map(|value| (kernels, value)))
     {
         // A non-finite first key, then a non-finite first value.
         for column in [2, 4] {

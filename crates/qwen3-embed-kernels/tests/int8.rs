@@ -16,14 +16,16 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 /// The type of the activations that are multiplied with weights in 8 bits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
-    /// Activations in 16 bits.
+    /// Activations in 16 bits, for CPUs that do not multiply bytes.
     Int8,
+    /// Activations in 16 bits, for CPUs that multiply bytes.
+    TwoBytes,
     /// Activations in 8 bits.
     Bytes,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Int8, Self::Bytes];
+    const ALL: [Self; 3] = [Self::Int8, Self::TwoBytes, Self::Bytes];
 
     /// The number of weights that share a scale.
     fn group(self) -> usize {
@@ -32,14 +34,32 @@ impl Kind {
 
     /// The number of activations of a row of `n_in` that share a scale, and the largest integer.
     fn activations(self, n_in: usize) -> (usize, i32) {
-        if self == Self::Int8 { (n_in, 32_767) } else { (BYTE_GROUP, 127) }
+        match self {
+            Self::Int8 => (n_in, 32_767),
+            Self::TwoBytes => (BYTE_GROUP, 32_639),
+            Self::Bytes => (BYTE_GROUP, 127),
+        }
     }
 
     fn pack(self, weight: &[f32], n_in: usize, layout: Layout) -> PackedWeight {
+        self.pack_precise(weight, n_in, layout, &[])
+    }
+
+    /// Packs a weight. Activations in 8 bits have no precise features.
+    fn pack_precise(
+        self,
+        weight: &[f32],
+        n_in: usize,
+        layout: Layout,
+        precise: &[usize],
+    ) -> PackedWeight {
         let n_out = weight.len() / n_in;
         let read_row = |o: usize, row: &mut [f32]| row.copy_from_slice(&weight[o * n_in..][..n_in]);
         match self {
-            Self::Int8 => PackedWeight::pack_int8(n_out, n_in, layout, &[], read_row),
+            Self::Int8 => PackedWeight::pack_int8_in_pairs(n_out, n_in, layout, precise, read_row),
+            Self::TwoBytes => {
+                PackedWeight::pack_int8_in_bytes(n_out, n_in, layout, precise, read_row)
+            }
             Self::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row),
         }
     }
@@ -67,13 +87,6 @@ fn widened(values: &[f32]) -> Vec<f64> {
 
 fn largest(values: &[f32]) -> f64 {
     values.iter().fold(0f64, |largest, v| largest.max(f64::from(v.abs())))
-}
-
-fn pack_precise(weight: &[f32], n_in: usize, precise: &[usize]) -> PackedWeight {
-    let n_out = weight.len() / n_in;
-    PackedWeight::pack_int8(n_out, n_in, Layout::Plain, precise, |o, row| {
-        row.copy_from_slice(&weight[o * n_in..][..n_in]);
-    })
 }
 
 /// Multiplies rows that begin one element into their allocation and are followed by gaps of NaN.
@@ -221,12 +234,15 @@ fn error_is_within_the_bound_of_rounded_operands() {
                 assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
             }
         }
-        for precise in [vec![n_in - 1], (0..n_in.min(40)).rev().collect()] {
-            let bounds = bounds(Kind::Int8, &x, &weight, n_in, &precise);
+        for (kind, n_precise) in [(Kind::Int8, 1), (Kind::Int8, 40), (Kind::TwoBytes, 70)] {
+            let precise: Vec<_> = (0..n_in).rev().take(n_precise).collect();
+            let bounds = bounds(kind, &x, &weight, n_in, &precise);
             for kernels in Kernels::all() {
-                let packed = pack_precise(&weight, n_in, &precise).repacked(kernels);
-                let what = format!("{}, precise, {rows} × {n_in} × {n_out}", kernels.name);
-                assert_close(&multiply(&packed, &x, None), &expected, |i| bounds[i], &what);
+                let packed = kind.pack_precise(&weight, n_in, Layout::Plain, &precise);
+                let got = multiply(&packed.repacked(kernels), &x, None);
+                let what =
+                    format!("{}, {kind:?}, precise, [{rows}, {n_in}, {n_out}]", kernels.name);
+                assert_close(&got, &expected, |i| bounds[i], &what);
             }
         }
     }
@@ -266,10 +282,11 @@ fn precise_features_keep_16_bits() {
     precise.iter().zip(random(1, 4)).for_each(|(&k, value)| x[k] = 100.0 * value);
     let weight = random(2, 64 * n_in);
     let expected = reference::linear(&widened(&x), &widened(&weight), None, n_in);
-    for kernels in Kernels::all() {
+    let kinds = Kind::with_kernels().filter(|(kind, _)| *kind != Kind::Bytes);
+    for (kind, kernels) in kinds {
         let error = |precise: &[usize]| {
-            let packed = pack_precise(&weight, n_in, precise).repacked(kernels);
-            let got = multiply(&packed, &x, None);
+            let packed = kind.pack_precise(&weight, n_in, Layout::Plain, precise);
+            let got = multiply(&packed.repacked(kernels), &x, None);
             let errors = got.iter().zip(&expected).map(|(&g, e)| (f64::from(g) - e).abs());
             errors.fold(0.0, f64::max)
         };
@@ -316,7 +333,7 @@ fn bf16_activations_give_the_results_of_f32() {
 #[should_panic(expected = "quantized for Int8")]
 fn rejects_activations_that_are_not_quantized() {
     let n_in = 2 * BYTE_GROUP;
-    let weight = pack_precise(&vec![1.0; n_in], n_in, &[]);
+    let weight = Kind::TwoBytes.pack(&vec![1.0; n_in], n_in, Layout::Plain);
     let x = vec![1f32; n_in];
     let mut out = [0f32];
     let rows = &mut RowsMut::new(out.as_mut_slice(), [1, 1], 1);

@@ -175,12 +175,17 @@ impl Kernels {
     /// instructions of this set. No kernel of the set can be faster.
     pub fn measured_peak(&self, arithmetic: Arithmetic) -> f64 {
         const N_ROUNDS: usize = 1 << 20;
+        // With bytes, an activation in 16 bits takes two products.
+        let (arithmetic, share) = match (arithmetic, self.int8_weights) {
+            (Arithmetic::Int8, Arithmetic::Bytes) => (Arithmetic::Bytes, 0.5),
+            _ => (arithmetic, 1.0),
+        };
         let mut best = 0f64;
         let begin = Instant::now();
         while begin.elapsed().as_millis() < 100 {
             let op = MultiplyAdds { n_rounds: black_box(N_ROUNDS), arithmetic };
             let start = Instant::now();
-            let n_operations = self.run(op);
+            let n_operations = share * self.run(op);
             best = best.max(n_operations / start.elapsed().as_secs_f64());
         }
         best
@@ -227,6 +232,7 @@ struct Dimensions;
 
 impl SimdOp for Dimensions {
     type Output = [usize; 3];
+    const USES_MATRICES: bool = true;
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> [usize; 3] {
@@ -281,9 +287,10 @@ fn has_fast_bf16() -> bool {
 
 /// Defines the enum `InstructionSet`. Each line has a name, an architecture, a type of `simd` and an expression that
 /// constructs it, and target features. A kernel is compiled for a set by being inlined into a function that enables the
-/// features. AMX is not among the features, because its instructions are written in assembly.
+/// features. A line with `else` is a set with matrix registers, and names the set that runs the kernels that do not use
+/// them. AMX is not among the features, because its instructions are written in assembly.
 macro_rules! instruction_sets {
-    ($($set:ident: $arch:literal, $simd:ty, $new:expr, #[$feature:meta];)*) => {
+    ($($set:ident: $arch:literal, $simd:ty, $new:expr, #[$feature:meta] $(else $other:ident)?;)*) => {
         #[derive(Debug, Clone, Copy)]
         enum InstructionSet {
             Portable,
@@ -311,6 +318,12 @@ macro_rules! instruction_sets {
                                 // SAFETY: this function is only called where the CPU has the features.
                                 op.run::<$simd>(unsafe { $new })
                             }
+                            $(
+                                if !O::USES_MATRICES {
+                                    // SAFETY: the set has all instructions of the other set.
+                                    return unsafe { Self::$other.run(op) };
+                                }
+                            )?
                             // SAFETY: the caller's promise.
                             unsafe { with_features(op) }
                         }
@@ -323,7 +336,8 @@ macro_rules! instruction_sets {
 
 instruction_sets! {
     Avx2: "x86_64", Avx2<false, false>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
-    Avx2AsAmx: "x86_64", Avx2<false, true>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
+    Avx2AsAmx: "x86_64", Avx2<false, true>, Avx2::new(),
+        #[target_feature(enable = "avx2,fma")] else Avx2;
     Avx2Vnni: "x86_64", Avx2<true, false>, Avx2::new(),
         #[target_feature(enable = "avx2,fma,avxvnni")];
     Avx512: "x86_64", Avx512<false, false, false>, Avx512::new(),
@@ -333,7 +347,8 @@ instruction_sets! {
     Avx512Bf16: "x86_64", Avx512<true, true, false>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")];
     Avx512Amx: "x86_64", Avx512<true, true, true>, Avx512::new(),
-        #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")];
+        #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")]
+        else Avx512Bf16;
 }
 
 #[cfg(test)]

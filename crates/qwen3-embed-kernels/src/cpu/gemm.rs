@@ -54,6 +54,7 @@ pub(super) struct MultiplyPanels<'a, K: TileKernel> {
 
 impl<K: TileKernel> SimdOp for MultiplyPanels<'_, K> {
     type Output = ();
+    const USES_MATRICES: bool = K::USES_MATRICES;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {

@@ -29,6 +29,8 @@ pub(super) trait TileKernel: Copy {
     type Sums<S: Simd>: TileSums<S::V>;
     /// Values of `k` in a step. Each step prefetches one cache line.
     const STEP: usize;
+    /// As [`SimdOp::USES_MATRICES`](super::simd::SimdOp::USES_MATRICES).
+    const USES_MATRICES: bool = false;
 
     /// Writes the sums of a tile, which has as many rows as `sums` and at most `Self::Sums::<S>::ROWS`.
     ///

@@ -21,6 +21,7 @@ pub(super) struct Attend<'a, K: TileKernel> {
 
 impl<T: FloatScalar, K: TileKernel<Left = T, Right = T>> SimdOp for Attend<'_, K> {
     type Output = ();
+    const USES_MATRICES: bool = K::USES_MATRICES;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {

@@ -1,4 +1,4 @@
-//! Weights and activations in 8 bits, for CPUs that multiply four pairs of bytes with one instruction.
+//! Weights in 8 bits and activations in 8 or 16 bits, for CPUs that multiply four pairs of bytes with one instruction.
 //!
 //! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`. The instruction multiplies
 //! unsigned bytes with signed bytes, so a weight `w` from −127 to 127 is stored as `w + 128`. After each group of
@@ -12,8 +12,15 @@
 //!     sums[row] += f32(products[row]) · (row's scale · panel's scales)
 //! ```
 //!
+//! An activation in 16 bits is stored as two signed bytes, `a = 256 · high + low`. The high bytes of a group are
+//! multiplied first, and their products are multiplied by 256 before the correction and the products of the low bytes are
+//! added.
+//!
 //! Intermediate sums are at most 64 · 127 · (128 + 255) < 2^22 in magnitude, and the sum of a group is at most
-//! 64 · 127² < 2^20, an integer that f32 represents exactly.
+//! 64 · 127² < 2^20, an integer that f32 represents exactly. With activations in 16 bits, both are 257 times as large, so
+//! they are below 2^31, and a sum is rounded when it is converted to f32.
+//!
+//! As in the format `int8`, the weights of some input features can have twice as many bits.
 
 use rayon::prelude::*;
 
@@ -27,13 +34,13 @@ use crate::cpu::gemm::{GemmTask, MultiplyPanels};
 use crate::cpu::packed::PackedWeight;
 use crate::cpu::panels::{Layout, PanelGrid};
 use crate::cpu::quantize::{GAP, largest_magnitude, rows_of};
-use crate::cpu::rotation::{ROTATION, rotate, rotated};
+use crate::cpu::rotation::{self, ROTATION, rotate};
 use crate::cpu::scalar::{FloatScalar, IntScalar as _};
 use crate::cpu::simd::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, Simd, SimdOp, TileSums};
-use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
+use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
 use crate::cpu::vector::{load_part, store_int_part};
 
-/// Input features that share a scale in [`Arithmetic::Bytes`].
+/// Input features that share a scale in [`Arithmetic::Bytes`], and in [`Arithmetic::Int8`] on CPUs that multiply bytes.
 pub const BYTE_GROUP: usize = 64;
 
 impl PackedWeight {
@@ -63,16 +70,35 @@ impl PackedWeight {
             }
         };
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        Self::new(grid, BytesWeight { panels: pack_quantized(grid, &[], read), is_rotated })
+        let panels = pack_quantized(grid, &[], read);
+        Self::new(grid, BytesWeight { panels, n_bytes: 1, is_rotated, precise: Vec::new() })
+    }
+
+    /// As [`pack_int8`](Self::pack_int8) for CPUs that multiply bytes.
+    #[doc(hidden)]
+    pub fn pack_int8_in_bytes(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        precise: &[usize],
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        let (panels, precise) = (pack_quantized(grid, precise, read_row), precise.to_vec());
+        Self::new(grid, BytesWeight { panels, n_bytes: 2, is_rotated: false, precise })
     }
 }
 
-/// A weight in 8 bits, for activations in 8 bits.
+/// A weight in 8 bits, for activations in 8 or 16 bits.
 #[derive(Debug)]
 struct BytesWeight {
     panels: Aligned<u8>,
+    /// Bytes of an activation: 1 or 2.
+    n_bytes: usize,
     /// Whether the weight is rotated. If so, activations are rotated too.
     is_rotated: bool,
+    /// Input features whose weights have a second value.
+    precise: Vec<usize>,
 }
 
 impl WeightByte for u8 {
@@ -95,13 +121,20 @@ impl WeightByte for u8 {
     }
 }
 
+impl BytesWeight {
+    /// The arithmetic for which activations are quantized.
+    fn arithmetic(&self) -> Arithmetic {
+        if self.n_bytes == 1 { Arithmetic::Bytes } else { Arithmetic::Int8 }
+    }
+}
+
 impl WeightFormat for BytesWeight {
     fn n_bytes(&self) -> usize {
         self.panels.len()
     }
 
     fn n_k(&self, n_in: usize) -> usize {
-        padded::<u8>(n_in, 0)
+        padded::<u8>(n_in, self.precise.len())
     }
 
     fn quantize<'a>(
@@ -110,85 +143,126 @@ impl WeightFormat for BytesWeight {
         x: Rows<'a>,
         buffer: &'a mut QuantizeBuffer,
     ) -> Rows<'a> {
-        let (n_k, is_rotated) = (self.n_k(x.n_columns), self.is_rotated);
-        let row_size = n_k / BYTE_GROUP * ROW_GROUP;
+        let Self { n_bytes, is_rotated, ref precise, .. } = *self;
+        let n_k = self.n_k(x.n_columns);
+        let row_size = n_k / BYTE_GROUP * row_group(n_bytes);
         rows_of(&mut buffer.i8, x.n_rows, row_size).enumerate().for_each(|(i, out)| {
-            kernels.run(QuantizeRow { x: x.row(i), is_rotated, out });
+            let x = x.row(i);
+            match n_bytes {
+                1 => kernels.run(QuantizeRow::<1> { x, is_rotated, precise, out }),
+                _ => kernels.run(QuantizeRow::<2> { x, is_rotated, precise, out }),
+            }
         });
-        let values = Values::Quantized(Quantized { arithmetic: Arithmetic::Bytes, buffer });
+        let values = Values::Quantized(Quantized { arithmetic: self.arithmetic(), buffer });
         Rows { values, n_rows: x.n_rows, n_columns: n_k, stride: row_size + GAP }
     }
 
     fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
+        match self.n_bytes {
+            1 => self.multiply_with(BytesKernel::<1>, kernels, task),
+            _ => self.multiply_with(BytesKernel::<2>, kernels, task),
+        }
+    }
+
+    fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
+        let Self { n_bytes, is_rotated, ref precise, .. } = *self;
+        let panels = repack(&self.panels, from, to, precise.len());
+        Box::new(Self { panels, n_bytes, is_rotated, precise: precise.clone() })
+    }
+}
+
+impl BytesWeight {
+    fn multiply_with<const N_BYTES: usize>(
+        &self,
+        kernel: BytesKernel<N_BYTES>,
+        kernels: &Kernels,
+        task: &GemmTask<'_>,
+    ) {
         kernels.run(MultiplyPanels {
-            kernel: BytesKernel,
-            x: &task.x.quantized_for(Arithmetic::Bytes).i8,
+            kernel,
+            x: &task.x.quantized_for(self.arithmetic()).i8,
             panels: &self.panels,
             panel_size: panel_size::<u8>(task.grid, task.x.n_columns),
             row_scales: None,
             task,
         });
     }
-
-    fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
-        let panels = repack(&self.panels, from, to, 0);
-        Box::new(Self { panels, is_rotated: self.is_rotated })
-    }
 }
 
-/// The offset of the scale, an f32, in a group of a row of activations.
-const SCALE: usize = BYTE_GROUP;
+/// The offset of the scale, an f32, in a group of a row of activations. Before it are the bytes of the activations, the
+/// high bytes of all activations first.
+const fn scale_at(n_bytes: usize) -> usize {
+    n_bytes * BYTE_GROUP
+}
 
 /// The offset of the correction, an i32.
-const CORRECTION: usize = SCALE + size_of::<f32>();
+const fn correction_at(n_bytes: usize) -> usize {
+    scale_at(n_bytes) + size_of::<f32>()
+}
 
 /// Bytes of a group of a row of activations.
-const ROW_GROUP: usize = CORRECTION + size_of::<i32>();
+const fn row_group(n_bytes: usize) -> usize {
+    correction_at(n_bytes) + size_of::<i32>()
+}
+
+/// The largest magnitude of an activation. With two bytes, it is the largest for which the high byte is at most 127.
+const fn largest_activation(n_bytes: usize) -> f32 {
+    if n_bytes == 1 { i8::LARGEST } else { 256.0 * 127.0 + 127.0 }
+}
 
 /// Quantizes a row in groups: the values of a group become multiples of its scale. The row is rotated first if
-/// `is_rotated`.
-struct QuantizeRow<'a> {
+/// `is_rotated`. The values of the features `precise` are repeated from the next whole group on.
+struct QuantizeRow<'a, const N_BYTES: usize> {
     x: Values<'a>,
     is_rotated: bool,
+    precise: &'a [usize],
     out: &'a mut [i8],
 }
 
-impl SimdOp for QuantizeRow<'_> {
+impl<const N_BYTES: usize> SimdOp for QuantizeRow<'_, N_BYTES> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match (self.x, self.is_rotated) {
-            (Values::F32(x), false) => quantize_groups(s, x, self.out),
-            (Values::Bf16(x), false) => quantize_groups(s, x, self.out),
-            (Values::F32(x), true) => quantize_rotated_groups(s, x, self.out),
-            (Values::Bf16(x), true) => quantize_rotated_groups(s, x, self.out),
-            (Values::Quantized(_), _) => unreachable!("`Rows::row` returns f32 or bf16"),
+        match self.x {
+            Values::F32(x) => self.quantize(s, x),
+            Values::Bf16(x) => self.quantize(s, x),
+            Values::Quantized(_) => unreachable!("`Rows::row` returns f32 or bf16"),
         }
     }
 }
 
-/// Groups that are quantized together.
+/// Groups that are quantized together, and their values.
 const BATCH: usize = 16;
+const BATCH_VALUES: usize = BATCH * BYTE_GROUP;
 
-/// Rotates a row and then does [`quantize_groups`]. The length of the row is a multiple of [`ROTATION`].
-#[inline(always)]
-fn quantize_rotated_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
-    const { assert!((BATCH * BYTE_GROUP).is_multiple_of(ROTATION)) };
-    let mut buffer = [0f32; BATCH * BYTE_GROUP];
-    for (x, out) in x.chunks(BATCH * BYTE_GROUP).zip(out.chunks_mut(BATCH * ROW_GROUP)) {
-        let blocks = buffer.as_chunks_mut::<ROTATION>().0;
-        for (x, block) in x.chunks_exact(ROTATION).zip(blocks) {
-            *block = rotated(s, x);
+impl<const N_BYTES: usize> QuantizeRow<'_, N_BYTES> {
+    #[inline(always)]
+    fn quantize<S: Simd, T: FloatScalar>(self, s: S, x: &[T]) {
+        const { assert!(BATCH_VALUES.is_multiple_of(ROTATION)) };
+        let batch_size = BATCH * row_group(N_BYTES);
+        let (row, repeated) =
+            self.out.split_at_mut(x.len().div_ceil(BYTE_GROUP) * row_group(N_BYTES));
+        for (x, out) in x.chunks(BATCH_VALUES).zip(row.chunks_mut(batch_size)) {
+            if self.is_rotated {
+                let mut rotated = [0f32; BATCH_VALUES];
+                let blocks = rotated.as_chunks_mut::<ROTATION>().0;
+                for (x, block) in x.chunks_exact(ROTATION).zip(blocks) {
+                    *block = rotation::rotated(s, x);
+                }
+                quantize_batch::<S, f32, N_BYTES>(s, &rotated[..x.len()], out);
+            } else {
+                quantize_batch::<S, T, N_BYTES>(s, x, out);
+            }
         }
-        quantize_batch(s, &buffer[..x.len()], out);
-    }
-}
-
-#[inline(always)]
-fn quantize_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
-    for (x, out) in x.chunks(BATCH * BYTE_GROUP).zip(out.chunks_mut(BATCH * ROW_GROUP)) {
-        quantize_batch(s, x, out);
+        let mut values = [T::default(); BATCH_VALUES];
+        let batches = self.precise.chunks(BATCH_VALUES).zip(repeated.chunks_mut(batch_size));
+        for (precise, out) in batches {
+            for (value, &k) in values.iter_mut().zip(precise) {
+                *value = x[k];
+            }
+            quantize_batch::<S, T, N_BYTES>(s, &values[..precise.len()], out);
+        }
     }
 }
 
@@ -196,7 +270,7 @@ fn quantize_groups<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
 /// is one long chain of a maximum over its values, two divisions, and the rounding of its values. The scales are NaN if
 /// a value is not finite.
 #[inline(always)]
-fn quantize_batch<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
+fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize>(s: S, x: &[T], out: &mut [i8]) {
     let (whole, rest) = x.as_chunks::<BYTE_GROUP>();
     let mut padded = [T::default(); BYTE_GROUP];
     padded[..rest.len()].copy_from_slice(rest);
@@ -207,19 +281,29 @@ fn quantize_batch<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
         *largest = largest_magnitude(s, whole.get(i).unwrap_or(&padded), &mut nan);
     }
     let nan = s.sum(nan);
-    let scales = largest.map(|largest| largest / i8::LARGEST);
-    let inverses = largest.map(|largest| i8::LARGEST / largest);
-    for (i, group) in out.as_chunks_mut::<ROW_GROUP>().0.iter_mut().enumerate() {
+    let most = const { largest_activation(N_BYTES) };
+    let scales = largest.map(|largest| largest / most);
+    let inverses = largest.map(|largest| most / largest);
+    for (i, group) in out.chunks_exact_mut(row_group(N_BYTES)).enumerate() {
         let (x, scale) = (whole.get(i).unwrap_or(&padded), scales[i]);
         let inverse = s.splat(if scale < f32::MIN_POSITIVE { 0.0 } else { inverses[i] });
         let mut sums = s.splat(0.0);
-        let (values, after) = group.split_at_mut(BYTE_GROUP);
-        for (values, x) in values.chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES)) {
-            let rounded = s.round(s.mul(load_part(s, x), inverse));
-            store_int_part(s, values, rounded);
+        let (values, after) = group.split_at_mut(scale_at(N_BYTES));
+        for at in (0..BYTE_GROUP).step_by(S::LANES) {
+            let rounded = s.round(s.mul(load_part(s, &x[at..]), inverse));
             sums = s.add(sums, rounded);
+            if N_BYTES == 1 {
+                store_int_part(s, &mut values[at..], rounded);
+                continue;
+            }
+            // The addition makes halves round up, so that the low byte is from −128 to 127.
+            let high = s.mul_add(rounded, s.splat(1.0 / 256.0), s.splat(1.0 / 1024.0));
+            let high = s.round(high);
+            store_int_part(s, &mut values[at..], high);
+            let low = s.mul_add(high, s.splat(-256.0), rounded);
+            store_int_part(s, &mut values[BYTE_GROUP + at..], low);
         }
-        // The sum of 64 integers below 128 is exact.
+        // The sum of 64 integers below 2^15 is exact.
         let correction = (-128.0 * s.sum(sums)) as i32;
         let [scale, correction] = [(scale + nan).to_bits(), correction.cast_unsigned()];
         let (scale_bytes, correction_bytes) = after.split_at_mut(size_of::<f32>());
@@ -228,25 +312,26 @@ fn quantize_batch<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
     }
 }
 
-/// i8 activations times u8 weights.
+/// Activations of `N_BYTES` signed bytes times u8 weights.
 #[derive(Clone, Copy)]
-struct BytesKernel;
+struct BytesKernel<const N_BYTES: usize>;
 
-impl TileKernel for BytesKernel {
+impl<const N_BYTES: usize> TileKernel for BytesKernel<N_BYTES> {
     type Left = i8;
     type Right = u8;
     type Sums<S: Simd> = S::BytesTile;
     const STEP: usize = 4;
+    const USES_MATRICES: bool = true;
 
     #[inline(always)]
     unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]) {
         // SAFETY: the caller's promise.
         unsafe {
             if S::HAS_MATRICES {
-                return matrix_sums(s, tile, sums);
+                return matrix_sums::<S, N_BYTES>(s, tile, sums);
             }
             with_rows!(<S::IntTile as TileSums<S::V>>::ROWS, sums, R => {
-                bytes_sums::<S, R>(s, tile)
+                bytes_sums::<S, R, N_BYTES>(s, tile)
             });
         }
     }
@@ -259,28 +344,39 @@ impl TileKernel for BytesKernel {
 ///
 /// As of [`TileKernel::fill`].
 #[inline(always)]
-unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]) {
+unsafe fn matrix_sums<S: Simd, const N_BYTES: usize>(
+    s: S,
+    tile: &Tile<i8, u8>,
+    sums: &mut [[S::V; 2]],
+) {
     const { assert!(BYTE_GROUP == MATRIX_ROW_BYTES) };
     let columns = panel_columns::<S>();
     sums.fill([s.splat(0.0); 2]);
-    let mut products = [[s.zeros(); 2]; MOST_MATRIX_ROWS];
-    let products = &mut products[..sums.len()];
+    // The products with each byte of the activations.
+    let mut products = [[[s.zeros(); 2]; MOST_MATRIX_ROWS]; N_BYTES];
     for group in 0..tile.n_k / BYTE_GROUP {
         // SAFETY: as in `bytes_sums`.
         unsafe {
-            let at = group * ROW_GROUP;
+            let at = group * row_group(N_BYTES);
             let panel = tile.panel.add(group * group_size::<u8>(columns));
-            s.multiply_quads(&tile.matrix_block(at, panel, group, 1), products);
+            for (i, products) in products.iter_mut().enumerate() {
+                let block = tile.matrix_block(at + i * BYTE_GROUP, panel, group, 1);
+                s.multiply_quads(&block, &mut products[..sums.len()]);
+            }
             let scales = panel.add(BYTE_GROUP * columns).cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
-            for (row, (sums, products)) in sums.iter_mut().zip(&*products).enumerate() {
+            for (row, sums) in sums.iter_mut().enumerate() {
                 let rows = tile.row(row).rows();
-                let correction = rows.at(0, at + CORRECTION).cast::<i32>();
+                let correction = rows.at(0, at + correction_at(N_BYTES)).cast::<i32>();
                 let correction = s.splat_i32(correction.read_unaligned());
-                let scale = s.splat(rows.at(0, at + SCALE).cast::<f32>().read_unaligned());
+                let scale = rows.at(0, at + scale_at(N_BYTES)).cast::<f32>();
+                let scale = s.splat(scale.read_unaligned());
                 for i in 0..2 {
-                    let product = s.to_f32(s.add_i32(products[i], correction));
-                    sums[i] = s.mul_add(product, s.mul(scales[i], scale), sums[i]);
+                    let mut product = s.add_i32(products[N_BYTES - 1][row][i], correction);
+                    if N_BYTES == 2 {
+                        product = s.add_i32(product, s.times_256(products[0][row][i]));
+                    }
+                    sums[i] = s.mul_add(s.to_f32(product), s.mul(scales[i], scale), sums[i]);
                 }
             }
         }
@@ -293,7 +389,10 @@ unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]
 ///
 /// As of [`TileKernel::fill`].
 #[inline(always)]
-unsafe fn bytes_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i8, u8>) -> [[S::V; 2]; R] {
+unsafe fn bytes_sums<S: Simd, const R: usize, const N_BYTES: usize>(
+    s: S,
+    tile: &Tile<i8, u8>,
+) -> [[S::V; 2]; R] {
     let columns = panel_columns::<S>();
     let mut sums = [[s.splat(0.0); 2]; R];
     for group in 0..tile.n_k / BYTE_GROUP {
@@ -302,26 +401,25 @@ unsafe fn bytes_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i8, u8>) -> [[S:
         // and corrections after them.
         unsafe {
             let rows = tile.rows();
-            let at = group * ROW_GROUP;
+            let at = group * row_group(N_BYTES);
             let panel = tile.panel.add(group * group_size::<u8>(columns));
+            if N_BYTES == 2 {
+                add_quads::<S, R>(s, &rows, at, panel, None, &mut products);
+            }
             for (row, products) in products.iter_mut().enumerate() {
-                let correction = rows.at(row, at + CORRECTION).cast::<i32>();
-                *products = [s.splat_i32(correction.read_unaligned()); 2];
+                let correction = rows.at(row, at + correction_at(N_BYTES)).cast::<i32>();
+                let correction = s.splat_i32(correction.read_unaligned());
+                *products = match N_BYTES {
+                    1 => [correction; 2],
+                    _ => products.map(|high| s.add_i32(s.times_256(high), correction)),
+                };
             }
-            for k in (0..BYTE_GROUP).step_by(4) {
-                tile.prefetch(s, (group * BYTE_GROUP + k) / 4);
-                let quads = panel.add(k * columns);
-                let b = [s.load_quads(quads), s.load_quads(quads.add(4 * S::LANES))];
-                for (row, products) in products.iter_mut().enumerate() {
-                    let a = s.splat_quad(rows.at(row, at + k));
-                    products[0] = s.dot_quads(b[0], a, products[0]);
-                    products[1] = s.dot_quads(b[1], a, products[1]);
-                }
-            }
+            let low = at + (N_BYTES - 1) * BYTE_GROUP;
+            add_quads::<S, R>(s, &rows, low, panel, Some((tile, group)), &mut products);
             let scales = panel.add(BYTE_GROUP * columns).cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
             for (row, (sums, products)) in sums.iter_mut().zip(products).enumerate() {
-                let scale = rows.at(row, at + SCALE).cast::<f32>();
+                let scale = rows.at(row, at + scale_at(N_BYTES)).cast::<f32>();
                 let scale = s.splat(scale.read_unaligned());
                 let scales = [s.mul(scales[0], scale), s.mul(scales[1], scale)];
                 sums[0] = s.mul_add(s.to_f32(products[0]), scales[0], sums[0]);
@@ -330,4 +428,36 @@ unsafe fn bytes_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i8, u8>) -> [[S:
         }
     }
     sums
+}
+
+/// Adds the products of a group to `products`, for the bytes from `at` on of each row. Prefetches for a group of a tile.
+///
+/// # Safety
+///
+/// The rows are valid for the bytes, and `panel` for the quads of a group.
+#[inline(always)]
+unsafe fn add_quads<S: Simd, const R: usize>(
+    s: S,
+    rows: &TileRows<i8>,
+    at: usize,
+    panel: *const u8,
+    prefetch: Option<(&Tile<i8, u8>, usize)>,
+    products: &mut [[S::I; 2]; R],
+) {
+    let columns = panel_columns::<S>();
+    for k in (0..BYTE_GROUP).step_by(4) {
+        if let Some((tile, group)) = prefetch {
+            tile.prefetch(s, (group * BYTE_GROUP + k) / 4);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let quads = panel.add(k * columns);
+            let b = [s.load_quads(quads), s.load_quads(quads.add(4 * S::LANES))];
+            for (row, products) in products.iter_mut().enumerate() {
+                let a = s.splat_quad(rows.at(row, at + k));
+                products[0] = s.dot_quads(b[0], a, products[0]);
+                products[1] = s.dot_quads(b[1], a, products[1]);
+            }
+        }
+    }
 }

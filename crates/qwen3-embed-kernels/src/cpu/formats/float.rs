@@ -270,6 +270,7 @@ impl TileKernel for Bf16Kernel {
     type Right = bf16;
     type Sums<S: Simd> = S::Bf16Tile;
     const STEP: usize = bf16::DEPTH;
+    const USES_MATRICES: bool = true;
 
     #[inline(always)]
     unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<bf16, bf16>, sums: &mut [[S::V; 2]]) {

@@ -1,4 +1,5 @@
-//! Weights in 8 bits for activations in 16 bits, summed in integers.
+//! Weights in 8 bits for activations in 16 bits, summed in integers, for CPUs that do not multiply bytes. For other CPUs,
+//! see `bytes`.
 //!
 //! A column of the weight has a scale for each group of [`GROUP`] values of `k`. A row of activations has one scale.
 //! Products are summed exactly within a group, as i32, in pairs of values. The sum of a group is multiplied with the
@@ -40,9 +41,10 @@ const GROUP: usize = 32;
 
 impl PackedWeight {
     /// Packs a weight [O, I] in 8 bits for activations in 16 bits, in parallel on rayon's current pool.
-    /// `read_row(o, row)` writes the `I` values of the row `o` of the weight. Each group of 32 of them becomes integers
-    /// from −127 to 127 and a scale. The weights of the input features `precise`, which should be the features with the
-    /// largest activations, get twice as many bits.
+    /// `read_row(o, row)` writes the `I` values of the row `o` of the weight. Each group of them becomes integers from
+    /// −127 to 127 and a scale. A group has 32 values, or [`BYTE_GROUP`](super::bytes::BYTE_GROUP) values on CPUs that
+    /// multiply bytes. The weights of the input features `precise`, which should be the features with the largest
+    /// activations, get twice as many bits.
     ///
     /// # Panics
     ///
@@ -55,6 +57,21 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         assert!(precise.iter().all(|&k| k < n_in), "precise features are below I = {n_in}");
+        match Kernels::current().int8_weights {
+            Arithmetic::Bytes => Self::pack_int8_in_bytes(n_out, n_in, layout, precise, read_row),
+            _ => Self::pack_int8_in_pairs(n_out, n_in, layout, precise, read_row),
+        }
+    }
+
+    /// As [`pack_int8`](Self::pack_int8) for CPUs that do not multiply bytes.
+    #[doc(hidden)]
+    pub fn pack_int8_in_pairs(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        precise: &[usize],
+        read_row: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
         let panels = pack_quantized(grid, precise, read_row);
         Self::new(grid, Int8Weight { panels, precise: precise.to_vec() })

@@ -245,6 +245,11 @@ unsafe impl<const VNNI: bool, const MATRICES: bool> IntOps for Avx2<VNNI, MATRIC
         unsafe { _mm256_add_epi32(a, b) }
     }
     #[inline(always)]
+    fn times_256(self, a: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_slli_epi32::<8>(a) }
+    }
+    #[inline(always)]
     fn to_f32(self, x: __m256i) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_cvtepi32_ps(x) }

@@ -266,6 +266,11 @@ unsafe impl<const VNNI: bool, const BF16: bool, const AMX: bool> IntOps
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
+    fn times_256(self, a: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_slli_epi32::<8>(a) }
+    }
+    #[inline(always)]
     fn to_f32(self, x: __m512i) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_cvtepi32_ps(x) }

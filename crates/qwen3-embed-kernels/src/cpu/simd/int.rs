@@ -48,6 +48,8 @@ pub(in crate::cpu) unsafe trait IntOps: FloatOps {
     fn mul_i32(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a + b` for i32, which wraps around.
     fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `256 · a` for i32, which wraps around.
+    fn times_256(self, a: Self::I) -> Self::I;
     /// Converts the i32 of each lane to f32.
     fn to_f32(self, x: Self::I) -> Self::V;
     /// Stores the nearest integers, ties to even. They must be in the range of i16.

@@ -38,6 +38,10 @@ impl<S: FloatOps + IntOps + BlockOps + MatrixOps> Simd for S {}
 pub(super) trait SimdOp {
     type Output;
 
+    /// Whether the kernel calls methods of [`MatrixOps`] if [`HAS_MATRICES`](MatrixOps::HAS_MATRICES). Other kernels are
+    /// not compiled again for instruction sets with matrix registers.
+    const USES_MATRICES: bool = false;
+
     /// Runs the kernel. Implement it `#[inline(always)]`.
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }

@@ -179,6 +179,10 @@ unsafe impl IntOps for Portable {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
+    fn times_256(self, a: Self::I) -> Self::I {
+        a.map(|a| a << 8)
+    }
+    #[inline(always)]
     fn to_f32(self, x: Self::I) -> Self::V {
         x.map(|x| x as f32)
     }
