@@ -240,13 +240,13 @@ macro_rules! instruction_sets {
                     $(
                         #[cfg(target_arch = $arch)]
                         Self::$set => {
+                            // The name of the function in a disassembly has the types of the set and the operation.
                             #[$feature]
-                            unsafe fn with_features<O: SimdOp>(op: O) -> O::Output {
-                                // SAFETY: this function is only called where the CPU has the features.
-                                op.run::<$simd>(unsafe { $new })
+                            unsafe fn with_features<S: Simd, O: SimdOp>(s: S, op: O) -> O::Output {
+                                op.run(s)
                             }
                             // SAFETY: the caller's promise.
-                            unsafe { with_features(op) }
+                            unsafe { with_features::<$simd, O>($new, op) }
                         }
                     )*
                 }
