@@ -115,8 +115,8 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     let llvm = llvm()?;
     let functions = named(Function::all(&assembly), &llvm, &folder)?;
     println!(
-        "| kernel set | weights | activations | rows | multiplies | loads | spills | others | instructions per \
-         multiply | around the loop: instructions, spills | cycles per multiply |\n|{}",
+        "| kernel set | weights | activations | multiplies | weight loads | activation loads | spills | others | \
+         instructions per multiply | around the loop: instructions, spills | cycles per multiply |\n|{}",
         "---|".repeat(11)
     );
     for set in SETS {
@@ -197,11 +197,12 @@ fn row(
     let (_, function) = found.next().with_context(|| format!("no function of {name} was found"))?;
     ensure!(found.next().is_none(), "several functions of {name} were found");
     let inner = function.inner_loop(format.multiplies);
-    let inner = inner.with_context(|| format!("no loop of {name} was found"))?;
+    let inner = inner.with_context(|| format!("{name} has no loop"))?;
 
     let path = folder.join(format!("{name}.s").replace([',', ' ', '×'], "-"));
     fs::write(&path, inner.text())?;
     let counts = inner.counts();
+    ensure!(counts.multiplies > 0, "no loop of {name} multiplies");
     let mut cycles = Vec::new();
     for cpu in set.cpus {
         let cycles_per_multiply = cycles_of(llvm, cpu, &path)? / counts.multiplies as f64;
@@ -216,9 +217,9 @@ fn row(
     Ok(format!(
         "| {} | {weights} | {activations} | {} | {} | {} | {} | {} | {:.2} | {around} | {} |",
         set.name,
-        inner.n_sums() / 2,
         counts.multiplies,
-        counts.loads,
+        counts.vectors,
+        counts.broadcasts,
         counts.spills,
         counts.others,
         counts.all as f64 / counts.multiplies as f64,

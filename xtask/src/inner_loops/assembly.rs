@@ -1,17 +1,17 @@
 //! Loops in assembly for x86-64, in the syntax of AT&T, which rustc writes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A function.
 pub(super) struct Function<'a> {
     pub(super) symbol: &'a str,
     instructions: Vec<Instruction<'a>>,
-    /// The loops: each backward jump, and the instructions up to it from its target.
+    /// The loops: for each backward jump, the instructions from its target to the jump.
     loops: Vec<Range<usize>>,
 }
 
-/// An instruction with its operands, of which the last one is the destination.
+/// An instruction with its operands.
 struct Instruction<'a> {
     text: &'a str,
     mnemonic: &'a str,
@@ -27,12 +27,15 @@ pub(super) struct InnerLoop<'a> {
 }
 
 /// Counts of instructions.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Counts {
     pub(super) all: usize,
     pub(super) multiplies: usize,
-    /// Instructions that read memory other than the stack, some of which are multiplies.
-    pub(super) loads: usize,
+    /// Loads of whole vector registers from memory other than the stack: weights.
+    pub(super) vectors: usize,
+    /// Other loads from memory other than the stack: mostly activations, the same value for every lane. Some of these
+    /// instructions also multiply.
+    pub(super) broadcasts: usize,
     /// Instructions that access the stack, because a value has no register.
     pub(super) spills: usize,
     /// Instructions that do nothing of the above.
@@ -74,11 +77,12 @@ impl<'a> Function<'a> {
         Self { symbol, instructions, loops }
     }
 
-    /// The innermost loop that computes the tile with the most rows. `multiplies` are the beginnings of the names of
-    /// the instructions that multiply.
+    /// The innermost loop of the tile with the most rows. `multiplies` are the beginnings of the names of the
+    /// instructions that multiply.
     ///
-    /// A function has a loop for each number of rows, and the loops of few rows may be unrolled. So this is the loop
-    /// that updates the most sums. If several update as many, it is the loop with the largest share of multiplies.
+    /// A function has a loop for each number of rows, and loops of few rows may be unrolled. All of them prefetch, and
+    /// the loops of epilogues do not. A loop multiplies each vector of weights with all rows, so the loop of the most
+    /// rows has the most multiplies for each loaded vector. If there are several such loops, this is the longest.
     pub(super) fn inner_loop(&'a self, multiplies: &'a [&'a str]) -> Option<InnerLoop<'a>> {
         let contains = |a: &Range<usize>, b: &Range<usize>| {
             a.start <= b.start && b.end <= a.end && a.len() > b.len()
@@ -96,10 +100,12 @@ impl<'a> Function<'a> {
                 multiplies,
             }
         };
-        let loops = innermost.map(inner).filter(|inner| inner.counts().multiplies > 0);
-        loops.max_by_key(|inner| {
+        let prefetches = |inner: &InnerLoop<'_>| {
+            inner.instructions.iter().any(|instruction| instruction.begins_with(&["prefetch"]))
+        };
+        innermost.map(inner).filter(prefetches).max_by_key(|inner| {
             let counts = inner.counts();
-            (inner.n_sums(), 1000 * counts.multiplies / counts.all)
+            (counts.multiplies / counts.vectors.max(1), counts.all)
         })
     }
 }
@@ -107,11 +113,9 @@ impl<'a> Function<'a> {
 impl<'a> Instruction<'a> {
     fn parse(text: &'a str) -> Self {
         // The prefix `{vex}` chooses an encoding.
-        let (mnemonic, operands) = text
-            .trim_start_matches("{vex}")
-            .trim()
-            .split_once('\t')
-            .map_or_else(|| (text, ""), |(mnemonic, operands)| (mnemonic, operands));
+        let instruction = text.trim_start_matches("{vex}").trim();
+        let (mnemonic, operands) =
+            instruction.split_once(char::is_whitespace).unwrap_or((instruction, ""));
         // Commas inside parentheses separate the parts of an address.
         let mut depth = 0;
         let separates = |c: char| {
@@ -121,46 +125,29 @@ impl<'a> Instruction<'a> {
         Self { text, mnemonic, operands: operands.split(separates).map(str::trim).collect() }
     }
 
-    /// Whether the destination is also an operand.
-    fn accumulates(&self) -> bool {
-        ["vfm", "vfnm", "vpdp", "vdp"].iter().any(|begin| self.mnemonic.starts_with(begin))
-    }
-
-    fn is_one_of(&self, mnemonics: &[&str]) -> bool {
+    fn begins_with(&self, mnemonics: &[&str]) -> bool {
         mnemonics.iter().any(|begin| self.mnemonic.starts_with(begin))
     }
 
-    /// The vector registers and the places on the stack that the instruction reads.
-    fn reads(&self) -> impl Iterator<Item = &'a str> {
-        let n = self.operands.len() - usize::from(!self.accumulates());
-        self.operands[..n].iter().filter_map(|operand| place(operand))
+    fn has_operand(&self, part: &str) -> bool {
+        self.operands.iter().any(|operand| operand.contains(part))
     }
 
-    /// The vector register or the place on the stack that the instruction writes.
-    fn writes(&self) -> Option<&'a str> {
-        self.operands.last().and_then(|operand| place(operand))
-    }
-
-    /// Whether the instruction stores a vector register to the stack.
-    fn is_store(&self) -> bool {
-        self.is_one_of(&["vmov"]) && self.writes().is_some_and(|place| place.contains('('))
-    }
-
+    /// Whether the instruction accesses the stack.
     fn is_spill(&self) -> bool {
-        self.operands.iter().any(|operand| operand.contains("(%rsp"))
+        self.has_operand("(%rsp")
     }
 
+    /// Whether the instruction reads memory other than the stack. `lea` and `prefetch` compute an address.
     fn is_load(&self) -> bool {
-        // These instructions compute an address.
-        let reads = !self.is_one_of(&["lea", "prefetch"]);
-        reads && !self.is_spill() && self.operands.iter().any(|operand| operand.contains('('))
+        self.has_operand("(") && !self.is_spill() && !self.begins_with(&["lea", "prefetch"])
     }
-}
 
-/// The number of a vector register, or a place on the stack.
-fn place(operand: &str) -> Option<&str> {
-    let number = ["%xmm", "%ymm", "%zmm"].iter().find_map(|name| operand.strip_prefix(name));
-    number.or_else(|| operand.contains("(%rsp").then_some(operand))
+    /// Whether the instruction loads a whole vector register that is not a constant.
+    fn is_vector_load(&self) -> bool {
+        let is_broadcast = self.mnemonic.contains("broadcast") || self.has_operand("{1to");
+        self.is_load() && self.begins_with(&["v"]) && !is_broadcast && !self.has_operand("(%rip")
+    }
 }
 
 impl InnerLoop<'_> {
@@ -173,7 +160,7 @@ impl InnerLoop<'_> {
         self.count(self.instructions)
     }
 
-    /// The counts of the next larger loop without the inner loop.
+    /// The counts of the next larger loop before and after the inner loop.
     pub(super) fn counts_around(&self) -> [Counts; 2] {
         self.around.map(|instructions| self.count(instructions))
     }
@@ -181,9 +168,11 @@ impl InnerLoop<'_> {
     fn count(&self, instructions: &[Instruction<'_>]) -> Counts {
         let mut counts = Counts { all: instructions.len(), ..Counts::default() };
         for instruction in instructions {
+            let is_vector = instruction.is_vector_load();
             let kinds = [
-                (&mut counts.multiplies, instruction.is_one_of(self.multiplies)),
-                (&mut counts.loads, instruction.is_load()),
+                (&mut counts.multiplies, instruction.begins_with(self.multiplies)),
+                (&mut counts.vectors, is_vector),
+                (&mut counts.broadcasts, instruction.is_load() && !is_vector),
                 (&mut counts.spills, instruction.is_spill()),
             ];
             counts.others += usize::from(kinds.iter().all(|(_, is_of_kind)| !is_of_kind));
@@ -193,51 +182,6 @@ impl InnerLoop<'_> {
         }
         counts
     }
-
-    /// The number of vector registers and places on the stack that are sums: an iteration adds a product to the sum of
-    /// the iteration before.
-    pub(super) fn n_sums(&self) -> usize {
-        let mut is_read_first = BTreeMap::new();
-        for instruction in self.instructions {
-            for place in instruction.reads() {
-                is_read_first.entry(place).or_insert(true);
-            }
-            if let Some(place) = instruction.writes() {
-                is_read_first.entry(place).or_insert(false);
-            }
-        }
-        let products = (0..self.instructions.len())
-            .filter(|&i| self.instructions[i].is_one_of(self.multiplies));
-        let sums: BTreeSet<&str> =
-            products.filter_map(|i| self.sum_of(i, &is_read_first)).collect();
-        sums.len()
-    }
-
-    /// The sum to which the product of instruction `i` is added, by this instruction or by the additions that follow.
-    /// The last addition may store it to the stack.
-    fn sum_of(&self, i: usize, is_read_first: &BTreeMap<&str, bool>) -> Option<&str> {
-        let after = &self.instructions[i..];
-        let mut place = after[0].writes()?;
-        let mut is_sum = after[0].accumulates();
-        for instruction in &after[1..] {
-            if is_sum && self.is_only_added_to(place) && is_read_first[place] {
-                break;
-            }
-            let adds = instruction.is_one_of(&["vpadd"]);
-            if instruction.reads().any(|read| read == place) && (adds || instruction.is_store()) {
-                place = instruction.writes()?;
-                is_sum = true;
-            }
-        }
-        let is_sum = is_sum && is_read_first[place];
-        (is_sum && (place.contains('(') || self.is_only_added_to(place))).then_some(place)
-    }
-
-    /// Whether instructions that add are the only ones that write a place.
-    fn is_only_added_to(&self, place: &str) -> bool {
-        let mut writing = self.instructions.iter().filter(|i| i.writes() == Some(place));
-        writing.all(|i| i.accumulates() || i.is_one_of(&["vpadd"]))
-    }
 }
 
 #[cfg(test)]
@@ -245,28 +189,37 @@ mod tests {
     use super::*;
 
     /// A tile of one row, unrolled, and a tile of two rows in a loop over groups. One of its sums is on the stack.
+    /// Then an epilogue.
     const ASSEMBLY: &str = "
 _RNvC4test4tile:
 	.cfi_startproc
 .LBB0_1:
+	prefetcht0	(%rcx)
+	vmovdqu64	(%rsi), %zmm2
 	vpbroadcastd	(%rax,%rdx,4), %zmm1
 	vpdpbusd	%zmm1, %zmm2, %zmm3
 	vpbroadcastd	4(%rax,%rdx,4), %zmm1
-	vpdpbusd	%zmm1, %zmm2, %zmm3
-	vpdpbusd	%zmm1, %zmm2, %zmm3
+	vpdpbusd	64(%rsi), %zmm1, %zmm3
+	vpdpbusd	128(%rsi), %zmm1, %zmm3
 	jne	.LBB0_1
 .LBB0_2:
 	movq	8(%rsp), %rax
 	vpxor	%xmm4, %xmm4, %xmm4
 .LBB0_3:
 	prefetcht0	(%rcx)
-	{vex}	vpdpbusd	(%rax), %zmm2, %zmm4  # a comment
+	vmovdqu64	(%rsi,%rdx), %zmm2
+	{vex}	vpdpbusd	(%rax){1to16}, %zmm2, %zmm4  # a comment
 	vmovdqa64	64(%rsp), %zmm6
-	vpdpbusd	(%rax,%rbx), %zmm2, %zmm6
+	vpdpbusd	(%rax,%rbx){1to16}, %zmm2, %zmm6
 	vmovdqa64	%zmm6, 64(%rsp)
 	jne	.LBB0_3
-	vmulps	%zmm4, %zmm5, %zmm4
+	vmulps	.LCPI0_0(%rip), %zmm5, %zmm4
 	jne	.LBB0_2
+.LBB0_4:
+	vpdpbusd	%zmm1, %zmm2, %zmm3
+	vpdpbusd	%zmm1, %zmm2, %zmm3
+	vpdpbusd	%zmm1, %zmm2, %zmm3
+	jne	.LBB0_4
 	jmp	.LBB0_9
 .Lfunc_end0:
 helper:
@@ -274,42 +227,24 @@ helper:
 ";
 
     #[test]
-    fn finds_the_innermost_loop_with_the_most_sums() {
+    fn finds_the_innermost_loop_of_the_most_rows() {
         let functions = Function::all(ASSEMBLY);
         assert_eq!(functions.len(), 1);
         assert_eq!(functions[0].symbol, "_RNvC4test4tile");
         let inner = functions[0].inner_loop(&["vpdpbusd"]).unwrap();
-        assert_eq!(inner.n_sums(), 2);
-        assert!(inner.text().starts_with("prefetcht0\t(%rcx)\n{vex}"), "{}", inner.text());
-        assert!(functions[0].inner_loop(&["vdpbf16ps"]).is_none());
+        let (text, last) = (inner.text(), "\njne\t.LBB0_3\n");
+        assert!(text.starts_with("prefetcht0\t(%rcx)\n") && text.ends_with(last), "{text}");
     }
 
     #[test]
     fn counts_instructions_of_each_kind() {
         let functions = Function::all(ASSEMBLY);
         let inner = functions[0].inner_loop(&["vpdpbusd"]).unwrap();
-        let of = |counts: &Counts| {
-            [counts.all, counts.multiplies, counts.loads, counts.spills, counts.others]
-        };
-        assert_eq!(of(&inner.counts()), [6, 2, 2, 2, 2]);
+        let expected =
+            Counts { all: 7, multiplies: 2, vectors: 1, broadcasts: 2, spills: 2, others: 2 };
+        assert_eq!(inner.counts(), expected);
         let [before, after] = inner.counts_around();
-        assert_eq!(of(&before), [2, 0, 0, 1, 1]);
-        assert_eq!(of(&after), [2, 0, 0, 0, 2]);
-    }
-
-    #[test]
-    fn finds_sums_of_products_that_are_added_by_another_instruction() {
-        let assembly = "
-_RNvC4test5pairs:
-.LBB1_1:
-	vpmaddwd	(%rax), %ymm1, %ymm5
-	vpaddd	%ymm5, %ymm2, %ymm2
-	vpmaddwd	(%rax,%rbx), %ymm1, %ymm5
-	vpaddd	%ymm5, %ymm3, %ymm3
-	jne	.LBB1_1
-.Lfunc_end1:
-";
-        let functions = Function::all(assembly);
-        assert_eq!(functions[0].inner_loop(&["vpmaddwd"]).unwrap().n_sums(), 2);
+        assert_eq!(before, Counts { all: 2, spills: 1, others: 1, ..Counts::default() });
+        assert_eq!(after, Counts { all: 2, broadcasts: 1, others: 1, ..Counts::default() });
     }
 }
