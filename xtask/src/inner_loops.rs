@@ -24,38 +24,30 @@ pub(crate) struct Args {}
 /// A kernel set.
 struct Set {
     name: &'static str,
-    /// The type of the set in the name of a function.
-    type_name: &'static str,
+    /// The name of the function that runs kernels with the instructions of the set.
+    function: &'static str,
     /// CPUs with the instructions, as LLVM names them.
     cpus: &'static [&'static str],
 }
 
 const SETS: [Set; 5] = [
-    Set { name: "avx2", type_name: "Avx2<false>", cpus: &["haswell", "znver3"] },
-    Set { name: "avx2-vnni", type_name: "Avx2<true>", cpus: &["alderlake"] },
+    Set { name: "avx2", function: "Avx2", cpus: &["haswell", "znver3"] },
+    Set { name: "avx2-vnni", function: "Avx2Vnni", cpus: &["alderlake"] },
     Set {
         name: "avx512",
-        type_name: "Avx512<false, false>",
+        function: "Avx512",
         cpus: &["skylake-avx512", "sapphirerapids", "znver4"],
     },
-    Set {
-        name: "avx512-vnni",
-        type_name: "Avx512<true, false>",
-        cpus: &["sapphirerapids", "znver4"],
-    },
-    Set {
-        name: "avx512-bf16",
-        type_name: "Avx512<true, true>",
-        cpus: &["sapphirerapids", "znver4"],
-    },
+    Set { name: "avx512-vnni", function: "Avx512Vnni", cpus: &["sapphirerapids", "znver4"] },
+    Set { name: "avx512-bf16", function: "Avx512Bf16", cpus: &["sapphirerapids", "znver4"] },
 ];
 
 /// The matrix multiplication of a weight format.
 struct Format {
     weights: &'static str,
     activations: &'static str,
-    /// The type of the kernel in the name of a function.
-    type_name: &'static str,
+    /// The type of the kernel, a parameter of the function.
+    kernel: &'static str,
     /// The beginnings of the names of the instructions that multiply.
     multiplies: &'static [&'static str],
     /// Whether a loop over groups that share a scale is around the inner loop.
@@ -66,42 +58,42 @@ const FORMATS: [Format; 6] = [
     Format {
         weights: "f32",
         activations: "f32",
-        type_name: "F32Kernel",
+        kernel: "F32Kernel",
         multiplies: &["vfmadd"],
         has_groups: false,
     },
     Format {
         weights: "bf16",
         activations: "f32",
-        type_name: "WidenedKernel",
+        kernel: "WidenedKernel",
         multiplies: &["vfmadd"],
         has_groups: false,
     },
     Format {
         weights: "bf16",
         activations: "bf16",
-        type_name: "Bf16Kernel",
+        kernel: "Bf16Kernel",
         multiplies: &["vdpbf16ps"],
         has_groups: false,
     },
     Format {
         weights: "8 bits",
         activations: "16 bits",
-        type_name: "Int8Kernel",
-        multiplies: &["vpmaddwd", "vpdpwssd"],
+        kernel: "Int8Kernel",
+        multiplies: &["vpmaddwd", "vpdpwssd", "vpdpbusd"],
         has_groups: true,
     },
     Format {
         weights: "8 bits",
         activations: "8 bits",
-        type_name: "BytesKernel",
+        kernel: "BytesKernel",
         multiplies: &["vpdpbusd", "vpmaddubsw", "vpmaddwd"],
         has_groups: true,
     },
     Format {
         weights: "4 to 6 bits",
         activations: "8 bits",
-        type_name: "MultiplyBlocks",
+        kernel: "MultiplyBlocks",
         multiplies: &["vpdpbusd", "vpmaddubsw"],
         has_groups: true,
     },
@@ -187,12 +179,12 @@ fn row(
 ) -> Result<String> {
     let Format { weights, activations, .. } = format;
     let name = format!("{}, {weights} × {activations}", set.name);
+    let is_of_set = format!("::InstructionSet>::run::{}::<", set.function);
     let mut found = functions.iter().filter(|(function, _)| {
-        let is_multiplication =
-            ["gemm::MultiplyPanels<", "MultiplyBlocks>"].iter().any(|part| function.contains(part));
-        let has_types =
-            [set.type_name, format.type_name].iter().all(|part| function.contains(part));
-        function.contains("::with_features::<") && is_multiplication && has_types
+        let is_multiplication = ["::gemm::MultiplyPanels<", "::MultiplyBlocks>"]
+            .iter()
+            .any(|part| function.contains(part));
+        is_multiplication && function.contains(&is_of_set) && function.contains(format.kernel)
     });
     let (_, function) = found.next().with_context(|| format!("no function of {name} was found"))?;
     ensure!(found.next().is_none(), "several functions of {name} were found");

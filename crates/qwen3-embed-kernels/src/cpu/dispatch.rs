@@ -240,13 +240,14 @@ macro_rules! instruction_sets {
                     $(
                         #[cfg(target_arch = $arch)]
                         Self::$set => {
-                            // The name of the function in a disassembly has the types of the set and the operation.
+                            #[expect(non_snake_case, reason = "a disassembly shows the set")]
                             #[$feature]
-                            unsafe fn with_features<S: Simd, O: SimdOp>(s: S, op: O) -> O::Output {
-                                op.run(s)
+                            unsafe fn $set<O: SimdOp>(op: O) -> O::Output {
+                                // SAFETY: this function is only called where the CPU has the features.
+                                op.run::<$simd>(unsafe { $new })
                             }
                             // SAFETY: the caller's promise.
-                            unsafe { with_features::<$simd, O>($new, op) }
+                            unsafe { $set(op) }
                         }
                     )*
                 }
