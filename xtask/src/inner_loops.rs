@@ -132,7 +132,10 @@ fn compile(folder: &Path) -> Result<String> {
     let package = ["--package=qwen3-embed-kernels", "--lib", "--release"];
     let arguments = [&["rustc"], &package[..], &["--", &emit, symbols]].concat();
     workspace::run(&mut cargo_command(&arguments))?;
-    fs::read_to_string(&path).with_context(|| path.display().to_string())
+    // cargo does not compile again if only this file was deleted.
+    fs::read_to_string(&path).with_context(|| {
+        format!("{}: run `cargo clean --release --package qwen3-embed-kernels`", path.display())
+    })
 }
 
 /// The folder of LLVM's programs, of which [`PROGRAMS`] can be run.
@@ -191,7 +194,7 @@ fn row(
     let inner = function.inner_loop(format.multiplies);
     let inner = inner.with_context(|| format!("{name} has no loop"))?;
 
-    let path = folder.join(format!("{name}.s").replace([',', ' ', '×'], "-"));
+    let path = folder.join(format!("{}-{weights}-{activations}.s", set.name).replace(' ', ""));
     fs::write(&path, inner.text())?;
     let counts = inner.counts();
     ensure!(counts.multiplies > 0, "no loop of {name} multiplies");
