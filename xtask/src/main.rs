@@ -7,11 +7,13 @@ mod checkpoint_tensors;
 mod ci;
 mod cuda_toolkit;
 mod cycles;
+mod debian;
 mod e2e;
 mod executables;
 mod fixtures;
 mod gguf;
 mod gpu_check;
+mod inner_loops;
 mod invariants;
 mod kernel_sets;
 mod oracle_parity;
@@ -44,6 +46,7 @@ enum Task {
     GpuCheck(gpu_check::Args),
     E2e(e2e::Args),
     Postgres(postgres::Args),
+    InnerLoops(inner_loops::Args),
     /// Run the tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
     /// this CPU supports
     KernelSets,
@@ -67,6 +70,7 @@ fn main() -> anyhow::Result<()> {
         Task::GpuCheck(args) => gpu_check::run(&args),
         Task::E2e(args) => e2e::run(&args),
         Task::Postgres(args) => postgres::run(&args),
+        Task::InnerLoops(args) => inner_loops::run(&args),
         Task::KernelSets => kernel_sets::test(),
         Task::Invariants => invariants::check(),
         Task::Book => book::check(),

@@ -7,10 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::workspace;
+use crate::{debian, workspace};
+
+/// The packages that the server does not need: its compiler for queries (LLVM), its scripts (Perl), and others.
+const LEFT_OUT: &str =
+    "_all\\.deb$|^(perl|libperl|libllvm|libz3|postgresql-client|procps|passwd|openssl_)";
+
+/// The program that makes the folder of a server's data.
+const INITDB: &str = "usr/lib/postgresql/17/bin/initdb";
+
+/// The server.
+const POSTGRES: &str = "usr/lib/postgresql/17/bin/postgres";
 
 /// Run a command with a PostgreSQL server with pgvector
 ///
@@ -42,32 +52,26 @@ pub(crate) struct Server {
 impl Server {
     /// Assembles the server and waits until it accepts connections.
     pub(crate) fn start() -> Result<Self> {
-        ensure!(
-            cfg!(all(target_arch = "x86_64", target_os = "linux")),
-            "PostgreSQL can be assembled on Linux on x86-64 only"
-        );
         // The user that runs the server may be unable to enter the folder of the workspace.
         let folder = TempDir::with_prefix("qwen3-embed-postgres-")?;
         workspace::run(Command::new("chmod").arg("755").arg(folder.path()))?;
         let path = folder.path().join("postgres");
-        let mut assemble = Command::new("sh");
-        assemble.args(["-c", include_str!("../postgres/assemble.sh"), "assemble.sh"]).arg(&path);
-        workspace::run(&mut assemble).context("PostgreSQL could not be assembled")?;
+        debian::unpack(&path, "postgresql-17-pgvector", LEFT_OUT, &[INITDB, POSTGRES])?;
 
         let data = folder.path().join("data");
         fs::create_dir(&data)?;
-        let programs = path.join("root/usr/lib/postgresql/17/bin");
+        let programs = path.join("root");
         let is_root = Command::new("id").arg("-u").output()?.stdout.trim_ascii() == b"0";
         if is_root {
             workspace::run(Command::new("chown").arg("nobody").arg(&data))?;
         }
-        let mut initialize = program(&programs, "initdb", is_root);
+        let mut initialize = program(&programs, INITDB, is_root);
         initialize.args(["--no-locale", "--encoding=UTF8", "--auth=trust", "--username=postgres"]);
         initialize.arg("--no-sync").arg("--pgdata").arg(&data).stdout(Stdio::null());
         workspace::run(&mut initialize)?;
 
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut server = program(&programs, "postgres", is_root);
+        let mut server = program(&programs, POSTGRES, is_root);
         server.arg("-D").arg(&data).args(["-c", "listen_addresses=127.0.0.1"]);
         server.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "jit=off"]);
         server.args(["-c", &format!("port={port}")]).stderr(Stdio::piped());

@@ -1,3 +1,6 @@
+mod kernels;
+mod machine;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,8 +18,8 @@ use crate::model::{MODEL, ModelArgs};
 /// padded, so all counted tokens are tokens of texts.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    #[arg(long, value_name = "PATH or ID", help = MODEL)]
-    model: String,
+    #[arg(long, value_name = "PATH or ID", required_unless_present = "kernels", help = MODEL)]
+    model: Option<String>,
     #[command(flatten)]
     settings: ModelArgs,
     /// Workload of N texts with T tokens each, such as 8x128. Separate several workloads with commas: 8x128,4x512
@@ -37,6 +40,14 @@ pub(crate) struct Args {
     /// Compute every token of every text in every layer, even if texts have a prefix in common
     #[arg(long)]
     no_sharing: bool,
+    /// Measure each kernel instead of a whole model, on one thread: matrix multiplications in every weight format,
+    /// attention, quantization and norms. The shapes are those of --model, or of Qwen3-Embedding-0.6B. The model is
+    /// not loaded. The environment variable QWEN3_EMBED_KERNELS chooses the kernel set
+    #[arg(
+        long,
+        conflicts_with_all = ["shape", "prefix", "lengths", "queries", "runs", "no_sharing", "ModelArgs"],
+    )]
+    kernels: bool,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
@@ -119,13 +130,16 @@ struct Measurement {
 
 /// Runs `qwen3-embed bench`.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.kernels {
+        return kernels::run(args.model.as_deref(), args.json);
+    }
+    let model = args.model.as_deref().context("`--model` is missing")?;
     ensure!(args.runs > 0, "`--runs` is 0, expected at least 1");
     let threads = match args.settings.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
-    let mut builder =
-        args.settings.embedder(&args.model).overflow(Overflow::Error).threads(threads);
+    let mut builder = args.settings.embedder(model).overflow(Overflow::Error).threads(threads);
     if args.no_sharing {
         builder = builder.sharing(Sharing::Off);
     }
@@ -138,7 +152,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let is_cpu = args.settings.device == Device::Cpu;
     let core_peak = is_cpu.then(|| Kernels::current().measured_peak(embedder.arithmetic()));
     let peak = core_peak.map(|peak| peak * threads as f64);
-    let machine = core_peak.map_or_else(|| args.settings.device.to_string(), machine);
+    let machine = core_peak.map_or_else(|| args.settings.device.to_string(), machine::summary);
     let mut report = Report { machine, results: Vec::new() };
     let mut output = io::stdout().lock();
     if !args.json {
@@ -230,7 +244,7 @@ impl Args {
             peak_share: peak.map(|peak| operations_per_s / peak),
             operations_per_s,
             computed_share,
-            peak_rss_bytes: peak_rss_bytes(),
+            peak_rss_bytes: machine::peak_rss_bytes(),
         })
     }
 }
@@ -248,21 +262,6 @@ impl Measurement {
             100.0 * self.computed_share,
         )
     }
-}
-
-/// The name of the CPU, the kernel set, and the measured peak of the kernel set on one core.
-fn machine(core_peak: f64) -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let name = name.map_or(std::env::consts::ARCH, |(_, name)| name);
-    format!("{name}, {} kernels, {:.0} GFLOP/s a core", Kernels::current().name, core_peak / 1e9)
-}
-
-/// The peak resident memory of this process. `None` if the operating system does not report this number.
-fn peak_rss_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 /// Pseudo-random numbers from the upper bits of a linear congruential generator. Each start of the program produces the

@@ -149,7 +149,7 @@ pub use qwen3_embed_hub::Transport;
 pub use qwen3_embed_hub::{Hub, HubError, HubProblem, Progress};
 pub use qwen3_embed_model::{
     Arithmetic, Config, Device, Error as ModelError, Head, Kernels, Memory, Pooling, Precision,
-    Sharing, SharingCounts, Summary,
+    Sharing, SharingCounts, Summary, measure,
 };
 pub use qwen3_embed_text::{
     Chunk, ChunkOptions, DEFAULT_INSTRUCTION, Error as TextError, Piece, QueryFrame,

@@ -313,8 +313,9 @@ macro_rules! instruction_sets {
                     $(
                         #[cfg(target_arch = $arch)]
                         Self::$set => {
+                            #[expect(non_snake_case, reason = "a disassembly shows the set")]
                             #[$feature]
-                            unsafe fn with_features<O: SimdOp>(op: O) -> O::Output {
+                            unsafe fn $set<O: SimdOp>(op: O) -> O::Output {
                                 // SAFETY: this function is only called where the CPU has the features.
                                 op.run::<$simd>(unsafe { $new })
                             }
@@ -325,7 +326,7 @@ macro_rules! instruction_sets {
                                 }
                             )?
                             // SAFETY: the caller's promise.
-                            unsafe { with_features(op) }
+                            unsafe { $set(op) }
                         }
                     )*
                 }

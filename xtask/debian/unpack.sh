@@ -1,8 +1,14 @@
 #!/bin/sh
-# Unpacks PostgreSQL 17 with pgvector from Debian's packages into the folder $1/root, without installing anything.
-# The packages are those of Debian 13, from the mirror that apt on this machine uses.
+# unpack.sh FOLDER PACKAGE LEFT_OUT PROGRAM...
+#
+# Unpacks a package of Debian 13 and the packages that it needs into FOLDER/root, without installing anything. Packages
+# whose file names match the regular expression LEFT_OUT are left out. The packages are from the mirror that apt on this
+# machine uses. Each PROGRAM is a path in FOLDER/root.
 set -eu
 folder=$1
+package=$2
+left_out=$3
+shift 3
 apt=$folder/apt
 rm -rf "$folder"
 mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$folder/root"
@@ -23,26 +29,23 @@ APT::Architecture "amd64"; APT::Architectures { "amd64"; }; APT::Sandbox::User "
 END
 export APT_CONFIG="$apt/apt.conf"
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends --download-only postgresql-17-pgvector > "$apt/log"
+apt-get install -y -qq --no-install-recommends --download-only "$package" > "$apt/log"
 
-# The server with its libraries. Its compiler for queries (LLVM) and its scripts (Perl) are not needed.
-for package in "$apt"/archives/*.deb; do
-    case ${package##*/} in
-        *_all.deb | perl* | libperl* | libllvm* | libz3* | postgresql-client* | procps* | passwd* | openssl_*) ;;
-        *) dpkg-deb --fsys-tarfile "$package" | tar -x -C "$folder/root" --exclude='./usr/share/doc' \
-            --exclude='./usr/share/locale' --exclude='./usr/share/man' ;;
-    esac
+for file in "$apt"/archives/*.deb; do
+    if echo "${file##*/}" | grep -Eq "$left_out"; then continue; fi
+    dpkg-deb --fsys-tarfile "$file" | tar -x -C "$folder/root" --exclude='./usr/share/doc' \
+        --exclude='./usr/share/locale' --exclude='./usr/share/man'
 done
 rm -rf "$apt"
 
 # The programs need a newer C library than the machine may have, so they are started by their own dynamic linker.
 libraries=$folder/root/usr/lib/x86_64-linux-gnu
-programs=$folder/root/usr/lib/postgresql/17/bin
-for program in initdb postgres; do
-    mv "$programs/$program" "$programs/$program.real"
-    cat > "$programs/$program" <<END
+for program in "$@"; do
+    path=$folder/root/$program
+    mv "$path" "$path.real"
+    cat > "$path" <<END
 #!/bin/sh
 exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" --argv0 "\$0" "\$0.real" "\$@"
 END
-    chmod +x "$programs/$program"
+    chmod +x "$path"
 done
