@@ -29,14 +29,14 @@ impl Kind {
 
     /// The number of weights that share a scale.
     fn group(self) -> usize {
-        if self == Self::Int8 { 32 } else { BYTE_GROUP }
+        if self == Self::Bytes { BYTE_GROUP } else { 32 }
     }
 
     /// The number of activations of a row of `n_in` that share a scale, and the largest integer.
     fn activations(self, n_in: usize) -> (usize, i32) {
         match self {
             Self::Int8 => (n_in, 32_767),
-            Self::TwoBytes => (BYTE_GROUP, 32_639),
+            Self::TwoBytes => (32, 32_639),
             Self::Bytes => (BYTE_GROUP, 127),
         }
     }
@@ -61,6 +61,24 @@ impl Kind {
                 PackedWeight::pack_int8_in_bytes(n_out, n_in, layout, precise, read_row)
             }
             Self::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row),
+        }
+    }
+
+    /// Packs a weight for activations in 16 bits from its integers and scales. The scales are powers of two.
+    fn from_q8(self, weight: &[f32], n_in: usize) -> PackedWeight {
+        let n_out = weight.len() / n_in;
+        let read_row = |o: usize, values: &mut [i8], scales: &mut [f32]| {
+            let row = &weight[o * n_in..][..n_in];
+            let groups = row.chunks(self.group()).zip(values.chunks_mut(self.group()));
+            for ((row, values), scale) in groups.zip(scales.iter_mut()) {
+                *scale = (largest(row) / 127.0) as f32;
+                values.iter_mut().zip(row).for_each(|(value, w)| *value = (w / *scale) as i8);
+            }
+        };
+        if self == Self::Int8 {
+            PackedWeight::pack_q8_in_pairs(n_out, n_in, Layout::Plain, read_row)
+        } else {
+            PackedWeight::pack_q8_in_bytes(n_out, n_in, Layout::Plain, read_row)
         }
     }
 
@@ -170,27 +188,13 @@ fn operands_that_quantization_represents_exactly_are_multiplied_exactly() {
             let got = multiply(&packed, &x, Some(&bias));
             let what = format!("{}, {kind:?}, {rows} × {n_in} × {n_out}", kernels.name);
             assert_close(&got, &expected, |i| roundings * sums[i], &what);
-            if kind == Kind::Int8 {
+            if kind != Kind::Bytes {
                 // The same weight, given as integers and scales.
-                let packed = from_q8(&weight, n_in).repacked(kernels);
+                let packed = kind.from_q8(&weight, n_in).repacked(kernels);
                 assert_eq!(multiply(&packed, &x, Some(&bias)), got, "{what}");
             }
         }
     }
-}
-
-/// Packs a weight from its integers and scales. The scales are powers of two.
-fn from_q8(weight: &[f32], n_in: usize) -> PackedWeight {
-    let group = Kind::Int8.group();
-    PackedWeight::pack_q8(weight.len() / n_in, n_in, Layout::Plain, |o, values, scales| {
-        let row = &weight[o * n_in..][..n_in];
-        for ((row, values), scale) in
-            row.chunks(group).zip(values.chunks_mut(group)).zip(scales.iter_mut())
-        {
-            *scale = (largest(row) / 127.0) as f32;
-            values.iter_mut().zip(row).for_each(|(value, w)| *value = (w / *scale) as i8);
-        }
-    })
 }
 
 /// The bound of the error of each element: rounded operands, and the roundings of the sums.

@@ -16,9 +16,8 @@ pub enum Arithmetic {
     F32,
     /// bf16 activations times bf16 weights.
     Bf16,
-    /// 16-bit integer activations times 8-bit integer weights. On CPUs that multiply bytes, both have one scale for each
-    /// group of [`BYTE_GROUP`](super::BYTE_GROUP) input features. On other CPUs, activations have one scale for each row,
-    /// and weights one for each group of 32 input features of an output.
+    /// 16-bit integer activations times 8-bit integer weights with one scale for each group of 32 input features of an
+    /// output. Activations have one scale for each row, or for each such group on CPUs that multiply bytes.
     Int8,
     /// 8-bit integer activations times 8-bit integer weights, both with one scale for each group of
     /// [`BYTE_GROUP`](super::BYTE_GROUP) input features. On CPUs without an instruction that multiplies bytes, this

@@ -1,6 +1,7 @@
 //! Weights in 8 bits and activations in 8 or 16 bits, for CPUs that multiply four pairs of bytes with one instruction.
 //!
-//! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`. The instruction multiplies
+//! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`, or of 32 values if activations have
+//! 16 bits. The instruction multiplies
 //! unsigned bytes with signed bytes, so a weight `w` from −127 to 127 is stored as `w + 128`. After each group of
 //! activations `a`, the correction for this offset is stored: `-128 · Σ a`. The sum of the group begins with it:
 //!
@@ -17,15 +18,18 @@
 //! added.
 //!
 //! Intermediate sums are at most 64 · 127 · (128 + 255) < 2^22 in magnitude, and the sum of a group is at most
-//! 64 · 127² < 2^20, an integer that f32 represents exactly. With activations in 16 bits, both are 257 times as large, so
-//! they are below 2^31, and a sum is rounded when it is converted to f32.
+//! 64 · 127² < 2^20, an integer that f32 represents exactly. With activations in 16 bits, in groups of 32, both are 129
+//! times as large, so they are below 2^29, and a sum is rounded when it is converted to f32.
 //!
 //! As in the format `int8`, the weights of some input features can have twice as many bits.
 
 use rayon::prelude::*;
 
 use super::WeightFormat;
-use super::groups::{WeightByte, group_size, pack_quantized, padded, panel_size, repack};
+use super::groups::{
+    GroupedRow, WeightByte, group_size, pack_groups, pack_quantized, padded, panel_size, repack,
+};
+use super::int8;
 use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
 use crate::cpu::aligned::Aligned;
 use crate::cpu::arithmetic::Arithmetic;
@@ -40,7 +44,7 @@ use crate::cpu::simd::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, Simd, SimdOp, TileSum
 use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
 use crate::cpu::vector::{load_part, store_int_part};
 
-/// Input features that share a scale in [`Arithmetic::Bytes`], and in [`Arithmetic::Int8`] on CPUs that multiply bytes.
+/// Input features that share a scale in [`Arithmetic::Bytes`].
 pub const BYTE_GROUP: usize = 64;
 
 impl PackedWeight {
@@ -70,7 +74,7 @@ impl PackedWeight {
             }
         };
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let panels = pack_quantized(grid, &[], read);
+        let panels = pack_quantized(BYTE_GROUP, grid, &[], read);
         Self::new(grid, BytesWeight { panels, n_bytes: 1, is_rotated, precise: Vec::new() })
     }
 
@@ -84,7 +88,24 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let (panels, precise) = (pack_quantized(grid, precise, read_row), precise.to_vec());
+        let (panels, precise) =
+            (pack_quantized(int8::GROUP, grid, precise, read_row), precise.to_vec());
+        Self::new(grid, BytesWeight { panels, n_bytes: 2, is_rotated: false, precise })
+    }
+
+    /// As [`pack_q8`](Self::pack_q8) for CPUs that multiply bytes.
+    #[doc(hidden)]
+    pub fn pack_q8_in_bytes(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
+    ) -> Self {
+        let read = |(): &mut (), o: usize, row: &mut GroupedRow<'_>| {
+            read_row(o, &mut row.values[..n_in], row.scales);
+        };
+        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
+        let (panels, precise) = (pack_groups(int8::GROUP, grid, 0, || (), read), Vec::new());
         Self::new(grid, BytesWeight { panels, n_bytes: 2, is_rotated: false, precise })
     }
 }
@@ -102,8 +123,6 @@ struct BytesWeight {
 }
 
 impl WeightByte for u8 {
-    const GROUP: usize = BYTE_GROUP;
-
     fn from_weight(weight: i8) -> Self {
         weight.cast_unsigned() ^ 128
     }
@@ -126,6 +145,11 @@ impl BytesWeight {
     fn arithmetic(&self) -> Arithmetic {
         if self.n_bytes == 1 { Arithmetic::Bytes } else { Arithmetic::Int8 }
     }
+
+    /// The number of values of `k` that share a scale.
+    fn group(&self) -> usize {
+        if self.n_bytes == 1 { BYTE_GROUP } else { int8::GROUP }
+    }
 }
 
 impl WeightFormat for BytesWeight {
@@ -134,7 +158,7 @@ impl WeightFormat for BytesWeight {
     }
 
     fn n_k(&self, n_in: usize) -> usize {
-        padded::<u8>(n_in, self.precise.len())
+        padded(self.group(), n_in, self.precise.len())
     }
 
     fn quantize<'a>(
@@ -145,12 +169,12 @@ impl WeightFormat for BytesWeight {
     ) -> Rows<'a> {
         let Self { n_bytes, is_rotated, ref precise, .. } = *self;
         let n_k = self.n_k(x.n_columns);
-        let row_size = n_k / BYTE_GROUP * row_group(n_bytes);
+        let row_size = n_k / self.group() * row_group(n_bytes, self.group());
         rows_of(&mut buffer.i8, x.n_rows, row_size).enumerate().for_each(|(i, out)| {
             let x = x.row(i);
             match n_bytes {
-                1 => kernels.run(QuantizeRow::<1> { x, is_rotated, precise, out }),
-                _ => kernels.run(QuantizeRow::<2> { x, is_rotated, precise, out }),
+                1 => kernels.run(QuantizeRow::<1, BYTE_GROUP> { x, is_rotated, precise, out }),
+                _ => kernels.run(QuantizeRow::<2, { int8::GROUP }> { x, is_rotated, precise, out }),
             }
         });
         let values = Values::Quantized(Quantized { arithmetic: self.arithmetic(), buffer });
@@ -159,22 +183,22 @@ impl WeightFormat for BytesWeight {
 
     fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
         match self.n_bytes {
-            1 => self.multiply_with(BytesKernel::<1>, kernels, task),
-            _ => self.multiply_with(BytesKernel::<2>, kernels, task),
+            1 => self.multiply_with(BytesKernel::<1, BYTE_GROUP>, kernels, task),
+            _ => self.multiply_with(BytesKernel::<2, { int8::GROUP }>, kernels, task),
         }
     }
 
     fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
         let Self { n_bytes, is_rotated, ref precise, .. } = *self;
-        let panels = repack(&self.panels, from, to, precise.len());
+        let panels = repack(&self.panels, self.group(), from, to, precise.len());
         Box::new(Self { panels, n_bytes, is_rotated, precise: precise.clone() })
     }
 }
 
 impl BytesWeight {
-    fn multiply_with<const N_BYTES: usize>(
+    fn multiply_with<const N_BYTES: usize, const GROUP: usize>(
         &self,
-        kernel: BytesKernel<N_BYTES>,
+        kernel: BytesKernel<N_BYTES, GROUP>,
         kernels: &Kernels,
         task: &GemmTask<'_>,
     ) {
@@ -182,7 +206,7 @@ impl BytesWeight {
             kernel,
             x: &task.x.quantized_for(self.arithmetic()).i8,
             panels: &self.panels,
-            panel_size: panel_size::<u8>(task.grid, task.x.n_columns),
+            panel_size: panel_size(GROUP, task.grid, task.x.n_columns),
             row_scales: None,
             task,
         });
@@ -191,18 +215,18 @@ impl BytesWeight {
 
 /// The offset of the scale, an f32, in a group of a row of activations. Before it are the bytes of the activations, the
 /// high bytes of all activations first.
-const fn scale_at(n_bytes: usize) -> usize {
-    n_bytes * BYTE_GROUP
+const fn scale_at(n_bytes: usize, group: usize) -> usize {
+    n_bytes * group
 }
 
 /// The offset of the correction, an i32.
-const fn correction_at(n_bytes: usize) -> usize {
-    scale_at(n_bytes) + size_of::<f32>()
+const fn correction_at(n_bytes: usize, group: usize) -> usize {
+    scale_at(n_bytes, group) + size_of::<f32>()
 }
 
 /// Bytes of a group of a row of activations.
-const fn row_group(n_bytes: usize) -> usize {
-    correction_at(n_bytes) + size_of::<i32>()
+const fn row_group(n_bytes: usize, group: usize) -> usize {
+    correction_at(n_bytes, group) + size_of::<i32>()
 }
 
 /// The largest magnitude of an activation. With two bytes, it is the largest for which the high byte is at most 127.
@@ -212,14 +236,14 @@ const fn largest_activation(n_bytes: usize) -> f32 {
 
 /// Quantizes a row in groups: the values of a group become multiples of its scale. The row is rotated first if
 /// `is_rotated`. The values of the features `precise` are repeated from the next whole group on.
-struct QuantizeRow<'a, const N_BYTES: usize> {
+struct QuantizeRow<'a, const N_BYTES: usize, const GROUP: usize> {
     x: Values<'a>,
     is_rotated: bool,
     precise: &'a [usize],
     out: &'a mut [i8],
 }
 
-impl<const N_BYTES: usize> SimdOp for QuantizeRow<'_, N_BYTES> {
+impl<const N_BYTES: usize, const GROUP: usize> SimdOp for QuantizeRow<'_, N_BYTES, GROUP> {
     type Output = ();
 
     #[inline(always)]
@@ -232,36 +256,39 @@ impl<const N_BYTES: usize> SimdOp for QuantizeRow<'_, N_BYTES> {
     }
 }
 
-/// Groups that are quantized together, and their values.
+/// Groups that are quantized together.
 const BATCH: usize = 16;
-const BATCH_VALUES: usize = BATCH * BYTE_GROUP;
 
-impl<const N_BYTES: usize> QuantizeRow<'_, N_BYTES> {
+/// The largest number of values that are quantized together.
+const MOST_VALUES: usize = BATCH * BYTE_GROUP;
+
+impl<const N_BYTES: usize, const GROUP: usize> QuantizeRow<'_, N_BYTES, GROUP> {
     #[inline(always)]
     fn quantize<S: Simd, T: FloatScalar>(self, s: S, x: &[T]) {
-        const { assert!(BATCH_VALUES.is_multiple_of(ROTATION)) };
-        let batch_size = BATCH * row_group(N_BYTES);
-        let (row, repeated) =
-            self.out.split_at_mut(x.len().div_ceil(BYTE_GROUP) * row_group(N_BYTES));
-        for (x, out) in x.chunks(BATCH_VALUES).zip(row.chunks_mut(batch_size)) {
+        const { assert!((BATCH * GROUP).is_multiple_of(ROTATION) && GROUP <= BYTE_GROUP) };
+        let n_values = BATCH * GROUP;
+        let batch_size = BATCH * row_group(N_BYTES, GROUP);
+        let row_size = x.len().div_ceil(GROUP) * row_group(N_BYTES, GROUP);
+        let (row, repeated) = self.out.split_at_mut(row_size);
+        for (x, out) in x.chunks(n_values).zip(row.chunks_mut(batch_size)) {
             if self.is_rotated {
-                let mut rotated = [0f32; BATCH_VALUES];
+                let mut rotated = [0f32; MOST_VALUES];
                 let blocks = rotated.as_chunks_mut::<ROTATION>().0;
                 for (x, block) in x.chunks_exact(ROTATION).zip(blocks) {
                     *block = rotation::rotated(s, x);
                 }
-                quantize_batch::<S, f32, N_BYTES>(s, &rotated[..x.len()], out);
+                quantize_batch::<S, f32, N_BYTES, GROUP>(s, &rotated[..x.len()], out);
             } else {
-                quantize_batch::<S, T, N_BYTES>(s, x, out);
+                quantize_batch::<S, T, N_BYTES, GROUP>(s, x, out);
             }
         }
-        let mut values = [T::default(); BATCH_VALUES];
-        let batches = self.precise.chunks(BATCH_VALUES).zip(repeated.chunks_mut(batch_size));
+        let mut values = [T::default(); MOST_VALUES];
+        let batches = self.precise.chunks(n_values).zip(repeated.chunks_mut(batch_size));
         for (precise, out) in batches {
             for (value, &k) in values.iter_mut().zip(precise) {
                 *value = x[k];
             }
-            quantize_batch::<S, T, N_BYTES>(s, &values[..precise.len()], out);
+            quantize_batch::<S, T, N_BYTES, GROUP>(s, &values[..precise.len()], out);
         }
     }
 }
@@ -270,11 +297,15 @@ impl<const N_BYTES: usize> QuantizeRow<'_, N_BYTES> {
 /// is one long chain of a maximum over its values, two divisions, and the rounding of its values. The scales are NaN if
 /// a value is not finite.
 #[inline(always)]
-fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize>(s: S, x: &[T], out: &mut [i8]) {
-    let (whole, rest) = x.as_chunks::<BYTE_GROUP>();
-    let mut padded = [T::default(); BYTE_GROUP];
+fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize, const GROUP: usize>(
+    s: S,
+    x: &[T],
+    out: &mut [i8],
+) {
+    let (whole, rest) = x.as_chunks::<GROUP>();
+    let mut padded = [T::default(); GROUP];
     padded[..rest.len()].copy_from_slice(rest);
-    let n_groups = x.len().div_ceil(BYTE_GROUP);
+    let n_groups = x.len().div_ceil(GROUP);
     let mut largest = [0f32; BATCH];
     let mut nan = s.splat(0.0);
     for (i, largest) in largest[..n_groups].iter_mut().enumerate() {
@@ -284,12 +315,12 @@ fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize>(s: S, x: &[T], 
     let most = const { largest_activation(N_BYTES) };
     let scales = largest.map(|largest| largest / most);
     let inverses = largest.map(|largest| most / largest);
-    for (i, group) in out.chunks_exact_mut(row_group(N_BYTES)).enumerate() {
+    for (i, group) in out.chunks_exact_mut(row_group(N_BYTES, GROUP)).enumerate() {
         let (x, scale) = (whole.get(i).unwrap_or(&padded), scales[i]);
         let inverse = s.splat(if scale < f32::MIN_POSITIVE { 0.0 } else { inverses[i] });
         let mut sums = s.splat(0.0);
-        let (values, after) = group.split_at_mut(scale_at(N_BYTES));
-        for at in (0..BYTE_GROUP).step_by(S::LANES) {
+        let (values, after) = group.split_at_mut(scale_at(N_BYTES, GROUP));
+        for at in (0..GROUP).step_by(S::LANES) {
             let rounded = s.round(s.mul(load_part(s, &x[at..]), inverse));
             sums = s.add(sums, rounded);
             if N_BYTES == 1 {
@@ -301,9 +332,9 @@ fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize>(s: S, x: &[T], 
             let high = s.round(high);
             store_int_part(s, &mut values[at..], high);
             let low = s.mul_add(high, s.splat(-256.0), rounded);
-            store_int_part(s, &mut values[BYTE_GROUP + at..], low);
+            store_int_part(s, &mut values[GROUP + at..], low);
         }
-        // The sum of 64 integers below 2^15 is exact.
+        // The sum of at most 64 integers below 2^15 is exact.
         let correction = (-128.0 * s.sum(sums)) as i32;
         let [scale, correction] = [(scale + nan).to_bits(), correction.cast_unsigned()];
         let (scale_bytes, correction_bytes) = after.split_at_mut(size_of::<f32>());
@@ -314,69 +345,60 @@ fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize>(s: S, x: &[T], 
 
 /// Activations of `N_BYTES` signed bytes times u8 weights.
 #[derive(Clone, Copy)]
-struct BytesKernel<const N_BYTES: usize>;
+struct BytesKernel<const N_BYTES: usize, const GROUP: usize>;
 
-impl<const N_BYTES: usize> TileKernel for BytesKernel<N_BYTES> {
+impl<const N_BYTES: usize, const GROUP: usize> TileKernel for BytesKernel<N_BYTES, GROUP> {
     type Left = i8;
     type Right = u8;
     type Sums<S: Simd> = S::BytesTile;
     const STEP: usize = 4;
-    const USES_MATRICES: bool = true;
+    const USES_MATRICES: bool = N_BYTES == 1;
 
     #[inline(always)]
     unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]) {
         // SAFETY: the caller's promise.
         unsafe {
             if S::HAS_MATRICES {
-                return matrix_sums::<S, N_BYTES>(s, tile, sums);
+                return matrix_sums(s, tile, sums);
             }
             with_rows!(<S::IntTile as TileSums<S::V>>::ROWS, sums, R => {
-                bytes_sums::<S, R, N_BYTES>(s, tile)
+                bytes_sums::<S, R, N_BYTES, GROUP>(s, tile)
             });
         }
     }
 }
 
-/// The sums of a tile, where matrix registers sum the products of each group. They are equal to [`bytes_sums`], bit for
-/// bit.
+/// The sums of a tile of activations in 8 bits, where matrix registers sum the products of each group. They are equal to
+/// [`bytes_sums`], bit for bit.
 ///
 /// # Safety
 ///
 /// As of [`TileKernel::fill`].
 #[inline(always)]
-unsafe fn matrix_sums<S: Simd, const N_BYTES: usize>(
-    s: S,
-    tile: &Tile<i8, u8>,
-    sums: &mut [[S::V; 2]],
-) {
-    const { assert!(BYTE_GROUP == MATRIX_ROW_BYTES) };
+unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]) {
+    const GROUP: usize = BYTE_GROUP;
+    const { assert!(GROUP == MATRIX_ROW_BYTES) };
     let columns = panel_columns::<S>();
     sums.fill([s.splat(0.0); 2]);
-    // The products with each byte of the activations.
-    let mut products = [[[s.zeros(); 2]; MOST_MATRIX_ROWS]; N_BYTES];
-    for group in 0..tile.n_k / BYTE_GROUP {
+    let mut products = [[s.zeros(); 2]; MOST_MATRIX_ROWS];
+    let products = &mut products[..sums.len()];
+    for group in 0..tile.n_k / GROUP {
         // SAFETY: as in `bytes_sums`.
         unsafe {
-            let at = group * row_group(N_BYTES);
-            let panel = tile.panel.add(group * group_size::<u8>(columns));
-            for (i, products) in products.iter_mut().enumerate() {
-                let block = tile.matrix_block(at + i * BYTE_GROUP, panel, group, 1);
-                s.multiply_quads(&block, &mut products[..sums.len()]);
-            }
-            let scales = panel.add(BYTE_GROUP * columns).cast::<f32>();
+            let at = group * row_group(1, GROUP);
+            let panel = tile.panel.add(group * group_size(GROUP, columns));
+            s.multiply_quads(&tile.matrix_block(at, panel, group, 1), products);
+            let scales = panel.add(GROUP * columns).cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
-            for (row, sums) in sums.iter_mut().enumerate() {
+            for (row, (sums, products)) in sums.iter_mut().zip(&*products).enumerate() {
                 let rows = tile.row(row).rows();
-                let correction = rows.at(0, at + correction_at(N_BYTES)).cast::<i32>();
+                let correction = rows.at(0, at + correction_at(1, GROUP)).cast::<i32>();
                 let correction = s.splat_i32(correction.read_unaligned());
-                let scale = rows.at(0, at + scale_at(N_BYTES)).cast::<f32>();
+                let scale = rows.at(0, at + scale_at(1, GROUP)).cast::<f32>();
                 let scale = s.splat(scale.read_unaligned());
                 for i in 0..2 {
-                    let mut product = s.add_i32(products[N_BYTES - 1][row][i], correction);
-                    if N_BYTES == 2 {
-                        product = s.add_i32(product, s.times_256(products[0][row][i]));
-                    }
-                    sums[i] = s.mul_add(s.to_f32(product), s.mul(scales[i], scale), sums[i]);
+                    let product = s.to_f32(s.add_i32(products[i], correction));
+                    sums[i] = s.mul_add(product, s.mul(scales[i], scale), sums[i]);
                 }
             }
         }
@@ -389,37 +411,37 @@ unsafe fn matrix_sums<S: Simd, const N_BYTES: usize>(
 ///
 /// As of [`TileKernel::fill`].
 #[inline(always)]
-unsafe fn bytes_sums<S: Simd, const R: usize, const N_BYTES: usize>(
+unsafe fn bytes_sums<S: Simd, const R: usize, const N_BYTES: usize, const GROUP: usize>(
     s: S,
     tile: &Tile<i8, u8>,
 ) -> [[S::V; 2]; R] {
     let columns = panel_columns::<S>();
     let mut sums = [[s.splat(0.0); 2]; R];
-    for group in 0..tile.n_k / BYTE_GROUP {
+    for group in 0..tile.n_k / GROUP {
         let mut products = [[s.zeros(); 2]; R];
         // SAFETY: the caller's promise, for the quads of the group in every row and in the panel, and for the scales
         // and corrections after them.
         unsafe {
             let rows = tile.rows();
-            let at = group * row_group(N_BYTES);
-            let panel = tile.panel.add(group * group_size::<u8>(columns));
+            let at = group * row_group(N_BYTES, GROUP);
+            let panel = tile.panel.add(group * group_size(GROUP, columns));
             if N_BYTES == 2 {
-                add_quads::<S, R>(s, &rows, at, panel, None, &mut products);
+                add_quads::<S, R, GROUP>(s, &rows, at, panel, None, &mut products);
             }
             for (row, products) in products.iter_mut().enumerate() {
-                let correction = rows.at(row, at + correction_at(N_BYTES)).cast::<i32>();
+                let correction = rows.at(row, at + correction_at(N_BYTES, GROUP)).cast::<i32>();
                 let correction = s.splat_i32(correction.read_unaligned());
                 *products = match N_BYTES {
                     1 => [correction; 2],
                     _ => products.map(|high| s.add_i32(s.times_256(high), correction)),
                 };
             }
-            let low = at + (N_BYTES - 1) * BYTE_GROUP;
-            add_quads::<S, R>(s, &rows, low, panel, Some((tile, group)), &mut products);
-            let scales = panel.add(BYTE_GROUP * columns).cast::<f32>();
+            let low = at + (N_BYTES - 1) * GROUP;
+            add_quads::<S, R, GROUP>(s, &rows, low, panel, Some((tile, group)), &mut products);
+            let scales = panel.add(GROUP * columns).cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
             for (row, (sums, products)) in sums.iter_mut().zip(products).enumerate() {
-                let scale = rows.at(row, at + scale_at(N_BYTES)).cast::<f32>();
+                let scale = rows.at(row, at + scale_at(N_BYTES, GROUP)).cast::<f32>();
                 let scale = s.splat(scale.read_unaligned());
                 let scales = [s.mul(scales[0], scale), s.mul(scales[1], scale)];
                 sums[0] = s.mul_add(s.to_f32(products[0]), scales[0], sums[0]);
@@ -436,7 +458,7 @@ unsafe fn bytes_sums<S: Simd, const R: usize, const N_BYTES: usize>(
 ///
 /// The rows are valid for the bytes, and `panel` for the quads of a group.
 #[inline(always)]
-unsafe fn add_quads<S: Simd, const R: usize>(
+unsafe fn add_quads<S: Simd, const R: usize, const GROUP: usize>(
     s: S,
     rows: &TileRows<i8>,
     at: usize,
@@ -445,9 +467,9 @@ unsafe fn add_quads<S: Simd, const R: usize>(
     products: &mut [[S::I; 2]; R],
 ) {
     let columns = panel_columns::<S>();
-    for k in (0..BYTE_GROUP).step_by(4) {
+    for k in (0..GROUP).step_by(4) {
         if let Some((tile, group)) = prefetch {
-            tile.prefetch(s, (group * BYTE_GROUP + k) / 4);
+            tile.prefetch(s, (group * GROUP + k) / 4);
         }
         // SAFETY: the caller's promise.
         unsafe {

@@ -9,8 +9,6 @@ use crate::cpu::scalar::Scalar;
 
 /// A byte that represents an 8-bit weight.
 pub(super) trait WeightByte: Scalar {
-    /// Values of `k` that share a scale.
-    const GROUP: usize;
     /// The byte of a weight from −127 to 127.
     fn from_weight(weight: i8) -> Self;
     /// The weight that a byte represents.
@@ -24,20 +22,20 @@ pub(super) trait WeightByte: Scalar {
 /// The largest group of any format.
 const MAX_GROUP: usize = 64;
 
-/// Bytes of a group in a panel.
-pub(super) const fn group_size<T: WeightByte>(columns: usize) -> usize {
-    (T::GROUP + size_of::<f32>()) * columns
+/// Bytes in a panel of a group of `group` values of `k`.
+pub(super) const fn group_size(group: usize, columns: usize) -> usize {
+    (group + size_of::<f32>()) * columns
 }
 
 /// Values of `k` in a panel: the values of `n_in` features, and the second values of `n_precise` features (see
 /// [`GroupedRow::quantize`]). Each number is rounded up to whole groups.
-pub(super) fn padded<T: WeightByte>(n_in: usize, n_precise: usize) -> usize {
-    n_in.next_multiple_of(T::GROUP) + n_precise.next_multiple_of(T::GROUP)
+pub(super) fn padded(group: usize, n_in: usize, n_precise: usize) -> usize {
+    n_in.next_multiple_of(group) + n_precise.next_multiple_of(group)
 }
 
 /// Bytes in a panel that has `n_k` values of `k`.
-pub(super) fn panel_size<T: WeightByte>(grid: PanelGrid, n_k: usize) -> usize {
-    n_k / T::GROUP * group_size::<T>(grid.panel_columns())
+pub(super) fn panel_size(group: usize, grid: PanelGrid, n_k: usize) -> usize {
+    n_k / group * group_size(group, grid.panel_columns())
 }
 
 /// A row of a weight: 8-bit values, padded with zeros to whole groups, and a scale for each group.
@@ -93,33 +91,36 @@ fn quantize_group(weights: &[f32], values: &mut [i8]) -> f32 {
 
 /// Quantizes a weight and packs it, in parallel: `read_row(o, row)` writes the row `o` of the weight.
 pub(super) fn pack_quantized<T: WeightByte>(
+    group: usize,
     grid: PanelGrid,
     precise: &[usize],
     read_row: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Aligned<T> {
     let room = || vec![0f32; grid.n_in];
-    pack_groups(grid, precise.len(), room, |room, o, row| {
+    pack_groups(group, grid, precise.len(), room, |room, o, row| {
         read_row(o, room);
-        row.quantize(T::GROUP, room, precise);
+        row.quantize(group, room, precise);
     })
 }
 
 /// Packs 8-bit weights, in parallel: `read_row(room, o, row)` writes the row `o` of the weight. `room()` makes a buffer
 /// for each thread.
 pub(super) fn pack_groups<T: WeightByte, R: Send>(
+    group: usize,
     grid: PanelGrid,
     n_precise: usize,
     room: impl Fn() -> R + Sync + Send,
     read_row: impl Fn(&mut R, usize, &mut GroupedRow<'_>) + Sync,
 ) -> Aligned<T> {
-    let n_k = padded::<T>(grid.n_in, n_precise);
-    let room = || (room(), vec![0i8; n_k], vec![0f32; n_k / T::GROUP]);
+    let n_k = padded(group, grid.n_in, n_precise);
+    let room = || (room(), vec![0i8; n_k], vec![0f32; n_k / group]);
     let (columns, depth) = (grid.panel_columns(), T::DEPTH);
-    grid.fill(panel_size::<T>(grid, n_k), room, |(room, values, scales), o, panel, column| {
+    let panel_size = panel_size(group, grid, n_k);
+    grid.fill(panel_size, room, |(room, values, scales), o, panel, column| {
         read_row(room, o, &mut GroupedRow { values, scales });
-        let groups = panel.chunks_exact_mut(group_size::<T>(columns));
-        for ((group, values), scale) in groups.zip(values.chunks_exact(T::GROUP)).zip(scales) {
-            let (steps, scales) = group.split_at_mut(T::GROUP * columns);
+        let groups = panel.chunks_exact_mut(group_size(group, columns));
+        for ((packed, values), scale) in groups.zip(values.chunks_exact(group)).zip(scales) {
+            let (steps, scales) = packed.split_at_mut(group * columns);
             let steps = steps.chunks_exact_mut(depth * columns);
             for (step, values) in steps.zip(values.chunks_exact(depth)) {
                 let step = &mut step[depth * column..][..depth];
@@ -134,23 +135,32 @@ pub(super) fn pack_groups<T: WeightByte, R: Send>(
 /// Packs a packed weight for another kernel set.
 pub(super) fn repack<T: WeightByte>(
     panels: &[T],
+    group: usize,
     from: PanelGrid,
     to: PanelGrid,
     n_precise: usize,
 ) -> Aligned<T> {
-    let read = |(): &mut (), o: usize, row: &mut GroupedRow<'_>| unpack(panels, from, o, row);
-    pack_groups(to, n_precise, || (), read)
+    let read = |(): &mut (), o: usize, row: &mut GroupedRow<'_>| {
+        unpack(panels, group, from, o, row);
+    };
+    pack_groups(group, to, n_precise, || (), read)
 }
 
 /// Reads the row `o` of a packed weight.
-fn unpack<T: WeightByte>(panels: &[T], grid: PanelGrid, o: usize, row: &mut GroupedRow<'_>) {
+fn unpack<T: WeightByte>(
+    panels: &[T],
+    group: usize,
+    grid: PanelGrid,
+    o: usize,
+    row: &mut GroupedRow<'_>,
+) {
     let (columns, depth) = (grid.panel_columns(), T::DEPTH);
     let (panel, column) = grid.position(o);
-    let panel_size = panel_size::<T>(grid, row.values.len());
-    let groups = panels[panel * panel_size..].chunks_exact(group_size::<T>(columns));
-    let values = row.values.chunks_exact_mut(T::GROUP).zip(&mut *row.scales);
-    for ((values, scale), group) in values.zip(groups) {
-        let (steps, scales) = group.split_at(T::GROUP * columns);
+    let panel_size = panel_size(group, grid, row.values.len());
+    let groups = panels[panel * panel_size..].chunks_exact(group_size(group, columns));
+    let values = row.values.chunks_exact_mut(group).zip(&mut *row.scales);
+    for ((values, scale), packed) in values.zip(groups) {
+        let (steps, scales) = packed.split_at(group * columns);
         let steps = steps.chunks_exact(depth * columns);
         for (values, step) in values.chunks_exact_mut(depth).zip(steps) {
             let step = &step[depth * column..][..depth];

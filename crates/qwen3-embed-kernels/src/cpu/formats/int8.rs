@@ -37,14 +37,13 @@ use crate::cpu::simd::{Simd, SimdOp, TileSums};
 use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
 
 /// Values of `k` that share a scale.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 
 impl PackedWeight {
     /// Packs a weight [O, I] in 8 bits for activations in 16 bits, in parallel on rayon's current pool.
-    /// `read_row(o, row)` writes the `I` values of the row `o` of the weight. Each group of them becomes integers from
-    /// −127 to 127 and a scale. A group has 32 values, or [`BYTE_GROUP`](super::bytes::BYTE_GROUP) values on CPUs that
-    /// multiply bytes. The weights of the input features `precise`, which should be the features with the largest
-    /// activations, get twice as many bits.
+    /// `read_row(o, row)` writes the `I` values of the row `o` of the weight. Each group of 32 of them becomes integers
+    /// from −127 to 127 and a scale. The weights of the input features `precise`, which should be the features with the
+    /// largest activations, get twice as many bits.
     ///
     /// # Panics
     ///
@@ -73,7 +72,7 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let panels = pack_quantized(grid, precise, read_row);
+        let panels = pack_quantized(GROUP, grid, precise, read_row);
         Self::new(grid, Int8Weight { panels, precise: precise.to_vec() })
     }
 
@@ -90,11 +89,25 @@ impl PackedWeight {
         layout: Layout,
         read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
     ) -> Self {
+        match Kernels::current().int8_weights {
+            Arithmetic::Bytes => Self::pack_q8_in_bytes(n_out, n_in, layout, read_row),
+            _ => Self::pack_q8_in_pairs(n_out, n_in, layout, read_row),
+        }
+    }
+
+    /// As [`pack_q8`](Self::pack_q8) for CPUs that do not multiply bytes.
+    #[doc(hidden)]
+    pub fn pack_q8_in_pairs(
+        n_out: usize,
+        n_in: usize,
+        layout: Layout,
+        read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
+    ) -> Self {
         let read = |(): &mut (), o: usize, row: &mut GroupedRow<'_>| {
             read_row(o, &mut row.values[..n_in], row.scales);
         };
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let panels = pack_groups(grid, 0, || (), read);
+        let panels = pack_groups(GROUP, grid, 0, || (), read);
         Self::new(grid, Int8Weight { panels, precise: Vec::new() })
     }
 }
@@ -108,8 +121,6 @@ struct Int8Weight {
 }
 
 impl WeightByte for i8 {
-    const GROUP: usize = GROUP;
-
     fn from_weight(weight: i8) -> Self {
         weight
     }
@@ -133,7 +144,7 @@ impl WeightFormat for Int8Weight {
     }
 
     fn n_k(&self, n_in: usize) -> usize {
-        padded::<i8>(n_in, self.precise.len())
+        padded(GROUP, n_in, self.precise.len())
     }
 
     fn quantize<'a>(
@@ -159,14 +170,14 @@ impl WeightFormat for Int8Weight {
             kernel: Int8Kernel,
             x: i16,
             panels: &self.panels,
-            panel_size: panel_size::<i8>(task.grid, task.x.n_columns),
+            panel_size: panel_size(GROUP, task.grid, task.x.n_columns),
             row_scales: Some(scales),
             task,
         });
     }
 
     fn repacked(&self, from: PanelGrid, to: PanelGrid) -> Box<dyn WeightFormat> {
-        let panels = repack(&self.panels, from, to, self.precise.len());
+        let panels = repack(&self.panels, GROUP, from, to, self.precise.len());
         Box::new(Self { panels, precise: self.precise.clone() })
     }
 }
@@ -240,7 +251,7 @@ unsafe fn int8_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i16, i8>) -> [[S:
         // the columns after them.
         unsafe {
             let rows = tile.rows();
-            let panel = tile.panel.add(group * group_size::<i8>(columns));
+            let panel = tile.panel.add(group * group_size(GROUP, columns));
             for k in (0..GROUP).step_by(2) {
                 tile.prefetch(s, (group * GROUP + k) / 2);
                 let pairs = panel.add(k * columns);
