@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use super::arithmetic::{Arithmetic, MultiplyAdds};
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd, SimdOp, TileSums};
@@ -29,6 +31,8 @@ pub struct Kernels {
     pub(super) lanes: usize,
     /// Rows of the largest tile of a matrix multiplication in f32.
     pub(super) tile_rows: usize,
+    /// The offset of weights in the format `bytes`.
+    pub(super) weight_offset: u8,
     instructions: InstructionSet,
 }
 
@@ -55,12 +59,30 @@ impl Kernels {
     /// | value | instructions | bf16 weights | 8-bit weights |
     /// |---|---|---|---|
     /// | `portable` | only those of every CPU of the architecture | f32 products | 16-bit activations |
+    ///
+    /// On x86-64:
+    ///
+    /// | value | instructions | bf16 weights | 8-bit weights |
+    /// |---|---|---|---|
     /// | `avx2` | AVX2, FMA | f32 products | 16-bit activations |
     /// | `avx2-vnni` | AVX2, FMA, AVX-VNNI | f32 products | 8-bit activations |
     /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
     /// | `avx512-vnni` | also AVX-512 VNNI | f32 products | 8-bit activations |
     /// | `avx512-bf16` | also AVX-512 BF16 | bf16 products | 8-bit activations |
-    /// | `emulate-avx512-bf16` | as `avx2`, or as `portable` without AVX2 | bf16 products | 8-bit activations |
+    ///
+    /// On 64-bit ARM:
+    ///
+    /// | value | instructions | bf16 weights | 8-bit weights |
+    /// |---|---|---|---|
+    /// | `neon` | NEON, which every CPU has | f32 products | 16-bit activations |
+    /// | `neon-dot` | also `dotprod` | f32 products | 8-bit activations |
+    /// | `neon-bf16` | also `bf16` | bf16 products | 8-bit activations |
+    ///
+    /// On every CPU:
+    ///
+    /// | value | instructions | bf16 weights | 8-bit weights |
+    /// |---|---|---|---|
+    /// | `emulate-avx512-bf16` | as `avx2` or `neon`, or as `portable` without these | bf16 products | 8-bit activations |
     ///
     /// The set `emulate-avx512-bf16` rounds activations as `avx512-bf16` does, so that the arithmetic of `avx512-bf16`
     /// can be tested on any CPU. It is slow, and is used only if the variable names it.
@@ -89,6 +111,18 @@ impl Kernels {
                     }
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                let mut push =
+                    |name, set, bf16, int8| sets.push(Kernels::new(name, set, bf16, int8));
+                push("neon", InstructionSet::Neon, F32, Int8);
+                if std::arch::is_aarch64_feature_detected!("dotprod") {
+                    push("neon-dot", InstructionSet::NeonDot, F32, Bytes);
+                    if std::arch::is_aarch64_feature_detected!("bf16") {
+                        push("neon-bf16", InstructionSet::NeonBf16, Bf16, Bytes);
+                    }
+                }
+            }
             sets
         });
         &AVAILABLE
@@ -98,7 +132,8 @@ impl Kernels {
     pub fn emulated() -> &'static Kernels {
         static EMULATED: LazyLock<Kernels> = LazyLock::new(|| {
             let mut sets = Kernels::available().iter();
-            let base = sets.find(|set| set.name == "avx2").unwrap_or(&Kernels::available()[0]);
+            let base = sets.find(|set| ["avx2", "neon"].contains(&set.name));
+            let base = base.unwrap_or(&Kernels::available()[0]);
             let (bf16, int8) = (Arithmetic::Bf16, Arithmetic::Bytes);
             Kernels::new("emulate-avx512-bf16", base.instructions, bf16, int8)
         });
@@ -169,9 +204,18 @@ impl Kernels {
         bf16_weights: Arithmetic,
         int8_weights: Arithmetic,
     ) -> Self {
-        let set = Self { name, bf16_weights, int8_weights, lanes: 0, tile_rows: 0, instructions };
-        let [lanes, tile_rows] = set.run(Dimensions);
-        Self { lanes, tile_rows, ..set }
+        let (lanes, tile_rows, weight_offset) = (0, 0, 0);
+        let set = Self {
+            name,
+            bf16_weights,
+            int8_weights,
+            lanes,
+            tile_rows,
+            weight_offset,
+            instructions,
+        };
+        let (lanes, tile_rows, weight_offset) = set.run(Dimensions);
+        Self { lanes, tile_rows, weight_offset, ..set }
     }
 
     /// Runs a kernel with the instructions of this set.
@@ -182,15 +226,15 @@ impl Kernels {
     }
 }
 
-/// Lanes of a register and rows of an f32 tile.
+/// Lanes of a register, rows of an f32 tile, and the offset of weights in the format `bytes`.
 struct Dimensions;
 
 impl SimdOp for Dimensions {
-    type Output = [usize; 2];
+    type Output = (usize, usize, u8);
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> [usize; 2] {
-        [S::LANES, <S::FloatTile as TileSums<S::V>>::ROWS]
+    fn run<S: Simd>(self, _: S) -> (usize, usize, u8) {
+        (S::LANES, <S::FloatTile as TileSums<S::V>>::ROWS, S::WEIGHT_OFFSET)
     }
 }
 
@@ -206,7 +250,7 @@ fn has_fast_bf16() -> bool {
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
 }
 
-/// There are no kernel sets with bf16 products for other architectures.
+/// CPUs of other architectures are not assumed to. The instructions of `neon-bf16` have the rate of f32 products.
 #[cfg(not(target_arch = "x86_64"))]
 fn has_fast_bf16() -> bool {
     false
@@ -265,6 +309,10 @@ instruction_sets! {
         #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma")];
     Avx512Bf16: "x86_64", Avx512<true, true>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")];
+    Neon: "aarch64", Neon<false, false>, Neon::new(), #[target_feature(enable = "neon")];
+    NeonDot: "aarch64", Neon<true, false>, Neon::new(), #[target_feature(enable = "neon,dotprod")];
+    NeonBf16: "aarch64", Neon<true, true>, Neon::new(),
+        #[target_feature(enable = "neon,dotprod,bf16")];
 }
 
 #[cfg(test)]

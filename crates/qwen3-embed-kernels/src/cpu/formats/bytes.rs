@@ -1,8 +1,9 @@
 //! Weights and activations in 8 bits, for CPUs that multiply four pairs of bytes with one instruction.
 //!
-//! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`. The instruction multiplies
-//! unsigned bytes with signed bytes, so a weight `w` from −127 to 127 is stored as `w + 128`. After each group of
-//! activations `a`, the correction for this offset is stored: `-128 · Σ a`. The sum of the group begins with it:
+//! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`. The instruction of x86 CPUs
+//! multiplies unsigned bytes with signed bytes, so a weight `w` from −127 to 127 is stored as `w + 128`. After each
+//! group of activations `a`, the correction for this offset is stored: `-128 · Σ a`. The sum of the group begins with
+//! it:
 //!
 //! ```text
 //! for each group of k:
@@ -14,6 +15,11 @@
 //!
 //! Intermediate sums are at most 64 · 127 · (128 + 255) < 2^22 in magnitude, and the sum of a group is at most
 //! 64 · 127² < 2^20, an integer that f32 represents exactly.
+//!
+//! The instruction of ARM CPUs multiplies signed bytes. There the offset of weights and the correction are zero. The
+//! offset is [`IntOps::WEIGHT_OFFSET`](crate::cpu::simd::IntOps::WEIGHT_OFFSET).
+
+use std::hint::black_box;
 
 use rayon::prelude::*;
 
@@ -30,7 +36,9 @@ use crate::cpu::quantize::{GAP, largest_magnitude, rows_of};
 use crate::cpu::rotation::{ROTATION, rotate, rotated};
 use crate::cpu::scalar::{FloatScalar, IntScalar as _};
 use crate::cpu::simd::{Simd, SimdOp, TileSums};
-use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
+use crate::cpu::tile::{
+    Tile, TileKernel, block_words, each_word, multiply_word, panel_columns, with_rows,
+};
 use crate::cpu::vector::{load_part, store_int_part};
 
 /// Input features that share a scale in [`Arithmetic::Bytes`].
@@ -78,12 +86,12 @@ struct BytesWeight {
 impl WeightByte for u8 {
     const GROUP: usize = BYTE_GROUP;
 
-    fn from_weight(weight: i8) -> Self {
-        weight.cast_unsigned() ^ 128
+    fn from_weight(weight: i8, offset: u8) -> Self {
+        weight.cast_unsigned().wrapping_add(offset)
     }
 
-    fn weight(self) -> i8 {
-        (self ^ 128).cast_signed()
+    fn weight(self, offset: u8) -> i8 {
+        self.wrapping_sub(offset).cast_signed()
     }
 
     fn from_bits(bits: u8) -> Self {
@@ -220,7 +228,7 @@ fn quantize_batch<S: Simd, T: FloatScalar>(s: S, x: &[T], out: &mut [i8]) {
             sums = s.add(sums, rounded);
         }
         // The sum of 64 integers below 128 is exact.
-        let correction = (-128.0 * s.sum(sums)) as i32;
+        let correction = (-f32::from(S::WEIGHT_OFFSET) * s.sum(sums)) as i32;
         let [scale, correction] = [(scale + nan).to_bits(), correction.cast_unsigned()];
         let (scale_bytes, correction_bytes) = after.split_at_mut(size_of::<f32>());
         scale_bytes.copy_from_slice(&scale.to_ne_bytes().map(u8::cast_signed));
@@ -254,31 +262,46 @@ impl TileKernel for BytesKernel {
 /// As of [`TileKernel::fill`].
 #[inline(always)]
 unsafe fn bytes_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i8, u8>) -> [[S::V; 2]; R] {
+    const STEPS: usize = BYTE_GROUP / 4;
     let columns = panel_columns::<S>();
+    // The compiler would replace the counter of a loop over two blocks by flags, which need more instructions.
+    let n_steps = if const { S::WORDS == 1 } { STEPS } else { black_box(STEPS) };
     let mut sums = [[s.splat(0.0); 2]; R];
     for group in 0..tile.n_k / BYTE_GROUP {
         let mut products = [[s.zeros(); 2]; R];
         // SAFETY: the caller's promise, for the quads of the group in every row and in the panel, and for the scales
         // and corrections after them.
         unsafe {
-            let rows = tile.rows();
+            let rows = tile.rows(s);
             let at = group * ROW_GROUP;
-            let panel = tile.panel.add(group * group_size::<u8>(columns));
-            for (row, products) in products.iter_mut().enumerate() {
-                let correction = rows.at(row, at + CORRECTION).cast::<i32>();
-                *products = [s.splat_i32(correction.read_unaligned()); 2];
-            }
-            for k in (0..BYTE_GROUP).step_by(4) {
-                tile.prefetch(s, (group * BYTE_GROUP + k) / 4);
-                let quads = panel.add(k * columns);
-                let b = [s.load_quads(quads), s.load_quads(quads.add(4 * S::LANES))];
+            let mut words = rows.words(s, at);
+            let mut panel = tile.panel.add(group * group_size::<u8>(columns));
+            if const { S::WEIGHT_OFFSET != 0 } {
                 for (row, products) in products.iter_mut().enumerate() {
-                    let a = s.splat_quad(rows.at(row, at + k));
-                    products[0] = s.dot_quads(b[0], a, products[0]);
-                    products[1] = s.dot_quads(b[1], a, products[1]);
+                    let correction = rows.at(row, at + CORRECTION).cast::<i32>();
+                    *products = [s.splat_i32(correction.read_unaligned()); 2];
                 }
             }
-            let scales = panel.add(BYTE_GROUP * columns).cast::<f32>();
+            let mut prefetches = tile.prefetches(group * STEPS, block_words::<S>(1));
+            for _ in 0..n_steps / block_words::<S>(1) {
+                prefetches.prefetch(s);
+                each_word!(block_words::<S>(1), WORD => {
+                    multiply_word!(
+                        S,
+                        s,
+                        products,
+                        after = panel.after_products,
+                        b(half) = s.load_quads(panel.add(4 * (2 * WORD + half) * S::LANES)),
+                        a(row) = s.load_quad_words(words.at(s, row)),
+                        sum = s.dot_quads_word::<WORD>(b, a, sum)
+                    );
+                    if const { (WORD + 1).is_multiple_of(S::WORDS) } {
+                        words.advance_after_products(s, 4 * S::WORDS, &products);
+                    }
+                });
+                panel = panel.add(4 * block_words::<S>(1) * columns);
+            }
+            let scales = panel.cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
             for (row, (sums, products)) in sums.iter_mut().zip(products).enumerate() {
                 let scale = rows.at(row, at + SCALE).cast::<f32>();

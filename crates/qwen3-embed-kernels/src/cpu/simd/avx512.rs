@@ -192,6 +192,7 @@ unsafe impl<const VNNI: bool, const BF16: bool> FloatOps for Avx512<VNNI, BF16> 
 unsafe impl<const VNNI: bool, const BF16: bool> IntOps for Avx512<VNNI, BF16> {
     type I = __m512i;
     type IntTile = [[__m512; 2]; 6];
+    type PairTile = [[__m512; 2]; 6];
 
     #[inline(always)]
     fn zeros(self) -> __m512i {
