@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "tasks report to the terminal")]
 
+mod arm;
 mod book;
 mod checkpoint_tensors;
 mod ci;
@@ -44,6 +45,9 @@ enum Task {
     Quality(quality::Args),
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
+    ArmToolchain(arm::Args),
+    /// Run the tests of the kernels, and parity tests of the model, on emulated ARM CPUs
+    ArmTest,
     E2e(e2e::Args),
     Postgres(postgres::Args),
     InnerLoops(inner_loops::Args),
@@ -68,6 +72,8 @@ fn main() -> anyhow::Result<()> {
         Task::Quality(args) => quality::run(&args),
         Task::CudaToolkit(args) => cuda_toolkit::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
+        Task::ArmToolchain(args) => arm::run(&args),
+        Task::ArmTest => arm::test(),
         Task::E2e(args) => e2e::run(&args),
         Task::Postgres(args) => postgres::run(&args),
         Task::InnerLoops(args) => inner_loops::run(&args),

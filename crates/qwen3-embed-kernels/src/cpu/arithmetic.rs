@@ -153,19 +153,19 @@ fn int_products<S: Simd>(s: S, n: usize, arithmetic: Arithmetic) -> f32 {
     }
     // Each sum is multiplied with its neighbor, whose value changes in every round.
     macro_rules! rounds {
-        ($product:ident) => {
+        ($a:ident, $b:ident => $product:expr) => {
             for _ in 0..n {
                 for i in 0..REGISTERS {
-                    let (a, b) = (sums[i], sums[(i + 1) % REGISTERS]);
-                    sums[i] = s.$product(a, b, a);
+                    let ($a, $b) = (sums[i], sums[(i + 1) % REGISTERS]);
+                    sums[i] = $product;
                 }
             }
         };
     }
     match arithmetic {
-        Arithmetic::Blocks => rounds!(add_block_dot),
-        Arithmetic::Bytes => rounds!(dot_quads),
-        _ => rounds!(dot_pairs),
+        Arithmetic::Blocks => rounds!(a, b => s.add_block_dot(a, b, a)),
+        Arithmetic::Bytes => rounds!(a, b => s.dot_quads(a, b, a)),
+        _ => rounds!(a, b => s.dot_pairs_word::<0>(b, a, a)),
     }
     let mut total = s.splat(0.0);
     for sum in sums {

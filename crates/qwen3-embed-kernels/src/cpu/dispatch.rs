@@ -12,6 +12,8 @@ use half::bf16;
 
 use super::arithmetic::{Arithmetic, MultiplyAdds};
 use super::scalar::Scalar;
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{MATRIX_ROW_BYTES, Portable, Simd, SimdOp, TileSums};
@@ -34,6 +36,8 @@ pub struct Kernels {
     pub(super) tile_rows: usize,
     /// Values of `k` in a step of a matrix multiplication in bf16.
     pub(super) bf16_depth: usize,
+    /// The offset of weights in the format `bytes`.
+    pub(super) weight_offset: u8,
     instructions: InstructionSet,
 }
 
@@ -60,14 +64,32 @@ impl Kernels {
     /// | value | instructions | bf16 weights | 8-bit weights |
     /// |---|---|---|---|
     /// | `portable` | only those of every CPU of the architecture | f32 products | 16-bit activations |
+    ///
+    /// On x86-64:
+    ///
+    /// | value | instructions | bf16 weights | 8-bit weights |
+    /// |---|---|---|---|
     /// | `avx2` | AVX2, FMA | f32 products | 16-bit activations |
     /// | `avx2-vnni` | AVX2, FMA, AVX-VNNI | f32 products | 8-bit activations |
     /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
     /// | `avx512-vnni` | also AVX-512 VNNI | f32 products | 8-bit activations |
     /// | `avx512-bf16` | also AVX-512 BF16 | bf16 products | 8-bit activations |
     /// | `avx512-amx` | also AMX for bf16 and bytes, on Linux | bf16 products | 8-bit activations |
-    /// | `emulate-avx512-bf16` | as `avx2`, or as `portable` without AVX2 | bf16 products | 8-bit activations |
-    /// | `emulate-avx512-amx` | as `avx2` | bf16 products | 8-bit activations |
+    ///
+    /// On 64-bit ARM:
+    ///
+    /// | value | instructions | bf16 weights | 8-bit weights |
+    /// |---|---|---|---|
+    /// | `neon` | NEON, which every CPU has | f32 products | 16-bit activations |
+    /// | `neon-dot` | also `dotprod` | f32 products | 8-bit activations |
+    /// | `neon-bf16` | also `bf16` | bf16 products | 8-bit activations |
+    ///
+    /// On every CPU:
+    ///
+    /// | value | instructions | bf16 weights | 8-bit weights |
+    /// |---|---|---|---|
+    /// | `emulate-avx512-bf16` | as `avx2` or `neon`, or as `portable` without these | bf16 products | 8-bit activations |
+    /// | `emulate-avx512-amx` | as `avx2`, on x86-64 only | bf16 products | 8-bit activations |
     ///
     /// The emulated sets round values, and order additions, as the sets `avx512-bf16` and `avx512-amx` do. So the
     /// arithmetic of these sets can be tested on other CPUs. Emulated sets are slow, and are used only if the variable
@@ -100,6 +122,18 @@ impl Kernels {
                     }
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                let mut push =
+                    |name, set, bf16, int8| sets.push(Kernels::new(name, set, bf16, int8));
+                push("neon", InstructionSet::Neon, F32, Int8);
+                if std::arch::is_aarch64_feature_detected!("dotprod") {
+                    push("neon-dot", InstructionSet::NeonDot, F32, Bytes);
+                    if std::arch::is_aarch64_feature_detected!("bf16") {
+                        push("neon-bf16", InstructionSet::NeonBf16, Bf16, Bytes);
+                    }
+                }
+            }
             sets
         });
         &AVAILABLE
@@ -109,12 +143,14 @@ impl Kernels {
     pub fn emulated() -> &'static [Kernels] {
         static EMULATED: LazyLock<Vec<Kernels>> = LazyLock::new(|| {
             let (bf16, int8) = (Arithmetic::Bf16, Arithmetic::Bytes);
-            let avx2 = Kernels::available().iter().find(|set| set.name == "avx2");
-            let base = avx2.unwrap_or(&Kernels::available()[0]).instructions;
+            let mut vectors = Kernels::available().iter();
+            let base = vectors.find(|set| ["avx2", "neon"].contains(&set.name));
+            let has_avx2 = base.is_some_and(|set| set.name == "avx2");
+            let base = base.unwrap_or(&Kernels::available()[0]).instructions;
             #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
             let mut sets = vec![Kernels::new("emulate-avx512-bf16", base, bf16, int8)];
             #[cfg(target_arch = "x86_64")]
-            if avx2.is_some() {
+            if has_avx2 {
                 let instructions = InstructionSet::Avx2AsAmx;
                 sets.push(Kernels::new("emulate-avx512-amx", instructions, bf16, int8));
             }
@@ -212,11 +248,19 @@ impl Kernels {
         bf16_weights: Arithmetic,
         int8_weights: Arithmetic,
     ) -> Self {
-        let [lanes, tile_rows, bf16_depth] = {
-            // SAFETY: this function is only called for instruction sets that this CPU has.
-            unsafe { instructions.run(Dimensions) }
-        };
-        Self { name, bf16_weights, int8_weights, lanes, tile_rows, bf16_depth, instructions }
+        // SAFETY: this function is only called for instruction sets that this CPU has.
+        let dimensions = unsafe { instructions.run(Dimensions) };
+        let (lanes, tile_rows, bf16_depth, weight_offset) = dimensions;
+        Self {
+            name,
+            bf16_weights,
+            int8_weights,
+            lanes,
+            tile_rows,
+            bf16_depth,
+            weight_offset,
+            instructions,
+        }
     }
 
     /// Runs a kernel with the instructions of this set.
@@ -227,19 +271,19 @@ impl Kernels {
     }
 }
 
-/// [`Kernels::lanes`], [`Kernels::tile_rows`] and [`Kernels::bf16_depth`].
+/// [`Kernels::lanes`], [`Kernels::tile_rows`], [`Kernels::bf16_depth`] and [`Kernels::weight_offset`].
 struct Dimensions;
 
 impl SimdOp for Dimensions {
-    type Output = [usize; 3];
+    type Output = (usize, usize, usize, u8);
     const USES_MATRICES: bool = true;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> [usize; 3] {
+    fn run<S: Simd>(self, _: S) -> (usize, usize, usize, u8) {
         let rows = <S::FloatTile as TileSums<S::V>>::ROWS;
         let depth =
             if S::HAS_MATRICES { MATRIX_ROW_BYTES / size_of::<bf16>() } else { bf16::DEPTH };
-        [S::LANES, rows.max(<S::Bf16Tile as TileSums<S::V>>::ROWS), depth]
+        (S::LANES, rows.max(<S::Bf16Tile as TileSums<S::V>>::ROWS), depth, S::WEIGHT_OFFSET)
     }
 }
 
@@ -279,7 +323,7 @@ fn has_amx() -> bool {
     false
 }
 
-/// There are no kernel sets with bf16 products for other architectures.
+/// CPUs of other architectures are not assumed to. The instructions of `neon-bf16` have the rate of f32 products.
 #[cfg(not(target_arch = "x86_64"))]
 fn has_fast_bf16() -> bool {
     false
@@ -350,6 +394,10 @@ instruction_sets! {
     Avx512Amx: "x86_64", Avx512<true, true, true>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vnni,avx2,fma")]
         else Avx512Bf16;
+    Neon: "aarch64", Neon<false, false>, Neon::new(), #[target_feature(enable = "neon")];
+    NeonDot: "aarch64", Neon<true, false>, Neon::new(), #[target_feature(enable = "neon,dotprod")];
+    NeonBf16: "aarch64", Neon<true, true>, Neon::new(),
+        #[target_feature(enable = "neon,dotprod,bf16")];
 }
 
 #[cfg(test)]

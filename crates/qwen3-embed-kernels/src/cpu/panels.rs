@@ -26,6 +26,8 @@ pub(super) struct PanelGrid {
     pub(super) layout: Layout,
     /// Lanes of a register. A panel is two registers wide.
     lanes: usize,
+    /// The offset of weights in the format `bytes`.
+    pub(super) weight_offset: u8,
 }
 
 impl PanelGrid {
@@ -37,7 +39,8 @@ impl PanelGrid {
     pub(super) fn new(n_out: usize, n_in: usize, layout: Layout, kernels: &Kernels) -> Self {
         let is_even = layout != Layout::SwiGlu || n_out.is_multiple_of(2);
         assert!(is_even, "SwiGLU needs as many gates as ups, got {n_out} rows");
-        Self { n_out, n_in, layout, lanes: kernels.lanes }
+        let Kernels { lanes, weight_offset, .. } = *kernels;
+        Self { n_out, n_in, layout, lanes, weight_offset }
     }
 
     /// Columns of a panel.

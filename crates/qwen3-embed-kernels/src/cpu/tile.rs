@@ -66,6 +66,78 @@ macro_rules! with_rows {
 }
 pub(super) use with_rows;
 
+/// Evaluates an expression for each word of a block: `each_word!(n, WORD => body)`, with the constant `WORD` from 0 to
+/// `n - 1`. `n` is at most 8. See [`block_words`] for words and blocks.
+macro_rules! each_word {
+    ($n:expr, $word:ident => $body:expr) => {
+        each_word!(@each $n, $word, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@each $n:expr, $word:ident, $body:expr, $($i:literal)*) => {
+        $(
+            if const { $i < $n } {
+                const $word: usize = $i;
+                $body
+            }
+        )*
+    };
+}
+pub(super) use each_word;
+
+/// Words of each row whose code is generated together, for a step of `step_words` words. A *word* is four bytes: an
+/// f32, a pair of 16-bit values, or a quad of bytes. Sets that load one word at a time have a loop over steps. Sets that
+/// load several words at a time have a loop over two loads of each row, so that few instructions are left for the loop
+/// itself. In debug builds, it is a loop over one load, because the checks of these builds make the code so large that
+/// compilation would take minutes.
+pub(super) const fn block_words<S: Simd>(step_words: usize) -> usize {
+    match S::WORDS {
+        1 => step_words,
+        words if cfg!(debug_assertions) => words,
+        words => 2 * words,
+    }
+}
+
+/// Adds the products of a word of each row to the sums, which are an array of two registers for each row:
+///
+/// ```text
+/// multiply_word!(S, s, sums, after = s.after(panel),
+///     b(half) = the columns of a half of the panel,
+///     a(row) = the values of a row,
+///     sum = sum + a · b)
+/// ```
+///
+/// With several words in a register, both halves of the panel are multiplied one after the other, because all rows have
+/// a register for their words, and only two registers of the CPU are left for columns. The columns of a half are loaded
+/// from a pointer that depends on the sums of the other half (see [`FloatOps::after`]), so that the compiler does not
+/// load them earlier.
+///
+/// [`FloatOps::after`]: super::simd::FloatOps::after
+macro_rules! multiply_word {
+    ($set:ty, $s:ident, $sums:ident, after = $panel:ident.$after:ident,
+        $b:ident($half:ident) = $load:expr, $a:ident($row:ident) = $left:expr, $sum:ident = $product:expr) => {
+        if const { <$set>::WORDS == 1 } {
+            let columns = [{ let $half = 0; $load }, { let $half = 1; $load }];
+            for ($row, sums) in $sums.iter_mut().enumerate() {
+                let $a = $left;
+                sums[0] = { let ($b, $sum) = (columns[0], sums[0]); $product };
+                sums[1] = { let ($b, $sum) = (columns[1], sums[1]); $product };
+            }
+        } else {
+            multiply_word!(@half 0, $s, $sums, $panel, $after, $b, $half, $load, $a, $row, $left, $sum, $product);
+            multiply_word!(@half 1, $s, $sums, $panel, $after, $b, $half, $load, $a, $row, $left, $sum, $product);
+        }
+    };
+    (@half $n:literal, $s:ident, $sums:ident, $panel:ident, $after:ident, $b:ident, $half:ident,
+        $load:expr, $a:ident, $row:ident, $left:expr, $sum:ident, $product:expr) => {
+        let $b = { let $half = $n; $load };
+        for ($row, sums) in $sums.iter_mut().enumerate() {
+            let $a = $left;
+            sums[$n] = { let $sum = sums[$n]; $product };
+            $panel = $s.$after($panel, sums[$n]);
+        }
+    };
+}
+pub(super) use multiply_word;
+
 /// Columns of a panel.
 pub(super) const fn panel_columns<S: Simd>() -> usize {
     2 * S::LANES
@@ -169,10 +241,20 @@ impl<L, R> Tile<L, R> {
     ///
     /// Only rows of the tile are accessed through the result.
     #[inline(always)]
-    pub(super) unsafe fn rows(&self) -> TileRows<L> {
+    pub(super) unsafe fn rows<S: Simd>(&self, s: S) -> TileRows<L> {
         let (first, stride) = (self.first, self.stride);
-        let every_third = std::array::from_fn(|i| first.wrapping_add(3 * i * stride));
-        TileRows { every_third, stride }
+        let mut anchors = [first; MOST_ROWS.div_ceil(APART)];
+        for (i, anchor) in anchors.iter_mut().enumerate() {
+            *anchor = s.opaque(first.wrapping_add(APART * i * stride));
+        }
+        TileRows { anchors, stride }
+    }
+
+    /// Prefetches a cache line every `n_steps` steps, from step `step` on.
+    #[inline(always)]
+    pub(super) fn prefetches(&self, step: usize, n_steps: usize) -> Prefetches {
+        let next = self.ahead.wrapping_add(step * self.ahead_step);
+        Prefetches { next, distance: n_steps * self.ahead_step }
     }
 
     /// The row `row` alone.
@@ -204,14 +286,33 @@ impl<L, R> Tile<L, R> {
     }
 }
 
+/// Addresses to prefetch. An address that is increased needs fewer instructions than an address that is computed from
+/// the number of the step.
+pub(super) struct Prefetches {
+    next: *const u8,
+    distance: usize,
+}
+
+impl Prefetches {
+    /// Prefetches the next cache line.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Simd>(&mut self, s: S) {
+        s.prefetch(self.next);
+        self.next = self.next.wrapping_add(self.distance);
+    }
+}
+
 /// The addresses of the rows of a tile, of which there are at most [`MOST_ROWS`].
 #[derive(Clone, Copy)]
 pub(super) struct TileRows<T> {
-    /// The address of every third row. CPUs address the two rows after it with the stride, without a register for each
-    /// row.
-    every_third: [*const T; MOST_ROWS.div_ceil(3)],
+    /// The address of every [`APART`]th row.
+    anchors: [*const T; MOST_ROWS.div_ceil(APART)],
     stride: usize,
 }
+
+/// Rows of a tile for each row whose address is kept. x86 CPUs address the two rows after it with the stride, without a
+/// register for each row. ARM CPUs do not, and have registers for all rows.
+const APART: usize = if cfg!(target_arch = "x86_64") { 3 } else { 1 };
 
 /// The largest number of rows of a tile whose sums are in registers.
 pub(super) const MOST_ROWS: usize = 12;
@@ -225,6 +326,83 @@ impl<T> TileRows<T> {
     #[inline(always)]
     pub(super) unsafe fn at(&self, row: usize, k: usize) -> *const T {
         // SAFETY: the caller's promise.
-        unsafe { self.every_third[row / 3].add(row % 3 * self.stride).add(k) }
+        unsafe { self.anchors[row / APART].add(row % APART * self.stride).add(k) }
+    }
+
+    /// The words of the rows from value `k` on.
+    #[inline(always)]
+    pub(super) fn words<S: Simd>(self, s: S, k: usize) -> RowWords<T> {
+        if const { S::WORDS == 1 } {
+            return RowWords { rows: self, k };
+        }
+        let mut rows = self;
+        for anchor in &mut rows.anchors {
+            *anchor = s.opaque(anchor.wrapping_add(k));
+        }
+        RowWords { rows, k: 0 }
+    }
+}
+
+/// The next words of the rows of a tile, which [`FloatOps::load_words`] loads together.
+///
+/// [`FloatOps::load_words`]: super::simd::FloatOps::load_words
+#[derive(Clone, Copy)]
+pub(super) struct RowWords<T> {
+    /// With one word in a register, the rows. With several words, the addresses of the next words, which are in a
+    /// register for each row: loads that increment an address need no instruction for it.
+    rows: TileRows<T>,
+    k: usize,
+}
+
+impl<T> RowWords<T> {
+    /// The address of the next words of row `row`.
+    ///
+    /// # Safety
+    ///
+    /// The row is valid there.
+    #[inline(always)]
+    pub(super) unsafe fn at<S: Simd>(&self, _: S, row: usize) -> *const T {
+        if const { S::WORDS == 1 } {
+            // SAFETY: the caller's promise.
+            return unsafe { self.rows.at(row, self.k) };
+        }
+        self.rows.anchors[row]
+    }
+
+    /// Goes on by `n` values of each row. The new addresses depend on the sums of the rows (see [`FloatOps::after`]), so
+    /// that the next words are not loaded while the registers for words are in use.
+    ///
+    /// [`FloatOps::after`]: super::simd::FloatOps::after
+    #[inline(always)]
+    pub(super) fn advance<S: Simd, const R: usize>(
+        &mut self,
+        s: S,
+        n: usize,
+        sums: &[[S::V; 2]; R],
+    ) {
+        if const { S::WORDS == 1 } {
+            self.k += n;
+            return;
+        }
+        for (anchor, sums) in self.rows.anchors.iter_mut().zip(sums) {
+            *anchor = s.after(anchor.wrapping_add(n), sums[1]);
+        }
+    }
+
+    /// [`advance`](Self::advance) after sums of integers.
+    #[inline(always)]
+    pub(super) fn advance_after_products<S: Simd, const R: usize>(
+        &mut self,
+        s: S,
+        n: usize,
+        sums: &[[S::I; 2]; R],
+    ) {
+        if const { S::WORDS == 1 } {
+            self.k += n;
+            return;
+        }
+        for (anchor, sums) in self.rows.anchors.iter_mut().zip(sums) {
+            *anchor = s.after_products(anchor.wrapping_add(n), sums[1]);
+        }
     }
 }

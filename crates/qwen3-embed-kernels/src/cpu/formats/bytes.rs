@@ -1,9 +1,9 @@
 //! Weights in 8 bits and activations in 8 or 16 bits, for CPUs that multiply four pairs of bytes with one instruction.
 //!
-//! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`, or of 32 values if activations have
-//! 16 bits. The instruction multiplies
-//! unsigned bytes with signed bytes, so a weight `w` from −127 to 127 is stored as `w + 128`. After each group of
-//! activations `a`, the correction for this offset is stored: `-128 · Σ a`. The sum of the group begins with it:
+//! Weights and activations have a scale for each group of [`BYTE_GROUP`] values of `k`, or of 32 values if activations
+//! have 16 bits. The instruction of x86 CPUs multiplies unsigned bytes with signed bytes, so a weight `w` from −127 to 127
+//! is stored as `w + 128`. After each group of activations `a`, the correction for this offset is stored: `-128 · Σ a`.
+//! The sum of the group begins with it:
 //!
 //! ```text
 //! for each group of k:
@@ -21,7 +21,12 @@
 //! 64 · 127² < 2^20, an integer that f32 represents exactly. With activations in 16 bits, in groups of 32, both are 129
 //! times as large, so they are below 2^29, and a sum is rounded when it is converted to f32.
 //!
+//! The instruction of ARM CPUs multiplies signed bytes. There the offset of weights and the correction are zero. The
+//! offset is [`IntOps::WEIGHT_OFFSET`](crate::cpu::simd::IntOps::WEIGHT_OFFSET).
+//!
 //! As in the format `int8`, the weights of some input features can have twice as many bits.
+
+use std::hint::black_box;
 
 use rayon::prelude::*;
 
@@ -41,7 +46,10 @@ use crate::cpu::quantize::{GAP, largest_magnitude, rows_of};
 use crate::cpu::rotation::{self, ROTATION, rotate};
 use crate::cpu::scalar::{FloatScalar, IntScalar as _};
 use crate::cpu::simd::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, Simd, SimdOp, TileSums};
-use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
+use crate::cpu::tile::{
+    Prefetches, Tile, TileKernel, TileRows, block_words, each_word, multiply_word, panel_columns,
+    with_rows,
+};
 use crate::cpu::vector::{load_part, store_int_part};
 
 /// Input features that share a scale in [`Arithmetic::Bytes`].
@@ -123,12 +131,12 @@ struct BytesWeight {
 }
 
 impl WeightByte for u8 {
-    fn from_weight(weight: i8) -> Self {
-        weight.cast_unsigned() ^ 128
+    fn from_weight(weight: i8, offset: u8) -> Self {
+        weight.cast_unsigned().wrapping_add(offset)
     }
 
-    fn weight(self) -> i8 {
-        (self ^ 128).cast_signed()
+    fn weight(self, offset: u8) -> i8 {
+        self.wrapping_sub(offset).cast_signed()
     }
 
     fn from_bits(bits: u8) -> Self {
@@ -335,7 +343,7 @@ fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize, const GROUP: us
             store_int_part(s, &mut values[GROUP + at..], low);
         }
         // The sum of at most 64 integers below 2^15 is exact.
-        let correction = (-128.0 * s.sum(sums)) as i32;
+        let correction = (-f32::from(S::WEIGHT_OFFSET) * s.sum(sums)) as i32;
         let [scale, correction] = [(scale + nan).to_bits(), correction.cast_unsigned()];
         let (scale_bytes, correction_bytes) = after.split_at_mut(size_of::<f32>());
         scale_bytes.copy_from_slice(&scale.to_ne_bytes().map(u8::cast_signed));
@@ -391,7 +399,7 @@ unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<i8, u8>, sums: &mut [[S::V; 2]]
             let scales = panel.add(GROUP * columns).cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
             for (row, (sums, products)) in sums.iter_mut().zip(&*products).enumerate() {
-                let rows = tile.row(row).rows();
+                let rows = tile.row(row).rows(s);
                 let correction = rows.at(0, at + correction_at(1, GROUP)).cast::<i32>();
                 let correction = s.splat_i32(correction.read_unaligned());
                 let scale = rows.at(0, at + scale_at(1, GROUP)).cast::<f32>();
@@ -422,23 +430,27 @@ unsafe fn bytes_sums<S: Simd, const R: usize, const N_BYTES: usize, const GROUP:
         // SAFETY: the caller's promise, for the quads of the group in every row and in the panel, and for the scales
         // and corrections after them.
         unsafe {
-            let rows = tile.rows();
+            let rows = tile.rows(s);
             let at = group * row_group(N_BYTES, GROUP);
             let panel = tile.panel.add(group * group_size(GROUP, columns));
             if N_BYTES == 2 {
                 add_quads::<S, R, GROUP>(s, &rows, at, panel, None, &mut products);
             }
             for (row, products) in products.iter_mut().enumerate() {
-                let correction = rows.at(row, at + correction_at(N_BYTES, GROUP)).cast::<i32>();
-                let correction = s.splat_i32(correction.read_unaligned());
+                let mut correction = s.zeros();
+                if const { S::WEIGHT_OFFSET != 0 } {
+                    let stored = rows.at(row, at + correction_at(N_BYTES, GROUP)).cast::<i32>();
+                    correction = s.splat_i32(stored.read_unaligned());
+                }
                 *products = match N_BYTES {
                     1 => [correction; 2],
                     _ => products.map(|high| s.add_i32(s.times_256(high), correction)),
                 };
             }
             let low = at + (N_BYTES - 1) * GROUP;
-            add_quads::<S, R, GROUP>(s, &rows, low, panel, Some((tile, group)), &mut products);
-            let scales = panel.add(GROUP * columns).cast::<f32>();
+            let prefetches = Some(tile.prefetches(group * GROUP / 4, block_words::<S>(1)));
+            let panel = add_quads::<S, R, GROUP>(s, &rows, low, panel, prefetches, &mut products);
+            let scales = panel.cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
             for (row, (sums, products)) in sums.iter_mut().zip(products).enumerate() {
                 let scale = rows.at(row, at + scale_at(N_BYTES, GROUP)).cast::<f32>();
@@ -452,7 +464,8 @@ unsafe fn bytes_sums<S: Simd, const R: usize, const N_BYTES: usize, const GROUP:
     sums
 }
 
-/// Adds the products of a group to `products`, for the bytes from `at` on of each row. Prefetches for a group of a tile.
+/// Adds the products of a group to `products`, for the bytes from `at` on of each row. Returns the end of the quads in the
+/// panel.
 ///
 /// # Safety
 ///
@@ -462,24 +475,35 @@ unsafe fn add_quads<S: Simd, const R: usize, const GROUP: usize>(
     s: S,
     rows: &TileRows<i8>,
     at: usize,
-    panel: *const u8,
-    prefetch: Option<(&Tile<i8, u8>, usize)>,
+    mut panel: *const u8,
+    mut prefetches: Option<Prefetches>,
     products: &mut [[S::I; 2]; R],
-) {
-    let columns = panel_columns::<S>();
-    for k in (0..GROUP).step_by(4) {
-        if let Some((tile, group)) = prefetch {
-            tile.prefetch(s, (group * GROUP + k) / 4);
+) -> *const u8 {
+    // The compiler would replace the counter of a loop over two blocks by flags, which need more instructions.
+    let n_steps = if const { S::WORDS == 1 } { GROUP / 4 } else { black_box(GROUP / 4) };
+    let mut words = rows.words(s, at);
+    for _ in 0..n_steps / block_words::<S>(1) {
+        if let Some(prefetches) = &mut prefetches {
+            prefetches.prefetch(s);
         }
         // SAFETY: the caller's promise.
         unsafe {
-            let quads = panel.add(k * columns);
-            let b = [s.load_quads(quads), s.load_quads(quads.add(4 * S::LANES))];
-            for (row, products) in products.iter_mut().enumerate() {
-                let a = s.splat_quad(rows.at(row, at + k));
-                products[0] = s.dot_quads(b[0], a, products[0]);
-                products[1] = s.dot_quads(b[1], a, products[1]);
-            }
+            each_word!(block_words::<S>(1), WORD => {
+                multiply_word!(
+                    S,
+                    s,
+                    products,
+                    after = panel.after_products,
+                    b(half) = s.load_quads(panel.add(4 * (2 * WORD + half) * S::LANES)),
+                    a(row) = s.load_quad_words(words.at(s, row)),
+                    sum = s.dot_quads_word::<WORD>(b, a, sum)
+                );
+                if const { (WORD + 1).is_multiple_of(S::WORDS) } {
+                    words.advance_after_products(s, 4 * S::WORDS, products);
+                }
+            });
+            panel = panel.add(4 * block_words::<S>(1) * panel_columns::<S>());
         }
     }
+    panel
 }

@@ -16,7 +16,10 @@ use crate::cpu::packed::PackedWeight;
 use crate::cpu::panels::{Layout, PanelGrid};
 use crate::cpu::scalar::Scalar;
 use crate::cpu::simd::{FloatOps, MATRIX_ROW_BYTES, Simd, TileSums};
-use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
+use crate::cpu::tile::{
+    RowWords, Tile, TileKernel, TileRows, block_words, each_word, multiply_word, panel_columns,
+    with_rows,
+};
 
 impl PackedWeight {
     /// Packs a weight [O, I] in f32, in parallel on rayon's current pool. `read_row(o, row)` writes the `I` values of
@@ -140,25 +143,25 @@ fn unpack_row<T: Scalar>(panels: &[T], grid: PanelGrid, o: usize, row: &mut [T])
 
 /// A kernel in which each sum is one chain of multiply-adds in f32.
 trait Chain: TileKernel {
-    /// Adds the products of a step of `Right::DEPTH` values of `k` to the sums of each row.
+    /// Adds the products of word `WORD` of a block of words (see [`block_words`]) to the sums of each row. `words` has
+    /// the words of the rows, and `block` is the beginning of the block in the panel. Returns `block`.
     ///
     /// # Safety
     ///
-    /// The rows are valid at `k` and the other values of its step, and `panel` for the columns of a step.
-    unsafe fn step<S: Simd, const R: usize>(
+    /// The rows are valid for the words, and `block` for the columns up to those of the word.
+    unsafe fn add_word<S: Simd, const R: usize, const WORD: usize>(
         self,
         s: S,
-        rows: &TileRows<Self::Left>,
-        k: usize,
-        panel: *const Self::Right,
+        words: impl Words<S>,
+        block: *const Self::Right,
         sums: &mut [[S::V; 2]; R],
-    );
+    ) -> *const Self::Right;
 
     /// Adds the product of the last value of `k`, if the number of values is not a multiple of `Right::DEPTH`.
     ///
     /// # Safety
     ///
-    /// As of [`step`](Self::step), but rows need to be valid at `k` only.
+    /// Rows are valid at `k`, and `panel` for the columns of a step.
     #[inline(always)]
     unsafe fn last<S: Simd, const R: usize>(
         self,
@@ -169,6 +172,38 @@ trait Chain: TileKernel {
         _: &mut [[S::V; 2]; R],
     ) {
         unreachable!("steps of one value of `k` leave no remainder")
+    }
+}
+
+/// Loads words of the rows of a tile.
+trait Words<S: Simd>: Copy {
+    /// Loads word `WORD` of a row.
+    ///
+    /// # Safety
+    ///
+    /// The row has the word and the other words that are loaded together.
+    unsafe fn load<const WORD: usize>(self, s: S, row: usize) -> S::V;
+}
+
+/// Loads the words together that fit in a register.
+impl<S: Simd, L> Words<S> for &RowWords<L> {
+    #[inline(always)]
+    unsafe fn load<const WORD: usize>(self, s: S, row: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_words(self.at(s, row).cast()) }
+    }
+}
+
+/// The words of a step at the end of the rows, where a register of words would be beyond the end.
+#[derive(Clone, Copy)]
+struct LastWords<'a, L>(&'a RowWords<L>);
+
+/// Loads one word into every lane.
+impl<S: Simd, L: Copy> Words<S> for LastWords<'_, L> {
+    #[inline(always)]
+    unsafe fn load<const WORD: usize>(self, s: S, row: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        s.splat(unsafe { self.0.at(s, row).cast::<f32>().add(WORD).read_unaligned() })
     }
 }
 
@@ -183,43 +218,51 @@ unsafe fn chain<S: Simd, K: Chain, const R: usize>(
     kernel: K,
     tile: &Tile<K::Left, K::Right>,
 ) -> [[S::V; 2]; R] {
-    let depth = K::Right::DEPTH;
-    let step = depth * panel_columns::<S>();
-    let Tile { panel, n_k, .. } = *tile;
+    let (depth, word_k) = (K::Right::DEPTH, word_k::<K>());
+    let block_k = word_k * block_words::<S>(step_words::<K>());
+    let columns = panel_columns::<S>();
+    let Tile { mut panel, n_k, .. } = *tile;
     let mut sums = [[s.splat(0.0); 2]; R];
     // SAFETY: the caller's promise, for every `k` below n_k.
     unsafe {
-        let rows = tile.rows();
-        for i in 0..n_k / depth {
-            tile.prefetch(s, i);
-            kernel.step(s, &rows, i * depth, panel.add(i * step), &mut sums);
+        let rows = tile.rows(s);
+        let mut words = rows.words(s, 0);
+        let mut prefetches = tile.prefetches(0, block_k / depth);
+        for _ in 0..n_k / block_k {
+            prefetches.prefetch(s);
+            each_word!(block_words::<S>(step_words::<K>()), WORD => {
+                panel = kernel.add_word::<S, R, WORD>(s, &words, panel, &mut sums);
+                if const { (WORD + 1).is_multiple_of(S::WORDS) } {
+                    words.advance(s, word_k * S::WORDS, &sums);
+                }
+            });
+            panel = panel.add(block_k * columns);
+        }
+        if const { S::WORDS > 1 } {
+            for _ in 0..n_k % block_k / depth {
+                each_word!(step_words::<K>(), WORD => {
+                    let words = LastWords(&words);
+                    panel = kernel.add_word::<S, R, WORD>(s, words, panel, &mut sums);
+                });
+                words.advance(s, depth, &sums);
+                panel = panel.add(depth * columns);
+            }
         }
         if n_k % depth != 0 {
-            kernel.last(s, &rows, n_k - 1, panel.add(n_k / depth * step), &mut sums);
+            kernel.last(s, &rows, n_k - 1, panel, &mut sums);
         }
     }
     sums
 }
 
-/// Adds value `k` of each row times `b`, the values of all columns of the panel.
-///
-/// # Safety
-///
-/// The rows are valid at `k`.
-#[inline(always)]
-unsafe fn add_products<S: Simd, const R: usize>(
-    s: S,
-    rows: &TileRows<f32>,
-    k: usize,
-    b: [S::V; 2],
-    sums: &mut [[S::V; 2]; R],
-) {
-    for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        let a = s.splat(unsafe { *rows.at(row, k) });
-        sums[0] = s.mul_add(a, b[0], sums[0]);
-        sums[1] = s.mul_add(a, b[1], sums[1]);
-    }
+/// Values of `k` in a word of a row.
+const fn word_k<K: Chain>() -> usize {
+    size_of::<f32>() / size_of::<K::Left>()
+}
+
+/// Words of a row in a step.
+const fn step_words<K: Chain>() -> usize {
+    K::Right::DEPTH / word_k::<K>()
 }
 
 /// Implements [`TileKernel`] for a [`Chain`].
@@ -301,12 +344,13 @@ unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<bf16, bf16>, sums: &mut [[S::V;
     unsafe {
         s.multiply_pairs(&tile.matrix_block(0, tile.panel, 0, n_steps), sums);
         for (row, sums) in sums.iter_mut().enumerate() {
-            let rows = tile.row(row).rows();
+            let rows = tile.row(row).rows(s);
             let mut sum = [*sums];
             for k in (n_steps * VALUES..n_k).step_by(2) {
                 let panel = tile.panel.add(k * columns);
                 if k + 1 < n_k {
-                    Bf16Kernel.step(s, &rows, k, panel, &mut sum);
+                    let words = rows.words(s, k);
+                    Bf16Kernel.add_word::<S, 1, 0>(s, &words, panel, &mut sum);
                 } else {
                     Bf16Kernel.last(s, &rows, k, panel, &mut sum);
                 }
@@ -318,41 +362,59 @@ unsafe fn matrix_sums<S: Simd>(s: S, tile: &Tile<bf16, bf16>, sums: &mut [[S::V;
 
 impl Chain for F32Kernel {
     #[inline(always)]
-    unsafe fn step<S: Simd, const R: usize>(
+    unsafe fn add_word<S: Simd, const R: usize, const WORD: usize>(
         self,
         s: S,
-        rows: &TileRows<f32>,
-        k: usize,
-        panel: *const f32,
+        words: impl Words<S>,
+        mut block: *const f32,
         sums: &mut [[S::V; 2]; R],
-    ) {
+    ) -> *const f32 {
         // SAFETY: the caller's promise.
         unsafe {
-            let b = [s.load(panel), s.load(panel.add(S::LANES))];
-            add_products(s, rows, k, b, sums);
+            multiply_word!(
+                S,
+                s,
+                sums,
+                after = block.after,
+                b(half) = s.load(block.add((2 * WORD + half) * S::LANES)),
+                a(row) = words.load::<WORD>(s, row),
+                sum = s.mul_add_word::<WORD>(a, b, sum)
+            );
         }
+        block
     }
 }
 
 impl Chain for WidenedKernel {
     #[inline(always)]
-    unsafe fn step<S: Simd, const R: usize>(
+    unsafe fn add_word<S: Simd, const R: usize, const WORD: usize>(
         self,
         s: S,
-        rows: &TileRows<f32>,
-        k: usize,
-        panel: *const bf16,
+        words: impl Words<S>,
+        mut block: *const bf16,
         sums: &mut [[S::V; 2]; R],
-    ) {
+    ) -> *const bf16 {
         // SAFETY: the caller's promise.
         unsafe {
-            self.last(s, rows, k, panel, sums);
-            // If the compiler interleaved both halves of the step, they would need more registers than the CPU has, and
-            // sums would be spilled to memory. Therefore the second half depends on the last sum of the first half.
-            let panel = s.after(panel, sums[R - 1][1]);
-            let b = load_pairs(s, panel).map(|pairs| s.second(pairs));
-            add_products(s, rows, k + 1, b, sums);
+            // If the compiler interleaved both words of a step, they would need more registers than the CPU has, and sums
+            // would be spilled to memory. Therefore the second word depends on the last sum of the first word.
+            if const { !WORD.is_multiple_of(2) } {
+                block = s.after(block, sums[R - 1][1]);
+            }
+            multiply_word!(
+                S,
+                s,
+                sums,
+                after = block.after,
+                b(half) = {
+                    let pairs = load_pairs(s, block, WORD / 2, half);
+                    if const { WORD.is_multiple_of(2) } { s.first(pairs) } else { s.second(pairs) }
+                },
+                a(row) = words.load::<WORD>(s, row),
+                sum = s.mul_add_word::<WORD>(a, b, sum)
+            );
         }
+        block
     }
 
     #[inline(always)]
@@ -366,31 +428,38 @@ impl Chain for WidenedKernel {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let [b0, b1] = load_pairs(s, panel);
-            add_products(s, rows, k, [s.first(b0), s.first(b1)], sums);
+            let b = [load_pairs(s, panel, 0, 0), load_pairs(s, panel, 0, 1)];
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let a = s.splat(*rows.at(row, k));
+                sums[0] = s.mul_add(a, s.first(b[0]), sums[0]);
+                sums[1] = s.mul_add(a, s.first(b[1]), sums[1]);
+            }
         }
     }
 }
 
 impl Chain for Bf16Kernel {
     #[inline(always)]
-    unsafe fn step<S: Simd, const R: usize>(
+    unsafe fn add_word<S: Simd, const R: usize, const WORD: usize>(
         self,
         s: S,
-        rows: &TileRows<bf16>,
-        k: usize,
-        panel: *const bf16,
+        words: impl Words<S>,
+        mut block: *const bf16,
         sums: &mut [[S::V; 2]; R],
-    ) {
+    ) -> *const bf16 {
         // SAFETY: the caller's promise.
         unsafe {
-            let b = load_pairs(s, panel);
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let a = s.splat(rows.at(row, k).cast::<f32>().read_unaligned());
-                sums[0] = s.dot_bf16(a, b[0], sums[0]);
-                sums[1] = s.dot_bf16(a, b[1], sums[1]);
-            }
+            multiply_word!(
+                S,
+                s,
+                sums,
+                after = block.after,
+                b(half) = load_pairs(s, block, WORD, half),
+                a(row) = words.load::<WORD>(s, row),
+                sum = s.dot_bf16_word::<WORD>(a, b, sum)
+            );
         }
+        block
     }
 
     #[inline(always)]
@@ -404,7 +473,7 @@ impl Chain for Bf16Kernel {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let b = load_pairs(s, panel);
+            let b = [load_pairs(s, panel, 0, 0), load_pairs(s, panel, 0, 1)];
             for (row, sums) in sums.iter_mut().enumerate() {
                 // A pair whose second value is zero.
                 let a = s.splat(f32::from_bits((*rows.at(row, k)).to_bits().into()));
@@ -415,13 +484,14 @@ impl Chain for Bf16Kernel {
     }
 }
 
-/// Loads a step of a panel of bf16 pairs: two registers with a pair in each lane.
+/// Loads a half of the columns of a step of a panel of bf16 pairs: a register with a pair in each lane. `block` is step
+/// 0.
 ///
 /// # Safety
 ///
-/// `panel` is valid for the columns of a step.
+/// `block` is valid for the columns of the steps up to `step`.
 #[inline(always)]
-unsafe fn load_pairs<S: FloatOps>(s: S, panel: *const bf16) -> [S::V; 2] {
-    // SAFETY: the caller's promise: LANES pairs, twice.
-    unsafe { [s.load(panel.cast()), s.load(panel.cast::<f32>().add(S::LANES))] }
+unsafe fn load_pairs<S: FloatOps>(s: S, block: *const bf16, step: usize, half: usize) -> S::V {
+    // SAFETY: the caller's promise: twice LANES pairs for each step.
+    unsafe { s.load(block.cast::<f32>().add((2 * step + half) * S::LANES)) }
 }

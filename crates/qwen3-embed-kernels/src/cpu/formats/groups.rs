@@ -9,10 +9,11 @@ use crate::cpu::scalar::Scalar;
 
 /// A byte that represents an 8-bit weight.
 pub(super) trait WeightByte: Scalar {
-    /// The byte of a weight from −127 to 127.
-    fn from_weight(weight: i8) -> Self;
+    /// The byte of a weight from −127 to 127. `offset` is the kernel set's
+    /// [`IntOps::WEIGHT_OFFSET`](crate::cpu::simd::IntOps::WEIGHT_OFFSET).
+    fn from_weight(weight: i8, offset: u8) -> Self;
     /// The weight that a byte represents.
-    fn weight(self) -> i8;
+    fn weight(self, offset: u8) -> i8;
     /// Stores one byte of an f32 scale, unchanged.
     fn from_bits(bits: u8) -> Self;
     /// Returns one byte of an f32 scale that [`from_bits`](Self::from_bits) stored.
@@ -124,7 +125,9 @@ pub(super) fn pack_groups<T: WeightByte, R: Send>(
             let steps = steps.chunks_exact_mut(depth * columns);
             for (step, values) in steps.zip(values.chunks_exact(depth)) {
                 let step = &mut step[depth * column..][..depth];
-                step.iter_mut().zip(values).for_each(|(out, &v)| *out = T::from_weight(v));
+                for (out, &value) in step.iter_mut().zip(values) {
+                    *out = T::from_weight(value, grid.weight_offset);
+                }
             }
             let bytes = scale.to_ne_bytes().map(T::from_bits);
             scales[bytes.len() * column..][..bytes.len()].copy_from_slice(&bytes);
@@ -164,7 +167,9 @@ fn unpack<T: WeightByte>(
         let steps = steps.chunks_exact(depth * columns);
         for (values, step) in values.chunks_exact_mut(depth).zip(steps) {
             let step = &step[depth * column..][..depth];
-            values.iter_mut().zip(step).for_each(|(value, &byte)| *value = byte.weight());
+            for (value, byte) in values.iter_mut().zip(step) {
+                *value = byte.weight(grid.weight_offset);
+            }
         }
         let bytes = &scales[size_of::<f32>() * column..];
         *scale = f32::from_ne_bytes(std::array::from_fn(|i| bytes[i].bits()));

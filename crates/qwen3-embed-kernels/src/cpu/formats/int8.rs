@@ -34,7 +34,9 @@ use crate::cpu::packed::PackedWeight;
 use crate::cpu::panels::{Layout, PanelGrid};
 use crate::cpu::quantize::{GAP, multiples, rows_of};
 use crate::cpu::simd::{Simd, SimdOp, TileSums};
-use crate::cpu::tile::{Tile, TileKernel, panel_columns, with_rows};
+use crate::cpu::tile::{
+    Tile, TileKernel, block_words, each_word, multiply_word, panel_columns, with_rows,
+};
 
 /// Values of `k` that share a scale.
 pub(super) const GROUP: usize = 32;
@@ -121,11 +123,11 @@ struct Int8Weight {
 }
 
 impl WeightByte for i8 {
-    fn from_weight(weight: i8) -> Self {
+    fn from_weight(weight: i8, _: u8) -> Self {
         weight
     }
 
-    fn weight(self) -> i8 {
+    fn weight(self, _: u8) -> i8 {
         self
     }
 
@@ -224,13 +226,13 @@ struct Int8Kernel;
 impl TileKernel for Int8Kernel {
     type Left = i16;
     type Right = i8;
-    type Sums<S: Simd> = S::IntTile;
+    type Sums<S: Simd> = S::PairTile;
     const STEP: usize = 2;
 
     #[inline(always)]
     unsafe fn fill<S: Simd>(self, s: S, tile: &Tile<i16, i8>, sums: &mut [[S::V; 2]]) {
         // SAFETY: the caller's promise.
-        with_rows!(<S::IntTile as TileSums<S::V>>::ROWS, sums, R => unsafe {
+        with_rows!(<S::PairTile as TileSums<S::V>>::ROWS, sums, R => unsafe {
             int8_sums::<S, R>(s, tile)
         });
     }
@@ -243,6 +245,7 @@ impl TileKernel for Int8Kernel {
 /// As of [`TileKernel::fill`].
 #[inline(always)]
 unsafe fn int8_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i16, i8>) -> [[S::V; 2]; R] {
+    const STEPS: usize = GROUP / 2;
     let columns = panel_columns::<S>();
     let mut sums = [[s.splat(0.0); 2]; R];
     for group in 0..tile.n_k / GROUP {
@@ -250,19 +253,28 @@ unsafe fn int8_sums<S: Simd, const R: usize>(s: S, tile: &Tile<i16, i8>) -> [[S:
         // SAFETY: the caller's promise, for the pairs of the group in every row and in the panel, and for the scales of
         // the columns after them.
         unsafe {
-            let rows = tile.rows();
-            let panel = tile.panel.add(group * group_size(GROUP, columns));
-            for k in (0..GROUP).step_by(2) {
-                tile.prefetch(s, (group * GROUP + k) / 2);
-                let pairs = panel.add(k * columns);
-                let b = [s.load_pairs(pairs), s.load_pairs(pairs.add(columns))];
-                for (row, products) in products.iter_mut().enumerate() {
-                    let a = s.splat_pair(rows.at(row, group * GROUP + k));
-                    products[0] = s.dot_pairs(a, b[0], products[0]);
-                    products[1] = s.dot_pairs(a, b[1], products[1]);
-                }
+            let mut words = tile.rows(s).words(s, group * GROUP);
+            let mut panel = tile.panel.add(group * group_size(GROUP, columns));
+            let mut prefetches = tile.prefetches(group * STEPS, block_words::<S>(1));
+            for _ in 0..STEPS / block_words::<S>(1) {
+                prefetches.prefetch(s);
+                each_word!(block_words::<S>(1), WORD => {
+                    multiply_word!(
+                        S,
+                        s,
+                        products,
+                        after = panel.after_products,
+                        b(half) = s.load_pairs(panel.add((2 * WORD + half) * columns)),
+                        a(row) = s.load_pair_words(words.at(s, row)),
+                        sum = s.dot_pairs_word::<WORD>(a, b, sum)
+                    );
+                    if const { (WORD + 1).is_multiple_of(S::WORDS) } {
+                        words.advance_after_products(s, 2 * S::WORDS, &products);
+                    }
+                });
+                panel = panel.add(2 * block_words::<S>(1) * columns);
             }
-            let scales = panel.add(GROUP * columns).cast::<f32>();
+            let scales = panel.cast::<f32>();
             let scales = [s.load(scales), s.load(scales.add(S::LANES))];
             for (sums, products) in sums.iter_mut().zip(products) {
                 sums[0] = s.mul_add(s.to_f32(products[0]), scales[0], sums[0]);

@@ -179,6 +179,7 @@ unsafe impl<const VNNI: bool, const MATRICES: bool> IntOps for Avx2<VNNI, MATRIC
     type I = __m256i;
     // The integer sums need 12 of the 16 registers. The f32 sums are in memory except at the end of a group.
     type IntTile = [[__m256; 2]; 6];
+    type PairTile = [[__m256; 2]; 6];
 
     #[inline(always)]
     fn zeros(self) -> __m256i {

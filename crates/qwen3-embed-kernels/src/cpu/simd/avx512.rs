@@ -200,6 +200,7 @@ unsafe impl<const VNNI: bool, const BF16: bool, const AMX: bool> IntOps
 {
     type I = __m512i;
     type IntTile = [[__m512; 2]; 6];
+    type PairTile = [[__m512; 2]; 6];
 
     #[inline(always)]
     fn zeros(self) -> __m512i {

@@ -20,6 +20,20 @@ pub(in crate::cpu) trait BlockOps: IntOps {
     fn add_block_dot(self, a: Self::I, b: Self::I, partial: Self::I) -> Self::I {
         self.dot_quads(a, b, partial)
     }
+    /// [`add_block_dot`](Self::add_block_dot) with word `WORD % WORDS` of `b`, which
+    /// [`load_quad_words`](IntOps::load_quad_words) has loaded.
+    #[inline(always)]
+    fn add_block_dot_word<const WORD: usize>(
+        self,
+        a: Self::I,
+        b: Self::I,
+        partial: Self::I,
+    ) -> Self::I {
+        if const { Self::WORDS == 1 } {
+            return self.add_block_dot(a, b, partial);
+        }
+        self.dot_quads_word::<WORD>(a, b, partial)
+    }
     /// Partial sums that begin with a pair of i16. The first i16 is added to the first two products of each quad, the
     /// second i16 to the last two products.
     #[inline(always)]

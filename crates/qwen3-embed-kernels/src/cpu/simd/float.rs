@@ -15,6 +15,10 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     type WidenedTile: TileSums<Self::V>;
     /// Values in a register.
     const LANES: usize;
+    /// Words of a row of a tile that [`load_words`](Self::load_words) loads. A word has the four bytes of a step: an
+    /// f32, a pair of 16-bit values or a quad of bytes. Sets that multiply with one lane of a register load four words,
+    /// one for each of four steps. Other sets load one word into every lane.
+    const WORDS: usize = 1;
 
     /// The value in every lane.
     fn splat(self, x: f32) -> Self::V;
@@ -24,6 +28,15 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     /// # Safety
     /// `p` is valid for writing `LANES` values.
     unsafe fn store(self, p: *mut f32, x: Self::V);
+    /// Loads the next `WORDS` words of a row.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `WORDS` words.
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const f32) -> Self::V {
+        // SAFETY: the caller's promise.
+        self.splat(unsafe { p.read_unaligned() })
+    }
     /// Loads bf16 values and widens them.
     ///
     /// # Safety
@@ -43,6 +56,12 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
         let _ = x;
         p
     }
+    /// Returns `p`, such that the compiler does not know how `p` was computed. So it keeps `p` in a register and does not
+    /// compute it again from other addresses.
+    #[inline(always)]
+    fn opaque<T>(self, p: *const T) -> *const T {
+        p
+    }
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -55,6 +74,11 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     fn keep(self, x: Self::V, n: usize, fill: f32) -> Self::V;
     /// `a · b + c`, rounded once if the CPU has an instruction for it.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// [`mul_add`](Self::mul_add) with word `WORD % WORDS` of `a`, which [`load_words`](Self::load_words) has loaded.
+    #[inline(always)]
+    fn mul_add_word<const WORD: usize>(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.mul_add(a, b, c)
+    }
     /// Rounds to the nearest integers.
     fn round(self, x: Self::V) -> Self::V;
     /// `2^n` for integers `n` from −126 to 127.
@@ -76,6 +100,12 @@ pub(in crate::cpu) unsafe trait FloatOps: Copy + Send + Sync {
     #[inline(always)]
     fn dot_bf16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         dot_bf16_in_f32(self, a, b, c)
+    }
+
+    /// [`dot_bf16`](Self::dot_bf16) with word `WORD % WORDS` of `a`, which [`load_words`](Self::load_words) has loaded.
+    #[inline(always)]
+    fn dot_bf16_word<const WORD: usize>(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.dot_bf16(a, b, c)
     }
 
     /// `exp(x)` within 2 ulp for `x` from −87 to 88; beyond, `exp` of the nearer bound. NaN for NaN.

@@ -18,12 +18,16 @@ mod block;
 mod float;
 mod int;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 pub(super) use block::BlockOps;
 pub(super) use float::{FloatOps, TileSums};
 pub(super) use int::IntOps;
 pub(super) use matrix::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, MatrixBlock, MatrixOps};
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use {avx2::Avx2, avx512::Avx512};

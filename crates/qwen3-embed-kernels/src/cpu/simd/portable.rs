@@ -124,6 +124,7 @@ unsafe impl FloatOps for Portable {
 unsafe impl IntOps for Portable {
     type I = [i32; 8];
     type IntTile = [[Self::V; 2]; 2];
+    type PairTile = [[Self::V; 2]; 2];
 
     #[inline(always)]
     fn zeros(self) -> Self::I {

@@ -4,7 +4,9 @@ use super::activations::{BLOCK_ROW, CENTER, SCALE, SUMS};
 use super::bits::{BLOCK, GROUPS};
 use super::unpack::unpacked_size;
 use crate::cpu::simd::{Simd, TileSums};
-use crate::cpu::tile::{Tile, TileKernel, TileRows, panel_columns, with_rows};
+use crate::cpu::tile::{
+    Tile, TileKernel, TileRows, each_word, multiply_word, panel_columns, with_rows,
+};
 
 /// i8 activations times weights that are unsigned integers of 4 to 6 bits. The products of `QUADS` quads are added
 /// before the sum is scaled. If `CENTERED`, a weight is the integer minus 32.
@@ -42,7 +44,7 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
             // SAFETY: the caller's promise, for the blocks of every row and of the panel, and for the scales and sums
             // after the values of each block.
             unsafe {
-                let rows = tile.rows();
+                let rows = tile.rows(s);
                 let at = block * BLOCK_ROW;
                 let panel = tile.panel.add(block * unpacked_size(QUADS) * columns);
                 let mut products = [[s.zeros(); 2]; R];
@@ -99,33 +101,43 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
         let mut partial = [[s.zeros(); 2]; R];
         // SAFETY: the caller's promise.
         unsafe {
-            let rows = tile.rows();
+            let rows = tile.rows(s);
             let at = block * BLOCK_ROW;
-            let panel = panel.add(4 * part * QUADS * columns);
+            let mut panel = panel.add(4 * part * QUADS * columns);
+            let mut words = rows.words(s, at + 4 * part * QUADS);
             let mut quad = 0;
             if CENTERED {
                 for (row, partial) in partial.iter_mut().enumerate() {
                     let pair = s.splat_quad(rows.at(row, at + CENTER + 4 * part));
                     *partial = [s.begin_block_dot(pair); 2];
                 }
-            } else {
+            } else if const { S::WORDS == 1 } {
                 tile.prefetch(s, block * BLOCK / 4 + part * QUADS);
                 let b = load(s, panel);
                 for (row, partial) in partial.iter_mut().enumerate() {
-                    let a = s.splat_quad(rows.at(row, at + 4 * part * QUADS));
+                    let a = s.load_quad_words(words.at(s, row));
                     *partial = [s.block_dot(b[0], a), s.block_dot(b[1], a)];
                 }
+                words.advance_after_products(s, 4, &partial);
+                panel = panel.add(4 * columns);
                 quad = 1;
             }
             while quad < n_quads {
                 tile.prefetch(s, block * BLOCK / 4 + part * QUADS + quad);
-                let b = load(s, panel.add(4 * quad * columns));
-                for (row, partial) in partial.iter_mut().enumerate() {
-                    let a = s.splat_quad(rows.at(row, at + 4 * (part * QUADS + quad)));
-                    partial[0] = s.add_block_dot(b[0], a, partial[0]);
-                    partial[1] = s.add_block_dot(b[1], a, partial[1]);
-                }
-                quad += 1;
+                each_word!(S::WORDS, WORD => {
+                    multiply_word!(
+                        S,
+                        s,
+                        partial,
+                        after = panel.after_products,
+                        b(half) = s.load_quads(panel.add(4 * (2 * WORD + half) * S::LANES)),
+                        a(row) = s.load_quad_words(words.at(s, row)),
+                        sum = s.add_block_dot_word::<WORD>(b, a, sum)
+                    );
+                });
+                words.advance_after_products(s, 4 * S::WORDS, &partial);
+                panel = panel.add(4 * S::WORDS * columns);
+                quad += S::WORDS;
             }
         }
         partial
@@ -143,18 +155,24 @@ unsafe fn minima<S: Simd, const R: usize>(
     s: S,
     rows: TileRows<i8>,
     at: usize,
-    panel: *const u8,
+    mut panel: *const u8,
 ) -> [[S::I; 2]; R] {
     let mut minima = [[s.zeros(); 2]; R];
-    for pair in 0..GROUPS / 2 {
+    for pair in (0..GROUPS / 2).step_by(S::WORDS) {
         // SAFETY: the caller's promise.
         unsafe {
-            let b = load(s, panel.add(4 * pair * panel_columns::<S>()));
-            for (row, minima) in minima.iter_mut().enumerate() {
-                let a = s.splat_pair(rows.at(row, at + 4 * pair).cast());
-                minima[0] = s.dot_pairs(a, b[0], minima[0]);
-                minima[1] = s.dot_pairs(a, b[1], minima[1]);
-            }
+            each_word!(S::WORDS, WORD => {
+                multiply_word!(
+                    S,
+                    s,
+                    minima,
+                    after = panel.after_products,
+                    b(half) = s.load_wide_pairs(panel.add(4 * (2 * WORD + half) * S::LANES).cast()),
+                    a(row) = s.load_pair_words(rows.at(row, at + 4 * pair).cast()),
+                    sum = s.dot_pairs_word::<WORD>(a, b, sum)
+                );
+            });
+            panel = panel.add(4 * S::WORDS * panel_columns::<S>());
         }
     }
     minima

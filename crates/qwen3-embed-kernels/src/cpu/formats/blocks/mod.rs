@@ -110,8 +110,16 @@ impl WeightFormat for BlocksWeight {
     fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
         let x = &task.x.quantized_for(Arithmetic::Blocks).i8;
         let mut unpacked = UNPACKED.take();
-        let room = &mut unpacked;
-        kernels.run(MultiplyBlocks { x, panels: &self.panels, unpacked: room, task });
+        for panel_idx in task.panels.clone() {
+            let (bits, packed) = self.panels.panel(panel_idx);
+            let unpacked = &mut unpacked;
+            let operands = BlockOperands { x, bits, packed, unpacked, task, panel_idx };
+            match bits {
+                Bits::Four => kernels.run(MultiplyBlocks(BlocksKernel::<8, false>, operands)),
+                Bits::Five => kernels.run(MultiplyBlocks(BlocksKernel::<4, false>, operands)),
+                Bits::Six => kernels.run(MultiplyBlocks(BlocksKernel::<4, true>, operands)),
+            }
+        }
         UNPACKED.set(unpacked);
     }
 
@@ -126,47 +134,33 @@ thread_local! {
     static UNPACKED: RefCell<Aligned<u8>> = RefCell::default();
 }
 
-/// Computes a task: unpacks each panel, and multiplies the rows of the task with it.
-struct MultiplyBlocks<'a> {
+/// The rows of a task and one of its panels.
+struct BlockOperands<'a> {
     x: &'a [i8],
-    panels: &'a BlockPanels,
+    bits: Bits,
+    packed: &'a [u8],
     unpacked: &'a mut Aligned<u8>,
     task: &'a GemmTask<'a>,
+    panel_idx: usize,
 }
 
-impl SimdOp for MultiplyBlocks<'_> {
+/// Unpacks a panel, and multiplies the rows of a task with it. The kernel is a part of the type, so that each kernel is
+/// compiled in a function of its own: the time to compile a function grows faster than its size.
+struct MultiplyBlocks<'a, K>(K, BlockOperands<'a>);
+
+impl<K: TileKernel<Left = i8, Right = u8>> SimdOp for MultiplyBlocks<'_, K> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { x, panels, unpacked, task } = self;
-        for panel_idx in task.panels.clone() {
-            let (bits, packed) = panels.panel(panel_idx);
-            let size = unpacked_panel_size::<S>(bits, task.x.n_columns);
-            unpacked.reserve(size);
-            let panel = &mut unpacked[..size];
-            unpack(s, bits, packed, panel);
-            let next = Prefetch { start: packed.as_ptr_range().end, size: packed.len() };
-            let panel = (panel_idx, &*panel);
-            match bits {
-                Bits::Four => multiply_panel(s, BlocksKernel::<8, false>, task, x, panel, next),
-                Bits::Five => multiply_panel(s, BlocksKernel::<4, false>, task, x, panel, next),
-                Bits::Six => multiply_panel(s, BlocksKernel::<4, true>, task, x, panel, next),
-            }
-        }
+        let Self(kernel, BlockOperands { x, bits, packed, unpacked, task, panel_idx }) = self;
+        let size = unpacked_panel_size::<S>(bits, task.x.n_columns);
+        unpacked.reserve(size);
+        let panel = &mut unpacked[..size];
+        unpack(s, bits, packed, panel);
+        let next = Prefetch { start: packed.as_ptr_range().end, size: packed.len() };
+        // SAFETY: `BlocksWeight::quantize` has written all rows with their scales and sums, and the panel was unpacked
+        // for as many values of `k`.
+        unsafe { task.multiply_panel(s, kernel, x, (panel_idx, panel), next, None) };
     }
-}
-
-#[inline(always)]
-fn multiply_panel<S: Simd, K: TileKernel<Left = i8, Right = u8>>(
-    s: S,
-    kernel: K,
-    task: &GemmTask<'_>,
-    x: &[i8],
-    panel: (usize, &[u8]),
-    next: Prefetch,
-) {
-    // SAFETY: `BlocksWeight::quantize` has written all rows with their scales and sums, and the panel was unpacked for
-    // as many values of `k`.
-    unsafe { task.multiply_panel(s, kernel, x, panel, next, None) };
 }
