@@ -65,7 +65,7 @@ impl Kind {
     }
 
     /// Packs a weight for activations in 16 bits from its integers and scales. The scales are powers of two.
-    fn from_q8(self, weight: &[f32], n_in: usize) -> PackedWeight {
+    fn pack_q8(self, weight: &[f32], n_in: usize) -> PackedWeight {
         let n_out = weight.len() / n_in;
         let read_row = |o: usize, values: &mut [i8], scales: &mut [f32]| {
             let row = &weight[o * n_in..][..n_in];
@@ -190,7 +190,7 @@ fn operands_that_quantization_represents_exactly_are_multiplied_exactly() {
             assert_close(&got, &expected, |i| roundings * sums[i], &what);
             if kind != Kind::Bytes {
                 // The same weight, given as integers and scales.
-                let packed = kind.from_q8(&weight, n_in).repacked(kernels);
+                let packed = kind.pack_q8(&weight, n_in).repacked(kernels);
                 assert_eq!(multiply(&packed, &x, Some(&bias)), got, "{what}");
             }
         }
