@@ -145,12 +145,11 @@ impl Kernels {
             let (bf16, int8) = (Arithmetic::Bf16, Arithmetic::Bytes);
             let mut vectors = Kernels::available().iter();
             let base = vectors.find(|set| ["avx2", "neon"].contains(&set.name));
-            let has_avx2 = base.is_some_and(|set| set.name == "avx2");
             let base = base.unwrap_or(&Kernels::available()[0]).instructions;
             #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
             let mut sets = vec![Kernels::new("emulate-avx512-bf16", base, bf16, int8)];
             #[cfg(target_arch = "x86_64")]
-            if has_avx2 {
+            if Kernels::available().iter().any(|set| set.name == "avx2") {
                 let instructions = InstructionSet::Avx2AsAmx;
                 sets.push(Kernels::new("emulate-avx512-amx", instructions, bf16, int8));
             }

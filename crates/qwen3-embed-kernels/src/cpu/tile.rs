@@ -30,6 +30,7 @@ pub(super) trait TileKernel: Copy {
     /// Values of `k` in a step. Each step prefetches one cache line.
     const STEP: usize;
     /// As [`SimdOp::USES_MATRICES`](super::simd::SimdOp::USES_MATRICES).
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86 has such sets"))]
     const USES_MATRICES: bool = false;
 
     /// Writes the sums of a tile, which has as many rows as `sums` and at most `Self::Sums::<S>::ROWS`.

@@ -10,6 +10,7 @@ pub(in crate::cpu) const MATRIX_ROW_BYTES: usize = 64;
 pub(in crate::cpu) const MOST_MATRIX_ROWS: usize = 32;
 
 /// A few rows of activations, and a panel.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX prefetches"))]
 pub(in crate::cpu) struct MatrixBlock<L, R> {
     /// The first row.
     pub(in crate::cpu) rows: *const L,

@@ -44,6 +44,7 @@ pub(super) trait SimdOp {
 
     /// Whether the kernel calls methods of [`MatrixOps`] if [`HAS_MATRICES`](MatrixOps::HAS_MATRICES). Other kernels are
     /// not compiled again for instruction sets with matrix registers.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86 has such sets"))]
     const USES_MATRICES: bool = false;
 
     /// Runs the kernel. Implement it `#[inline(always)]`.
