@@ -218,8 +218,9 @@ impl Registers {
         let are_distinct = to != left && to != right && left != right;
         let fits =
             to_shape.1 == left_shape.1 && to_shape.0 == right_shape.0 && n_groups == right_shape.1;
-        let groups =
-            |bytes: &[u8; ROW_BYTES]| *bytes.as_chunks::<4>().0.first_chunk::<16>().unwrap();
+        let groups = |bytes: &[u8; ROW_BYTES]| {
+            *bytes.as_chunks::<4>().0.first_chunk::<16>().expect("a row has 16 groups")
+        };
         let left = self.rows[left];
         let right = self.rows[right].map(|row| groups(&row));
         self.replace(to, |row, mut sums| {

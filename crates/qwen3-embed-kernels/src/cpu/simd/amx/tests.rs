@@ -106,7 +106,7 @@ fn multiply(weight: &PackedWeight, x: Rows<'_>) -> Vec<u32> {
 }
 
 fn set(name: &str) -> &'static Kernels {
-    Kernels::all().find(|set| set.name == name).unwrap()
+    Kernels::all().find(|set| set.name == name).expect("the CPU has the set")
 }
 
 #[test]
