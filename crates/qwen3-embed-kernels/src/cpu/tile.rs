@@ -13,6 +13,9 @@
 //!         sums[row] += a · (b0, b1)
 //! ```
 //!
+//! On CPUs that multiply with one lane of a register, such as ARM, `a` is a lane of a register that has the values of
+//! four steps: see [`multiply_word`].
+//!
 //! Every element of the result is one chain of multiply-adds from the first step to the last. So the result for a row
 //! depends neither on the number of rows nor on the tile to which the row belongs.
 

@@ -76,7 +76,7 @@ unsafe impl<const DOT: bool, const BF16: bool> FloatOps for Neon<DOT, BF16> {
     #[inline(always)]
     unsafe fn load_words(self, p: *const f32) -> Self::V {
         // SAFETY: as above.
-        unsafe { [whole(vld1q_f32(p)); 2] }
+        unsafe { [vld1q_f32(p); 2] }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> Self::V {
@@ -289,17 +289,6 @@ impl<const DOT: bool, const BF16: bool> Neon<DOT, BF16> {
     }
 }
 
-/// Returns `x`, such that the compiler loads the whole register. Without this function, it loads half of a register where
-/// the first two words are used, and the register once more for the other words.
-#[inline(always)]
-fn whole(mut x: float32x4_t) -> float32x4_t {
-    // SAFETY: the assembly has no instruction and leaves `x` unchanged.
-    unsafe {
-        asm!("/* {x:v} */", x = inout(vreg) x, options(pure, nomem, nostack, preserves_flags))
-    }
-    x
-}
-
 /// `c + a · b` for pairs of bf16 values. The second product is added first.
 ///
 /// # Safety
@@ -366,10 +355,7 @@ unsafe impl<const DOT: bool, const BF16: bool> IntOps for Neon<DOT, BF16> {
     #[inline(always)]
     unsafe fn load_pair_words(self, p: *const i16) -> Self::I {
         // SAFETY: as above.
-        unsafe {
-            let words = whole(vreinterpretq_f32_s16(vld1q_s16(p)));
-            [vreinterpretq_s32_f32(words); 2]
-        }
+        unsafe { [vreinterpretq_s32_s16(vld1q_s16(p)); 2] }
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const i8) -> Self::I {
@@ -438,10 +424,7 @@ unsafe impl<const DOT: bool, const BF16: bool> IntOps for Neon<DOT, BF16> {
     #[inline(always)]
     unsafe fn load_quad_words(self, p: *const i8) -> Self::I {
         // SAFETY: as above.
-        unsafe {
-            let words = whole(vreinterpretq_f32_s8(vld1q_s8(p)));
-            [vreinterpretq_s32_f32(words); 2]
-        }
+        unsafe { [vreinterpretq_s32_s8(vld1q_s8(p)); 2] }
     }
     #[inline(always)]
     unsafe fn load_quads(self, p: *const u8) -> Self::I {
