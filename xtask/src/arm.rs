@@ -50,14 +50,13 @@ const OPTIONS: [&str; 3] = [
 /// Tests that take minutes on the emulator. They run on the last CPU only.
 const SLOW: [&str; 2] = ["attention", "error_is_within_the_bound_of_rounded_operands"];
 
-/// The tests that run on each emulated CPU: the tests of the kernels.
-const KERNEL_TESTS: [&str; 7] = [
+/// The tests that run on each emulated CPU: those of the kernels, except for `memory`, which takes minutes.
+const KERNEL_TESTS: [&str; 6] = [
     "--package=qwen3-embed-kernels",
     "--lib",
     "--test=blocks",
     "--test=cpu",
     "--test=int8",
-    "--test=memory",
     "--test=ops",
 ];
 
