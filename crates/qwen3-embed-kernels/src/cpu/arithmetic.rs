@@ -17,7 +17,8 @@ pub enum Arithmetic {
     /// bf16 activations times bf16 weights.
     Bf16,
     /// 16-bit integer activations times 8-bit integer weights with one scale for each group of 32 input features of an
-    /// output. Activations have one scale for each row, or for each such group on CPUs that multiply bytes.
+    /// output. Activations have one scale for each row, or for each such group in kernel sets that store an activation as
+    /// two bytes.
     Int8,
     /// 8-bit integer activations times 8-bit integer weights, both with one scale for each group of
     /// [`BYTE_GROUP`](super::BYTE_GROUP) input features. On CPUs without an instruction that multiplies bytes, this

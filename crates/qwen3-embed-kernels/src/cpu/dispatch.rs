@@ -201,6 +201,11 @@ impl Kernels {
         Self::available().iter().rev().find(is_fast).unwrap_or(&Self::available()[0])
     }
 
+    /// Whether activations in 16 bits are two bytes in this set, and not pairs of 16-bit integers.
+    pub(super) fn has_two_byte_activations(&self) -> bool {
+        self.int8_weights == Arithmetic::Bytes && self.bf16_weights == Arithmetic::F32
+    }
+
     /// Whether the set multiplies bf16 and bytes with matrix registers.
     fn has_matrices(&self) -> bool {
         self.bf16_depth > bf16::DEPTH
@@ -211,8 +216,8 @@ impl Kernels {
     pub fn measured_peak(&self, arithmetic: Arithmetic) -> f64 {
         const N_ROUNDS: usize = 1 << 20;
         // With bytes, an activation in 16 bits takes two products.
-        let (arithmetic, share) = match (arithmetic, self.int8_weights) {
-            (Arithmetic::Int8, Arithmetic::Bytes) => (Arithmetic::Bytes, 0.5),
+        let (arithmetic, share) = match arithmetic {
+            Arithmetic::Int8 if self.has_two_byte_activations() => (Arithmetic::Bytes, 0.5),
             _ => (arithmetic, 1.0),
         };
         let mut best = 0f64;

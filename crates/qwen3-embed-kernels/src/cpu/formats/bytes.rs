@@ -86,7 +86,7 @@ impl PackedWeight {
         Self::new(grid, BytesWeight { panels, n_bytes: 1, is_rotated, precise: Vec::new() })
     }
 
-    /// As [`pack_int8`](Self::pack_int8) for CPUs that multiply bytes.
+    /// As [`pack_int8`](Self::pack_int8) for kernel sets with activations of two bytes.
     #[doc(hidden)]
     pub fn pack_int8_in_bytes(
         n_out: usize,
@@ -101,7 +101,7 @@ impl PackedWeight {
         Self::new(grid, BytesWeight { panels, n_bytes: 2, is_rotated: false, precise })
     }
 
-    /// As [`pack_q8`](Self::pack_q8) for CPUs that multiply bytes.
+    /// As [`pack_q8`](Self::pack_q8) for kernel sets with activations of two bytes.
     #[doc(hidden)]
     pub fn pack_q8_in_bytes(
         n_out: usize,

@@ -1,5 +1,5 @@
-//! Weights in 8 bits for activations in 16 bits, summed in integers, for CPUs that do not multiply bytes. For other CPUs,
-//! see `bytes`.
+//! Weights in 8 bits for activations in 16 bits, summed in integers. See `bytes` for kernel sets whose activations in 16
+//! bits are two bytes.
 //!
 //! A column of the weight has a scale for each group of [`GROUP`] values of `k`. A row of activations has one scale.
 //! Products are summed exactly within a group, as i32, in pairs of values. The sum of a group is multiplied with the
@@ -58,13 +58,14 @@ impl PackedWeight {
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         assert!(precise.iter().all(|&k| k < n_in), "precise features are below I = {n_in}");
-        match Kernels::current().int8_weights {
-            Arithmetic::Bytes => Self::pack_int8_in_bytes(n_out, n_in, layout, precise, read_row),
-            _ => Self::pack_int8_in_pairs(n_out, n_in, layout, precise, read_row),
+        if Kernels::current().has_two_byte_activations() {
+            Self::pack_int8_in_bytes(n_out, n_in, layout, precise, read_row)
+        } else {
+            Self::pack_int8_in_pairs(n_out, n_in, layout, precise, read_row)
         }
     }
 
-    /// As [`pack_int8`](Self::pack_int8) for CPUs that do not multiply bytes.
+    /// As [`pack_int8`](Self::pack_int8) for kernel sets without activations of two bytes.
     #[doc(hidden)]
     pub fn pack_int8_in_pairs(
         n_out: usize,
@@ -91,13 +92,14 @@ impl PackedWeight {
         layout: Layout,
         read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
     ) -> Self {
-        match Kernels::current().int8_weights {
-            Arithmetic::Bytes => Self::pack_q8_in_bytes(n_out, n_in, layout, read_row),
-            _ => Self::pack_q8_in_pairs(n_out, n_in, layout, read_row),
+        if Kernels::current().has_two_byte_activations() {
+            Self::pack_q8_in_bytes(n_out, n_in, layout, read_row)
+        } else {
+            Self::pack_q8_in_pairs(n_out, n_in, layout, read_row)
         }
     }
 
-    /// As [`pack_q8`](Self::pack_q8) for CPUs that do not multiply bytes.
+    /// As [`pack_q8`](Self::pack_q8) for kernel sets without activations of two bytes.
     #[doc(hidden)]
     pub fn pack_q8_in_pairs(
         n_out: usize,
