@@ -2,13 +2,16 @@
 //!
 //! A scale is the largest magnitude of a group divided by 127, so the error of a rounded weight, half of the scale, is
 //! at most this magnitude divided by 254. The same holds for an activation in 8 bits. The error of an activation in 16
-//! bits is at most the largest magnitude of its row divided by 65,534. The bound of a result is the sum of these errors
-//! times the other operand, plus the rounding errors of the sums in f32.
+//! bits is at most the largest magnitude of its row divided by 65,534, or with two bytes that of its group divided by
+//! 65,278. The bound of a result is the sum of these errors times the other operand, plus the rounding errors of the sums
+//! in f32.
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
-    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, QuantizeBuffer, Rows, RowsMut, rotate,
+    BYTE_GROUP, Epilogue, Kernels, Layout, PackedWeight, QuantizeBuffer, Rows, RowsMut,
+    WideActivations::{Pairs, TwoBytes},
+    rotate,
 };
 use qwen3_embed_kernels::reference;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -56,9 +59,11 @@ impl Kind {
         let n_out = weight.len() / n_in;
         let read_row = |o: usize, row: &mut [f32]| row.copy_from_slice(&weight[o * n_in..][..n_in]);
         match self {
-            Self::Int8 => PackedWeight::pack_int8_in_pairs(n_out, n_in, layout, precise, read_row),
+            Self::Int8 => {
+                PackedWeight::pack_int8_for(Pairs, n_out, n_in, layout, precise, read_row)
+            }
             Self::TwoBytes => {
-                PackedWeight::pack_int8_in_bytes(n_out, n_in, layout, precise, read_row)
+                PackedWeight::pack_int8_for(TwoBytes, n_out, n_in, layout, precise, read_row)
             }
             Self::Bytes => PackedWeight::pack_bytes(n_out, n_in, layout, false, read_row),
         }
@@ -75,11 +80,8 @@ impl Kind {
                 values.iter_mut().zip(row).for_each(|(value, w)| *value = (w / *scale) as i8);
             }
         };
-        if self == Self::Int8 {
-            PackedWeight::pack_q8_in_pairs(n_out, n_in, Layout::Plain, read_row)
-        } else {
-            PackedWeight::pack_q8_in_bytes(n_out, n_in, Layout::Plain, read_row)
-        }
+        let wide = if self == Self::Int8 { Pairs } else { TwoBytes };
+        PackedWeight::pack_q8_for(wide, n_out, n_in, Layout::Plain, read_row)
     }
 
     /// All combinations with kernel sets.

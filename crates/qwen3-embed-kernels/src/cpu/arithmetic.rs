@@ -29,6 +29,16 @@ pub enum Arithmetic {
     Blocks,
 }
 
+/// How a kernel set stores activations in 16 bits.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WideActivations {
+    /// As 16-bit integers, which are multiplied in pairs.
+    Pairs,
+    /// As two bytes, a high and a low one. Each is multiplied as bytes are.
+    TwoBytes,
+}
+
 impl Arithmetic {
     /// All values, in the order of their declaration.
     pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::Int8, Self::Bytes, Self::Blocks];

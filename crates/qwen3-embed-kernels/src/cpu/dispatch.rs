@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use half::bf16;
 
-use super::arithmetic::{Arithmetic, MultiplyAdds};
+use super::arithmetic::{Arithmetic, MultiplyAdds, WideActivations};
 use super::scalar::Scalar;
 #[cfg(target_arch = "aarch64")]
 use super::simd::Neon;
@@ -201,9 +201,12 @@ impl Kernels {
         Self::available().iter().rev().find(is_fast).unwrap_or(&Self::available()[0])
     }
 
-    /// Whether activations in 16 bits are two bytes in this set, and not pairs of 16-bit integers.
-    pub(super) fn has_two_byte_activations(&self) -> bool {
-        self.int8_weights == Arithmetic::Bytes && self.bf16_weights == Arithmetic::F32
+    /// How this set stores activations in 16 bits.
+    pub(super) fn wide_activations(&self) -> WideActivations {
+        match (self.int8_weights, self.bf16_weights) {
+            (Arithmetic::Bytes, Arithmetic::F32) => WideActivations::TwoBytes,
+            _ => WideActivations::Pairs,
+        }
     }
 
     /// Whether the set multiplies bf16 and bytes with matrix registers.
@@ -215,9 +218,9 @@ impl Kernels {
     /// instructions of this set. No kernel of the set can be faster.
     pub fn measured_peak(&self, arithmetic: Arithmetic) -> f64 {
         const N_ROUNDS: usize = 1 << 20;
-        // With bytes, an activation in 16 bits takes two products.
-        let (arithmetic, share) = match arithmetic {
-            Arithmetic::Int8 if self.has_two_byte_activations() => (Arithmetic::Bytes, 0.5),
+        // An activation of two bytes takes two products.
+        let (arithmetic, share) = match (arithmetic, self.wide_activations()) {
+            (Arithmetic::Int8, WideActivations::TwoBytes) => (Arithmetic::Bytes, 0.5),
             _ => (arithmetic, 1.0),
         };
         let mut best = 0f64;

@@ -29,7 +29,7 @@ mod vector;
 use rayon::prelude::*;
 
 pub use activations::{QuantizeBuffer, Quantized, Rows, RowsMut, Values, ValuesMut};
-pub use arithmetic::Arithmetic;
+pub use arithmetic::{Arithmetic, WideActivations};
 pub use attention::{AttentionScratch, Heads, KEY_BLOCK, attention};
 pub use dispatch::{Kernels, UnknownKernels};
 pub use formats::{BLOCK, BYTE_GROUP, Bits, BlockRow};

@@ -31,9 +31,7 @@ use std::hint::black_box;
 use rayon::prelude::*;
 
 use super::WeightFormat;
-use super::groups::{
-    GroupedRow, WeightByte, group_size, pack_groups, pack_quantized, padded, panel_size, repack,
-};
+use super::groups::{WeightByte, group_size, pack_quantized, padded, panel_size, repack};
 use super::int8;
 use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
 use crate::cpu::aligned::Aligned;
@@ -85,42 +83,11 @@ impl PackedWeight {
         let panels = pack_quantized(BYTE_GROUP, grid, &[], read);
         Self::new(grid, BytesWeight { panels, n_bytes: 1, is_rotated, precise: Vec::new() })
     }
-
-    /// As [`pack_int8`](Self::pack_int8) for kernel sets with activations of two bytes.
-    #[doc(hidden)]
-    pub fn pack_int8_in_bytes(
-        n_out: usize,
-        n_in: usize,
-        layout: Layout,
-        precise: &[usize],
-        read_row: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
-        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let (panels, precise) =
-            (pack_quantized(int8::GROUP, grid, precise, read_row), precise.to_vec());
-        Self::new(grid, BytesWeight { panels, n_bytes: 2, is_rotated: false, precise })
-    }
-
-    /// As [`pack_q8`](Self::pack_q8) for kernel sets with activations of two bytes.
-    #[doc(hidden)]
-    pub fn pack_q8_in_bytes(
-        n_out: usize,
-        n_in: usize,
-        layout: Layout,
-        read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
-    ) -> Self {
-        let read = |(): &mut (), o: usize, row: &mut GroupedRow<'_>| {
-            read_row(o, &mut row.values[..n_in], row.scales);
-        };
-        let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let (panels, precise) = (pack_groups(int8::GROUP, grid, 0, || (), read), Vec::new());
-        Self::new(grid, BytesWeight { panels, n_bytes: 2, is_rotated: false, precise })
-    }
 }
 
 /// A weight in 8 bits, for activations in 8 or 16 bits.
 #[derive(Debug)]
-struct BytesWeight {
+pub(super) struct BytesWeight {
     panels: Aligned<u8>,
     /// Bytes of an activation: 1 or 2.
     n_bytes: usize,
@@ -149,6 +116,11 @@ impl WeightByte for u8 {
 }
 
 impl BytesWeight {
+    /// A weight that is packed in groups of [`int8::GROUP`] values, for activations of two bytes.
+    pub(super) fn for_two_bytes(panels: Aligned<u8>, precise: Vec<usize>) -> Self {
+        Self { panels, n_bytes: 2, is_rotated: false, precise }
+    }
+
     /// The arithmetic for which activations are quantized.
     fn arithmetic(&self) -> Arithmetic {
         if self.n_bytes == 1 { Arithmetic::Bytes } else { Arithmetic::Int8 }
@@ -328,19 +300,20 @@ fn quantize_batch<S: Simd, T: FloatScalar, const N_BYTES: usize, const GROUP: us
         let inverse = s.splat(if scale < f32::MIN_POSITIVE { 0.0 } else { inverses[i] });
         let mut sums = s.splat(0.0);
         let (values, after) = group.split_at_mut(scale_at(N_BYTES, GROUP));
-        for at in (0..GROUP).step_by(S::LANES) {
-            let rounded = s.round(s.mul(load_part(s, &x[at..]), inverse));
+        let (high_bytes, low_bytes) = values.split_at_mut((N_BYTES - 1) * GROUP);
+        let mut high_bytes = high_bytes.chunks_exact_mut(S::LANES);
+        for (low_bytes, x) in low_bytes.chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES)) {
+            let rounded = s.round(s.mul(load_part(s, x), inverse));
             sums = s.add(sums, rounded);
-            if N_BYTES == 1 {
-                store_int_part(s, &mut values[at..], rounded);
-                continue;
+            let mut low = rounded;
+            if let Some(high_bytes) = high_bytes.next() {
+                // The addition makes halves round up, so that the low byte is from −128 to 127.
+                let high = s.mul_add(rounded, s.splat(1.0 / 256.0), s.splat(1.0 / 1024.0));
+                let high = s.round(high);
+                store_int_part(s, high_bytes, high);
+                low = s.mul_add(high, s.splat(-256.0), rounded);
             }
-            // The addition makes halves round up, so that the low byte is from −128 to 127.
-            let high = s.mul_add(rounded, s.splat(1.0 / 256.0), s.splat(1.0 / 1024.0));
-            let high = s.round(high);
-            store_int_part(s, &mut values[at..], high);
-            let low = s.mul_add(high, s.splat(-256.0), rounded);
-            store_int_part(s, &mut values[GROUP + at..], low);
+            store_int_part(s, low_bytes, low);
         }
         // The sum of at most 64 integers below 2^15 is exact.
         let correction = (-f32::from(S::WEIGHT_OFFSET) * s.sum(sums)) as i32;

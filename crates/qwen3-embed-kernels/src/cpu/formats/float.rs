@@ -450,11 +450,6 @@ impl Chain for WidenedKernel {
     ) -> *const bf16 {
         // SAFETY: the caller's promise.
         unsafe {
-            // If the compiler interleaved both words of a step, they would need more registers than the CPU has, and sums
-            // would be spilled to memory. Therefore the second word depends on the last sum of the first word.
-            if const { !WORD.is_multiple_of(2) } {
-                block = s.after(block, sums[R - 1][1]);
-            }
             multiply_word!(
                 S,
                 s,

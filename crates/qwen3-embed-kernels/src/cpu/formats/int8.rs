@@ -22,12 +22,13 @@
 use rayon::prelude::*;
 
 use super::WeightFormat;
+use super::bytes::BytesWeight;
 use super::groups::{
     GroupedRow, WeightByte, group_size, pack_groups, pack_quantized, padded, panel_size, repack,
 };
 use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
 use crate::cpu::aligned::Aligned;
-use crate::cpu::arithmetic::Arithmetic;
+use crate::cpu::arithmetic::{Arithmetic, WideActivations};
 use crate::cpu::dispatch::Kernels;
 use crate::cpu::gemm::{GemmTask, MultiplyPanels};
 use crate::cpu::packed::PackedWeight;
@@ -57,26 +58,32 @@ impl PackedWeight {
         precise: &[usize],
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        assert!(precise.iter().all(|&k| k < n_in), "precise features are below I = {n_in}");
-        if Kernels::current().has_two_byte_activations() {
-            Self::pack_int8_in_bytes(n_out, n_in, layout, precise, read_row)
-        } else {
-            Self::pack_int8_in_pairs(n_out, n_in, layout, precise, read_row)
-        }
+        let wide = Kernels::current().wide_activations();
+        Self::pack_int8_for(wide, n_out, n_in, layout, precise, read_row)
     }
 
-    /// As [`pack_int8`](Self::pack_int8) for kernel sets without activations of two bytes.
+    /// As [`pack_int8`](Self::pack_int8), for kernel sets that store activations in 16 bits in this way.
     #[doc(hidden)]
-    pub fn pack_int8_in_pairs(
+    pub fn pack_int8_for(
+        wide: WideActivations,
         n_out: usize,
         n_in: usize,
         layout: Layout,
         precise: &[usize],
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
+        assert!(precise.iter().all(|&k| k < n_in), "precise features are below I = {n_in}");
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let panels = pack_quantized(GROUP, grid, precise, read_row);
-        Self::new(grid, Int8Weight { panels, precise: precise.to_vec() })
+        match wide {
+            WideActivations::Pairs => {
+                let panels = pack_quantized(GROUP, grid, precise, read_row);
+                Self::new(grid, Int8Weight { panels, precise: precise.to_vec() })
+            }
+            WideActivations::TwoBytes => {
+                let panels = pack_quantized(GROUP, grid, precise, read_row);
+                Self::new(grid, BytesWeight::for_two_bytes(panels, precise.to_vec()))
+            }
+        }
     }
 
     /// Packs a weight [O, I] that is already quantized to 8 bits with a scale for every 32 values, for activations in
@@ -92,16 +99,13 @@ impl PackedWeight {
         layout: Layout,
         read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
     ) -> Self {
-        if Kernels::current().has_two_byte_activations() {
-            Self::pack_q8_in_bytes(n_out, n_in, layout, read_row)
-        } else {
-            Self::pack_q8_in_pairs(n_out, n_in, layout, read_row)
-        }
+        Self::pack_q8_for(Kernels::current().wide_activations(), n_out, n_in, layout, read_row)
     }
 
-    /// As [`pack_q8`](Self::pack_q8) for kernel sets without activations of two bytes.
+    /// As [`pack_q8`](Self::pack_q8), for kernel sets that store activations in 16 bits in this way.
     #[doc(hidden)]
-    pub fn pack_q8_in_pairs(
+    pub fn pack_q8_for(
+        wide: WideActivations,
         n_out: usize,
         n_in: usize,
         layout: Layout,
@@ -111,12 +115,20 @@ impl PackedWeight {
             read_row(o, &mut row.values[..n_in], row.scales);
         };
         let grid = PanelGrid::new(n_out, n_in, layout, Kernels::current());
-        let panels = pack_groups(GROUP, grid, 0, || (), read);
-        Self::new(grid, Int8Weight { panels, precise: Vec::new() })
+        match wide {
+            WideActivations::Pairs => {
+                let panels = pack_groups(GROUP, grid, 0, || (), read);
+                Self::new(grid, Int8Weight { panels, precise: Vec::new() })
+            }
+            WideActivations::TwoBytes => {
+                let panels = pack_groups(GROUP, grid, 0, || (), read);
+                Self::new(grid, BytesWeight::for_two_bytes(panels, Vec::new()))
+            }
+        }
     }
 }
 
-/// A weight in 8 bits, for activations in 16 bits.
+/// A weight in 8 bits, for activations in 16 bits that are [pairs](WideActivations::Pairs).
 #[derive(Debug)]
 struct Int8Weight {
     panels: Aligned<i8>,
