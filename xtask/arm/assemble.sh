@@ -1,8 +1,7 @@
-#!/bin/sh
 # Unpacks a toolchain for 64-bit ARM Linux from Debian's packages into the folder $1, without installing anything:
 # in $1/rust, a Rust compiler with the standard libraries of this machine and of ARM, from the first Debian release
 # whose compiler has at least the version $2; in $1/c, a C compiler for ARM from the release of this machine; and
-# $1/qemu-aarch64, which runs programs for ARM.
+# $1/qemu-aarch64, which runs programs for ARM. This script follows debian/apt.sh.
 set -eu
 folder=$1
 oldest=$2
@@ -10,31 +9,7 @@ target=aarch64-unknown-linux-gnu
 rm -rf "$folder"
 mkdir -p "$folder/rust" "$folder/c"
 
-# The first mirror in the files of apt. Debian's key is in the same place on every Debian.
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list.d/*.list 2>/dev/null |
-    grep -v '^#' | grep -o 'https\{0,1\}://[^ ]*/debian/\{0,1\}\( \|$\)' | head -n 1 | tr -d ' ')
-[ -n "$mirror" ] || { echo "apt on this machine has no mirror of Debian" >&2; exit 1; }
-key=/usr/share/keyrings/debian-archive-keyring.gpg
 this_release=$(. /etc/os-release && echo "${VERSION_CODENAME:-trixie}")
-
-# Points apt to a release, with its files below $folder/apt.
-use_release() {
-    apt=$folder/apt
-    rm -rf "$apt"
-    mkdir -p "$apt/lists/partial" "$apt/archives/partial"
-    : > "$apt/status"
-    echo "deb [arch=amd64,arm64 signed-by=$key] $mirror $1 main" > "$apt/sources.list"
-    cat > "$apt/apt.conf" <<END
-Dir::State "$apt"; Dir::State::Lists "$apt/lists"; Dir::State::status "$apt/status";
-Dir::Cache "$apt"; Dir::Cache::Archives "$apt/archives";
-Dir::Etc::SourceList "$apt/sources.list"; Dir::Etc::SourceParts "-";
-Dir::Etc::Preferences "/dev/null"; Dir::Etc::PreferencesParts "/dev/null";
-APT::Architecture "amd64"; APT::Architectures { "amd64"; "arm64"; }; APT::Sandbox::User "root";
-Acquire::Languages "none";
-END
-    export APT_CONFIG="$apt/apt.conf"
-    apt-get update -qq
-}
 
 unpack() {
     dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --exclude='./usr/share/*'
@@ -47,7 +22,7 @@ version() {
 # Both standard libraries must be of the same version as the compiler.
 found=
 for release in trixie forky sid; do
-    use_release "$release"
+    use_release "$folder/apt" "$release" amd64 arm64
     compiler=$(version rustc:amd64)
     if dpkg --compare-versions "$compiler" ge "$oldest" && [ "$compiler" = "$(version libstd-rust-dev:arm64)" ]; then
         found=$release
@@ -78,7 +53,7 @@ END
 done
 
 # The C compiler uses the C library of this machine, so its packages are those of the release of this machine.
-use_release "$this_release"
+use_release "$folder/apt" "$this_release" amd64 arm64
 apt-get install -y -qq --no-install-recommends --download-only gcc-aarch64-linux-gnu libc6-dev-arm64-cross > "$apt/log"
 for package in "$apt"/archives/*.deb; do
     case ${package##*/} in

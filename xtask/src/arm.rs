@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::debian;
 use crate::executables::executables;
 use crate::workspace::{self, cargo_command, root};
 
@@ -103,12 +104,12 @@ impl Toolchain {
         let toolchain = Self { folder: folder.canonicalize()? };
         // This file is written after all others. It contains the script that made the toolchain.
         let stamp = toolchain.folder.join("assembled");
-        let script = include_str!("../arm/assemble.sh");
+        let script = [debian::APT, include_str!("../arm/assemble.sh")].concat();
         if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == script) {
             return Ok(toolchain);
         }
         let mut assemble = Command::new("sh");
-        assemble.args(["-c", script, "assemble.sh"]).arg(&toolchain.folder).arg(OLDEST_RUST);
+        assemble.args(["-ec", &script, "assemble.sh"]).arg(&toolchain.folder).arg(OLDEST_RUST);
         workspace::run(&mut assemble).context("the toolchain for ARM could not be assembled")?;
         fs::write(&stamp, script)?;
         Ok(toolchain)

@@ -7,6 +7,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::workspace;
 
+/// The beginning of scripts that download packages: the function `use_release`.
+pub(crate) const APT: &str = include_str!("../debian/apt.sh");
+
 /// Unpacks a package of Debian 13, and the packages that it needs, into the subfolder `root` of an absolute path.
 /// Packages whose file names match the regular expression `left_out` are left out. `programs` are the paths in `root`
 /// of the programs that are run. Needs Debian or a distribution with its packages, on x86-64.
@@ -20,8 +23,9 @@ pub(crate) fn unpack(
         cfg!(all(target_arch = "x86_64", target_os = "linux")),
         "programs from Debian's packages run on Linux on x86-64 only"
     );
+    let script = [APT, include_str!("../debian/unpack.sh")].concat();
     let mut unpack = Command::new("sh");
-    unpack.args(["-c", include_str!("../debian/unpack.sh"), "unpack.sh"]).arg(folder);
+    unpack.args(["-ec", &script, "unpack.sh"]).arg(folder);
     unpack.args([package, left_out]).args(programs);
     workspace::run(&mut unpack).with_context(|| format!("{package} could not be unpacked"))
 }
