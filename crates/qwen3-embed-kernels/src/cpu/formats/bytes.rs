@@ -31,8 +31,9 @@ use std::hint::black_box;
 use rayon::prelude::*;
 
 use super::WeightFormat;
-use super::groups::{WeightByte, group_size, pack_quantized, padded, panel_size, repack};
-use super::int8;
+use super::groups::{
+    WIDE_GROUP, WeightByte, group_size, pack_quantized, padded, panel_size, repack,
+};
 use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
 use crate::cpu::aligned::Aligned;
 use crate::cpu::arithmetic::Arithmetic;
@@ -116,7 +117,7 @@ impl WeightByte for u8 {
 }
 
 impl BytesWeight {
-    /// A weight that is packed in groups of [`int8::GROUP`] values, for activations of two bytes.
+    /// A weight that is packed in groups of [`WIDE_GROUP`] values, for activations of two bytes.
     pub(super) fn for_two_bytes(panels: Aligned<u8>, precise: Vec<usize>) -> Self {
         Self { panels, n_bytes: 2, is_rotated: false, precise }
     }
@@ -128,7 +129,7 @@ impl BytesWeight {
 
     /// The number of values of `k` that share a scale.
     fn group(&self) -> usize {
-        if self.n_bytes == 1 { BYTE_GROUP } else { int8::GROUP }
+        if self.n_bytes == 1 { BYTE_GROUP } else { WIDE_GROUP }
     }
 }
 
@@ -154,7 +155,7 @@ impl WeightFormat for BytesWeight {
             let x = x.row(i);
             match n_bytes {
                 1 => kernels.run(QuantizeRow::<1, BYTE_GROUP> { x, is_rotated, precise, out }),
-                _ => kernels.run(QuantizeRow::<2, { int8::GROUP }> { x, is_rotated, precise, out }),
+                _ => kernels.run(QuantizeRow::<2, WIDE_GROUP> { x, is_rotated, precise, out }),
             }
         });
         let values = Values::Quantized(Quantized { arithmetic: self.arithmetic(), buffer });
@@ -164,7 +165,7 @@ impl WeightFormat for BytesWeight {
     fn multiply(&self, kernels: &Kernels, task: &GemmTask<'_>) {
         match self.n_bytes {
             1 => self.multiply_with(BytesKernel::<1, BYTE_GROUP>, kernels, task),
-            _ => self.multiply_with(BytesKernel::<2, { int8::GROUP }>, kernels, task),
+            _ => self.multiply_with(BytesKernel::<2, WIDE_GROUP>, kernels, task),
         }
     }
 

@@ -20,6 +20,9 @@ pub(super) trait WeightByte: Scalar {
     fn bits(self) -> u8;
 }
 
+/// Values of `k` that share a scale of weights for activations in 16 bits.
+pub(super) const WIDE_GROUP: usize = 32;
+
 /// The largest group of any format.
 const MAX_GROUP: usize = 64;
 

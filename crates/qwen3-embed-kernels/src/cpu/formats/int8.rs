@@ -24,7 +24,8 @@ use rayon::prelude::*;
 use super::WeightFormat;
 use super::bytes::BytesWeight;
 use super::groups::{
-    GroupedRow, WeightByte, group_size, pack_groups, pack_quantized, padded, panel_size, repack,
+    GroupedRow, WIDE_GROUP as GROUP, WeightByte, group_size, pack_groups, pack_quantized, padded,
+    panel_size, repack,
 };
 use crate::cpu::activations::{QuantizeBuffer, Quantized, Rows, Values};
 use crate::cpu::aligned::Aligned;
@@ -38,9 +39,6 @@ use crate::cpu::simd::{Simd, SimdOp, TileSums};
 use crate::cpu::tile::{
     Tile, TileKernel, block_words, each_word, multiply_word, panel_columns, with_rows,
 };
-
-/// Values of `k` that share a scale.
-pub(super) const GROUP: usize = 32;
 
 impl PackedWeight {
     /// Packs a weight [O, I] in 8 bits for activations in 16 bits, in parallel on rayon's current pool.
