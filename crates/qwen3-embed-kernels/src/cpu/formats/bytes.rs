@@ -263,9 +263,10 @@ impl<const N_BYTES: usize, const GROUP: usize> QuantizeRow<'_, N_BYTES, GROUP> {
                 quantize_batch::<S, T, N_BYTES, GROUP>(s, x, out);
             }
         }
-        let mut values = [T::default(); MOST_VALUES];
         let batches = self.precise.chunks(n_values).zip(repeated.chunks_mut(batch_size));
         for (precise, out) in batches {
+            // Most rows have no precise features, so the buffer is not initialized for every row.
+            let mut values = [T::default(); MOST_VALUES];
             for (value, &k) in values.iter_mut().zip(precise) {
                 *value = x[k];
             }
