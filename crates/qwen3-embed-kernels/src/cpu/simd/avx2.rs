@@ -304,7 +304,7 @@ impl<const VNNI: bool, const MATRICES: bool> BlockOps for Avx2<VNNI, MATRICES> {
     #[inline(always)]
     fn scale_word(scale: i8) -> i32 {
         if VNNI {
-            return scale.into();
+            return f32::from(scale).to_bits().cast_signed();
         }
         // The scale twice, for both i16 of a lane.
         i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
@@ -313,13 +313,20 @@ impl<const VNNI: bool, const MATRICES: bool> BlockOps for Avx2<VNNI, MATRICES> {
     fn add_scaled(self, partial: __m256i, scale_words: __m256i, c: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe {
-            let products = if VNNI {
-                _mm256_mullo_epi32(partial, scale_words)
-            } else {
-                _mm256_madd_epi16(partial, scale_words)
-            };
-            _mm256_add_epi32(c, products)
+            if VNNI {
+                let (scales, c) = (_mm256_castsi256_ps(scale_words), _mm256_castsi256_ps(c));
+                return _mm256_castps_si256(self.mul_add(self.to_f32(partial), scales, c));
+            }
+            _mm256_add_epi32(c, _mm256_madd_epi16(partial, scale_words))
         }
+    }
+    #[inline(always)]
+    fn scaled_to_f32(self, scaled: __m256i) -> __m256 {
+        if VNNI {
+            // SAFETY: as above.
+            return unsafe { _mm256_castsi256_ps(scaled) };
+        }
+        self.to_f32(scaled)
     }
 }
 

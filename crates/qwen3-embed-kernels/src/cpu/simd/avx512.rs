@@ -322,7 +322,7 @@ impl<const VNNI: bool, const BF16: bool, const AMX: bool> BlockOps for Avx512<VN
     #[inline(always)]
     fn scale_word(scale: i8) -> i32 {
         if VNNI {
-            return scale.into();
+            return f32::from(scale).to_bits().cast_signed();
         }
         // The scale twice, for both i16 of a lane.
         i32::from(scale) << 16 | i32::from(i16::from(scale).cast_unsigned())
@@ -331,13 +331,20 @@ impl<const VNNI: bool, const BF16: bool, const AMX: bool> BlockOps for Avx512<VN
     fn add_scaled(self, partial: __m512i, scale_words: __m512i, c: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe {
-            let products = if VNNI {
-                _mm512_mullo_epi32(partial, scale_words)
-            } else {
-                _mm512_madd_epi16(partial, scale_words)
-            };
-            _mm512_add_epi32(c, products)
+            if VNNI {
+                let (scales, c) = (_mm512_castsi512_ps(scale_words), _mm512_castsi512_ps(c));
+                return _mm512_castps_si512(self.mul_add(self.to_f32(partial), scales, c));
+            }
+            _mm512_add_epi32(c, _mm512_madd_epi16(partial, scale_words))
         }
+    }
+    #[inline(always)]
+    fn scaled_to_f32(self, scaled: __m512i) -> __m512 {
+        if VNNI {
+            // SAFETY: as above.
+            return unsafe { _mm512_castsi512_ps(scaled) };
+        }
+        self.to_f32(scaled)
     }
 }
 

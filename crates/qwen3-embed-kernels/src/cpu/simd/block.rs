@@ -2,10 +2,11 @@ use super::int::IntOps;
 
 /// The dot products of weights of 4 to 6 bits with 8-bit activations: see `formats::blocks`.
 ///
-/// Products of up to eight quads of bytes are first added to *partial sums*, and then to i32 sums after a
-/// multiplication with an 8-bit scale. Each instruction set chooses how it represents partial sums and scales. The
-/// default methods represent both as i32 and are correct for every set. Sets that have the instruction `maddubs` and
-/// not `dpbusd` sum products of bytes in 16 bits, and override all methods.
+/// Products of up to eight quads of bytes are first added to *partial sums*, which are multiplied with an 8-bit scale
+/// and then added to *scaled sums*. Each instruction set chooses how it represents these sums and scales. The default
+/// methods represent all of them as i32 and are correct for every set. Sets that have the instruction `maddubs` and not
+/// `dpbusd` have partial sums in 16 bits. Sets with `dpbusd` have scaled sums and scales in f32, because x86-64 takes
+/// three operations to multiply and add in i32, and two to convert a partial sum and to multiply and add in f32.
 pub(in crate::cpu) trait BlockOps: IntOps {
     /// The first partial sums: `a · b` for quads of bytes. The bytes in `a` are unsigned and below 64, the bytes in `b`
     /// are signed.
@@ -45,9 +46,14 @@ pub(in crate::cpu) trait BlockOps: IntOps {
     fn scale_word(scale: i8) -> i32 {
         scale.into()
     }
-    /// `c + partial · scale`, in i32.
+    /// `c + partial · scale`, where `c` are scaled sums. Scaled sums of zero are [`zeros`](IntOps::zeros).
     #[inline(always)]
     fn add_scaled(self, partial: Self::I, scale_words: Self::I, c: Self::I) -> Self::I {
         self.add_i32(c, self.mul_i32(partial, scale_words))
+    }
+    /// Scaled sums as f32.
+    #[inline(always)]
+    fn scaled_to_f32(self, scaled: Self::I) -> Self::V {
+        self.to_f32(scaled)
     }
 }

@@ -70,7 +70,7 @@ impl<const QUADS: usize, const CENTERED: bool> BlocksKernel<QUADS, CENTERED> {
                     let scale = rows.at(row, at + SCALE).cast::<f32>();
                     let scale = s.splat(scale.read_unaligned());
                     for i in 0..2 {
-                        let mut sum = s.mul(s.to_f32(products[row][i]), d[i]);
+                        let mut sum = s.mul(s.scaled_to_f32(products[row][i]), d[i]);
                         if !CENTERED {
                             sum = s.mul_add(s.to_f32(minima[row][i]), minus_m[i], sum);
                         }

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! The products of a block are at most 256 · 32 · 127 · 128 < 2^27 in magnitude, its minima 256 · 127 · 255 < 2^23.
-//! CPUs with an instruction that adds the products of four bytes in 32 bits have 32-bit partial sums instead.
+//! CPUs with an instruction that adds the products of four bytes in 32 bits have 32-bit partial sums instead. On x86-64,
+//! these CPUs convert the partial sums, and add `products` in f32.
 
 mod activations;
 mod bits;
