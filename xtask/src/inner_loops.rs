@@ -26,20 +26,49 @@ struct Set {
     name: &'static str,
     /// The name of the function that runs kernels with the instructions of the set.
     function: &'static str,
+    /// The types of the kernels that multiply weights of 8 or 16 bits. The set has other kernels, which it uses only in
+    /// tests.
+    kernels: &'static [&'static str],
     /// CPUs with the instructions, as LLVM names them.
     cpus: &'static [&'static str],
 }
 
+/// The types of the kernels that every set uses.
+const COMMON: [&str; 4] =
+    ["F32Kernel", "BlocksKernel<8, false>", "BlocksKernel<4, false>", "BlocksKernel<4, true>"];
+
+/// All sets of x86-64 but `avx512-amx`, whose loops are written in assembly.
 const SETS: [Set; 5] = [
-    Set { name: "avx2", function: "Avx2", cpus: &["haswell", "znver3"] },
-    Set { name: "avx2-vnni", function: "Avx2Vnni", cpus: &["alderlake"] },
+    Set {
+        name: "avx2",
+        function: "Avx2",
+        kernels: &["WidenedKernel", "Int8Kernel"],
+        cpus: &["haswell", "znver3"],
+    },
+    Set {
+        name: "avx2-vnni",
+        function: "Avx2Vnni",
+        kernels: &["WidenedKernel", "BytesKernel<2", "BytesKernel<1"],
+        cpus: &["alderlake"],
+    },
     Set {
         name: "avx512",
         function: "Avx512",
+        kernels: &["WidenedKernel", "Int8Kernel"],
         cpus: &["skylake-avx512", "sapphirerapids", "znver4"],
     },
-    Set { name: "avx512-vnni", function: "Avx512Vnni", cpus: &["sapphirerapids", "znver4"] },
-    Set { name: "avx512-bf16", function: "Avx512Bf16", cpus: &["sapphirerapids", "znver4"] },
+    Set {
+        name: "avx512-vnni",
+        function: "Avx512Vnni",
+        kernels: &["WidenedKernel", "BytesKernel<2", "BytesKernel<1"],
+        cpus: &["sapphirerapids", "znver4"],
+    },
+    Set {
+        name: "avx512-bf16",
+        function: "Avx512Bf16",
+        kernels: &["Bf16Kernel", "Int8Kernel", "BytesKernel<1"],
+        cpus: &["sapphirerapids", "znver4"],
+    },
 ];
 
 /// The matrix multiplication of a weight format.
@@ -54,7 +83,7 @@ struct Format {
     has_groups: bool,
 }
 
-const FORMATS: [Format; 6] = [
+const FORMATS: [Format; 9] = [
     Format {
         weights: "f32",
         activations: "f32",
@@ -78,22 +107,43 @@ const FORMATS: [Format; 6] = [
     },
     Format {
         weights: "8 bits",
-        activations: "16 bits",
+        activations: "16 bits, in pairs",
         kernel: "Int8Kernel",
-        multiplies: &["vpmaddwd", "vpdpwssd", "vpdpbusd"],
+        multiplies: &["vpmaddwd", "vpdpwssd"],
+        has_groups: true,
+    },
+    Format {
+        weights: "8 bits",
+        activations: "16 bits, as two bytes",
+        kernel: "BytesKernel<2",
+        multiplies: &["vpdpbusd"],
         has_groups: true,
     },
     Format {
         weights: "8 bits",
         activations: "8 bits",
-        kernel: "BytesKernel",
-        multiplies: &["vpdpbusd", "vpmaddubsw", "vpmaddwd"],
+        kernel: "BytesKernel<1",
+        multiplies: &["vpdpbusd"],
         has_groups: true,
     },
     Format {
-        weights: "4 to 6 bits",
+        weights: "4 bits",
         activations: "8 bits",
-        kernel: "MultiplyBlocks",
+        kernel: "BlocksKernel<8, false>",
+        multiplies: &["vpdpbusd", "vpmaddubsw"],
+        has_groups: true,
+    },
+    Format {
+        weights: "5 bits",
+        activations: "8 bits",
+        kernel: "BlocksKernel<4, false>",
+        multiplies: &["vpdpbusd", "vpmaddubsw"],
+        has_groups: true,
+    },
+    Format {
+        weights: "6 bits",
+        activations: "8 bits",
+        kernel: "BlocksKernel<4, true>",
         multiplies: &["vpdpbusd", "vpmaddubsw"],
         has_groups: true,
     },
@@ -113,11 +163,9 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     );
     for set in SETS {
         for format in FORMATS {
-            // The other sets emulate the instruction.
-            if format.multiplies == ["vdpbf16ps"] && set.name != "avx512-bf16" {
-                continue;
+            if COMMON.iter().chain(set.kernels).any(|kernel| *kernel == format.kernel) {
+                println!("{}", row(&functions, &set, &format, &llvm, &folder)?);
             }
-            println!("{}", row(&functions, &set, &format, &llvm, &folder)?);
         }
     }
     Ok(())
@@ -184,7 +232,7 @@ fn row(
     let name = format!("{}, {weights} × {activations}", set.name);
     let is_of_set = format!("::InstructionSet>::run::{}::<", set.function);
     let mut found = functions.iter().filter(|(function, _)| {
-        let is_multiplication = ["::gemm::MultiplyPanels<", "::MultiplyBlocks>"]
+        let is_multiplication = ["::gemm::MultiplyPanels<", "::MultiplyBlocks<"]
             .iter()
             .any(|part| function.contains(part));
         is_multiplication && function.contains(&is_of_set) && function.contains(format.kernel)
