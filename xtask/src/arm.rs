@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use qwen3_embed::{Embedder, Source};
+use serde_json::Value;
 
 use crate::debian;
-use crate::executables::executables;
+use crate::executables::{Executable, executables};
 use crate::workspace::{self, cargo_command, root};
 
 /// Assemble a toolchain for 64-bit ARM Linux from Debian's packages
@@ -37,19 +39,25 @@ const CPUS: [(&str, &str); 4] = [
     ("cortex-a53", "NEON"),
     ("neoverse-n1", "and dot products of bytes"),
     ("neoverse-v1", "and matrix products of bytes"),
-    ("neoverse-n2", "and bf16"),
+    (LAST_CPU, "and bf16"),
 ];
 
+/// The last of [`CPUS`].
+const LAST_CPU: &str = "neoverse-n2";
+
 /// Cargo options of the tests. Dependencies are not optimized, because compiling them takes longer than running the
-/// tests. The kernels have no debug assertions, which would make their code much larger.
-const OPTIONS: [&str; 3] = [
+/// tests. Without optimizations, the assembly in gemm-f16 is in functions that may not use its instructions. The kernels
+/// have no debug assertions, which would make their code much larger.
+const OPTIONS: [&str; 4] = [
     "--config=profile.dev.package.'*'.opt-level=0",
+    "--config=profile.dev.package.gemm-f16.opt-level=1",
     "--config=profile.dev.package.qwen3-embed-kernels.debug-assertions=false",
     "--config=profile.dev.package.qwen3-embed-kernels.overflow-checks=false",
 ];
 
-/// Tests that take minutes on the emulator. They run on the last CPU only.
-const SLOW: [&str; 2] = ["attention", "error_is_within_the_bound_of_rounded_operands"];
+/// Options that skip the tests that take minutes on the emulator. These run on the last CPU only.
+const SKIP_SLOW: [&str; 4] =
+    ["--skip", "attention", "--skip", "error_is_within_the_bound_of_rounded_operands"];
 
 /// The tests that run on each emulated CPU: those of the kernels, except for `memory`, which takes minutes.
 const KERNEL_TESTS: [&str; 6] = [
@@ -70,6 +78,10 @@ const MODEL_TESTS: [&str; 3] =
 const MODEL_FILTERS: [&str; 2] =
     ["every_layer_of_the_base_fixture_matches_transformers", "bit_for_bit"];
 
+/// The largest difference between a similarity on the emulated CPU and on this machine. The kernel sets of both round
+/// differently.
+const MOST_DIFFERENT: f32 = 0.01;
+
 /// A toolchain in a folder.
 pub(crate) struct Toolchain {
     folder: PathBuf,
@@ -84,12 +96,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs `cargo xtask arm-test`.
-pub(crate) fn test() -> Result<()> {
-    Toolchain::assemble(&default_folder())?.test()
+/// Test the kernels and the command on emulated ARM CPUs
+///
+/// The tests of the kernels run on four emulated CPUs. On the last one, a fixture is also compared with transformers,
+/// and `qwen3-embed similarity` must print the same matrix as on this machine.
+#[derive(clap::Args)]
+pub(crate) struct TestArgs {
+    /// Test only the kernels, on one CPU with all kernel sets, and skip slow tests
+    #[arg(long)]
+    quick: bool,
 }
 
-fn default_folder() -> PathBuf {
+/// Runs `cargo xtask arm-test`.
+pub(crate) fn test(args: &TestArgs) -> Result<()> {
+    let toolchain = Toolchain::assemble(&default_folder())?;
+    if args.quick { toolchain.quick_test() } else { toolchain.test() }
+}
+
+/// The folder of the toolchain if no other is given.
+pub(crate) fn default_folder() -> PathBuf {
     root().join("target/arm-toolchain")
 }
 
@@ -134,42 +159,95 @@ impl Toolchain {
         self.folder.join("c/usr/aarch64-linux-gnu")
     }
 
-    /// Compiles tests and runs them on emulated CPUs.
-    pub(crate) fn test(&self) -> Result<()> {
-        let kernels = self.build(&KERNEL_TESTS)?;
-        let model = self.build(&MODEL_TESTS)?;
-        for (i, (cpu, instructions)) in CPUS.into_iter().enumerate() {
+    /// Compiles tests and the command, and runs them on emulated CPUs.
+    fn test(&self) -> Result<()> {
+        let kernels = self.build_tests(&KERNEL_TESTS)?;
+        let model = self.build_tests(&MODEL_TESTS)?;
+        for (cpu, instructions) in CPUS {
             let start = Instant::now();
-            let is_last = i + 1 == CPUS.len();
-            for (package, program) in kernels.iter().chain(model.iter().filter(|_| is_last)) {
-                let mut command = Command::new(self.folder.join("qemu-aarch64"));
-                command.current_dir(root().join("crates").join(package));
-                command.arg("-L").arg(self.libraries()).arg(program).arg("--quiet");
-                if !is_last {
-                    command.args(SLOW.iter().flat_map(|name| ["--skip", *name]));
-                }
-                if package == "qwen3-embed-model" {
-                    command.args(MODEL_FILTERS);
-                }
-                workspace::run(command.env("QEMU_CPU", cpu))?;
+            // The last CPU runs every test.
+            let is_last = cpu == LAST_CPU;
+            for test in &kernels {
+                self.run_test(test, cpu, if is_last { &[] } else { &SKIP_SLOW })?;
+            }
+            for test in model.iter().filter(|_| is_last) {
+                self.run_test(test, cpu, &MODEL_FILTERS)?;
             }
             println!("{cpu} ({instructions}): {:.0} s", start.elapsed().as_secs_f64());
         }
+        self.test_command()
+    }
+
+    /// Compiles the tests of the kernels, and runs those that are not slow on the last emulated CPU.
+    pub(crate) fn quick_test(&self) -> Result<()> {
+        self.build_tests(&KERNEL_TESTS)?
+            .iter()
+            .try_for_each(|test| self.run_test(test, LAST_CPU, &SKIP_SLOW))
+    }
+
+    /// Runs a test program on an emulated CPU.
+    fn run_test(&self, test: &Executable, cpu: &str, args: &[&str]) -> Result<()> {
+        let mut command = self.emulate(cpu, &test.path);
+        command.current_dir(root().join("crates").join(&test.package));
+        workspace::run(command.arg("--quiet").args(args))
+    }
+
+    /// Compiles the command, and compares the matrix that `qwen3-embed similarity` prints on the last emulated CPU with
+    /// the similarities that this machine computes.
+    fn test_command(&self) -> Result<()> {
+        let texts = [
+            "今天天气很好,适合去公园散步。",
+            "The weather is lovely today, perfect for a walk in the park.",
+            "今日は天気が良いので、公園を散歩するのに最適です。",
+            "The stock market fell sharply on Monday.",
+        ];
+        let built = self.build(&["build"], &["--package=qwen3-embed-cli", "--bin=qwen3-embed"])?;
+        let [program] = &built[..] else { bail!("expected one program, got {built:?}") };
+        let mut command = self.emulate(LAST_CPU, &program.path);
+        let output = command.args(["similarity", "--json"]).args(texts).output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command:?} failed: {error}");
+        let output: Value = serde_json::from_slice(&output.stdout)?;
+        let got: Vec<Vec<f32>> = serde_json::from_value(output["similarities"].clone())?;
+
+        let vectors = Embedder::builder(Source::demo()).build()?.embed_documents(&texts)?;
+        let similarities = vectors.similarity(&vectors)?;
+        ensure!(got.len() == texts.len(), "expected a row for each text, got {got:?}");
+        for (row, got) in got.iter().enumerate() {
+            let expected = similarities.row(row);
+            let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= MOST_DIFFERENT;
+            ensure!(
+                got.len() == expected.len() && got.iter().zip(expected).all(is_close),
+                "row {row} of the matrix is {got:?}, and {expected:?} on this machine"
+            );
+        }
+        println!("qwen3-embed similarity on {LAST_CPU}: {got:.3?}");
         Ok(())
     }
 
-    /// Compiles tests. Returns the package and the path of each program.
-    fn build(&self, tests: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-        const ARGS: [&str; 5] = ["test", "--no-run", "--message-format=json", "--target", TARGET];
-        let mut build = cargo_command(&[&ARGS, &OPTIONS[..], tests].concat());
+    /// A command that runs a program on an emulated CPU.
+    fn emulate(&self, cpu: &str, program: &Path) -> Command {
+        let mut command = Command::new(self.folder.join("qemu-aarch64"));
+        command.arg("-L").arg(self.libraries()).arg(program).env("QEMU_CPU", cpu);
+        command
+    }
+
+    /// Compiles tests.
+    fn build_tests(&self, tests: &[&str]) -> Result<Vec<Executable>> {
+        let programs = self.build(&["test", "--no-run"], tests)?;
+        let n_tests = tests.iter().filter(|test| !test.starts_with("--package")).count();
+        ensure!(programs.len() == n_tests, "expected {n_tests} programs, got {programs:?}");
+        Ok(programs)
+    }
+
+    /// Compiles with a command of cargo. Returns the programs.
+    fn build(&self, command: &[&str], options: &[&str]) -> Result<Vec<Executable>> {
+        const ARGS: [&str; 3] = ["--message-format=json", "--target", TARGET];
+        let mut build = cargo_command(&[command, &ARGS[..], &OPTIONS, options].concat());
         // The compiler is another one than that of the workspace, so the build has a folder of its own.
         build.envs(self.variables()).env("CARGO_TARGET_DIR", root().join("target/arm"));
         let output = build.stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "{build:?} failed");
-        let mut programs = executables(&output.stdout)?;
-        programs.retain(|program| program.is_test);
-        let n_tests = tests.iter().filter(|test| !test.starts_with("--package")).count();
-        ensure!(programs.len() == n_tests, "expected {n_tests} programs, got {programs:?}");
-        Ok(programs.into_iter().map(|program| (program.package, program.path)).collect())
+        executables(&output.stdout)
     }
 }

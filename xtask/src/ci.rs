@@ -7,7 +7,7 @@ use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
 use crate::postgres::Server;
 use crate::workspace::{self, cargo_command, root};
-use crate::{book, fixtures, invariants, kernel_sets, parity, quality};
+use crate::{arm, book, fixtures, invariants, kernel_sets, parity, quality};
 
 /// Cargo options that turn off optimizations. Builds with other features use them, because these builds have few tests,
 /// so that compiling takes longer than running the tests.
@@ -19,8 +19,8 @@ const UNOPTIMIZED: [&str; 2] = [
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
 /// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants,
 /// the hashes of the fixtures, parity, the quality of the bundled model, the examples, the server with real clients,
-/// the example for PostgreSQL, and the parts of the feature `cuda` that need no CUDA device. The kernels for ARM are not
-/// checked, because their tests take too long on an emulator: see `cargo xtask arm-test`.
+/// the example for PostgreSQL, the kernels for ARM on one emulated CPU, and the parts of the feature `cuda` that need no
+/// CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -69,6 +69,12 @@ pub(crate) fn run() -> Result<()> {
         })?,
         Err(error) => {
             unchecked.push(format!("the example for PostgreSQL, because of this error: {error:#}"))
+        }
+    }
+    match arm::Toolchain::assemble(&arm::default_folder()) {
+        Ok(toolchain) => step("kernels for ARM", || toolchain.quick_test())?,
+        Err(error) => {
+            unchecked.push(format!("the kernels for ARM, because of this error: {error:#}"))
         }
     }
     match Toolkit::assemble(&root().join("target/cuda-toolkit")) {

@@ -46,8 +46,7 @@ enum Task {
     CudaToolkit(cuda_toolkit::Args),
     GpuCheck(gpu_check::Args),
     ArmToolchain(arm::Args),
-    /// Run the tests of the kernels, and parity tests of the model, on emulated ARM CPUs
-    ArmTest,
+    ArmTest(arm::TestArgs),
     E2e(e2e::Args),
     Postgres(postgres::Args),
     InnerLoops(inner_loops::Args),
@@ -73,7 +72,7 @@ fn main() -> anyhow::Result<()> {
         Task::CudaToolkit(args) => cuda_toolkit::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
         Task::ArmToolchain(args) => arm::run(&args),
-        Task::ArmTest => arm::test(),
+        Task::ArmTest(args) => arm::test(&args),
         Task::E2e(args) => e2e::run(&args),
         Task::Postgres(args) => postgres::run(&args),
         Task::InnerLoops(args) => inner_loops::run(&args),
