@@ -119,3 +119,54 @@ fn hamming_distance_counts_every_bit_once() {
         }
     }
 }
+
+#[test]
+#[ignore]
+fn zz_speed() {
+    fn time(name: &str, bytes: usize, mut f: impl FnMut()) {
+        let mut best = f64::INFINITY;
+        for _ in 0..7 {
+            let start = std::time::Instant::now();
+            f();
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        println!("{name:<20} {:8.2} ms {:6.1} GB/s", best * 1e3, bytes as f64 / best / 1e9);
+    }
+    let n = 200_000;
+    let f: Vec<f32> = (0..n * 1024).map(|i| (i % 977) as f32 - 400.0).collect();
+    let h: Vec<f16> = (0..n * 1024).map(|i| f16::from_f32((i % 977) as f32 - 400.0)).collect();
+    let b: Vec<i8> = (0..5 * n * 1024).map(|i| (i % 251) as i8).collect();
+    let u: Vec<u8> = (0..5 * n * 128).map(|i| (i % 251) as u8).collect();
+    let q = vec![0.5f32; 1024];
+    for kernels in Kernels::all() {
+        println!("{}", kernels.name);
+        let mut out = [[0f32; 2]; 64];
+        time("f32", f.len() * 4, || {
+            for rows in f.chunks_exact(64 * 1024) {
+                dots_f32(kernels, &q, rows, &mut out)
+            }
+        });
+        time("f16", h.len() * 2, || {
+            for rows in h.chunks_exact(64 * 1024) {
+                dots_f16(kernels, &q, rows, &mut out)
+            }
+        });
+        let mut out = [0i32; 64];
+        time("int8", b.len(), || {
+            for rows in b.chunks_exact(64 * 1024) {
+                dots_int8(kernels, &[77; 1024], rows, &mut out)
+            }
+        });
+        let mut out = [0u32; 64];
+        time("bits", u.len(), || {
+            for rows in u.chunks_exact(64 * 128) {
+                hamming(kernels, &[77; 128], rows, &mut out)
+            }
+        });
+        time("bits in cache", u.len(), || {
+            for _ in 0..u.len() / 8192 {
+                hamming(kernels, &[77; 128], &u[..8192], &mut out)
+            }
+        });
+    }
+}

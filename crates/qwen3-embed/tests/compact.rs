@@ -301,21 +301,11 @@ fn compact_vectors_find_the_best_documents_of_an_exact_search() {
     }
     let bits = documents.to_binary();
     recall("bits", &|query| bits.top_k(query, 10).unwrap());
-    for n in [40, 80, 160, 320] {
+    // With 256 dimensions, bits need more candidates than integers do.
+    for (n, least) in [(40, 0.8), (160, 0.95)] {
         let rescored = recall(&format!("bits, {n} rescored"), &|query| {
             documents.rescore(query, &bits.top_k(query, n).unwrap(), 10).unwrap()
         });
-        let _ = rescored;
-        let dec = bits.to_f32();
-        recall(&format!("asym bits, {n} rescored"), &|query| {
-            documents.rescore(query, &dec.top_k(query, n).unwrap(), 10).unwrap()
-        });
+        assert!(rescored >= least, "{rescored}");
     }
-    let mut mean = vec![0f32; 256];
-    for row in &documents {
-        for (m, v) in mean.iter_mut().zip(row) {
-            *m += v / 1566.0;
-        }
-    }
-    println!("norm of mean {}", mean.iter().map(|v| v * v).sum::<f32>().sqrt());
 }

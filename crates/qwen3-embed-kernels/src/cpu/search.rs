@@ -204,6 +204,7 @@ impl SimdOp for Hamming<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { query, rows, out } = self;
         for (row, out) in rows.chunks_exact(query.len()).zip(out) {
+            prefetch_ahead(s, row);
             *out = distance(s, query, row);
         }
     }

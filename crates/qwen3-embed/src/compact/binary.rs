@@ -9,8 +9,10 @@ use crate::{Embeddings, Error, Result};
 /// NumPy's `packbits`. This is the format `ubinary` of sentence-transformers and of Cohere's API. If the number of
 /// dimensions is not a multiple of 8, the last bits of each vector's last byte are 0.
 ///
-/// Bits alone find less than full vectors. Search for more candidates than needed, and choose the best of them with
-/// [`Embeddings::rescore`].
+/// Bits alone find less than full vectors. Search for many more candidates than needed, and choose the best of them with
+/// [`Embeddings::rescore`]. The number depends on the model, and is larger for vectors with fewer dimensions: for the
+/// bundled model, which has 256 dimensions, 40 candidates contain 83% of the ten best documents, and 160 candidates contain
+/// 96%.
 ///
 /// # Examples
 ///
