@@ -122,7 +122,9 @@ class Ours:
         numbers = [args.vectors, args.dimensions, args.queries, args.k]
         command = ["taskset", "-c", str(args.cpu), program, kind, *map(str, numbers)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, **pipes)
+        # NumPy asks the kernel for huge pages for its arrays. With this setting, glibc does the same for our vectors.
+        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
         if self.process.stdout.readline().strip() != "ready":
             raise SystemExit(f"{program} has failed")
 
