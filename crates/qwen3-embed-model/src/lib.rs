@@ -41,4 +41,4 @@ pub use forward::pooling::Pooling;
 pub use forward::rerank_head::RerankHead;
 pub use precision::Precision;
 pub use qwen3_embed_kernels::cpu::{Arithmetic, Kernels};
-pub use qwen3_embed_kernels::measure;
+pub use qwen3_embed_kernels::{cpu::search, measure};

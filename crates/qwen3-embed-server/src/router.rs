@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::error::ApiError;
-use crate::routes::{embeddings, models, pages, probes, rerank, root, tei};
+use crate::routes::{cohere, embeddings, models, pages, probes, rerank, root, tei};
 use crate::{AppState, middleware};
 
 /// Paths that are aliases, each with the path that it stands for. The OpenAPI document describes both in the same way.
@@ -37,6 +37,7 @@ const ALIASES: [(&str, &str); 4] = [
     // The documentation page shows the tags in this order.
     tags(
         (name = "OpenAI"),
+        (name = "Cohere"),
         (name = "Reranking"),
         (name = "text-embeddings-inference"),
         (name = "Operations")
@@ -90,6 +91,7 @@ pub fn openapi() -> Document {
 fn documented(state: &AppState) -> OpenApiRouter<AppState> {
     let limited = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .routes(routes!(embeddings::embeddings))
+        .routes(routes!(cohere::embed))
         .routes(routes!(rerank::rerank))
         .routes(routes!(rerank::rerank_v2))
         .routes(routes!(rerank::score))

@@ -1,6 +1,8 @@
+use qwen3_embed_model::{Kernels, search};
 use rayon::prelude::*;
 
-use crate::vector::{dot, exact_dot, norm};
+use crate::search::{BLOCK, Hit, best, sorted};
+use crate::vector::{exact_dot, norm, ratio};
 use crate::{Error, Result, normalize};
 
 /// Vectors of the same number of dimensions, one row for each text.
@@ -28,15 +30,6 @@ pub struct Embeddings {
     n_tokens: Vec<usize>,
 }
 
-/// One result of [`Embeddings::top_k`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Hit {
-    /// The index of the row that was found.
-    pub index: usize,
-    /// The cosine similarity of the row and the query, from −1 to 1.
-    pub score: f32,
-}
-
 impl Embeddings {
     /// Makes embeddings from stored vectors: `values` are the vectors one after another, with `dimensions` values
     /// each. The vectors need not be of unit length.
@@ -60,6 +53,11 @@ impl Embeddings {
     pub(crate) fn of_texts(values: Vec<f32>, dimensions: usize, n_tokens: Vec<usize>) -> Self {
         debug_assert_eq!(values.len(), dimensions * n_tokens.len());
         Self { values, dimensions, n_tokens }
+    }
+
+    /// Vectors without texts. The caller has checked that `values` are finite and whole rows.
+    pub(crate) fn of_rows(values: Vec<f32>, dimensions: usize) -> Self {
+        Self { values, dimensions, n_tokens: Vec::new() }
     }
 
     /// The number of vectors.
@@ -129,18 +127,19 @@ impl Embeddings {
     ///
     /// [`Error::DimensionMismatch`] if the vectors have different numbers of dimensions.
     pub fn similarity(&self, other: &Self) -> Result<Similarities> {
-        self.check_dimensions(other.dimensions)?;
+        if self.dimensions != other.dimensions {
+            let (left, right) = (self.dimensions, other.dimensions);
+            return Err(Error::DimensionMismatch { left, right });
+        }
         let (rows, cols, dimensions) = (self.len(), other.len(), self.dimensions);
         let mut values = vec![0f32; rows * cols];
         if cols > 0 {
-            let norms: Vec<f64> = other.values.par_chunks(dimensions).map(norm).collect();
             let left = values.par_chunks_mut(cols).zip(self.values.par_chunks(dimensions));
             left.for_each(|(out, row)| {
                 let row = unit(row);
-                let right = other.values.par_chunks(dimensions).zip(&norms).with_min_len(MIN_ROWS);
-                out.par_iter_mut()
-                    .zip(right)
-                    .for_each(|(out, (other, &norm))| *out = cosine_to(&row, other, norm));
+                let right = other.values.par_chunks(BLOCK * dimensions);
+                let blocks = out.par_chunks_mut(BLOCK).zip(right).with_min_len(MIN_BLOCKS);
+                blocks.for_each(|(out, rows)| cosines(&row, rows, out));
             });
         }
         Ok(Similarities { values, rows, cols })
@@ -154,26 +153,48 @@ impl Embeddings {
     /// [`Error::DimensionMismatch`] if `query` has another number of dimensions; [`Error::NotFinite`] if a value of
     /// `query` is NaN or infinite.
     pub fn top_k(&self, query: &[f32], k: usize) -> Result<Vec<Hit>> {
-        self.check_dimensions(query.len())?;
-        let query = Self::new(query.to_vec(), self.dimensions)?;
-        let query = unit(query.row(0));
-        let rows = self.values.par_chunks(self.dimensions).enumerate().with_min_len(MIN_ROWS);
-        let hit = |(index, row)| Hit { index, score: cosine_to(&query, row, norm(row)) };
-        let mut hits: Vec<Hit> = rows.map(hit).collect();
-        let best_first = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then(a.index.cmp(&b.index));
-        if k < hits.len() {
-            hits.select_nth_unstable_by(k, best_first);
-            hits.truncate(k);
-        }
-        hits.sort_unstable_by(best_first);
-        Ok(hits)
+        let query = Self::unit_query(query, self.dimensions)?;
+        Ok(best(&self.values, self.dimensions, k, |_, rows, out| cosines(&query, rows, out)))
     }
 
-    fn check_dimensions(&self, right: usize) -> Result<()> {
-        if self.dimensions == right {
-            Ok(())
-        } else {
-            Err(Error::DimensionMismatch { left: self.dimensions, right })
+    /// The `k` of the `candidates` with the largest cosine similarity to `query`, or all candidates if there are fewer,
+    /// sorted as by [`top_k`](Self::top_k). The scores of the candidates are not used.
+    ///
+    /// Use this after a search in vectors with fewer bits, such as [`BinaryEmbeddings`](crate::BinaryEmbeddings): search
+    /// for several times as many candidates as needed, and choose the best of them by the full vectors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DimensionMismatch`] if `query` has another number of dimensions; [`Error::NotFinite`] if a value of
+    /// `query` is NaN or infinite; [`Error::NoSuchRow`] if the index of a candidate is not below [`len`](Self::len).
+    pub fn rescore(&self, query: &[f32], candidates: &[Hit], k: usize) -> Result<Vec<Hit>> {
+        let query = Self::unit_query(query, self.dimensions)?;
+        let mut hits = Vec::with_capacity(candidates.len());
+        for &Hit { index, .. } in candidates {
+            if index >= self.len() {
+                return Err(Error::NoSuchRow { index, len: self.len() });
+            }
+            let mut score = [0.0];
+            cosines(&query, self.row(index), &mut score);
+            hits.push(Hit { index, score: score[0] });
+        }
+        Ok(sorted(hits, k))
+    }
+
+    /// The query, normalized to unit length.
+    pub(crate) fn unit_query(query: &[f32], dimensions: usize) -> Result<Vec<f32>> {
+        Self::check_query(query, dimensions)?;
+        Ok(unit(query))
+    }
+
+    /// Checks the query of a search in vectors with `dimensions`.
+    pub(crate) fn check_query(query: &[f32], dimensions: usize) -> Result<()> {
+        if dimensions != query.len() {
+            return Err(Error::DimensionMismatch { left: dimensions, right: query.len() });
+        }
+        match query.iter().position(|value| !value.is_finite()) {
+            Some(dimension) => Err(Error::NotFinite { row: 0, dimension, value: query[dimension] }),
+            None => Ok(()),
         }
     }
 }
@@ -187,8 +208,8 @@ impl<'a> IntoIterator for &'a Embeddings {
     }
 }
 
-/// The minimum number of vectors that one thread compares.
-const MIN_ROWS: usize = 256;
+/// The least number of blocks of vectors that one thread compares.
+const MIN_BLOCKS: usize = 4;
 
 /// A copy of the vector, normalized to unit length.
 fn unit(vector: &[f32]) -> Vec<f32> {
@@ -197,16 +218,20 @@ fn unit(vector: &[f32]) -> Vec<f32> {
     unit
 }
 
-/// The cosine similarity of a unit vector and a vector of length `norm`.
-fn cosine_to(unit: &[f32], other: &[f32], norm: f64) -> f32 {
-    // For lengths in this range, the dot product in f32 neither overflows nor underflows.
-    let dot = if (1e-15..1e15).contains(&norm) {
-        dot(unit, other).into()
-    } else {
-        exact_dot(unit, other)
-    };
-    // Rounding must not take the result out of the range from −1 to 1.
-    if norm > 0.0 { (dot / norm).clamp(-1.0, 1.0) as f32 } else { 0.0 }
+/// The cosine similarity of a unit vector with each of at most [`BLOCK`] rows.
+fn cosines(unit: &[f32], rows: &[f32], out: &mut [f32]) {
+    let mut products = [[0f32; 2]; BLOCK];
+    let products = &mut products[..out.len()];
+    search::dots_f32(Kernels::current(), unit, rows, products);
+    for ((row, out), &products) in rows.chunks_exact(unit.len()).zip(out).zip(&*products) {
+        // For lengths in this range, the sums in f32 neither overflow nor underflow.
+        *out = if (1e-30..1e30).contains(&products[1]) {
+            ratio(products)
+        } else {
+            let norm = norm(row);
+            if norm > 0.0 { (exact_dot(unit, row) / norm).clamp(-1.0, 1.0) as f32 } else { 0.0 }
+        };
+    }
 }
 
 /// A matrix of cosine similarities, see [`Embeddings::similarity`].
@@ -297,6 +322,23 @@ mod tests {
             let hits: Vec<_> = hits.iter().map(|hit| (hit.index, hit.score)).collect();
             assert_eq!(hits, all[..k.min(50)], "k = {k}");
         }
+    }
+
+    #[test]
+    fn rescore_sorts_candidates_by_their_cosines() {
+        let documents = pattern(50, 8);
+        let query = pattern(1, 8);
+        let all = documents.top_k(query.row(0), 50).unwrap();
+        // The worst candidates first, with wrong scores.
+        let candidates: Vec<Hit> =
+            all[10..40].iter().rev().map(|hit| Hit { score: 0.5, ..*hit }).collect();
+        for k in [0, 1, 7, 30, 31] {
+            let hits = documents.rescore(query.row(0), &candidates, k).unwrap();
+            assert_eq!(hits, all[10..10 + k.min(30)], "k = {k}");
+        }
+        let missing = [Hit { index: 50, score: 1.0 }];
+        let error = documents.rescore(query.row(0), &missing, 1).unwrap_err();
+        assert!(matches!(error, Error::NoSuchRow { index: 50, len: 50 }), "{error}");
     }
 
     #[test]

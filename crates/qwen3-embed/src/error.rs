@@ -201,6 +201,54 @@ pub enum Error {
         /// The value: NaN or an infinity.
         value: f32,
     },
+    /// The number of bytes is not a multiple of the number of bytes that a vector of bits takes, see
+    /// [`BinaryEmbeddings::new`](crate::BinaryEmbeddings::new).
+    #[error(
+        "{n_bytes} bytes cannot be divided into vectors of {dimensions} bits, which take {} bytes each",
+        dimensions.div_ceil(8)
+    )]
+    NotWholeBitRows {
+        /// The number of bytes.
+        n_bytes: usize,
+        /// The number of dimensions, each of which is a bit.
+        dimensions: usize,
+    },
+    /// A bit after the last dimension of a vector of bits is 1.
+    #[error("vector {row} has a bit that is 1 after its {dimensions} bits")]
+    PaddingBits {
+        /// The index of the vector.
+        row: usize,
+        /// The number of dimensions, each of which is a bit.
+        dimensions: usize,
+    },
+    /// The number of scales is not the number of dimensions or of vectors, see [`Int8Scales`](crate::Int8Scales).
+    #[error("got {got} scales of 8-bit integers, expected {expected}")]
+    Int8ScaleCount {
+        /// The number of scales.
+        got: usize,
+        /// The number of dimensions, or for [`Int8Scales::PerVector`](crate::Int8Scales::PerVector) of vectors.
+        expected: usize,
+    },
+    /// A scale of 8-bit integers is negative, NaN or infinite.
+    #[error("scale {index} is {got}, expected a finite number that is at least 0")]
+    Int8Scale {
+        /// The index of the scale.
+        index: usize,
+        /// The scale.
+        got: f32,
+    },
+    /// The index of a candidate is not the index of a vector, see [`Embeddings::rescore`](crate::Embeddings::rescore).
+    #[error("there is no vector {index}: there are {len} vectors")]
+    NoSuchRow {
+        /// The index.
+        index: usize,
+        /// The number of vectors.
+        len: usize,
+    },
+    /// A conversion from or to an Arrow array failed: the array has another type or null values.
+    #[cfg(feature = "arrow")]
+    #[error(transparent)]
+    Arrow(#[from] arrow_schema::ArrowError),
     /// The operating system could not start the threads of a thread pool.
     #[error("cannot start the thread pool")]
     Threads(#[from] rayon::ThreadPoolBuildError),

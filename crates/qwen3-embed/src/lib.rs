@@ -75,6 +75,21 @@
 //! embedding. For these models, [`EmbedderBuilder::dimensions`] accepts any number from 32 to the hidden size.
 //! [`Embeddings::truncate`] shortens existing embeddings. Vectors are cut before they are normalized to unit length.
 //!
+//! # Search and storage
+//!
+//! [`Embeddings::top_k`] compares a query with every vector. It needs no index, and on one core it reads the vectors about
+//! as fast as the memory allows. Vectors in fewer bits take less memory and are compared faster:
+//!
+//! | method | type | memory |
+//! |---|---|---|
+//! | | [`Embeddings`] | 4 bytes a dimension |
+//! | [`Embeddings::to_f16`] | [`F16Embeddings`] | 2 bytes |
+//! | [`Embeddings::to_int8`] | [`Int8Embeddings`] | 1 byte |
+//! | [`Embeddings::to_binary`] | [`BinaryEmbeddings`] | 1 bit |
+//!
+//! A search in 8-bit integers or bits may miss some of the best vectors. [`Embeddings::rescore`] chooses the best of more
+//! candidates by the full vectors, which may be on a slower medium.
+//!
 //! # Concurrency
 //!
 //! [`Embedder`] and [`Reranker`] are [`Send`] and [`Sync`], and their methods take `&self`, so threads can share a
@@ -115,10 +130,15 @@
 //! - `hf-hub`: a second transport for downloads, which `Hub::transport` selects. It is the official hf-hub crate, for
 //!   files in Xet storage. This feature adds about 190 crates and a C library.
 //! - `demo-model`: `Source::demo()`, a small embedding model that makes the program 13 MB larger.
+//! - `ndarray`: conversions between [`Embeddings`] and `ndarray::Array2<f32>`, and a view without a copy.
+//! - `arrow`: conversions between vectors and arrays of Arrow (`FixedSizeListArray`, `FixedSizeBinaryArray`).
 //! - `cuda`: [`Device::Cuda`], with weights in f32 or bf16. The build needs the CUDA toolkit, see the README.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "arrow")]
+mod arrow;
 mod builder;
+mod compact;
 mod cross_encoder;
 mod embed_iter;
 mod embed_options;
@@ -128,9 +148,12 @@ mod embeddings;
 mod engine;
 mod error;
 mod limits;
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod repository;
 mod reranker;
 mod score;
+mod search;
 mod service;
 mod source;
 mod text;
@@ -138,11 +161,15 @@ mod vector;
 mod warnings;
 
 pub use builder::EmbedderBuilder;
+pub use compact::binary::{BinaryEmbeddings, hamming};
+pub use compact::float16::F16Embeddings;
+pub use compact::int8::{Int8Embeddings, Int8Scales, dot_int8};
 pub use embed_iter::{EmbedIter, Embedding};
 pub use embed_options::{EmbedOptions, Overflow, Prompt};
 pub use embedder::Embedder;
-pub use embeddings::{Embeddings, Hit, Similarities};
+pub use embeddings::{Embeddings, Similarities};
 pub use error::{Error, Result};
+pub use half::f16;
 #[cfg(feature = "hf-hub")]
 pub use qwen3_embed_hub::Transport;
 #[cfg(feature = "hub")]
@@ -158,6 +185,7 @@ pub use qwen3_embed_text::{
 };
 pub use reranker::{Reranker, RerankerBuilder};
 pub use score::{RankedDocument, ScoreOptions, Scores};
+pub use search::Hit;
 pub use service::{
     BatchReport, Embedded, OnBatch, Scored, Service, ServiceOptions, ServiceState, Timings,
 };

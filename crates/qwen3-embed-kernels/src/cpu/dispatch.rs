@@ -69,8 +69,8 @@ impl Kernels {
     ///
     /// | value | instructions | bf16 weights | 8-bit weights |
     /// |---|---|---|---|
-    /// | `avx2` | AVX2, FMA | f32 products | 16-bit activations |
-    /// | `avx2-vnni` | AVX2, FMA, AVX-VNNI | f32 products | 8-bit activations |
+    /// | `avx2` | AVX2, FMA, F16C | f32 products | 16-bit activations |
+    /// | `avx2-vnni` | AVX2, FMA, F16C, AVX-VNNI | f32 products | 8-bit activations |
     /// | `avx512` | AVX-512 F and BW | f32 products | 16-bit activations |
     /// | `avx512-vnni` | also AVX-512 VNNI | f32 products | 8-bit activations |
     /// | `avx512-bf16` | also AVX-512 BF16 | bf16 products | 8-bit activations |
@@ -102,7 +102,10 @@ impl Kernels {
             use Arithmetic::{Bf16, Bytes, F32, Int8};
             let mut sets = vec![Kernels::new("portable", InstructionSet::Portable, F32, Int8)];
             #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 let mut push =
                     |name, set, bf16, int8| sets.push(Kernels::new(name, set, bf16, int8));
                 push("avx2", InstructionSet::Avx2, F32, Int8);
@@ -387,11 +390,11 @@ macro_rules! instruction_sets {
 }
 
 instruction_sets! {
-    Avx2: "x86_64", Avx2<false, false>, Avx2::new(), #[target_feature(enable = "avx2,fma")];
+    Avx2: "x86_64", Avx2<false, false>, Avx2::new(), #[target_feature(enable = "avx2,fma,f16c")];
     Avx2AsAmx: "x86_64", Avx2<false, true>, Avx2::new(),
-        #[target_feature(enable = "avx2,fma")] else Avx2;
+        #[target_feature(enable = "avx2,fma,f16c")] else Avx2;
     Avx2Vnni: "x86_64", Avx2<true, false>, Avx2::new(),
-        #[target_feature(enable = "avx2,fma,avxvnni")];
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")];
     Avx512: "x86_64", Avx512<false, false, false>, Avx512::new(),
         #[target_feature(enable = "avx512f,avx512bw,avx2,fma")];
     Avx512Vnni: "x86_64", Avx512<true, false, false>, Avx512::new(),

@@ -22,6 +22,7 @@ mod quantize;
 mod rotation;
 mod rows;
 mod scalar;
+pub mod search;
 mod simd;
 mod tile;
 mod vector;

@@ -1,6 +1,6 @@
 //! The types of the values that kernels read and write.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::simd::Simd;
 
@@ -39,18 +39,53 @@ unsafe impl Scalar for i16 {
     const DEPTH: usize = 2;
 }
 
-/// A floating-point type that is loaded into and stored from registers of f32.
+/// A floating-point type that is loaded into registers of f32.
 ///
 /// # Safety
 ///
-/// The size and the alignment of a value are at most those of f32.
-pub(super) unsafe trait FloatScalar: Scalar {
+/// As of [`Scalar`].
+pub(super) unsafe trait Widened: Copy + Default + Send + Sync {
     /// Loads a register.
     ///
     /// # Safety
     ///
     /// `p` is valid for reading `S::LANES` values.
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+}
+
+// SAFETY: every bit pattern is an f32, and zero bits are 0.0.
+unsafe impl Widened for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load(p) }
+    }
+}
+
+// SAFETY: bf16 is a transparent u16, and zero bits are 0.0.
+unsafe impl Widened for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_bf16(p) }
+    }
+}
+
+// SAFETY: f16 is a transparent u16, and zero bits are 0.0.
+unsafe impl Widened for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16(p) }
+    }
+}
+
+/// A floating-point type that is loaded into and stored from registers of f32.
+///
+/// # Safety
+///
+/// The size and the alignment of a value are at most those of f32.
+pub(super) unsafe trait FloatScalar: Scalar + Widened {
     /// Stores a register, rounding each value to this type.
     ///
     /// # Safety
@@ -69,12 +104,6 @@ pub(super) unsafe trait FloatScalar: Scalar {
 // SAFETY: it is f32.
 unsafe impl FloatScalar for f32 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load(p) }
-    }
-
-    #[inline(always)]
     unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
         // SAFETY: the caller's promise.
         unsafe { s.store(p, x) }
@@ -89,12 +118,6 @@ unsafe impl FloatScalar for f32 {
 
 // SAFETY: bf16 has half the size and alignment of f32.
 unsafe impl FloatScalar for bf16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_bf16(p) }
-    }
-
     #[inline(always)]
     unsafe fn store<S: Simd>(s: S, p: *mut Self, x: S::V) {
         // SAFETY: the caller's promise.

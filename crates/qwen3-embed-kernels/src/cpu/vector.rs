@@ -1,11 +1,11 @@
 //! Loads and stores of slices that may be shorter than a register.
 
-use super::scalar::{FloatScalar, IntScalar};
+use super::scalar::{FloatScalar, IntScalar, Widened};
 use super::simd::Simd;
 
 /// Loads the first values of a slice. Lanes beyond the end of the slice are zero.
 #[inline(always)]
-pub(super) fn load_part<S: Simd, T: FloatScalar>(s: S, values: &[T]) -> S::V {
+pub(super) fn load_part<S: Simd, T: Widened>(s: S, values: &[T]) -> S::V {
     const { assert!(S::LANES <= MAX_LANES) };
     if values.len() >= S::LANES {
         // SAFETY: the length was just checked.

@@ -8,7 +8,7 @@ use crate::AppState;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody};
 use crate::input::Input;
-use crate::respond::{self, Rows};
+use crate::respond::{self, Format, Rows};
 
 /// Request for embeddings: OpenAI's fields and optional extensions. Other fields, such as OpenAI's `user`, are ignored
 /// and may have any type.
@@ -127,13 +127,14 @@ pub(crate) async fn embeddings(
         normalize: request.normalize,
     };
     let embeddings = parameters.embed(&state, model, texts, field).await?;
-    let rows = match request.encoding_format {
-        Some(EncodingFormat::Base64) => Rows::Base64,
-        _ => Rows::Floats,
+    let format = match request.encoding_format {
+        Some(EncodingFormat::Base64) => Format::Base64,
+        _ => Format::Floats,
     };
     let usage = Usage::new(embeddings.n_tokens());
     let rest = serde_json::json!({ "model": model.name, "usage": usage }).to_string();
     // The fields `model` and `usage` follow the list of vectors.
     let tail = format!("],{}", &rest[1..]);
-    Ok(respond::json(r#"{"object":"list","data":["#, embeddings, rows, tail))
+    let section = (r#"{"object":"list","data":["#.to_owned(), Rows::Objects(format));
+    Ok(respond::json([section], embeddings, tail))
 }

@@ -1,5 +1,6 @@
 //! The handlers of the routes, and the code that several handlers share.
 
+pub(crate) mod cohere;
 pub(crate) mod embeddings;
 pub(crate) mod models;
 pub(crate) mod pages;
@@ -12,6 +13,7 @@ pub(crate) mod tei;
 use qwen3_embed::{EmbedOptions, Embedder, Embeddings, Error, Overflow, Prompt, Text, Tokenizer};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::AppState;
 use crate::error::{ApiError, Field};
@@ -55,6 +57,11 @@ impl Usage {
         let n_tokens = n_tokens.iter().sum();
         Self { prompt_tokens: n_tokens, total_tokens: n_tokens }
     }
+}
+
+/// A new id of a response. `kind` is the beginning of the id.
+fn new_id(kind: &str) -> String {
+    format!("{kind}-{}", Uuid::new_v4().simple())
 }
 
 /// The prompt with this name. Every model has the prompts `query` and `document`.

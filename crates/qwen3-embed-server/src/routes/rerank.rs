@@ -8,10 +8,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use uuid::Uuid;
 
-use super::Usage;
 use super::pairs::{Pairs, PromptLimits};
+use super::{Usage, new_id};
 use crate::AppState;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody, Field};
@@ -393,8 +392,4 @@ fn top_n_of(top_n: Option<usize>, top_k: Option<usize>) -> Result<Option<usize>,
         }
         (top_n, top_k) => Ok(top_n.or(top_k)),
     }
-}
-
-fn new_id(kind: &str) -> String {
-    format!("{kind}-{}", Uuid::new_v4().simple())
 }

@@ -19,7 +19,7 @@ use crate::AppState;
 use crate::body::JsonBody;
 use crate::error::{ApiError, ErrorBody, Field};
 use crate::input::{Ids, Input, Strings, check_count, check_not_empty, object, optional_object};
-use crate::respond::{self, Rows};
+use crate::respond::{self, Format, Rows};
 use crate::state::{Permit, Served, ServedModel};
 
 /// Request for embeddings.
@@ -179,7 +179,8 @@ pub(crate) async fn embed(
         ..EmbedParameters::default()
     };
     let embeddings = parameters.embed(&state, model, texts, field).await?;
-    Ok(respond::json("[", embeddings, Rows::Bare, "]".to_owned()))
+    let section = ("[".to_owned(), Rows::Bare(Format::Floats));
+    Ok(respond::json([section], embeddings, "]".to_owned()))
 }
 
 /// Returns the cosine similarity of one text to each of the others.

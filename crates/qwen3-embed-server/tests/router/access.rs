@@ -69,6 +69,7 @@ async fn all_paths_but_the_probes_require_the_key() {
         ("POST", "/embeddings", 415),
         ("POST", "/v1/embeddings", 415),
         ("POST", "/v1/embeddings/", 415),
+        ("POST", "/v2/embed", 415),
         ("POST", "/v1/rerank", 415),
         ("POST", "/v2/rerank", 415),
         ("POST", "/rerank", 415),

@@ -124,6 +124,7 @@ async fn openapi_document_has_every_route() {
         ("/v1/models/{id}", "get"),
         ("/v1/rerank", "post"),
         ("/v1/score", "post"),
+        ("/v2/embed", "post"),
         ("/v2/rerank", "post"),
     ];
     assert_eq!(named, expected);

@@ -52,6 +52,7 @@ async fn rejects_more_concurrent_requests_than_the_limit() {
     let expected = error("rate_limit_error", None::<&str>, "overloaded", message);
     let posts = [
         ("/v1/embeddings", json!({ "input": "a" })),
+        ("/v2/embed", json!({ "texts": ["a"] })),
         ("/v1/rerank", json!({ "query": "a", "documents": ["b"] })),
         ("/v2/rerank", json!({ "query": "a", "documents": ["b"] })),
         ("/rerank", json!({ "query": "a", "texts": ["b"] })),

@@ -3,6 +3,7 @@
 
 mod access;
 mod coding;
+mod cohere;
 mod common;
 mod compatibility;
 mod cors;

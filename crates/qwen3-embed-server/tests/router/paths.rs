@@ -30,9 +30,10 @@ pub(crate) const GETS: [&str; 16] = [
 ];
 
 /// The routes that support POST.
-pub(crate) const POSTS: [&str; 11] = [
+pub(crate) const POSTS: [&str; 12] = [
     "/embeddings",
     "/v1/embeddings",
+    "/v2/embed",
     "/v1/rerank",
     "/v2/rerank",
     "/rerank",

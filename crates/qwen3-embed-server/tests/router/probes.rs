@@ -34,6 +34,7 @@ fn requests() -> [Vec<(&'static str, Value)>; 2] {
     let sentences = json!({ "source_sentence": "a", "sentences": ["b"] });
     let embed = vec![
         ("/v1/embeddings", json!({ "input": "a" })),
+        ("/v2/embed", json!({ "texts": ["a"] })),
         ("/embed", json!({ "inputs": "a" })),
         ("/similarity", json!({ "inputs": sentences })),
     ];

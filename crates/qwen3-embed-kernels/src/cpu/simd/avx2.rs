@@ -1,14 +1,15 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::block::BlockOps;
 use super::float::FloatOps;
 use super::int::IntOps;
 use super::matrix::{MOST_MATRIX_ROWS, MatrixOps};
+use super::search::SearchOps;
 
-/// AVX2 and FMA and, where `VNNI`, AVX-VNNI. Where `MATRICES`, products are computed as by an instruction set with matrix
+/// AVX2, FMA and F16C and, where `VNNI`, AVX-VNNI. Where `MATRICES`, products are computed as by an instruction set with matrix
 /// registers.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::cpu) struct Avx2<const VNNI: bool, const MATRICES: bool>(());
@@ -16,15 +17,15 @@ pub(in crate::cpu) struct Avx2<const VNNI: bool, const MATRICES: bool>(());
 impl<const VNNI: bool, const MATRICES: bool> Avx2<VNNI, MATRICES> {
     /// # Safety
     ///
-    /// The CPU has AVX2 and FMA and, where `VNNI`, AVX-VNNI.
+    /// The CPU has AVX2, FMA and F16C and, where `VNNI`, AVX-VNNI.
     #[inline(always)]
     pub(in crate::cpu) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-// SAFETY: the caller of `Avx2::new` promises the features. Each block below calls intrinsics of AVX, AVX2 or FMA or,
-// where `VNNI`, of AVX-VNNI. Callers promise that pointers are valid, and loads and stores need no alignment.
+// SAFETY: the caller of `Avx2::new` promises the features. Each block below calls intrinsics of AVX, AVX2, FMA or F16C
+// or, where `VNNI`, of AVX-VNNI. Callers promise that pointers are valid, and loads and stores need no alignment.
 unsafe impl<const VNNI: bool, const MATRICES: bool> FloatOps for Avx2<VNNI, MATRICES> {
     type V = __m256;
     type FloatTile = [[__m256; 2]; 6];
@@ -319,6 +320,40 @@ impl<const VNNI: bool, const MATRICES: bool> BlockOps for Avx2<VNNI, MATRICES> {
                 _mm256_madd_epi16(partial, scale_words)
             };
             _mm256_add_epi32(c, products)
+        }
+    }
+}
+
+// SAFETY: as of `FloatOps`.
+unsafe impl<const VNNI: bool, const MATRICES: bool> SearchOps for Avx2<VNNI, MATRICES> {
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    /// The bits of half a byte are counted with a table. The counts of eight bytes are then added in 64 bits.
+    #[inline(always)]
+    fn add_differing_bits(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+            ));
+            let (bits, half) = (_mm256_xor_si256(a, b), _mm256_set1_epi8(0xf));
+            let low = _mm256_and_si256(bits, half);
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bits), half);
+            let low = _mm256_shuffle_epi8(table, low);
+            let counts = _mm256_add_epi8(low, _mm256_shuffle_epi8(table, high));
+            _mm256_add_epi32(c, _mm256_sad_epu8(counts, _mm256_setzero_si256()))
+        }
+    }
+    #[inline(always)]
+    fn sum_i32(self, x: __m256i) -> i32 {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
+            _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<1>(x)))
         }
     }
 }

@@ -1,13 +1,14 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::amx;
 use super::block::BlockOps;
 use super::float::{FloatOps, dot_bf16_in_f32};
 use super::int::IntOps;
 use super::matrix::{MOST_MATRIX_ROWS, MatrixBlock, MatrixOps};
+use super::search::SearchOps;
 
 /// AVX-512F and AVX-512BW, with AVX-512 VNNI where `VNNI`, with AVX-512 BF16 where `BF16`, and with the tiles of AMX for
 /// bf16 and bytes where `AMX`.
@@ -338,6 +339,38 @@ impl<const VNNI: bool, const BF16: bool, const AMX: bool> BlockOps for Avx512<VN
             };
             _mm512_add_epi32(c, products)
         }
+    }
+}
+
+// SAFETY: as of `FloatOps`.
+unsafe impl<const VNNI: bool, const BF16: bool, const AMX: bool> SearchOps
+    for Avx512<VNNI, BF16, AMX>
+{
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    /// The bits of half a byte are counted with a table. The counts of eight bytes are then added in 64 bits.
+    #[inline(always)]
+    fn add_differing_bits(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_setr_epi8(
+                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+            ));
+            let (bits, half) = (_mm512_xor_si512(a, b), _mm512_set1_epi8(0xf));
+            let low = _mm512_and_si512(bits, half);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bits), half);
+            let low = _mm512_shuffle_epi8(table, low);
+            let counts = _mm512_add_epi8(low, _mm512_shuffle_epi8(table, high));
+            _mm512_add_epi32(c, _mm512_sad_epu8(counts, _mm512_setzero_si512()))
+        }
+    }
+    #[inline(always)]
+    fn sum_i32(self, x: __m512i) -> i32 {
+        // SAFETY: as above.
+        unsafe { _mm512_reduce_add_epi32(x) }
     }
 }
 

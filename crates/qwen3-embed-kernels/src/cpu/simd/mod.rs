@@ -5,8 +5,8 @@
 //! here is `#[inline(always)]`, and kernels do not compute in closures: the body of a closure is compiled without the
 //! target features of the function around it, unless the closure happens to be inlined.
 //!
-//! A new instruction set implements [`FloatOps`], [`IntOps`], [`BlockOps`] and [`MatrixOps`]. The default methods of these traits are
-//! correct for every instruction set.
+//! A new instruction set implements [`FloatOps`], [`IntOps`], [`BlockOps`], [`MatrixOps`] and [`SearchOps`]. The default
+//! methods of these traits are correct for every instruction set.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;
@@ -21,6 +21,7 @@ mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod search;
 
 pub(super) use block::BlockOps;
 pub(super) use float::{FloatOps, TileSums};
@@ -29,13 +30,14 @@ pub(super) use matrix::{MATRIX_ROW_BYTES, MOST_MATRIX_ROWS, MatrixBlock, MatrixO
 #[cfg(target_arch = "aarch64")]
 pub(super) use neon::Neon;
 pub(super) use portable::Portable;
+pub(super) use search::SearchOps;
 #[cfg(target_arch = "x86_64")]
 pub(super) use {avx2::Avx2, avx512::Avx512};
 
 /// All operations of an instruction set.
-pub(super) trait Simd: FloatOps + IntOps + BlockOps + MatrixOps {}
+pub(super) trait Simd: FloatOps + IntOps + BlockOps + MatrixOps + SearchOps {}
 
-impl<S: FloatOps + IntOps + BlockOps + MatrixOps> Simd for S {}
+impl<S: FloatOps + IntOps + BlockOps + MatrixOps + SearchOps> Simd for S {}
 
 /// A kernel with its arguments, to be run with the instruction set that the CPU has: see
 /// [`Kernels::run`](super::dispatch::Kernels::run).

@@ -1,3 +1,5 @@
+mod search;
+
 use std::arch::aarch64::*;
 use std::arch::asm;
 

@@ -1,9 +1,10 @@
-use half::bf16;
+use half::{bf16, f16};
 
 use super::block::BlockOps;
 use super::float::FloatOps;
 use super::int::IntOps;
 use super::matrix::MatrixOps;
+use super::search::SearchOps;
 
 /// The instruction set of every CPU: arrays that the compiler may vectorize.
 #[derive(Debug, Clone, Copy)]
@@ -200,6 +201,23 @@ unsafe impl IntOps for Portable {
 }
 
 impl BlockOps for Portable {}
+
+// SAFETY: no special instructions are used.
+unsafe impl SearchOps for Portable {
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const f16) -> Self::V {
+        // SAFETY: the caller promises eight values.
+        unsafe { p.cast::<[f16; 8]>().read_unaligned() }.map(f16::to_f32)
+    }
+    #[inline(always)]
+    fn add_differing_bits(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        std::array::from_fn(|i| c[i] + (a[i] ^ b[i]).count_ones().cast_signed())
+    }
+    #[inline(always)]
+    fn sum_i32(self, x: Self::I) -> i32 {
+        x.into_iter().fold(0, i32::wrapping_add)
+    }
+}
 
 /// Two values in one lane, the first in the lower half.
 #[inline(always)]
