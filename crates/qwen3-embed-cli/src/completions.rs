@@ -32,15 +32,12 @@ pub(crate) fn run(args: &CompletionsArgs, mut program: Command) -> Result<()> {
 
 /// Runs `qwen3-embed man`. `program` describes all commands.
 pub(crate) fn run_man(args: &ManArgs, mut program: Command) -> Result<()> {
-    // The names of the subcommands include the name of the program after this call.
+    // After this call, the names of the subcommands begin with the name of the program.
     program.build();
     let command = match &args.command {
         None => program,
         Some(name) => match program.find_subcommand(name) {
-            Some(command) => {
-                let page = format!("qwen3-embed-{name}");
-                command.clone().name(page.clone()).display_name(page)
-            }
+            Some(command) => command.clone(),
             None => return Err(usage_error(format!("there is no command `{name}`"))),
         },
     };

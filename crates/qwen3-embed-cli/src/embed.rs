@@ -29,7 +29,7 @@ use self::manifest::{Manifest, identity};
 use self::output::Layout;
 use self::pipeline::Pipeline;
 use self::progress::Progress;
-use self::target::{Next, Target, TargetWriter};
+use self::target::{Next, Target, TargetWriter, shard_name};
 use crate::usage::usage_error;
 
 /// The time between two checks for signals while there is nothing to write.
@@ -52,7 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let manifest = match &target {
         Target::Folder { folder, suffix, .. } => {
             let settings = settings(args, &embedder, &files, format)?;
-            Some(Manifest::open(folder, suffix, settings, args.output.resume)?)
+            let first = shard_name(suffix, 0, format);
+            Some(Manifest::open(folder, suffix, &first, settings, args.output.resume)?)
         }
         _ => None,
     };

@@ -50,10 +50,12 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// If the folder has a manifest and `resume` is false, or if the run of the manifest has other settings.
+    /// If the folder has a manifest and `resume` is false, if the run of the manifest has other settings, or if the folder
+    /// has no manifest but the file `first_file`.
     pub(super) fn open(
         folder: &Path,
         suffix: &str,
+        first_file: &str,
         settings: Map<String, Value>,
         resume: bool,
     ) -> Result<Self> {
@@ -82,6 +84,12 @@ impl Manifest {
                 Ok(Self { path, state })
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
+                let first_file = folder.join(first_file);
+                ensure!(
+                    !first_file.exists(),
+                    "{} exists, and {name} does not: use another folder",
+                    first_file.display()
+                );
                 let (shards, next_record, n_skipped, errors_bytes) = Default::default();
                 let complete = false;
                 let state = State {

@@ -135,11 +135,6 @@ impl TargetWriter {
         self.open.is_none() || !matches!(self.target, Target::Folder { .. })
     }
 
-    /// The number of rows that were written.
-    pub(super) fn n_rows(&self) -> u64 {
-        self.n_rows
-    }
-
     pub(super) fn errors(&self) -> &ErrorList {
         &self.errors
     }
@@ -226,7 +221,7 @@ impl TargetWriter {
             Target::Folder { suffix, .. } => suffix.as_str(),
             _ => "",
         };
-        format!("part{suffix}-{number:05}.{}", self.layout.format.extension())
+        shard_name(suffix, number, self.layout.format)
     }
 
     /// Completes the file of a folder, and then says so in the manifest.
@@ -247,6 +242,11 @@ impl TargetWriter {
     fn close(&mut self) -> Result<Vec<Sink>> {
         self.open.take().map_or(Ok(Vec::new()), |(writer, _)| writer.finish())
     }
+}
+
+/// The name of a file in a folder. `suffix` is that of [`Part::suffix`].
+pub(super) fn shard_name(suffix: &str, number: usize, format: OutputFormat) -> String {
+    format!("part{suffix}-{number:05}.{}", format.extension())
 }
 
 /// Gives a complete file its name.

@@ -52,7 +52,7 @@ impl CsvSource {
         let (mut row, mut n_bytes, mut is_at_end) = (ByteRecord::new(), 0, false);
         while batch.records.len() < BATCH_RECORDS && n_bytes < BATCH_BYTES {
             let read = self.reader.read_byte_record(&mut row);
-            let number = row.position().map_or(0, csv::Position::line);
+            let mut number = row.position().map_or(0, csv::Position::line);
             let failure = match read {
                 Ok(true) => None,
                 Ok(false) => {
@@ -60,7 +60,8 @@ impl CsvSource {
                     break;
                 }
                 Err(error) => match error.kind() {
-                    ErrorKind::UnequalLengths { expected_len, len, .. } => {
+                    ErrorKind::UnequalLengths { pos, expected_len, len } => {
+                        number = pos.as_ref().map_or(number, csv::Position::line);
                         Some(anyhow!("expected {expected_len} values, got {len}"))
                     }
                     _ => return Err(anyhow!(error).context(self.name.to_string())),

@@ -27,6 +27,8 @@ pub(super) struct JsonSource {
     names: Names,
     /// Whether fields become columns with types.
     typed: bool,
+    /// Whether another program may write a line and wait.
+    is_live: bool,
     /// The types of fields.
     schema: Option<SchemaRef>,
 }
@@ -43,7 +45,8 @@ impl JsonSource {
         let name = file.path.is_some().then(|| file.name.to_string());
         let lines = Lines::new(reader, format, options.invalid, name);
         let (names, typed, name) = (options.columns.clone(), options.typed, file.name.clone());
-        Ok(Self { lines, bytes_read, name, format, names, typed, schema })
+        let is_live = file.path.is_none();
+        Ok(Self { lines, bytes_read, name, format, names, typed, is_live, schema })
     }
 
     /// The types of fields, which are those of the first batch.
@@ -51,14 +54,16 @@ impl JsonSource {
         self.schema.clone()
     }
 
-    /// Waits for a record, and returns it with all records on complete lines that were read together with it, up to the
-    /// size of a batch. So a program that writes one line and waits for its embedding is not blocked.
+    /// Reads the next batch. From standard input, waits for a record, and returns it with all records on complete lines
+    /// that were read together with it. So a program that writes one line and waits for its embedding is not blocked.
     pub(super) fn next(&mut self, cursor: &mut Cursor) -> Result<Option<Batch>> {
         let mut batch = Batch::new(self.name.clone(), "line");
         let (mut fields, mut sample, mut n_records, mut n_bytes) = (Vec::new(), Vec::new(), 0, 0);
         let is_first = self.typed && self.schema.is_none();
         while n_records == 0
-            || (n_records < BATCH_RECORDS && n_bytes < BATCH_BYTES && self.lines.has_line())
+            || (n_records < BATCH_RECORDS
+                && n_bytes < BATCH_BYTES
+                && (!self.is_live || self.lines.has_line()))
         {
             let Some(number) = self.lines.read()? else { break };
             let text = self.lines.text();
@@ -75,7 +80,7 @@ impl JsonSource {
                 n_bytes += text.len();
                 match self.format {
                     Format::Text => Ok(Parsed::from(text.into_owned())),
-                    Format::Jsonl => parse_with(text.trim(), &self.names),
+                    Format::Jsonl => parse_with(text.trim(), Fields(&self.names)),
                 }
             });
             n_records += 1;
@@ -194,7 +199,10 @@ impl Parsed {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for &Names {
+/// Parses an object.
+struct Fields<'a>(&'a Names);
+
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
     type Value = Parsed;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parsed, D::Error> {
@@ -202,7 +210,7 @@ impl<'de> DeserializeSeed<'de> for &Names {
     }
 }
 
-impl<'de> Visitor<'de> for &Names {
+impl<'de> Visitor<'de> for Fields<'_> {
     type Value = Parsed;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -210,24 +218,25 @@ impl<'de> Visitor<'de> for &Names {
     }
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Parsed, M::Error> {
+        let names = self.0;
         let mut parsed = Parsed { text: None, ..Parsed::from(String::new()) };
         while let Some(key) = map.next_key::<String>()? {
             let mut value = None;
-            if key == self.text {
+            if key == names.text {
                 parsed.text = map.next_value()?;
                 value = parsed.text.as_ref().map(serde_json::to_string);
             } else if key == "tokens" {
                 parsed.tokens = map.next_value()?;
                 value = parsed.tokens.as_ref().map(serde_json::to_string);
-            } else if key == self.instruction {
+            } else if key == names.instruction {
                 parsed.instruction = map.next_value()?;
                 value = parsed.instruction.as_ref().map(serde_json::to_string);
-            } else if self.copies(&key) {
+            } else if names.copies(&key) {
                 value = Some(Ok(map.next_value::<Box<RawValue>>()?.get().to_owned()));
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
-            let is_copied = self.copies(&key) && (key != "tokens" || self.copied.is_some());
+            let is_copied = names.copies(&key) && (key != "tokens" || names.copied.is_some());
             if let Some(value) = value.filter(|_| is_copied) {
                 let value = value.map_err(serde::de::Error::custom)?;
                 let key = serde_json::to_string(&key).map_err(serde::de::Error::custom)?;

@@ -10,17 +10,17 @@ use crate::embed::args::{OutputFormat, VectorFormat};
 use crate::embed::input::Carried;
 
 /// Embedded records.
-pub(super) struct Rows {
+pub(in crate::embed) struct Rows {
     /// The index of each record in the whole input.
-    pub(super) indices: Vec<u64>,
-    pub(super) n_tokens: Vec<u32>,
-    pub(super) vectors: Vectors,
-    pub(super) carried: Carried,
+    pub(in crate::embed) indices: Vec<u64>,
+    pub(in crate::embed) n_tokens: Vec<u32>,
+    pub(in crate::embed) vectors: Vectors,
+    pub(in crate::embed) carried: Carried,
 }
 
 impl Rows {
     /// No rows.
-    pub(super) fn empty(layout: Layout) -> Result<Self> {
+    pub(in crate::embed) fn empty(layout: Layout) -> Result<Self> {
         let vectors = Vectors::new(Vec::new(), layout.dimensions, layout.vectors)?;
         let carried = Carried::Json(Vec::new());
         Ok(Self { indices: Vec::new(), n_tokens: Vec::new(), vectors, carried })
@@ -28,7 +28,7 @@ impl Rows {
 }
 
 /// A writer of one file or of standard output.
-pub(super) trait Writer {
+pub(in crate::embed) trait Writer {
     /// Writes some of the rows.
     fn write(&mut self, rows: &Rows, range: Range<usize>) -> Result<()>;
 
@@ -39,15 +39,15 @@ pub(super) trait Writer {
 
 /// What a new file has.
 #[derive(Clone, Copy)]
-pub(super) struct Layout {
-    pub(super) format: OutputFormat,
-    pub(super) vectors: VectorFormat,
-    pub(super) dimensions: usize,
+pub(in crate::embed) struct Layout {
+    pub(in crate::embed) format: OutputFormat,
+    pub(in crate::embed) vectors: VectorFormat,
+    pub(in crate::embed) dimensions: usize,
 }
 
 impl Layout {
     /// The number of values of a vector in the output. Packed bits are bytes.
-    pub(super) fn width(self) -> usize {
+    pub(in crate::embed) fn width(self) -> usize {
         match self.vectors {
             VectorFormat::Binary => self.dimensions.div_ceil(8),
             _ => self.dimensions,
