@@ -123,10 +123,9 @@ impl Run<'_> {
             eprintln!("{n_skipped} records were skipped{list}");
         }
         let Err(error) = result else { return Ok(()) };
-        match self.writer.keep() {
-            Ok(Some(kept)) => eprintln!("{kept}"),
-            // Of two errors, the first one is the cause.
-            Ok(None) | Err(_) => {}
+        // Of two errors, the first one is the cause.
+        if let Ok(Some(kept)) = self.writer.keep() {
+            eprintln!("{kept}");
         }
         Err(error)
     }

@@ -13,7 +13,7 @@ use qwen3_embed_testing::fixtures;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const N_RECORDS: usize = 700;
+const N_RECORDS: usize = 400;
 const SHARD_ROWS: usize = 64;
 
 /// A folder with a file of different texts, in which every hundredth record has no text.
@@ -76,7 +76,7 @@ impl Random {
 /// The environment variable QWEN3_EMBED_TEST_KILLS sets the number of kills for each format.
 #[test]
 fn killed_runs_resume_to_the_same_bytes() {
-    let n_kills = std::env::var("QWEN3_EMBED_TEST_KILLS").map_or(4, |n| n.parse().unwrap());
+    let n_kills = std::env::var("QWEN3_EMBED_TEST_KILLS").map_or(2, |n| n.parse().unwrap());
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
     println!("seed {seed}");
     let mut random = Random(seed);
@@ -90,7 +90,7 @@ fn killed_runs_resume_to_the_same_bytes() {
         let state = manifest(&dir.path().join("whole"));
         let n_shards = (N_RECORDS - N_RECORDS / 100).div_ceil(SHARD_ROWS);
         assert_eq!(state["shards"].as_array().unwrap().len(), n_shards, "{state}");
-        assert_eq!((&state["n_skipped"], &state["complete"]), (&json!(7), &json!(true)));
+        assert_eq!((&state["n_skipped"], &state["complete"]), (&json!(4), &json!(true)));
         let arguments = [&arguments[..], &["--resume"]].concat();
         for round in 0..n_kills {
             let moment = duration.mul_f64(random.next());
@@ -135,10 +135,7 @@ fn refuses_to_mix_runs_with_different_settings() {
         (&["--dimensions", "32"][..], "expected `dimensions` 64, as in its manifest, got 32"),
         (&["--vectors", "f16"], "expected `vectors` \"f32\", as in its manifest, got \"f16\""),
         (&["--output-format", "npy"], "expected `output_format` \"parquet\""),
-        (
-            &["--precision", "bf16"],
-            "expected `precision` \"f32\", as in its manifest, got \"bf16\"",
-        ),
+        (&["--precision", "f32"], "expected `precision` \"bf16\", as in its manifest, got \"f32\""),
         (
             &["--instruct", "Find"],
             "expected `prompt` \"\", as in its manifest, got \"Instruct: Find",
@@ -184,7 +181,7 @@ fn signal_completes_the_file_and_says_how_to_go_on() {
         let got = files(&dir.path().join(signal));
         assert!(got.keys().all(|name| !name.ends_with(".partial")), "{:?}", got.keys());
         let n_shards = manifest(&dir.path().join(signal))["shards"].as_array().unwrap().len();
-        assert!((1..11).contains(&n_shards), "{n_shards}");
+        assert!((1..7).contains(&n_shards), "{n_shards}");
         succeed(command(&dir, signal, &["--resume"]));
         assert_eq!(files(&dir.path().join(signal)), files(&dir.path().join("whole")));
     }
@@ -197,7 +194,7 @@ fn full_disk_keeps_the_complete_files() {
     let arguments = ["--output-format", "jsonl"];
     succeed(command(&dir, "whole", &arguments));
     let expected = files(&dir.path().join("whole"));
-    let sizes: Vec<usize> = (0..11)
+    let sizes: Vec<usize> = (0..7)
         .filter_map(|shard| expected.get(&format!("part-{shard:05}.jsonl")).map(Vec::len))
         .collect();
     // The limit is in blocks of 512 bytes, and a later shard is larger than the first shard.
@@ -230,5 +227,5 @@ fn parts_share_a_folder() {
     for name in ["manifest-1-of-2.json", "manifest-2-of-2.json", "errors-1-of-2.jsonl"] {
         assert!(names.iter().any(|found| found == name), "{names:?}");
     }
-    assert!(names.iter().any(|name| name == "part-1-of-2-00010.parquet"), "{names:?}");
+    assert!(names.iter().any(|name| name == "part-1-of-2-00006.parquet"), "{names:?}");
 }
