@@ -237,8 +237,10 @@ fn values(column: &ArrayRef) -> Vec<f64> {
     floats(values.len(), &|i| values.value(i).into())
 }
 
-/// The expected values in each format of vectors, and the scales.
-fn expected() -> [(&'static str, Vec<f64>, Option<Vec<f32>>); 4] {
+/// A format of vectors, the expected values, and the scales.
+type Expected = (&'static str, Vec<f64>, Option<Vec<f32>>);
+
+fn expected() -> [Expected; 4] {
     let f32 = vectors();
     let int8 = f32.to_int8_per_vector();
     let scales = int8.scales().as_slice().to_vec();

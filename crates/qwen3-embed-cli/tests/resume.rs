@@ -22,7 +22,7 @@ fn input() -> TempDir {
     let record = |i: usize| match i % 100 {
         99 => json!({"id": i}),
         _ => {
-            let text = format!("{} ", i * 7919).repeat(1 + i % 40);
+            let text = format!("{} ", i * 7919).repeat(1 + i % 10);
             json!({"id": i, "text": text, "note": "x".repeat(i)})
         }
     };
@@ -78,7 +78,7 @@ impl Random {
 fn killed_runs_resume_to_the_same_bytes() {
     let n_kills = std::env::var("QWEN3_EMBED_TEST_KILLS").map_or(2, |n| n.parse().unwrap());
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = Random(seed);
     let dir = input();
     for format in ["parquet", "npy", "jsonl"] {
