@@ -1,10 +1,11 @@
-"""Compares the speed of searches without an index: ours, NumPy and usearch, in turns. See README.md."""
+"""Compares the speed of searches without an index: ours, NumPy, usearch and NumKong, in turns. See README.md."""
 
 import argparse
 import json
 import os
 import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +13,7 @@ from statistics import median
 for name in ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"]:
     os.environ[name] = "1"
 
+import numkong
 import numpy as np
 from usearch.index import MetricKind, search
 
@@ -94,6 +96,21 @@ class USearch:
         return search(self.stored, query, self.k, self.metric, exact=True, threads=1).keys
 
 
+class NumKong:
+    """The kernels that usearch uses, called once for all vectors."""
+
+    name = "numkong"
+
+    def __init__(self, kind, stored, k):
+        self.stored, self.k = stored, k
+        self.options = {"f32": {}, "f16": {}, "int8": {}, "bits": {"dtype": "uint1"}}[kind]
+        self.metric = "hamming" if kind == "bits" else "angular"
+
+    def search(self, query):
+        distances = numkong.cdist(query[None], self.stored, self.metric, **self.options)
+        return best(-np.asarray(distances, dtype=np.float64)[0], self.k)
+
+
 def run(peer, queries):
     start = time.perf_counter()
     hits = [peer.search(query) for query in queries]
@@ -105,7 +122,9 @@ class Ours:
         numbers = [args.vectors, args.dimensions, args.queries, args.k]
         command = ["taskset", "-c", str(args.cpu), program, kind, *map(str, numbers)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, **pipes)
+        # NumPy asks the kernel for huge pages for its arrays. With this setting, glibc does the same for our vectors.
+        environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
         if self.process.stdout.readline().strip() != "ready":
             raise SystemExit(f"{program} has failed")
 
@@ -131,7 +150,7 @@ def measure(kind, args):
     ours = Ours(args.ours, kind, args)
     results = []
     # NumPy has no fast product of f16.
-    for peer_class in [USearch] if kind == "f16" else [NumPy, USearch]:
+    for peer_class in [USearch, NumKong] if kind == "f16" else [NumPy, USearch, NumKong]:
         peer = peer_class(kind, stored, args.k)
         run(peer, queries)
         ours.run()
@@ -184,8 +203,13 @@ def main():
     print(f"{'type':<6}{'peer':<10}{'peer ms':>10}{'ours ms':>10}{'GB/s':>8}{'ratio':>8}   agreement of hits")
     results = [result for kind in args.kinds.split(",") for result in measure(kind, args)]
     if args.out:
-        versions = {"numpy": np.__version__, "arguments": vars(args) | {"out": str(args.out)}}
-        args.out.write_text(json.dumps({**versions, "results": results}, indent=1) + "\n")
+        names = ["numpy", "usearch", "numkong"]
+        report = {
+            "versions": {name: metadata.version(name) for name in names},
+            "arguments": vars(args) | {"out": str(args.out)},
+            "results": results,
+        }
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

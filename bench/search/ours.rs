@@ -32,9 +32,8 @@ fn main() -> Result<()> {
     let Args { kind, n_vectors, dimensions, n_queries, k } = Args::parse();
     let n = n_vectors * dimensions;
     let queries = |value: fn(u64) -> f32| -> Vec<Vec<f32>> {
-        let query =
-            |query: usize| (0..dimensions).map(|d| value(random(2, query * dimensions + d)));
-        (0..n_queries).map(|index| query(index).collect()).collect()
+        let values: Vec<f32> = (0..n_queries * dimensions).map(|at| value(random(2, at))).collect();
+        values.chunks_exact(dimensions).map(<[f32]>::to_vec).collect()
     };
     match kind.as_str() {
         "f32" => {

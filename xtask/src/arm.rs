@@ -52,13 +52,14 @@ const OPTIONS: [&str; 3] = [
 const SLOW: [&str; 2] = ["attention", "error_is_within_the_bound_of_rounded_operands"];
 
 /// The tests that run on each emulated CPU: those of the kernels, except for `memory`, which takes minutes.
-const KERNEL_TESTS: [&str; 6] = [
+const KERNEL_TESTS: [&str; 7] = [
     "--package=qwen3-embed-kernels",
     "--lib",
     "--test=blocks",
     "--test=cpu",
     "--test=int8",
     "--test=ops",
+    "--test=search",
 ];
 
 /// The tests of the whole model, which run on the last emulated CPU only.

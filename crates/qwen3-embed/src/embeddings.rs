@@ -223,14 +223,16 @@ fn cosines(unit: &[f32], rows: &[f32], out: &mut [f32]) {
     let mut products = [[0f32; 2]; BLOCK];
     let products = &mut products[..out.len()];
     search::dots_f32(Kernels::current(), unit, rows, products);
-    for ((row, out), &products) in rows.chunks_exact(unit.len()).zip(out).zip(&*products) {
+    for (out, &products) in out.iter_mut().zip(&*products) {
+        *out = ratio(products);
+    }
+    for ((row, out), [_, square]) in rows.chunks_exact(unit.len()).zip(out).zip(products) {
         // For lengths in this range, the sums in f32 neither overflow nor underflow.
-        *out = if (1e-30..1e30).contains(&products[1]) {
-            ratio(products)
-        } else {
+        if !(1e-30..1e30).contains(square) {
             let norm = norm(row);
-            if norm > 0.0 { (exact_dot(unit, row) / norm).clamp(-1.0, 1.0) as f32 } else { 0.0 }
-        };
+            let cosine = exact_dot(unit, row) / norm;
+            *out = if norm > 0.0 { cosine.clamp(-1.0, 1.0) as f32 } else { 0.0 };
+        }
     }
 }
 

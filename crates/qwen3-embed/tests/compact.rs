@@ -197,7 +197,8 @@ fn rejects_queries_with_other_dimensions_or_values_that_are_not_finite() {
     let documents = Embeddings::new(vec![1.0, 2.0, 3.0, 4.0], 2).unwrap();
     let (halves, int8) = (documents.to_f16(), documents.to_int8_per_vector());
     let bits = documents.to_binary();
-    let searches: [&dyn Fn(&[f32]) -> Result<Vec<Hit>>; 5] = [
+    type Search<'a> = &'a dyn Fn(&[f32]) -> Result<Vec<Hit>>;
+    let searches: [Search<'_>; 5] = [
         &|query| documents.top_k(query, 1),
         &|query| documents.rescore(query, &[], 1),
         &|query| halves.top_k(query, 1),
@@ -264,7 +265,7 @@ fn recall_at_10(
             .count();
     }
     let recall = n_found as f64 / (10 * queries.len()) as f64;
-    println!("{name:<40} recall@10 {recall:.4}");
+    eprintln!("{name:<40} recall@10 {recall:.4}");
     recall
 }
 
@@ -275,7 +276,7 @@ fn compact_vectors_find_the_best_documents_of_an_exact_search() {
     let (queries, documents) = held_out();
     let queries = embedder.embed_documents(&queries).unwrap();
     let documents = embedder.embed_documents(&documents).unwrap();
-    println!(
+    eprintln!(
         "{} queries, {} documents, {} dimensions",
         queries.len(),
         documents.len(),

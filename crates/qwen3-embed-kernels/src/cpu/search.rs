@@ -88,7 +88,7 @@ fn assert_rows<Q, R, O>(query: &[Q], rows: &[R], out: &[O]) {
 
 /// How many bytes ahead of the values that it reads a kernel prefetches. The CPU's own prefetcher stops at the end of a
 /// page of 4 KiB.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// The bytes of a cache line.
 const LINE: usize = 64;
@@ -112,34 +112,45 @@ impl<T: Widened> SimdOp for Dots<'_, T> {
     }
 }
 
+/// Independent sums of a row, so that the CPU does not wait for the latency of each addition. They stay in registers only if
+/// all indices are constants.
+const SUMS: usize = 4;
+
 /// `[query · row, row · row]`.
 #[inline(always)]
 fn dot_and_square<S: Simd, T: Widened>(s: S, query: &[f32], row: &[T]) -> [f32; 2] {
-    // Four independent sums, so that the CPU does not wait for the latency of each addition. They stay in registers
-    // only if all indices are constants.
-    let mut sums = [[s.splat(0.0); 2]; 4];
-    let block = sums.len() * S::LANES;
-    let (mut queries, mut rows) = (query.chunks_exact(block), row.chunks_exact(block));
-    for (query, row) in (&mut queries).zip(&mut rows) {
-        prefetch_ahead(s, row);
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let query = load_part(s, &query[i * S::LANES..][..S::LANES]);
-            let row = load_part(s, &row[i * S::LANES..][..S::LANES]);
-            *sums = [s.mul_add(query, row, sums[0]), s.mul_add(row, row, sums[1])];
+    assert_eq!(query.len(), row.len());
+    let (mut dots, mut squares) = ([s.splat(0.0); SUMS], [s.splat(0.0); SUMS]);
+    let whole = row.len() - row.len() % (SUMS * S::LANES);
+    for at in (0..whole).step_by(SUMS * S::LANES) {
+        // SAFETY: `SUMS · LANES` values begin at this index of both slices.
+        let (query, row) = unsafe { (query.as_ptr().add(at), row.as_ptr().add(at)) };
+        prefetch_ahead(s, row, SUMS * S::LANES);
+        for i in 0..SUMS {
+            // SAFETY: as above.
+            let query = unsafe { s.load(query.add(i * S::LANES)) };
+            // SAFETY: as above.
+            let row = unsafe { T::load(s, row.add(i * S::LANES)) };
+            dots[i] = s.mul_add(query, row, dots[i]);
+            squares[i] = s.mul_add(row, row, squares[i]);
         }
     }
-    let (query, row) = (queries.remainder(), rows.remainder());
-    for (i, sums) in sums.iter_mut().enumerate() {
-        if let (Some(query), Some(row)) = (query.get(i * S::LANES..), row.get(i * S::LANES..)) {
-            let (query, row) = (load_part(s, query), load_part(s, row));
-            *sums = [s.mul_add(query, row, sums[0]), s.mul_add(row, row, sums[1])];
+    let (query, row) = (&query[whole..], &row[whole..]);
+    for i in 0..SUMS {
+        if i * S::LANES < row.len() {
+            let query = load_part(s, &query[i * S::LANES..]);
+            let row = load_part(s, &row[i * S::LANES..]);
+            dots[i] = s.mul_add(query, row, dots[i]);
+            squares[i] = s.mul_add(row, row, squares[i]);
         }
     }
-    let [a, b, c, d] = sums;
-    [
-        s.sum(s.add(s.add(a[0], b[0]), s.add(c[0], d[0]))),
-        s.sum(s.add(s.add(a[1], b[1]), s.add(c[1], d[1]))),
-    ]
+    [total(s, dots), total(s, squares)]
+}
+
+/// The sum of the lanes of some registers.
+#[inline(always)]
+fn total<S: Simd>(s: S, [a, b, c, d]: [S::V; SUMS]) -> f32 {
+    s.sum(s.add(s.add(a, b), s.add(c, d)))
 }
 
 /// See [`dots_int8`].
@@ -164,27 +175,28 @@ impl SimdOp for DotsInt8<'_> {
 /// `query · row`.
 #[inline(always)]
 fn dot_int8<S: Simd>(s: S, query: &[i16], row: &[i8]) -> i32 {
-    let mut sums = [s.zeros(); 4];
+    assert_eq!(query.len(), row.len());
+    let mut sums = [s.zeros(); SUMS];
     let part = 2 * S::LANES;
-    let block = sums.len() * part;
-    let (mut queries, mut rows) = (query.chunks_exact(block), row.chunks_exact(block));
-    for (query, row) in (&mut queries).zip(&mut rows) {
-        prefetch_ahead(s, row);
+    let blocks = row.len() - row.len() % (SUMS * part);
+    for at in (0..blocks).step_by(SUMS * part) {
+        // SAFETY: `SUMS · part` values begin at this index of both slices.
+        let (query, row) = unsafe { (query.as_ptr().add(at), row.as_ptr().add(at)) };
+        prefetch_ahead(s, row, SUMS * part);
         for (i, sum) in sums.iter_mut().enumerate() {
-            let (query, row) = (&query[i * part..][..part], &row[i * part..][..part]);
-            // SAFETY: both slices have 2 · LANES values.
-            *sum = unsafe { s.add_byte_products(row.as_ptr(), query.as_ptr(), *sum) };
+            // SAFETY: as above.
+            *sum = unsafe { s.add_byte_products(row.add(i * part), query.add(i * part), *sum) };
         }
     }
-    let (mut queries, mut rows) =
-        (queries.remainder().chunks_exact(part), rows.remainder().chunks_exact(part));
-    for (query, row) in (&mut queries).zip(&mut rows) {
-        // SAFETY: both slices have 2 · LANES values.
-        sums[0] = unsafe { s.add_byte_products(row.as_ptr(), query.as_ptr(), sums[0]) };
+    let parts = row.len() - row.len() % part;
+    for at in (blocks..parts).step_by(part) {
+        // SAFETY: `part` values begin at this index of both slices.
+        sums[0] =
+            unsafe { s.add_byte_products(row.as_ptr().add(at), query.as_ptr().add(at), sums[0]) };
     }
     let [a, b, c, d] = sums;
     let mut total = s.sum_i32(s.add_i32(s.add_i32(a, b), s.add_i32(c, d)));
-    for (&query, &row) in queries.remainder().iter().zip(rows.remainder()) {
+    for (&query, &row) in query[parts..].iter().zip(&row[parts..]) {
         total = total.wrapping_add(i32::from(query) * i32::from(row));
     }
     total
@@ -204,7 +216,7 @@ impl SimdOp for Hamming<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { query, rows, out } = self;
         for (row, out) in rows.chunks_exact(query.len()).zip(out) {
-            prefetch_ahead(s, row);
+            prefetch_ahead(s, row.as_ptr(), row.len());
             *out = distance(s, query, row);
         }
     }
@@ -213,18 +225,23 @@ impl SimdOp for Hamming<'_> {
 /// The number of bits in which `query` and `row` differ.
 #[inline(always)]
 fn distance<S: Simd>(s: S, query: &[u8], row: &[u8]) -> u32 {
-    let mut sum = s.zeros();
+    assert_eq!(query.len(), row.len());
     let part = 4 * S::LANES;
-    let (mut queries, mut rows) = (query.chunks_exact(part), row.chunks_exact(part));
-    for (query, row) in (&mut queries).zip(&mut rows) {
-        // SAFETY: both slices have as many bytes as a register.
-        sum = unsafe {
-            s.add_differing_bits(s.load_quads(query.as_ptr()), s.load_quads(row.as_ptr()), sum)
-        };
+    let parts = row.len() - row.len() % part;
+    let mut total = 0;
+    if parts > 0 {
+        let mut sum = s.zeros();
+        for at in (0..parts).step_by(part) {
+            // SAFETY: as many bytes as a register has begin at this index of both slices.
+            let (query, row) = unsafe {
+                (s.load_quads(query.as_ptr().add(at)), s.load_quads(row.as_ptr().add(at)))
+            };
+            sum = s.add_differing_bits(query, row, sum);
+        }
+        total = s.sum_i32(sum).cast_unsigned();
     }
-    let mut total = if row.len() < part { 0 } else { s.sum_i32(sum).cast_unsigned() };
-    let (query, query_rest) = queries.remainder().as_chunks::<8>();
-    let (row, row_rest) = rows.remainder().as_chunks::<8>();
+    let (query, query_rest) = query[parts..].as_chunks::<8>();
+    let (row, row_rest) = row[parts..].as_chunks::<8>();
     for (&query, &row) in query.iter().zip(row) {
         total += (u64::from_ne_bytes(query) ^ u64::from_ne_bytes(row)).count_ones();
     }
@@ -234,10 +251,10 @@ fn distance<S: Simd>(s: S, query: &[u8], row: &[u8]) -> u32 {
     total
 }
 
-/// Prefetches the memory that is [`AHEAD`] bytes after each cache line of some values.
+/// Prefetches the memory that is [`AHEAD`] bytes after each cache line of `n` values.
 #[inline(always)]
-fn prefetch_ahead<S: Simd, T>(s: S, values: &[T]) {
-    for line in (0..size_of_val(values)).step_by(LINE) {
-        s.prefetch(values.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
+fn prefetch_ahead<S: Simd, T>(s: S, values: *const T, n: usize) {
+    for line in (0..n * size_of::<T>()).step_by(LINE) {
+        s.prefetch(values.cast::<u8>().wrapping_add(AHEAD + line));
     }
 }

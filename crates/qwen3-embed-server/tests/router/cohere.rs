@@ -1,6 +1,7 @@
 //! `POST /v2/embed`: the types of vectors, options and errors.
 
-use qwen3_embed::{EmbedOptions, Embeddings, Overflow, Prompt};
+use qwen3_embed::{EmbedOptions, Embedder, Embeddings, Overflow, Prompt};
+use qwen3_embed_server::{AppState, Models, ServerOptions};
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -13,7 +14,7 @@ fn vectors(list: &Value) -> Vec<f32> {
 }
 
 /// Asserts that the vectors of a request, as floating-point values, are exactly the expected ones.
-async fn check(state: &qwen3_embed_server::AppState, request: Value, expected: &Embeddings) {
+async fn check(state: &AppState, request: Value, expected: &Embeddings) {
     let body = post(state, PATH, request.clone()).await.ok();
     assert_eq!(
         bits(&vectors(&body["embeddings"]["float"])),
@@ -96,51 +97,55 @@ async fn options_have_the_names_and_defaults_of_cohere() {
     check(state, json!({ "texts": TEXTS, "output_dimension": 32 }), &expected).await;
     let expected = embedder().embed_with(&TEXTS, &EmbedOptions::new().normalize(false)).unwrap();
     check(state, json!({ "texts": TEXTS, "normalize": false }), &expected).await;
+}
 
-    let long = ["long text ".repeat(embedder().max_tokens())];
-    for (truncate, overflow) in [
-        (json!("END"), Overflow::TruncateRight),
-        (json!(true), Overflow::TruncateRight),
-        (Value::Null, Overflow::TruncateRight),
-        (json!("START"), Overflow::TruncateLeft),
-    ] {
-        let expected =
-            embedder().embed_with(&long, &EmbedOptions::new().overflow(overflow)).unwrap();
-        check(state, json!({ "texts": long, "truncate": truncate }), &expected).await;
+#[tokio::test]
+async fn truncate_cuts_the_end_unless_the_request_says_otherwise() {
+    let embedder = || Embedder::builder(fixtures::model("wide")).max_tokens(8).build().unwrap();
+    let models = Models { embedder: Some(("wide".into(), embedder())), reranker: None };
+    let state = started(models, ServerOptions::default()).await;
+    let long = ["one two three four five six seven eight nine ten"];
+    let cut =
+        |overflow| embedder().embed_with(&long, &EmbedOptions::new().overflow(overflow)).unwrap();
+    let (end, start) = (cut(Overflow::TruncateRight), cut(Overflow::TruncateLeft));
+    assert_ne!(end, start);
+    check(&state, json!({ "texts": long }), &end).await;
+    for (truncate, expected) in
+        [(json!("END"), &end), (json!(true), &end), (Value::Null, &end), (json!("START"), &start)]
+    {
+        check(&state, json!({ "texts": long, "truncate": truncate }), expected).await;
     }
-    let end = embedder()
-        .embed_with(&long, &EmbedOptions::new().overflow(Overflow::TruncateRight))
-        .unwrap();
-    check(state, json!({ "texts": long }), &end).await;
-    let refused = post(state, PATH, json!({ "texts": long, "truncate": "NONE" })).await;
-    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("texts[0]")));
+    for truncate in [json!("NONE"), json!(false)] {
+        let refused = post(&state, PATH, json!({ "texts": long, "truncate": truncate })).await;
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("texts[0]")));
+    }
 }
 
 #[tokio::test]
 async fn errors_name_the_field_and_the_value() {
     let cases = [
-        (r#"{}"#, "texts", "missing field `texts`"),
+        (r#"{}"#, "texts", "missing field `texts` at line 1 column 2"),
         (r#"{"texts":[]}"#, "texts", "texts has 0 items; expected 1 to 2048"),
         (r#"{"texts":["a",""]}"#, "texts[1]", "texts[1] is empty"),
         (
             r#"{"texts":["a"],"embedding_types":["float","int4"]}"#,
             "embedding_types[1]",
-            "embedding_types[1]: expected `float`, `int8`, `uint8`, `binary`, `ubinary` or `base64`, got `int4`",
+            "embedding_types[1]: expected `float`, `int8`, `uint8`, `binary`, `ubinary` or `base64`, got `int4` at line 1 column 49",
         ),
         (
             r#"{"texts":["a"],"input_type":"image"}"#,
             "input_type",
-            "input_type: expected `search_query`, `search_document`, `classification` or `clustering`, got `image`",
+            "input_type: expected `search_query`, `search_document`, `classification` or `clustering`, got `image` at line 1 column 36",
         ),
         (
             r#"{"texts":["a"],"truncate":"MIDDLE"}"#,
             "truncate",
-            "truncate: expected `NONE`, `START` or `END`, got `MIDDLE`",
+            "truncate: expected `NONE`, `START` or `END`, got `MIDDLE` at line 1 column 34",
         ),
         (
             r#"{"texts":["a"],"truncate":3}"#,
             "truncate",
-            "truncate: invalid type: integer `3`, expected `NONE`, `START` or `END`",
+            "truncate: invalid type: integer `3`, expected `NONE`, `START` or `END` at line 1 column 27",
         ),
     ];
     check_refused(ready().await, PATH, &cases).await;
