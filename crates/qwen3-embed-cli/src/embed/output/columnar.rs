@@ -81,7 +81,7 @@ impl FormatWriter {
     fn new(format: OutputFormat, sink: Sink, schema: Arc<Schema>) -> Result<Self> {
         let output = BufWriter::new(sink);
         Ok(if format == OutputFormat::Parquet {
-            // Vectors cannot be compressed well, and each value is different.
+            // Vectors cannot be compressed well. A dictionary of values that are all different only takes memory.
             let vectors =
                 ColumnPath::from(["embedding", "list", "item"].map(str::to_owned).to_vec());
             let properties = WriterProperties::builder()
@@ -89,6 +89,8 @@ impl FormatWriter {
                 .set_column_compression(vectors.clone(), Compression::UNCOMPRESSED)
                 .set_column_dictionary_enabled(vectors.clone(), false)
                 .set_column_statistics_enabled(vectors, EnabledStatistics::None)
+                .set_column_dictionary_enabled(ColumnPath::from("index"), false)
+                .set_column_dictionary_enabled(ColumnPath::from("scale"), false)
                 .build();
             Self::Parquet(Box::new(ArrowWriter::try_new(output, schema, Some(properties))?))
         } else {
