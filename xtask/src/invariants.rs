@@ -33,7 +33,7 @@ const LAYERS: [(&str, &[&str]); 12] = [
 ];
 
 /// Dependencies, and the only crates that may have them.
-const OWNERS: [(&str, &[&str]); 13] = [
+const OWNERS: [(&str, &[&str]); 15] = [
     // xtask writes GGUF files with candle-core's quantization.
     ("candle-core", &["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed-testing", "xtask"]),
     // Only the oracle uses candle-nn, so that the oracle and the model have no layer in common.
@@ -46,8 +46,10 @@ const OWNERS: [(&str, &[&str]); 13] = [
     ("hf-hub", &["qwen3-embed-hub"]),
     ("axum", &["qwen3-embed-server", "qwen3-embed-examples"]),
     ("hyper", &["qwen3-embed-server"]),
-    ("flate2", &["qwen3-embed-server"]),
-    ("zstd", &["qwen3-embed-server"]),
+    ("flate2", &["qwen3-embed-server", "qwen3-embed-cli"]),
+    ("zstd", &["qwen3-embed-server", "qwen3-embed-cli"]),
+    ("csv", &["qwen3-embed-cli"]),
+    ("parquet", &["qwen3-embed-cli"]),
     // qwen3-embed-hub needs tokio only for its optional dependency hf-hub.
     (
         "tokio",

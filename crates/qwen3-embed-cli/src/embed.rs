@@ -1,178 +1,223 @@
-use std::io::{self, BufWriter, StdinLock, Write};
+mod args;
+mod compute;
+mod errors;
+mod input;
+mod interrupt;
+mod manifest;
+mod output;
+mod pipeline;
+mod progress;
+mod target;
 
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use qwen3_embed::{EmbedOptions, Embedder, Overflow, SpecialTokens, Text};
-use serde::{Deserialize, Serialize};
+pub(crate) use args::Args;
 
-use crate::lines::{Format, InputArgs, Line, Lines, write_line};
-use crate::model::{EmbedderArgs, PromptArgs};
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
-/// Embed texts: read one text from each line of standard input, and write one line for each text
-///
-/// Each line of standard input is {"text": "…"}, {"tokens": [1, 2, …]} or a JSON string, or a plain text with --format
-/// text. Tokens are embedded as they are, without an instruction, and no end-of-text token is appended. Each line of
-/// standard output is {"index": 0, "embedding": [0.1, …], "n_tokens": 9}, in the order of the input. Empty lines are
-/// skipped.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    embedder: EmbedderArgs,
-    /// Format of standard input
-    #[arg(long, value_enum, default_value = "jsonl")]
-    format: Format,
-    #[command(flatten)]
-    input: InputArgs,
-    #[command(flatten)]
-    prompt: PromptArgs,
-    /// What happens to a text that is longer than --max-tokens
-    #[arg(long, value_enum, default_value = "error")]
-    overflow: OverflowArg,
-    /// Treat special tokens in texts, such as <|im_end|>, as plain text
-    #[arg(long)]
-    plain_text: bool,
-}
+use anyhow::{Result, anyhow, bail};
+use qwen3_embed::Embedder;
+use serde_json::{Map, Value, json};
 
-#[derive(Clone, Copy, ValueEnum)]
-enum OverflowArg {
-    /// The command fails
-    Error,
-    /// The beginning is cut off
-    TruncateLeft,
-    /// The end is cut off
-    TruncateRight,
-}
+use self::args::{OnError, OutputFormat};
+use self::compute::{Computed, Failure};
+use self::errors::ErrorList;
+use self::input::{InputFile, Names, ReadOptions, input_files};
+use self::interrupt::Interrupt;
+use self::manifest::{Manifest, identity};
+use self::output::Layout;
+use self::pipeline::Pipeline;
+use self::progress::Progress;
+use self::target::{Next, Target, TargetWriter, shard_name};
+use crate::usage::usage_error;
 
-/// A line of standard input.
-#[derive(Deserialize)]
-struct Input {
-    text: Option<String>,
-    tokens: Option<Vec<u32>>,
-}
+/// The time between two checks for signals while there is nothing to write.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A line of standard output.
-#[derive(Serialize)]
-struct Output {
-    index: usize,
-    embedding: Vec<f32>,
-    n_tokens: usize,
-}
-
-/// A text and its line.
-struct TextLine {
-    /// The number of the line, starting at 1.
-    number: usize,
-    text: Text<'static>,
-}
-
-/// The maximum number of texts that are embedded together.
-const MAX_LINES: usize = 1024;
-
-/// Runs `qwen3-embed embed` on standard input and output.
+/// Runs `qwen3-embed embed`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (embedder, options) = (args.build()?, args.prompt.options());
-    let lines = Lines::of_standard_input(args.format, args.input);
-    let mut input = Batches { lines, failure: None };
-    let mut output = BufWriter::new(io::stdout().lock());
-    let mut n_before = 0;
-    loop {
-        let batch = input.next()?;
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let name_of = |number| input.lines.name_of(number);
-        let result = embed(&embedder, &options, &batch, n_before, name_of, &mut output);
-        // The lines before an error are written even if there is an error.
-        output.flush()?;
-        result?;
-        n_before += batch.len();
+    let (target, format) = Target::of(&args.output, args.input.shard)?;
+    let files = input_files(&args.input.files, args.input.format)?;
+    if args.output.resume && files.iter().any(|file| file.path.is_none()) {
+        return Err(usage_error(
+            "--resume needs files, because standard input cannot be read again".to_owned(),
+        ));
     }
+    let interrupt = Interrupt::default();
+    if target != Target::StandardOutput {
+        interrupt.listen()?;
+    }
+    let embedder = Arc::new(args.build()?);
+    let manifest = match &target {
+        Target::Folder { folder, suffix, .. } => {
+            let settings = settings(args, &embedder, &files, format)?;
+            let first = shard_name(suffix, 0, format);
+            Some(Manifest::open(folder, suffix, &first, settings, args.output.resume)?)
+        }
+        _ => None,
+    };
+    if manifest.as_ref().is_some_and(|manifest| manifest.state.complete) {
+        eprintln!("the run is complete");
+        return Ok(());
+    }
+    let state = manifest.as_ref().map(|manifest| &manifest.state);
+    let first_record = state.map_or(0, |state| state.next_record);
+    let errors = match &target {
+        Target::Folder { folder, suffix, .. } => {
+            Some(args.errors.clone().unwrap_or(folder.join(format!("errors{suffix}.jsonl"))))
+        }
+        _ => args.errors.clone(),
+    };
+    let (n_skipped, n_bytes) = state.map_or((0, 0), |state| (state.n_skipped, state.errors_bytes));
+    let errors = ErrorList::open(errors, n_skipped, n_bytes)?;
+    let layout = Layout { format, vectors: args.output.vectors, dimensions: embedder.dimensions() };
+    let progress = shows_progress(args, &target, &files).then(|| Progress::new(&files));
+    let options = ReadOptions {
+        columns: Names {
+            text: args.input.text_column.clone(),
+            instruction: args.input.instruct_column.clone(),
+            copied: args.input.columns.clone(),
+        },
+        invalid: args.invalid,
+        typed: format.has_columns(),
+        part: args.input.shard,
+        first_record,
+    };
+    let prompt = args.prompt.options().prompt;
+    // Checks the name of the prompt before the input is read.
+    embedder.prompt_text(&prompt)?;
+    let pipeline = Pipeline::start(files, options, embedder, prompt, args.output.vectors);
+    let writer = TargetWriter::new(target, layout, manifest, errors, interrupt.clone());
+    Run { args, writer, progress, interrupt, next_record: first_record }.finish(pipeline)
 }
 
-/// Embeds the texts of a batch and writes one line for each of them. `n_before` is the number of texts in earlier
-/// batches, and `name_of` names a line of standard input.
-fn embed(
-    embedder: &Embedder,
-    options: &EmbedOptions,
-    batch: &[TextLine],
-    n_before: usize,
-    name_of: impl Fn(usize) -> String,
-    output: &mut impl Write,
-) -> Result<()> {
-    let embeddings = embedder.embed_iter(batch.iter().map(|line| &line.text), options)?;
-    for (index, (line, embedding)) in (n_before..).zip(batch.iter().zip(embeddings)) {
-        let embedding = embedding.map_err(|error| {
-            let is_about_line = error.text_index().is_some();
-            let error = anyhow::Error::new(error.map_text_index(|_| index));
-            if is_about_line { error.context(name_of(line.number)) } else { error }
-        })?;
-        let n_tokens = embedding.n_tokens;
-        write_line(output, &Output { index, embedding: embedding.vector, n_tokens })?;
-    }
-    Ok(())
+/// A run that writes what its pipeline computes.
+struct Run<'a> {
+    args: &'a Args,
+    writer: TargetWriter,
+    progress: Option<Progress>,
+    interrupt: Interrupt,
+    /// The index of the first record that has not been written.
+    next_record: u64,
 }
 
-impl Args {
-    fn build(&self) -> Result<Embedder> {
-        let mut builder = self.embedder.builder()?.overflow(match self.overflow {
-            OverflowArg::Error => Overflow::Error,
-            OverflowArg::TruncateLeft => Overflow::TruncateLeft,
-            OverflowArg::TruncateRight => Overflow::TruncateRight,
-        });
-        if self.plain_text {
-            builder = builder.special_tokens(SpecialTokens::PlainText);
+impl Run<'_> {
+    /// Writes all batches.
+    fn finish(mut self, pipeline: Pipeline) -> Result<()> {
+        let result = self.write_all(&pipeline);
+        if let Some(progress) = &self.progress {
+            progress.finish();
         }
-        Ok(builder.build()?)
-    }
-}
-
-/// Standard input, read in batches of lines.
-struct Batches {
-    lines: Lines<StdinLock<'static>>,
-    /// The error about the line that follows the last batch.
-    failure: Option<anyhow::Error>,
-}
-
-impl Batches {
-    /// Waits for a text, and returns it with all texts on complete lines that were read together with it. So a program
-    /// that writes one line and waits for its embedding is not blocked. The result is empty at the end of the input. If
-    /// a line is invalid, the lines before it are returned first, and the error is returned by the next call.
-    fn next(&mut self) -> Result<Vec<TextLine>> {
-        let mut batch = Vec::new();
-        if self.failure.is_none() {
-            self.failure = self.fill(&mut batch).err();
+        let result = match result {
+            Ok(Next::Continue) => {
+                pipeline.join().and_then(|()| self.writer.finish(self.next_record))
+            }
+            Ok(Next::Stop) => Err(anyhow!("interrupted")),
+            Err(error) => Err(error),
+        };
+        let n_skipped = self.writer.errors().n_records();
+        if n_skipped > 0 {
+            let list = self.writer.errors().path();
+            let list = list.map_or_else(String::new, |path| format!(": see {}", path.display()));
+            eprintln!("{n_skipped} records were skipped{list}");
         }
-        match self.failure.take_if(|_| batch.is_empty()) {
-            Some(failure) => Err(failure),
-            None => Ok(batch),
+        let Err(error) = result else { return Ok(()) };
+        // Of two errors, the first one is the cause.
+        if let Ok(Some(kept)) = self.writer.keep() {
+            eprintln!("{kept}");
         }
+        Err(error)
     }
 
-    fn fill(&mut self, batch: &mut Vec<TextLine>) -> Result<()> {
-        while batch.is_empty() || (batch.len() < MAX_LINES && self.lines.has_line()) {
-            let Some(Line { number, value }) = self.lines.next::<Input>()? else { break };
-            if let Some(input) = value {
-                let text = input.into_text().with_context(|| self.lines.name_of(number))?;
-                batch.push(TextLine { number, text });
+    fn write_all(&mut self, pipeline: &Pipeline) -> Result<Next> {
+        let mut has_said_so = false;
+        loop {
+            if self.interrupt.is_set() {
+                if self.writer.is_between_files() {
+                    return Ok(Next::Stop);
+                }
+                if !has_said_so {
+                    eprintln!(
+                        "interrupted: the current file is completed. A second signal ends the command at once"
+                    );
+                    has_said_so = true;
+                }
+            }
+            let computed = match pipeline.batches.recv_timeout(SIGNAL_INTERVAL) {
+                Ok(computed) => computed?,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return Ok(Next::Continue),
+            };
+            if let Next::Stop = self.write(computed)? {
+                return Ok(Next::Stop);
             }
         }
-        Ok(())
     }
-}
 
-impl From<String> for Input {
-    fn from(text: String) -> Self {
-        Self { text: Some(text), tokens: None }
-    }
-}
-
-impl Input {
-    fn into_text(self) -> Result<Text<'static>> {
-        match (self.text, self.tokens) {
-            (Some(text), None) => Ok(text.into()),
-            (None, Some(tokens)) => Ok(tokens.into()),
-            (Some(_), Some(_)) => bail!("expected `text` or `tokens`, got both"),
-            (None, None) => bail!("expected `text` or `tokens`, got neither"),
+    fn write(&mut self, computed: Computed) -> Result<Next> {
+        let Computed { rows, mut failures, next_record, file, bytes_read } = computed;
+        let failure = match self.args.on_error {
+            OnError::Fail if !failures.is_empty() => Some(failures.remove(0)),
+            _ => None,
+        };
+        let mut n_rows = rows.indices.len();
+        if let Some(Failure { index, .. }) = &failure {
+            // The rows before an error are written.
+            n_rows = rows.indices.partition_point(|row| row < index);
+            failures.clear();
         }
+        if let Next::Stop = self.writer.write(&rows, n_rows, &failures)? {
+            return Ok(Next::Stop);
+        }
+        if let Some(failure) = failure {
+            return Err(failure.error.context(failure.place));
+        }
+        self.next_record = next_record.unwrap_or(self.next_record);
+        if let Some(progress) = &mut self.progress {
+            progress.add(&rows.n_tokens, &file, bytes_read);
+        }
+        Ok(Next::Continue)
+    }
+}
+
+/// Whether the progress is shown: a program that exchanges lines with this one does not expect it.
+fn shows_progress(args: &Args, target: &Target, files: &[InputFile]) -> bool {
+    let has_files = files.iter().all(|file| file.path.is_some());
+    let is_mixed = io::stdout().is_terminal() && io::stderr().is_terminal();
+    !args.quiet && (*target != Target::StandardOutput || (has_files && !is_mixed))
+}
+
+/// The settings that determine the files in a folder.
+fn settings(
+    args: &Args,
+    embedder: &Embedder,
+    files: &[InputFile],
+    format: OutputFormat,
+) -> Result<Map<String, Value>> {
+    let (model, revision) = args.embedder.identity()?;
+    let settings = json!({
+        "input": identity(files),
+        "text_column": args.input.text_column,
+        "instruct_column": args.input.instruct_column,
+        "columns": args.input.columns,
+        "shard": args.input.shard.to_string(),
+        "replace_invalid": args.invalid.replaces_invalid(),
+        "model": model,
+        "revision": revision,
+        "adapter": args.embedder.adapter(),
+        "precision": embedder.precision().to_string(),
+        "dimensions": embedder.dimensions(),
+        "prompt": embedder.prompt_text(&args.prompt.options().prompt)?,
+        "max_tokens": embedder.max_tokens(),
+        "overflow": args.overflow.name(),
+        "plain_text": args.plain_text,
+        "vectors": args.output.vectors,
+        "output_format": format,
+        "shard_rows": args.output.shard_rows,
+    });
+    match settings {
+        Value::Object(settings) => Ok(settings),
+        _ => bail!("the settings are not an object"),
     }
 }

@@ -1,18 +1,22 @@
 //! Texts on the lines of standard input or of a file, and JSON objects on the lines of standard output.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::marker::PhantomData;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use qwen3_embed::Error;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Serialize};
 
 /// The size of the buffer for the input, in bytes.
 const READ_BYTES: usize = 1 << 20;
+
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The format of the input.
 #[derive(Clone, Copy, ValueEnum)]
@@ -32,6 +36,13 @@ pub(crate) struct InputArgs {
     replace_invalid: bool,
 }
 
+impl InputArgs {
+    /// Whether bytes that are not UTF-8 are replaced instead of being an error.
+    pub(crate) fn replaces_invalid(self) -> bool {
+        self.replace_invalid
+    }
+}
+
 /// The lines of an input.
 pub(crate) struct Lines<R> {
     reader: BufReader<R>,
@@ -40,29 +51,33 @@ pub(crate) struct Lines<R> {
     /// The file name, or `None` for standard input.
     name: Option<String>,
     number: usize,
-    line: String,
+    line: Vec<u8>,
 }
 
 /// A line of the input.
-pub(crate) struct Line<T> {
+struct Line<T> {
     /// The number of the line, starting at 1.
-    pub(crate) number: usize,
+    number: usize,
     /// What the line says, or `None` if it is empty.
-    pub(crate) value: Option<T>,
+    value: Option<T>,
 }
 
 impl Lines<io::StdinLock<'static>> {
     /// The lines of standard input. If it is a terminal, the user is told what to do.
-    pub(crate) fn of_standard_input(format: Format, args: InputArgs) -> Self {
-        let input = io::stdin().lock();
-        if input.is_terminal() {
-            let what = match format {
-                Format::Jsonl => "one JSON object or string",
-                Format::Text => "one text",
-            };
-            eprintln!("Write {what} on each line, and end with Ctrl-D on an empty line.");
-        }
-        Self::new(input, format, args, None)
+    fn of_standard_input(format: Format, args: InputArgs) -> Self {
+        say_what_to_write(format);
+        Self::new(io::stdin().lock(), format, args, None)
+    }
+}
+
+/// Says what to write on each line, if standard input is a terminal.
+pub(crate) fn say_what_to_write(format: Format) {
+    if io::stdin().is_terminal() {
+        let what = match format {
+            Format::Jsonl => "one JSON object or string",
+            Format::Text => "one text",
+        };
+        eprintln!("Write {what} on each line, and end with Ctrl-D on an empty line.");
     }
 }
 
@@ -75,48 +90,56 @@ impl Lines<File> {
 }
 
 impl<R: Read> Lines<R> {
-    fn new(reader: R, format: Format, args: InputArgs, name: Option<String>) -> Self {
+    /// The lines of a reader. `name` is a file name, or `None` for standard input.
+    pub(crate) fn new(reader: R, format: Format, args: InputArgs, name: Option<String>) -> Self {
         let reader = BufReader::with_capacity(READ_BYTES, reader);
-        Self { reader, format, args, name, number: 0, line: String::new() }
+        Self { reader, format, args, name, number: 0, line: Vec::new() }
     }
 
-    /// Reads a line. The result is `None` at the end of the input.
-    pub(crate) fn next<T: DeserializeOwned + From<String>>(&mut self) -> Result<Option<Line<T>>> {
+    /// Reads a line and parses it. The result is `None` at the end of the input.
+    fn next<T: DeserializeOwned + From<String>>(&mut self) -> Result<Option<Line<T>>> {
+        let Some(number) = self.read()? else { return Ok(None) };
+        let format = self.format;
+        let value = self.text().and_then(|text| match (text, format) {
+            (None, _) => Ok(None),
+            (Some(text), Format::Text) => Ok(Some(T::from(text.into_owned()))),
+            (Some(text), Format::Jsonl) => parse(text.trim()).map(Some),
+        });
+        let value = value.with_context(|| self.name_of(number))?;
+        Ok(Some(Line { number, value }))
+    }
+
+    /// Reads a line, which [`text`](Self::text) returns. The result is the number of the line, starting at 1, or `None`
+    /// at the end of the input.
+    pub(crate) fn read(&mut self) -> Result<Option<usize>> {
         self.number += 1;
-        match self.read() {
-            Ok(true) => {}
-            Ok(false) => return Ok(None),
-            Err(error) => return Err(anyhow!(error).context(self.name_of(self.number))),
+        self.line.clear();
+        let n_read = self.reader.read_until(b'\n', &mut self.line);
+        let n_read = n_read.with_context(|| self.name_of(self.number))?;
+        // Some programs write a byte order mark at the beginning of a file.
+        if self.number == 1 && self.line.starts_with(BYTE_ORDER_MARK) {
+            self.line.drain(..BYTE_ORDER_MARK.len());
         }
-        let line = self.line.trim_end_matches(['\r', '\n']);
-        let value = match (line.trim().is_empty(), self.format) {
-            (true, _) => None,
-            (false, Format::Text) => Some(T::from(line.to_owned())),
-            (false, Format::Jsonl) => {
-                Some(parse(line.trim()).with_context(|| self.name_of(self.number))?)
-            }
-        };
-        Ok(Some(Line { number: self.number, value }))
+        Ok((n_read > 0).then_some(self.number))
     }
 
-    /// Reads a line into `self.line`, including the line break. Returns `false` at the end of the input.
-    fn read(&mut self) -> io::Result<bool> {
-        self.line.clear();
-        if self.args.replace_invalid {
-            let mut bytes = Vec::new();
-            self.reader.read_until(b'\n', &mut bytes)?;
+    /// The text of the line that was read, without its line break, or `None` if the line is empty.
+    ///
+    /// # Errors
+    ///
+    /// If the line is not UTF-8, unless invalid characters are replaced.
+    pub(crate) fn text(&mut self) -> Result<Option<Cow<'_, str>>> {
+        let end = self.line.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n'));
+        self.line.truncate(end.map_or(0, |end| end + 1));
+        let text = if self.args.replace_invalid {
             if let Format::Jsonl = self.format {
-                replace_lone_surrogates(&mut bytes);
+                replace_lone_surrogates(&mut self.line);
             }
-            self.line.push_str(&String::from_utf8_lossy(&bytes));
+            String::from_utf8_lossy(&self.line)
         } else {
-            self.reader.read_line(&mut self.line)?;
-        }
-        // Some programs write a byte order mark at the beginning of a file.
-        if self.number == 1 && self.line.starts_with('\u{feff}') {
-            self.line.remove(0);
-        }
-        Ok(!self.line.is_empty())
+            str::from_utf8(&self.line).context("stream did not contain valid UTF-8")?.into()
+        };
+        Ok((!text.trim().is_empty()).then_some(text))
     }
 
     /// Whether another whole line has been read already, so that [`next`](Self::next) does not wait.
@@ -214,12 +237,27 @@ pub(crate) fn on_one_line(text: &str) -> String {
 
 /// Parses the object or the string on a line.
 fn parse<T: DeserializeOwned + From<String>>(line: &str) -> Result<T> {
+    parse_with(line, PhantomData)
+}
+
+/// Parses the string on a line, or with `seed` the object on a line.
+pub(crate) fn parse_with<'de, T: From<String>>(
+    line: &'de str,
+    seed: impl DeserializeSeed<'de, Value = T>,
+) -> Result<T> {
     // The parser gets a single line, so the line number in its errors is always 1.
     let one_line =
         |e: serde_json::Error| anyhow!(e.to_string().replace(" at line 1 col", " at col"));
     match line.as_bytes() {
         [b'"', ..] => serde_json::from_str::<String>(line).map(T::from).map_err(one_line),
-        [b'{', ..] => serde_json::from_str(line).map_err(one_line),
+        [b'{', ..] => {
+            let mut parser = serde_json::Deserializer::from_str(line);
+            let object = seed.deserialize(&mut parser).and_then(|object| {
+                parser.end()?;
+                Ok(object)
+            });
+            object.map_err(one_line)
+        }
         // Serde would also accept a list of the fields.
         _ => bail!("expected an object such as {{\"text\": \"…\"}}, or a string"),
     }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod completions;
 mod download;
 mod embed;
 mod environment;
@@ -12,12 +13,15 @@ mod rerank;
 mod search;
 mod serve;
 mod similarity;
+mod usage;
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use usage::UsageError;
 
 /// Text embeddings and rerank scores with Qwen3 models
 #[derive(Parser)]
@@ -29,7 +33,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Embed(embed::Args),
+    Embed(Box<embed::Args>),
     Similarity(similarity::Args),
     Search(search::Args),
     Rerank(rerank::Args),
@@ -37,6 +41,8 @@ enum Command {
     Bench(bench::Args),
     Download(download::Args),
     Info(info::Args),
+    Completions(completions::CompletionsArgs),
+    Man(completions::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -54,15 +60,18 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Download(args) => download::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => completions::run_man(&args, Cli::command()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // The program that reads the output has closed the pipe, as in `qwen3-embed … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            let is_usage = error.downcast_ref::<UsageError>().is_some();
             // One line, with the causes separated by colons.
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            if is_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -85,6 +94,6 @@ fn parse() -> Cli {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<io::Error>();
-    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use anyhow::Result;
 use qwen3_embed::{
     Device, EmbedOptions, Embedder, EmbedderBuilder, Precision, Prompt, Reranker, RerankerBuilder,
@@ -32,6 +34,25 @@ impl EmbedderArgs {
             Some(dimensions) => builder.dimensions(dimensions),
             None => builder,
         })
+    }
+
+    /// The model as the user named it, or the name of the bundled model, and the commit of a model on the hub. A model
+    /// that is on the hub is downloaded if necessary.
+    pub(crate) fn identity(&self) -> Result<(String, Option<String>)> {
+        let Some(model) = &self.model else {
+            let (source, _) = bundled("--model Qwen/Qwen3-Embedding-0.6B")?;
+            return Ok((source.to_string(), None));
+        };
+        let path = Source::from(model.as_str()).download(&download::hub())?.to_string();
+        // The cache of the hub has a folder `snapshots` with a folder for each commit.
+        let mut folders = Path::new(&path).iter().skip_while(|folder| *folder != "snapshots");
+        let commit = folders.nth(1).map(|commit| commit.to_string_lossy().into_owned());
+        Ok((model.clone(), commit.filter(|_| !Path::new(model).exists())))
+    }
+
+    /// The adapter.
+    pub(crate) fn adapter(&self) -> Option<&str> {
+        self.settings.adapter.as_deref()
     }
 
     /// A reranker on the same device and in the same precision. The adapter and the maximum length are those of the

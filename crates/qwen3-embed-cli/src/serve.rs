@@ -25,7 +25,12 @@ use values::{count, model_name, origin, seconds, some_seconds};
 pub(crate) struct Args {
     /// Embedding model: a folder, a GGUF file, or an id on the Hugging Face Hub [default: a small model for
     /// demonstrations, which is part of this program, or no embedding model with --reranker-path]
-    #[arg(long, alias = "model", value_name = "PATH or ID", env = "QWEN3_EMBED_MODEL_PATH")]
+    #[arg(
+        long,
+        visible_alias = "model",
+        value_name = "PATH or ID",
+        env = "QWEN3_EMBED_MODEL_PATH"
+    )]
     model_path: Option<String>,
     /// Reranker, instead of an embedding model or in addition to one: a folder, a GGUF file, or an id. An id may be
     /// followed by @REVISION: a branch, a tag or a commit
@@ -93,7 +98,7 @@ pub(crate) struct Args {
     threads: Option<usize>,
     /// Maximum number of tokens that are computed together. A larger number raises the throughput, a smaller number
     /// lowers the latency [default: 1024, or 8192 on a CUDA device]
-    #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
+    #[arg(long, visible_alias = "batch-tokens", value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_BATCH_TOKENS")]
     max_batch_tokens: Option<usize>,
     /// Size of the queue in texts. While this many texts wait, requests are rejected with status 429. Choose a few
     /// times --max-client-batch-size, because small requests are rejected while the texts of a large request fill the
@@ -108,7 +113,7 @@ pub(crate) struct Args {
     max_client_batch_size: usize,
     /// Maximum length of a text, or of a reranker's prompt, in tokens [default: the model's limit, but at most
     /// 32768, or 8192 for a reranker]
-    #[arg(long, alias = "context-length", value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_LENGTH")]
+    #[arg(long, alias = "context-length", visible_alias = "max-tokens", value_name = "N", value_parser = count(), env = "QWEN3_EMBED_MAX_LENGTH")]
     max_length: Option<usize>,
     /// Cut off the end of a text that is too long, unless the request sets `truncate` or `truncation_side`. Without
     /// this flag, such a text is an error
