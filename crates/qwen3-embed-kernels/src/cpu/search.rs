@@ -67,7 +67,7 @@ pub const LARGEST_QUERY: i32 = i32::MAX / 128;
 ///
 /// # Shapes
 ///
-/// `query` is [B] bytes and not empty, `rows` is [rows, B].
+/// `query` is `[B]` bytes and not empty, `rows` is [rows, B].
 ///
 /// # Panics
 ///
