@@ -30,6 +30,7 @@ use self::output::Layout;
 use self::pipeline::Pipeline;
 use self::progress::Progress;
 use self::target::{Next, Target, TargetWriter, shard_name};
+use crate::model::ModelIdentity;
 use crate::usage::usage_error;
 
 /// The time between two checks for signals while there is nothing to write.
@@ -48,10 +49,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if target != Target::StandardOutput {
         interrupt.listen()?;
     }
-    let embedder = Arc::new(args.build()?);
+    let (embedder, model) = args.build()?;
+    let embedder = Arc::new(embedder);
     let manifest = match &target {
         Target::Folder { folder, suffix, .. } => {
-            let settings = settings(args, &embedder, &files, format)?;
+            let settings = settings(args, &embedder, &model, &files, format)?;
             let first = shard_name(suffix, 0, format);
             Some(Manifest::open(folder, suffix, &first, settings, args.output.resume)?)
         }
@@ -192,10 +194,10 @@ fn shows_progress(args: &Args, target: &Target, files: &[InputFile]) -> bool {
 fn settings(
     args: &Args,
     embedder: &Embedder,
+    model: &ModelIdentity,
     files: &[InputFile],
     format: OutputFormat,
 ) -> Result<Map<String, Value>> {
-    let (model, revision) = args.embedder.identity()?;
     let settings = json!({
         "input": identity(files),
         "text_column": args.input.text_column,
@@ -203,14 +205,14 @@ fn settings(
         "columns": args.input.columns,
         "shard": args.input.shard.to_string(),
         "replace_invalid": args.invalid.replaces_invalid(),
-        "model": model,
-        "revision": revision,
+        "model": model.name,
+        "revision": model.commit,
         "adapter": args.embedder.adapter(),
         "precision": embedder.precision().to_string(),
         "dimensions": embedder.dimensions(),
         "prompt": embedder.prompt_text(&args.prompt.options().prompt)?,
         "max_tokens": embedder.max_tokens(),
-        "overflow": args.overflow.name(),
+        "overflow": args.overflow,
         "plain_text": args.plain_text,
         "vectors": args.output.vectors,
         "output_format": format,

@@ -27,27 +27,33 @@ pub(crate) struct EmbedderArgs {
 impl EmbedderArgs {
     /// The builder of the embedder. Says on standard error that the bundled model is used, if no model is named.
     pub(crate) fn builder(&self) -> Result<EmbedderBuilder> {
-        let example = "--model Qwen/Qwen3-Embedding-0.6B";
-        let source = named_or_bundled(self.model.as_deref(), example)?;
-        let builder = self.settings.embedder(source);
-        Ok(match self.dimensions {
-            Some(dimensions) => builder.dimensions(dimensions),
-            None => builder,
-        })
+        Ok(self.builder_of(self.source()?))
     }
 
-    /// The model as the user named it, or the name of the bundled model, and the commit of a model on the hub. A model
-    /// that is on the hub is downloaded if necessary.
-    pub(crate) fn identity(&self) -> Result<(String, Option<String>)> {
-        let Some(model) = &self.model else {
-            let (source, _) = bundled("--model Qwen/Qwen3-Embedding-0.6B")?;
-            return Ok((source.to_string(), None));
-        };
-        let path = Source::from(model.as_str()).download(&download::hub())?.to_string();
+    /// The [`builder`](Self::builder) of a model that is on this machine, after downloading it if necessary, and what
+    /// identifies the model.
+    pub(crate) fn local_builder(&self) -> Result<(EmbedderBuilder, ModelIdentity)> {
+        let source = self.source()?;
+        let (local, name) = (source.download(&download::hub())?, source.to_string());
         // The cache of the hub has a folder `snapshots` with a folder for each commit.
+        let path = local.to_string();
         let mut folders = Path::new(&path).iter().skip_while(|folder| *folder != "snapshots");
-        let commit = folders.nth(1).map(|commit| commit.to_string_lossy().into_owned());
-        Ok((model.clone(), commit.filter(|_| !Path::new(model).exists())))
+        let commit = folders.nth(1).filter(|_| !Path::new(&name).exists());
+        let commit = commit.map(|commit| commit.to_string_lossy().into_owned());
+        Ok((self.builder_of(local), ModelIdentity { name, commit }))
+    }
+
+    /// The model. Says on standard error that the bundled model is used, if no model is named.
+    fn source(&self) -> Result<Source> {
+        named_or_bundled(self.model.as_deref(), "--model Qwen/Qwen3-Embedding-0.6B")
+    }
+
+    fn builder_of(&self, source: Source) -> EmbedderBuilder {
+        let builder = self.settings.embedder(source);
+        match self.dimensions {
+            Some(dimensions) => builder.dimensions(dimensions),
+            None => builder,
+        }
     }
 
     /// The adapter.
@@ -61,6 +67,14 @@ impl EmbedderArgs {
         let settings = ModelArgs { adapter: None, max_tokens: None, ..self.settings.clone() };
         Ok(settings.reranker(model).build()?)
     }
+}
+
+/// What identifies a model.
+pub(crate) struct ModelIdentity {
+    /// The model as the user named it, or the name of the bundled model.
+    pub(crate) name: String,
+    /// The commit of a model on the hub.
+    pub(crate) commit: Option<String>,
 }
 
 /// The help of an optional `--model`.

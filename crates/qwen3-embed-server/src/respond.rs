@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream;
-use qwen3_embed::Embeddings;
+use qwen3_embed::{Embeddings, pack_signs, quantize_int8};
 use serde::Serialize;
 
 /// Size of a piece in bytes. A piece is encoded in less than a millisecond, so that the other connections of the thread
@@ -142,16 +142,16 @@ impl Format {
                 let _ = BASE64_STANDARD.encode_slice(&bytes, &mut buffer[start..]);
                 buffer.push(b'"');
             }
-            Self::Int8 => write_list(&int8(row), buffer),
+            Self::Int8 => write_list(&quantize_int8(row).0, buffer),
             Self::Uint8 => {
-                let shifted = int8(row).into_iter().map(|value| i16::from(value) + 128);
+                let shifted = quantize_int8(row).0.into_iter().map(|value| i16::from(value) + 128);
                 write_list(&shifted.collect::<Vec<_>>(), buffer);
             }
             Self::Binary => {
-                let shifted = bits(row).into_iter().map(|byte| i16::from(byte) - 128);
+                let shifted = pack_signs(row).into_iter().map(|byte| i16::from(byte) - 128);
                 write_list(&shifted.collect::<Vec<_>>(), buffer);
             }
-            Self::Ubinary => write_list(&bits(row), buffer),
+            Self::Ubinary => write_list(&pack_signs(row), buffer),
         }
     }
 }
@@ -159,22 +159,6 @@ impl Format {
 /// Writes a list of numbers. Serializing numbers to memory cannot fail.
 fn write_list(values: &[impl Serialize], buffer: &mut Vec<u8>) {
     let _ = values.serialize(&mut serde_json::Serializer::new(buffer));
-}
-
-/// The integers of [`Embeddings::to_int8_per_vector`] for one vector. That method uses several threads, and an async
-/// thread must not wait for them.
-fn int8(row: &[f32]) -> Vec<i8> {
-    let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    let scale = largest / 127.0;
-    // The conversion limits the integer to the range of i8.
-    let value = |value: &f32| if scale > 0.0 { (value / scale).round_ties_even() as i8 } else { 0 };
-    row.iter().map(value).collect()
-}
-
-/// The bytes of [`Embeddings::to_binary`] for one vector.
-fn bits(row: &[f32]) -> Vec<u8> {
-    let bit = |(bit, &value): (usize, &f32)| u8::from(value > 0.0) << (7 - bit);
-    row.chunks(8).map(|values| values.iter().enumerate().map(bit).sum()).collect()
 }
 
 #[cfg(test)]
@@ -245,8 +229,8 @@ mod tests {
         let embeddings = Embeddings::new(values, 33).unwrap();
         let (integers, bytes) = (embeddings.to_int8_per_vector(), embeddings.to_binary());
         for (index, row) in embeddings.iter().enumerate() {
-            assert_eq!(int8(row), integers.row(index));
-            assert_eq!(bits(row), bytes.row(index));
+            assert_eq!(quantize_int8(row).0, integers.row(index));
+            assert_eq!(pack_signs(row), bytes.row(index));
         }
         // A response with several sections, which is streamed in several pieces.
         let formats =

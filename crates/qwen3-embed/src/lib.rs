@@ -161,9 +161,9 @@ mod vector;
 mod warnings;
 
 pub use builder::EmbedderBuilder;
-pub use compact::binary::{BinaryEmbeddings, hamming};
+pub use compact::binary::{BinaryEmbeddings, hamming, pack_signs};
 pub use compact::float16::F16Embeddings;
-pub use compact::int8::{Int8Embeddings, Int8Scales, dot_int8};
+pub use compact::int8::{Int8Embeddings, Int8Scales, dot_int8, quantize_int8};
 pub use embed_iter::{EmbedIter, Embedding};
 pub use embed_options::{EmbedOptions, Overflow, Prompt};
 pub use embedder::Embedder;

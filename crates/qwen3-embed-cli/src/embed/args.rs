@@ -10,7 +10,7 @@ use qwen3_embed::{Embedder, Overflow, SpecialTokens};
 use serde::Serialize;
 
 use crate::lines::InputArgs;
-use crate::model::{EmbedderArgs, PromptArgs};
+use crate::model::{EmbedderArgs, ModelIdentity, PromptArgs};
 
 /// Embed texts: read them from files or standard input, and write their vectors to a file, a folder or standard output
 ///
@@ -197,7 +197,8 @@ pub(super) enum VectorFormat {
     Binary,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum OverflowArg {
     /// The text is an error
     Error,
@@ -205,17 +206,6 @@ pub(super) enum OverflowArg {
     TruncateLeft,
     /// The end is cut off
     TruncateRight,
-}
-
-impl OverflowArg {
-    /// The value of the flag.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::TruncateLeft => "truncate-left",
-            Self::TruncateRight => "truncate-right",
-        }
-    }
 }
 
 impl From<OverflowArg> for Overflow {
@@ -289,12 +279,13 @@ impl FromStr for Part {
 
 impl Args {
     /// Loads the model.
-    pub(super) fn build(&self) -> Result<Embedder> {
-        let mut builder = self.embedder.builder()?.overflow(self.overflow.into());
+    pub(super) fn build(&self) -> Result<(Embedder, ModelIdentity)> {
+        let (builder, identity) = self.embedder.local_builder()?;
+        let mut builder = builder.overflow(self.overflow.into());
         if self.plain_text {
             builder = builder.special_tokens(SpecialTokens::PlainText);
         }
-        Ok(builder.build()?)
+        Ok((builder.build()?, identity))
     }
 }
 

@@ -38,23 +38,29 @@ impl Embeddings {
     /// The signs of these vectors: a bit is 1 if the value is greater than 0.
     pub fn to_binary(&self) -> BinaryEmbeddings {
         BinaryEmbeddings {
-            bytes: self
-                .iter()
-                .flat_map(|row| packed(row.iter().map(|&value| value > 0.0)))
-                .collect(),
+            bytes: self.iter().flat_map(pack_signs).collect(),
             dimensions: self.dimensions(),
         }
     }
 }
 
-/// Packs bits in bytes.
-fn packed(bits: impl ExactSizeIterator<Item = bool>) -> impl Iterator<Item = u8> {
-    let mut bits = bits;
-    std::iter::from_fn(move || {
-        let n = bits.len().min(8);
-        let byte = |byte, (bit, is_set): (usize, bool)| byte | u8::from(is_set) << (7 - bit);
-        (n > 0).then(|| bits.by_ref().take(n).enumerate().fold(0, byte))
-    })
+/// The signs of a vector as packed bits: a row of [`Embeddings::to_binary`].
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(qwen3_embed::pack_signs(&[0.5, -0.5, 0.0, 1.0]), [0b1001_0000]);
+/// ```
+pub fn pack_signs(vector: &[f32]) -> Vec<u8> {
+    packed(vector, |&value| value > 0.0).collect()
+}
+
+/// Packs a bit for each value.
+fn packed<T>(values: &[T], is_set: impl Fn(&T) -> bool) -> impl Iterator<Item = u8> {
+    let byte = move |values: &[T]| -> u8 {
+        values.iter().enumerate().map(|(bit, value)| u8::from(is_set(value)) << (7 - bit)).sum()
+    };
+    values.chunks(8).map(byte)
 }
 
 impl BinaryEmbeddings {
@@ -184,9 +190,8 @@ impl Query {
         let level = |&value: &f32| ((value / largest + 1.0) * (MOST / 2.0)).round() as u8;
         let levels: Vec<u8> =
             if largest > 0.0 { values.iter().map(level).collect() } else { vec![0; values.len()] };
-        let planes = std::array::from_fn(|plane| {
-            packed(levels.iter().map(|level| level >> plane & 1 == 1)).collect()
-        });
+        let planes =
+            std::array::from_fn(|plane| packed(&levels, |level| level >> plane & 1 == 1).collect());
         let integer = |level: &u8| 2.0 * f64::from(*level) - f64::from(MOST);
         let norm: f64 = levels.iter().map(|level| integer(level).powi(2)).sum::<f64>().sqrt();
         let scale = if largest > 0.0 { 1.0 / (norm * (values.len() as f64).sqrt()) } else { 0.0 };

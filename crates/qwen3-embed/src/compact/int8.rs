@@ -61,9 +61,7 @@ impl Int8Scales {
     /// A scale for each vector: its largest magnitude becomes 127.
     pub fn per_vector(embeddings: &Embeddings) -> Self {
         let rows = embeddings.as_slice().par_chunks(embeddings.dimensions());
-        let largest =
-            |row: &[f32]| row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-        Self::PerVector(rows.map(|row| largest(row) / LARGEST).collect())
+        Self::PerVector(rows.map(scale_of).collect())
     }
 
     /// The scales.
@@ -87,6 +85,24 @@ impl Int8Scales {
             None => Ok(()),
         }
     }
+}
+
+/// A vector in 8-bit integers, and its scale: a row of [`Embeddings::to_int8_per_vector`]. The result is meaningful only if
+/// the values are finite.
+///
+/// # Examples
+///
+/// ```
+/// assert_eq!(qwen3_embed::quantize_int8(&[1.27, -0.01]), (vec![127, -1], 0.01));
+/// ```
+pub fn quantize_int8(vector: &[f32]) -> (Vec<i8>, f32) {
+    let scale = scale_of(vector);
+    (vector.iter().map(|&value| quantized(value, scale)).collect(), scale)
+}
+
+/// The scale with which the largest magnitude of a vector becomes 127.
+fn scale_of(vector: &[f32]) -> f32 {
+    vector.iter().fold(0f32, |largest, value| largest.max(value.abs())) / LARGEST
 }
 
 /// The largest magnitude of a quantized value.

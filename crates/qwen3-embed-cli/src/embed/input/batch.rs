@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use arrow_array::{BooleanArray, RecordBatch, RecordBatchOptions};
 use arrow_schema::{ArrowError, Schema};
 use arrow_select::filter::filter_record_batch;
@@ -116,9 +116,4 @@ impl Cursor {
         self.next += n_skipped;
         n_skipped
     }
-}
-
-/// The error about a record whose text is null.
-pub(super) fn null_text(column: &str) -> anyhow::Error {
-    anyhow!("column `{column}` is null, expected a text")
 }

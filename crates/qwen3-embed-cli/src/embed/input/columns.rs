@@ -1,6 +1,8 @@
 //! Which columns of a table have the text and the instruction, and which columns are copied.
 
-use anyhow::{Result, ensure};
+use std::borrow::Cow;
+
+use anyhow::{Context, Result, ensure};
 
 /// Names of the output, which columns of the input cannot have.
 const OUTPUT_NAMES: [&str; 4] = ["index", "embedding", "scale", "n_tokens"];
@@ -45,6 +47,19 @@ impl Names {
             copied: (0..names.len()).filter(|&at| self.copies(names[at])).collect(),
         })
     }
+}
+
+/// The string of a value in a column. Bytes that are not UTF-8 are an error, or are replaced.
+pub(super) fn decoded<'a>(
+    bytes: &'a [u8],
+    column: &str,
+    replaces_invalid: bool,
+) -> Result<Cow<'a, str>> {
+    if replaces_invalid {
+        return Ok(String::from_utf8_lossy(bytes));
+    }
+    let text = str::from_utf8(bytes);
+    Ok(text.with_context(|| format!("column `{column}` is not UTF-8"))?.into())
 }
 
 /// The positions of columns in a table.

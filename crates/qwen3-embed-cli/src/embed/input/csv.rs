@@ -11,7 +11,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 
 use super::batch::{BATCH_BYTES, BATCH_RECORDS, Batch, Carried, Cursor, Record, no_columns};
-use super::columns::Positions;
+use super::columns::{Positions, decoded};
 use super::file::{BytesRead, InputFile};
 use super::options::ReadOptions;
 
@@ -109,12 +109,7 @@ impl CsvSource {
     }
 
     fn value<'r>(&self, row: &'r ByteRecord, at: usize) -> Result<Cow<'r, str>> {
-        let bytes = row.get(at).unwrap_or_default();
-        if self.replaces_invalid {
-            return Ok(String::from_utf8_lossy(bytes));
-        }
-        let text = str::from_utf8(bytes);
-        Ok(text.with_context(|| format!("column `{}` is not UTF-8", self.names[at]))?.into())
+        decoded(row.get(at).unwrap_or_default(), &self.names[at], self.replaces_invalid)
     }
 }
 

@@ -1,9 +1,8 @@
 //! Parquet files.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
@@ -11,8 +10,8 @@ use arrow_select::filter::filter_record_batch;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use super::batch::{BATCH_RECORDS, Batch, Carried, Cursor, Record, no_columns, null_text};
-use super::columns::Names;
+use super::batch::{BATCH_RECORDS, Batch, Carried, Cursor, Record, no_columns};
+use super::columns::{Names, decoded};
 use super::file::InputFile;
 use super::options::ReadOptions;
 
@@ -116,7 +115,8 @@ impl ParquetSource {
         row: usize,
     ) -> Result<Record> {
         let name = &self.names.text;
-        let text = self.value(texts, row, name)?.ok_or_else(|| null_text(name))?;
+        let text = self.value(texts, row, name)?;
+        let text = text.with_context(|| format!("column `{name}` is null, expected a text"))?;
         let instruction = match instructions {
             Some(column) => self.value(column, row, &self.names.instruction)?,
             None => None,
@@ -136,16 +136,7 @@ impl ParquetSource {
             DataType::LargeBinary => column.as_binary::<i64>().value(row),
             data_type => bail!("column `{name}` has the type {data_type}, expected strings"),
         };
-        let text = match self.replaces_invalid {
-            true => String::from_utf8_lossy(bytes),
-            false => match str::from_utf8(bytes) {
-                Ok(text) => Cow::Borrowed(text),
-                Err(error) => {
-                    return Err(anyhow!(error).context(format!("column `{name}` is not UTF-8")));
-                }
-            },
-        };
-        Ok(Some(text.into_owned()))
+        Ok(Some(decoded(bytes, name, self.replaces_invalid)?.into_owned()))
     }
 
     /// The columns that are copied.

@@ -40,9 +40,9 @@ impl NpyWriter {
 
 impl Writer for NpyWriter {
     fn write(&mut self, rows: &Rows, range: Range<usize>) -> Result<()> {
-        if let (Some(file), Some(scales)) = (&mut self.scales, rows.vectors.scales(range.clone())) {
-            let bytes: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-            file.write(&bytes, scales.len())?;
+        let scales = rows.vectors.scale_bytes(range.clone());
+        if let (Some(file), Some(bytes)) = (&mut self.scales, scales) {
+            file.write(&bytes, range.len())?;
         }
         self.vectors.write(&rows.vectors.bytes(range.clone()), range.len())
     }

@@ -71,8 +71,7 @@ impl Writer for SafetensorsWriter {
         let about = || format!("cannot write {}", self.name);
         let vectors = rows.vectors.bytes(range.clone());
         self.output.write_all(&vectors).with_context(about)?;
-        if let Some(scales) = rows.vectors.scales(range.clone()) {
-            let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        if let Some(scales) = rows.vectors.scale_bytes(range.clone()) {
             self.scales.write_all(&scales).context("cannot write a temporary file")?;
             self.n_scale_bytes += scales.len();
         }

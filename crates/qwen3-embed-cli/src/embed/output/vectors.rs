@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use arrow_array::types::{Float16Type, Float32Type, Int8Type, UInt8Type};
-use arrow_array::{ArrayRef, FixedSizeListArray, PrimitiveArray};
+use arrow_array::{ArrayRef, ArrowPrimitiveType, FixedSizeListArray, PrimitiveArray};
 use arrow_schema::{ArrowError, Field};
 use half::f16;
 use qwen3_embed::Embeddings;
@@ -70,6 +70,12 @@ impl Vectors {
         }
     }
 
+    /// The scales of some vectors in f32, in the byte order of little-endian machines, if they have scales.
+    pub(super) fn scale_bytes(&self, rows: Range<usize>) -> Option<Vec<u8>> {
+        let scales = self.scales(rows)?;
+        Some(scales.iter().flat_map(|scale| scale.to_le_bytes()).collect())
+    }
+
     /// The values of one vector in JSON. Values in f16 are written as the same values in f32.
     pub(super) fn json(&self, row: usize) -> serde_json::Result<String> {
         let range = row * self.width..(row + 1) * self.width;
@@ -87,23 +93,20 @@ impl Vectors {
     /// Some vectors as a column of lists.
     pub(super) fn column(&self, rows: Range<usize>) -> Result<ArrayRef, ArrowError> {
         let range = rows.start * self.width..rows.end * self.width;
-        let values: ArrayRef = match &self.values {
-            Values::F32(values) => Arc::new(PrimitiveArray::<Float32Type>::from_iter_values(
-                values[range].iter().copied(),
-            )),
-            Values::F16(values) => Arc::new(PrimitiveArray::<Float16Type>::from_iter_values(
-                values[range].iter().copied(),
-            )),
-            Values::Int8(values, _) => Arc::new(PrimitiveArray::<Int8Type>::from_iter_values(
-                values[range].iter().copied(),
-            )),
-            Values::Binary(values) => Arc::new(PrimitiveArray::<UInt8Type>::from_iter_values(
-                values[range].iter().copied(),
-            )),
+        let values = match &self.values {
+            Values::F32(values) => array::<Float32Type>(&values[range]),
+            Values::F16(values) => array::<Float16Type>(&values[range]),
+            Values::Int8(values, _) => array::<Int8Type>(&values[range]),
+            Values::Binary(values) => array::<UInt8Type>(&values[range]),
         };
         let item = Field::new_list_field(values.data_type().clone(), false);
         let width = i32::try_from(self.width)
             .map_err(|error| ArrowError::InvalidArgumentError(error.to_string()))?;
         Ok(Arc::new(FixedSizeListArray::try_new(item.into(), width, values, None)?))
     }
+}
+
+/// Values as an array of Arrow.
+fn array<T: ArrowPrimitiveType>(values: &[T::Native]) -> ArrayRef {
+    Arc::new(PrimitiveArray::<T>::from_iter_values(values.iter().copied()))
 }
