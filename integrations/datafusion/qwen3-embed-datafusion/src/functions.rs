@@ -1,0 +1,69 @@
+use std::sync::Arc;
+
+use datafusion::execution::SessionStateBuilder;
+use datafusion::logical_expr::ScalarUDF;
+use datafusion::logical_expr::async_udf::AsyncScalarUDF;
+use datafusion::prelude::SessionConfig;
+
+use crate::embed::{Embed, Kind};
+use crate::local::Place;
+use crate::remote::Remote;
+use crate::rerank::Rerank;
+use crate::vectors::{Function, Vectors};
+use crate::{Models, Qwen3Options, RegroupRows, Server};
+
+/// The SQL functions of this crate.
+#[derive(Debug, Clone)]
+pub struct Functions(Vec<Arc<ScalarUDF>>);
+
+impl Functions {
+    /// Functions that are computed in this process.
+    pub fn local(models: Arc<Models>) -> Self {
+        Self::at(&Place::Here(models))
+    }
+
+    /// Functions that are computed by executors, for the client and the scheduler of a cluster. They can be planned
+    /// but not called. The session must set the number of dimensions, see [`Qwen3Options::dimensions`].
+    pub fn on_executors() -> Self {
+        Self::at(&Place::Executors)
+    }
+
+    /// Functions that a server computes. The options of sessions have no effect: the server's settings decide.
+    pub fn remote(server: &Arc<Server>) -> Self {
+        let remote = Remote::all(server)
+            .map(|function| AsyncScalarUDF::new(Arc::new(function)).into_scalar_udf());
+        Self::with_vectors(remote)
+    }
+
+    fn at(place: &Place) -> Self {
+        let embed = Kind::ALL.map(|kind| Embed::new(kind, place.clone()).into());
+        Self::with_vectors(embed.into_iter().chain([Rerank::new(place.clone()).into()]))
+    }
+
+    fn with_vectors(functions: impl Iterator<Item = ScalarUDF>) -> Self {
+        let vectors = Function::ALL.map(|function| Vectors::new(function).into());
+        Self(functions.chain(vectors).map(Arc::new).collect())
+    }
+
+    /// Adds the functions, their options and [`RegroupRows`] to a session.
+    pub fn register(&self, mut state: SessionStateBuilder) -> SessionStateBuilder {
+        let config = state.config().take().unwrap_or_default();
+        *state.config() = Some(Self::configure(config));
+        let functions = state.scalar_functions().get_or_insert_default();
+        functions.extend(self.0.iter().cloned());
+        state.with_physical_optimizer_rule(Arc::new(RegroupRows))
+    }
+
+    /// Adds [`Qwen3Options`] to a configuration that does not have them. [`register`](Self::register) does it, too.
+    pub fn configure(config: SessionConfig) -> SessionConfig {
+        if config.options().extensions.get::<Qwen3Options>().is_some() {
+            return config;
+        }
+        config.with_option_extension(Qwen3Options::default())
+    }
+
+    /// The functions.
+    pub fn udfs(&self) -> &[Arc<ScalarUDF>] {
+        &self.0
+    }
+}
