@@ -5,7 +5,6 @@ use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    Volatility,
 };
 use qwen3_embed::{DEFAULT_INSTRUCTION, Embeddings, Prompt};
 
@@ -41,12 +40,11 @@ impl Kind {
         }
     }
 
-    pub(crate) fn check_types(self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let n_arguments = match self {
+    pub(crate) fn signature(self) -> Signature {
+        rows::signature(match self {
             Self::Document => 1..=1,
             Self::Query => 1..=2,
-        };
-        rows::check_types(self.name(), n_arguments, types)
+        })
     }
 
     /// The distinct texts, in groups with the same instruction.
@@ -80,7 +78,7 @@ impl Kind {
 
 impl Embed {
     pub(crate) fn new(kind: Kind, place: Place) -> Self {
-        let signature = Signature::user_defined(Volatility::Immutable);
+        let signature = kind.signature();
         Self { kind, place, options: Qwen3Options::default(), signature }
     }
 
@@ -104,10 +102,6 @@ impl ScalarUDFImpl for Embed {
 
     fn signature(&self) -> &Signature {
         &self.signature
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        self.kind.check_types(types)
     }
 
     fn return_type(&self, _types: &[DataType]) -> Result<DataType> {

@@ -4,7 +4,7 @@ use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::error::Result;
 use datafusion::logical_expr::async_udf::AsyncScalarUDFImpl;
 use datafusion::logical_expr::{
-    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
+    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature,
 };
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -36,7 +36,10 @@ impl Remote {
         let rerank = server.has_reranker().then_some(Function::Rerank);
         let functions = Kind::ALL.into_iter().map(Function::Embed).chain(rerank);
         functions.map(|function| {
-            let signature = Signature::user_defined(Volatility::Immutable);
+            let signature = match function {
+                Function::Embed(kind) => kind.signature(),
+                Function::Rerank => rerank::signature(),
+            };
             Self { function, server: server.clone(), signature }
         })
     }
@@ -67,13 +70,6 @@ impl ScalarUDFImpl for Remote {
 
     fn signature(&self) -> &Signature {
         &self.signature
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        match self.function {
-            Function::Embed(kind) => kind.check_types(types),
-            Function::Rerank => rerank::check_types(types),
-        }
     }
 
     fn return_type(&self, _types: &[DataType]) -> Result<DataType> {

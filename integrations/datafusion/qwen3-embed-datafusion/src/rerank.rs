@@ -3,7 +3,7 @@
 use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::error::Result;
 use datafusion::logical_expr::{
-    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
+    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature,
 };
 
 use qwen3_embed::{ScoreOptions, Scores};
@@ -24,7 +24,7 @@ pub(crate) struct Rerank {
 
 impl Rerank {
     pub(crate) fn new(place: Place) -> Self {
-        Self { place, signature: Signature::user_defined(Volatility::Immutable) }
+        Self { place, signature: signature() }
     }
 
     pub(crate) fn is_here(&self) -> bool {
@@ -32,9 +32,8 @@ impl Rerank {
     }
 }
 
-/// Checks that the arguments are a query and a document.
-pub(crate) fn check_types(types: &[DataType]) -> Result<Vec<DataType>> {
-    rows::check_types(RERANK, 2..=2, types)
+pub(crate) fn signature() -> Signature {
+    rows::signature(2..=2)
 }
 
 /// The field of the result.
@@ -54,10 +53,6 @@ impl ScalarUDFImpl for Rerank {
 
     fn signature(&self) -> &Signature {
         &self.signature
-    }
-
-    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        check_types(types)
     }
 
     fn return_type(&self, _types: &[DataType]) -> Result<DataType> {

@@ -11,7 +11,9 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::ScalarValue;
 use datafusion::error::Result;
-use datafusion::logical_expr::{ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs};
+use datafusion::logical_expr::{
+    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, Signature, TypeSignature, Volatility,
+};
 
 use crate::Error;
 
@@ -26,7 +28,7 @@ pub(crate) struct Texts {
 impl Texts {
     /// # Errors
     ///
-    /// An error of Arrow if an argument is not of a type that [`check_types`] accepts.
+    /// An error of Arrow if an argument is not a text.
     pub(crate) fn of(args: &ScalarFunctionArgs) -> Result<Self> {
         let constant = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
         Self::repeated(args, constant)
@@ -133,23 +135,10 @@ impl Distinct<'_> {
     }
 }
 
-/// Checks that all arguments are texts.
-pub(crate) fn check_types(
-    function: &'static str,
-    n_arguments: std::ops::RangeInclusive<usize>,
-    types: &[DataType],
-) -> Result<Vec<DataType>> {
-    let is_text = |data_type: &DataType| match data_type {
-        DataType::Dictionary(_, values) => values.is_string(),
-        other => other.is_string() || other.is_null(),
-    };
-    check_number(function, n_arguments, types.len())?;
-    if let Some(argument) = types.iter().position(|data_type| !is_text(data_type)) {
-        let got = types[argument].to_string();
-        let expected = "a text (Utf8, LargeUtf8, Utf8View or a dictionary of one of them)";
-        return Err(Error::Argument { function, argument: argument + 1, expected, got }.into());
-    }
-    Ok(types.to_vec())
+/// The signature of a function whose arguments are texts.
+pub(crate) fn signature(n_arguments: std::ops::RangeInclusive<usize>) -> Signature {
+    let texts = n_arguments.map(TypeSignature::String).collect();
+    Signature::one_of(texts, Volatility::Immutable)
 }
 
 /// Checks the number of arguments.
