@@ -43,7 +43,10 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let options = config.options_mut();
     options.set("qwen3.dimensions", &dimensions.to_string())?;
     options.format.null = "NULL".to_owned();
-    let state = session::state(&Functions::on_executors(), config)?;
+    let functions = Functions::on_executors();
+    let state = session::state(&functions, config)?;
     let context = SessionContext::remote_with_state(&args.scheduler, state).await?;
+    // The call above replaces the functions of the session by those of DataFusion.
+    functions.add_to(&context);
     args.shell.run(&context).await
 }

@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use ballista_core::object_store::runtime_env_with_s3_support;
 use ballista_core::registry::BallistaFunctionRegistry;
 use ballista_core::serde::BallistaPhysicalExtensionCodec;
 use ballista_executor::config::Config;
@@ -54,7 +53,7 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     let state = session::state(&functions, session::config())?;
     let mut config = ExecutorProcessConfig::try_from(args.ballista)?;
     config.override_config_producer = Some(Arc::new(session::config));
-    config.override_runtime_producer = Some(Arc::new(runtime_env_with_s3_support));
+    config.override_runtime_producer = Some(Arc::new(session::runtime_env));
     config.override_function_registry = Some(Arc::new(BallistaFunctionRegistry::from(&state)));
     config.override_physical_codec = Some(Arc::new(Codec(Default::default())));
     let health = config.health.clone();

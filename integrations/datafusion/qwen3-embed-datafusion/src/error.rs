@@ -1,8 +1,10 @@
+use std::fmt;
+
 use datafusion::error::DataFusionError;
 
 /// An error of the functions. A query that fails with one contains it as [`DataFusionError::External`]. Over Ballista,
 /// its message arrives as a part of Ballista's error.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A model cannot be loaded, or it rejects a text.
@@ -88,6 +90,13 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+}
+
+/// The message, because Ballista sends the debug format of an executor's error to the client.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.to_string())
+    }
 }
 
 impl From<Error> for DataFusionError {

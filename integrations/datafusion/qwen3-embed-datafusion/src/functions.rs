@@ -3,7 +3,7 @@ use std::sync::Arc;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::logical_expr::async_udf::AsyncScalarUDF;
-use datafusion::prelude::SessionConfig;
+use datafusion::prelude::{SessionConfig, SessionContext};
 
 use crate::embed::{Embed, Kind};
 use crate::local::Place;
@@ -52,6 +52,16 @@ impl Functions {
         let functions = state.scalar_functions().get_or_insert_default();
         functions.extend(self.0.iter().cloned());
         state.with_physical_optimizer_rule(Arc::new(RegroupRows))
+    }
+
+    /// Adds the functions to a session that is in use, for which [`register`](Self::register) is too late. Its
+    /// configuration must have [`Qwen3Options`], and its rows are not regrouped.
+    pub fn add_to(&self, context: &SessionContext) {
+        let state = context.state();
+        for function in &self.0 {
+            let updated = function.inner().with_updated_config(state.config().options());
+            context.register_udf(updated.unwrap_or_else(|| function.as_ref().clone()));
+        }
     }
 
     /// Adds [`Qwen3Options`] to a configuration that does not have them. [`register`](Self::register) does it, too.
