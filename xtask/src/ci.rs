@@ -18,9 +18,9 @@ const UNOPTIMIZED: [&str; 2] = [
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
 /// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants,
-/// the hashes of the fixtures, parity, the quality of the bundled model, the examples, the server with real clients,
-/// the example for PostgreSQL, the kernels for ARM on one emulated CPU, and the parts of the feature `cuda` that need no
-/// CUDA device.
+/// the hashes of the fixtures, parity, the quality of the bundled model, the SQL functions, the simulation of a cluster,
+/// the examples, the server with real clients, the example for PostgreSQL, the kernels for ARM on one emulated CPU, and
+/// the parts of the feature `cuda` that need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -47,6 +47,12 @@ pub(crate) fn run() -> Result<()> {
     step("fixtures", fixtures::check)?;
     step("parity", || parity::fixtures(1e-5))?;
     step("quality", quality::check)?;
+    step("SQL", sql)?;
+    step("simulation", || {
+        let mut python = Command::new("python3");
+        python.current_dir(root()).args(["bench/simulation/cluster.py", "--check"]);
+        workspace::run(&mut python)
+    })?;
     for example in ["multilingual_similarity", "retrieve_and_rerank"] {
         step(example, || cargo(&["run", "--release", "--example", example]))?;
     }
@@ -111,6 +117,24 @@ fn cuda(toolkit: &Toolkit) -> Result<()> {
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
     let tests = ["--lib", "--test=cuda", features, "cuda"];
     workspace::run(&mut command(&[&["test"], &packages[..], &UNOPTIMIZED, &tests].concat())?)
+}
+
+/// Checks the workspace of the SQL functions, which is not a part of this workspace: the format, the tests and the lints.
+fn sql() -> Result<()> {
+    let command = |args: &[&str]| {
+        let mut command = cargo_command(args);
+        command.current_dir(root().join("integrations/datafusion"));
+        command.env("CARGO_TARGET_DIR", root().join("target/datafusion"));
+        command
+    };
+    workspace::run(&mut command(&["fmt", "--check"]))?;
+    workspace::run(&mut command(&["test", "--workspace", "--locked"]))?;
+    // The commands that `cargo clippy` sets, but with a build instead of a check: the dependencies are built already, and
+    // checking them takes minutes.
+    let mut lints = command(&["build", "--workspace", "--all-targets", "--locked"]);
+    lints.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+    lints.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
+    workspace::run(&mut lints)
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

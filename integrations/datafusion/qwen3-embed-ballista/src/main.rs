@@ -35,3 +35,40 @@ fn main() -> Result<()> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn flags_have_no_conflicts() {
+        Cli::command().debug_assert();
+    }
+
+    /// The files list the arguments of each process in a line of its own, which is JSON.
+    #[test]
+    fn the_arguments_of_the_deployments_are_valid() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        for (file, n_processes) in [("compose.yaml", 3), ("kubernetes.yaml", 2)] {
+            let text = std::fs::read_to_string(dir.join(file)).expect(file);
+            let lists = text.lines().filter_map(|line| {
+                let (key, list) = line.trim().split_once(": ")?;
+                matches!(key, "command" | "args").then_some(list)
+            });
+            let lists = lists.map(|list| serde_json::from_str::<Vec<String>>(list).expect(list));
+            // The object store of the first file is another program.
+            let ours: Vec<_> = lists.filter(|arguments| arguments[0] != "server").collect();
+            assert_eq!(ours.len(), n_processes, "{file}: {ours:?}");
+            for arguments in ours {
+                let program = "qwen3-embed-ballista".to_owned();
+                if let Err(error) = Cli::try_parse_from([vec![program], arguments].concat()) {
+                    panic!("{file}: {error}");
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! A scheduler and executors as processes on this machine.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};

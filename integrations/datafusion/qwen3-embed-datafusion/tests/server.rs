@@ -1,6 +1,8 @@
 //! The functions with a server. The server of these tests has the contract of OpenAI's, computes with the bundled model
 //! and a reranker of the fixtures, and fails as servers do.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

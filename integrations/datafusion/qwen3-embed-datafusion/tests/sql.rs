@@ -1,5 +1,7 @@
 //! The functions in queries, with the bundled model and with a reranker of the fixtures.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
