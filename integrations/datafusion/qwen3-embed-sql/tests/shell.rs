@@ -62,7 +62,7 @@ fn the_example_removes_texts_that_say_the_same() {
     let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/deduplicate.sql");
     let documents = "COPY (SELECT column1 AS id, column2 AS block, column3 AS text FROM (VALUES
         (1, 1, 'It is sunny in Berlin.'), (2, 1, 'The violin is an instrument.'),
-        (3, 1, 'It is sunny in Berlin!'), (4, 2, 'It is sunny in Berlin.'))) TO 'documents/one.parquet'";
+        (3, 1, 'It is sunny in Berlin.'), (4, 2, 'It is sunny in Berlin.'))) TO 'documents/one.parquet'";
     stdout(run(dir.path(), &["--command", documents]));
     stdout(run(dir.path(), &["--file", job]));
     let rest = "SELECT id FROM 'distinct/' ORDER BY id";
