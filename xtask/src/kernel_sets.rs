@@ -8,7 +8,11 @@ use crate::executables::executables;
 use crate::workspace::{self, cargo_command, root};
 
 /// The packages whose tests run with each kernel set.
-const PACKAGES: [&str; 3] = ["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed"];
+const PACKAGES: [&str; 3] = [KERNELS, "qwen3-embed-model", "qwen3-embed"];
+
+/// The tests of this package use every kernel set in any case, except for one, which checks the choice of the set.
+const KERNELS: &str = "qwen3-embed-kernels";
+const CHOICE: &str = "current_kernel_set";
 
 /// Runs the tests of [`PACKAGES`] with each kernel set that this CPU supports, including the set that emulates the
 /// arithmetic of AVX-512 BF16 and VNNI. The default set is skipped, because `cargo test` uses the default set.
@@ -31,6 +35,9 @@ pub(crate) fn test() -> Result<()> {
             let mut command = Command::new(&program.path);
             command.current_dir(root().join("crates").join(&program.package));
             command.env(Kernels::VARIABLE, kernels.name).arg("--quiet");
+            if program.package == KERNELS {
+                command.arg(CHOICE);
+            }
             workspace::run(&mut command)?;
         }
         let (name, seconds) = (kernels.name, start.elapsed().as_secs_f64());
