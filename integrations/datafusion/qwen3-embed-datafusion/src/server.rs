@@ -19,7 +19,7 @@ const TEXTS: usize = 128;
 /// The number of requests that wait for an answer at the same time.
 const REQUESTS: usize = 8;
 
-/// How often a request is sent, at most.
+/// How often a request is sent, at most. The first request, which connects, is sent once.
 const ATTEMPTS: u32 = 6;
 
 /// The address of a server and the models that it has.
@@ -60,6 +60,7 @@ pub struct Server {
     client: Client,
     settings: ServerSettings,
     dimensions: usize,
+    attempts: u32,
 }
 
 impl Server {
@@ -72,9 +73,10 @@ impl Server {
     pub async fn connect(settings: ServerSettings) -> Result<Self, Error> {
         let client = Client::builder().connect_timeout(Duration::from_secs(10)).build();
         let client = client.map_err(|error| problem(&settings.url, error))?;
-        let mut server = Self { client, settings, dimensions: 0 };
+        let mut server = Self { client, settings, dimensions: 0, attempts: 1 };
         let vectors = server.embed_request(&["dimensions".to_owned()]).await?;
         server.dimensions = vectors.first().map_or(0, Vec::len);
+        server.attempts = ATTEMPTS;
         match server.settings.dimensions {
             Some(expected) if expected != server.dimensions => Err(problem(
                 &server.url("embeddings"),
@@ -170,10 +172,12 @@ impl Server {
                 Ok(answer) if answer.status().is_success() => {
                     return answer.json().await.map_err(|error| problem(&url, error));
                 }
-                Ok(answer) if attempt < ATTEMPTS && is_temporary(answer.status()) => {
+                Ok(answer) if attempt < self.attempts && is_temporary(answer.status()) => {
                     tokio::time::sleep(retry_after(&answer).unwrap_or(pause)).await;
                 }
-                Err(error) if attempt < ATTEMPTS && (error.is_connect() || error.is_request()) => {
+                Err(error)
+                    if attempt < self.attempts && (error.is_connect() || error.is_request()) =>
+                {
                     tokio::time::sleep(pause).await;
                 }
                 Ok(answer) => {
