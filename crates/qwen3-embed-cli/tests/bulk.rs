@@ -8,8 +8,10 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Float16Type, Float32Type, Int8Type, Int64Type, UInt8Type, UInt32Type};
-use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
+use arrow_array::types::{
+    Float16Type, Float32Type, Int8Type, Int32Type, Int64Type, UInt8Type, UInt32Type,
+};
+use arrow_array::{ArrayRef, BinaryArray, DictionaryArray, Int64Array, RecordBatch, StringArray};
 use arrow_ipc::reader::FileReader;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -106,8 +108,12 @@ fn inputs() -> TempDir {
     write_csv(&path("texts.csv"), b',');
     write_csv(&path("texts.tsv"), b'\t');
     let ids = Int64Array::from_iter_values((0..TEXTS.len() as i64).map(|i| i * 10));
+    let ids: ArrayRef = Arc::new(ids);
     let texts: ArrayRef = Arc::new(StringArray::from(TEXTS.to_vec()));
-    write_parquet(&path("texts.parquet"), vec![("id", Arc::new(ids)), ("text", texts)]);
+    write_parquet(&path("texts.parquet"), vec![("id", ids.clone()), ("text", texts)]);
+    let categories: DictionaryArray<Int32Type> = TEXTS.into_iter().collect();
+    let columns = vec![("id", ids), ("text", Arc::new(categories) as ArrayRef)];
+    write_parquet(&path("categories.parquet"), columns);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(jsonl().as_bytes()).unwrap();
     fs::write(path("texts.jsonl.gz"), gzip.finish().unwrap()).unwrap();
@@ -124,6 +130,7 @@ fn reads_every_format() {
         ("texts.jsonl", true),
         ("texts.jsonl.gz", true),
         ("texts.parquet", true),
+        ("categories.parquet", true),
         ("texts.csv", false),
         ("texts.csv.zst", false),
         ("texts.tsv", false),

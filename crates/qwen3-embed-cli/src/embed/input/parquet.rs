@@ -7,6 +7,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use arrow_select::filter::filter_record_batch;
+use arrow_select::take::take;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
@@ -84,9 +85,9 @@ impl ParquetSource {
         })?;
         let mut batch = Batch::new(self.name.clone(), "row");
         let column = |name: &str| rows.column_by_name(name).context("a column is missing");
-        let texts = column(&self.names.text)?;
+        let texts = &without_dictionary(column(&self.names.text)?)?;
         let instructions = match self.has_instruction {
-            true => Some(column(&self.names.instruction)?),
+            true => Some(without_dictionary(column(&self.names.instruction)?)?),
             false => None,
         };
         let mut keep = Vec::with_capacity(rows.num_rows());
@@ -95,7 +96,7 @@ impl ParquetSource {
             self.n_read += 1;
             keep.push(is_embedded);
             if is_embedded {
-                batch.push(self.n_read, index, self.record(texts, instructions, row));
+                batch.push(self.n_read, index, self.record(texts, instructions.as_ref(), row));
             }
         }
         let columns = self.copied(&rows)?;
@@ -152,14 +153,23 @@ impl ParquetSource {
     }
 }
 
+/// The column with its values instead of a dictionary of them, which is the type of categories in Python.
+fn without_dictionary(column: &ArrayRef) -> Result<ArrayRef> {
+    Ok(match column.as_any_dictionary_opt() {
+        Some(dictionary) => take(dictionary.values(), dictionary.keys(), None)?,
+        None => column.clone(),
+    })
+}
+
 /// Whether a column of this type can have texts. Some programs write strings without saying that they are strings.
 fn is_text(data_type: &DataType) -> bool {
-    matches!(
-        data_type,
+    match data_type {
         DataType::Utf8
-            | DataType::LargeUtf8
-            | DataType::Utf8View
-            | DataType::Binary
-            | DataType::LargeBinary
-    )
+        | DataType::LargeUtf8
+        | DataType::Utf8View
+        | DataType::Binary
+        | DataType::LargeBinary => true,
+        DataType::Dictionary(_, values) => is_text(values),
+        _ => false,
+    }
 }
