@@ -229,3 +229,26 @@ fn parts_share_a_folder() {
     }
     assert!(names.iter().any(|name| name == "part-1-of-2-00006.parquet"), "{names:?}");
 }
+
+/// The first process is stopped while it writes, so that the second one finds it running.
+#[test]
+fn a_second_process_does_not_write_to_the_same_folder() {
+    let dir = input();
+    let mut first = command(&dir, "out", &[]).spawn().unwrap();
+    while !dir.path().join("out/manifest.json").exists() {
+        assert!(first.try_wait().unwrap().is_none(), "the first process has ended");
+        sleep(Duration::from_millis(1));
+    }
+    let pid = first.id().to_string();
+    let signal = |name: &str| Command::new("kill").args([name, &pid]).status().unwrap();
+    signal("-STOP");
+    let output = command(&dir, "out", &["--resume"]).output().unwrap();
+    // Another part of the input has a run of its own.
+    let part = command(&dir, "out", &["--shard", "2/2"]).output().unwrap();
+    signal("-CONT");
+    assert!(first.wait().unwrap().success());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("another process is writing to out"), "{}", errors(&output));
+    assert!(part.status.success(), "{}", errors(&part));
+    succeed(command(&dir, "out", &["--resume"]));
+}

@@ -1,6 +1,6 @@
 //! The manifest of an output folder: what the run does, and how far it is.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -19,6 +19,8 @@ const VERSION: u32 = 1;
 pub(super) struct Manifest {
     path: PathBuf,
     pub(super) state: State,
+    /// The lock of the run, which ends with this value.
+    _lock: File,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -50,8 +52,8 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// If the folder has a manifest and `resume` is false, if the run of the manifest has other settings, or if the folder
-    /// has no manifest but the file `first_file`.
+    /// If another process has this run, if the folder has a manifest and `resume` is false, if the run of the manifest has
+    /// other settings, or if the folder has no manifest but the file `first_file`.
     pub(super) fn open(
         folder: &Path,
         suffix: &str,
@@ -61,6 +63,7 @@ impl Manifest {
     ) -> Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+        let lock = lock(folder, suffix)?;
         let path = folder.join(format!("manifest{suffix}.json"));
         let name = path.display();
         let about = || format!("cannot read {name}");
@@ -81,7 +84,7 @@ impl Manifest {
                     let exists = folder.join(&shard.file).is_file();
                     ensure!(exists, "{} is missing in {}", shard.file, folder.display());
                 }
-                Ok(Self { path, state })
+                Ok(Self { path, state, _lock: lock })
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let first_file = folder.join(first_file);
@@ -101,7 +104,7 @@ impl Manifest {
                     errors_bytes,
                     complete,
                 };
-                let manifest = Self { path, state };
+                let manifest = Self { path, state, _lock: lock };
                 manifest.write()?;
                 Ok(manifest)
             }
@@ -117,6 +120,24 @@ impl Manifest {
         let written = file.write_all(&text);
         written.with_context(|| format!("cannot write {}", self.path.display()))?;
         file.commit()
+    }
+}
+
+/// Locks the run of a folder, so that two processes do not write the same files. The operating system releases the lock
+/// when the process ends. The file stays, because another process may have opened it already.
+///
+/// # Errors
+///
+/// If another process has the lock.
+fn lock(folder: &Path, suffix: &str) -> Result<File> {
+    let path = folder.join(format!(".lock{suffix}"));
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            bail!("another process is writing to {}: wait until it ends", folder.display())
+        }
+        // Some file systems have no locks.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
     }
 }
 
