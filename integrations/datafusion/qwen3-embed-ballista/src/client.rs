@@ -22,8 +22,9 @@ pub(crate) struct Args {
     /// Number of dimensions of vectors [default: that of the model]
     #[arg(long, value_name = "N")]
     dimensions: Option<usize>,
-    /// Embedding model of the executors, of which only the configuration is read here [default: a small model for
-    /// demonstrations, which is part of this program]
+    /// Embedding model of the executors, by the same name. Only its configuration is read here. Without this flag,
+    /// but with --dimensions, any model of the executors is accepted [default: a small model for demonstrations, which
+    /// is part of this program]
     #[arg(long, value_name = "PATH or ID", env = "QWEN3_EMBED_MODEL")]
     model: Option<String>,
     #[command(flatten)]
@@ -31,16 +32,24 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> Result<()> {
+    let model = args.model.filter(|model| !model.is_empty());
+    let mut config = session::config();
+    let options = config.options_mut();
+    // Executors with another model refuse the statement.
+    let checked = match (&model, args.dimensions) {
+        (None, Some(_)) => String::new(),
+        (None, None) => Source::demo().to_string(),
+        (Some(model), _) => model.clone(),
+    };
+    options.set("qwen3.model", &checked)?;
     let dimensions = match args.dimensions {
         Some(dimensions) => dimensions,
         None => {
-            let model = args.model.map_or_else(Source::demo, Source::from);
+            let model = model.map_or_else(Source::demo, Source::from);
             let [_, most] = tokio::task::spawn_blocking(move || model.info()).await??.dimensions();
             most
         }
     };
-    let mut config = session::config();
-    let options = config.options_mut();
     options.set("qwen3.dimensions", &dimensions.to_string())?;
     options.format.null = "NULL".to_owned();
     let functions = Functions::on_executors();

@@ -58,7 +58,8 @@ pub(crate) async fn run(args: Args) -> Result<()> {
     config.override_physical_codec = Some(Arc::new(Codec(Default::default())));
     let health = config.health.clone();
     let metrics = Metrics::register()?;
-    http::serve(http_address, move || health.is_ready(), move || metrics.update(&models)).await?;
+    http::serve(http_address, Some(move || health.is_ready()), move || metrics.update(&models))
+        .await?;
     Ok(start_executor_process(Arc::new(config)).await?)
 }
 

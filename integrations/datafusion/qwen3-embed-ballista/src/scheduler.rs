@@ -42,6 +42,6 @@ pub(crate) async fn run(args: Args) -> Result<()> {
         .with_override_config_producer(Arc::new(session::config))
         .with_override_session_builder(Arc::new(move |config| session::state(&functions, config)));
     let cluster = BallistaCluster::new_from_config(&config).await?;
-    http::serve(http_address, || true, || {}).await?;
+    http::serve(http_address, None::<fn() -> bool>, || {}).await?;
     Ok(start_server(cluster, grpc, Arc::new(config)).await?)
 }

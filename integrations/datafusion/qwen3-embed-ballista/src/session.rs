@@ -19,7 +19,8 @@ use url::Url;
 
 /// The configuration of a session. Options of another process are accepted only if they are in it.
 pub(crate) fn config() -> SessionConfig {
-    Functions::configure(session_config_with_s3_support())
+    // Ballista moves calls of models into scans, where rows are not regrouped.
+    Functions::configure(session_config_with_s3_support().with_batch_size(1024))
 }
 
 /// A session with this configuration.

@@ -260,5 +260,9 @@ async fn errors_reach_the_client_and_executors_go_on() {
     assert!(message.contains("rerank: no reranker is set"), "{message}");
 
     let output = cluster.run(&format!("{table}; SELECT count(embed(text)) AS n FROM documents"));
+    // The process has the bundled model now.
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../fixtures/models/base");
+    let message = cluster.error(&format!("SET qwen3.model = '{base}'; SELECT embed('rain')"));
+    assert!(message.contains("this process uses the model `qwen3-embed-demo`"), "{message}");
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().last(), Some("39"));
 }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::logical_expr::async_udf::AsyncScalarUDF;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use crate::embed::{Embed, Kind};
@@ -51,7 +52,10 @@ impl Functions {
         *state.config() = Some(Self::configure(config));
         let functions = state.scalar_functions().get_or_insert_default();
         functions.extend(self.0.iter().cloned());
-        state.with_physical_optimizer_rule(Arc::new(RegroupRows))
+        let rules = state.physical_optimizers().get_or_insert_default().rules.clone();
+        let regroup: Arc<dyn PhysicalOptimizerRule + Send + Sync> = Arc::new(RegroupRows);
+        let first_and_last = [regroup.clone()].into_iter().chain(rules).chain([regroup]);
+        state.with_physical_optimizer_rules(first_and_last.collect())
     }
 
     /// Adds the functions to a session that is in use, for which [`register`](Self::register) is too late. Its

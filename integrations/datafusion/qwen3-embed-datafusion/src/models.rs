@@ -11,7 +11,7 @@ use crate::{Error, Qwen3Options};
 #[derive(Debug, Clone, Default)]
 pub struct ModelSettings {
     /// The embedding model: a folder, a GGUF file or an id on the hub. Default: the option `qwen3.model` of the first
-    /// query, or else the bundled model.
+    /// query, or else the bundled model, `qwen3-embed-demo`.
     pub model: Option<String>,
     /// The reranker. Default: the option `qwen3.reranker` of the first query.
     pub reranker: Option<String>,
@@ -81,9 +81,10 @@ impl Models {
     /// another model than this process uses.
     pub fn embedder(&self, options: &Qwen3Options) -> Result<Arc<Embedder>, Error> {
         self.embedder.get_or_load(options.model.as_deref(), |model| {
+            let demo = Source::demo();
             let source = match model {
-                Some(model) => Source::from(model),
-                None => Source::demo(),
+                Some(model) if model != demo.to_string() => Source::from(model),
+                _ => demo,
             };
             let name = source.to_string();
             let settings = &self.settings;

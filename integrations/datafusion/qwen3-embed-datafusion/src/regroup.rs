@@ -11,6 +11,7 @@ use datafusion::error::Result;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::{PhysicalExpr, ScalarFunctionExpr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::execution_plan::CardinalityEffect;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     ChildrenPropertiesMode, DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
@@ -27,7 +28,10 @@ use crate::rerank::Rerank;
 const ROWS: usize = 1024;
 
 /// A rule for physical plans: operators that call `embed`, `embed_query` or `rerank` get batches of 1,024 rows.
-/// [`Functions::register`](crate::Functions::register) adds it.
+/// [`Functions::register`](crate::Functions::register) adds it, twice.
+///
+/// As the first rule, it also keeps calls of models where the query has them. DataFusion moves projections below sorts
+/// and into scans, as if all functions were cheap. It cannot move them below the operator that regroups rows.
 ///
 /// The rule has an effect only in a process that computes the functions. A plan that is sent to other processes does
 /// not contain the operator of the rule, so these processes must apply the rule to the plan that they get.
@@ -41,6 +45,7 @@ impl PhysicalOptimizerRule for RegroupRows {
         _config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let rewritten = plan.transform_up(|operator| {
+            // A scan has no children, and gets no operator.
             let regrouped = |child: &&Arc<dyn ExecutionPlan>| child.is::<Regroup>();
             if !uses_model(&operator)? || operator.children().iter().all(regrouped) {
                 return Ok(Transformed::no(operator));
@@ -108,7 +113,15 @@ impl ExecutionPlan for Regroup {
     }
 
     fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
+        vec![true]
+    }
+
+    fn supports_limit_pushdown(&self) -> bool {
+        true
+    }
+
+    fn cardinality_effect(&self) -> CardinalityEffect {
+        CardinalityEffect::Equal
     }
 
     fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {

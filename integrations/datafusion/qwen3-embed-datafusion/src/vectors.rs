@@ -7,7 +7,7 @@ use datafusion::arrow::array::{
     LargeListArray, UInt32Array,
 };
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Field, Float32Type};
+use datafusion::arrow::datatypes::{DataType, Float32Type};
 use datafusion::common::ScalarValue;
 use datafusion::error::Result;
 use datafusion::logical_expr::{
@@ -46,7 +46,6 @@ impl Function {
 
     /// The type as which an argument is passed to the function.
     fn coerced(self, data_type: &DataType) -> Option<DataType> {
-        let floats = || DataType::new_large_list(DataType::Float32, true);
         match (self, data_type) {
             (Self::Hamming, DataType::Null | DataType::Binary | DataType::LargeBinary) => {
                 Some(DataType::BinaryView)
@@ -55,24 +54,20 @@ impl Function {
                 Some(data_type.clone())
             }
             (Self::Hamming, _) => None,
-            (_, DataType::Null) => Some(floats()),
-            (Self::BinaryQuantize, DataType::FixedSizeList(item, _)) if is_float(item) => {
-                Some(data_type.clone())
-            }
-            (Self::CosineSimilarity, DataType::FixedSizeList(item, _))
-            | (Self::CosineSimilarity, DataType::List(item) | DataType::LargeList(item))
-                if is_float(item) =>
-            {
-                Some(data_type.clone())
-            }
+            (_, DataType::Null) => Some(DataType::new_list(DataType::Float32, true)),
+            (
+                _,
+                DataType::FixedSizeList(item, _) | DataType::List(item) | DataType::LargeList(item),
+            ) if item.data_type().is_floating() => Some(data_type.clone()),
             _ => None,
         }
     }
 
     fn expected(self) -> &'static str {
         match self {
-            Self::CosineSimilarity => "a vector (a list of floating-point numbers)",
-            Self::BinaryQuantize => "a vector (a list of fixed size of floating-point numbers)",
+            Self::CosineSimilarity | Self::BinaryQuantize => {
+                "a vector (a list of floating-point numbers)"
+            }
             Self::Hamming => "packed bits (Binary, LargeBinary, BinaryView or FixedSizeBinary)",
         }
     }
@@ -83,10 +78,6 @@ impl Function {
             Self::CosineSimilarity | Self::Hamming => 2,
         }
     }
-}
-
-fn is_float(item: &Field) -> bool {
-    item.data_type().is_floating()
 }
 
 impl Vectors {
@@ -118,7 +109,9 @@ impl Vectors {
             (_, [vectors, ..]) => {
                 let vectors = Floats::of(vectors)?;
                 let DataType::FixedSizeBinary(size) = *result else {
-                    return Ok(Arc::new(BinaryViewArray::new_null(vectors.len())));
+                    let rows = (0..vectors.len()).map(|row| vectors.get(row));
+                    let packed = rows.map(|vector| vector.map(qwen3_embed::pack_signs));
+                    return Ok(Arc::new(packed.collect::<BinaryViewArray>()));
                 };
                 let mut packed = FixedSizeBinaryBuilder::with_capacity(vectors.len(), size);
                 for row in 0..vectors.len() {
@@ -168,7 +161,6 @@ impl ScalarUDFImpl for Vectors {
                     let n_bytes = dimensions.div_ceil(8);
                     DataType::FixedSizeBinary(i32::try_from(n_bytes).unwrap_or(i32::MAX))
                 }
-                // The argument is the constant NULL.
                 None => DataType::BinaryView,
             },
         })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, DictionaryArray, FixedSizeListArray, Float32Array, LargeStringArray,
-    RecordBatch, StringArray, StringViewArray,
+    RecordBatch, StringArray, StringViewArray, UInt32Array,
 };
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::datatypes::{Float32Type, Int32Type, UInt32Type};
@@ -168,6 +168,13 @@ async fn vectors_have_similarities_and_distances() {
     let expected = Float32Array::from(vec![Some(0.5f32.sqrt()), None, None]);
     assert_eq!(got.column(0).as_primitive::<Float32Type>(), &expected);
 
+    let sql = "SELECT hamming(binary_quantize(a), X'80'), binary_quantize(NULL) FROM (VALUES ([1.0, 1.0]),
+        ([-1.0, 1.0]), (NULL)) AS vectors(a)";
+    let got = rows(&context, sql).await.unwrap();
+    let expected = UInt32Array::from(vec![Some(1), Some(2), None]);
+    assert_eq!(got.column(0).as_primitive::<UInt32Type>(), &expected);
+    assert_eq!(got.column(1).null_count(), 3);
+
     for (sql, part) in [
         ("SELECT cosine_similarity([1.0], [1.0, 2.0])", "different lengths, 1 and 2"),
         ("SELECT cosine_similarity([1.0], 'a')", "argument 2 must be a vector"),
@@ -250,4 +257,31 @@ async fn a_process_that_only_plans_needs_the_number_of_dimensions() {
     assert_eq!(plan.schema().field(0).data_type().to_string().matches("64").count(), 1);
     let message = error(&context, "SELECT embed('It rains.')").await;
     assert!(message.contains("executors compute the functions"), "{message}");
+}
+
+/// DataFusion moves projections below sorts and into scans. A model is called for the rows of the result only.
+#[tokio::test]
+async fn sorted_and_limited_queries_compute_few_rows() {
+    let models = Arc::new(Models::new(ModelSettings::default()));
+    let context = context(&Functions::local(models.clone()));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("texts.parquet");
+    let copy = format!(
+        "COPY (SELECT n, n % 97 AS d, concat('number ', CAST(n AS VARCHAR)) AS text \
+         FROM generate_series(1, 3000) AS numbers(n)) TO '{}'",
+        path.display()
+    );
+    context.sql(&copy).await.unwrap().collect().await.unwrap();
+    context.register_parquet("texts", path.to_str().unwrap(), Default::default()).await.unwrap();
+    let sorted = "SELECT n, embed(text) AS v FROM (SELECT * FROM texts ORDER BY d DESC, n LIMIT 3)";
+    assert_eq!(rows(&context, sorted).await.unwrap().num_rows(), 3);
+    assert_eq!(models.counts().texts, 3);
+    let limited = "SELECT n, embed(text) AS v FROM texts LIMIT 5";
+    assert_eq!(rows(&context, limited).await.unwrap().num_rows(), 5);
+    assert_eq!(models.counts().texts, 8);
+    // All rows, in batches of the model.
+    let all = context.sql("SELECT n, embed(text) AS v FROM texts").await.unwrap();
+    let plan = all.create_physical_plan().await.unwrap();
+    let plan = datafusion::physical_plan::displayable(plan.as_ref()).indent(false).to_string();
+    assert!(plan.contains("RegroupExec: rows=1024\n"), "{plan}");
 }

@@ -39,6 +39,8 @@ impl ModelArgs {
     /// The settings of the models.
     pub fn settings(&self) -> ModelSettings {
         let Self { model, reranker, precision, device, threads } = self.clone();
+        // A variable of the environment that is empty is not set.
+        let [model, reranker] = [model, reranker].map(|name| name.filter(|name| !name.is_empty()));
         ModelSettings { model, reranker, precision, device, threads }
     }
 }
