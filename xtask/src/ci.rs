@@ -9,13 +9,6 @@ use crate::postgres::Server;
 use crate::workspace::{self, cargo_command, root};
 use crate::{arm, book, fixtures, invariants, kernel_sets, parity, quality};
 
-/// Cargo options that turn off optimizations. Builds with other features use them, because these builds have few tests,
-/// so that compiling takes longer than running the tests.
-const UNOPTIMIZED: [&str; 2] = [
-    "--config=profile.dev.package.'*'.opt-level=0",
-    "--config=profile.dev.package.qwen3-embed-kernels.opt-level=0",
-];
-
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
 /// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants,
 /// the hashes of the fixtures, parity, the quality of the bundled model, the SQL functions, the simulation of a cluster,
@@ -30,8 +23,7 @@ pub(crate) fn run() -> Result<()> {
     })?;
     step("kernel sets", kernel_sets::test)?;
     step("build without the hub", || {
-        let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
-        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+        cargo(&["test", "--package=qwen3-embed", "--no-default-features", "--test=without_hub"])
     })?;
     // The lints have checked the dependencies already, so this takes seconds.
     step("build without the bundled model", || {
@@ -39,8 +31,7 @@ pub(crate) fn run() -> Result<()> {
     })?;
     // Without clippy, which would compile 190 dependencies a second time.
     step("build with hf-hub", || {
-        let package = ["--package=qwen3-embed-hub", "--features=hf-hub"];
-        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+        cargo(&["test", "--package=qwen3-embed-hub", "--features=hf-hub"])
     })?;
     step("guide", book::check)?;
     step("invariants", invariants::check)?;
@@ -111,12 +102,12 @@ fn cuda(toolkit: &Toolkit) -> Result<()> {
     let clippy =
         ["clippy", "--workspace", "--exclude=qwen3-embed-examples", "--all-targets", FEATURES];
     let denied = ["--", "-D", "warnings"];
-    workspace::run(&mut command(&[&clippy[..], &UNOPTIMIZED, &denied].concat())?)?;
+    workspace::run(&mut command(&[&clippy[..], &denied].concat())?)?;
     // One build covers both packages. Tests that need a device have the attribute `ignore`.
     let packages = ["--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
     let tests = ["--lib", "--test=cuda", features, "cuda"];
-    workspace::run(&mut command(&[&["test"], &packages[..], &UNOPTIMIZED, &tests].concat())?)
+    workspace::run(&mut command(&[&["test"], &packages[..], &tests].concat())?)
 }
 
 /// Checks the workspace of the SQL functions, which is not a part of this workspace: the format, the tests and the lints.
