@@ -8,7 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Programs of the guide that these tests do not run.
-const OTHERS: [&str; 7] = ["cargo", "curl", "docker", "kubectl", "openssl", "python", "systemctl"];
+const OTHERS: [&str; 9] = [
+    "cargo",
+    "curl",
+    "docker",
+    "kubectl",
+    "openssl",
+    "python",
+    "qwen3-embed-ballista",
+    "qwen3-embed-sql",
+    "systemctl",
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
