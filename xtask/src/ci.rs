@@ -9,6 +9,19 @@ use crate::postgres::Server;
 use crate::workspace::{self, cargo_command, root};
 use crate::{arm, book, fixtures, invariants, kernel_sets, parity, quality};
 
+/// Cargo options that turn off the optimization of the packages that take the longest to compile. Builds with other
+/// features, which compile these packages again, use the options because they have few tests.
+const UNOPTIMIZED: [&str; 8] = [
+    "--config=profile.dev.package.candle-core.opt-level=0",
+    "--config=profile.dev.package.candle-nn.opt-level=0",
+    "--config=profile.dev.package.gemm-common.opt-level=0",
+    "--config=profile.dev.package.gemm-f16.opt-level=0",
+    "--config=profile.dev.package.gemm-f32.opt-level=0",
+    "--config=profile.dev.package.gemm-f64.opt-level=0",
+    "--config=profile.dev.package.tokenizers.opt-level=0",
+    "--config=profile.dev.package.qwen3-embed-kernels.opt-level=0",
+];
+
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
 /// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants,
 /// the hashes of the fixtures, parity, the quality of the bundled model, the SQL functions, the simulation of a cluster,
@@ -23,7 +36,8 @@ pub(crate) fn run() -> Result<()> {
     })?;
     step("kernel sets", kernel_sets::test)?;
     step("build without the hub", || {
-        cargo(&["test", "--package=qwen3-embed", "--no-default-features", "--test=without_hub"])
+        let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
+        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
     })?;
     // The lints have checked the dependencies already, so this takes seconds.
     step("build without the bundled model", || {
@@ -102,12 +116,12 @@ fn cuda(toolkit: &Toolkit) -> Result<()> {
     let clippy =
         ["clippy", "--workspace", "--exclude=qwen3-embed-examples", "--all-targets", FEATURES];
     let denied = ["--", "-D", "warnings"];
-    workspace::run(&mut command(&[&clippy[..], &denied].concat())?)?;
+    workspace::run(&mut command(&[&clippy[..], &UNOPTIMIZED, &denied].concat())?)?;
     // One build covers both packages. Tests that need a device have the attribute `ignore`.
     let packages = ["--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
     let tests = ["--lib", "--test=cuda", features, "cuda"];
-    workspace::run(&mut command(&[&["test"], &packages[..], &tests].concat())?)
+    workspace::run(&mut command(&[&["test"], &packages[..], &UNOPTIMIZED, &tests].concat())?)
 }
 
 /// Checks the workspace of the SQL functions, which is not a part of this workspace: the format, the tests and the lints.
