@@ -576,7 +576,8 @@ fn failed_call_does_not_affect_later_calls() {
     }
 }
 
-/// A copy of a model in which the embedding of one token contains NaN.
+/// A copy of a model in which the embedding of one token contains NaN. The value is not among the samples that are
+/// checked when the model is loaded.
 fn with_nan_in_token(token: usize) -> tempfile::TempDir {
     let dir = fixtures::copy("models/causal-lm-tied");
     fixtures::edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
