@@ -50,7 +50,7 @@ enum Task {
     E2e(e2e::Args),
     Postgres(postgres::Args),
     InnerLoops(inner_loops::Args),
-    /// Run the tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
+    /// Run tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
     /// this CPU supports
     KernelSets,
     /// Check the rules of ARCHITECTURE.md: which crates may depend on which, no dependency cycles between files, and

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use qwen3_embed_model::{Checkpoint, Device, Error, Head, Model, Precision};
+use qwen3_embed_model::{Checkpoint, Device, Error, Head, LoadOptions, Model, Precision};
 use qwen3_embed_testing::fixtures::{self, Tensor, edit_json, edit_tensors};
 use safetensors::tensor::Dtype;
 use serde_json::json;
@@ -404,7 +404,8 @@ fn rejects_every_weight_that_is_not_finite_when_all_are_verified() {
     let file = dir.path().join("model.safetensors");
     let original = fs::read(&file).unwrap();
     let verify = LoadOptions { verify: true, ..LoadOptions::default() };
-    let load = |options| Model::load_with(&Checkpoint::open(dir.path()).unwrap(), options);
+    let load =
+        |options: &LoadOptions| Model::load_with(&Checkpoint::open(dir.path()).unwrap(), options);
     assert!(load(&verify).is_ok());
     let mut n_sampled = 0;
     for at in (0..40_000).step_by(1237) {
