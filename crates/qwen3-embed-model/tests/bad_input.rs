@@ -378,7 +378,7 @@ fn with_values(name: &str, start: usize, value: f32) -> TempDir {
 fn rejects_weights_that_are_not_finite() {
     let tensors = [
         ("model.layers.0.mlp.down_proj.weight", 0),
-        ("model.layers.1.self_attn.k_proj.weight", 1000),
+        ("model.layers.1.self_attn.k_proj.weight", 100),
         ("model.layers.0.input_layernorm.weight", 5),
         ("model.embed_tokens.weight", 0),
         ("model.norm.weight", 0),
@@ -408,7 +408,7 @@ fn rejects_every_weight_that_is_not_finite_when_all_are_verified() {
         |options: &LoadOptions| Model::load_with(&Checkpoint::open(dir.path()).unwrap(), options);
     assert!(load(&verify).is_ok());
     let mut n_sampled = 0;
-    for at in (0..40_000).step_by(1237) {
+    for at in (0..32_000).step_by(997) {
         edit_tensors(&file, |tensors| {
             let data = &mut tensors.get_mut(tensor).unwrap().data;
             data[4 * at..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
