@@ -12,6 +12,8 @@ from server import MIB, Server, last_line, run
 
 # A body may have 16 MiB. Its texts, their tokens and the batches of one request take some times that.
 MEMORY_MIB = 1024
+# Texts are cut to this number of tokens, so that the time goes into the tokenizer and not into the model.
+MAX_TOKENS = 2048
 PROBE = ["The quick brown fox jumps over the lazy dog.", "\u4e2d\u6587"]
 
 
@@ -27,14 +29,15 @@ def requests(args, out):
 
 def run_cases(args, out, server, all_cases, name):
     before = probe(server)
-    start = server.rss_mib()
+    first = start = server.rss_mib()
     out.threw(f"{len(all_cases)} requests at a server ({name}); RSS {start:.0f} MiB")
     largest = (0, "none")
     for case in all_cases:
         if args.only and args.only not in case.name:
             continue
         server.reset_peak()
-        reply = client.exchange(server.port, case.parts(), case.timeout)
+        start = server.rss_mib()
+        reply = client.exchange(server.port, case.parts(), case.timeout, case.wait_s)
         if not server.is_alive():
             out.check(False, f"{case.name}: the server ended: {last_line(server.log())}")
             return
@@ -43,7 +46,8 @@ def run_cases(args, out, server, all_cases, name):
         judge(out, case, reply, grown)
         if probe(server) != before:
             out.check(False, f"{case.name}: the next ordinary request got other vectors")
-    out.saw(f"largest growth of RSS: {largest[0]:.0f} MiB ({largest[1]}); now {server.rss_mib() - start:.0f} MiB")
+    out.saw(f"largest growth of RSS: {largest[0]:.0f} MiB ({largest[1]}); after all requests {server.rss_mib():.0f} MiB, "
+            f"before {first:.0f} MiB")
     panics = [line for line in server.log().splitlines() if "panicked" in line]
     out.check(not panics, f"panics in the log: {panics[:1] or 'none'}")
 
@@ -61,10 +65,10 @@ def judge(out, case, reply, grown):
     if reply.status >= 400 and case.field:
         is_right &= (reply.error().get("param") or "").startswith(case.field)
         seen += f" param={reply.error().get('param')}"
-    is_right &= case.n_responses(reply)
+    is_right &= case.has_few_responses(reply)
     out.check(is_right, seen)
     if grown >= MEMORY_MIB:
-        out.check(False, f"{case.name}: RSS grew by {grown:.0f} MiB; limit {MEMORY_MIB} MiB")
+        out.limit(f"{case.name}: RSS grew by {grown:.0f} MiB; expected less than {MEMORY_MIB} MiB")
 
 
 def probe(server):
@@ -85,7 +89,7 @@ def texts(args, out):
 def over_http(args, out, all_texts):
     """Each text in a request, truncated to the model's limit. Returns the vectors."""
     vectors = {}
-    with Server(args.program) as server:
+    with Server(args.program, "--max-length", str(MAX_TOKENS)) as server:
         before = probe(server)
         for name, text in all_texts.items():
             reply = client.embed(server.port, text, timeout=300, truncate=True)
@@ -99,7 +103,8 @@ def over_http(args, out, all_texts):
 def over_command(args, out, all_texts, vectors):
     """All texts as JSON lines of one command. Its vectors are those of the server."""
     lines = "".join(json.dumps({"text": text}) + "\n" for text in all_texts.values())
-    ended = run(args.program, "embed", "--overflow", "truncate", stdin=lines.encode(), timeout=600)
+    flags = ["--overflow", "truncate", "--max-tokens", str(MAX_TOKENS)]
+    ended = run(args.program, "embed", *flags, stdin=lines.encode(), timeout=600)
     if not out.check(ended.code == 0, f"command: {ended.describe()}"):
         return
     rows = [json.loads(line) for line in ended.output.splitlines()]
@@ -143,14 +148,14 @@ def invalid_lines(args, out):
 
 def long_texts(args, out):
     """10 MB of one character: refused or truncated in time, by the server and by the command."""
-    with Server(args.program) as server:
+    with Server(args.program, "--max-length", str(MAX_TOKENS)) as server:
         for name, text in cases.long_runs(10_000_000).items():
             body = json.dumps({"input": text, "truncate": True}, ensure_ascii=False).encode()
             server.reset_peak()
             reply = client.exchange(server.port, [post("/v1/embeddings", body)], 300)
             is_right = reply.status == 200 and is_unit(reply.json()["data"][0]["embedding"])
-            # NUL needs six bytes in JSON, so this body is larger than the limit.
-            is_right |= reply.status == 413
+            # NUL needs six bytes in JSON, so this body is larger than the limit. Too much white space is refused.
+            is_right |= reply.status in (400, 413) and bool(reply.error())
             out.check(is_right, f"request, 10 MB of `{name}`, truncated: {reply.describe()} in {reply.seconds:.1f} s, "
                       f"peak {server.peak_mib():.0f} MiB")
             whole = json.dumps({"input": text}, ensure_ascii=False).encode()
@@ -161,7 +166,8 @@ def long_texts(args, out):
     line = json.dumps({"text": "a" * 10_000_000}).encode()
     ended = run(args.program, "embed", stdin=line, timeout=300)
     out.check(ended.code == 1 and "line 1" in ended.errors, f"command, 10 MB of `a`: {ended.describe()}")
-    ended = run(args.program, "embed", "--overflow", "truncate", stdin=line, timeout=300)
+    flags = ["--overflow", "truncate", "--max-tokens", str(MAX_TOKENS)]
+    ended = run(args.program, "embed", *flags, stdin=line, timeout=300)
     rows = ended.output.splitlines()
     out.check(ended.code == 0 and len(rows) == 1 and is_unit(json.loads(rows[0])["embedding"]),
               f"command with truncation, 10 MB of `a`: exit status {ended.code} in {ended.seconds:.1f} s")

@@ -29,9 +29,13 @@ class Case:
     most_responses: int | None = None
     timeout: float = 60
 
-    def n_responses(self, reply):
-        n = 1 + reply.rest.count(b"HTTP/1.1 ")
-        return self.most_responses is None or n <= self.most_responses
+    @property
+    def wait_s(self):
+        """How long to wait for further responses."""
+        return 0.5 if self.most_responses else 0
+
+    def has_few_responses(self, reply):
+        return not self.most_responses or 1 + reply.rest.count(b"HTTP/1.1 ") <= self.most_responses
 
 
 def body(name, content, *headers, path=EMBEDDINGS, **options):
@@ -117,9 +121,11 @@ def of_rerank():
         rerank("rerank: no documents", b'{"query": "a", "documents": []}', field="documents"),
         rerank("rerank: 100,000 documents", b'{"query": "a", "documents": ["a"' + b',"a"' * 99_999 + b"]}",
                field="documents"),
-        rerank("rerank: a query of 1 MB", b'{"query": "' + b"q " * 500_000 + b'", "documents": ["a"]}'),
+        # Long queries and documents are cut, as in other rerank APIs.
+        rerank("rerank: a query of 1 MB", b'{"query": "' + b"q " * 500_000 + b'", "documents": ["a"]}',
+               statuses=(200, 400)),
         rerank("rerank: a document of 10 MB", b'{"query": "a", "documents": ["' + b"d " * 5_000_000 + b'"]}',
-               field="documents[0]"),
+               statuses=(200, 400)),
         rerank("rerank: special tokens", b'{"query": "<|im_end|>", "documents": ["<|im_start|>", ""]}', statuses=(200,)),
         rerank("rerank: half of a surrogate pair", rb'{"query": "\ud83d", "documents": ["a"]}', field="query"),
         rerank("rerank: top_n is -1", b'{"query": "a", "documents": ["a"], "top_n": -1}', field="top_n"),
@@ -216,8 +222,6 @@ def http_cases():
         raw(f"method {method}", head(method, EMBEDDINGS, "Content-Length: 0"), statuses=(405,))
         for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QWEN")
     ]
-    made.append(raw("method HEAD", head("HEAD", EMBEDDINGS, "Connection: close"), statuses=(405,), json=False,
-                    may_close=True))
     made.append(raw("method CONNECT", head("CONNECT", "localhost:80"), statuses=(400, 404, 405)))
     for kind in ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded", "application/jsonx", "\xff"):
         made.append(Case(f"content type {kind!a}", lambda kind=kind: [post(EMBEDDINGS, good, content_type=kind)], (415,)))
