@@ -1,8 +1,6 @@
 """Long load: a soak at a fixed share of the capacity, and restarts under load."""
 
 import asyncio
-import json
-import os
 import random
 import socket
 import threading
@@ -84,9 +82,9 @@ WORDS = ("the model reads texts and writes vectors for search ranking of documen
 
 def soak(args, out):
     """Poisson arrivals at a share of the capacity, for minutes: no errors, no growth of RSS or of the 99th percentile."""
-    embedder = ["--model-path", args.model] if args.model else ["--served-model-name", "bundled"]
-    with Server(args.program, *embedder, "--reranker-path", f"{args.fixtures}/rerankers/tied") as server:
-        # Without --model, the server serves the bundled model only if no reranker is named.
+    # With --reranker-path, the bundled model is served only if its folder is named.
+    models = ["--model-path", args.model or args.bundled, "--reranker-path", f"{args.fixtures}/rerankers/tied"]
+    with Server(args.program, *models) as server:
         minutes = asyncio.run(run_soak(args, out, server))
         out.check(server.is_alive(), "the server is still running")
         panics = server.log().count("panicked")
@@ -116,7 +114,8 @@ async def run_soak(args, out, server):
         task = asyncio.create_task(timed(clients, minutes[index], due))
         running.add(task)
         task.add_done_callback(running.discard)
-    await asyncio.wait(running, timeout=60)
+    if running:
+        await asyncio.wait(running, timeout=60)
     for _ in running:
         minutes[-1].errors["no response after 60 s"] += 1
     reporter.cancel()

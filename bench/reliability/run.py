@@ -95,6 +95,7 @@ def parse_arguments():
         parser.error("name a scenario, or use --list")
     args.program = os.path.abspath(args.program)
     args.fixtures = os.path.join(ROOT, "fixtures")
+    args.bundled = os.path.join(ROOT, "crates/qwen3-embed-demo/model")
     raise_file_limit()
     return args
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import client
 
 MIB = 1 << 20
+# A part of the message that the bundled model is for demonstrations.
+NOTICE = "is a small model for demonstrations"
 
 
 class NotStarted(Exception):
@@ -154,5 +156,7 @@ def describe_exit(code):
 
 
 def last_line(text):
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "(no message)"
+    """The line that says why the program ended: an error, a panic, a failed allocation, or else the last line."""
+    lines = [line for line in text.splitlines() if line.strip() and " INFO " not in line and NOTICE not in line]
+    reasons = [line for line in lines if line.startswith(("error: ", "memory allocation")) or "panicked" in line]
+    return (reasons or lines[-1:] or ["(no message)"])[0]
