@@ -13,6 +13,7 @@ import argparse
 import inspect
 import os
 import resource
+import signal
 import sys
 
 import cgroup
@@ -44,6 +45,8 @@ LONG = {"soak", "restarts"}
 
 def main():
     args = parse_arguments()
+    # The scenarios stop their servers when the script is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.list:
         for name, scenario in SCENARIOS.items():
             print(f"{name:18} {inspect.getdoc(scenario).splitlines()[0]}")
