@@ -230,27 +230,26 @@ def read(path):
 
 def truncated_map(args, out):
     """The model's file is truncated, or replaced, while a server runs, with and without --preload."""
-    for flags in ([], ["--preload"]):
-        for damage in ("truncated", "replaced by another file of the same name"):
-            if not flags and damage == "truncated":
-                continue
-            served_through(args, out, damage, flags)
-    served_through(args, out, "truncated", [])
+    for name in ("base/model.safetensors", "gguf-q8-0/model.gguf"):
+        for flags in (["--preload"], []):
+            for damage in ("replaced by another file of the same name", "truncated"):
+                served_through(args, out, name, damage, flags)
     command_through(args, out)
 
 
-def served_through(args, out, damage, flags):
+def served_through(args, out, name, damage, flags):
     """Damages the file of a running server. Texts with new tokens then need token embeddings."""
     with tempfile.TemporaryDirectory() as folder:
+        source, file_name = os.path.split(name)
         model = f"{folder}/model"
-        shutil.copytree(f"{args.fixtures}/models/base", model)
-        path = f"{model}/model.safetensors"
+        shutil.copytree(f"{args.fixtures}/models/{source}", model)
+        path = f"{model}/{file_name}"
         texts = ["one text", "1234567890", "some other words, and more of them", "\u4e2d\u6587"]
         with Server(args.program, "--model-path", model, *flags) as undisturbed:
             expected = vectors(undisturbed.port, texts)
         with Server(args.program, "--model-path", model, *flags) as server:
             client.embed(server.port, "one text")
-            out.threw(f"model.safetensors is {damage}, server {' '.join(flags) or 'without --preload'}")
+            out.threw(f"{file_name} is {damage}, server {' '.join(flags) or 'without --preload'}")
             if damage == "truncated":
                 os.truncate(path, 0)
             else:
