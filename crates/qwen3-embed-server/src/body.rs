@@ -1,3 +1,4 @@
+use axum::BoxError;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
@@ -63,15 +64,27 @@ pub(crate) async fn read_body(
         return Err(ApiError::too_large("the body", limits.payload_limit));
     }
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, limits.payload_limit).collect();
+    let body = collect(Limited::new(body, limits.payload_limit));
     let body = timeout(limits.body_timeout, body).await;
     match body.map_err(|_| ApiError::too_slow(limits.body_timeout))? {
-        Ok(body) => Ok(Request::from_parts(head, Body::from(body.to_bytes()))),
+        Ok(body) => Ok(Request::from_parts(head, Body::from(body))),
         Err(error) if error.is::<LengthLimitError>() => {
             Err(ApiError::too_large("the body", limits.payload_limit))
         }
         Err(error) => Err(ApiError::invalid(format!("the body could not be read: {error}"))),
     }
+}
+
+/// Collects a body in one buffer. [`BodyExt::collect`] would keep a buffer for each chunk, and a client may send chunks
+/// of one byte.
+async fn collect(mut body: Limited<Body>) -> Result<Vec<u8>, BoxError> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Ok(bytes)
 }
 
 /// The value of the `Content-Length` header; 0 if it is absent.
