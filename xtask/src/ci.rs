@@ -100,28 +100,18 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Checks the feature `cuda` without a device: the lints, and the tests that need no device. The kernels of this
-/// project are compiled and candle's kernels are not, so the build cannot be used with a device and has its own target
-/// folder.
+/// Checks the feature `cuda` without a device: the lints, and the tests that need no device. Only the packages with code
+/// for the feature are built. The kernels of this project are compiled and candle's kernels are not, so the build cannot
+/// be used with a device and has its own target folder.
 fn cuda(toolkit: &Toolkit) -> Result<()> {
-    const FOLDER: &str = "target/cuda-without-device";
-    const FEATURES: &str = "--features=qwen3-embed-kernels/cuda,qwen3-embed-cli/cuda,xtask/cuda";
-    let command = |args: &[&str]| -> Result<Command> {
-        let mut command = cargo_command(args);
-        command.env("CARGO_TARGET_DIR", root().join(FOLDER));
-        toolkit.set(&mut command, false)?;
-        Ok(command)
-    };
-    // The applications use no feature of their own, and their dependencies take minutes.
-    let clippy =
-        ["clippy", "--workspace", "--exclude=qwen3-embed-examples", "--all-targets", FEATURES];
-    let denied = ["--", "-D", "warnings"];
-    workspace::run(&mut command(&[&clippy[..], &UNOPTIMIZED, &denied].concat())?)?;
     // One build covers both packages. Tests that need a device have the attribute `ignore`.
-    let packages = ["--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
+    let packages = ["test", "--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
     let tests = ["--lib", "--test=cuda", features, "cuda"];
-    workspace::run(&mut command(&[&["test"], &packages[..], &UNOPTIMIZED, &tests].concat())?)
+    let mut command = cargo_command(&[&packages[..], &UNOPTIMIZED, &tests].concat());
+    command.env("CARGO_TARGET_DIR", root().join("target/cuda-without-device"));
+    toolkit.set(&mut command, false)?;
+    workspace::run(with_lints(&mut command))
 }
 
 /// Checks the workspace of the SQL functions, which is not a part of this workspace: the format, the tests and the lints.
@@ -133,13 +123,14 @@ fn sql() -> Result<()> {
         command
     };
     workspace::run(&mut command(&["fmt", "--check"]))?;
-    workspace::run(&mut command(&["test", "--workspace", "--locked"]))?;
-    // The commands that `cargo clippy` sets, but with a build instead of a check: the dependencies are built already, and
-    // checking them takes minutes.
-    let mut lints = command(&["build", "--workspace", "--all-targets", "--locked"]);
-    lints.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
-    lints.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
-    workspace::run(&mut lints)
+    workspace::run(with_lints(&mut command(&["test", "--workspace", "--locked"])))
+}
+
+/// Makes a build command check the lints of the packages that it builds, with warnings as errors. These are the settings
+/// of `cargo clippy`, which would check the dependencies a second time.
+fn with_lints(command: &mut Command) -> &mut Command {
+    command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+    command.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__")
 }
 
 fn step(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

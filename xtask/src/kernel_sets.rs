@@ -14,8 +14,15 @@ const PACKAGES: [&str; 3] = [KERNELS, "qwen3-embed-model", "qwen3-embed"];
 const KERNELS: &str = "qwen3-embed-kernels";
 const CHOICE: &str = "current_kernel_set";
 
-/// Runs the tests of [`PACKAGES`] with each kernel set that this CPU supports, including the set that emulates the
-/// arithmetic of AVX-512 BF16 and VNNI. The default set is skipped, because `cargo test` uses the default set.
+/// The set of most CPUs. All tests run with it.
+const COMMON: &str = "avx2";
+
+/// The tests that run with the other sets: the comparisons with transformers, and the bit-for-bit invariants. What the
+/// other tests check does not depend on the set, or the tests of the kernels check it with every set.
+const OF_NUMBERS: [&str; 2] = ["transformers", "bit_for_bit"];
+
+/// Runs tests of [`PACKAGES`] with each kernel set that this CPU supports, including the sets that emulate the
+/// arithmetic of AVX-512 BF16, VNNI and AMX. The default set is skipped, because `cargo test` uses the default set.
 pub(crate) fn test() -> Result<()> {
     // The whole workspace is built, as by `cargo test --workspace`. If fewer packages were built, dependencies would
     // have other features and would be built again.
@@ -37,6 +44,8 @@ pub(crate) fn test() -> Result<()> {
             command.env(Kernels::VARIABLE, kernels.name).arg("--quiet");
             if program.package == KERNELS {
                 command.arg(CHOICE);
+            } else if kernels.name != COMMON {
+                command.args(OF_NUMBERS);
             }
             workspace::run(&mut command)?;
         }

@@ -55,7 +55,7 @@ enum Task {
     Supply(supply::Args),
     Features(supply::FeaturesArgs),
     Release(release::Args),
-    /// Run the tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
+    /// Run tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
     /// this CPU supports
     KernelSets,
     /// Check the rules of ARCHITECTURE.md: which crates may depend on which, no dependency cycles between files, and

@@ -120,6 +120,10 @@ pub(crate) struct ModelArgs {
     /// and texts wait for the disk when memory is short. On devices other than the CPU, this flag has no effect
     #[arg(long)]
     pub(crate) preload: bool,
+    /// Read all weights before the model is loaded, to check that none of them is NaN or infinite. Otherwise only
+    /// samples are checked
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Device that runs the model: cpu, cuda, or cuda:N for the CUDA device with index N
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     pub(crate) device: Device,
@@ -191,7 +195,8 @@ macro_rules! configured {
             .hub(download::hub())
             .precision(args.precision)
             .device(args.device)
-            .preload(args.preload);
+            .preload(args.preload)
+            .verify(args.verify);
         if let Some(adapter) = &args.adapter {
             builder = builder.adapter(adapter.as_str());
         }

@@ -92,6 +92,10 @@ pub(crate) struct Args {
     /// and texts wait for the disk when memory is short. On devices other than the CPU, this flag has no effect
     #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_PRELOAD")]
     preload: bool,
+    /// Read all weights before the models are loaded, to check that none of them is NaN or infinite. Otherwise only
+    /// samples are checked
+    #[arg(long, value_parser = BoolishValueParser::new(), env = "QWEN3_EMBED_VERIFY")]
+    verify: bool,
     /// Number of threads that compute, and maximum number of threads that tokenize [default: one for each core, or
     /// fewer if the CPU quota of the container is smaller]
     #[arg(long, value_name = "N", value_parser = count(), env = "QWEN3_EMBED_THREADS")]
@@ -318,6 +322,7 @@ impl Args {
             adapter: None,
             precision,
             preload: self.preload,
+            verify: self.verify,
             device: self.device,
             threads: self.threads,
             max_tokens: self.max_length,

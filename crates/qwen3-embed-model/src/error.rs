@@ -169,6 +169,18 @@ pub enum Error {
         /// The type in the file. For a GGUF file, it is a number.
         got: String,
     },
+    /// A weight is NaN or infinite, so the file is damaged, or the training of the model has failed.
+    #[error("{}: tensor `{name}`: expected finite values, got {value} at index {index}", path.display())]
+    WeightNotFinite {
+        /// The file that contains the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        name: String,
+        /// The index of the value in the tensor, in row-major order.
+        index: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
     /// The checkpoint has no head that computes rerank scores.
     #[error("{} is not a reranker: expected {expected}, got {got}", path.display())]
     NoRerankHead {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use qwen3_embed_model::{Checkpoint, Device, Error, Head, Model, Precision};
+use qwen3_embed_model::{Checkpoint, Device, Error, Head, LoadOptions, Model, Precision};
 use qwen3_embed_testing::fixtures::{self, Tensor, edit_json, edit_tensors};
 use safetensors::tensor::Dtype;
 use serde_json::json;
@@ -362,17 +362,72 @@ fn rejects_tensor_in_two_shards() {
     );
 }
 
+/// A copy of a model in which all values of a tensor from `start` on are `value`.
+fn with_values(name: &str, start: usize, value: f32) -> TempDir {
+    let dir = copy("causal-lm-tied");
+    edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
+        let tensor = tensors.get_mut(name).unwrap();
+        for weight in &mut tensor.data.as_chunks_mut::<4>().0[start..] {
+            *weight = value.to_le_bytes();
+        }
+    });
+    dir
+}
+
 #[test]
-fn non_finite_weights_give_an_error() {
-    for value in [f32::NAN, f32::INFINITY, f32::MAX] {
-        let dir = copy("causal-lm-tied");
-        edit_tensors(&dir.path().join("model.safetensors"), |tensors| {
-            let weight = tensors.get_mut("model.layers.0.mlp.down_proj.weight").unwrap();
-            for weight in weight.data.as_chunks_mut::<4>().0 {
-                *weight = value.to_le_bytes();
-            }
-        });
-        let error = load(dir.path()).unwrap().forward(&[vec![1, 2]]).unwrap_err();
-        assert!(matches!(error, Error::NotFinite { text: 0, .. }), "{value}: {error}");
+fn rejects_weights_that_are_not_finite() {
+    let tensors = [
+        ("model.layers.0.mlp.down_proj.weight", 0),
+        ("model.layers.1.self_attn.k_proj.weight", 100),
+        ("model.layers.0.input_layernorm.weight", 5),
+        ("model.embed_tokens.weight", 0),
+        ("model.norm.weight", 0),
+    ];
+    for (tensor, start) in tensors {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let dir = with_values(tensor, start, value);
+            let error = load_error(dir.path());
+            let Error::WeightNotFinite { path, name, index, value: got } = &error else {
+                panic!("{error}");
+            };
+            assert_eq!(path, &dir.path().join("model.safetensors"));
+            assert_eq!((name.as_str(), got.to_bits()), (tensor, value.to_bits()));
+            assert!((start..start + 256).contains(index), "{index}");
+        }
     }
+}
+
+#[test]
+fn rejects_every_weight_that_is_not_finite_when_all_are_verified() {
+    let tensor = "model.embed_tokens.weight";
+    let dir = copy("causal-lm-tied");
+    let file = dir.path().join("model.safetensors");
+    let original = fs::read(&file).unwrap();
+    let verify = LoadOptions { verify: true, ..LoadOptions::default() };
+    let load =
+        |options: &LoadOptions| Model::load_with(&Checkpoint::open(dir.path()).unwrap(), options);
+    assert!(load(&verify).is_ok());
+    let mut n_sampled = 0;
+    for at in (0..32_000).step_by(997) {
+        edit_tensors(&file, |tensors| {
+            let data = &mut tensors.get_mut(tensor).unwrap().data;
+            data[4 * at..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+        let error = load(&verify).unwrap_err();
+        assert!(
+            matches!(&error, Error::WeightNotFinite { name, index, .. } if name == tensor && *index == at),
+            "{error}"
+        );
+        n_sampled += usize::from(load(&LoadOptions::default()).is_err());
+        fs::write(&file, &original).unwrap();
+    }
+    // Samples find some of the values only.
+    assert!((1..33).contains(&n_sampled), "{n_sampled}");
+}
+
+#[test]
+fn activations_that_overflow_give_an_error() {
+    let dir = with_values("model.layers.0.mlp.down_proj.weight", 0, f32::MAX);
+    let error = load(dir.path()).unwrap().forward(&[vec![1, 2]]).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { text: 0, .. }), "{error}");
 }

@@ -252,20 +252,34 @@ fn classifier_has_one_label_and_no_bias() {
 
 #[test]
 fn non_finite_logit_is_an_error_with_the_index_of_the_text() {
-    for (value, expected) in [(f32::NAN, "NaN"), (f32::MAX, "inf")] {
-        let dir = changed("classifier", |_, tensors| {
-            let score = &mut tensors.get_mut("score.weight").unwrap().data;
-            for weight in score.chunks_exact_mut(4) {
-                let sign = f32::from_le_bytes(weight.try_into().unwrap()).signum();
-                weight.copy_from_slice(&(sign * value).to_le_bytes());
-            }
-        });
-        let model = Model::load(dir.path(), Device::Cpu, Precision::F32).unwrap();
-        let head = head(dir.path()).unwrap();
-        let error = head.logits(&model, &[[1, 2], [3, 4]]).unwrap_err();
-        assert!(matches!(error, Error::LogitNotFinite { text: 0, .. }), "{error}");
-        assert!(error.to_string().contains(expected), "{error}");
+    let dir = classifier_of_values(f32::MAX);
+    let model = Model::load(dir.path(), Device::Cpu, Precision::F32).unwrap();
+    let head = head(dir.path()).unwrap();
+    let error = head.logits(&model, &[[1, 2], [3, 4]]).unwrap_err();
+    assert!(matches!(error, Error::LogitNotFinite { text: 0, .. }), "{error}");
+    assert!(error.to_string().contains("inf"), "{error}");
+}
+
+#[test]
+fn rejects_head_that_is_not_finite() {
+    for value in [f32::NAN, f32::INFINITY] {
+        let error = head(classifier_of_values(value).path()).unwrap_err();
+        assert!(
+            matches!(&error, Error::WeightNotFinite { name, index: 0, .. } if name == "score.weight"),
+            "{error}"
+        );
     }
+}
+
+/// A classifier whose weights are `value`, with the signs of the original weights.
+fn classifier_of_values(value: f32) -> TempDir {
+    changed("classifier", |_, tensors| {
+        let score = &mut tensors.get_mut("score.weight").unwrap().data;
+        for weight in score.chunks_exact_mut(4) {
+            let sign = f32::from_le_bytes(weight.try_into().unwrap()).signum();
+            weight.copy_from_slice(&(sign * value).to_le_bytes());
+        }
+    })
 }
 
 /// Labels of a GGUF file in the other order, and other labels than yes and no.

@@ -21,7 +21,7 @@ use crate::{AppState, app};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the server waits for the first bytes of a new connection before it passes the connection to hyper.
-const FIRST_BYTES: Duration = Duration::from_millis(50);
+const FIRST_BYTES: Duration = Duration::from_millis(500);
 
 /// Upper bound of [`ServeOptions::keep_alive_timeout`]. hyper adds the timeout to the current time, which would
 /// overflow with an arbitrary duration.

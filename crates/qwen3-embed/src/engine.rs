@@ -23,6 +23,7 @@ pub(crate) struct Settings {
     pub(crate) batch_tokens: usize,
     pub(crate) sharing: Sharing,
     pub(crate) preload: bool,
+    pub(crate) verify: bool,
 }
 
 /// The builder methods that set the field `settings`.
@@ -89,6 +90,14 @@ macro_rules! setters {
             self.settings.preload = preload;
             self
         }
+
+        /// Whether all weights are read before the model is loaded, to check that none of them is NaN or infinite.
+        /// Without `verify`, samples of each matrix are checked. It takes as long as reading the files once more.
+        /// Default: false.
+        pub fn verify(mut self, verify: bool) -> Self {
+            self.settings.verify = verify;
+            self
+        }
     };
 }
 pub(crate) use setters;
@@ -117,6 +126,7 @@ impl Settings {
             batch_tokens: BATCH_TOKENS,
             sharing: Sharing::default(),
             preload: false,
+            verify: false,
         }
     }
 
@@ -164,6 +174,7 @@ impl Settings {
             precision: self.precision,
             hidden_states,
             preload: self.preload,
+            verify: self.verify,
             ..LoadOptions::default()
         };
         let model = install(pool.as_ref(), || Model::load_with(checkpoint, &options))?;

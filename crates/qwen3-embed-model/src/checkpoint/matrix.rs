@@ -148,11 +148,6 @@ pub(crate) struct MappedRows {
 }
 
 impl MappedRows {
-    /// The size of all rows in bytes.
-    pub(crate) fn n_bytes(&self) -> u64 {
-        self.stored.range.len() as u64
-    }
-
     /// Copies the rows into memory. The file is not used after that.
     pub(crate) fn copied(self) -> Result<Self> {
         let Stored { file, range, stored_type, shape } = self.stored;
@@ -198,12 +193,29 @@ impl Stored {
         values
     }
 
-    /// Converts the values from `start` on. `start` and the length of `out` must be multiples of the row length.
+    /// Finds a value that is not finite, and its index. At most `max_parts` parts of the tensor, of 256 values each, are
+    /// read. They have equal distances, and the first and the last part are among them.
+    pub(crate) fn find_not_finite(&self, max_parts: usize) -> Option<(usize, f32)> {
+        let n_values: usize = self.shape.iter().product();
+        let n_parts = n_values.div_ceil(MAX_BLOCK);
+        let n_read = n_parts.min(max_parts);
+        let mut values = [0f32; MAX_BLOCK];
+        (0..n_read).find_map(|i| {
+            let part = if n_read == n_parts { i } else { i * (n_parts - 1) / (n_read - 1) };
+            let start = part * MAX_BLOCK;
+            let values = &mut values[..MAX_BLOCK.min(n_values - start)];
+            self.read(start, values);
+            let at = values.iter().position(|value| !value.is_finite())?;
+            Some((start + at, values[at]))
+        })
+    }
+
+    /// Converts the values from `start` on. `start` and the length of `out` must be whole blocks.
     fn read<T: FromStored>(&self, start: usize, out: &mut [T]) {
         T::dequantize(self.stored_type, self.bytes_of(start, out.len()), out);
     }
 
-    /// The bytes of `n` values from `start` on. Both must be multiples of the row length.
+    /// The bytes of `n` values from `start` on. Both must be whole blocks.
     fn bytes_of(&self, start: usize, n: usize) -> &[u8] {
         let (values, size) =
             (self.stored_type.values_per_block(), self.stored_type.bytes_per_block());

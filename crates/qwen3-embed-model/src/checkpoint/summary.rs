@@ -77,7 +77,7 @@ impl Summary {
             embedding_size: embedding_size(checkpoint)?,
             stored_precision: weights.layer_types().precision,
             blocks: weights.blocks(),
-            embedding_bytes: weights.rows("embed_tokens.weight", shape)?.n_bytes(),
+            embedding_bytes: weights.n_bytes("embed_tokens.weight", shape)?,
             config: config.clone(),
         })
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qwen3_embed_kernels::cpu::BLOCK;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::Dtype;
 
 use crate::checkpoint::file::MappedFile;
@@ -29,6 +30,9 @@ pub(crate) struct Weights {
 
 /// The weight of the projection that may follow the decoder of a model with its own code.
 pub(crate) const PROJECTION: &str = "linear.weight";
+
+/// The number of parts of a matrix that are checked when it is loaded: see [`Stored::find_not_finite`].
+const SAMPLE: usize = 64;
 
 /// The description of a tensor in the header of its file. The type may be one that is not supported.
 #[derive(Debug)]
@@ -130,13 +134,9 @@ impl Weights {
 
     /// The type and the number of values of each tensor. Types are named as in their file format.
     pub(crate) fn stored_types(&self) -> impl Iterator<Item = (String, u64)> {
-        self.tensors.values().map(|entry| {
-            let name = match &entry.stored_type {
-                Ok(stored_type) => format!("{stored_type:?}"),
-                Err(dtype) => format!("{dtype:?}"),
-            };
-            (name, entry.shape.iter().map(|&n| n as u64).product())
-        })
+        self.tensors
+            .values()
+            .map(|entry| (entry.type_name(), entry.shape.iter().map(|&n| n as u64).product()))
     }
 
     /// The size in bytes of all files with tensors.
@@ -170,12 +170,12 @@ impl Weights {
 
     /// The values of the vector `name`, converted to f32.
     pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>> {
-        Ok(self.stored(name, &[length])?.values())
+        Ok(self.finite(name, &[length], usize::MAX)?.values())
     }
 
     /// The values of the matrix `name`, converted to f32.
     pub(crate) fn values(&self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
-        Ok(self.stored(name, &shape)?.values())
+        Ok(self.finite(name, &shape, usize::MAX)?.values())
     }
 
     /// Weight matrices with the same number of columns, concatenated by rows. `parts` are their names and numbers of
@@ -183,7 +183,7 @@ impl Weights {
     pub(crate) fn matrix(&self, parts: &[(String, usize)], n_columns: usize) -> Result<Matrix> {
         let mut read = Vec::with_capacity(parts.len());
         for (name, rows) in parts {
-            let stored = self.stored(name, &[*rows, n_columns])?;
+            let stored = self.finite(name, &[*rows, n_columns], SAMPLE)?;
             let update = self.updates.get(name).cloned();
             read.push(Part { stored, update });
         }
@@ -192,7 +192,53 @@ impl Weights {
 
     /// The rows of the matrix `name`, which are read from the file when they are used.
     pub(crate) fn rows(&self, name: &str, shape: [usize; 2]) -> Result<MappedRows> {
-        Ok(MappedRows { n_columns: shape[1], stored: self.stored(name, &shape)? })
+        Ok(MappedRows { n_columns: shape[1], stored: self.finite(name, &shape, SAMPLE)? })
+    }
+
+    /// The rows `ids` of the matrix `name`, converted to f32. Every id must be below the number of rows.
+    pub(crate) fn gather(&self, name: &str, shape: [usize; 2], ids: &[u32]) -> Result<Vec<f32>> {
+        let rows = MappedRows { n_columns: shape[1], stored: self.stored(name, &shape)? };
+        let values = rows.gather(ids);
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(at) => {
+                let index = ids[at / shape[1]] as usize * shape[1] + at % shape[1];
+                Err(self.not_finite(&self.name_in_file(name), index, values[at]))
+            }
+            None => Ok(values),
+        }
+    }
+
+    /// The size of the matrix `name` in bytes.
+    pub(crate) fn n_bytes(&self, name: &str, shape: [usize; 2]) -> Result<u64> {
+        Ok(self.stored(name, &shape)?.range.len() as u64)
+    }
+
+    /// Reads every value of every tensor whose type is supported.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WeightNotFinite`] if a value is not finite.
+    pub(crate) fn verify(&self) -> Result<()> {
+        let found = self.names().into_par_iter().find_map_first(|name| {
+            let stored = self.tensors.get(name)?.stored()?;
+            let (index, value) = stored.find_not_finite(usize::MAX)?;
+            Some(self.not_finite(name, index, value))
+        });
+        found.map_or(Ok(()), Err)
+    }
+
+    /// The tensor `name`, of whose values at most `max_parts` parts are checked: see [`Stored::find_not_finite`].
+    fn finite(&self, name: &str, shape: &[usize], max_parts: usize) -> Result<Stored> {
+        let stored = self.stored(name, shape)?;
+        match stored.find_not_finite(max_parts) {
+            Some((index, value)) => Err(self.not_finite(&self.name_in_file(name), index, value)),
+            None => Ok(stored),
+        }
+    }
+
+    /// An error about a value of the tensor with this name in the file.
+    fn not_finite(&self, name: &str, index: usize, value: f32) -> Error {
+        Error::WeightNotFinite { path: self.path_of(name), name: name.to_owned(), index, value }
     }
 
     /// The tensor `name`, which must have this shape.
@@ -201,18 +247,33 @@ impl Weights {
         let Some(entry) = self.tensors.get(&name) else {
             return Err(Error::MissingTensor { path: self.path.clone(), name });
         };
-        let path = entry.file.path.clone();
+        let path = || entry.file.path.clone();
         if entry.shape != shape {
             let (expected, got) = (shape.to_vec(), entry.shape.clone());
-            return Err(Error::TensorShape { path, name, expected, got });
+            return Err(Error::TensorShape { path: path(), name, expected, got });
         }
-        let stored_type = entry.stored_type.map_err(|dtype| Error::TensorType {
-            path,
+        entry.stored().ok_or_else(|| Error::TensorType {
+            path: path(),
             name,
             expected: SAFETENSORS_TYPES,
-            got: format!("{dtype:?}"),
-        })?;
-        let (file, range) = (entry.file.clone(), entry.range.clone());
-        Ok(Stored { file, range, stored_type, shape: entry.shape.clone() })
+            got: entry.type_name(),
+        })
+    }
+}
+
+impl Entry {
+    /// The tensor in its file, or `None` if its type is not supported.
+    fn stored(&self) -> Option<Stored> {
+        let stored_type = self.stored_type.ok()?;
+        let (file, range) = (self.file.clone(), self.range.clone());
+        Some(Stored { file, range, stored_type, shape: self.shape.clone() })
+    }
+
+    /// The type, named as in the file format.
+    fn type_name(&self) -> String {
+        match &self.stored_type {
+            Ok(stored_type) => format!("{stored_type:?}"),
+            Err(dtype) => format!("{dtype:?}"),
+        }
     }
 }

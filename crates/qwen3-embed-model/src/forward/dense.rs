@@ -71,6 +71,8 @@ impl Dense {
             return Err(fields.error("activation_function", format!("one of {names}")));
         };
         let weights = safetensors::open_folder(&module.folder)?;
+        // These weights are small, so all of them are checked.
+        weights.verify()?;
         let matrix = weights.matrix(&[("linear.weight".to_owned(), n_out)], n_in)?;
         let linear = matrix.in_f32(&Device::Cpu, Layout::Plain)?;
         let linear = match fields.get("bias").is_none_or(|bias| *bias != Value::Bool(false)) {

@@ -26,6 +26,9 @@ pub struct LoadOptions {
     /// Whether the CPU uses a copy of the token embeddings in memory and not the memory-mapped file: see
     /// [`Model::load_with`].
     pub preload: bool,
+    /// Whether all values of the checkpoint's tensors are read before the model is loaded, to check that they are
+    /// finite: see [`Model::load_with`].
+    pub verify: bool,
     /// Whether the model returns the hidden states of last tokens, and ignores `modules.json`.
     pub hidden_states: bool,
     /// The arithmetic of matrix multiplications, even if it is slow on this CPU. Tests use it to check the arithmetic
@@ -61,14 +64,21 @@ impl Model {
     /// of the map and reads them again from disk. With [`preload`](LoadOptions::preload), token embeddings are
     /// copied into memory, and no file is needed after the model is loaded.
     ///
+    /// A weight that is NaN or infinite is an error. Norms and biases are checked completely. Of each matrix, 64 parts of
+    /// 256 values are checked, unless [`verify`](LoadOptions::verify) is set: the whole file is read then, once more.
+    ///
     /// # Errors
     ///
+    /// [`Error::WeightNotFinite`](crate::Error::WeightNotFinite) if a weight is not finite;
     /// [`Error::MissingTensor`](crate::Error::MissingTensor), [`Error::TensorShape`](crate::Error::TensorShape) or
     /// [`Error::TensorType`](crate::Error::TensorType) if a tensor does not fit the configuration;
     /// [`Error::Field`](crate::Error::Field) if `modules.json` lists modules that are not supported;
     /// [`Error::Kernel`](crate::Error::Kernel) if the device cannot be used.
     pub fn load_with(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let (config, weights) = (checkpoint.config(), checkpoint.weights());
+        if options.verify {
+            weights.verify()?;
+        }
         let device = options.device.open()?;
         let modules = match options.hidden_states {
             true => Modules::default(),

@@ -158,7 +158,7 @@ impl Loader<'_> {
     /// The row of a classifier with one label.
     fn label(&self) -> Result<Vec<f32>> {
         let c = self.checkpoint.config().hidden_size;
-        Ok(self.checkpoint.weights().rows("score.weight", [1, c])?.gather(&[0]))
+        self.checkpoint.weights().gather("score.weight", [1, c], &[0])
     }
 
     /// The row of `yes` minus the row of `no` in a matrix with a row for each token.
@@ -169,7 +169,7 @@ impl Loader<'_> {
     /// The first of two rows of a matrix minus the second one.
     fn difference(&self, name: &str, n_rows: usize, rows: [u32; 2]) -> Result<Vec<f32>> {
         let c = self.checkpoint.config().hidden_size;
-        let rows = self.checkpoint.weights().rows(name, [n_rows, c])?.gather(&rows);
+        let rows = self.checkpoint.weights().gather(name, [n_rows, c], &rows)?;
         let (yes, no) = rows.split_at(c);
         Ok(yes.iter().zip(no).map(|(yes, no)| yes - no).collect())
     }
