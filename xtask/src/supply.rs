@@ -164,7 +164,7 @@ fn with_tools(command: &mut Command) -> Result<&mut Command> {
 }
 
 /// Installs the programs of requirements.txt, unless they are installed. Returns their folder.
-fn tools() -> Result<PathBuf> {
+pub(crate) fn tools() -> Result<PathBuf> {
     let folder = root().join("target/supply-tools");
     let requirements = root().join("xtask/supply/requirements.txt");
     let wanted = fs::read_to_string(&requirements)?;
