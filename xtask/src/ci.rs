@@ -23,11 +23,11 @@ const UNOPTIMIZED: [&str; 8] = [
 ];
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
-/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants,
-/// the licenses and sources of dependencies, the packages of the crates, the hashes of the fixtures, parity, the quality
-/// of the bundled model, the SQL functions, the simulation of a cluster, the examples, the server with real clients, the
-/// example for PostgreSQL, the kernels for ARM on one emulated CPU, and the parts of the feature `cuda` that need no CUDA
-/// device.
+/// [`kernel_sets`], the fuzz targets, the builds without the hub, without the bundled model and with hf-hub, the guide,
+/// the invariants, the hashes of the fixtures, parity, the quality of the bundled model, the SQL functions, the simulation
+/// of a cluster, the examples, the licenses and sources of dependencies, the packages of the crates, the server with real
+/// clients, the example for PostgreSQL, the kernels for ARM on one emulated CPU, and the parts of the feature `cuda` that
+/// need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -39,6 +39,11 @@ pub(crate) fn run() -> Result<()> {
     step("build without the hub", || {
         let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
         cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+    })?;
+    step("fuzz targets", || {
+        let mut command = cargo_command(&["test", "--workspace", "--test=smoke"]);
+        // Seconds for each target. Two targets run at once on two cores.
+        workspace::run(command.env("QWEN3_EMBED_FUZZ_SECONDS", "4"))
     })?;
     // The lints have checked the dependencies already, so this takes seconds.
     step("build without the bundled model", || {

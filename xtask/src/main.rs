@@ -24,6 +24,7 @@ mod quality;
 mod random_checkpoint;
 mod release;
 mod rerank_parity;
+mod sanitize;
 mod supply;
 mod test_names;
 mod workspace;
@@ -55,6 +56,7 @@ enum Task {
     Supply(supply::Args),
     Features(supply::FeaturesArgs),
     Release(release::Args),
+    Sanitize(sanitize::Args),
     /// Run tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
     /// this CPU supports
     KernelSets,
@@ -84,6 +86,7 @@ fn main() -> anyhow::Result<()> {
         Task::Supply(args) => supply::run(&args),
         Task::Features(args) => supply::check_features(&args),
         Task::Release(args) => release::run(&args),
+        Task::Sanitize(args) => sanitize::run(&args),
         Task::KernelSets => kernel_sets::test(),
         Task::Invariants => invariants::check(),
         Task::Book => book::check(),
