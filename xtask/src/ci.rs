@@ -36,23 +36,12 @@ pub(crate) fn run() -> Result<()> {
         workspace::run(command.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     step("kernel sets", kernel_sets::test)?;
-    step("build without the hub", || {
-        let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
-        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
-    })?;
     step("fuzz targets", || {
         let mut command = cargo_command(&["test", "--workspace", "--test=smoke"]);
         // Seconds for each target. Two targets run at once on two cores.
         workspace::run(command.env("QWEN3_EMBED_FUZZ_SECONDS", "4"))
     })?;
-    // The lints have checked the dependencies already, so this takes seconds.
-    step("build without the bundled model", || {
-        cargo(&["clippy", "--workspace", "--no-default-features", "--", "-D", "warnings"])
-    })?;
-    // Without clippy, which would compile 190 dependencies a second time.
-    step("build with hf-hub", || {
-        cargo(&["test", "--package=qwen3-embed-hub", "--features=hf-hub"])
-    })?;
+    other_features()?;
     step("guide", book::check)?;
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
@@ -105,6 +94,22 @@ pub(crate) fn run() -> Result<()> {
         println!("\n{0}\nNOT CHECKED: {what}\n{0}", "!".repeat(100));
     }
     Ok(())
+}
+
+/// Checks the builds with other features than the default ones.
+fn other_features() -> Result<()> {
+    step("build without the hub", || {
+        let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
+        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+    })?;
+    // The lints have checked the dependencies already, so this takes seconds.
+    step("build without the bundled model", || {
+        cargo(&["clippy", "--workspace", "--no-default-features", "--", "-D", "warnings"])
+    })?;
+    // Without clippy, which would compile 190 dependencies a second time.
+    step("build with hf-hub", || {
+        cargo(&["test", "--package=qwen3-embed-hub", "--features=hf-hub"])
+    })?
 }
 
 /// Checks the licenses and sources of dependencies and the packages of the crates. Returns what was not checked.
