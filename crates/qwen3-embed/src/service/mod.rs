@@ -4,6 +4,8 @@ mod embed;
 mod queue;
 mod request;
 mod score;
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
 mod tokenize;
 
 use std::ops::Range;
@@ -24,6 +26,15 @@ use self::tokenize::{TokenizerPool, UntokenizedRequest};
 use crate::embed_request::RowFormat;
 use crate::limits::{check_setting, service_batch_tokens};
 use crate::{Error, Result};
+
+/// The locks of the queue and of its requests. With `--cfg shuttle`, a scheduler decides which thread gets them, see
+/// `shuttle_tests`.
+mod sync {
+    #[cfg(all(test, shuttle))]
+    pub(super) use shuttle::sync::{Condvar, Mutex, MutexGuard};
+    #[cfg(not(all(test, shuttle)))]
+    pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
+}
 
 /// Settings of a [`Service`], for [`Embedder::into_service`](crate::Embedder::into_service) and
 /// [`Reranker::into_service`](crate::Reranker::into_service).
@@ -337,7 +348,7 @@ impl<M: Compute> Worker<M> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use std::pin::pin;
     use std::sync::{Mutex, mpsc};
