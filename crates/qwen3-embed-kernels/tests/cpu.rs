@@ -18,10 +18,9 @@ use common::{
 use half::bf16;
 use qwen3_embed_kernels::cpu::{
     Arithmetic, AttentionScratch, Epilogue, Heads, Kernels, Layout, PackedWeight, Rows, RowsMut,
-    Values, ValuesMut, attention, qk_norm_rope, rms_norm,
+    attention, qk_norm_rope, rms_norm,
 };
 use qwen3_embed_kernels::{Queries, Ragged, Segment, SegmentKind, reference};
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 #[test]
 fn current_kernel_set_is_the_requested_one_or_runs_on_this_cpu() {

@@ -317,8 +317,7 @@ proptest! {
         n_repeats in prop::sample::select(vec![1usize, 1, 40]),
     ) {
         // Many rows are divided among threads.
-        let right = right.repeat(n_repeats);
-        let right = Embeddings::new(right.concat(), left.dimensions()).unwrap();
+        let right = Embeddings::new(right.concat().repeat(n_repeats), left.dimensions()).unwrap();
         let expected = POOLS[0].install(|| left.similarity(&right)).unwrap();
         for pool in &POOLS[1..] {
             prop_assert_eq!(&pool.install(|| left.similarity(&right)).unwrap(), &expected);

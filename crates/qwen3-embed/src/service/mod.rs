@@ -6,6 +6,7 @@ mod request;
 mod score;
 #[cfg(all(test, shuttle))]
 mod shuttle_tests;
+mod sync;
 mod tokenize;
 
 use std::ops::Range;
@@ -26,15 +27,6 @@ use self::tokenize::{TokenizerPool, UntokenizedRequest};
 use crate::embed_request::RowFormat;
 use crate::limits::{check_setting, service_batch_tokens};
 use crate::{Error, Result};
-
-/// The locks of the queue and of its requests. With `--cfg shuttle`, a scheduler decides which thread gets them, see
-/// `shuttle_tests`.
-mod sync {
-    #[cfg(all(test, shuttle))]
-    pub(super) use shuttle::sync::{Condvar, Mutex, MutexGuard};
-    #[cfg(not(all(test, shuttle)))]
-    pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
-}
 
 /// Settings of a [`Service`], for [`Embedder::into_service`](crate::Embedder::into_service) and
 /// [`Reranker::into_service`](crate::Reranker::into_service).

@@ -7,8 +7,8 @@
 //! The environment variable `QWEN3_EMBED_FUZZ_SECONDS` is the time for each format. The random numbers differ from run to
 //! run. A failure prints the path of a file with the input.
 
-use std::collections::BTreeMap;
 use std::env;
+use std::fmt;
 use std::fs::{self, File};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -27,6 +27,7 @@ use qwen3_embed::Text;
 use qwen3_embed_testing::mutate::mutated;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{Carried, Names, ReadOptions, Reader, input_files};
@@ -81,12 +82,13 @@ impl Options {
     }
 }
 
-/// What the reader finds in a file before it ends or fails: the number, the index and the text of each record.
+/// What the reader finds in a file: the number, the index and the text of each record, and whether it has read the file to
+/// its end.
 fn read(
     path: &Path,
     format: InputFormat,
     options: Options,
-) -> Vec<(u64, u64, Option<Text<'static>>)> {
+) -> (Vec<(u64, u64, Option<Text<'static>>)>, bool) {
     let name = path.display().to_string();
     let files = input_files(std::slice::from_ref(&name), Some(format)).unwrap();
     let mut reader = Reader::new(files, options.read_options());
@@ -113,17 +115,21 @@ fn read(
             Err(error) => break Err(error),
         }
     };
-    if let Err(error) = result {
+    if let Err(error) = &result {
         let message = format!("{error:#}");
         assert!(message.contains(&name), "an error without the name of the file: {message}");
     }
-    records
+    (records, result.is_ok())
 }
 
 /// Checks one file.
 fn check(path: &Path, format: InputFormat, simple: Simple, data: &[u8], options: Options) {
     fs::write(path, data).unwrap();
-    let records = read(path, format, options);
+    let (records, is_whole) = read(path, format, options);
+    // The simple reader of Parquet files allocates sizes that damaged files claim.
+    if !is_whole && format == InputFormat::Parquet {
+        return;
+    }
     let Some(expected) = simple(path, &options) else { return };
     // A text may be refused for another reason if all records must have the same columns.
     for (number, index, text) in records {
@@ -251,17 +257,47 @@ fn simple_object(line: &str) -> Option<Text<'static>> {
     if line.starts_with('"') {
         return serde_json::from_str::<String>(line).ok().map(Text::from);
     }
-    // The last of several fields with the same name counts.
-    let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(line).ok()?;
-    let get = |name: &str| fields.get(name).map_or("null", |value| value.get());
-    let text: Option<String> = serde_json::from_str(get("text")).ok()?;
-    let tokens: Option<Vec<u32>> = serde_json::from_str(get("tokens")).ok()?;
-    let instruction: Option<String> = serde_json::from_str(get("instruction")).ok()?;
+    let Fields(fields) = serde_json::from_str(line).ok()?;
+    let text = last::<String>(&fields, "text")?;
+    let tokens = last::<Vec<u32>>(&fields, "tokens")?;
+    let instruction = last::<String>(&fields, "instruction")?;
     match (text, tokens) {
         (Some(text), None) => Some(text.into()),
         (None, Some(tokens)) if instruction.is_none() => Some(tokens.into()),
         _ => None,
     }
+}
+
+/// The fields of an object in their order. A name may occur several times.
+struct Fields(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Fields, M::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// The value of the last field with this name. `None` if a field with this name has another type.
+fn last<T: DeserializeOwned>(fields: &[(String, Box<RawValue>)], name: &str) -> Option<Option<T>> {
+    let mut last = None;
+    for (_, value) in fields.iter().filter(|(key, _)| key == name) {
+        last = serde_json::from_str(value.get()).ok()?;
+    }
+    Some(last)
 }
 
 /// The rows of the record reader of the parquet crate. It panics for some damaged files.
@@ -346,7 +382,7 @@ fn csv_records(data: &str) -> Vec<(u64, String)> {
     let path = folder.path().join("records.csv");
     fs::write(&path, data).unwrap();
     let options = Options { replace_invalid: false, typed: false, first_record: 0 };
-    let records = read(&path, InputFormat::Csv, options);
+    let (records, _) = read(&path, InputFormat::Csv, options);
     let text = |text: Option<Text<'static>>| match text {
         Some(Text::String(text)) => text.into_owned(),
         other => format!("{other:?}"),
