@@ -31,7 +31,7 @@ fn run(name: &str) {
         check(target, &mutated(&mut rng, &inputs));
         n_checked += 1;
     }
-    println!("{name}: {n_checked} inputs");
+    eprintln!("{name}: {n_checked} inputs");
 }
 
 /// Checks one input. If it violates a property, writes it to a file.

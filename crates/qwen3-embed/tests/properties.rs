@@ -293,8 +293,10 @@ proptest! {
             prop_assert!(close(got, cosine(&wide, &half), bound), "f16 {got} {half:?}");
             prop_assert!(close(got, expected, bound + change_of_cosine(&vector, &half)));
 
-            for (int8, scores) in [(&all.per_dimension, &per_dimension), (&all.per_vector, &per_vector)] {
-                let (vector_int8, got) = (decoded(int8, row), scores[row]);
+            for (int8, got) in
+                [(&all.per_dimension, per_dimension[row]), (&all.per_vector, per_vector[row])]
+            {
+                let vector_int8 = decoded(int8, row);
                 let bound = int8_bound(int8, row, &query);
                 prop_assert!(close(got, cosine(&wide, &vector_int8), bound), "{got} {int8:?}");
                 let change = change_of_cosine(&vector, &vector_int8);
@@ -331,7 +333,6 @@ proptest! {
 
     #[test]
     fn quantized_values_are_within_half_a_step(rows in matrix(6, 20)) {
-        let n = rows.dimensions();
         let halves = rows.to_f16().to_f32();
         for (&value, &half) in rows.as_slice().iter().zip(halves.as_slice()) {
             // f16 has 11 significant bits, and its smallest value is 2^−24.
@@ -339,16 +340,16 @@ proptest! {
             let bound = (value.abs() / 2048.0).max(2f64.powi(-25));
             prop_assert!((value - f64::from(half)).abs() <= bound, "{value} {half}");
         }
-        for int8 in [rows.to_int8(&Int8Scales::calibrate(&rows)).unwrap(), rows.to_int8_per_vector()] {
+        let per_dimension = rows.to_int8(&Int8Scales::calibrate(&rows)).unwrap();
+        for int8 in [per_dimension, rows.to_int8_per_vector()] {
             let floats = int8.to_f32();
             for row in 0..rows.len() {
-                let scales = scales_of(&int8, row);
-                for i in 0..n {
-                    let (value, got) = (f64::from(rows.row(row)[i]), f64::from(floats.row(row)[i]));
+                let pairs = widened(rows.row(row)).into_iter().zip(widened(floats.row(row)));
+                for ((value, got), scale) in pairs.zip(scales_of(&int8, row)) {
                     // The scale, the quotient and the product are rounded. Each rounding changes a value by at most 127
                     // times the scale times U, or 127 times TINY.
-                    let bound = scales[i] * (0.5 + 4.0 * 127.0 * U) + 2.0 * 127.0 * TINY;
-                    prop_assert!((value - got).abs() <= bound, "{value} {got} {}", scales[i]);
+                    let bound = scale * (0.5 + 4.0 * 127.0 * U) + 2.0 * 127.0 * TINY;
+                    prop_assert!((value - got).abs() <= bound, "{value} {got} {scale}");
                 }
             }
         }
@@ -360,14 +361,14 @@ proptest! {
     fn conversions_of_ndarray_keep_every_bit(
         values in vec(value(), 1..60),
         n_columns in 1usize..8,
-        (rows, columns) in ((0usize..9, 1isize..4, any::<bool>()), (0usize..9, 1isize..4, any::<bool>())),
+        parts in prop::array::uniform2((0usize..9, 1isize..4, any::<bool>())),
         is_transposed in any::<bool>(),
     ) {
         let n_rows = values.len() / n_columns;
-        let whole = Array2::from_shape_vec((n_rows, n_columns), values[..n_rows * n_columns].to_vec());
-        let mut array = whole.unwrap();
+        let whole = values[..n_rows * n_columns].to_vec();
+        let mut array = Array2::from_shape_vec((n_rows, n_columns), whole).unwrap();
         // A part of the array, in any order.
-        for (axis, (start, step, is_reversed)) in [(Axis(0), rows), (Axis(1), columns)] {
+        for (axis, (start, step, is_reversed)) in [Axis(0), Axis(1)].into_iter().zip(parts) {
             let start = start.min(array.len_of(axis)) as isize;
             array.slice_axis_inplace(axis, Slice::new(start, None, step));
             if is_reversed {

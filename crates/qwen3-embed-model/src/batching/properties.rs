@@ -141,11 +141,13 @@ proptest! {
             let mut kept = Vec::new();
             while !rest.is_empty() {
                 let (plan, n) = shared(texts, rest, budget, &known, max_kept).unwrap();
-                prop_assert!(plan.texts.iter().map(|&(text, _)| text).eq(rest[..n].iter().copied()));
+                let planned = plan.texts.iter().map(|&(text, _)| text);
+                prop_assert!(planned.eq(rest[..n].iter().copied()));
                 prop_assert!(n == 1 || n > 1 && plan.ids.len() <= budget);
                 check_texts(&plan, texts);
                 check_kept(&plan, texts, max_kept);
-                let own: Vec<&[u32]> = rest[..n].iter().map(|&text| texts[text].as_slice()).collect();
+                let own: Vec<&[u32]> =
+                    rest[..n].iter().map(|&text| texts[text].as_slice()).collect();
                 // Given tokens take the place of computed ones.
                 let least = n_beginnings(&own);
                 let n_rows = plan.batch.n_rows();

@@ -4,7 +4,8 @@ mod embed;
 mod queue;
 mod request;
 mod score;
-#[cfg(all(test, shuttle))]
+#[cfg(test)]
+#[cfg(shuttle)]
 mod shuttle_tests;
 mod sync;
 mod tokenize;
@@ -340,7 +341,8 @@ impl<M: Compute> Worker<M> {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::pin::pin;
     use std::sync::{Mutex, mpsc};

@@ -280,7 +280,8 @@ impl Inner {
     }
 }
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::time::Instant;
 

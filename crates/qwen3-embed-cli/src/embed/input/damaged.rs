@@ -5,7 +5,8 @@
 //! reading names the file.
 //!
 //! The environment variable `QWEN3_EMBED_FUZZ_SECONDS` is the time for each format. The random numbers differ from run to
-//! run. A failure prints the path of a file with the input.
+//! run. A failure prints the path of a file with the input. Files that have once violated a property are in
+//! `crates/qwen3-embed-cli/regressions`, in a folder for each format.
 
 use std::env;
 use std::fmt;
@@ -16,9 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
 use clap::Parser;
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -126,7 +129,7 @@ fn read(
 fn check(path: &Path, format: InputFormat, simple: Simple, data: &[u8], options: Options) {
     fs::write(path, data).unwrap();
     let (records, is_whole) = read(path, format, options);
-    // The simple reader of Parquet files allocates sizes that damaged files claim.
+    // The parquet crate allocates sizes that damaged files claim, in some cases.
     if !is_whole && format == InputFormat::Parquet {
         return;
     }
@@ -144,12 +147,14 @@ fn check(path: &Path, format: InputFormat, simple: Simple, data: &[u8], options:
     }
 }
 
-/// Checks the seeds, and changed copies of them until the time is over.
-fn run(format: InputFormat, name: &str, seeds: &[Vec<u8>], simple: Simple) {
+/// Checks the seeds with the reader `valid`, and changed copies of them with the reader `damaged` until the time is over.
+fn run(format: InputFormat, name: &str, seeds: &[Vec<u8>], [valid, damaged]: [Simple; 2]) {
+    let mut seeds = seeds.to_vec();
+    let regressions: Vec<Vec<u8>> = regressions(name).collect();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     let mut rng = SmallRng::from_rng(&mut rand::rng());
-    let check = |data: &[u8], options: Options| {
+    let check = |data: &[u8], options: Options, simple: Simple| {
         let attempt = || check(&path, format, simple, data, options);
         if let Err(failure) = panic::catch_unwind(AssertUnwindSafe(attempt)) {
             let kept = env::temp_dir().join(format!("qwen3-embed-damaged-{name}"));
@@ -158,16 +163,28 @@ fn run(format: InputFormat, name: &str, seeds: &[Vec<u8>], simple: Simple) {
             panic::resume_unwind(failure);
         }
     };
-    let plain = Options { replace_invalid: false, typed: false, first_record: 0 };
-    seeds.iter().for_each(|seed| check(seed, plain));
+    for first_record in 0..4 {
+        for [replace_invalid, typed] in [[false, false], [true, false], [false, true]] {
+            let options = Options { replace_invalid, typed, first_record };
+            seeds.iter().for_each(|seed| check(seed, options, valid));
+            regressions.iter().for_each(|file| check(file, options, damaged));
+        }
+    }
+    seeds.extend(regressions);
     let seconds = env::var("QWEN3_EMBED_FUZZ_SECONDS").map_or(SECONDS, |s| s.parse().unwrap());
     let (start, mut n_checked) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs_f64(seconds) {
-        let data = mutated(&mut rng, seeds);
-        check(&data, Options::random(&mut rng));
+        let data = mutated(&mut rng, &seeds);
+        check(&data, Options::random(&mut rng), damaged);
         n_checked += 1;
     }
     println!("{name}: {n_checked} files");
+}
+
+/// Files that have once violated a property.
+fn regressions(name: &str) -> impl Iterator<Item = Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions").join(name);
+    fs::read_dir(folder).into_iter().flatten().map(|entry| fs::read(entry.unwrap().path()).unwrap())
 }
 
 /// The string of bytes, or `None` if it is not UTF-8 and invalid bytes are not replaced.
@@ -215,7 +232,7 @@ fn simple_csv(path: &Path, options: &Options) -> Option<Vec<Expected>> {
     let data = data.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&data);
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(data);
     let rows: Vec<csv::ByteRecord> = reader.byte_records().collect::<Result<_, _>>().ok()?;
-    let lines = csv_lines(data, b',');
+    let lines = csv_lines(data.strip_prefix("\u{feff}".as_bytes()).unwrap_or(data), b',');
     assert_eq!(lines.len(), rows.len(), "records");
     let header: Vec<&str> =
         rows.first()?.iter().map(str::from_utf8).collect::<Result<_, _>>().ok()?;
@@ -317,6 +334,30 @@ fn simple_parquet(path: &Path, options: &Options) -> Option<Vec<Expected>> {
     Some((1..).zip(rows).collect())
 }
 
+/// The rows of a damaged file, in which definition levels may be wrong. Two readers need not agree on such a file, so this
+/// is the reader of the crate, but for all columns and rows.
+fn whole_parquet(path: &Path, options: &Options) -> Option<Vec<Expected>> {
+    let rows = || -> Option<Vec<Option<Text<'static>>>> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).ok()?;
+        let mut rows = Vec::new();
+        for batch in builder.build().ok()? {
+            let batch = batch.ok()?;
+            let column = batch.column_by_name("text")?;
+            if let Some(column) = column.as_string_opt::<i32>() {
+                rows.extend(column.iter().map(|text| Some(text?.to_owned().into())));
+            } else {
+                let column = column.as_binary_opt::<i32>()?;
+                rows.extend(column.iter().map(|text| string(text?, options).map(Text::from)));
+            }
+        }
+        Some(rows)
+    };
+    // Rows that are skipped are not decoded, so their damage has no effect.
+    let rows =
+        if options.first_record == 0 { panic::catch_unwind(rows).ok()?? } else { return None };
+    Some((1..).zip(rows).collect())
+}
+
 #[test]
 fn changed_csv_files_give_the_records_of_a_simple_reader() {
     let seeds: [&[u8]; 7] = [
@@ -328,7 +369,7 @@ fn changed_csv_files_give_the_records_of_a_simple_reader() {
         b"title,text\n1,2,3\n4\n5,6\n",
         b"text\n\"\"\n \n",
     ];
-    run(InputFormat::Csv, "records.csv", &seeds.map(<[u8]>::to_vec), simple_csv);
+    run(InputFormat::Csv, "records.csv", &seeds.map(<[u8]>::to_vec), [simple_csv; 2]);
 }
 
 #[test]
@@ -341,7 +382,7 @@ fn changed_jsonl_files_give_the_records_of_a_simple_reader() {
         b"{\"text\": null, \"tokens\": [7]}\n{\"text\": \"a\", \"tokens\": null}\n{}\n",
         b"{\"text\": \"a\", \"instruction\": null}\n{\"tokens\": [1], \"instruction\": \"x\"}\n",
     ];
-    run(InputFormat::Jsonl, "records.jsonl", &seeds.map(<[u8]>::to_vec), simple_jsonl);
+    run(InputFormat::Jsonl, "records.jsonl", &seeds.map(<[u8]>::to_vec), [simple_jsonl; 2]);
 }
 
 /// A file with a few rows in two row groups.
@@ -373,7 +414,7 @@ fn changed_parquet_files_give_the_records_of_a_simple_reader() {
         parquet_file(Arc::new(bytes), Compression::UNCOMPRESSED),
         parquet_file(Arc::new(strings), Compression::SNAPPY),
     ];
-    run(InputFormat::Parquet, "records.parquet", &seeds, simple_parquet);
+    run(InputFormat::Parquet, "records.parquet", &seeds, [simple_parquet, whole_parquet]);
 }
 
 /// The numbers and the texts of the records of a CSV file.
@@ -406,4 +447,19 @@ fn csv_records_have_the_number_of_the_line_on_which_they_begin() {
 #[test]
 fn csv_header_may_be_quoted_after_a_byte_order_mark() {
     assert_eq!(csv_records("\u{feff}\"text\"\na"), [(2, "a".to_owned())]);
+}
+
+/// The parquet crate panics for this file.
+#[test]
+fn damaged_parquet_file_is_an_error_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records.parquet");
+    fs::write(&path, regressions("records.parquet").next().unwrap()).unwrap();
+    let files = input_files(&[path.display().to_string()], None).unwrap();
+    let options = Options { replace_invalid: false, typed: false, first_record: 0 };
+    let Err(error) = Reader::new(files, options.read_options()).next() else {
+        panic!("the file was read");
+    };
+    let expected = format!("rows 1 to 5 of {}: the file is damaged", path.display());
+    assert!(format!("{error:#}").starts_with(&expected), "{error:#}");
 }
