@@ -15,7 +15,6 @@ pub mod config;
 mod files;
 pub mod gguf;
 pub mod index;
-pub mod mutate;
 pub mod ragged;
 pub mod rerank;
 pub mod safetensors;

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{env, fs, panic};
 
-use qwen3_embed_fuzz::mutate::mutated;
 use qwen3_embed_fuzz::{TARGETS, Target};
+use qwen3_embed_testing::mutate::mutated;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 /// The size of the buffer for the input, in bytes.
 const READ_BYTES: usize = 1 << 20;
 
-const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+/// What some programs write at the beginning of a file.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The format of the input.
 #[derive(Clone, Copy, ValueEnum)]

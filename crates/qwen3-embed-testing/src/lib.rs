@@ -7,6 +7,7 @@
 //! | [`vectors`] | unit vectors, cosines and differences, computed in f64 |
 //! | [`checkpoint`] | checkpoints of any shape with random weights |
 //! | [`texts`] | random texts, as token ids |
+//! | [`mutate`] | random changes of inputs |
 //! | [`oracle`] | a simple Qwen3 forward pass that consists of candle-nn's layers; tests compare models with it |
 //!
 //! The crate depends on no other crate of the workspace. All crates can therefore use it in their unit tests, and the
@@ -16,6 +17,7 @@
 pub mod checkpoint;
 pub mod fixtures;
 pub mod golden;
+pub mod mutate;
 pub mod oracle;
 pub mod texts;
 pub mod vectors;

@@ -4,3 +4,6 @@ pub(crate) mod budget;
 pub(crate) mod plan;
 pub(crate) mod prefix_cache;
 pub(crate) mod sharing;
+
+#[cfg(test)]
+mod properties;

@@ -108,16 +108,12 @@ impl PrefixCache {
         }
         prefixes.retain(|other| !prefix.tokens.starts_with(&other.tokens));
         prefixes.push(Arc::new(prefix));
-        let mut excess = self.bytes_of(prefixes).saturating_sub(self.capacity);
-        let mut n_removed = prefixes.len().saturating_sub(MAX_PREFIXES);
-        for prefix in prefixes.iter() {
-            if excess == 0 {
-                break;
-            }
+        let (mut n_bytes, mut n_removed) = (self.bytes_of(prefixes), 0);
+        while n_bytes > self.capacity || prefixes.len() - n_removed > MAX_PREFIXES {
+            n_bytes -= self.bytes_of(&prefixes[n_removed..=n_removed]);
             n_removed += 1;
-            excess = excess.saturating_sub(self.bytes_of(std::slice::from_ref(prefix)));
         }
-        prefixes.drain(..n_removed.min(prefixes.len()));
+        prefixes.drain(..n_removed);
     }
 
     /// The number of times that a prefix was used, the number of tokens that were not computed because of that, and the
@@ -189,6 +185,18 @@ mod tests {
         // A longer prefix replaces its beginning.
         insert(&cache, &[4, 4]);
         assert_eq!(kept(&cache), [vec![5, 5, 5], vec![4, 4]]);
+    }
+
+    #[test]
+    fn removes_no_more_than_needed_if_both_limits_are_exceeded() {
+        let cache = PrefixCache::new(600, 1);
+        for i in 0..MAX_PREFIXES as u32 {
+            insert(&cache, &[i, i]);
+        }
+        // 612 bytes, of which the six least recently used prefixes have 12.
+        insert(&cache, &[u32::MAX; 100]);
+        assert_eq!(kept(&cache).len(), MAX_PREFIXES + 1 - 6);
+        assert_eq!(cache.counts()[2], 600);
     }
 
     #[test]

@@ -78,7 +78,80 @@ fn largest<'a>(rows: impl Iterator<Item = &'a [f32]>, n_columns: usize) -> Vec<f
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The pooled value of one column of a text, and the sum of the magnitudes of its terms, from the definition.
+    fn pooled(pooling: Pooling, column: &[f64]) -> [f64; 2] {
+        let n = column.len() as f64;
+        let ranks = || (1..).map(f64::from);
+        let sum = |terms: &[f64]| [terms.iter().sum(), terms.iter().map(|term| term.abs()).sum()];
+        let exact = |value: f64| [value, 0.0];
+        match pooling {
+            Pooling::LastToken => exact(column[column.len() - 1]),
+            Pooling::FirstToken => exact(column[0]),
+            Pooling::Mean => sum(column).map(|sum: f64| sum / n),
+            Pooling::MeanSqrtLength => sum(column).map(|sum: f64| sum / n.sqrt()),
+            Pooling::WeightedMean => {
+                let terms: Vec<f64> = column.iter().zip(ranks()).map(|(x, i)| i * x).collect();
+                let total: f64 = ranks().take(column.len()).sum();
+                sum(&terms).map(|sum: f64| sum / total)
+            }
+            Pooling::Max => exact(column.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn every_pooling_is_its_definition_in_f64(
+            lengths in vec(1usize..40, 0..6),
+            n_columns in 1usize..5,
+            exponents in vec(-30i32..30, 1..9),
+            values in vec(-1f32..1.0, 6 * 40 * 5),
+        ) {
+            let batch = Ragged::from_lengths(lengths.iter().copied()).unwrap();
+            // Values of different magnitudes, whose sums stay in the range of f32.
+            let magnitudes = exponents.iter().cycle().map(|&exponent| 10f32.powi(exponent));
+            let n_values = batch.n_tokens() * n_columns;
+            let hidden: Vec<f32> =
+                values.iter().zip(magnitudes).map(|(v, m)| v * m).take(n_values).collect();
+            for pooling in [
+                Pooling::LastToken,
+                Pooling::FirstToken,
+                Pooling::Mean,
+                Pooling::MeanSqrtLength,
+                Pooling::WeightedMean,
+                Pooling::Max,
+            ] {
+                let got = pooling.pool(&hidden, &batch, n_columns);
+                prop_assert_eq!(got.len(), lengths.len() * n_columns);
+                let mut rows = hidden.chunks_exact(n_columns);
+                for (&length, got) in lengths.iter().zip(got.chunks_exact(n_columns)) {
+                    let text: Vec<&[f32]> = rows.by_ref().take(length).collect();
+                    for (column, &got) in got.iter().enumerate() {
+                        let values: Vec<f64> =
+                            text.iter().map(|row| f64::from(row[column])).collect();
+                        let [expected, magnitude] = pooled(pooling, &values);
+                        // Both sums are rounded in f64, once for each term, its weight and the total. The result is
+                        // rounded to f32, whose smallest value is 2^−149.
+                        let n_roundings = 2.0 * (length + 4) as f64;
+                        let bound = n_roundings * f64::EPSILON * magnitude
+                            + expected.abs() * f64::from(f32::EPSILON) / 2.0
+                            + 2f64.powi(-150);
+                        let error = (f64::from(got) - expected).abs();
+                        prop_assert!(error <= bound, "{pooling:?}: {got}, expected {expected}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn pools_each_text_over_its_own_tokens() {

@@ -246,7 +246,9 @@ impl Int8Embeddings {
     /// similarity comes first, and vectors with equal similarities are in the order of their indices.
     ///
     /// A score is the cosine of the query and of the vector of [`to_f32`](Self::to_f32). For this, the query is quantized,
-    /// too, to about 16 bits with one scale. This changes a cosine by about 10⁻⁵.
+    /// too, to about 16 bits with one scale. This changes a cosine by about 10⁻⁵ if the dimensions have similar scales. It
+    /// changes the cosine more for a vector that is 0 in the dimensions with the largest scales: by up to about 10⁻⁵ times
+    /// the ratio of the largest scale to the scales of the vector's other dimensions.
     ///
     /// # Errors
     ///

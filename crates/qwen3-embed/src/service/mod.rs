@@ -4,6 +4,10 @@ mod embed;
 mod queue;
 mod request;
 mod score;
+#[cfg(test)]
+#[cfg(shuttle)]
+mod shuttle_tests;
+mod sync;
 mod tokenize;
 
 use std::ops::Range;
@@ -338,6 +342,7 @@ impl<M: Compute> Worker<M> {
 }
 
 #[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::pin::pin;
     use std::sync::{Mutex, mpsc};

@@ -14,12 +14,13 @@
 //! more tokens than the budget is a batch by itself.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_channel::oneshot;
 
 use super::request::Request;
+use super::sync::{Condvar, Mutex, MutexGuard};
 use crate::{Error, Result};
 
 /// The state of a service.
@@ -280,6 +281,7 @@ impl Inner {
 }
 
 #[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use std::time::Instant;
 

@@ -1,9 +1,10 @@
 use std::mem;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 
+use super::sync::Mutex;
 use crate::embed_request::RowFormat;
 use crate::{Error, Result};
 

@@ -12,11 +12,13 @@ use csv::{ByteRecord, ErrorKind, ReaderBuilder};
 
 use super::batch::{BATCH_BYTES, BATCH_RECORDS, Batch, Carried, Cursor, Record, no_columns};
 use super::columns::{Positions, decoded};
-use super::file::{BytesRead, InputFile};
+use super::file::{BytesRead, InputFile, without_byte_order_mark};
+use super::line_numbers::{LineCounter, LineNumbers};
 use super::options::ReadOptions;
 
 pub(super) struct CsvSource {
-    reader: csv::Reader<Box<dyn Read>>,
+    reader: csv::Reader<LineCounter<Box<dyn Read>>>,
+    lines: LineNumbers,
     bytes_read: BytesRead,
     name: Arc<str>,
     /// The names of all columns.
@@ -30,19 +32,17 @@ pub(super) struct CsvSource {
 impl CsvSource {
     pub(super) fn open(file: &InputFile, delimiter: u8, options: &ReadOptions) -> Result<Self> {
         let (reader, bytes_read) = file.open()?;
+        let reader = without_byte_order_mark(reader).with_context(|| file.name.to_string())?;
+        let (reader, lines) = LineCounter::new(reader);
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
         let header = reader.headers().with_context(|| format!("line 1 of {}", file.name))?;
-        let mut names: Vec<String> = header.iter().map(str::to_owned).collect();
-        // Some programs write a byte order mark at the beginning of a file.
-        if let Some(first) = names.first_mut() {
-            *first = first.trim_start_matches('\u{feff}').to_owned();
-        }
+        let names: Vec<String> = header.iter().map(str::to_owned).collect();
         let shown: Vec<&str> = names.iter().map(String::as_str).collect();
         let positions = options.columns.find(&shown, &file.name)?;
         let copied = positions.copied.iter().map(|&at| Field::new(shown[at], DataType::Utf8, true));
         let schema = Schema::new(copied.collect::<Vec<_>>()).into();
         let (name, replaces_invalid) = (file.name.clone(), options.invalid.replaces_invalid());
-        Ok(Self { reader, bytes_read, name, names, positions, schema, replaces_invalid })
+        Ok(Self { reader, lines, bytes_read, name, names, positions, schema, replaces_invalid })
     }
 
     pub(super) fn next(&mut self, cursor: &mut Cursor) -> Result<Option<Batch>> {
@@ -52,7 +52,7 @@ impl CsvSource {
         let (mut row, mut n_bytes, mut is_at_end) = (ByteRecord::new(), 0, false);
         while batch.records.len() < BATCH_RECORDS && n_bytes < BATCH_BYTES {
             let read = self.reader.read_byte_record(&mut row);
-            let mut number = row.position().map_or(0, csv::Position::line);
+            let mut position = row.position().cloned();
             let failure = match read {
                 Ok(true) => None,
                 Ok(false) => {
@@ -61,12 +61,13 @@ impl CsvSource {
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::UnequalLengths { pos, expected_len, len } => {
-                        number = pos.as_ref().map_or(number, csv::Position::line);
+                        position = pos.clone();
                         Some(anyhow!("expected {expected_len} values, got {len}"))
                     }
                     _ => return Err(anyhow!(error).context(self.name.to_string())),
                 },
             };
+            let number = self.lines.line_after(position.as_ref().map_or(0, csv::Position::byte));
             let (index, is_embedded) = cursor.advance();
             if !is_embedded {
                 continue;

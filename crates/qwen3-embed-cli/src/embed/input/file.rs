@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, Result, ensure};
 
 use crate::embed::args::InputFormat;
+use crate::lines::BYTE_ORDER_MARK;
 use crate::usage::usage_error;
 
 /// A file of the input, or standard input.
@@ -118,6 +119,16 @@ impl<R: Read> Read for Counted<R> {
         self.bytes_read.0.fetch_add(n_read as u64, Ordering::Relaxed);
         Ok(n_read)
     }
+}
+
+/// The contents of a file without a byte order mark, which some programs write at the beginning of a file.
+pub(super) fn without_byte_order_mark(mut reader: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
+    let mut head = Vec::new();
+    reader.by_ref().take(BYTE_ORDER_MARK.len() as u64).read_to_end(&mut head)?;
+    if head == BYTE_ORDER_MARK {
+        head.clear();
+    }
+    Ok(Box::new(Cursor::new(head).chain(reader)))
 }
 
 /// The first bytes of a file in the format of gzip, and in that of zstd.

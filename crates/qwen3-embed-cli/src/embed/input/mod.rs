@@ -3,8 +3,11 @@
 mod batch;
 mod columns;
 mod csv;
+#[cfg(test)]
+mod damaged;
 mod file;
 mod json;
+mod line_numbers;
 mod options;
 mod parquet;
 

@@ -1,8 +1,9 @@
 //! Parquet files.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
@@ -35,7 +36,7 @@ impl ParquetSource {
     pub(super) fn open(file: &InputFile, options: &ReadOptions) -> Result<Self> {
         let opened = file.open_seekable()?;
         let n_bytes = opened.metadata().map_or(0, |metadata| metadata.len());
-        let builder = ParquetRecordBatchReaderBuilder::try_new(opened);
+        let builder = caught(|| Ok(ParquetRecordBatchReaderBuilder::try_new(opened)?));
         let builder = builder.with_context(|| format!("cannot read {}", file.name))?;
         let fields = builder.schema().fields().clone();
         let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
@@ -76,13 +77,15 @@ impl ParquetSource {
         if let Some(builder) = self.builder.take() {
             self.n_read = cursor.skip(self.n_rows);
             let builder = builder.with_offset(usize::try_from(self.n_read)?);
-            self.reader = Some(builder.build().with_context(|| self.name.to_string())?);
+            let reader = caught(|| Ok(builder.build()?));
+            self.reader = Some(reader.with_context(|| self.name.to_string())?);
         }
-        let Some(rows) = self.reader.as_mut().and_then(Iterator::next) else { return Ok(None) };
-        let rows = rows.with_context(|| {
+        let Some(reader) = &mut self.reader else { return Ok(None) };
+        let rows = caught(|| Ok(reader.next().transpose()?)).with_context(|| {
             let (first, last) = (self.n_read + 1, self.n_read + BATCH_RECORDS as u64);
             format!("rows {first} to {} of {}", last.min(self.n_rows), self.name)
         })?;
+        let Some(rows) = rows else { return Ok(None) };
         let mut batch = Batch::new(self.name.clone(), "row");
         let column = |name: &str| rows.column_by_name(name).context("a column is missing");
         let texts = &without_dictionary(column(&self.names.text)?)?;
@@ -151,6 +154,12 @@ impl ParquetSource {
         let columns = columns.context("a column is missing")?;
         Ok(RecordBatch::try_new(self.schema.clone(), columns)?)
     }
+}
+
+/// Calls the parquet crate, which panics for some damaged files. After an error, its reader is not used again.
+fn caught<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let damaged = |_| Err(anyhow!("the file is damaged: the Parquet reader panicked"));
+    panic::catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(damaged)
 }
 
 /// The column with its values instead of a dictionary of them, which is the type of categories in Python.
