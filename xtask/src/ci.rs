@@ -107,9 +107,7 @@ fn other_features() -> Result<()> {
         cargo(&["clippy", "--workspace", "--no-default-features", "--", "-D", "warnings"])
     })?;
     // Without clippy, which would compile 190 dependencies a second time.
-    step("build with hf-hub", || {
-        cargo(&["test", "--package=qwen3-embed-hub", "--features=hf-hub"])
-    })
+    step("build with hf-hub", || cargo(&["test", "--package=qwen3-embed-hub", "--features=hf-hub"]))
 }
 
 /// Checks the licenses and sources of dependencies and the packages of the crates. Returns what was not checked.
