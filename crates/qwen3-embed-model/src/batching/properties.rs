@@ -21,14 +21,19 @@ fn config() -> ProptestConfig {
 
 /// Texts that often begin with the same tokens: each is a part of one of a few beginnings, and a few tokens of its own.
 fn texts() -> impl Strategy<Value = Vec<Vec<u32>>> {
+    calls(1).prop_map(|mut calls| calls.remove(0))
+}
+
+/// The texts of one to `max_calls` calls, which have the same beginnings.
+fn calls(max_calls: usize) -> impl Strategy<Value = Vec<Vec<Vec<u32>>>> {
     let beginnings = vec(vec(0u32..2, 1..200), 1..4);
     let text = (0usize..4, 0usize..200, vec(0u32..2, 0..9), 0u32..2);
-    (beginnings, vec(text, 0..24)).prop_map(|(beginnings, texts)| {
+    (beginnings, vec(vec(text, 0..24), 1..=max_calls)).prop_map(|(beginnings, calls)| {
         let text = |(which, n_shared, own, last): (usize, usize, Vec<u32>, u32)| {
             let beginning = &beginnings[which % beginnings.len()];
             [&beginning[..n_shared.min(beginning.len())], &own, &[last]].concat()
         };
-        texts.into_iter().map(text).collect()
+        calls.into_iter().map(|call| call.into_iter().map(text).collect()).collect()
     })
 }
 
@@ -130,7 +135,7 @@ proptest! {
 
     #[test]
     fn batches_with_a_cache_give_or_compute_every_token(
-        calls in vec(texts(), 1..4),
+        calls in calls(4),
         budget in prop_oneof![0usize..400, Just(usize::MAX)],
         capacity in 0usize..600,
     ) {
