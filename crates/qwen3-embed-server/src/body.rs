@@ -97,7 +97,9 @@ async fn collect(
         let n_missing = n_needed - permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         if n_missing > 0 {
             let n_missing = u32::try_from(n_missing)?;
-            let Ok(more) = state.bodies().try_acquire_many_owned(n_missing) else { return Ok(None) };
+            let Ok(more) = state.bodies().try_acquire_many_owned(n_missing) else {
+                return Ok(None);
+            };
             match &mut permit {
                 Some(permit) => permit.merge(more),
                 None => permit = Some(more),
