@@ -28,7 +28,7 @@ pub(crate) struct Args {
 }
 
 /// The target of builds.
-const TARGET: &str = "aarch64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "aarch64-unknown-linux-gnu";
 
 /// The oldest version of Rust that compiles the workspace.
 const OLDEST_RUST: &str = env!("CARGO_PKG_RUST_VERSION");
@@ -142,7 +142,7 @@ impl Toolchain {
     }
 
     /// The environment variables for builds.
-    fn variables(&self) -> [(&'static str, String); 6] {
+    pub(crate) fn variables(&self) -> [(&'static str, String); 6] {
         let path = |name: &str| self.folder.join(name).display().to_string();
         let runner = format!("{} -L {}", path("qemu-aarch64"), self.libraries().display());
         [
@@ -224,6 +224,11 @@ impl Toolchain {
         }
         println!("qwen3-embed similarity on {LAST_CPU}: {got:.3?}");
         Ok(())
+    }
+
+    /// A command that runs a program on the last emulated CPU.
+    pub(crate) fn command(&self, program: &Path) -> Command {
+        self.emulate(LAST_CPU, program)
     }
 
     /// A command that runs a program on an emulated CPU.

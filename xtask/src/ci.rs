@@ -7,7 +7,7 @@ use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
 use crate::postgres::Server;
 use crate::workspace::{self, cargo_command, root};
-use crate::{arm, book, fixtures, invariants, kernel_sets, parity, quality};
+use crate::{arm, book, fixtures, invariants, kernel_sets, parity, quality, supply};
 
 /// Cargo options that turn off the optimization of the packages that take the longest to compile. Builds with other
 /// features, which compile these packages again, use the options because they have few tests.
@@ -23,10 +23,11 @@ const UNOPTIMIZED: [&str; 8] = [
 ];
 
 /// Runs all checks of CI except for `cargo test`: the format, the lints, the documentation, the tests of
-/// [`kernel_sets`], the builds without the hub, without the bundled model and with hf-hub, the guide, the invariants,
-/// the hashes of the fixtures, parity, the quality of the bundled model, the SQL functions, the simulation of a cluster,
-/// the examples, the server with real clients, the example for PostgreSQL, the kernels for ARM on one emulated CPU, and
-/// the parts of the feature `cuda` that need no CUDA device.
+/// [`kernel_sets`], the fuzz targets, the builds without the hub, without the bundled model and with hf-hub, the guide,
+/// the invariants, the hashes of the fixtures, parity, the quality of the bundled model, the SQL functions, the simulation
+/// of a cluster, the examples, the licenses and sources of dependencies, the packages of the crates, the server with real
+/// clients, the example for PostgreSQL, the kernels for ARM on one emulated CPU, and the parts of the feature `cuda` that
+/// need no CUDA device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -35,18 +36,12 @@ pub(crate) fn run() -> Result<()> {
         workspace::run(command.env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     step("kernel sets", kernel_sets::test)?;
-    step("build without the hub", || {
-        let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
-        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+    step("fuzz targets", || {
+        let mut command = cargo_command(&["test", "--workspace", "--test=smoke"]);
+        // Seconds for each target. Two targets run at once on two cores.
+        workspace::run(command.env("QWEN3_EMBED_FUZZ_SECONDS", "4"))
     })?;
-    // The lints have checked the dependencies already, so this takes seconds.
-    step("build without the bundled model", || {
-        cargo(&["clippy", "--workspace", "--no-default-features", "--", "-D", "warnings"])
-    })?;
-    // Without clippy, which would compile 190 dependencies a second time.
-    step("build with hf-hub", || {
-        cargo(&["test", "--package=qwen3-embed-hub", "--features=hf-hub"])
-    })?;
+    other_features()?;
     step("guide", book::check)?;
     step("invariants", invariants::check)?;
     step("fixtures", fixtures::check)?;
@@ -59,10 +54,11 @@ pub(crate) fn run() -> Result<()> {
         workspace::run(&mut python)
     })?;
     for example in ["multilingual_similarity", "retrieve_and_rerank"] {
-        step(example, || cargo(&["run", "--release", "--example", example]))?;
+        step(example, || cargo(&["run", "--example", example]))?;
     }
     // Checks that this machine cannot run are listed at the end, so that they are noticed.
     let mut unchecked = Vec::new();
+    unchecked.extend(supply_chain()?);
     match Clients::assemble().map(Clients::with_installed_chromium) {
         Ok(clients) => {
             step("server with real clients", || clients.check(""))?;
@@ -98,6 +94,28 @@ pub(crate) fn run() -> Result<()> {
         println!("\n{0}\nNOT CHECKED: {what}\n{0}", "!".repeat(100));
     }
     Ok(())
+}
+
+/// Checks the builds with other features than the default ones.
+fn other_features() -> Result<()> {
+    step("build without the hub", || {
+        let package = ["--package=qwen3-embed", "--no-default-features", "--test=without_hub"];
+        cargo(&[&["test"], &package[..], &UNOPTIMIZED].concat())
+    })?;
+    // The lints have checked the dependencies already, so this takes seconds.
+    step("build without the bundled model", || {
+        cargo(&["clippy", "--workspace", "--no-default-features", "--", "-D", "warnings"])
+    })?;
+    // Without clippy, which would compile 190 dependencies a second time.
+    step("build with hf-hub", || cargo(&["test", "--package=qwen3-embed-hub", "--features=hf-hub"]))
+}
+
+/// Checks the licenses and sources of dependencies and the packages of the crates. Returns what was not checked.
+fn supply_chain() -> Result<Option<String>> {
+    if let Err(error) = supply::tools() {
+        return Ok(Some(format!("dependencies and packages, because of this error: {error:#}")));
+    }
+    step("supply chain", supply::check).map(|()| None)
 }
 
 /// Checks the feature `cuda` without a device: the lints, and the tests that need no device. Only the packages with code

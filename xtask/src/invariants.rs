@@ -11,7 +11,7 @@ use crate::workspace::{files, root};
 use crate::{cycles, test_names};
 
 /// Each crate and the crates of this workspace that it may depend on.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     // Test support. It depends on no other crate of the workspace, so that the tests of all crates can use it.
     ("qwen3-embed-testing", &[]),
     // The files of the bundled model, which is only data.
@@ -29,13 +29,34 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("qwen3-embed-cli", &["qwen3-embed", "qwen3-embed-plot", "qwen3-embed-server"]),
     // What users of the library would write: it knows the facade only, and draws.
     ("qwen3-embed-examples", &["qwen3-embed", "qwen3-embed-plot"]),
+    // It calls the code that reads bytes of others, in whichever crate it is.
+    (
+        "qwen3-embed-fuzz",
+        &[
+            "qwen3-embed",
+            "qwen3-embed-kernels",
+            "qwen3-embed-model",
+            "qwen3-embed-server",
+            "qwen3-embed-testing",
+            "qwen3-embed-text",
+        ],
+    ),
     ("xtask", &["qwen3-embed", "qwen3-embed-model", "qwen3-embed-testing"]),
 ];
 
 /// Dependencies, and the only crates that may have them.
 const OWNERS: [(&str, &[&str]); 15] = [
-    // xtask writes GGUF files with candle-core's quantization.
-    ("candle-core", &["qwen3-embed-kernels", "qwen3-embed-model", "qwen3-embed-testing", "xtask"]),
+    // xtask and the fuzz targets write GGUF files with candle-core's quantization.
+    (
+        "candle-core",
+        &[
+            "qwen3-embed-kernels",
+            "qwen3-embed-model",
+            "qwen3-embed-testing",
+            "qwen3-embed-fuzz",
+            "xtask",
+        ],
+    ),
     // Only the oracle uses candle-nn, so that the oracle and the model have no layer in common.
     ("candle-nn", &["qwen3-embed-testing"]),
     ("tokenizers", &["qwen3-embed-text"]),
@@ -44,7 +65,7 @@ const OWNERS: [(&str, &[&str]); 15] = [
     ("rustls", &[]),
     ("ureq", &["qwen3-embed-hub"]),
     ("hf-hub", &["qwen3-embed-hub"]),
-    ("axum", &["qwen3-embed-server", "qwen3-embed-examples"]),
+    ("axum", &["qwen3-embed-server", "qwen3-embed-examples", "qwen3-embed-fuzz"]),
     ("hyper", &["qwen3-embed-server"]),
     ("flate2", &["qwen3-embed-server", "qwen3-embed-cli"]),
     ("zstd", &["qwen3-embed-server", "qwen3-embed-cli"]),
@@ -53,7 +74,13 @@ const OWNERS: [(&str, &[&str]); 15] = [
     // qwen3-embed-hub needs tokio only for its optional dependency hf-hub.
     (
         "tokio",
-        &["qwen3-embed-hub", "qwen3-embed-server", "qwen3-embed-cli", "qwen3-embed-examples"],
+        &[
+            "qwen3-embed-hub",
+            "qwen3-embed-server",
+            "qwen3-embed-cli",
+            "qwen3-embed-examples",
+            "qwen3-embed-fuzz",
+        ],
     ),
 ];
 
@@ -101,7 +128,7 @@ const WORDS: [(&str, &str, &[&str]); 20] = [
 ];
 
 /// Crates without unsafe code.
-const SAFE: [&str; 9] = [
+const SAFE: [&str; 10] = [
     "crates/qwen3-embed-demo/src/lib.rs",
     "crates/qwen3-embed-testing/src/lib.rs",
     "crates/qwen3-embed-text/src/lib.rs",
@@ -110,6 +137,7 @@ const SAFE: [&str; 9] = [
     "crates/qwen3-embed-plot/src/lib.rs",
     "crates/qwen3-embed-server/src/lib.rs",
     "crates/qwen3-embed-cli/src/main.rs",
+    "fuzz/src/lib.rs",
     "xtask/src/main.rs",
 ];
 
@@ -146,6 +174,7 @@ fn check_cycles() -> Result<()> {
         let folder = match name {
             "xtask" => "xtask".to_owned(),
             "qwen3-embed-examples" => "examples/applications".to_owned(),
+            "qwen3-embed-fuzz" => "fuzz".to_owned(),
             name => format!("crates/{name}"),
         };
         let src = root().join(folder).join("src");

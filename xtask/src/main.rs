@@ -22,7 +22,10 @@ mod parity;
 mod postgres;
 mod quality;
 mod random_checkpoint;
+mod release;
 mod rerank_parity;
+mod sanitize;
+mod supply;
 mod test_names;
 mod workspace;
 
@@ -50,6 +53,10 @@ enum Task {
     E2e(e2e::Args),
     Postgres(postgres::Args),
     InnerLoops(inner_loops::Args),
+    Supply(supply::Args),
+    Features(supply::FeaturesArgs),
+    Release(release::Args),
+    Sanitize(sanitize::Args),
     /// Run tests of the crates qwen3-embed-kernels, qwen3-embed-model and qwen3-embed with each kernel set that
     /// this CPU supports
     KernelSets,
@@ -76,6 +83,10 @@ fn main() -> anyhow::Result<()> {
         Task::E2e(args) => e2e::run(&args),
         Task::Postgres(args) => postgres::run(&args),
         Task::InnerLoops(args) => inner_loops::run(&args),
+        Task::Supply(args) => supply::run(&args),
+        Task::Features(args) => supply::check_features(&args),
+        Task::Release(args) => release::run(&args),
+        Task::Sanitize(args) => sanitize::run(&args),
         Task::KernelSets => kernel_sets::test(),
         Task::Invariants => invariants::check(),
         Task::Book => book::check(),

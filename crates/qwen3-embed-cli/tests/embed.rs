@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
+#[cfg(feature = "demo-model")]
 use qwen3_embed::{Embedder, Source};
 use qwen3_embed_testing::fixtures;
 use qwen3_embed_testing::golden::{self, Vectors};
@@ -44,6 +45,7 @@ fn lines(output: &Output) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+#[cfg(feature = "demo-model")]
 #[test]
 fn embeds_with_the_bundled_model_and_says_so() {
     let input = "{\"text\": \"What is the capital of China?\"}\n";
@@ -62,6 +64,15 @@ fn embeds_with_the_bundled_model_and_says_so() {
     let output = finish(without_model(&["--adapter", "a/b"]), input);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && said.contains("--model <PATH or ID>"), "{said}");
+}
+
+#[cfg(not(feature = "demo-model"))]
+#[test]
+fn a_model_must_be_named_if_none_is_bundled() {
+    let output = finish(without_model(&[]), "{\"text\": \"a\"}\n");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{errors}");
+    assert!(errors.contains("name a model, for example with `--model Qwen/"), "{errors}");
 }
 
 #[test]

@@ -475,6 +475,7 @@ fn info_shows_shape_size_and_memory() {
     }
 }
 
+#[cfg(feature = "demo-model")]
 #[test]
 fn only_some_commands_have_a_default_model() {
     let [json, said] = succeeded(&run(&["info", "--json"], &[]));

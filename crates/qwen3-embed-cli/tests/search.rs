@@ -1,4 +1,6 @@
 //! The program `qwen3-embed search`: files and standard input, the results, JSON, and the reranker.
+// The tests name no model, so that the command uses the bundled one.
+#![cfg(feature = "demo-model")]
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

@@ -10,7 +10,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use qwen3_embed::{Embedder, Kernels, Precision, Source};
+use qwen3_embed::Kernels;
+#[cfg(feature = "demo-model")]
+use qwen3_embed::{Embedder, Precision, Source};
 use qwen3_embed_testing::fixtures;
 use serde_json::{Value, json};
 
@@ -116,6 +118,7 @@ fn logs_warning_about_reranker_that_serves_embeddings() {
     assert!(status.success() && log.contains("WARN") && log.contains(expected), "{log}");
 }
 
+#[cfg(feature = "demo-model")]
 #[test]
 fn serves_the_bundled_model_and_says_so() {
     let server = Server::start(&["--port", "0", "--precision", "f32", "--threads", "1"], &[]);

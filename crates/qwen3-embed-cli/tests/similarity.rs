@@ -1,4 +1,6 @@
 //! The program `qwen3-embed similarity`: texts as arguments and on standard input, the matrix, JSON, and the picture.
+// The tests name no model, so that the command uses the bundled one.
+#![cfg(feature = "demo-model")]
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

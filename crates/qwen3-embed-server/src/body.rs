@@ -1,15 +1,16 @@
+use axum::BoxError;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::content_encoding::ContentEncoding;
 use crate::error::ApiError;
-use crate::state::{AppState, Permit, ServerOptions};
+use crate::state::{AppState, BODY_UNIT, BodyPermit, Permit};
 
 /// Bodies of this size in bytes, or larger, are parsed on a blocking thread. On an async thread, parsing them would
 /// delay the other connections that the thread serves.
@@ -32,6 +33,7 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for JsonBody<T>
         let encoding = ContentEncoding::of(request.headers())?;
         let limit = state.options().payload_limit;
         let permit = request.extensions().get::<Permit>().cloned();
+        let memory = request.extensions().get::<BodyPermit>().cloned();
         // `read_body` has read the whole body already.
         let bytes = to_bytes(request.into_body(), usize::MAX).await;
         let bytes = bytes.map_err(|error| ApiError::internal(error.to_string()))?;
@@ -45,33 +47,67 @@ impl<T: DeserializeOwned + Send + 'static> FromRequest<AppState> for JsonBody<T>
             _ => DECOMPRESSING.acquire().await.ok(),
         };
         let parsed = tokio::task::spawn_blocking(move || {
-            let _guards = (permit, slot);
+            let _guards = (permit, memory, slot);
             parse(&encoding.decode(bytes, limit)?)
         });
         parsed.await.map_err(|error| ApiError::internal(error.to_string()))?.map(Self)
     }
 }
 
-/// Reads the whole body of a request into memory, within the limits of size and time, and checks its headers.
-pub(crate) async fn read_body(
-    request: Request,
-    limits: &ServerOptions,
-) -> Result<Request, ApiError> {
+/// Reads the whole body of a request into memory, within the limits of size, time and memory, and checks its headers.
+pub(crate) async fn read_body(request: Request, state: &AppState) -> Result<Request, ApiError> {
+    let limits = state.options();
     check_content_type(request.headers())?;
     ContentEncoding::of(request.headers())?;
     if declared_length(request.headers()) > limits.payload_limit as u64 {
         return Err(ApiError::too_large("the body", limits.payload_limit));
     }
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, limits.payload_limit).collect();
+    let body = collect(Limited::new(body, limits.payload_limit), state);
     let body = timeout(limits.body_timeout, body).await;
     match body.map_err(|_| ApiError::too_slow(limits.body_timeout))? {
-        Ok(body) => Ok(Request::from_parts(head, Body::from(body.to_bytes()))),
+        Ok(None) => Err(ApiError::too_many_bodies(limits.bodies_limit())),
+        Ok(Some((body, permit))) => {
+            let mut request = Request::from_parts(head, Body::from(body));
+            if let Some(permit) = permit {
+                request.extensions_mut().insert(BodyPermit::new(permit));
+            }
+            Ok(request)
+        }
         Err(error) if error.is::<LengthLimitError>() => {
             Err(ApiError::too_large("the body", limits.payload_limit))
         }
         Err(error) => Err(ApiError::invalid(format!("the body could not be read: {error}"))),
     }
+}
+
+/// Collects a body in one buffer, and takes permits for its size from [`AppState::bodies`]. The result is `None` if other
+/// bodies have all permits. [`BodyExt::collect`] would keep a buffer for each chunk, and a client may send chunks of one
+/// byte.
+async fn collect(
+    mut body: Limited<Body>,
+    state: &AppState,
+) -> Result<Option<(Vec<u8>, Option<OwnedSemaphorePermit>)>, BoxError> {
+    let mut bytes = Vec::new();
+    let mut permit: Option<OwnedSemaphorePermit> = None;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        // The first bytes of a body need no permit, so small requests are always read.
+        let n_needed = (bytes.len() + data.len()) / BODY_UNIT;
+        let n_missing = n_needed - permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        if n_missing > 0 {
+            let n_missing = u32::try_from(n_missing)?;
+            let Ok(more) = state.bodies().try_acquire_many_owned(n_missing) else {
+                return Ok(None);
+            };
+            match &mut permit {
+                Some(permit) => permit.merge(more),
+                None => permit = Some(more),
+            }
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(Some((bytes, permit)))
 }
 
 /// The value of the `Content-Length` header; 0 if it is absent.

@@ -173,6 +173,14 @@ impl ApiError {
             .after(retry_after)
     }
 
+    /// 429: the bodies of other requests fill the memory for bodies, whose size is `limit`.
+    pub(crate) fn too_many_bodies(limit: usize) -> Self {
+        let message = format!(
+            "the bodies of other requests fill the limit of {limit} bytes for all bodies; try again later"
+        );
+        Self::overloaded(message, Duration::from_secs(1))
+    }
+
     /// 500: a bug in the server.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)

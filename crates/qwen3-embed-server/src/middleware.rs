@@ -171,7 +171,7 @@ pub(crate) async fn limit(State(state): State<AppState>, request: Request, next:
         // The request is refused before its body is read.
         return overloaded();
     }
-    let mut request = match read_body(request, state.options()).await {
+    let mut request = match read_body(request, &state).await {
         Ok(request) => request,
         Err(error) => return error.into_response(),
     };

@@ -11,6 +11,12 @@ use crate::error::{ApiError, Field};
 use crate::metrics::{Metrics, ModelState};
 use crate::names::ModelNames;
 
+/// The unit, in bytes, in which the memory for request bodies is counted. Smaller bodies are not counted.
+pub(crate) const BODY_UNIT: usize = 64 * 1024;
+
+/// How many bodies of the largest size may be in memory at the same time.
+const MAX_LARGE_BODIES: usize = 32;
+
 /// Settings of the server that apply to all requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
@@ -38,6 +44,9 @@ pub struct ServerOptions {
     /// [`ServiceOptions::max_waiting_texts`]. Default: 2048.
     pub max_client_batch_size: usize,
     /// Largest request body in bytes, after decompression. Default: 16 MiB.
+    ///
+    /// The bodies of all requests may take 32 times as much memory until they are parsed. Further requests with bodies
+    /// of at least 64 KiB are refused with 429.
     pub payload_limit: usize,
     /// Time limit for receiving a request body. Default: 60 s.
     pub body_timeout: Duration,
@@ -64,6 +73,13 @@ impl Default for ServerOptions {
     }
 }
 
+impl ServerOptions {
+    /// How many bytes the bodies of all requests may take.
+    pub(crate) fn bodies_limit(&self) -> usize {
+        self.payload_limit.saturating_mul(MAX_LARGE_BODIES)
+    }
+}
+
 /// The models of a server and their names: an embedder, a reranker, or both.
 #[derive(Debug, Default)]
 pub struct Models {
@@ -80,6 +96,18 @@ pub(crate) struct Permit {
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
+/// The memory of one request's body. It is free again when the last clone is dropped.
+#[derive(Debug, Clone)]
+pub(crate) struct BodyPermit {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl BodyPermit {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: Arc::new(permit) }
+    }
+}
+
 /// State that all routes share. Clones share the same state.
 ///
 /// A new state has no models: until [`AppState::start`], routes that need a model return 503.
@@ -92,6 +120,7 @@ pub struct AppState {
 struct Inner {
     options: ServerOptions,
     permits: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
     metrics: Metrics,
     served: OnceLock<Served>,
     is_draining: AtomicBool,
@@ -141,9 +170,12 @@ impl AppState {
     /// Creates a state without models.
     pub fn new(options: ServerOptions) -> Self {
         let permits = options.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS);
+        // A single body always fits.
+        let bodies = (options.bodies_limit() / BODY_UNIT).clamp(1, Semaphore::MAX_PERMITS);
         let inner = Inner {
             options,
             permits: Arc::new(Semaphore::new(permits)),
+            bodies: Arc::new(Semaphore::new(bodies)),
             metrics: Metrics::new(),
             served: OnceLock::new(),
             is_draining: AtomicBool::new(false),
@@ -248,6 +280,11 @@ impl AppState {
     pub(crate) fn try_permit(&self) -> Option<Permit> {
         let permit = Arc::clone(&self.inner.permits).try_acquire_owned().ok()?;
         Some(Permit { _permit: Arc::new(permit) })
+    }
+
+    /// The memory for request bodies, with one permit for each [`BODY_UNIT`].
+    pub(crate) fn bodies(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.inner.bodies)
     }
 
     pub(crate) fn served_if_loaded(&self) -> Option<&Served> {

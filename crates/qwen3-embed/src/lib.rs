@@ -128,7 +128,7 @@
 //!
 //! - `hub`, on by default: downloads.
 //! - `hf-hub`: a second transport for downloads, which `Hub::transport` selects. It is the official hf-hub crate, for
-//!   files in Xet storage. This feature adds about 190 crates and a C library.
+//!   files in Xet storage. This feature adds about 190 crates and a C library, and needs Rust 1.95.
 //! - `demo-model`: `Source::demo()`, a small embedding model that makes the program 13 MB larger.
 //! - `ndarray`: conversions between [`Embeddings`] and `ndarray::Array2<f32>`, and a view without a copy.
 //! - `arrow`: conversions between vectors and arrays of Arrow (`FixedSizeListArray`, `FixedSizeBinaryArray`).

@@ -5,9 +5,14 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+#[cfg(not(all(test, shuttle)))]
+use std::sync::{Mutex, MutexGuard};
 
 use candle_core::Tensor;
+// In `shuttle_tests`, a scheduler decides which thread gets the lock.
+#[cfg(all(test, shuttle))]
+use shuttle::sync::{Mutex, MutexGuard};
 
 /// A sequence of tokens with which texts begin, and its keys and values.
 #[derive(Debug)]
@@ -152,6 +157,66 @@ pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
 }
 
 #[cfg(test)]
+#[cfg(shuttle)]
+mod shuttle_tests {
+    use shuttle::rand::{Rng, thread_rng};
+
+    use super::*;
+
+    /// The size of the cache in tokens. A prefix may have half of it.
+    const CAPACITY: usize = 12;
+
+    /// What a call of the model does with the cache: it takes a snapshot, uses a prefix of it, and adds another one.
+    fn call(cache: &PrefixCache) -> u64 {
+        let mut rng = thread_rng();
+        let n_tokens = rng.gen_range(1..=CAPACITY / 2);
+        let tokens: Vec<u32> = (0..n_tokens).map(|_| rng.gen_range(0..2)).collect();
+        let known = cache.known();
+        check(&known);
+        let used = known.longest(&tokens).filter(|(_, n_tokens)| *n_tokens > 0);
+        if let Some((prefix, n_tokens)) = used {
+            assert_eq!(prefix.tokens[..n_tokens], tokens[..n_tokens]);
+            cache.note_use(prefix, n_tokens);
+        }
+        cache.note_texts([tokens.as_slice()].into_iter());
+        cache.insert(Prefix { tokens, layers: Vec::new() });
+        u64::from(used.is_some())
+    }
+
+    /// Checks a snapshot: the prefixes fit into the cache, and none of them is the beginning of another one.
+    fn check(known: &Known) {
+        let lengths = known.prefixes.iter().map(|prefix| prefix.tokens.len());
+        assert!(lengths.sum::<usize>() <= CAPACITY);
+        for (i, a) in known.prefixes.iter().enumerate() {
+            let mut others = known.prefixes[i + 1..].iter();
+            let b =
+                others.find(|b| b.tokens.starts_with(&a.tokens) || a.tokens.starts_with(&b.tokens));
+            assert!(b.is_none(), "{a:?} and {b:?}");
+        }
+    }
+
+    #[test]
+    fn prefix_cache_is_consistent_in_random_interleavings() {
+        let check = || {
+            let cache = Arc::new(PrefixCache::new(CAPACITY, 1));
+            let threads: Vec<_> = (0..3)
+                .map(|_| {
+                    let cache = Arc::clone(&cache);
+                    shuttle::thread::spawn(move || (0..4).map(|_| call(&cache)).sum::<u64>())
+                })
+                .collect();
+            let n_used: u64 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+            check(&cache.known());
+            let [hits, _, n_bytes] = cache.counts();
+            assert_eq!(hits, n_used);
+            assert!(n_bytes as usize <= CAPACITY);
+        };
+        shuttle::check_random(check, 3000);
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(shuttle))]
 mod tests {
     use super::*;
 

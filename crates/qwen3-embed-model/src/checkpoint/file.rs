@@ -12,8 +12,17 @@ use memmap2::UncheckedAdvice;
 use crate::{Error, Result};
 
 /// Reads a whole file.
+///
+/// # Errors
+///
+/// [`Error::Io`] if the path is not a regular file. To open a FIFO would wait for a writer, and a device such as
+/// `/dev/zero` has no end.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")));
+    }
+    fs::read(path).map_err(io)
 }
 
 /// The contents of a file, or of a part of a file. They may begin at any address.
@@ -89,5 +98,20 @@ impl MappedFile {
         }
         #[cfg(not(unix))]
         let _ = range;
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rejects_devices_and_folders() {
+        for path in ["/dev/zero", "/"] {
+            let Error::Io { source, .. } = read_file(Path::new(path)).unwrap_err() else {
+                panic!("{path}: expected an error about the file");
+            };
+            assert_eq!(source.to_string(), "it is not a regular file", "{path}");
+        }
     }
 }

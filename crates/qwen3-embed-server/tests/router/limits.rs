@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use qwen3_embed::{EmbedOptions, ServiceOptions};
 use qwen3_embed_server::{AppState, ServerOptions, app};
 use serde_json::json;
@@ -84,6 +84,32 @@ async fn rejects_more_concurrent_requests_than_the_limit() {
     for (path, request) in posts {
         post(&state, path, request).await.ok();
     }
+}
+
+#[tokio::test]
+async fn limits_the_memory_of_unfinished_bodies() {
+    let options = ServerOptions { payload_limit: 1 << 20, ..ServerOptions::default() };
+    let state = started(embedder_alone(), options).await;
+    let unfinished = || {
+        let sent = Bytes::from(vec![b' '; 1 << 20]);
+        let chunks = stream::iter([Ok::<_, Infallible>(sent)]).chain(stream::pending());
+        post_request("/embed", Body::from_stream(chunks))
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..32 {
+        let mut request = Box::pin(call(&state, unfinished()));
+        begin(&mut request.as_mut()).await;
+        waiting.push(request);
+    }
+    let message = "the bodies of other requests fill the limit of 33554432 bytes for all bodies; try again later";
+    let expected = error("rate_limit_error", None::<&str>, "overloaded", message);
+    let reply = call(&state, unfinished()).await;
+    assert_eq!((reply.status, reply.json()), (429, expected));
+    // A small body needs no permit.
+    post(&state, "/embed", json!({ "inputs": "a" })).await.ok();
+    drop(waiting);
+    let large = json!({ "inputs": "a", "unknown": " ".repeat(1 << 19) });
+    post(&state, "/embed", large).await.ok();
 }
 
 #[tokio::test]
