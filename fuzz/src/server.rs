@@ -103,7 +103,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         r#"{"ids":[[1,2,3],[4]],"skip_special_tokens":false}"#,
     ];
     let seed = |(route, body): (usize, &str)| [&[route as u8], body.as_bytes()].concat();
-    let tokens = r#"{"input":[[1,2,3],[999]],"user":null,"encoding_format":"float"}"#;
+    // Lists of token ids end with the end-of-text token of the model.
+    let tokens = r#"{"input":[[1,2,3,1000],[1000]],"user":null,"encoding_format":"float"}"#;
     bodies.into_iter().enumerate().chain([(0, tokens)]).map(seed).collect()
 }
 
