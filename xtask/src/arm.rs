@@ -55,12 +55,13 @@ const OPTIONS: [&str; 4] = [
     "--config=profile.dev.package.qwen3-embed-kernels.overflow-checks=false",
 ];
 
-/// Options that skip the tests that take minutes on the emulator. These run on the last CPU only.
-const SKIP_SLOW: [&str; 4] =
+/// Options that skip the tests that take minutes on an emulator. On emulated ARM CPUs, these run on the last CPU only.
+pub(crate) const SKIP_SLOW: [&str; 4] =
     ["--skip", "attention", "--skip", "error_is_within_the_bound_of_rounded_operands"];
 
-/// The tests that run on each emulated CPU: those of the kernels, except for `memory`, which takes minutes.
-const KERNEL_TESTS: [&str; 7] = [
+/// The tests of the kernels that run on each emulated CPU and with other tools. `memory` is not among them, because it
+/// takes minutes on an emulator, and its allocator counts allocations.
+pub(crate) const KERNEL_TESTS: [&str; 7] = [
     "--package=qwen3-embed-kernels",
     "--lib",
     "--test=blocks",

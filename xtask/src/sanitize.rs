@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
+use crate::arm::{KERNEL_TESTS, SKIP_SLOW};
 use crate::executables::executables;
 use crate::workspace::{self, cargo_command, root};
 
@@ -28,27 +29,8 @@ enum Tool {
     Memcheck,
 }
 
-/// The tests of the kernels. `memory` is not among them, because its allocator counts allocations. The slow tests are
-/// left out.
-const KERNELS: [&str; 7] = [
-    "--package=qwen3-embed-kernels",
-    "--lib",
-    "--test=blocks",
-    "--test=cpu",
-    "--test=int8",
-    "--test=ops",
-    "--test=search",
-];
-
-/// Tests that take minutes with memcheck, which runs one thread at a time, and a test that measures the speed of the CPU.
-const NOT_WITH_MEMCHECK: [&str; 6] = [
-    "--skip",
-    "attention",
-    "--skip",
-    "error_is_within_the_bound_of_rounded_operands",
-    "--skip",
-    "measured_peak_is_plausible_for_a_cpu",
-];
+/// Options that skip a test that measures the speed of the CPU. With memcheck, it is too slow.
+const SKIP_SPEED: [&str; 2] = ["--skip", "measured_peak_is_plausible_for_a_cpu"];
 
 /// The target, which must be named so that build scripts and procedural macros are compiled without the sanitizer.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -75,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Builds the tests of the kernels with `AddressSanitizer` and runs them.
 fn address() -> Result<()> {
     let mut command = cargo_command(&["test", "--target", TARGET]);
-    command.args(OPTIONS).args(KERNELS);
+    command.args(OPTIONS).args(KERNEL_TESTS);
     command.env("CARGO_TARGET_DIR", root().join("target/sanitize"));
     command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Zsanitizer=address");
     // Memory that is never freed is not an error: the tests keep models until the process ends.
@@ -91,17 +73,21 @@ fn memcheck() -> Result<()> {
     ensure!(output.status.success(), "{build:?} failed");
     let mut programs = executables(&output.stdout)?;
     programs.retain(|program| {
-        let is_listed = KERNELS.contains(&format!("--test={}", program.name).as_str());
+        let is_listed = KERNEL_TESTS.contains(&format!("--test={}", program.name).as_str());
         program.is_test
             && program.package == "qwen3-embed-kernels"
             && (is_listed || program.name == "qwen3_embed_kernels")
     });
-    ensure!(programs.len() == KERNELS.len() - 1, "expected every test program, got {programs:?}");
+    ensure!(
+        programs.len() == KERNEL_TESTS.len() - 1,
+        "expected every test program, got {programs:?}"
+    );
     for program in &programs {
         let start = Instant::now();
         let mut command = Command::new("valgrind");
         command.args(["--quiet", "--error-exitcode=9", "--errors-for-leak-kinds=none"]);
-        command.arg(&program.path).args(["--quiet", "--test-threads=1"]).args(NOT_WITH_MEMCHECK);
+        command.arg(&program.path).args(["--quiet", "--test-threads=1"]);
+        command.args(SKIP_SLOW).args(SKIP_SPEED);
         command.current_dir(root().join("crates").join(&program.package));
         workspace::run(&mut command)?;
         println!("{} with memcheck: {:.0} s", program.name, start.elapsed().as_secs_f64());
