@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,7 +10,7 @@ use qwen3_embed::{Embedder, Source};
 use serde_json::Value;
 
 use crate::debian;
-use crate::executables::{Executable, executables};
+use crate::executables::{self, Executable};
 use crate::workspace::{self, cargo_command, root};
 
 /// Assemble a toolchain for 64-bit ARM Linux from Debian's packages
@@ -253,8 +253,6 @@ impl Toolchain {
         let mut build = cargo_command(&[command, &ARGS[..], &OPTIONS, options].concat());
         // The compiler is another one than that of the workspace, so the build has a folder of its own.
         build.envs(self.variables()).env("CARGO_TARGET_DIR", root().join("target/arm"));
-        let output = build.stderr(Stdio::inherit()).output()?;
-        ensure!(output.status.success(), "{build:?} failed");
-        executables(&output.stdout)
+        executables::build(&mut build)
     }
 }

@@ -1,8 +1,9 @@
 //! Reads the executables that cargo has built from cargo's messages in the format `--message-format=json`.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 /// An executable that cargo has built.
@@ -15,8 +16,15 @@ pub(crate) struct Executable {
     pub(crate) is_test: bool,
 }
 
+/// Runs a build command, which has the option `--message-format=json`, and returns the executables.
+pub(crate) fn build(command: &mut Command) -> Result<Vec<Executable>> {
+    let output = command.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{command:?} failed");
+    executables(&output.stdout)
+}
+
 /// The executables in cargo's messages.
-pub(crate) fn executables(messages: &[u8]) -> Result<Vec<Executable>> {
+fn executables(messages: &[u8]) -> Result<Vec<Executable>> {
     let mut executables = Vec::new();
     for message in messages.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         let message: Value = serde_json::from_slice(message)?;

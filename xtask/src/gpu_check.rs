@@ -2,14 +2,14 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::cuda_toolkit::Toolkit;
-use crate::executables::executables;
+use crate::executables;
 use crate::workspace::{self, root};
 
 /// Check the code for CUDA devices on another machine, which has a device and needs no Rust
@@ -84,10 +84,7 @@ fn bundle(out: &Path) -> Result<()> {
         command.args(PROGRAMS.map(|(_, package, _)| format!("--package={package}"))).arg(FEATURES);
         command.args(["--release", "--config=profile.release.strip='symbols'"]);
         toolkit.set(&mut command, true)?;
-        command.arg("--message-format=json").stderr(Stdio::inherit());
-        let output = command.output()?;
-        ensure!(output.status.success(), "{command:?} failed");
-        built.extend(executables(&output.stdout)?);
+        built.extend(executables::build(command.arg("--message-format=json"))?);
     }
     let folder = target.join("gpu-check");
     if folder.is_dir() {

@@ -1,10 +1,10 @@
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use qwen3_embed::Kernels;
 
-use crate::executables::executables;
+use crate::executables;
 use crate::workspace::{self, cargo_command, root};
 
 /// The packages whose tests run with each kernel set.
@@ -27,9 +27,7 @@ pub(crate) fn test() -> Result<()> {
     // The whole workspace is built, as by `cargo test --workspace`. If fewer packages were built, dependencies would
     // have other features and would be built again.
     let mut build = cargo_command(&["test", "--workspace", "--no-run", "--message-format=json"]);
-    let output = build.stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{build:?} failed");
-    let mut programs = executables(&output.stdout)?;
+    let mut programs = executables::build(&mut build)?;
     programs.retain(|program| program.is_test && PACKAGES.contains(&program.package.as_str()));
     ensure!(
         programs.len() > PACKAGES.len(),

@@ -6,13 +6,13 @@ mod sbom;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::arm;
-use crate::executables::executables;
+use crate::executables;
 use crate::workspace::{self, cargo_command, root};
 
 /// Make the archives of a release
@@ -153,9 +153,7 @@ impl<'a> Compiler<'a> {
             format!("CFLAGS_{}", self.target.replace('-', "_")),
             flags.collect::<Vec<_>>().join(" "),
         );
-        let output = build.stderr(Stdio::inherit()).output()?;
-        ensure!(output.status.success(), "{build:?} failed");
-        let built = executables(&output.stdout)?;
+        let built = executables::build(&mut build)?;
         let [program] = &built[..] else { bail!("expected one program, got {built:?}") };
         Ok(program.path.clone())
     }

@@ -1,12 +1,12 @@
 //! Tests with `AddressSanitizer`, and with Valgrind.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
 use crate::arm::{KERNEL_TESTS, SKIP_SLOW};
-use crate::executables::executables;
+use crate::executables;
 use crate::workspace::{self, cargo_command, root};
 
 /// Run the tests of the kernels with AddressSanitizer or with Valgrind
@@ -69,9 +69,7 @@ fn address() -> Result<()> {
 /// to AVX2 and the emulated sets.
 fn memcheck() -> Result<()> {
     let mut build = cargo_command(&["test", "--workspace", "--no-run", "--message-format=json"]);
-    let output = build.stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{build:?} failed");
-    let mut programs = executables(&output.stdout)?;
+    let mut programs = executables::build(&mut build)?;
     programs.retain(|program| {
         let is_listed = KERNEL_TESTS.contains(&format!("--test={}", program.name).as_str());
         program.is_test
