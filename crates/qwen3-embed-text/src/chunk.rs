@@ -33,8 +33,8 @@ impl Tokenizer {
     ///
     /// A chunk ends where the text does: at a blank line if one fits, otherwise at a line break, at the end of a
     /// sentence (of any script), of a word, or of a character. Special tokens in the text are tokenized as plain text.
-    /// Text between two chunks is white space only. A character that alone has more than `max_tokens` tokens is a
-    /// chunk of its own.
+    /// Text between two chunks is white space only. A chunk has more than `max_tokens` tokens only if its first
+    /// character alone does.
     ///
     /// # Errors
     ///

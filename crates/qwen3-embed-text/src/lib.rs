@@ -15,6 +15,7 @@
 mod chunk;
 mod error;
 mod frame;
+mod parts;
 mod rerank;
 mod template;
 mod tokenizer;

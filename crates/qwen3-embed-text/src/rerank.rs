@@ -1,10 +1,11 @@
+use std::ops::Range;
 use std::path::Path;
 
 use rayon::prelude::*;
-use tokenizers::Encoding;
 
 use crate::frame::{PREFIX, SUFFIX, pair_text};
-use crate::{Error, Result, Tokenizer};
+use crate::tokenizer::{Spans, until};
+use crate::{Error, Result, SpecialTokens, Tokenizer};
 
 /// Placeholder for an expression of a chat template.
 const EXPRESSION: &str = "\u{0}";
@@ -151,16 +152,18 @@ impl Pair<'_> {
     /// Tokenizes the pair and cuts it to `room` tokens.
     fn tokens(self, tokenizer: &Tokenizer, room: usize) -> Result<Fitted> {
         let (text, _, document_start) = self.text();
-        let encoding = tokenizer.encode_spans(self.idx, &text)?;
-        let ids = encoding.get_ids();
+        let n_tokens = room.saturating_add(1);
+        let plain = SpecialTokens::PlainText;
+        let Spans { mut ids, ranges } = tokenizer.encode_spans(self.idx, &text, plain, n_tokens)?;
         if ids.len() <= room {
-            return Ok(Fitted::Tokens(ids.to_vec()));
+            return Ok(Fitted::Tokens(ids));
         }
         // Tokens that end before the document. The first token of the document may contain the space before the
         // document.
-        let before = encoding.get_offsets().iter().take_while(|span| span.1 <= document_start);
+        let before = ranges.iter().take_while(|range| range.end <= document_start);
         if before.count() < room {
-            return Ok(Fitted::Tokens(ids[..room].to_vec()));
+            ids.truncate(room);
+            return Ok(Fitted::Tokens(ids));
         }
         self.tokens_of_query(tokenizer, room)
     }
@@ -171,15 +174,16 @@ impl Pair<'_> {
         self.document = "";
         loop {
             let (text, query_start, _) = self.text();
-            let encoding = tokenizer.encode_spans(self.idx, &text)?;
-            let ids = encoding.get_ids();
+            let plain = SpecialTokens::PlainText;
+            let Spans { ids, ranges } =
+                tokenizer.encode_spans(self.idx, &text, plain, usize::MAX)?;
             if ids.len() <= room {
-                return Ok(Fitted::Tokens(ids.to_vec()));
+                return Ok(Fitted::Tokens(ids));
             }
             if self.query.is_empty() {
                 return Ok(Fitted::Needs(ids.len()));
             }
-            self.query = without_last(self.query, query_start, &encoding, ids.len() - room);
+            self.query = without_last(self.query, query_start, &ranges, ids.len() - room);
         }
     }
 
@@ -229,13 +233,16 @@ fn text_of_template(template: &str) -> Option<String> {
 }
 
 /// Removes the last `n` tokens of a query, which begins at the byte `query_start` of the encoded text and is not empty.
-fn without_last<'a>(query: &'a str, query_start: usize, encoding: &Encoding, n: usize) -> &'a str {
-    let range = query_start..query_start + query.len();
-    let starts = encoding.get_offsets().iter().map(|span| span.0);
-    let starts: Vec<usize> = starts.filter(|start| range.contains(start)).collect();
+/// If the first removed token begins inside a character, the whole character is removed.
+fn without_last<'a>(
+    query: &'a str,
+    query_start: usize,
+    ranges: &[Range<usize>],
+    n: usize,
+) -> &'a str {
+    let of_query = query_start..query_start + query.len();
+    let starts = ranges.iter().map(|range| range.start);
+    let starts: Vec<usize> = starts.filter(|start| of_query.contains(start)).collect();
     let kept = starts.len().saturating_sub(n);
-    let end = starts.get(kept).map_or(0, |start| start - query_start);
-    // If the first removed token begins inside a character, the whole character is removed.
-    let end = (0..=end).rev().find(|&at| query.is_char_boundary(at));
-    &query[..end.unwrap_or(0)]
+    until(query, starts.get(kept).map_or(0, |start| start - query_start))
 }

@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::panic::{self, UnwindSafe};
 use std::path::Path;
 
@@ -6,7 +7,8 @@ use tokenizers::{
     Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
 };
 
-use crate::{Error, Result, Vocabulary};
+use crate::parts;
+use crate::{Error, Result, TruncationSide, Vocabulary, truncate};
 
 /// The token at the end of every input of a Qwen3 embedding model.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -63,6 +65,16 @@ pub struct Tokenizer {
     file_appends: bool,
     /// Whether [`Tokenizer::encode`] appends the end-of-text token.
     appends: bool,
+    /// The length of the parts in which a text is tokenized, in bytes.
+    part_length: usize,
+}
+
+/// The tokens of a text without an end-of-text token, and the byte range of each token in the text. If a character
+/// takes several tokens, the range of each of them is the whole character.
+#[derive(Debug, Default)]
+pub(crate) struct Spans {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) ranges: Vec<Range<usize>>,
 }
 
 impl Tokenizer {
@@ -90,7 +102,8 @@ impl Tokenizer {
         without_panic(path, || {
             let inner = vocabulary.tokenizer(path)?;
             let (end_of_text, _) = end_of_text(&inner, path)?;
-            Ok(Self { inner, end_of_text, file_appends: true, appends: true })
+            let part_length = parts::part_length(&inner);
+            Ok(Self { inner, end_of_text, file_appends: true, appends: true, part_length })
         })
     }
 
@@ -99,7 +112,8 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(damaged)?;
         inner.with_truncation(None).map_err(damaged)?.with_padding(None);
         let (end_of_text, file_appends) = end_of_text(&inner, path)?;
-        Ok(Self { inner, end_of_text, file_appends, appends: true })
+        let part_length = parts::part_length(&inner);
+        Ok(Self { inner, end_of_text, file_appends, appends: true, part_length })
     }
 
     /// Makes [`Tokenizer::encode`] append the end-of-text token only if the post-processor in `tokenizer.json` appends
@@ -122,7 +136,29 @@ impl Tokenizer {
     ///
     /// [`Error::Encode`] or [`Error::WhiteSpace`], with the index 0.
     pub fn encode(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
-        self.encode_nth(0, text, special_tokens)
+        self.encode_nth(0, text, special_tokens, usize::MAX)
+    }
+
+    /// Tokenizes a text like [`encode`](Self::encode), and removes tokens from its end until there are at most
+    /// `max_tokens`, like [`truncate`] with [`TruncationSide::Right`]. Most of the part of a long text that is removed
+    /// is not tokenized.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encode`] or [`Error::WhiteSpace`], with the index 0.
+    pub fn encode_start(
+        &self,
+        text: &str,
+        special_tokens: SpecialTokens,
+        max_tokens: usize,
+    ) -> Result<Vec<u32>> {
+        let mut tokens = self.encode_nth(0, text, special_tokens, max_tokens)?;
+        if self.appends {
+            truncate(&mut tokens, max_tokens, TruncationSide::Right);
+        } else {
+            tokens.truncate(max_tokens);
+        }
+        Ok(tokens)
     }
 
     /// Tokenizes many texts like [`encode`](Self::encode), in parallel on rayon's current pool.
@@ -136,7 +172,10 @@ impl Tokenizer {
         special_tokens: SpecialTokens,
     ) -> Result<Vec<Vec<u32>>> {
         let texts = texts.par_iter().enumerate();
-        texts.map(|(i, text)| self.encode_nth(i, text.as_ref(), special_tokens)).collect()
+        let encode = |(i, text): (usize, &_)| {
+            self.encode_nth(i, AsRef::as_ref(text), special_tokens, usize::MAX)
+        };
+        texts.map(encode).collect()
     }
 
     /// Tokenizes a text like [`encode`](Self::encode), and returns the part of the text that each token stands for.
@@ -145,24 +184,17 @@ impl Tokenizer {
     ///
     /// [`Error::Encode`] or [`Error::WhiteSpace`], with the index 0.
     pub fn pieces(&self, text: &str, special_tokens: SpecialTokens) -> Result<Vec<Piece>> {
-        check_white_space(text)?;
-        let encoding = match special_tokens {
-            SpecialTokens::Parse => self.inner.encode_char_offsets(text, false),
-            SpecialTokens::PlainText => self.encode_plain(text, OffsetType::Char),
-        };
-        let encoding = encoding.map_err(|source| Error::Encode { text: 0, source })?;
+        let Spans { ids, ranges } = self.encode_spans(0, text, special_tokens, usize::MAX)?;
         // The byte offset of each character, and of the end of the text.
         let starts = text.char_indices().map(|(at, _)| at);
         let starts: Vec<usize> = starts.chain([text.len()]).collect();
-        let tokens = encoding.get_ids().iter().zip(encoding.get_tokens());
-        let piece = |((&id, token), &(start, end)): ((&u32, &String), &(usize, usize))| Piece {
-            id,
-            special: self.is_special(token),
-            text: text[starts[start]..starts[end]].to_owned(),
-            start,
-            end,
+        let position = |byte: usize| starts.partition_point(|&at| at < byte);
+        let piece = |(id, range): (u32, Range<usize>)| {
+            let special = self.is_special(&self.inner.id_to_token(id).unwrap_or_default());
+            let (start, end) = (position(range.start), position(range.end));
+            Piece { id, special, text: text[starts[start]..starts[end]].to_owned(), start, end }
         };
-        let mut pieces: Vec<Piece> = tokens.zip(encoding.get_offsets()).map(piece).collect();
+        let mut pieces: Vec<Piece> = ids.into_iter().zip(ranges).map(piece).collect();
         if self.appends {
             let end = starts.len() - 1;
             let token = self.inner.id_to_token(self.end_of_text).unwrap_or_default();
@@ -194,15 +226,12 @@ impl Tokenizer {
     ///
     /// [`Error::Encode`] or [`Error::WhiteSpace`], with the index 0.
     pub fn cut<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str> {
-        let encoding = self.encode_spans(0, text)?;
-        let spans = encoding.get_offsets();
-        if spans.len() <= max_tokens {
-            return Ok(text);
-        }
+        let n_tokens = max_tokens.saturating_add(1);
+        let Spans { ranges, .. } =
+            self.encode_spans(0, text, SpecialTokens::PlainText, n_tokens)?;
         // If the first token that is left out begins inside a character, the whole character is left out.
-        let end = spans[max_tokens].0;
-        let end = (0..=end).rev().find(|&at| text.is_char_boundary(at));
-        Ok(&text[..end.unwrap_or(0)])
+        let end = ranges.get(max_tokens).map_or(text.len(), |range| range.start);
+        Ok(until(text, end))
     }
 
     /// The id of the end-of-text token.
@@ -231,25 +260,65 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Tokenizes `s` as plain text, with the byte range of each token. If a character takes several tokens, the range
-    /// of each of them is the whole character. `text` is the index of the text in errors.
-    pub(crate) fn encode_spans(&self, text: usize, s: &str) -> Result<Encoding> {
-        check_white_space_of(text, s)?;
-        self.encode_plain(s, OffsetType::Byte).map_err(|source| Error::Encode { text, source })
+    /// Tokenizes `s` without an end-of-text token. If `s` is long and has more than `n_tokens` tokens, the tokens after
+    /// these may be left out. `text` is the index of the text in errors.
+    pub(crate) fn encode_spans(
+        &self,
+        text: usize,
+        s: &str,
+        special_tokens: SpecialTokens,
+        n_tokens: usize,
+    ) -> Result<Spans> {
+        let mut spans = Spans::default();
+        self.encode_parts(text, s, special_tokens, OffsetType::Byte, |start, encoding| {
+            spans.ids.extend(encoding.get_ids());
+            let ranges = encoding.get_offsets().iter();
+            spans.ranges.extend(ranges.map(|range| start + range.0..start + range.1));
+            spans.ids.len() < n_tokens
+        })?;
+        Ok(spans)
     }
 
-    fn encode_nth(&self, text: usize, s: &str, special_tokens: SpecialTokens) -> Result<Vec<u32>> {
-        check_white_space_of(text, s)?;
-        let encoding = match special_tokens {
-            SpecialTokens::Parse => self.inner.encode_fast(s, false),
-            SpecialTokens::PlainText => self.encode_plain(s, OffsetType::None),
-        };
-        let encoding = encoding.map_err(|source| Error::Encode { text, source })?;
-        let end = self.appends.then_some(self.end_of_text);
-        let mut tokens = Vec::with_capacity(encoding.len() + 1);
-        tokens.extend(encoding.get_ids());
-        tokens.extend(end);
+    fn encode_nth(
+        &self,
+        text: usize,
+        s: &str,
+        special_tokens: SpecialTokens,
+        n_tokens: usize,
+    ) -> Result<Vec<u32>> {
+        let mut tokens = Vec::new();
+        self.encode_parts(text, s, special_tokens, OffsetType::None, |_, encoding| {
+            tokens.extend(encoding.get_ids());
+            tokens.len() < n_tokens
+        })?;
+        tokens.extend(self.appends.then_some(self.end_of_text));
         Ok(tokens)
+    }
+
+    /// Tokenizes a text in parts and gives `take` the offset of each part in bytes and its tokens, until `take` returns
+    /// false.
+    fn encode_parts(
+        &self,
+        text: usize,
+        s: &str,
+        special_tokens: SpecialTokens,
+        offsets: OffsetType,
+        mut take: impl FnMut(usize, &Encoding) -> bool,
+    ) -> Result<()> {
+        check_white_space_of(text, s)?;
+        for range in parts::parts(s, self.part_length) {
+            let (start, part) = (range.start, &s[range]);
+            let encoding = match (special_tokens, offsets) {
+                (SpecialTokens::PlainText, offsets) => self.encode_plain(part, offsets),
+                (SpecialTokens::Parse, OffsetType::None) => self.inner.encode_fast(part, false),
+                (SpecialTokens::Parse, _) => self.inner.encode(part, false),
+            };
+            let encoding = encoding.map_err(|source| Error::Encode { text, source })?;
+            if !take(start, &encoding) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Runs the steps of the tokenizers crate, except for the step that looks for added tokens.
@@ -265,6 +334,12 @@ impl Tokenizer {
         pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
         pieces.into_encoding(None, 0, offsets)
     }
+}
+
+/// The text until the byte `end`, without the character that contains this byte.
+pub(crate) fn until(text: &str, end: usize) -> &str {
+    let end = (0..=end).rev().find(|&at| text.is_char_boundary(at));
+    &text[..end.unwrap_or(0)]
 }
 
 /// Turns a panic into an error. The tokenizers crate panics on some damaged files, for example if the template of the

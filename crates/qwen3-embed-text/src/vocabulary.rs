@@ -5,7 +5,7 @@ use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::{Error, Result};
 
@@ -38,6 +38,14 @@ const SPLIT: &str = concat!(
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
+/// The pre-tokenizer of Qwen2 and Qwen3.
+pub(crate) fn pre_tokenizer() -> tokenizers::Result<PreTokenizerWrapper> {
+    let split = SplitPattern::Regex(SPLIT.to_owned());
+    let split = Split::new(split, SplitDelimiterBehavior::Isolated, false)?;
+    let byte_level = ByteLevel::new(false, false, false);
+    Ok(Sequence::new(vec![split.into(), byte_level.into()]).into())
+}
+
 impl Vocabulary<'_> {
     /// Builds the tokenizer that the `tokenizer.json` of this vocabulary describes.
     pub(crate) fn tokenizer(&self, path: &Path) -> Result<tokenizers::Tokenizer> {
@@ -47,12 +55,8 @@ impl Vocabulary<'_> {
         self.check_bytes(&vocab, path)?;
         let bpe = BPE::builder().vocab_and_merges(vocab, self.split_merges(path)?);
         let mut tokenizer = tokenizers::Tokenizer::new(bpe.build().map_err(damaged)?);
-        let split = SplitPattern::Regex(SPLIT.to_owned());
-        let split = Split::new(split, SplitDelimiterBehavior::Isolated, false).map_err(damaged)?;
-        let byte_level = ByteLevel::new(false, false, false);
         tokenizer.with_normalizer(Some(NFC)).map_err(damaged)?;
-        let split = Sequence::new(vec![split.into(), byte_level.into()]);
-        tokenizer.with_pre_tokenizer(Some(split));
+        tokenizer.with_pre_tokenizer(Some(pre_tokenizer().map_err(damaged)?));
         let tokens = added.iter().map(|&(id, special)| {
             AddedToken::from(self.tokens[id].as_str(), special).normalized(false)
         });

@@ -407,3 +407,63 @@ fn published_tokenizer_gives_known_tokens() {
     assert_eq!(encode(&tokenizer, &query).len(), 27);
     assert_eq!(encode(&tokenizer, "The capital of China is Beijing.").len(), 8);
 }
+
+/// A text that is tokenized in several parts.
+fn long_text() -> String {
+    let corpus = fs::read_to_string(fixtures::path("corpus.txt")).unwrap();
+    let text = [&corpus[..corpus.len() / 2], "<|im_end|>", &corpus[corpus.len() / 2..]].concat();
+    text.repeat(120_000 / text.len() + 1)
+}
+
+#[test]
+fn the_start_of_a_text_has_the_tokens_of_the_truncated_text() {
+    let text = long_text();
+    for tokenizer in [tokenizer(), tokenizer().follow_file_for_end_of_text()] {
+        for special_tokens in [SpecialTokens::Parse, SpecialTokens::PlainText] {
+            let tokens = tokenizer.encode(&text, special_tokens).unwrap();
+            let n_tokens = tokens.len();
+            for max_tokens in [0, 1, 2, 1000, n_tokens / 2, n_tokens - 1, n_tokens, n_tokens + 1] {
+                let mut expected = tokens.clone();
+                match tokenizer.appends_end_of_text() {
+                    true => truncate(&mut expected, max_tokens, TruncationSide::Right),
+                    false => expected.truncate(max_tokens),
+                }
+                let start = tokenizer.encode_start(&text, special_tokens, max_tokens).unwrap();
+                assert_eq!(start, expected, "{max_tokens}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pieces_of_a_long_text_cover_it_in_order() {
+    let (tokenizer, text) = (tokenizer(), long_text());
+    let chars: Vec<char> = text.chars().collect();
+    for special_tokens in [SpecialTokens::Parse, SpecialTokens::PlainText] {
+        let pieces = tokenizer.pieces(&text, special_tokens).unwrap();
+        let (last, pieces) = pieces.split_last().unwrap();
+        assert_eq!((last.id, last.start, last.end), (EOS, chars.len(), chars.len()));
+        let mut end = 0;
+        for piece in pieces {
+            assert_eq!(piece.text, chars[piece.start..piece.end].iter().collect::<String>());
+            // If a character consists of several tokens, each of them has the whole character.
+            assert!(piece.start <= end && piece.end >= end && piece.start < piece.end, "{piece:?}");
+            end = piece.end;
+        }
+        assert_eq!(end, chars.len());
+    }
+}
+
+#[test]
+fn a_long_text_is_cut_where_its_tokens_end() {
+    let (tokenizer, text) = (tokenizer(), long_text());
+    let n_tokens = tokenizer.encode(&text, SpecialTokens::PlainText).unwrap().len() - 1;
+    assert_eq!(tokenizer.cut(&text, n_tokens).unwrap(), text);
+    for max_tokens in [1, 1000, n_tokens / 2, n_tokens - 1] {
+        let cut = tokenizer.cut(&text, max_tokens).unwrap();
+        assert!(text.starts_with(cut));
+        let n_cut = tokenizer.encode(cut, SpecialTokens::PlainText).unwrap().len() - 1;
+        // A character may take several tokens, and the end of the cut text may merge in another way.
+        assert!(n_cut.abs_diff(max_tokens) <= 4, "{n_cut} {max_tokens}");
+    }
+}

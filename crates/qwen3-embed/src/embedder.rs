@@ -277,7 +277,12 @@ impl Embedder {
     }
 
     fn tokenize_one<'a>(&self, text: Text<'a>, request: &EmbedRequest) -> Result<Cow<'a, [u32]>> {
-        let encode = |text: &str| self.tokenizer().encode(text, self.special_tokens);
+        let encode = |text: &str| match request.overflow {
+            Overflow::TruncateRight => {
+                self.tokenizer().encode_start(text, self.special_tokens, request.max_tokens)
+            }
+            _ => self.tokenizer().encode(text, self.special_tokens),
+        };
         let prompt = request.prompt.as_str();
         let mut tokens = match text {
             Text::String(text) if prompt.is_empty() => encode(&text)?.into(),
