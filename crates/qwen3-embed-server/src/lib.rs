@@ -32,6 +32,7 @@
 mod body;
 mod content_encoding;
 mod error;
+mod idle;
 mod input;
 mod metrics;
 mod middleware;

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use axum::Router;
 use futures_util::FutureExt;
+use http_body_util::BodyExt;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
+use tower::ServiceExt;
 
+use crate::idle::{Connection, IdleConnections};
 use crate::{AppState, app};
 
 /// Pause after `accept` has failed, for example because the process has no file descriptors left.
@@ -22,6 +24,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the server waits for the first bytes of a new connection before it passes the connection to hyper.
 const FIRST_BYTES: Duration = Duration::from_millis(500);
+
+/// Pause before another idle connection is closed.
+const CLOSE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Upper bound of [`ServeOptions::keep_alive_timeout`]. hyper adds the timeout to the current time, which would
 /// overflow with an arbitrary duration.
@@ -41,8 +46,8 @@ pub struct ServeOptions {
     pub keep_alive_timeout: Duration,
     /// How long the server waits for a client that does not read its response. Default: 60 s.
     pub write_timeout: Duration,
-    /// Maximum number of open connections. Further connections are not accepted until another connection is closed.
-    /// Default: 8192.
+    /// Maximum number of open connections. When it is reached, the connection that has been idle for the longest time is
+    /// closed. If every connection has a request in progress, further connections wait. Default: 8192.
     pub max_connections: usize,
 }
 
@@ -90,7 +95,8 @@ pub async fn serve(
     let server = Server {
         router: app(state.clone()),
         permits: Arc::new(Semaphore::new(permits)),
-        connections: GracefulShutdown::new(),
+        idle: IdleConnections::default(),
+        stopping: watch::Sender::new(false),
         options,
     };
     let mut shutdown = pin!(shutdown);
@@ -104,11 +110,11 @@ pub async fn serve(
     state.announce_shutdown();
     server.accept_rest(listener);
     tracing::info!("shutting down: finishing accepted requests");
-    let Server { connections, options: ServeOptions { drain_timeout, .. }, .. } = server;
+    let drain_timeout = server.options.drain_timeout;
     let finish = async {
         // All connections finish before the queues are drained, because a request whose body is still being read has no
         // texts in a queue yet.
-        connections.shutdown().await;
+        server.stop().await;
         state.drain().await;
     };
     timeout(drain_timeout, finish).await.map_err(|_| Unfinished { deadline: drain_timeout })
@@ -117,21 +123,38 @@ pub async fn serve(
 struct Server {
     router: Router,
     permits: Arc<Semaphore>,
-    connections: GracefulShutdown,
+    idle: IdleConnections,
+    /// Whether the server is shutting down. Every connection has a receiver.
+    stopping: watch::Sender<bool>,
     options: ServeOptions,
 }
 
 impl Server {
     /// Accepts one connection and serves it in a task.
     async fn accept(&self, listener: &TcpListener) {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
+        let permit = self.permit().await;
         match listener.accept().await {
             Ok((stream, _)) => self.begin(stream, permit),
             Err(error) if is_of_one_client(&error) => {}
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
+                self.idle.close_longest();
                 sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    /// Waits until a connection may be accepted. Closes idle connections if there are too many connections.
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        loop {
+            if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+                return permit;
+            }
+            self.idle.close_longest();
+            let permit = Arc::clone(&self.permits).acquire_owned();
+            // The semaphore is never closed.
+            if let Ok(Ok(permit)) = timeout(CLOSE_PAUSE, permit).await {
+                return permit;
             }
         }
     }
@@ -159,31 +182,82 @@ impl Server {
     fn begin(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         // Small responses are sent without delay. An error is ignored, because it only means that they are sent later.
         let _ = stream.set_nodelay(true);
-        let ServeOptions { write_timeout, keep_alive_timeout, .. } = self.options;
-        let keep_alive_timeout = keep_alive_timeout.min(LONGEST_KEEP_ALIVE);
-        let service = TowerToHyperService::new(self.router.clone());
-        let watcher = self.connections.watcher();
+        let (router, options) = (self.router.clone(), self.options.clone());
+        let (connection, stopping) = (self.idle.add(), self.stopping.subscribe());
         tokio::spawn(async move {
+            let _permit = permit;
             // On shutdown, hyper closes connections that have received nothing. This wait lets the first request of a
             // connection arrive before that, so that the request is not lost.
-            let _ = timeout(FIRST_BYTES, stream.readable()).await;
-            let mut stream = TimeoutStream::new(stream);
-            stream.set_write_timeout(Some(write_timeout));
-            let mut connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(keep_alive_timeout)
-                .serve_connection(TokioIo::new(Box::pin(stream)), service);
-            let ended = match (&mut connection).now_or_never() {
-                Some(ended) => ended,
-                None => watcher.watch(connection).await,
-            };
+            tokio::select! {
+                biased;
+                _ = timeout(FIRST_BYTES, stream.readable()) => {}
+                () = connection.should_close() => return,
+            }
             // Clients may disconnect at any time, so this is not logged as an error.
-            if let Err(error) = ended {
+            if let Err(error) = run(stream, router, &options, &connection, stopping).await {
                 tracing::debug!("a connection ended: {error}");
             }
-            drop(permit);
         });
     }
+
+    /// Waits until every connection has finished its request and is closed.
+    async fn stop(&self) {
+        self.stopping.send_replace(true);
+        self.stopping.closed().await;
+    }
+}
+
+/// Serves the requests of a connection until the client closes it, until it should close because it is idle, or until
+/// the server is shutting down.
+async fn run(
+    stream: TcpStream,
+    router: Router,
+    options: &ServeOptions,
+    connection: &Arc<Connection>,
+    mut stopping: watch::Receiver<bool>,
+) -> hyper::Result<()> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(options.write_timeout));
+    let service = service_fn(|request| {
+        let in_progress = connection.begin_request();
+        let response = router.clone().oneshot(request);
+        async {
+            let response = response.await;
+            // The request ends when the body of its response is dropped.
+            response.map(|response| {
+                response.map(|body| {
+                    body.map_frame(move |frame| {
+                        let _ = &in_progress;
+                        frame
+                    })
+                })
+            })
+        }
+    });
+    let mut http = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(options.keep_alive_timeout.min(LONGEST_KEEP_ALIVE))
+            .serve_connection(TokioIo::new(Box::pin(stream)), service)
+    );
+    let stop = async {
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    };
+    tokio::select! {
+        // A request that has already arrived begins before the connection is closed.
+        biased;
+        ended = &mut http => return ended,
+        () = stop => http.as_mut().graceful_shutdown(),
+        () = connection.should_close() => {
+            http.as_mut().graceful_shutdown();
+            // A request may have begun in the meantime.
+            let ended = (&mut http).now_or_never();
+            if ended.is_some() || !connection.is_busy() {
+                return ended.unwrap_or(Ok(()));
+            }
+        }
+    }
+    http.await
 }
 
 /// Whether an error of `accept` concerns one client only. Other errors, such as too many open files, affect every

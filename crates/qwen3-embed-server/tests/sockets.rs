@@ -257,6 +257,46 @@ async fn keeps_idle_connection_for_the_configured_time() {
     assert!(idle.elapsed() >= keep_alive_timeout - Duration::from_millis(100));
 }
 
+#[tokio::test]
+async fn idle_connections_do_not_keep_other_clients_out() {
+    let options = ServeOptions { max_connections: 8, ..ServeOptions::default() };
+    let server = start(options, ServiceOptions::new().batch_tokens(1)).await;
+    let mut in_use = TcpStream::connect(server.address).await.unwrap();
+    ask_livez(&mut in_use).await;
+    let mut silent = Vec::new();
+    for i in 0..100 {
+        // Some clients send the beginning of a request, and all of them stay connected.
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        if i % 2 == 0 {
+            stream.write_all(b"POST /v1/embeddings HTTP/1.1\r\nhost:").await.unwrap();
+        }
+        silent.push(stream);
+        // A connection that is used more often than others stays open.
+        ask_livez(&mut in_use).await;
+    }
+    assert!(ask(server.address, 1).await.unwrap().starts_with("HTTP/1.1 200 OK"));
+    ask_livez(&mut in_use).await;
+}
+
+#[tokio::test]
+async fn requests_in_progress_are_finished_when_too_many_clients_connect() {
+    let options = ServeOptions { max_connections: 4, ..ServeOptions::default() };
+    let server = start(options, ServiceOptions::new().batch_tokens(1)).await;
+    let service = server.state.embedder().unwrap().clone();
+    let address = server.address;
+    let asked: Vec<_> = (0..3).map(|_| tokio::spawn(ask(address, 500))).collect();
+    until(|| service.waiting_texts() > 1000).await;
+    let silent: Vec<_> = (0..20).map(|_| tokio::spawn(TcpStream::connect(address))).collect();
+    for answer in asked {
+        let answer = answer.await.unwrap().unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
+        assert!(answer.ends_with("}}\r\n0\r\n\r\n"), "{answer:.300}");
+    }
+    for stream in silent {
+        stream.await.unwrap().unwrap();
+    }
+}
+
 /// Many load balancers keep idle connections for 60 s, and Go's HTTP client keeps them for 90 s. A server that closes
 /// idle connections sooner may lose requests.
 #[tokio::test]
