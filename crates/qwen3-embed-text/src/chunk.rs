@@ -33,8 +33,8 @@ impl Tokenizer {
     ///
     /// A chunk ends where the text does: at a blank line if one fits, otherwise at a line break, at the end of a
     /// sentence (of any script), of a word, or of a character. Special tokens in the text are tokenized as plain text.
-    /// Text between two chunks is white space only. A chunk has more than `max_tokens` tokens only if its first
-    /// character alone does.
+    /// Text between two chunks is white space only. A character that alone has more than `max_tokens` tokens is a
+    /// chunk of its own.
     ///
     /// # Errors
     ///
@@ -55,12 +55,19 @@ impl Tokenizer {
         let sizer = Sizer { tokenizer: self, error: OnceLock::new() };
         let config = ChunkConfig::new(capacity).with_sizer(&sizer).with_overlap(overlap);
         let splitter = TextSplitter::new(config.map_err(|_| too_small())?);
-        let chunk = |(start, part): (usize, &'a str)| Chunk {
-            text: part,
-            range: start..start + part.len(),
-            n_tokens: sizer.size(part) + n_added,
-        };
-        let chunks = splitter.chunk_indices(text).map(chunk).collect();
+        let mut chunks = Vec::new();
+        for (start, mut rest) in splitter.chunk_indices(text) {
+            let end = start + rest.len();
+            // text-splitter assumes that a longer text never has fewer tokens. Where this is not so, its chunk may be
+            // too long.
+            while !rest.is_empty() {
+                let start = end - rest.len();
+                let (text, n_tokens) = sizer.fitting(rest, capacity)?;
+                let (range, n_tokens) = (start..start + text.len(), n_tokens + n_added);
+                chunks.push(Chunk { text, range, n_tokens });
+                rest = rest[text.len()..].trim_start();
+            }
+        }
         sizer.error.into_inner().map_or(Ok(chunks), Err)
     }
 }
@@ -69,6 +76,22 @@ impl Tokenizer {
 struct Sizer<'t> {
     tokenizer: &'t Tokenizer,
     error: OnceLock<Error>,
+}
+
+impl Sizer<'_> {
+    /// The beginning of a text that has at most `capacity` tokens, or the first character of the text, and its number
+    /// of tokens.
+    fn fitting<'a>(&self, mut text: &'a str, capacity: usize) -> Result<(&'a str, usize)> {
+        loop {
+            let n_tokens = self.size(text);
+            let first = text.chars().next().map_or(0, char::len_utf8);
+            if n_tokens <= capacity || first == text.len() {
+                return Ok((text, n_tokens));
+            }
+            let cut = self.tokenizer.cut(text, capacity)?.trim_end();
+            text = if cut.is_empty() { &text[..first] } else { cut };
+        }
+    }
 }
 
 impl ChunkSizer for Sizer<'_> {

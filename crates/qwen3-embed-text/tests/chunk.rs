@@ -105,3 +105,19 @@ fn rejects_chunks_that_are_not_larger_than_their_overlap() {
         assert_eq!(min, needed);
     }
 }
+
+/// text-splitter makes one chunk of more than eight tokens of a part of this text, in which a longer text has fewer
+/// tokens. Fuzzing found it.
+#[test]
+fn a_chunk_is_never_too_long_although_a_longer_text_may_have_fewer_tokens() {
+    let text = "The weawalkPerfether!)is gpr eKQ\u{344}!*\u{0}\u{0}etfco frr a w\u{1}\u{11}\u{0}\u{0}aor( A wa";
+    for limit in 2..20 {
+        for chunk in chunks(text, limit, 0) {
+            assert_eq!(chunk.n_tokens, n_tokens(chunk.text));
+            assert!(
+                chunk.n_tokens <= limit || chunk.text.chars().count() == 1,
+                "{chunk:?} {limit}"
+            );
+        }
+    }
+}
