@@ -1,17 +1,23 @@
-//! Runs every target for a short time: with its seeds, with the files in `regressions`, and with random changes of both.
+//! Runs every target for a short time: with its seeds, with the files in `regressions`, and with random changes of both
+//! and of its corpus. The corpora are what is left of 20 minutes of fuzzing after `-merge=1`, which keeps the inputs that
+//! run other code than the rest.
 //!
 //! The environment variable `QWEN3_EMBED_FUZZ_SECONDS` is the time for each target. The random numbers differ from run to
 //! run. A failure prints the path of a file with the input.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{env, fs, panic};
+use std::{env, fs, io, panic};
 
+use flate2::read::GzDecoder;
 use qwen3_embed_fuzz::{TARGETS, Target};
 use qwen3_embed_testing::mutate::mutated;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tar::{Archive, Entry};
 
 /// Seconds for each target, if the environment variable is not set.
 const SECONDS: f64 = 0.5;
@@ -24,6 +30,7 @@ fn run(name: &str) {
         inputs.push(fs::read(entry.unwrap().path()).unwrap());
     }
     inputs.iter().for_each(|input| check(target, input));
+    inputs.extend(corpus(name));
     let seconds = env::var("QWEN3_EMBED_FUZZ_SECONDS").map_or(SECONDS, |s| s.parse().unwrap());
     let (start, mut n_checked) = (Instant::now(), 0);
     let mut rng = SmallRng::from_rng(&mut rand::rng());
@@ -32,6 +39,20 @@ fn run(name: &str) {
         n_checked += 1;
     }
     eprintln!("{name}: {n_checked} inputs");
+}
+
+/// The inputs in the archive of a target.
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("corpora/{name}.tar.gz"));
+    let mut archive = Archive::new(GzDecoder::new(File::open(archive).unwrap()));
+    let read = |entry: io::Result<Entry<'_, _>>| {
+        let mut input = Vec::new();
+        entry.unwrap().read_to_end(&mut input).unwrap();
+        input
+    };
+    let corpus: Vec<_> = archive.entries().unwrap().map(read).collect();
+    assert!(corpus.len() > 50, "{name}: {} inputs", corpus.len());
+    corpus
 }
 
 /// Checks one input. If it violates a property, writes it to a file.

@@ -46,8 +46,8 @@ pub struct ServeOptions {
     pub keep_alive_timeout: Duration,
     /// How long the server waits for a client that does not read its response. Default: 60 s.
     pub write_timeout: Duration,
-    /// Maximum number of open connections. When it is reached, the connection that has been idle for the longest time is
-    /// closed. If every connection has a request in progress, further connections wait. Default: 8192.
+    /// Maximum number of open connections, at least 2. When it is reached, the connection that has been idle for the
+    /// longest time is closed. If every connection has a request in progress, further connections wait. Default: 8192.
     pub max_connections: usize,
 }
 
@@ -91,7 +91,8 @@ pub async fn serve(
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Unfinished> {
-    let permits = options.max_connections.clamp(1, Semaphore::MAX_PERMITS);
+    // With one connection, the server would close it before its first request to have room for the next one.
+    let permits = options.max_connections.clamp(2, Semaphore::MAX_PERMITS);
     let server = Server {
         router: app(state.clone()),
         permits: Arc::new(Semaphore::new(permits)),

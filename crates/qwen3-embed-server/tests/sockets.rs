@@ -297,6 +297,17 @@ async fn requests_in_progress_are_finished_when_too_many_clients_connect() {
     }
 }
 
+#[tokio::test]
+async fn the_smallest_number_of_connections_is_enough_for_one_client_at_a_time() {
+    let options = ServeOptions { max_connections: 1, ..ServeOptions::default() };
+    let server = start(options, ServiceOptions::default()).await;
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        sleep(Duration::from_millis(300)).await;
+        ask_livez(&mut stream).await;
+    }
+}
+
 /// Many load balancers keep idle connections for 60 s, and Go's HTTP client keeps them for 90 s. A server that closes
 /// idle connections sooner may lose requests.
 #[tokio::test]
