@@ -188,10 +188,12 @@ impl Server {
         tokio::spawn(async move {
             let _permit = permit;
             // On shutdown, hyper closes connections that have received nothing. This wait lets the first request of a
-            // connection arrive before that, so that the request is not lost.
+            // connection arrive before that, so that the request is not lost. `readable` would not do: it may complete
+            // although there is nothing to read.
+            let mut byte = [0];
             tokio::select! {
                 biased;
-                _ = timeout(FIRST_BYTES, stream.readable()) => {}
+                _ = timeout(FIRST_BYTES, stream.peek(&mut byte)) => {}
                 () = connection.should_close() => return,
             }
             // Clients may disconnect at any time, so this is not logged as an error.
