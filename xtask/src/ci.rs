@@ -7,7 +7,9 @@ use crate::cuda_toolkit::Toolkit;
 use crate::e2e::Clients;
 use crate::postgres::Server;
 use crate::workspace::{self, cargo_command, root};
-use crate::{arm, book, fixtures, invariants, kernel_sets, parity, quality, supply};
+use crate::{
+    arm, book, emulated_device, fixtures, invariants, kernel_sets, parity, quality, supply,
+};
 
 /// Cargo options that turn off the optimization of the packages that take the longest to compile. Builds with other
 /// features, which compile these packages again, use the options because they have few tests.
@@ -26,8 +28,8 @@ const UNOPTIMIZED: [&str; 8] = [
 /// [`kernel_sets`], the fuzz targets, the builds without the hub, without the bundled model and with hf-hub, the guide,
 /// the invariants, the hashes of the fixtures, parity, the quality of the bundled model, the SQL functions, the simulation
 /// of a cluster, the examples, the licenses and sources of dependencies, the packages of the crates, the server with real
-/// clients, the example for PostgreSQL, the kernels for ARM on one emulated CPU, and the parts of the feature `cuda` that
-/// need no CUDA device.
+/// clients, the example for PostgreSQL, the kernels for ARM on one emulated CPU, and the feature `cuda` on an emulated
+/// device.
 pub(crate) fn run() -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -118,18 +120,25 @@ fn supply_chain() -> Result<Option<String>> {
     step("supply chain", supply::check).map(|()| None)
 }
 
-/// Checks the feature `cuda` without a device: the lints, and the tests that need no device. Only the packages with code
-/// for the feature are built. The kernels of this project are compiled and candle's kernels are not, so the build cannot
-/// be used with a device and has its own target folder.
+/// Checks the feature `cuda`: the lints, and the tests on an emulated device. Only the packages with code for the feature
+/// are built. The kernels of this project are compiled and candle's kernels are not, so the build cannot be used with a
+/// device and has its own target folder.
 fn cuda(toolkit: &Toolkit) -> Result<()> {
+    let device = emulated_device::build()?;
     // One build covers both packages. Tests that need a device have the attribute `ignore`.
     let packages = ["test", "--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
-    let tests = ["--lib", "--test=cuda", features, "cuda"];
-    let mut command = cargo_command(&[&packages[..], &UNOPTIMIZED, &tests].concat());
-    command.env("CARGO_TARGET_DIR", root().join("target/cuda-without-device"));
-    toolkit.set(&mut command, false)?;
-    workspace::run(with_lints(&mut command))
+    let targets = [&["--lib", "cuda"][..], &["--test=cuda"], &["--test=emulated_device"]];
+    for target in targets {
+        let options = [features, "--", "--include-ignored"];
+        let mut command = cargo_command(&[&packages[..], &UNOPTIMIZED, target, &options].concat());
+        command.env("CARGO_TARGET_DIR", root().join("target/cuda-without-device"));
+        command.env("LD_LIBRARY_PATH", &device);
+        command.env("EMULATED_DEVICE_COUNTS", device.join("counts"));
+        toolkit.set(&mut command, false)?;
+        workspace::run(with_lints(&mut command))?;
+    }
+    Ok(())
 }
 
 /// Checks the workspace of the SQL functions, which is not a part of this workspace: the format, the tests and the lints.

@@ -10,6 +10,7 @@ mod cuda_toolkit;
 mod cycles;
 mod debian;
 mod e2e;
+mod emulated_device;
 mod executables;
 mod fixtures;
 mod gguf;
@@ -47,6 +48,12 @@ enum Task {
     Gguf(gguf::Args),
     Quality(quality::Args),
     CudaToolkit(cuda_toolkit::Args),
+    /// Build a library that emulates a CUDA device, for machines without one
+    ///
+    /// Programs that are built with the toolkit of `cargo xtask cuda-toolkit` run on the emulated device if its folder
+    /// is in LD_LIBRARY_PATH. The device is slow, and has the kernels of this project and few of candle's. This task
+    /// needs a C++ compiler. It prints the environment variable.
+    EmulatedDevice,
     GpuCheck(gpu_check::Args),
     ArmToolchain(arm::Args),
     ArmTest(arm::TestArgs),
@@ -77,6 +84,7 @@ fn main() -> anyhow::Result<()> {
         Task::Gguf(args) => gguf::run(&args),
         Task::Quality(args) => quality::run(&args),
         Task::CudaToolkit(args) => cuda_toolkit::run(&args),
+        Task::EmulatedDevice => emulated_device::run(),
         Task::GpuCheck(args) => gpu_check::run(&args),
         Task::ArmToolchain(args) => arm::run(&args),
         Task::ArmTest(args) => arm::test(&args),

@@ -1,4 +1,4 @@
-//! Compares the memory that `info` predicts with the memory that a process uses.
+//! The memory that a process uses, compared with the prediction of `info` and with limits.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
@@ -40,6 +40,29 @@ fn peak(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Without the check, the allocation would succeed, because the system grants memory that it does not have, and the
+/// process would be ended when it uses the memory.
+#[test]
+fn text_whose_activations_do_not_fit_in_memory_is_an_error() {
+    let dir = write_model();
+    let input = dir.path().join("input.jsonl");
+    let tokens: Vec<usize> = (0..MAX_TOKENS).map(|i| i * 31 % 1000).collect();
+    fs::write(&input, json!({ "tokens": tokens }).to_string()).unwrap();
+    // How much address space the process needs depends on the machine. With too little, memory for something else than
+    // activations is missing, and the process is aborted.
+    let outputs = (2..64).map(|limit| {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -v {}; exec \"$0\" \"$@\"", limit * (64 << 10))]);
+        limited.arg(env!("CARGO_BIN_EXE_qwen3-embed")).args(["embed", "--threads", "1", "--model"]);
+        limited.arg(dir.path()).arg(&input).output().unwrap()
+    });
+    let output = outputs.into_iter().find(|output| output.status.code().is_some()).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("a batch of 8192 tokens needs about"), "{said}");
+    assert!(said.contains("MiB are left: a batch of"), "{said}");
 }
 
 #[test]

@@ -26,6 +26,7 @@ pub mod cpu;
 mod cuda;
 mod error;
 pub mod measure;
+mod memory;
 pub mod ops;
 mod ragged;
 pub mod reference;

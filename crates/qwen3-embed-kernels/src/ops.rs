@@ -19,6 +19,7 @@ use candle_core::{DType, Device, Tensor};
 use self::cuda::Cuda;
 use self::tensors::{apply, dense, expect, expect_dense, shape_error, type_error};
 use crate::cpu::{self, Arithmetic, Heads, Kernels};
+use crate::memory::available_bytes;
 use crate::{Queries, Ragged, Result};
 
 pub use self::linear::Linear;
@@ -72,13 +73,17 @@ pub fn attention_type(device: &Device, activations: DType) -> DType {
     if device.is_cpu() { DType::F32 } else { activations }
 }
 
-/// Bytes of free memory of a device. `None` for the CPU.
+/// Bytes of memory of a device that are still available. For the CPU, this is the memory that the process can still use
+/// without exceeding a limit, or `None` if the system does not tell.
 ///
 /// # Errors
 ///
 /// [`Error::Launch`](crate::Error::Launch) if the driver fails.
 pub fn free_bytes(device: &Device) -> Result<Option<usize>> {
-    Cuda::of(device).map(|cuda| cuda.free_bytes()).transpose()
+    match Cuda::of(device) {
+        Some(cuda) => cuda.free_bytes().map(Some),
+        None => Ok(available_bytes()),
+    }
 }
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`.
@@ -214,26 +219,41 @@ fn check_qkv(op: &'static str, qkv: &Tensor, heads: Heads) -> Result<usize> {
     }
 }
 
-/// The rows of `x` with the indices `rows`, in that order, in f32. `x` may be f32, bf16 or f16.
+/// The rows of each table with the indices `rows`, in that order, in f32. Tables may be f32, bf16 or f16. All of them
+/// must be on `device`.
 ///
 /// # Shapes
 ///
-/// `x` is [T, C]; the result is [rows, C].
+/// A table is [T, C]; its result is [rows, C].
 ///
 /// # Errors
 ///
-/// [`Error::Shape`](crate::Error::Shape) if an index is not below T; [`Error::Type`](crate::Error::Type) if `x` has
+/// [`Error::Shape`](crate::Error::Shape) if an index is not below T; [`Error::Type`](crate::Error::Type) if a table has
 /// another type on a CUDA device.
-pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    let n_rows = x.dims().first().copied().unwrap_or(0);
-    if let Some(row) = rows.iter().find(|&&row| row as usize >= n_rows) {
-        return Err(shape_error("gather_rows", format!("more than {row} rows"), x));
+pub fn gather_rows<const N: usize>(
+    device: &Device,
+    tables: [&Tensor; N],
+    rows: &[u32],
+) -> Result<[Tensor; N]> {
+    let last = rows.iter().max().copied();
+    for table in tables {
+        let n_rows = table.dims().first().copied().unwrap_or(0);
+        if let Some(row) = last.filter(|&row| row as usize >= n_rows) {
+            return Err(shape_error("gather_rows", format!("more than {row} rows"), table));
+        }
     }
-    if let Some(cuda) = Cuda::of(x.device()) {
-        return cuda.gather_rows(x, rows);
+    if let Some(cuda) = Cuda::of(device) {
+        return cuda.gather_rows(tables, rows);
     }
-    let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
-    Ok(x.index_select(&rows, 0)?.to_dtype(DType::F32)?)
+    let rows = Tensor::from_slice(rows, rows.len(), device)?;
+    let gather = |table: &Tensor| table.index_select(&rows, 0)?.to_dtype(DType::F32);
+    collect(tables.map(|table| Ok(gather(table)?)))
+}
+
+/// The values of all results, or the first error.
+fn collect<const N: usize>(results: [Result<Tensor>; N]) -> Result<[Tensor; N]> {
+    let tensors: Vec<Tensor> = results.into_iter().collect::<Result<_>>()?;
+    Ok(tensors.try_into().expect("there are N results"))
 }
 
 /// Copies a matrix: `out = x`. There may be gaps between the rows of both matrices. On the CPU, both are f32. On a CUDA

@@ -63,8 +63,10 @@ fn rope_rotates_all_positions_but_the_first() {
 #[test]
 fn gather_rows_copies_rows_in_order() {
     let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
-    let y = ops::gather_rows(&tensor(&x, &[4, 3]), &[3, 0, 3]).unwrap();
-    assert_eq!(ops::to_f32(&y).unwrap(), [9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 9.0, 10.0, 11.0]);
+    let (x, y) = (tensor(&x, &[4, 3]), tensor(&x[..4], &[4, 1]));
+    let [x, y] = ops::gather_rows(&Device::Cpu, [&x, &y], &[3, 0, 3]).unwrap();
+    assert_eq!(ops::to_f32(&x).unwrap(), [9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 9.0, 10.0, 11.0]);
+    assert_eq!(ops::to_f32(&y).unwrap(), [3.0, 0.0, 3.0]);
 }
 
 #[test]
@@ -115,7 +117,7 @@ fn rejects_operands_of_wrong_shapes() {
         ("linear out", plain.forward_columns(&x, 5..7, &x, Epilogue::Store, &scratch)),
         ("copy_rows out", ops::copy_rows(&x, &ones(&[2, 5]))),
         ("linear bias", identity(6, Layout::Plain).with_bias(vec![0.0; 5]).map(drop)),
-        ("gather_rows", ops::gather_rows(&x, &[0, 2]).map(drop)),
+        ("gather_rows", ops::gather_rows(&Device::Cpu, [&x], &[0, 2]).map(drop)),
     ];
     for (operation, result) in results {
         match result {

@@ -260,10 +260,10 @@ pub enum Error {
         /// The name.
         got: String,
     },
-    /// A batch does not fit in the device's memory, and a batch of half the tokens does not fit either.
+    /// A batch does not fit in the memory of the device, and a batch of half the tokens does not fit either.
     #[error(
-        "a batch of {n_tokens} tokens takes about {} MiB on the device, which has {} MiB left: a budget \
-         of {fitting_tokens} tokens would fit",
+        "a batch of {n_tokens} tokens needs about {} MiB of memory, and {} MiB are left: a batch of \
+         {fitting_tokens} tokens would fit",
         needed_bytes >> 20,
         free_bytes >> 20
     )]
@@ -276,8 +276,8 @@ pub enum Error {
         free_bytes: usize,
         /// The number of tokens whose activations would fit, by the same estimate.
         fitting_tokens: usize,
-        /// The error of the device.
-        source: Box<qwen3_embed_kernels::Error>,
+        /// The error of the device. `None` if the memory was measured before the batch was computed.
+        source: Option<Box<qwen3_embed_kernels::Error>>,
     },
     /// A rerank head belongs to a model with another hidden size.
     #[error(

@@ -181,6 +181,12 @@ impl ApiError {
         Self::overloaded(message, Duration::from_secs(1))
     }
 
+    /// 413: the server has no memory for a text, which is computed alone if its batch does not fit.
+    fn out_of_memory(message: String) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+            .with_code("out_of_memory")
+    }
+
     /// 500: a bug in the server.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
@@ -236,6 +242,7 @@ impl ApiError {
                 | ModelError::TooManyTokens { text, .. }
                 | ModelError::TokenOutOfRange { text, .. },
             ) => about_text(*text),
+            Error::Model(ModelError::OutOfMemory { .. }) => Self::out_of_memory(message),
             _ => Self::internal(message),
         }
     }

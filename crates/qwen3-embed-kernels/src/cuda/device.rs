@@ -2,14 +2,17 @@
 //!
 //! A device has one stream of its own. All work on the device is queued on that stream, in the order of the calls.
 
+use std::collections::HashMap;
 use std::ffi::c_void;
+use std::sync::{LazyLock, PoisonError, RwLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
 use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
-use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
-use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage};
+use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+use candle_core::cuda_backend::cudarc::driver::result::launch_kernel;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction};
+use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage, DeviceId};
 use candle_core::{DType, Device};
 use half::{bf16, f16};
 
@@ -135,28 +138,50 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
     if launch.is_empty() {
         return Ok(());
     }
-    let module = MODULES.iter().find(|(_, _, operations)| operations.contains(&launch.operation));
-    let &(module, ptx, _) = module.ok_or_else(|| {
-        candle_core::Error::Msg(format!("no module has the kernel {}", launch.name()))
-    })?;
-    let function = device.get_or_load_custom_func(&launch.name(), module, ptx)?;
-    let mut arguments = function.builder();
-    for pointer in pointers {
-        arguments.arg(pointer);
-    }
-    for number in &launch.numbers {
-        arguments.arg(number);
-    }
-    for float in &launch.floats {
-        arguments.arg(float);
-    }
-    let [x, y, z] = launch.grid;
-    let config =
-        LaunchConfig { grid_dim: (x, y, z), block_dim: (launch.block, 1, 1), shared_mem_bytes: 0 };
+    let function = function(device, launch)?;
+    let pointers = pointers.iter().map(|pointer| (&raw const *pointer).cast_mut().cast());
+    let numbers = launch.numbers.iter().map(|number| (&raw const *number).cast_mut().cast());
+    let floats = launch.floats.iter().map(|float| (&raw const *float).cast_mut().cast());
+    let mut arguments: Vec<*mut c_void> = pointers.chain(numbers).chain(floats).collect();
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().map_err(|e| failed(launch.operation, e.into()))?;
+    let ([x, y, z], block) = (launch.grid, (launch.block, 1, 1));
     // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the
-    // order of the launch. Tests run every launch on the emulator, which checks their number.
-    unsafe { arguments.launch(config) }.map_err(|e| failed(launch.operation, e.into()))?;
-    Ok(())
+    // order of the launch. Tests run every launch on the emulator, which checks their number. The arguments are read
+    // before the call returns.
+    unsafe { launch_kernel(function.0, (x, y, z), block, 0, stream.cu_stream(), &mut arguments) }
+        .map_err(|e| failed(launch.operation, e.into()))
+}
+
+/// A kernel that was loaded. The device keeps its module.
+#[derive(Clone, Copy)]
+struct Function(CUfunction);
+
+// SAFETY: the driver allows the use of its handles in any thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// The kernel of a launch. The driver looks up its name only at its first launch on a device.
+fn function(device: &CudaDevice, launch: &Launch) -> Result<Function> {
+    type Functions = HashMap<(DeviceId, &'static str, ElementType), Function>;
+    /// The kernels of all devices. Ids are never used again, so a kernel of a device that was closed is never found.
+    static FUNCTIONS: LazyLock<RwLock<Functions>> = LazyLock::new(RwLock::default);
+
+    let key = (device.id(), launch.operation, launch.element);
+    // Poisoning is ignored: an entry is complete as soon as it is inserted.
+    let known = FUNCTIONS.read().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+    if let Some(function) = known {
+        return Ok(function);
+    }
+    let name = launch.name();
+    let module = MODULES.iter().find(|(_, _, operations)| operations.contains(&launch.operation));
+    let &(module, ptx, _) = module
+        .ok_or_else(|| candle_core::Error::Msg(format!("no module has the kernel {name}")))?;
+    let loaded = device.get_or_load_custom_func(&name, module, ptx)?;
+    let function = Function(loaded.into_cuda_function().cu_function());
+    FUNCTIONS.write().unwrap_or_else(PoisonError::into_inner).insert(key, function);
+    Ok(function)
 }
 
 /// Multiplies on the GPU: `out = x · weightᵀ`, or `out += …`, with sums in f32.

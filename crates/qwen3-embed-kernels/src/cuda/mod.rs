@@ -23,7 +23,7 @@ use crate::cpu::Heads;
 use crate::{Error, Result};
 
 /// A type of activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum ElementType {
     F32,
     Bf16,

@@ -36,7 +36,7 @@ mod tests {
             needed_bytes: n_tokens << 20,
             free_bytes: 3 << 20,
             fitting_tokens: 3,
-            source: Box::new(KernelError::OutOfMemory(source)),
+            source: Some(Box::new(KernelError::OutOfMemory(source))),
         }
     }
 
@@ -66,8 +66,8 @@ mod tests {
         let (batches, result) = batches(25, 10, 4);
         let error = result.unwrap_err();
         assert!(batches.is_empty() && matches!(error, Error::OutOfMemory { n_tokens: 5, .. }));
-        let expected = "a batch of 5 tokens takes about 5 MiB on the device, which has 3 MiB left: a \
-                        budget of 3 tokens would fit";
+        let expected = "a batch of 5 tokens needs about 5 MiB of memory, and 3 MiB are left: a batch \
+                        of 3 tokens would fit";
         assert_eq!(error.to_string(), expected);
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::Arithmetic;
-use qwen3_embed_kernels::{Error as KernelError, Queries, ops};
+use qwen3_embed_kernels::{Error as KernelError, Queries, Ragged, ops};
 
 use crate::batching::budget::in_batches;
 use crate::batching::plan::{self, Given, Kept, Plan};
@@ -242,12 +242,15 @@ impl Model {
         let turn = || self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let _turn = ops::takes_turns(&self.device).then(turn);
         let mut workspace = self.workspace();
+        self.check_memory(&plan.batch, &mut workspace)?;
         match self.forward_batch(plan, &mut workspace, trace) {
             Err(Error::Kernel(source @ KernelError::OutOfMemory(_))) => {
                 // The workspaces are freed before the free memory is measured.
                 drop(workspace);
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                Err(self.out_of_memory(plan.batch.n_rows(), source))
+                // A device that does not report its free memory is assumed to have none.
+                let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
+                Err(self.out_of_memory(plan.batch.n_rows(), free_bytes, Some(Box::new(source))))
             }
             computed => {
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
@@ -256,14 +259,41 @@ impl Model {
         }
     }
 
+    /// Fails if a batch needs more host memory than this process can still use. Systems grant more memory than they
+    /// have, and end the process when it uses the memory. Free memory is measured only if a large workspace would have
+    /// to be allocated.
+    fn check_memory(&self, batch: &Ragged, workspace: &mut Workspace) -> Result<()> {
+        const UNCHECKED_BYTES: usize = 16 << 20;
+        let needed_bytes = self.bytes_per_token().saturating_mul(batch.n_rows());
+        let is_host = ops::reads_host_memory(&self.device);
+        if !is_host || needed_bytes <= UNCHECKED_BYTES || workspace.has_room(batch) {
+            return Ok(());
+        }
+        // The smaller workspace is freed before the free memory is measured.
+        *workspace = Workspace::default();
+        match ops::free_bytes(&self.device)? {
+            Some(free_bytes) if free_bytes < needed_bytes => {
+                Err(self.out_of_memory(batch.n_rows(), free_bytes, None))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The memory of a token's activations in bytes, estimated.
+    fn bytes_per_token(&self) -> usize {
+        workspace::bytes_per_token(&self.config, self.numerics, &self.device)
+    }
+
     /// The error that the device has no memory for a batch of `n_tokens` tokens.
-    fn out_of_memory(&self, n_tokens: usize, source: KernelError) -> Error {
-        let bytes_per_token = workspace::bytes_per_token(&self.config, self.numerics, &self.device);
-        // A device that does not report its free memory is assumed to have none.
-        let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
+    fn out_of_memory(
+        &self,
+        n_tokens: usize,
+        free_bytes: usize,
+        source: Option<Box<KernelError>>,
+    ) -> Error {
+        let bytes_per_token = self.bytes_per_token();
         let needed_bytes = n_tokens.saturating_mul(bytes_per_token);
         let fitting_tokens = (free_bytes / bytes_per_token).min(n_tokens / 2);
-        let source = Box::new(source);
         Error::OutOfMemory { n_tokens, needed_bytes, free_bytes, fitting_tokens, source }
     }
 
@@ -310,7 +340,7 @@ impl Model {
         let prefixes =
             prefixes.map(|(layers, kept)| Prefix { tokens: kept.tokens.clone(), layers });
         if self.pooling == Pooling::LastToken && batch.n_last() == 0 {
-            x = ops::gather_rows(&x, &batch.last_rows())?;
+            [x] = ops::gather_rows(&self.device, [&x], &batch.last_rows())?;
         }
         let hidden = x.zeros_like()?;
         ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, &hidden)?;

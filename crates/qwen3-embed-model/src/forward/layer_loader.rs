@@ -65,11 +65,14 @@ impl LayerLoader<'_> {
         let post_attention_layernorm =
             self.norm("post_attention_layernorm", c, &mut projections[2])?;
         let [qkv_proj, o_proj, gate_up_proj, down_proj] = projections;
-        let q_norm = self.vector("self_attn.q_norm", heads.head_dim)?;
+        // The scale of the scores is a part of the norm of the queries.
+        let scale = (1.0 / (heads.head_dim as f64).sqrt()) as f32;
+        let mut q_norm = self.vector("self_attn.q_norm", heads.head_dim)?;
+        q_norm.iter_mut().for_each(|weight| *weight *= scale);
         let layer = DecoderLayer {
             input_layernorm,
             qkv_proj,
-            q_norm: (self.tensor(q_norm)? / (heads.head_dim as f64).sqrt())?,
+            q_norm: self.tensor(q_norm)?,
             k_norm: self.tensor(self.vector("self_attn.k_norm", heads.head_dim)?)?,
             o_proj,
             post_attention_layernorm,

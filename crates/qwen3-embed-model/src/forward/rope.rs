@@ -35,7 +35,8 @@ impl RopeTable {
         let rows = self.up_to(batch.max_length(), device)?;
         // `Ragged` has checked that positions fit in u32.
         let positions: Vec<u32> = batch.positions().map(|position| position as u32).collect();
-        Ok((ops::gather_rows(&rows.cos, &positions)?, ops::gather_rows(&rows.sin, &positions)?))
+        let [cos, sin] = ops::gather_rows(device, [&rows.cos, &rows.sin], &positions)?;
+        Ok((cos, sin))
     }
 
     /// A table of at least `n` positions.

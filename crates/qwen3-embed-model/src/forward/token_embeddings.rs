@@ -29,7 +29,10 @@ impl TokenEmbeddings {
             Self::Stored(rows) => {
                 Tensor::from_vec(rows.gather(ids), (ids.len(), rows.n_columns), device)?
             }
-            Self::OnDevice(table) => ops::gather_rows(table, ids)?,
+            Self::OnDevice(table) => {
+                let [rows] = ops::gather_rows(device, [table], ids)?;
+                rows
+            }
         })
     }
 }

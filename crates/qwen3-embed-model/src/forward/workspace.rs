@@ -58,6 +58,11 @@ pub(crate) fn bytes_per_token(config: &Config, numerics: Numerics, device: &Devi
 }
 
 impl Workspace {
+    /// Whether a batch needs no more memory than the workspace has.
+    pub(crate) fn has_room(&self, batch: &Ragged) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| buffers.fit(batch))
+    }
+
     /// The memory for a batch. `activations` is the type of the inputs of linear layers.
     pub(crate) fn room(
         &mut self,
@@ -67,9 +72,7 @@ impl Workspace {
         device: &Device,
     ) -> Result<Room<'_>> {
         let (n_tokens, n_rows) = (batch.n_tokens(), batch.n_rows());
-        let is_enough =
-            |buffers: &Buffers| buffers.n_tokens >= n_tokens && buffers.n_rows >= n_rows;
-        let buffers = match self.buffers.take().filter(is_enough) {
+        let buffers = match self.buffers.take().filter(|buffers| buffers.fit(batch)) {
             Some(buffers) => buffers,
             None => Buffers::new(n_tokens, n_rows, config, activations, device)?,
         };
@@ -102,6 +105,10 @@ impl Room<'_> {
 }
 
 impl Buffers {
+    fn fit(&self, batch: &Ragged) -> bool {
+        self.n_tokens >= batch.n_tokens() && self.n_rows >= batch.n_rows()
+    }
+
     fn new(
         n_tokens: usize,
         n_rows: usize,

@@ -42,7 +42,7 @@ struct Thread {
     ucontext_t context;
     jmp_buf jump;
     std::vector<char> stack;
-    bool has_begun, has_ended;
+    bool has_ended;
     // The thread waits while the counter `*waits_for` is equal to `waits_while`.
     const unsigned* waits_for;
     unsigned waits_while;
@@ -68,7 +68,7 @@ extern Index thread_index, block_index, block_size;
 extern std::vector<Thread> threads;
 extern std::vector<Warp> warps;
 extern jmp_buf scheduler;
-extern unsigned current, n_at_barrier, barrier_round;
+extern unsigned n_threads, current, n_at_barrier, barrier_round;
 
 [[noreturn]] inline void fail(const char* what) {
     std::fprintf(stderr, "emulator: %s\n", what);
@@ -84,7 +84,7 @@ inline void wait(const unsigned* round) {
 }
 
 inline void barrier() {
-    if (++n_at_barrier == threads.size()) {
+    if (++n_at_barrier == n_threads) {
         n_at_barrier = 0;
         ++barrier_round;
     } else {

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use crate::cpu::{Epilogue, Heads, Layout};
 use crate::cuda::device::{self, Operand, address_of, launch, multiply};
 use crate::cuda::{self, Attention, AttentionIndex, AttentionKernel, ElementType, Gemm, Shape};
+use crate::ops::collect;
 use crate::ops::tensors::{expect_elsewhere, matrix, type_error};
 use crate::{Error, Queries, Ragged, Result};
 
@@ -78,20 +79,34 @@ impl Cuda {
         })
     }
 
-    pub(in crate::ops) fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-        let (_, n_columns) = x.dims2()?;
-        let out = Tensor::zeros((rows.len(), n_columns), DType::F32, x.device())?;
-        if rows.is_empty() {
-            return Ok(out);
-        }
-        let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
-        let indices = address_of_u32(&rows)?;
-        apply("gather_rows", &out, [x], |device, out, [table]| {
-            let plan = cuda::gather_rows(table.element, table.shape, out.shape)?;
-            // SAFETY: `ops::gather_rows` has checked the indices, and there are as many as `out` has rows.
-            unsafe { launch(device, &plan, &[table.address, indices, out.address]) }
-        })?;
-        Ok(out)
+    pub(in crate::ops) fn gather_rows<const N: usize>(
+        &self,
+        tables: [&Tensor; N],
+        rows: &[u32],
+    ) -> Result<[Tensor; N]> {
+        let device = Device::Cuda(self.0.clone());
+        // A device cannot allocate a tensor without elements.
+        let indices = Tensor::from_slice(
+            if rows.is_empty() { &[0] } else { rows },
+            rows.len().max(1),
+            &device,
+        )?;
+        let indices = address_of_u32(&indices)?;
+        collect(tables.map(|table| {
+            let (_, n_columns) = table.dims2()?;
+            let shape = (rows.len(), n_columns);
+            if rows.is_empty() {
+                return Ok(Tensor::zeros(shape, DType::F32, &device)?);
+            }
+            // SAFETY: the kernel writes all values.
+            let out = unsafe { Tensor::empty(shape, DType::F32, &device)? };
+            apply("gather_rows", &out, [table], |device, out, [table]| {
+                let plan = cuda::gather_rows(table.element, table.shape, out.shape)?;
+                // SAFETY: `ops::gather_rows` has checked the indices, and there are as many as `out` has rows.
+                unsafe { launch(device, &plan, &[table.address, indices, out.address]) }
+            })?;
+            Ok(out)
+        }))
     }
 
     pub(in crate::ops) fn attention(
@@ -242,8 +257,9 @@ struct IndexOnDevice {
     batch: Ragged,
     attention: Attention,
     kernel: AttentionKernel,
-    segments: Tensor,
-    tiles: Tensor,
+    /// The segments, and after them the tiles.
+    numbers: Tensor,
+    n_segment_numbers: usize,
     n_tiles: usize,
 }
 
@@ -276,13 +292,11 @@ impl CudaScratch {
             Some(at) => at,
             None => {
                 let index = AttentionIndex::new(batch, attention, kernel);
-                let upload = |values: Vec<u32>| {
-                    let n = values.len();
-                    // A device cannot allocate a tensor without elements.
-                    let values = if n == 0 { vec![0] } else { values };
-                    Tensor::from_vec(values, n.max(1), device)
-                };
-                let n_tiles = index.tiles.len() / 3;
+                let (n_segment_numbers, n_tiles) = (index.segments.len(), index.tiles.len() / 3);
+                let mut numbers = [index.segments, index.tiles].concat();
+                // A device cannot allocate a tensor without elements.
+                numbers.resize(numbers.len().max(1), 0);
+                let n_numbers = numbers.len();
                 if self.indices.len() == INDICES {
                     self.indices.remove(0);
                 }
@@ -290,8 +304,8 @@ impl CudaScratch {
                     batch: batch.clone(),
                     attention,
                     kernel,
-                    segments: upload(index.segments)?,
-                    tiles: upload(index.tiles)?,
+                    numbers: Tensor::from_vec(numbers, n_numbers, device)?,
+                    n_segment_numbers,
                     n_tiles,
                 });
                 self.indices.len() - 1
@@ -302,8 +316,10 @@ impl CudaScratch {
 }
 
 impl IndexOnDevice {
+    /// The addresses of the segments and of the tiles.
     fn addresses(&self) -> Result<[u64; 2]> {
-        Ok([address_of_u32(&self.segments)?, address_of_u32(&self.tiles)?])
+        let segments = address_of_u32(&self.numbers)?;
+        Ok([segments, segments + (self.n_segment_numbers * size_of::<u32>()) as u64])
     }
 }
 

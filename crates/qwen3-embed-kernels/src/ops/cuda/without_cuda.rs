@@ -61,7 +61,11 @@ impl Cuda {
         match *self {}
     }
 
-    pub(in crate::ops) fn gather_rows(&self, _: &Tensor, _: &[u32]) -> Result<Tensor> {
+    pub(in crate::ops) fn gather_rows<const N: usize>(
+        &self,
+        _: [&Tensor; N],
+        _: &[u32],
+    ) -> Result<[Tensor; N]> {
         match *self {}
     }
 
