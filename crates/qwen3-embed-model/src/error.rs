@@ -260,6 +260,18 @@ pub enum Error {
         /// The name.
         got: String,
     },
+    /// The weights do not fit in the memory of the device.
+    #[error(
+        "the weights need about {} MiB of memory, and {} MiB are left",
+        needed_bytes >> 20,
+        free_bytes >> 20
+    )]
+    WeightsTooLarge {
+        /// The memory that the packed weights need, estimated.
+        needed_bytes: u64,
+        /// The memory that the device has left.
+        free_bytes: u64,
+    },
     /// A batch does not fit in the memory of the device, and a batch of half the tokens does not fit either.
     #[error(
         "a batch of {n_tokens} tokens needs about {} MiB of memory, and {} MiB are left: a batch of \

@@ -1,11 +1,15 @@
-//! The calls to CUDA for a batch, as an emulated device counts them: see `cargo xtask emulated-device`.
+//! The calls to CUDA for a batch, as an emulated device counts them, and a device with little memory: see `cargo xtask
+//! emulated-device`.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::{env, fs};
 
-use qwen3_embed_model::{Device, Model, Precision, Sharing};
+use qwen3_embed_kernels::ops;
+use qwen3_embed_model::{Device, Error, Model, Precision, Sharing};
 use qwen3_embed_testing::fixtures;
+use qwen3_embed_testing::vectors::{cosine, unit};
 
 /// The numbers of calls since the program was started.
 fn counts() -> BTreeMap<String, usize> {
@@ -47,8 +51,63 @@ fn calls_of_a_batch_are_as_few_as_documented() {
         assert_eq!(count("copies to the host"), 1, "{calls:#?}");
         // The copies above, three gathered matrices and the normed vectors, which are also set to zero.
         assert_eq!((count("allocations"), count("memsets")), (8, 1), "{calls:#?}");
-        for unexpected in ["lookups of kernels", "synchronizations", "copies on the device"] {
+        for unexpected in ["lookups of kernels", "synchronizations"] {
             assert_eq!(count(unexpected), 0, "{calls:#?}");
         }
     }
+}
+
+/// The memory of a device that a model keeps after a batch of `n_tokens` tokens, in bytes.
+fn bytes_kept_after(n_tokens: usize) -> usize {
+    let device = ops::open_cuda(0).unwrap();
+    let free = || ops::free_bytes(&device).unwrap().unwrap();
+    let before = free();
+    let model = load();
+    model.forward(&texts(n_tokens / 5)).unwrap();
+    before - free()
+}
+
+fn load() -> Model {
+    let model = Model::load(&fixtures::model("wide"), Device::Cuda(0), Precision::Bf16).unwrap();
+    model.with_sharing(Sharing::Off)
+}
+
+/// Texts of five tokens.
+fn texts(n: usize) -> Vec<Vec<u32>> {
+    (0..n as u32).map(|text| (0..5).map(|i| 7 * text + i).collect()).collect()
+}
+
+/// The size of the device's memory is fixed when a process starts, so this test starts itself again.
+#[test]
+#[ignore = "needs an emulated CUDA device"]
+fn a_batch_that_does_not_fit_is_halved() {
+    let name = "a_batch_that_does_not_fit_is_halved";
+    if env::var_os("EMULATED_DEVICE_BYTES").is_none() {
+        // The memory that is kept for 150 tokens is enough for the largest use of memory with 100 tokens.
+        let n_bytes = bytes_kept_after(150);
+        let mut again = Command::new(env::current_exe().unwrap());
+        again.args(["--include-ignored", "--exact", name]);
+        let output = again.env("EMULATED_DEVICE_BYTES", n_bytes.to_string()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let model = load();
+    let (texts, n) = (texts(40), model.embedding_size());
+    let alone: Vec<f32> = texts.iter().flat_map(|text| model.forward(&[text]).unwrap()).collect();
+    // The texts have 200 tokens, and there is memory for about 100.
+    let together = model.forward(&texts).unwrap();
+    for (alone, together) in alone.chunks(n).zip(together.chunks(n)) {
+        assert!(cosine(&unit(alone), &unit(together)) > 0.9999);
+    }
+    // A text cannot be divided.
+    let error = model.forward(&[vec![1; 200]]).unwrap_err();
+    let Error::OutOfMemory { n_tokens, needed_bytes, free_bytes, fitting_tokens, source } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(n_tokens, 200);
+    assert!(needed_bytes > free_bytes && source.is_some(), "{needed_bytes}, {free_bytes}");
+    assert!((50..=100).contains(&fitting_tokens), "{fitting_tokens}");
+    // Nothing is left over.
+    assert_eq!(model.forward(&texts[..1]).unwrap(), alone[..n]);
 }

@@ -111,7 +111,12 @@ fn embedding_size(checkpoint: &Checkpoint) -> Result<usize> {
 impl Config {
     /// The bytes of the packed weights, without the padding of the last panel. `bytes_per_weight` includes the share of
     /// a scale. `blocks` are the values and the packed bytes of the matrices that `Int8` uses without conversion.
-    fn weight_bytes(&self, precision: Precision, bytes_per_weight: f64, blocks: [u64; 2]) -> u64 {
+    pub(crate) fn weight_bytes(
+        &self,
+        precision: Precision,
+        bytes_per_weight: f64,
+        blocks: [u64; 2],
+    ) -> u64 {
         let [c, f, qkv, q] = self.widths();
         let (layers, head_dim) = (self.num_hidden_layers as f64, self.head_dim as f64);
         let matrices = layers * (c * (qkv + q) + 3.0 * c * f);
@@ -133,7 +138,7 @@ mod tests {
     use qwen3_embed_testing::fixtures;
 
     use super::*;
-    use crate::{Device, Model};
+    use crate::{Device, Error, Model};
 
     fn summary(path: &Path) -> Summary {
         Summary::of(&Checkpoint::open(path).unwrap()).unwrap()
@@ -192,6 +197,8 @@ mod tests {
             assert_eq!((memory.weights, memory.workspace), (u64::MAX, u64::MAX), "{precision:?}");
             assert_eq!(memory.total(), u64::MAX);
         }
+        let error = Model::load(dir.path(), Device::Cpu, Precision::F32).unwrap_err();
+        assert_eq!(matches!(error, Error::WeightsTooLarge { .. }), cfg!(target_os = "linux"));
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::sync::Mutex;
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::Arithmetic;
+use qwen3_embed_kernels::ops;
 
 use crate::batching::prefix_cache::PrefixCache;
 use crate::batching::sharing::Sharing;
@@ -14,7 +15,7 @@ use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::numerics::Numerics;
 use crate::precision::Precision;
-use crate::{Checkpoint, Device, Model, Result};
+use crate::{Checkpoint, Device, Error, Model, Result};
 
 /// Options of [`Model::load_with`].
 #[derive(Debug, Clone, Default)]
@@ -70,6 +71,7 @@ impl Model {
     /// # Errors
     ///
     /// [`Error::WeightNotFinite`](crate::Error::WeightNotFinite) if a weight is not finite;
+    /// [`Error::WeightsTooLarge`] if the device has too little memory;
     /// [`Error::MissingTensor`](crate::Error::MissingTensor), [`Error::TensorShape`](crate::Error::TensorShape) or
     /// [`Error::TensorType`](crate::Error::TensorType) if a tensor does not fit the configuration;
     /// [`Error::Field`](crate::Error::Field) if `modules.json` lists modules that are not supported;
@@ -94,6 +96,7 @@ impl Model {
         if let Some(arithmetic) = options.arithmetic {
             numerics = Numerics::new(numerics.precision, arithmetic, &device);
         }
+        check_memory(checkpoint, numerics.precision, &device)?;
         let shape = [config.vocab_size, config.hidden_size];
         let embed_tokens = TokenEmbeddings::new(
             weights.rows("embed_tokens.weight", shape)?,
@@ -135,5 +138,24 @@ impl Model {
             n_computed,
         };
         Ok(model.with_sharing(Sharing::default()))
+    }
+}
+
+/// Checks that the device has memory for the packed weights. Systems grant more memory than they have, and end the process
+/// when it uses the memory.
+fn check_memory(
+    checkpoint: &Checkpoint,
+    precision: Precision,
+    device: &candle_core::Device,
+) -> Result<()> {
+    let Some(free_bytes) = ops::free_bytes(device)? else { return Ok(()) };
+    let blocks = checkpoint.weights().blocks();
+    let bytes_per_weight = precision.bytes_per_weight();
+    let needed_bytes = checkpoint.config().weight_bytes(precision, bytes_per_weight, blocks);
+    match free_bytes as u64 {
+        free_bytes if free_bytes < needed_bytes => {
+            Err(Error::WeightsTooLarge { needed_bytes, free_bytes })
+        }
+        _ => Ok(()),
     }
 }

@@ -279,19 +279,6 @@ Result cuStreamSynchronize(void*) {
 
 Result cuCtxSynchronize() { return cuStreamSynchronize(nullptr); }
 
-Result cuStreamWaitEvent(void*, void*, unsigned) { return SUCCESS; }
-
-Result cuEventCreate(void** event, unsigned) {
-    *event = &handle;
-    return SUCCESS;
-}
-
-Result cuEventRecord(void*, void*) { return SUCCESS; }
-
-Result cuEventSynchronize(void*) { return SUCCESS; }
-
-Result cuEventDestroy_v2(void*) { return SUCCESS; }
-
 Result cuMemGetInfo_v2(size_t* n_free, size_t* n_total) {
     Guard guard(lock);
     *n_total = n_bytes_in_all();
@@ -337,15 +324,6 @@ Result cuMemcpyDtoHAsync_v2(void* to, size_t from, size_t n, void*) {
     finish();
     std::memcpy(to, reinterpret_cast<const void*>(from), n);
     write_counts();
-    return SUCCESS;
-}
-
-Result cuMemcpyDtoDAsync_v2(size_t to, size_t from, size_t n, void*) {
-    Guard guard(lock);
-    ++counts["copies on the device"];
-    check(to, n);
-    check(from, n);
-    queue.push_back([=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n); });
     return SUCCESS;
 }
 
