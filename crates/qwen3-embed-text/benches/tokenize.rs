@@ -33,7 +33,7 @@ fn main() -> Result<(), Error> {
     let tokenizer = Tokenizer::from_json(&fs::read(&tokenizer)?, &tokenizer)?;
     for file in files {
         let text = fs::read_to_string(&file)?;
-        let n_tokens = tokenizer.encode(&text, SpecialTokens::AsText)?.len();
+        let n_tokens = tokenizer.encode(&text, SpecialTokens::PlainText)?.len();
         for tokens_of_text in [n_tokens, 512, 32] {
             // Whole characters, of as many bytes as this number of tokens has on average.
             let n_bytes = (text.len() * tokens_of_text).div_ceil(n_tokens.max(1)).max(4);
@@ -43,7 +43,7 @@ fn main() -> Result<(), Error> {
                     let start = Instant::now();
                     let mut n = 0;
                     for text in &texts {
-                        n += tokenizer.encode(text, SpecialTokens::AsText)?.len();
+                        n += tokenizer.encode(text, SpecialTokens::PlainText)?.len();
                     }
                     Ok(n as f64 / start.elapsed().as_secs_f64())
                 })
@@ -64,7 +64,11 @@ fn main() -> Result<(), Error> {
 fn split(text: &str, n_bytes: usize) -> Vec<&str> {
     let (mut rest, mut parts) = (text, Vec::new());
     while !rest.is_empty() {
-        let (part, after) = rest.split_at(rest.floor_char_boundary(n_bytes));
+        let mut end = n_bytes.min(rest.len());
+        while !rest.is_char_boundary(end) {
+            end -= 1;
+        }
+        let (part, after) = rest.split_at(end);
         parts.push(part);
         rest = after;
     }
