@@ -4,13 +4,13 @@
 //! cargo bench --package qwen3-embed-text --bench tokenize -- [tokenizer.json] [text file]...
 //! ```
 //!
-//! The text of each file is measured as one text, as texts of about 512 tokens, and as texts of about 32 tokens. The
+//! Paths are absolute. The text of each file is measured as one text, as texts of about 512 tokens, and as texts of about 32 tokens. The
 //! default is the tokenizer of the fixtures and `fixtures/corpus.txt`, which has sentences in many languages. Words are
 //! cached by the tokenizer, as they are in a service.
 
 #![expect(clippy::print_stdout, reason = "the benchmark reports to the terminal")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use std::{env, fs};
 
@@ -30,9 +30,9 @@ fn main() -> Result<(), Error> {
         [tokenizer] => (tokenizer.clone(), vec![fixtures::path("corpus.txt")]),
         [tokenizer, files @ ..] => (tokenizer.clone(), files.to_vec()),
     };
-    let tokenizer = Tokenizer::from_json(&fs::read(&tokenizer)?, &tokenizer)?;
+    let tokenizer = Tokenizer::from_json(&read(&tokenizer)?, &tokenizer)?;
     for file in files {
-        let text = fs::read_to_string(&file)?;
+        let text = String::from_utf8(read(&file)?)?;
         let n_tokens = tokenizer.encode(&text, SpecialTokens::PlainText)?.len();
         for tokens_of_text in [n_tokens, 512, 32] {
             // Whole characters, of as many bytes as this number of tokens has on average.
@@ -58,6 +58,10 @@ fn main() -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
 /// Parts of a text, each of at most `n_bytes` bytes. At least one character fits.

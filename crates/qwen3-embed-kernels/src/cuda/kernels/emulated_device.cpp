@@ -9,7 +9,8 @@
 // - EMULATED_DEVICE_BYTES: the memory of the device. The default is 16 GiB.
 // - EMULATED_DEVICE_COUNTS: a file. When the host reads memory of the device, the numbers of calls so far are written to
 //   the file, as lines with a name and a number.
-// - EMULATED_DEVICE_IDLE: if set, kernels and multiplications do nothing, to measure the time of the host.
+// - EMULATED_DEVICE_IDLE: if set, kernels and multiplications do nothing, and nothing is counted, to measure the time of
+//   the host.
 #include "launch.hpp"
 
 #include <fstream>
@@ -44,6 +45,10 @@ bool is_idle() {
 
 std::map<std::string, size_t> counts;
 
+void count(const std::string& name) {
+    if (!is_idle()) ++counts[name];
+}
+
 void write_counts() {
     static const char* path = std::getenv("EMULATED_DEVICE_COUNTS");
     if (!path) return;
@@ -72,11 +77,17 @@ Result allocate(size_t* address, size_t n) {
     if (n == 0) return INVALID_VALUE;
     if (n_allocated + n > n_bytes_in_all()) finish();
     if (n_allocated + n > n_bytes_in_all()) return NO_MEMORY;
+    if (is_idle()) {
+        *address = reinterpret_cast<size_t>(std::aligned_alloc(ALIGNMENT, round_up(n, ALIGNMENT)));
+        allocations[*address] = n;
+        n_allocated += n;
+        return *address ? SUCCESS : NO_MEMORY;
+    }
     void* start = mmap(nullptr, mapped(n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) return NO_MEMORY;
     size_t end = reinterpret_cast<size_t>(start) + mapped(n) - PAGE;
     mprotect(reinterpret_cast<void*>(end), PAGE, PROT_NONE);
-    if (!is_idle()) std::memset(start, 0xff, mapped(n) - PAGE);
+    std::memset(start, 0xff, mapped(n) - PAGE);
     *address = end - round_up(n, ALIGNMENT);
     allocations[*address] = n;
     n_allocated += n;
@@ -87,7 +98,11 @@ void free_now(size_t address) {
     auto found = allocations.find(address);
     if (found == allocations.end()) fail("memory is freed that was not allocated");
     size_t n = found->second, end = address + round_up(n, ALIGNMENT) + PAGE;
-    munmap(reinterpret_cast<void*>(end - mapped(n)), mapped(n));
+    if (is_idle()) {
+        std::free(reinterpret_cast<void*>(address));
+    } else {
+        munmap(reinterpret_cast<void*>(end - mapped(n)), mapped(n));
+    }
     allocations.erase(found);
     n_allocated -= n;
 }
@@ -141,8 +156,8 @@ std::function<void()> find_of_candle(const std::string& name, Pointers& argument
 }
 
 Result launch(const std::string& name, const u32 (&grid)[3], u32 n_threads, void** values) {
-    ++counts["launches"];
-    ++counts[name];
+    count("launches");
+    count(name);
     for (u32 n : grid) {
         if (n == 0) return INVALID_VALUE;
     }
@@ -272,7 +287,7 @@ Result cuStreamDestroy_v2(void*) { return SUCCESS; }
 
 Result cuStreamSynchronize(void*) {
     Guard guard(lock);
-    ++counts["synchronizations"];
+    count("synchronizations");
     finish();
     return SUCCESS;
 }
@@ -288,7 +303,7 @@ Result cuMemGetInfo_v2(size_t* n_free, size_t* n_total) {
 
 Result cuMemAllocAsync(size_t* address, size_t n, void*) {
     Guard guard(lock);
-    ++counts["allocations"];
+    count("allocations");
     return allocate(address, n);
 }
 
@@ -300,16 +315,16 @@ Result cuMemFreeAsync(size_t address, void*) {
 
 Result cuMemsetD8Async(size_t address, unsigned char value, size_t n, void*) {
     Guard guard(lock);
-    ++counts["memsets"];
+    count("memsets");
     check(address, n);
-    if (!is_idle()) queue.push_back([=] { std::memset(reinterpret_cast<void*>(address), value, n); });
+    queue.push_back([=] { std::memset(reinterpret_cast<void*>(address), value, n); });
     return SUCCESS;
 }
 
 // Memory of the host that is not pinned is read before the call returns.
 Result cuMemcpyHtoDAsync_v2(size_t to, const void* from, size_t n, void*) {
     Guard guard(lock);
-    ++counts["copies to the device"];
+    count("copies to the device");
     check(to, n);
     auto bytes = static_cast<const char*>(from);
     std::vector<char> copy(bytes, bytes + n);
@@ -319,7 +334,7 @@ Result cuMemcpyHtoDAsync_v2(size_t to, const void* from, size_t n, void*) {
 
 Result cuMemcpyDtoHAsync_v2(void* to, size_t from, size_t n, void*) {
     Guard guard(lock);
-    ++counts["copies to the host"];
+    count("copies to the host");
     check(from, n);
     finish();
     std::memcpy(to, reinterpret_cast<const void*>(from), n);
@@ -338,7 +353,7 @@ Result cuModuleUnload(void*) { return SUCCESS; }
 Result cuModuleGetFunction(void** function, void*, const char* name) {
     Guard guard(lock);
     static std::map<std::string, std::string> names;
-    ++counts["lookups of kernels"];
+    count("lookups of kernels");
     *function = &names.try_emplace(name, name).first->second;
     return SUCCESS;
 }
@@ -371,8 +386,8 @@ Result cublasGemmEx(void*, int transposes_a, int transposes_b, int m, int n, int
                     int c_type, int c_stride, int compute_type, int) {
     constexpr int TRANSPOSED = 1, UNCHANGED = 0, COMPUTE_32F = 68;
     Guard guard(lock);
-    ++counts["launches"];
-    ++counts["cublasGemmEx"];
+    count("launches");
+    count("cublasGemmEx");
     float one = *static_cast<const float*>(alpha), factor = *static_cast<const float*>(beta);
     bool is_known = transposes_a == TRANSPOSED && transposes_b == UNCHANGED && compute_type == COMPUTE_32F;
     if (!is_known || one != 1.0f || m <= 0 || n <= 0 || k <= 0) fail("an unknown kind of multiplication");
