@@ -138,7 +138,7 @@ mod tests {
     use qwen3_embed_testing::fixtures;
 
     use super::*;
-    use crate::{Device, Error, Model};
+    use crate::{Device, Model};
 
     fn summary(path: &Path) -> Summary {
         Summary::of(&Checkpoint::open(path).unwrap()).unwrap()
@@ -197,8 +197,6 @@ mod tests {
             assert_eq!((memory.weights, memory.workspace), (u64::MAX, u64::MAX), "{precision:?}");
             assert_eq!(memory.total(), u64::MAX);
         }
-        let error = Model::load(dir.path(), Device::Cpu, Precision::F32).unwrap_err();
-        assert_eq!(matches!(error, Error::WeightsTooLarge { .. }), cfg!(target_os = "linux"));
     }
 
     #[test]

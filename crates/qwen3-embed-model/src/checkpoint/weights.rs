@@ -134,9 +134,10 @@ impl Weights {
 
     /// The type and the number of values of each tensor. Types are named as in their file format.
     pub(crate) fn stored_types(&self) -> impl Iterator<Item = (String, u64)> {
-        self.tensors
-            .values()
-            .map(|entry| (entry.type_name(), entry.shape.iter().map(|&n| n as u64).product()))
+        self.tensors.values().map(|entry| {
+            let sizes = entry.shape.iter().map(|&n| n as u64);
+            (entry.type_name(), sizes.fold(1, u64::saturating_mul))
+        })
     }
 
     /// The size in bytes of all files with tensors.

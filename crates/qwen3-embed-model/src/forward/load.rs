@@ -148,14 +148,34 @@ fn check_memory(
     precision: Precision,
     device: &candle_core::Device,
 ) -> Result<()> {
-    let Some(free_bytes) = ops::free_bytes(device)? else { return Ok(()) };
-    let blocks = checkpoint.weights().blocks();
+    let (config, weights) = (checkpoint.config(), checkpoint.weights());
     let bytes_per_weight = precision.bytes_per_weight();
-    let needed_bytes = checkpoint.config().weight_bytes(precision, bytes_per_weight, blocks);
-    match free_bytes as u64 {
-        free_bytes if free_bytes < needed_bytes => {
-            Err(Error::WeightsTooLarge { needed_bytes, free_bytes })
-        }
-        _ => Ok(()),
+    let of_config = config.weight_bytes(precision, bytes_per_weight, weights.blocks());
+    // A configuration that needs more than the file has is another error.
+    let n_values = weights.stored_types().map(|(_, n_values)| n_values);
+    let n_values = n_values.fold(0, u64::saturating_add);
+    let of_file = (n_values as f64 * bytes_per_weight) as u64;
+    match ops::free_bytes(device)? {
+        Some(free_bytes) => expect_room(of_config.min(of_file), free_bytes as u64),
+        None => Ok(()),
+    }
+}
+
+fn expect_room(needed_bytes: u64, free_bytes: u64) -> Result<()> {
+    match needed_bytes <= free_bytes {
+        true => Ok(()),
+        false => Err(Error::WeightsTooLarge { needed_bytes, free_bytes }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_do_not_fit_are_an_error_with_both_sizes() {
+        assert!(expect_room(8 << 20, 8 << 20).is_ok());
+        let error = expect_room((8 << 20) + 1, 8 << 20).unwrap_err();
+        assert_eq!(error.to_string(), "the weights need about 8 MiB of memory, and 8 MiB are left");
     }
 }
