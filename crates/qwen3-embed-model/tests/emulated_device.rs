@@ -4,12 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{env, fs};
 
 use qwen3_embed_kernels::ops;
 use qwen3_embed_model::{Device, Error, Model, Precision, Sharing};
 use qwen3_embed_testing::fixtures;
 use qwen3_embed_testing::vectors::{cosine, unit};
+
+/// The tests run one after another, because the device counts the calls of all threads.
+static DEVICE: Mutex<()> = Mutex::new(());
+
+fn wait_for_device() -> MutexGuard<'static, ()> {
+    DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The numbers of calls since the program was started.
 fn counts() -> BTreeMap<String, usize> {
@@ -35,6 +43,7 @@ fn calls(model: &Model, first: &[Vec<u32>], second: &[Vec<u32>]) -> BTreeMap<Str
 #[test]
 #[ignore = "needs an emulated CUDA device"]
 fn calls_of_a_batch_are_as_few_as_documented() {
+    let _device = wait_for_device();
     let texts = [32, 9].map(|n| vec![1; n]);
     for name in ["wide", "base"] {
         let model = Model::load(&fixtures::model(name), Device::Cuda(0), Precision::Bf16).unwrap();
@@ -81,6 +90,7 @@ fn texts(n: usize) -> Vec<Vec<u32>> {
 #[test]
 #[ignore = "needs an emulated CUDA device"]
 fn a_batch_that_does_not_fit_is_halved() {
+    let _device = wait_for_device();
     let name = "a_batch_that_does_not_fit_is_halved";
     if env::var_os("EMULATED_DEVICE_BYTES").is_none() {
         // The memory that is kept for 150 tokens is enough for the largest use of memory with 100 tokens.
