@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -86,8 +87,9 @@ pub(crate) fn run() -> Result<()> {
             unchecked.push(format!("the kernels for ARM, because of this error: {error:#}"))
         }
     }
-    match Toolkit::assemble(&root().join("target/cuda-toolkit")) {
-        Ok(toolkit) => step("cuda", || cuda(&toolkit))?,
+    let toolkit = Toolkit::assemble(&root().join("target/cuda-toolkit"));
+    match toolkit.and_then(|toolkit| Ok((toolkit, emulated_device::build()?))) {
+        Ok((toolkit, device)) => step("cuda", || cuda(&toolkit, &device))?,
         Err(error) => {
             unchecked.push(format!("the feature `cuda`, because of this error: {error:#}"))
         }
@@ -123,8 +125,7 @@ fn supply_chain() -> Result<Option<String>> {
 /// Checks the feature `cuda`: the lints, and the tests on an emulated device. Only the packages with code for the feature
 /// are built. The kernels of this project are compiled and candle's kernels are not, so the build cannot be used with a
 /// device and has its own target folder.
-fn cuda(toolkit: &Toolkit) -> Result<()> {
-    let device = emulated_device::build()?;
+fn cuda(toolkit: &Toolkit, device: &Path) -> Result<()> {
     // One build covers both packages. Tests that need a device have the attribute `ignore`.
     let packages = ["test", "--package=qwen3-embed-kernels", "--package=qwen3-embed-model"];
     let features = "--features=qwen3-embed-kernels/cuda,qwen3-embed-model/cuda";
@@ -133,7 +134,7 @@ fn cuda(toolkit: &Toolkit) -> Result<()> {
         let options = [features, "--", "--include-ignored"];
         let mut command = cargo_command(&[&packages[..], &UNOPTIMIZED, target, &options].concat());
         command.env("CARGO_TARGET_DIR", root().join("target/cuda-without-device"));
-        command.env("LD_LIBRARY_PATH", &device);
+        command.env("LD_LIBRARY_PATH", device);
         command.env("EMULATED_DEVICE_COUNTS", device.join("counts"));
         toolkit.set(&mut command, false)?;
         workspace::run(with_lints(&mut command))?;

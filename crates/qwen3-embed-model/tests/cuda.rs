@@ -2,7 +2,7 @@
 //! parity --device cuda` compares the model on a device with transformers.
 #![allow(clippy::unwrap_used)]
 
-use std::{slice, thread};
+use std::{env, slice, thread};
 
 use qwen3_embed_model::{Device, Model, Precision, Sharing};
 use qwen3_embed_testing::fixtures;
@@ -35,8 +35,8 @@ fn assert_close(what: &str, got: &[Vec<f64>], expected: &[Vec<f64>], precision: 
 }
 
 /// Texts of the fixtures' vocabulary with common prefixes.
-fn texts(rng: &mut SmallRng, n: usize) -> Vec<Vec<u32>> {
-    random_texts(rng, n, 1000, 150)
+fn texts(rng: &mut SmallRng, n: usize, max_tokens: usize) -> Vec<Vec<u32>> {
+    random_texts(rng, n, 1000, max_tokens)
 }
 
 #[test]
@@ -50,9 +50,12 @@ fn missing_cuda_device_is_an_error_that_names_it() {
 #[ignore = "needs a CUDA device"]
 fn vectors_match_those_of_the_cpu_with_any_sharing() {
     let mut rng = SmallRng::seed_from_u64(1);
+    // An emulated device would take more than ten minutes for as many texts as a device. CI sets the variable.
+    let is_emulated = env::var_os("EMULATED_DEVICE_COUNTS").is_some();
+    let (n_calls, n_texts, max_tokens) = if is_emulated { (2, 6, 150) } else { (4, 20, 400) };
     for name in ["base", "wide", "attention-bias", "bidirectional", "gguf-q8-0"] {
         let cpu = load(name, Device::Cpu, Precision::F32);
-        let calls: Vec<_> = (0..2).map(|_| texts(&mut rng, 6)).collect();
+        let calls: Vec<_> = (0..n_calls).map(|_| texts(&mut rng, n_texts, max_tokens)).collect();
         let expected: Vec<_> = calls.iter().map(|texts| rows(&cpu, texts)).collect();
         for precision in [Precision::F32, Precision::Bf16] {
             let mut model = load(name, Device::Cuda(0), precision);
@@ -79,7 +82,7 @@ fn vectors_match_those_of_the_cpu_with_any_sharing() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn threads_share_a_model() {
-    let texts = texts(&mut SmallRng::seed_from_u64(2), 12);
+    let texts = texts(&mut SmallRng::seed_from_u64(2), 12, 400);
     let expected = rows(&load("base", Device::Cpu, Precision::F32), &texts);
     let model = load("base", Device::Cuda(0), Precision::F32);
     thread::scope(|scope| {

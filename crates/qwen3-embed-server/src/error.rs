@@ -286,3 +286,22 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     message
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_that_does_not_fit_in_memory_is_too_large() {
+        let (n_tokens, needed_bytes, free_bytes, fitting_tokens) = (9, 9 << 20, 4 << 20, 4);
+        let source = None;
+        let error =
+            ModelError::OutOfMemory { n_tokens, needed_bytes, free_bytes, fitting_tokens, source };
+        let error = ApiError::from_model(error.into(), Field::single("input"));
+        assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(error.detail.code, Some("out_of_memory"));
+        let expected = "a batch of 9 tokens needs about 9 MiB of memory, and 4 MiB are left: a batch of \
+                        4 tokens would fit";
+        assert_eq!(error.detail.message, expected);
+    }
+}

@@ -4,9 +4,9 @@
 //! cargo bench --package qwen3-embed-text --bench tokenize -- [tokenizer.json] [text file]...
 //! ```
 //!
-//! Paths are absolute. The text of each file is measured as one text, as texts of about 512 tokens, and as texts of about 32 tokens. The
-//! default is the tokenizer of the fixtures and `fixtures/corpus.txt`, which has sentences in many languages. Words are
-//! cached by the tokenizer, as they are in a service.
+//! Paths are absolute. The text of each file is measured as one text, as texts of about 512 tokens, and as texts of about
+//! 32 tokens. The default is the tokenizer of the fixtures and `fixtures/corpus.txt`, which has sentences in many
+//! languages. Words are cached by the tokenizer, as they are in a service.
 
 #![expect(clippy::print_stdout, reason = "the benchmark reports to the terminal")]
 

@@ -25,7 +25,7 @@ namespace {
 using emulator::fail;
 
 // Results of functions of the driver. Those of cuBLAS and cuRAND are also 0 if the call succeeded.
-enum Result { SUCCESS = 0, INVALID_VALUE = 1, NO_MEMORY = 2, NO_DEVICE = 101, NOT_FOUND = 500 };
+enum Result { SUCCESS = 0, INVALID_VALUE = 1, NO_MEMORY = 2, NO_DEVICE = 101 };
 
 std::mutex lock;
 typedef std::lock_guard<std::mutex> Guard;
@@ -73,22 +73,23 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 // The size of the pages of an allocation, with the page after it that is not accessible.
 size_t mapped(size_t n) { return round_up(n, PAGE) + PAGE; }
 
+// The address of memory of the host for an allocation, or 0.
+size_t host_memory(size_t n) {
+    if (is_idle()) return reinterpret_cast<size_t>(std::aligned_alloc(ALIGNMENT, round_up(n, ALIGNMENT)));
+    void* start = mmap(nullptr, mapped(n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) return 0;
+    size_t end = reinterpret_cast<size_t>(start) + mapped(n) - PAGE;
+    mprotect(reinterpret_cast<void*>(end), PAGE, PROT_NONE);
+    std::memset(start, 0xff, mapped(n) - PAGE);
+    return end - round_up(n, ALIGNMENT);
+}
+
 Result allocate(size_t* address, size_t n) {
     if (n == 0) return INVALID_VALUE;
     if (n_allocated + n > n_bytes_in_all()) finish();
     if (n_allocated + n > n_bytes_in_all()) return NO_MEMORY;
-    if (is_idle()) {
-        *address = reinterpret_cast<size_t>(std::aligned_alloc(ALIGNMENT, round_up(n, ALIGNMENT)));
-        allocations[*address] = n;
-        n_allocated += n;
-        return *address ? SUCCESS : NO_MEMORY;
-    }
-    void* start = mmap(nullptr, mapped(n), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (start == MAP_FAILED) return NO_MEMORY;
-    size_t end = reinterpret_cast<size_t>(start) + mapped(n) - PAGE;
-    mprotect(reinterpret_cast<void*>(end), PAGE, PROT_NONE);
-    std::memset(start, 0xff, mapped(n) - PAGE);
-    *address = end - round_up(n, ALIGNMENT);
+    *address = host_memory(n);
+    if (!*address) return NO_MEMORY;
     allocations[*address] = n;
     n_allocated += n;
     return SUCCESS;
@@ -174,26 +175,29 @@ Result launch(const std::string& name, const u32 (&grid)[3], u32 n_threads, void
     return SUCCESS;
 }
 
-// A column-major matrix of f32, bf16 or f16.
+// Types of matrices, as cuBLAS numbers them.
+enum Type { TYPE_F32 = 0, TYPE_F16 = 2, TYPE_BF16 = 14 };
+
+// A column-major matrix.
 struct Matrix {
     size_t address;
     int type, stride;
 
-    size_t size() const { return type == 0 ? 4 : 2; }
+    size_t size() const { return type == TYPE_F32 ? 4 : 2; }
 
     float get(size_t row, size_t column) const {
         size_t at = address + (column * stride + row) * size();
-        if (type == 0) return *reinterpret_cast<const float*>(at);
+        if (type == TYPE_F32) return *reinterpret_cast<const float*>(at);
         u16 value = *reinterpret_cast<const u16*>(at);
-        return type == 14 ? Bf16::widen(value) : F16::widen(value);
+        return type == TYPE_BF16 ? Bf16::widen(value) : F16::widen(value);
     }
 
     void set(size_t row, size_t column, float value) const {
         size_t at = address + (column * stride + row) * size();
-        if (type == 0) {
+        if (type == TYPE_F32) {
             *reinterpret_cast<float*>(at) = value;
         } else {
-            *reinterpret_cast<u16*>(at) = type == 14 ? Bf16::round(value) : F16::round(value);
+            *reinterpret_cast<u16*>(at) = type == TYPE_BF16 ? Bf16::round(value) : F16::round(value);
         }
     }
 
@@ -204,7 +208,7 @@ struct Matrix {
     }
 
     void check(size_t n_rows, size_t n_columns) const {
-        if (type != 0 && type != 2 && type != 14) fail("a matrix is not f32, f16 or bf16");
+        if (type != TYPE_F32 && type != TYPE_F16 && type != TYPE_BF16) fail("a matrix is not f32, f16 or bf16");
         if (stride < static_cast<int>(n_rows)) fail("the columns of a matrix overlap");
         ::check(address, ((n_columns - 1) * stride + n_rows) * size());
     }

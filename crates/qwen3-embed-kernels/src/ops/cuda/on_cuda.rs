@@ -85,21 +85,12 @@ impl Cuda {
         rows: &[u32],
     ) -> Result<[Tensor; N]> {
         let device = Device::Cuda(self.0.clone());
-        // A device cannot allocate a tensor without elements.
-        let indices = Tensor::from_slice(
-            if rows.is_empty() { &[0] } else { rows },
-            rows.len().max(1),
-            &device,
-        )?;
-        let indices = address_of_u32(&indices)?;
+        let on_device = Tensor::from_slice(rows, rows.len(), &device)?;
+        let indices = address_of_u32(&on_device)?;
         collect(tables.map(|table| {
             let (_, n_columns) = table.dims2()?;
-            let shape = (rows.len(), n_columns);
-            if rows.is_empty() {
-                return Ok(Tensor::zeros(shape, DType::F32, &device)?);
-            }
             // SAFETY: the kernel writes all values.
-            let out = unsafe { Tensor::empty(shape, DType::F32, &device)? };
+            let out = unsafe { Tensor::empty((rows.len(), n_columns), DType::F32, &device)? };
             apply("gather_rows", &out, [table], |device, out, [table]| {
                 let plan = cuda::gather_rows(table.element, table.shape, out.shape)?;
                 // SAFETY: `ops::gather_rows` has checked the indices, and there are as many as `out` has rows.
