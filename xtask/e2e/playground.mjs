@@ -38,8 +38,12 @@ async function settled(page, panel, result) {
   await page.locator(`#${panel} .results[aria-busy=false] ${result}`).first().waitFor();
 }
 
-/** The texts in the boxes of a panel. */
-const texts = (page, panel) => page.locator(`#${panel} .texts textarea`).evaluateAll((boxes) => boxes.map(({ value }) => value));
+/** The texts in the boxes of a panel. The page has the boxes only when the server is ready. */
+async function texts(page, panel) {
+  const boxes = page.locator(`#${panel} .texts textarea`);
+  await boxes.first().waitFor();
+  return boxes.evaluateAll((all) => all.map(({ value }) => value));
+}
 
 /** Replaces the texts of a panel with the keyboard. */
 async function type(page, panel, texts) {
@@ -244,8 +248,11 @@ async function snippets() {
   const copied = async (panel, language) => {
     await page.click(`#${panel} [data-language=${language}]`);
     await page.locator(`#${panel} [data-language=${language}][aria-pressed=true]`).waitFor();
+    // The button may still say "Copied" about the text before, so the new text itself is awaited.
+    await page.evaluate(() => navigator.clipboard.writeText(""));
     await page.click(`#${panel} .copy`);
     await page.locator(`#${panel} .copy`).getByText("Copied").waitFor();
+    await page.waitForFunction(async () => (await navigator.clipboard.readText()) !== "");
     return page.evaluate(() => navigator.clipboard.readText());
   };
   const quoted = ["It's \"quoted\" with \\ and $HOME", "`天气` 😀"];
