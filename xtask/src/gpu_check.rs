@@ -202,7 +202,7 @@ fn checks(folder: &Path, model: &Path) -> Vec<(String, Command)> {
     add("random weights of 0.6B", command);
     for precision in ["bf16", "f32"] {
         let mut command = Command::new(bin.join("qwen3-embed"));
-        command.args(["bench", "--device=cuda", "--shape=1x32,32x128,32x512,4x4096"]);
+        command.args(["bench", "--device=cuda", "--shape=1x32,2x16,32x128,64x512,8x4096,1x32768"]);
         command.args(["--queries=64", "--precision", precision, "--model"]).arg(model);
         add(&format!("bench {precision}"), command);
     }

@@ -135,4 +135,4 @@ fn is_out_of_memory(error: &candle_core::Error) -> bool {
 }
 
 /// A result with the error of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -11,6 +11,7 @@
 
 mod cuda;
 mod linear;
+mod recording;
 mod scratch;
 mod tensors;
 
@@ -23,6 +24,7 @@ use crate::memory::available_bytes;
 use crate::{Queries, Ragged, Result};
 
 pub use self::linear::Linear;
+pub use self::recording::{Recording, record};
 pub use self::scratch::Scratch;
 
 /// Opens the CUDA device with this number. Operations on the device run in the order of the calls, also if several
@@ -40,6 +42,11 @@ pub fn open_cuda(ordinal: usize) -> Result<Device> {
 /// Whether forward passes on the device should run one after another. A CUDA device computes one forward pass at a
 /// time, and each concurrent forward pass would need memory on the device.
 pub fn takes_turns(device: &Device) -> bool {
+    !device.is_cpu()
+}
+
+/// Whether a device can [record] operations.
+pub fn records(device: &Device) -> bool {
     !device.is_cpu()
 }
 
@@ -235,6 +242,40 @@ pub fn gather_rows<const N: usize>(
     tables: [&Tensor; N],
     rows: &[u32],
 ) -> Result<[Tensor; N]> {
+    expect_rows(tables, rows)?;
+    if let Some(cuda) = Cuda::of(device) {
+        return cuda.gather_rows(tables, rows);
+    }
+    let rows = Tensor::from_slice(rows, rows.len(), device)?;
+    let gather = |table: &Tensor| table.index_select(&rows, 0)?.to_dtype(DType::F32);
+    collect(tables.map(|table| Ok(gather(table)?)))
+}
+
+/// Gathers rows as [`gather_rows`] does, and writes them to `out`.
+///
+/// # Shapes
+///
+/// `table` is [T, C]; `out` is [rows, C].
+///
+/// # Errors
+///
+/// As [`gather_rows`]; [`Error::Shape`](crate::Error::Shape) if `out` has another shape;
+/// [`Error::Type`](crate::Error::Type) if `out` is not f32.
+pub fn gather_rows_to(table: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> {
+    expect_rows([table], rows)?;
+    expect("gather_rows out", out, &[rows.len(), table.dim(1)?])?;
+    expect_dense("gather_rows out", [out])?;
+    match Cuda::of(out.device()) {
+        Some(cuda) => cuda.gather_rows_to([table], rows, [out]),
+        None => {
+            let [gathered] = gather_rows(out.device(), [table], rows)?;
+            copy_rows(&gathered, out)
+        }
+    }
+}
+
+/// Checks that tables have rows with these indices.
+fn expect_rows<const N: usize>(tables: [&Tensor; N], rows: &[u32]) -> Result<()> {
     let last = rows.iter().max().copied();
     for table in tables {
         let n_rows = table.dims().first().copied().unwrap_or(0);
@@ -242,12 +283,7 @@ pub fn gather_rows<const N: usize>(
             return Err(shape_error("gather_rows", format!("more than {row} rows"), table));
         }
     }
-    if let Some(cuda) = Cuda::of(device) {
-        return cuda.gather_rows(tables, rows);
-    }
-    let rows = Tensor::from_slice(rows, rows.len(), device)?;
-    let gather = |table: &Tensor| table.index_select(&rows, 0)?.to_dtype(DType::F32);
-    collect(tables.map(|table| Ok(gather(table)?)))
+    Ok(())
 }
 
 /// The values of all results, or the first error.

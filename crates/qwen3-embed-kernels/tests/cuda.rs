@@ -1,6 +1,8 @@
 //! The operations on tensors on a CUDA device. `src/cuda/tests.rs` compares the kernels with the reference.
 #![allow(clippy::unwrap_used)]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
@@ -81,6 +83,72 @@ fn linear_stores_or_adds_all_or_some_columns() {
             assert_close(&[got], &[times * expected], 3.0 * bound(n_in));
         }
     }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn recorded_operations_read_the_current_values() {
+    let device = device();
+    let (n_rows, n) = (9, 64);
+    let (weight, norm) = (random(7, n * n), random(8, n));
+    let layer = ops::Linear::in_f32(&device, [n, n], Layout::Plain, |o, row| {
+        row.copy_from_slice(&weight[o * n..][..n]);
+    });
+    let (layer, scratch) = (layer.unwrap(), ops::Scratch::default());
+    let table = random(9, 30 * n);
+    let table = Tensor::from_vec(table, (30, n), &device).unwrap();
+    let [x, normed, out] =
+        [(); 3].map(|()| Tensor::zeros((n_rows, n), DType::F32, &device).unwrap());
+    let norm = Tensor::from_vec(norm, n, &device).unwrap();
+    let run = || -> Result<(), Error> {
+        ops::rms_norm(&x, &norm, 1e-6, &normed)?;
+        layer.forward(&normed, &out, Epilogue::Store, &scratch)
+    };
+    let rows = |first: u32| Vec::from_iter(first..first + n_rows as u32);
+    let mut expected = Vec::new();
+    for first in [0, 5, 21] {
+        ops::gather_rows_to(&table, &rows(first), &x).unwrap();
+        run().unwrap();
+        expected.push(ops::to_f32(&out).unwrap());
+    }
+    let mut recording = ops::record(&device, run).unwrap().unwrap();
+    // Recording does not run the operations, and a recording keeps what it needs.
+    let result = out.clone();
+    assert_eq!(ops::to_f32(&result).unwrap(), expected[2]);
+    drop((layer, norm, normed, out, scratch));
+    for (first, expected) in [0, 5, 21].into_iter().zip(expected) {
+        ops::gather_rows_to(&table, &rows(first), &x).unwrap();
+        recording.replay().unwrap();
+        assert_eq!(ops::to_f32(&result).unwrap(), expected);
+    }
+}
+
+/// After a recording that failed, operations run at once again.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_recording_that_fails_leaves_nothing_behind() {
+    let device = device();
+    let ones = Tensor::ones((2, 32), DType::F32, &device).unwrap();
+    let [weight, out] = [ones.get(0).unwrap(), ones.zeros_like().unwrap()];
+    let norm = || ops::rms_norm(&ones, &weight, 0.0, &out);
+    let error = ops::record(&device, || {
+        norm()?;
+        ops::copy_rows(&ones, &weight)
+    });
+    assert!(matches!(error, Err(Error::Shape { op: "copy_rows out", .. })), "{error:?}");
+    let nested = ops::record(&device, || ops::record(&device, norm).map(drop));
+    assert!(format!("{nested:?}").contains("already records"), "{nested:?}");
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        ops::record(&device, || -> Result<(), Error> {
+            norm().unwrap();
+            panic!("while recording");
+        })
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(ops::to_f32(&out).unwrap(), [0.0; 64]);
+    norm().unwrap();
+    assert_eq!(ops::to_f32(&out).unwrap(), [1.0; 64]);
+    ops::record(&device, norm).unwrap().unwrap().replay().unwrap();
 }
 
 #[test]

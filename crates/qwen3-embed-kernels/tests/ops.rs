@@ -67,6 +67,16 @@ fn gather_rows_copies_rows_in_order() {
     let [x, y] = ops::gather_rows(&Device::Cpu, [&x, &y], &[3, 0, 3]).unwrap();
     assert_eq!(ops::to_f32(&x).unwrap(), [9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 9.0, 10.0, 11.0]);
     assert_eq!(ops::to_f32(&y).unwrap(), [3.0, 0.0, 3.0]);
+    let out = ones(&[2, 1]);
+    ops::gather_rows_to(&y, &[2, 1], &out).unwrap();
+    assert_eq!(ops::to_f32(&out).unwrap(), [3.0, 0.0]);
+}
+
+#[test]
+fn the_cpu_records_nothing() {
+    assert!(!ops::records(&Device::Cpu));
+    let recorded = ops::record(&Device::Cpu, || -> Result<(), Error> { panic!("called") });
+    assert!(recorded.unwrap().is_none());
 }
 
 #[test]
@@ -118,6 +128,8 @@ fn rejects_operands_of_wrong_shapes() {
         ("copy_rows out", ops::copy_rows(&x, &ones(&[2, 5]))),
         ("linear bias", identity(6, Layout::Plain).with_bias(vec![0.0; 5]).map(drop)),
         ("gather_rows", ops::gather_rows(&Device::Cpu, [&x], &[0, 2]).map(drop)),
+        ("gather_rows", ops::gather_rows_to(&x, &[2], &ones(&[1, 6]))),
+        ("gather_rows out", ops::gather_rows_to(&x, &[0], &x)),
     ];
     for (operation, result) in results {
         match result {

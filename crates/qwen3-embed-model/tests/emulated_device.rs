@@ -66,6 +66,70 @@ fn calls_of_a_batch_are_as_few_as_documented() {
     }
 }
 
+/// The first text of a length is computed as a batch, the second one is recorded, and later ones are one launch.
+#[test]
+#[ignore = "needs an emulated CUDA device"]
+fn short_texts_are_recorded() {
+    let _device = wait_for_device();
+    let model = load();
+    let text = |first: u32, n: u32| vec![Vec::from_iter(first..first + n)];
+    for n in [1, 9, 256] {
+        let expected = model.forward(&text(2, n)).unwrap();
+        let other = model.forward(&text(1, n)).unwrap();
+        assert_ne!(other, expected);
+        let calls = calls(&model, &text(1, n), &text(2, n));
+        // The rows of the token embeddings are gathered before the graph is launched.
+        let expected_calls = [
+            ("launches", 1),
+            ("gather_rows_bf16", 1),
+            ("launches of graphs", 1),
+            ("copies to the device", 1),
+            ("allocations", 1),
+            ("copies to the host", 1),
+        ];
+        let expected_calls = expected_calls.map(|(name, n)| (name.to_owned(), n));
+        assert_eq!(calls, BTreeMap::from(expected_calls));
+        assert_eq!(model.forward(&text(2, n)).unwrap(), expected);
+        assert_eq!(model.forward(&text(1, n)).unwrap(), other);
+    }
+}
+
+/// The memory of recordings is limited: the one that was not used for the longest time is removed first.
+#[test]
+#[ignore = "needs an emulated CUDA device"]
+fn recordings_are_limited_and_replaced() {
+    let _device = wait_for_device();
+    let model = load();
+    let is_recorded = |n: usize| {
+        let text = [vec![7; n]];
+        calls(&model, &text, &text).contains_key("launches of graphs")
+    };
+    let free = || ops::free_bytes(&ops::open_cuda(0).unwrap()).unwrap().unwrap();
+    // Texts that are too long are never recorded.
+    assert!(!is_recorded(257) && !is_recorded(257));
+    let without = free();
+    // The second text of a length is recorded, and it is the first one of `calls`.
+    for n in 241..=248 {
+        model.forward(&[vec![7; n]]).unwrap();
+        assert!(is_recorded(n));
+    }
+    let with_8 = free();
+    // There is no room for a ninth recording, so the one for 241 tokens is removed.
+    model.forward(&[vec![7; 249]]).unwrap();
+    assert!(is_recorded(249));
+    let with_9 = free();
+    assert!(with_8.abs_diff(with_9) < (without - with_8) / 16, "{without}, {with_8}, {with_9}");
+    for n in [243, 248] {
+        let text = [vec![7; n]];
+        assert!(!calls(&model, &text, &text).contains_key("recorded launches"), "{n}");
+    }
+    let text = [vec![7; 241]];
+    let before = counts()["recorded launches"];
+    // The first call records the text, and the device writes the numbers of calls when the host reads a result.
+    let _ = [(); 2].map(|()| model.forward(&text).unwrap());
+    assert!(counts()["recorded launches"] > before);
+}
+
 /// The memory of a device that a model keeps after a batch of `n_tokens` tokens, in bytes.
 fn bytes_kept_after(n_tokens: usize) -> usize {
     let device = ops::open_cuda(0).unwrap();

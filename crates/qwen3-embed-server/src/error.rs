@@ -10,6 +10,9 @@ use utoipa::ToSchema;
 /// The error code for a model whose worker thread has panicked.
 const STOPPED: &str = "stopped";
 
+/// The error code for a text that needs more memory than is left.
+const OUT_OF_MEMORY: &str = "out_of_memory";
+
 /// Advice in the error about a text that is too long, for the client and for the operator of the server.
 const TRUNCATE_HINT: &str = "; set \"truncate\": true to truncate the text, or start the server with `--truncate` to truncate all texts that are too long";
 
@@ -184,7 +187,7 @@ impl ApiError {
     /// 413: the server has no memory for a text, which is computed alone if its batch does not fit.
     fn out_of_memory(message: String) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
-            .with_code("out_of_memory")
+            .with_code(OUT_OF_MEMORY)
     }
 
     /// 500: a bug in the server.
@@ -253,6 +256,9 @@ impl IntoResponse for ApiError {
         let (status, message) = (self.status.as_u16(), &self.detail.message);
         if self.status == StatusCode::INTERNAL_SERVER_ERROR || self.detail.code == Some(STOPPED) {
             tracing::error!(status, "{message}");
+        } else if self.detail.code == Some(OUT_OF_MEMORY) {
+            // The text may be short enough, and the machine too small.
+            tracing::warn!(status, "{message}");
         } else if self.status.is_server_error() {
             // The log already says that the server is loading models or shutting down.
             tracing::debug!(status, "{message}");
@@ -299,7 +305,7 @@ mod tests {
             ModelError::OutOfMemory { n_tokens, needed_bytes, free_bytes, fitting_tokens, source };
         let error = ApiError::from_model(error.into(), Field::single("input"));
         assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
-        assert_eq!(error.detail.code, Some("out_of_memory"));
+        assert_eq!(error.detail.code, Some(OUT_OF_MEMORY));
         let expected = "a batch of 9 tokens needs about 9 MiB of memory, and 4 MiB are left: a batch of \
                         4 tokens would fit";
         assert_eq!(error.detail.message, expected);

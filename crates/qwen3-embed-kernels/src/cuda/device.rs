@@ -1,6 +1,7 @@
 //! Launches on a GPU, through the device of candle.
 //!
-//! A device has one stream of its own. All work on the device is queued on that stream, in the order of the calls.
+//! A device has one stream of its own. All work on the device is queued on that stream, in the order of the calls, unless
+//! it is [recorded](super::recording).
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -16,7 +17,7 @@ use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage, D
 use candle_core::{DType, Device};
 use half::{bf16, f16};
 
-use super::{ElementType, Gemm, Launch, Shape};
+use super::{ElementType, Gemm, Launch, Shape, recording};
 use crate::error::says_out_of_memory;
 use crate::{Error, Result};
 
@@ -143,7 +144,7 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
     let numbers = launch.numbers.iter().map(|number| (&raw const *number).cast_mut().cast());
     let floats = launch.floats.iter().map(|float| (&raw const *float).cast_mut().cast());
     let mut arguments: Vec<*mut c_void> = pointers.chain(numbers).chain(floats).collect();
-    let stream = device.cuda_stream();
+    let stream = recording::stream(device);
     stream.context().bind_to_thread().map_err(|e| failed(launch.operation, e.into()))?;
     let ([x, y, z], block) = (launch.grid, (launch.block, 1, 1));
     // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the
@@ -202,8 +203,8 @@ pub(crate) unsafe fn multiply(
     if product.is_empty() {
         return Ok(());
     }
-    let stream = device.cuda_stream();
-    stream.context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
+    device.cuda_stream().context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
+    let _handle = recording::use_handle();
     let (one, beta) = (1f32, if add { 1f32 } else { 0f32 });
     let at = |address: u64, offset: usize, element: ElementType| {
         (address + (offset * element.size()) as u64) as *mut c_void
@@ -246,7 +247,7 @@ fn data_type(element: ElementType) -> cublas::cudaDataType {
 }
 
 /// The error of an operation that failed on the GPU.
-fn failed(op: &'static str, error: CudaError) -> Error {
+pub(super) fn failed(op: &'static str, error: CudaError) -> Error {
     if says_out_of_memory(&error) {
         return Error::OutOfMemory(candle_core::Error::Cuda(Box::new(error)));
     }

@@ -11,6 +11,8 @@ pub(crate) mod device;
 #[cfg(test)]
 mod emulator;
 mod gemm;
+#[cfg(feature = "cuda")]
+pub(crate) mod recording;
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,6 @@ mod on_cuda;
 mod without_cuda;
 
 #[cfg(feature = "cuda")]
-pub(super) use self::on_cuda::{Cuda, CudaScratch, CudaWeight, open};
+pub(super) use self::on_cuda::{Cuda, CudaRecording, CudaScratch, CudaWeight, open};
 #[cfg(not(feature = "cuda"))]
-pub(super) use self::without_cuda::{Cuda, CudaScratch, CudaWeight, open};
+pub(super) use self::without_cuda::{Cuda, CudaRecording, CudaScratch, CudaWeight, open};

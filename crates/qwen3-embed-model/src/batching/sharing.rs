@@ -4,6 +4,9 @@ pub enum Sharing {
     /// A token sequence with which several texts begin is computed once, and so are equal texts. The last layer
     /// computes queries only for the last token of each text. A prefix cache keeps the keys and values of common
     /// beginnings for later calls. On the CPU, vectors are the same as with [`Off`](Self::Off), bit for bit.
+    ///
+    /// On a CUDA device, a call with a single text of at most 256 tokens does not use the cache: the device reads all
+    /// weights for such a text, however few of its tokens are new.
     On {
         /// The size of the prefix cache in bytes. With 0, nothing is kept between calls.
         cache_bytes: usize,

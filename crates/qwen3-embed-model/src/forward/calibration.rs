@@ -39,7 +39,7 @@ impl Calibration {
         let ids: Vec<u32> =
             (0..n_tokens).map(|i| (i * config.vocab_size / n_tokens) as u32).collect();
         let x = embed_tokens.gather(&ids, device)?;
-        let (cos, sin) = rope.gather(&batch, device)?;
+        let [cos, sin] = rope.gather(&batch, device)?;
         Ok(Self { x, batch, cos, sin, config: config.clone(), workspace: Workspace::default() })
     }
 

@@ -8,11 +8,12 @@ use qwen3_embed_kernels::{Error as KernelError, Queries, Ragged, ops};
 
 use crate::batching::budget::in_batches;
 use crate::batching::plan::{self, Given, Kept, Plan};
-use crate::batching::prefix_cache::{Prefix, PrefixCache};
+use crate::batching::prefix_cache::{Known, Prefix, PrefixCache};
 use crate::batching::sharing::{Sharing, SharingCounts};
 use crate::forward::dense::Dense;
 use crate::forward::layer::DecoderLayer;
 use crate::forward::quantizer::round_to_int8;
+use crate::forward::recordings::Recordings;
 use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::{self, Workspace};
@@ -44,6 +45,7 @@ pub struct Model {
     pub(super) device: candle_core::Device,
     /// Workspaces that no call uses at the moment. Concurrent calls use one each.
     pub(super) workspaces: Mutex<Vec<Workspace>>,
+    pub(super) recordings: Mutex<Recordings>,
     /// Held while a batch is computed, on devices that compute one batch at a time.
     pub(super) turn: Mutex<()>,
     pub(super) batch_tokens: usize,
@@ -179,10 +181,14 @@ impl Model {
         self.check_tokens(texts)?;
         // A shared token must not depend on later tokens, and its hidden state must not be part of the result.
         let can_share = self.config.is_causal && self.pooling == Pooling::LastToken;
+        let is_alone = can_share && texts.len() == 1 && self.records(texts[0].as_ref().len());
         let is_shared = can_share && self.sharing != Sharing::Off;
-        let order = if is_shared { plan::order(texts) } else { Vec::new() };
+        let order = if is_alone || is_shared { plan::order(texts) } else { Vec::new() };
         in_batches(texts.len(), self.batch_tokens, |start, budget| {
-            let plan = if is_shared {
+            let plan = if is_alone {
+                // Known tokens would save nothing: the device reads all weights for a single token, too.
+                plan::shared(texts, &order, budget, &Known::default(), 0)?.0
+            } else if is_shared {
                 let (known, max_kept) = (self.prefixes.known(), self.prefixes.max_tokens());
                 plan::shared(texts, &order[start..], budget, &known, max_kept)?.0
             } else {
@@ -245,9 +251,11 @@ impl Model {
         self.check_memory(&plan.batch, &mut workspace)?;
         match self.forward_batch(plan, &mut workspace, trace) {
             Err(Error::Kernel(source @ KernelError::OutOfMemory(_))) => {
-                // The workspaces are freed before the free memory is measured.
+                // The workspaces and the recordings are freed before the free memory is measured.
                 drop(workspace);
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                *self.recordings.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Recordings::default();
                 // A device that does not report its free memory is assumed to have none.
                 let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
                 Err(self.out_of_memory(plan.batch.n_rows(), free_bytes, Some(Box::new(source))))
@@ -314,9 +322,37 @@ impl Model {
         workspace: &mut Workspace,
         trace: &mut Option<Trace<'_>>,
     ) -> Result<(Vec<f32>, Vec<Prefix>)> {
+        if trace.is_none() && self.is_recorded(plan) {
+            let recordings = &mut self.recordings.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(hidden) = self.replay(plan, recordings)? {
+                return Ok((hidden, Vec::new()));
+            }
+        }
+        let x = self.embed_tokens.gather(&plan.ids, &self.device)?;
+        let rope = self.rope.gather(&plan.batch, &self.device)?;
+        let n_hidden = match (self.pooling, plan.batch.n_last()) {
+            (Pooling::LastToken, 0) => plan.batch.n_segments(),
+            (Pooling::LastToken, n_last) => n_last,
+            _ => plan.batch.n_tokens(),
+        };
+        let hidden = Tensor::zeros((n_hidden, self.config.hidden_size), x.dtype(), &self.device)?;
+        let prefixes = self.decode(plan, &x, &rope, workspace, trace, &hidden)?;
+        Ok((ops::to_f32(&hidden)?, prefixes))
+    }
+
+    /// Runs the layers and the final norm on the residual stream `x`, [T, C]. Writes hidden states to `hidden`, and
+    /// returns the prefixes for the cache.
+    pub(super) fn decode(
+        &self,
+        plan: &Plan,
+        x: &Tensor,
+        [cos, sin]: &[Tensor; 2],
+        workspace: &mut Workspace,
+        trace: &mut Option<Trace<'_>>,
+        hidden: &Tensor,
+    ) -> Result<Vec<Prefix>> {
         let batch = &plan.batch;
-        let mut x = self.embed_tokens.gather(&plan.ids, &self.device)?;
-        let (cos, sin) = self.rope.gather(batch, &self.device)?;
+        let mut x = x.clone();
         let mut show = |layer_idx: usize, x: &Tensor| -> Result<()> {
             if let Some(trace) = trace {
                 trace(layer_idx, &ops::to_f32(x)?);
@@ -330,21 +366,20 @@ impl Model {
             self.give(&plan.given, layer_idx, &room.qkv)?;
             let is_last = layer_idx + 1 == self.layers.len() && batch.n_last() > 0;
             let queries = if is_last { Queries::Last } else { Queries::All };
-            x = layer.forward(&x, [&cos, &sin], batch, queries, &room)?;
+            x = layer.forward(&x, [cos, sin], batch, queries, &room)?;
             for (layers, kept) in kept.iter_mut().zip(&plan.kept) {
                 layers.push(self.keep(kept, &room.qkv)?);
             }
         }
         show(self.layers.len(), &x)?;
-        let prefixes = kept.into_iter().zip(&plan.kept);
-        let prefixes =
-            prefixes.map(|(layers, kept)| Prefix { tokens: kept.tokens.clone(), layers });
         if self.pooling == Pooling::LastToken && batch.n_last() == 0 {
             [x] = ops::gather_rows(&self.device, [&x], &batch.last_rows())?;
         }
-        let hidden = x.zeros_like()?;
-        ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, &hidden)?;
-        Ok((ops::to_f32(&hidden)?, prefixes.collect()))
+        ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, hidden)?;
+        let prefixes = kept.into_iter().zip(&plan.kept);
+        let prefixes =
+            prefixes.map(|(layers, kept)| Prefix { tokens: kept.tokens.clone(), layers });
+        Ok(prefixes.collect())
     }
 
     /// Computes the texts' vectors from the hidden states of a batch.

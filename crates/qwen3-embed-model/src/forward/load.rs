@@ -130,6 +130,7 @@ impl Model {
             numerics,
             device,
             workspaces: Mutex::default(),
+            recordings: Mutex::default(),
             turn: Mutex::default(),
             batch_tokens: usize::MAX,
             sharing: Sharing::Off,

@@ -9,6 +9,7 @@ pub(crate) mod layer_loader;
 pub(crate) mod load;
 pub(crate) mod pooling;
 pub(crate) mod quantizer;
+pub(crate) mod recordings;
 pub(crate) mod rerank_head;
 pub(crate) mod rope;
 pub(crate) mod token_embeddings;

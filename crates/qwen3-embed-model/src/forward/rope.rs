@@ -31,12 +31,11 @@ impl RopeTable {
     }
 
     /// The cosines and the sines for each computed token of a batch, both [T, D / 2].
-    pub(crate) fn gather(&self, batch: &Ragged, device: &Device) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn gather(&self, batch: &Ragged, device: &Device) -> Result<[Tensor; 2]> {
         let rows = self.up_to(batch.max_length(), device)?;
         // `Ragged` has checked that positions fit in u32.
         let positions: Vec<u32> = batch.positions().map(|position| position as u32).collect();
-        let [cos, sin] = ops::gather_rows(device, [&rows.cos, &rows.sin], &positions)?;
-        Ok((cos, sin))
+        Ok(ops::gather_rows(device, [&rows.cos, &rows.sin], &positions)?)
     }
 
     /// A table of at least `n` positions.
@@ -81,7 +80,7 @@ mod tests {
         let (head_dim, theta, length) = (128, 1e6, 32_768);
         let table = RopeTable::new(head_dim, theta, length);
         let batch = Ragged::from_lengths([length]).unwrap();
-        let (cos, sin) = table.gather(&batch, &Device::Cpu).unwrap();
+        let [cos, sin] = table.gather(&batch, &Device::Cpu).unwrap();
         let (cos, sin) = (to_f32(&cos).unwrap(), to_f32(&sin).unwrap());
         for position in [0, 1, 255, 256, 257, 4095, 16_385, 32_767] {
             for i in 0..head_dim / 2 {
@@ -98,7 +97,7 @@ mod tests {
         let table = RopeTable::new(2, 1e4, 8);
         for lengths in [vec![1], vec![2, 3], vec![8, 1, 8]] {
             let batch = Ragged::from_lengths(lengths).unwrap();
-            let (cos, _) = table.gather(&batch, &Device::Cpu).unwrap();
+            let [cos, _] = table.gather(&batch, &Device::Cpu).unwrap();
             let expected: Vec<f32> = batch.positions().map(|p| (p as f64).cos() as f32).collect();
             assert_eq!(to_f32(&cos).unwrap(), expected);
         }

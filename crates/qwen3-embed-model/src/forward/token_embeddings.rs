@@ -35,6 +35,15 @@ impl TokenEmbeddings {
             }
         })
     }
+
+    /// Writes the embeddings of `ids` in f32 to `out`, [ids, C]. Every id must be below V.
+    pub(crate) fn gather_to(&self, ids: &[u32], out: &Tensor) -> Result<()> {
+        match self {
+            Self::Stored(_) => ops::copy_rows(&self.gather(ids, out.device())?, out)?,
+            Self::OnDevice(table) => ops::gather_rows_to(table, ids, out)?,
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 // The CUDA driver, cuBLAS and cuRAND as a library for the CPU: programs with the feature `cuda` run on it without a
 // device. It has the functions that candle and this crate call. A function that it does not have returns an error.
 //
-// Work of the stream is queued, and done when the host waits for it. So work that reads memory of the host too late, or
-// memory that was freed too early, has the same effects as on a device. New memory contains NaN. An allocation ends
-// shortly before a page that is not accessible, so a read beyond its end crashes.
+// Work of all streams is queued in one queue, and done when the host waits for it. So work that reads memory of the host
+// too late, or memory that was freed too early, has the same effects as on a device. New memory contains NaN. An
+// allocation ends shortly before a page that is not accessible, so a read beyond its end crashes.
+//
+// A stream can record kernels and multiplications as a graph. Other work on a stream that records ends the program.
 //
 // Environment variables:
 // - EMULATED_DEVICE_BYTES: the memory of the device. The default is 16 GiB.
@@ -30,8 +32,24 @@ enum Result { SUCCESS = 0, INVALID_VALUE = 1, NO_MEMORY = 2, NO_DEVICE = 101 };
 std::mutex lock;
 typedef std::lock_guard<std::mutex> Guard;
 
+typedef std::vector<std::function<void()>> Work;
+
 // Work that was queued and is not done yet.
-std::vector<std::function<void()>> queue;
+Work queue;
+
+struct Stream {
+    bool records = false;
+    Work recorded;
+};
+
+// Queues work that a graph can contain.
+void add(Stream* stream, std::function<void()> work) { (stream->records ? stream->recorded : queue).push_back(work); }
+
+// Queues other work.
+void add_unrecorded(Stream* stream, std::function<void()> work) {
+    if (stream->records) fail("a stream that records has work other than kernels and multiplications");
+    queue.push_back(work);
+}
 
 void finish() {
     for (auto& work : queue) work();
@@ -156,9 +174,13 @@ std::function<void()> find_of_candle(const std::string& name, Pointers& argument
     return nullptr;
 }
 
-Result launch(const std::string& name, const u32 (&grid)[3], u32 n_threads, void** values) {
-    count("launches");
+void count_launch(Stream* stream, const std::string& name) {
+    count(stream->records ? "recorded launches" : "launches");
     count(name);
+}
+
+Result launch(Stream* stream, const std::string& name, const u32 (&grid)[3], u32 n_threads, void** values) {
+    count_launch(stream, name);
     for (u32 n : grid) {
         if (n == 0) return INVALID_VALUE;
     }
@@ -166,9 +188,9 @@ Result launch(const std::string& name, const u32 (&grid)[3], u32 n_threads, void
     Pointers arguments{values};
     if (auto call = emulator::find(name, arguments)) {
         u32 x = grid[0], y = grid[1], z = grid[2];
-        queue.push_back([=] { emulator::run(call, {x, y, z}, n_threads); });
+        add(stream, [=] { emulator::run(call, {x, y, z}, n_threads); });
     } else if (auto call = find_of_candle(name, arguments)) {
-        queue.push_back(call);
+        add(stream, call);
     } else {
         fail(("no kernel " + name).c_str());
     }
@@ -243,7 +265,12 @@ void multiply(size_t m, size_t n, size_t k, Matrix a, Matrix b, float beta, Matr
     }
 }
 
-// Handles need only be different from null.
+// A cuBLAS handle.
+struct Multiplier {
+    Stream* stream = nullptr;
+};
+
+// Other handles need only be different from null.
 int handle;
 
 } // namespace
@@ -282,21 +309,61 @@ Result cuCtxSetCurrent(void* context) {
     return SUCCESS;
 }
 
-Result cuStreamCreate(void** stream, unsigned) {
-    *stream = &handle;
+Result cuStreamCreate(Stream** stream, unsigned) {
+    *stream = new Stream;
     return SUCCESS;
 }
 
-Result cuStreamDestroy_v2(void*) { return SUCCESS; }
+Result cuStreamDestroy_v2(Stream* stream) {
+    delete stream;
+    return SUCCESS;
+}
 
-Result cuStreamSynchronize(void*) {
+Result cuCtxSynchronize() {
     Guard guard(lock);
     count("synchronizations");
     finish();
     return SUCCESS;
 }
 
-Result cuCtxSynchronize() { return cuStreamSynchronize(nullptr); }
+Result cuStreamSynchronize(Stream* stream) {
+    if (stream->records) fail("the host waits for a stream that records");
+    return cuCtxSynchronize();
+}
+
+Result cuStreamBeginCapture_v2(Stream* stream, int) {
+    Guard guard(lock);
+    if (stream->records) return INVALID_VALUE;
+    stream->records = true;
+    return SUCCESS;
+}
+
+Result cuStreamEndCapture(Stream* stream, Work** graph) {
+    Guard guard(lock);
+    if (!stream->records) return INVALID_VALUE;
+    *graph = new Work(std::move(stream->recorded));
+    *stream = Stream();
+    return SUCCESS;
+}
+
+Result cuGraphInstantiateWithFlags(Work** executable, const Work* graph, unsigned long long) {
+    *executable = new Work(*graph);
+    return SUCCESS;
+}
+
+Result cuGraphLaunch(const Work* executable, Stream* stream) {
+    Guard guard(lock);
+    count("launches of graphs");
+    for (auto& work : *executable) add_unrecorded(stream, work);
+    return SUCCESS;
+}
+
+Result cuGraphExecDestroy(Work* executable) {
+    delete executable;
+    return SUCCESS;
+}
+
+Result cuGraphDestroy(Work* graph) { return cuGraphExecDestroy(graph); }
 
 Result cuMemGetInfo_v2(size_t* n_free, size_t* n_total) {
     Guard guard(lock);
@@ -305,39 +372,41 @@ Result cuMemGetInfo_v2(size_t* n_free, size_t* n_total) {
     return SUCCESS;
 }
 
-Result cuMemAllocAsync(size_t* address, size_t n, void*) {
+Result cuMemAllocAsync(size_t* address, size_t n, Stream* stream) {
     Guard guard(lock);
+    if (stream->records) fail("memory is allocated on a stream that records");
     count("allocations");
     return allocate(address, n);
 }
 
-Result cuMemFreeAsync(size_t address, void*) {
+Result cuMemFreeAsync(size_t address, Stream* stream) {
     Guard guard(lock);
-    queue.push_back([=] { free_now(address); });
+    add_unrecorded(stream, [=] { free_now(address); });
     return SUCCESS;
 }
 
-Result cuMemsetD8Async(size_t address, unsigned char value, size_t n, void*) {
+Result cuMemsetD8Async(size_t address, unsigned char value, size_t n, Stream* stream) {
     Guard guard(lock);
     count("memsets");
     check(address, n);
-    queue.push_back([=] { std::memset(reinterpret_cast<void*>(address), value, n); });
+    add_unrecorded(stream, [=] { std::memset(reinterpret_cast<void*>(address), value, n); });
     return SUCCESS;
 }
 
 // Memory of the host that is not pinned is read before the call returns.
-Result cuMemcpyHtoDAsync_v2(size_t to, const void* from, size_t n, void*) {
+Result cuMemcpyHtoDAsync_v2(size_t to, const void* from, size_t n, Stream* stream) {
     Guard guard(lock);
     count("copies to the device");
     check(to, n);
     auto bytes = static_cast<const char*>(from);
     std::vector<char> copy(bytes, bytes + n);
-    queue.push_back([=] { std::memcpy(reinterpret_cast<void*>(to), copy.data(), n); });
+    add_unrecorded(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), copy.data(), n); });
     return SUCCESS;
 }
 
-Result cuMemcpyDtoHAsync_v2(void* to, size_t from, size_t n, void*) {
+Result cuMemcpyDtoHAsync_v2(void* to, size_t from, size_t n, Stream* stream) {
     Guard guard(lock);
+    if (stream->records) fail("the host reads memory on a stream that records");
     count("copies to the host");
     check(from, n);
     finish();
@@ -362,9 +431,10 @@ Result cuModuleGetFunction(void** function, void*, const char* name) {
     return SUCCESS;
 }
 
-Result cuLaunchKernel(void* function, u32 x, u32 y, u32 z, u32 n_threads, u32, u32, u32, void*, void** values, void**) {
+Result cuLaunchKernel(const std::string* function, u32 x, u32 y, u32 z, u32 n_threads, u32, u32, u32, Stream* stream,
+                      void** values, void**) {
     Guard guard(lock);
-    return launch(*static_cast<std::string*>(function), {x, y, z}, n_threads, values);
+    return launch(stream, *function, {x, y, z}, n_threads, values);
 }
 
 Result cuGetErrorName(Result, const char** name) {
@@ -374,29 +444,34 @@ Result cuGetErrorName(Result, const char** name) {
 
 Result cuGetErrorString(Result, const char** text) { return cuGetErrorName(SUCCESS, text); }
 
-Result cublasCreate_v2(void** created) {
-    *created = &handle;
+Result cublasCreate_v2(Multiplier** created) {
+    *created = new Multiplier;
     return SUCCESS;
 }
 
-Result cublasDestroy_v2(void*) { return SUCCESS; }
+Result cublasDestroy_v2(Multiplier* multiplier) {
+    delete multiplier;
+    return SUCCESS;
+}
 
-Result cublasSetStream_v2(void*, void*) { return SUCCESS; }
+Result cublasSetStream_v2(Multiplier* multiplier, Stream* stream) {
+    multiplier->stream = stream;
+    return SUCCESS;
+}
 
 Result cublasSetMathMode(void*, int) { return SUCCESS; }
 
-Result cublasGemmEx(void*, int transposes_a, int transposes_b, int m, int n, int k, const void* alpha, size_t a,
-                    int a_type, int a_stride, size_t b, int b_type, int b_stride, const void* beta, size_t c,
-                    int c_type, int c_stride, int compute_type, int) {
+Result cublasGemmEx(const Multiplier* multiplier, int transposes_a, int transposes_b, int m, int n, int k,
+                    const void* alpha, size_t a, int a_type, int a_stride, size_t b, int b_type, int b_stride,
+                    const void* beta, size_t c, int c_type, int c_stride, int compute_type, int) {
     constexpr int TRANSPOSED = 1, UNCHANGED = 0, COMPUTE_32F = 68;
     Guard guard(lock);
-    count("launches");
-    count("cublasGemmEx");
+    count_launch(multiplier->stream, "cublasGemmEx");
     float one = *static_cast<const float*>(alpha), factor = *static_cast<const float*>(beta);
     bool is_known = transposes_a == TRANSPOSED && transposes_b == UNCHANGED && compute_type == COMPUTE_32F;
     if (!is_known || one != 1.0f || m <= 0 || n <= 0 || k <= 0) fail("an unknown kind of multiplication");
     if (is_idle()) return SUCCESS;
-    queue.push_back([=] {
+    add(multiplier->stream, [=] {
         multiply(m, n, k, {a, a_type, a_stride}, {b, b_type, b_stride}, factor, {c, c_type, c_stride});
     });
     return SUCCESS;

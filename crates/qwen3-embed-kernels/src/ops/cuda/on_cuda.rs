@@ -13,6 +13,8 @@ use rayon::prelude::*;
 
 use crate::cpu::{Epilogue, Heads, Layout};
 use crate::cuda::device::{self, Operand, address_of, launch, multiply};
+use crate::cuda::recording;
+pub(in crate::ops) use crate::cuda::recording::Recording as CudaRecording;
 use crate::cuda::{self, Attention, AttentionIndex, AttentionKernel, ElementType, Gemm, Shape};
 use crate::ops::collect;
 use crate::ops::tensors::{expect_elsewhere, matrix, type_error};
@@ -85,19 +87,38 @@ impl Cuda {
         rows: &[u32],
     ) -> Result<[Tensor; N]> {
         let device = Device::Cuda(self.0.clone());
-        let on_device = Tensor::from_slice(rows, rows.len(), &device)?;
-        let indices = address_of_u32(&on_device)?;
-        collect(tables.map(|table| {
+        let outs = collect(tables.map(|table| {
             let (_, n_columns) = table.dims2()?;
-            // SAFETY: the kernel writes all values.
-            let out = unsafe { Tensor::empty((rows.len(), n_columns), DType::F32, &device)? };
-            apply("gather_rows", &out, [table], |device, out, [table]| {
+            // SAFETY: the kernels below write all values.
+            Ok(unsafe { Tensor::empty((rows.len(), n_columns), DType::F32, &device)? })
+        }))?;
+        self.gather_rows_to(tables, rows, outs.each_ref())?;
+        Ok(outs)
+    }
+
+    pub(in crate::ops) fn gather_rows_to<const N: usize>(
+        &self,
+        tables: [&Tensor; N],
+        rows: &[u32],
+        outs: [&Tensor; N],
+    ) -> Result<()> {
+        let on_device = Tensor::from_slice(rows, rows.len(), &Device::Cuda(self.0.clone()))?;
+        let indices = address_of_u32(&on_device)?;
+        for (table, out) in tables.into_iter().zip(outs) {
+            apply("gather_rows", out, [table], |device, out, [table]| {
                 let plan = cuda::gather_rows(table.element, table.shape, out.shape)?;
-                // SAFETY: `ops::gather_rows` has checked the indices, and there are as many as `out` has rows.
+                // SAFETY: `ops` has checked the indices, and there are as many as `out` has rows. `out` is f32.
                 unsafe { launch(device, &plan, &[table.address, indices, out.address]) }
             })?;
-            Ok(out)
-        }))
+        }
+        Ok(())
+    }
+
+    pub(in crate::ops) fn record<E: From<Error>>(
+        &self,
+        operations: impl FnOnce() -> Result<(), E>,
+    ) -> Result<CudaRecording, E> {
+        CudaRecording::new(&self.0, operations)
     }
 
     pub(in crate::ops) fn attention(
@@ -316,6 +337,7 @@ impl IndexOnDevice {
 
 /// The address of a tensor of u32 on the device.
 fn address_of_u32(tensor: &Tensor) -> Result<u64> {
+    recording::keep([tensor]);
     let (storage, strides) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => address_of::<u32>(storage, strides.start_offset()),
@@ -342,6 +364,7 @@ fn apply<const N: usize>(
         }
     }
     expect_elsewhere(op, out, guards.iter().map(|(storage, _)| &**storage))?;
+    recording::keep(inputs.into_iter().chain([out]));
     let Ok(operands) = <[Operand; N]>::try_from(operands) else { return Err(elsewhere(op)) };
     let operation = Operation { op, operands, run: RefCell::new(run), error: RefCell::default() };
     let result = out.inplace_op1(&operation);

@@ -69,6 +69,22 @@ impl Cuda {
         match *self {}
     }
 
+    pub(in crate::ops) fn gather_rows_to<const N: usize>(
+        &self,
+        _: [&Tensor; N],
+        _: &[u32],
+        _: [&Tensor; N],
+    ) -> Result<()> {
+        match *self {}
+    }
+
+    pub(in crate::ops) fn record<E: From<Error>>(
+        &self,
+        _: impl FnOnce() -> Result<(), E>,
+    ) -> Result<CudaRecording, E> {
+        match *self {}
+    }
+
     pub(in crate::ops) fn load_weight<T>(
         &self,
         _: [usize; 2],
@@ -112,6 +128,16 @@ impl CudaWeight {
         _: Epilogue,
         _: &mut CudaScratch,
     ) -> Result<()> {
+        match *self {}
+    }
+}
+
+/// Operations that were recorded on a CUDA device. Without the feature `cuda`, there is no value of this type.
+#[derive(Debug)]
+pub(in crate::ops) enum CudaRecording {}
+
+impl CudaRecording {
+    pub(in crate::ops) fn replay(&mut self) -> Result<()> {
         match *self {}
     }
 }
