@@ -24,7 +24,7 @@ use crate::memory::available_bytes;
 use crate::{Queries, Ragged, Result};
 
 pub use self::linear::Linear;
-pub use self::recording::{Recording, record};
+pub use self::recording::{Recorder, Recording};
 pub use self::scratch::Scratch;
 
 /// Opens the CUDA device with this number. Operations on the device run in the order of the calls, also if several
@@ -42,11 +42,6 @@ pub fn open_cuda(ordinal: usize) -> Result<Device> {
 /// Whether forward passes on the device should run one after another. A CUDA device computes one forward pass at a
 /// time, and each concurrent forward pass would need memory on the device.
 pub fn takes_turns(device: &Device) -> bool {
-    !device.is_cpu()
-}
-
-/// Whether a device can [record] operations.
-pub fn records(device: &Device) -> bool {
     !device.is_cpu()
 }
 
@@ -265,13 +260,11 @@ pub fn gather_rows_to(table: &Tensor, rows: &[u32], out: &Tensor) -> Result<()> 
     expect_rows([table], rows)?;
     expect("gather_rows out", out, &[rows.len(), table.dim(1)?])?;
     expect_dense("gather_rows out", [out])?;
-    match Cuda::of(out.device()) {
-        Some(cuda) => cuda.gather_rows_to([table], rows, [out]),
-        None => {
-            let [gathered] = gather_rows(out.device(), [table], rows)?;
-            copy_rows(&gathered, out)
-        }
+    if let Some(cuda) = Cuda::of(out.device()) {
+        return cuda.gather_rows_to([table], rows, [out]);
     }
+    let [gathered] = gather_rows(out.device(), [table], rows)?;
+    copy_rows(&gathered, out)
 }
 
 /// Checks that tables have rows with these indices.

@@ -111,7 +111,9 @@ fn recorded_operations_read_the_current_values() {
         run().unwrap();
         expected.push(ops::to_f32(&out).unwrap());
     }
-    let mut recording = ops::record(&device, run).unwrap().unwrap();
+    let recorder = ops::Recorder::new(&device).unwrap().unwrap();
+    let mut recording = recorder.record(run).unwrap();
+    drop(recorder);
     // Recording does not run the operations, and a recording keeps what it needs.
     let result = out.clone();
     assert_eq!(ops::to_f32(&result).unwrap(), expected[2]);
@@ -131,15 +133,16 @@ fn a_recording_that_fails_leaves_nothing_behind() {
     let ones = Tensor::ones((2, 32), DType::F32, &device).unwrap();
     let [weight, out] = [ones.get(0).unwrap(), ones.zeros_like().unwrap()];
     let norm = || ops::rms_norm(&ones, &weight, 0.0, &out);
-    let error = ops::record(&device, || {
+    let recorder = ops::Recorder::new(&device).unwrap().unwrap();
+    let error = recorder.record(|| {
         norm()?;
         ops::copy_rows(&ones, &weight)
     });
     assert!(matches!(error, Err(Error::Shape { op: "copy_rows out", .. })), "{error:?}");
-    let nested = ops::record(&device, || ops::record(&device, norm).map(drop));
+    let nested = recorder.record(|| recorder.record(norm).map(drop));
     assert!(format!("{nested:?}").contains("already records"), "{nested:?}");
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        ops::record(&device, || -> Result<(), Error> {
+        recorder.record(|| -> Result<(), Error> {
             norm().unwrap();
             panic!("while recording");
         })
@@ -148,7 +151,7 @@ fn a_recording_that_fails_leaves_nothing_behind() {
     assert_eq!(ops::to_f32(&out).unwrap(), [0.0; 64]);
     norm().unwrap();
     assert_eq!(ops::to_f32(&out).unwrap(), [1.0; 64]);
-    ops::record(&device, norm).unwrap().unwrap().replay().unwrap();
+    recorder.record(norm).unwrap().replay().unwrap();
 }
 
 #[test]

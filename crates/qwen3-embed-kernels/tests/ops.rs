@@ -74,9 +74,7 @@ fn gather_rows_copies_rows_in_order() {
 
 #[test]
 fn the_cpu_records_nothing() {
-    assert!(!ops::records(&Device::Cpu));
-    let recorded = ops::record(&Device::Cpu, || -> Result<(), Error> { panic!("called") });
-    assert!(recorded.unwrap().is_none());
+    assert!(ops::Recorder::new(&Device::Cpu).unwrap().is_none());
 }
 
 #[test]

@@ -44,11 +44,12 @@ fn calls(model: &Model, first: &[Vec<u32>], second: &[Vec<u32>]) -> BTreeMap<Str
 #[ignore = "needs an emulated CUDA device"]
 fn calls_of_a_batch_are_as_few_as_documented() {
     let _device = wait_for_device();
-    let texts = [32, 9].map(|n| vec![1; n]);
+    // Single texts are recorded.
+    let [first, second] = [[32, 9], [20, 7]].map(|lengths| lengths.map(|n| vec![n as u32; n]));
     for name in ["wide", "base"] {
         let model = Model::load(&fixtures::model(name), Device::Cuda(0), Precision::Bf16).unwrap();
         let model = model.with_sharing(Sharing::On { cache_bytes: 0 });
-        let calls = calls(&model, &texts, &texts[..1]);
+        let calls = calls(&model, &first, &second);
         let n_layers = model.config().num_hidden_layers;
         let count = |name: &str| calls.get(name).copied().unwrap_or(0);
         // Each layer: two norms, four products, RoPE, attention and SwiGLU. In the last layer, queries are computed for
@@ -66,68 +67,67 @@ fn calls_of_a_batch_are_as_few_as_documented() {
     }
 }
 
-/// The first text of a length is computed as a batch, the second one is recorded, and later ones are one launch.
+/// The forward pass of a short text is recorded before it is first used. Later texts with about as many tokens need one
+/// launch for all layers.
 #[test]
 #[ignore = "needs an emulated CUDA device"]
 fn short_texts_are_recorded() {
     let _device = wait_for_device();
     let model = load();
     let text = |first: u32, n: u32| vec![Vec::from_iter(first..first + n)];
-    for n in [1, 9, 256] {
-        let expected = model.forward(&text(2, n)).unwrap();
-        let other = model.forward(&text(1, n)).unwrap();
-        assert_ne!(other, expected);
-        let calls = calls(&model, &text(1, n), &text(2, n));
-        // The rows of the token embeddings are gathered before the graph is launched.
+    for (first_length, n) in [(32, 1), (20, 31), (33, 64), (481, 512)] {
+        // A call with two texts is not recorded.
+        let [one, other] = [text(1, n), text(2, n)];
+        let expected = model.forward(&[&one[0], &other[0]]).unwrap();
+        let expected = expected.chunks(model.embedding_size());
+        let calls = calls(&model, &text(3, first_length), &one);
+        // The token embeddings before the graph, and the hidden state of the last token after it.
         let expected_calls = [
-            ("launches", 1),
+            ("launches", 2),
             ("gather_rows_bf16", 1),
+            ("gather_rows_f32", 1),
             ("launches of graphs", 1),
-            ("copies to the device", 1),
-            ("allocations", 1),
+            ("copies to the device", 2),
+            ("allocations", 2),
             ("copies to the host", 1),
         ];
         let expected_calls = expected_calls.map(|(name, n)| (name.to_owned(), n));
         assert_eq!(calls, BTreeMap::from(expected_calls));
-        assert_eq!(model.forward(&text(2, n)).unwrap(), expected);
-        assert_eq!(model.forward(&text(1, n)).unwrap(), other);
+        for (text, expected) in [one, other].iter().zip(expected) {
+            assert_eq!(model.forward(text).unwrap(), expected, "{n}");
+        }
     }
+    let long = text(1, 513);
+    assert!(!calls(&model, &long, &long).contains_key("launches of graphs"));
 }
 
-/// The memory of recordings is limited: the one that was not used for the longest time is removed first.
+/// As on a device that refuses graphs or has no memory for them: texts are computed, and nothing is tried again.
 #[test]
 #[ignore = "needs an emulated CUDA device"]
-fn recordings_are_limited_and_replaced() {
+fn texts_are_computed_if_recording_fails() {
     let _device = wait_for_device();
+    let name = "texts_are_computed_if_recording_fails";
+    if env::var_os("EMULATED_DEVICE_WITHOUT_GRAPHS").is_none() {
+        return start_again(name, "EMULATED_DEVICE_WITHOUT_GRAPHS", "1");
+    }
     let model = load();
-    let is_recorded = |n: usize| {
-        let text = [vec![7; n]];
-        calls(&model, &text, &text).contains_key("launches of graphs")
-    };
-    let free = || ops::free_bytes(&ops::open_cuda(0).unwrap()).unwrap().unwrap();
-    // Texts that are too long are never recorded.
-    assert!(!is_recorded(257) && !is_recorded(257));
-    let without = free();
-    // The second text of a length is recorded, and it is the first one of `calls`.
-    for n in 241..=248 {
-        model.forward(&[vec![7; n]]).unwrap();
-        assert!(is_recorded(n));
-    }
-    let with_8 = free();
-    // There is no room for a ninth recording, so the one for 241 tokens is removed.
-    model.forward(&[vec![7; 249]]).unwrap();
-    assert!(is_recorded(249));
-    let with_9 = free();
-    assert!(with_8.abs_diff(with_9) < (without - with_8) / 16, "{without}, {with_8}, {with_9}");
-    for n in [243, 248] {
-        let text = [vec![7; n]];
-        assert!(!calls(&model, &text, &text).contains_key("recorded launches"), "{n}");
-    }
-    let text = [vec![7; 241]];
-    let before = counts()["recorded launches"];
-    // The first call records the text, and the device writes the numbers of calls when the host reads a result.
-    let _ = [(); 2].map(|()| model.forward(&text).unwrap());
-    assert!(counts()["recorded launches"] > before);
+    let texts = texts(2);
+    let expected = model.forward(&texts).unwrap();
+    let expected: Vec<_> = expected.chunks(model.embedding_size()).collect();
+    assert_eq!(model.forward(&texts[..1]).unwrap(), expected[0]);
+    assert!(counts().contains_key("recorded launches"));
+    let calls = calls(&model, &texts[..1], &texts[1..]);
+    assert!(calls.contains_key("launches") && !calls.contains_key("recorded launches"));
+    assert_eq!(model.forward(&texts[1..]).unwrap(), expected[1]);
+}
+
+/// Runs a test of this program in a new process with an environment variable, because a device reads the variables when
+/// it is first used.
+fn start_again(test: &str, variable: &str, value: &str) {
+    let mut again = Command::new(env::current_exe().unwrap());
+    again.args(["--include-ignored", "--exact", test]).env(variable, value);
+    let output = again.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// The memory of a device that a model keeps after a batch of `n_tokens` tokens, in bytes.
@@ -150,7 +150,6 @@ fn texts(n: usize) -> Vec<Vec<u32>> {
     (0..n as u32).map(|text| (0..5).map(|i| 7 * text + i).collect()).collect()
 }
 
-/// The size of the device's memory is fixed when a process starts, so this test starts itself again.
 #[test]
 #[ignore = "needs an emulated CUDA device"]
 fn a_batch_that_does_not_fit_is_halved() {
@@ -159,11 +158,7 @@ fn a_batch_that_does_not_fit_is_halved() {
     if env::var_os("EMULATED_DEVICE_BYTES").is_none() {
         // The memory that is kept for 150 tokens is enough for the largest use of memory with 100 tokens.
         let n_bytes = bytes_kept_after(150);
-        let mut again = Command::new(env::current_exe().unwrap());
-        again.args(["--include-ignored", "--exact", name]);
-        let output = again.env("EMULATED_DEVICE_BYTES", n_bytes.to_string()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        return;
+        return start_again(name, "EMULATED_DEVICE_BYTES", &n_bytes.to_string());
     }
     let model = load();
     let (texts, n) = (texts(40), model.embedding_size());

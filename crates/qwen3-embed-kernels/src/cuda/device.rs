@@ -1,20 +1,20 @@
 //! Launches on a GPU, through the device of candle.
 //!
-//! A device has one stream of its own. All work on the device is queued on that stream, in the order of the calls, unless
-//! it is [recorded](super::recording).
+//! A device has one stream of its own. All work on the device is run on that stream, in the order of the calls. Work can
+//! also be [recorded](super::recording), to be run later.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{LazyLock, PoisonError, RwLock};
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::cublas::result::gemm_ex;
-use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
+use candle_core::cuda_backend::cudarc::cublas::result::{CublasError, gemm_ex};
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
 use candle_core::cuda_backend::cudarc::driver::DevicePtr;
 use candle_core::cuda_backend::cudarc::driver::result::launch_kernel;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage, DeviceId};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 
 use super::{ElementType, Gemm, Launch, Shape, recording};
@@ -48,10 +48,12 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Cuda { ordinal, source };
     // The driver numbers devices with `i32`, and candle wraps numbers that do not fit.
     i32::try_from(ordinal).map_err(|e| failed(Box::new(e)))?;
+    let _quiet = recording::quiet();
     let device = CudaDevice::new_with_stream(ordinal)
         .map_err(|error| failed(Box::new(without_backtrace(error))))?;
     // SAFETY: memory of this device is used only on the device's own stream. This function is the only one that makes a
-    // CUDA device, and candle and this module use the device's stream for all work.
+    // CUDA device, and candle and this module run all work on the device's stream, also work that was recorded on
+    // another one.
     unsafe { device.disable_event_tracking() };
     let stream = device.cuda_stream();
     let attribute =
@@ -66,12 +68,15 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
         );
         return Err(failed(message.into()));
     }
-    // Sums stay f32 even if cuBLAS splits a matrix multiplication along `k` and adds the parts.
-    let math = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-    // SAFETY: the handle is the valid handle of this device.
-    let status = unsafe { cublas::cublasSetMathMode(*device.cublas_handle().handle(), math) };
-    status.result().map_err(|e| failed(Box::new(e)))?;
+    set_math_mode(&device.cublas_handle()).map_err(|e| failed(Box::new(e)))?;
     Ok(Device::Cuda(device))
+}
+
+/// Makes cuBLAS keep sums in f32 even if it splits a matrix multiplication along `k` and adds the parts.
+pub(super) fn set_math_mode(blas: &CudaBlas) -> std::result::Result<(), CublasError> {
+    let math = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle is valid.
+    unsafe { cublas::cublasSetMathMode(*blas.handle(), math) }.result()
 }
 
 /// Bytes of free memory of the GPU, after all queued work is done.
@@ -129,12 +134,25 @@ pub(crate) fn address_of<T: CudaDType>(storage: &CudaStorage, start: usize) -> R
     Ok(address)
 }
 
-/// Launches a kernel with these pointers.
+/// The address of a tensor of u32 on a device.
+pub(crate) fn address_of_u32(tensor: &Tensor) -> Result<u64> {
+    let (storage, strides) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => {
+            recording::keep(storage.device(), [tensor]);
+            address_of::<u32>(storage, strides.start_offset())
+        }
+        _ => Err(candle_core::Error::Msg("a tensor of u32 is not on a CUDA device".into()).into()),
+    }
+}
+
+/// Launches a kernel with these pointers, or records the launch.
 ///
 /// # Safety
 ///
 /// `pointers` are the pointers in the documentation of the function that returned `launch`. They point to matrices with
-/// the shapes that were passed to this function. Only the stream of the device uses the matrices.
+/// the shapes that were passed to this function. Only the stream of the device uses the matrices. If this thread records,
+/// [`recording::keep`] was called for them.
 pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u64]) -> Result<()> {
     if launch.is_empty() {
         return Ok(());
@@ -204,7 +222,7 @@ pub(crate) unsafe fn multiply(
         return Ok(());
     }
     device.cuda_stream().context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
-    let _handle = recording::use_handle();
+    let blas = recording::blas(device);
     let (one, beta) = (1f32, if add { 1f32 } else { 0f32 });
     let at = |address: u64, offset: usize, element: ElementType| {
         (address + (offset * element.size()) as u64) as *mut c_void
@@ -214,7 +232,7 @@ pub(crate) unsafe fn multiply(
     // read before the call returns.
     let status = unsafe {
         gemm_ex(
-            *device.cublas_handle().handle(),
+            *blas.handle(),
             cublas::cublasOperation_t::CUBLAS_OP_T,
             cublas::cublasOperation_t::CUBLAS_OP_N,
             product.m,

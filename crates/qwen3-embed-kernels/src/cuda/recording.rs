@@ -1,39 +1,105 @@
-//! Work that is recorded as a CUDA graph and launched again with one call.
+//! Work that is recorded as a CUDA graph by stream capture, and launched again with one call.
 //!
-//! A thread records on a stream that only it uses. Therefore other threads can use the device's own stream meanwhile,
-//! for example to free memory.
+//! A recorder has a stream and a cuBLAS handle of its own, on which nothing is ever run. So other threads can use the
+//! device meanwhile, for example to free memory.
 
 use std::cell::RefCell;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Tensor;
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::cublas::result::set_stream;
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
 use candle_core::cuda_backend::cudarc::driver::result::graph;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream};
+use candle_core::cuda_backend::{CudaDevice, DeviceId};
+use candle_core::{DType, Device, Tensor};
 
-use super::device::failed;
+use super::device::{address_of_u32, failed, set_math_mode};
 use crate::{Error, Result};
 
 const OP: &str = "recording";
 
-/// cuBLAS may record allocations of memory. They are freed before the graph is launched again.
-const FLAGS: CUgraphInstantiate_flags =
-    CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+/// Bytes of the workspace of cuBLAS that NVIDIA recommends for Hopper. Without a workspace, cuBLAS would record
+/// allocations of memory.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Held while a thread records, and while a device is opened: creating a cuBLAS handle waits for all streams of the
+/// device, which would end a recording.
+static QUIET: Mutex<()> = Mutex::new(());
+
+/// Waits until no thread records or opens a device, and keeps other threads from it.
+pub(super) fn quiet() -> MutexGuard<'static, ()> {
+    QUIET.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Records work for a device.
+pub(crate) struct Recorder {
+    device: CudaDevice,
+    blas: Arc<CudaBlas>,
+    stream: Arc<CudaStream>,
+    /// The workspace of cuBLAS. Recordings share it, because they are run one after another.
+    workspace: Tensor,
+}
 
 /// Work that was recorded.
 pub(crate) struct Recording {
     graph: CudaGraph,
     device: CudaDevice,
-    /// The matrices whose addresses are in the graph.
+    /// The tensors whose addresses are in the graph.
     _tensors: Vec<Tensor>,
 }
 
 // SAFETY: the driver allows the use of a graph in any thread, but in one thread at a time. `replay` needs `&mut`.
 unsafe impl Send for Recording {}
+
+impl Recorder {
+    pub(crate) fn new(device: &CudaDevice) -> Result<Self> {
+        let _quiet = quiet();
+        let n_values = WORKSPACE_BYTES / size_of::<u32>();
+        let workspace = Tensor::zeros(n_values, DType::U32, &Device::Cuda(device.clone()))?;
+        let stream = device.cuda_stream().context().new_stream();
+        let stream = stream.map_err(|e| failed(OP, e.into()))?;
+        let blas = CudaBlas::new(stream.clone()).map_err(|e| failed(OP, e.into()))?;
+        set_math_mode(&blas).map_err(|e| failed(OP, e.into()))?;
+        let address = address_of_u32(&workspace)? as *mut std::ffi::c_void;
+        // SAFETY: the handle is valid, and the recorder and its recordings keep the workspace.
+        unsafe { cublas::cublasSetWorkspace_v2(*blas.handle(), address, WORKSPACE_BYTES) }
+            .result()
+            .map_err(|e| failed(OP, e.into()))?;
+        Ok(Self { device: device.clone(), blas: Arc::new(blas), stream, workspace })
+    }
+
+    /// Records the launches and matrix multiplications that `operations` queues for the device in this thread. They are
+    /// not run.
+    pub(crate) fn record<E: From<Error>>(
+        &self,
+        operations: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Recording, E> {
+        let capture = Capture::start(self)?;
+        // If this fails or panics, dropping `capture` ends the recording.
+        operations()?;
+        Ok(capture.finish()?)
+    }
+}
+
+impl Recording {
+    /// Queues the work on the stream of the device.
+    pub(crate) fn replay(&mut self) -> Result<()> {
+        let stream = self.device.cuda_stream();
+        stream.context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
+        // SAFETY: the graph and the stream are valid. The memory that the graph uses is kept, and is used only on this
+        // stream.
+        unsafe { graph::launch(self.graph.cu_graph_exec(), stream.cu_stream()) }
+            .map_err(|e| failed(OP, e.into()))
+    }
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder").finish_non_exhaustive()
+    }
+}
 
 impl std::fmt::Debug for Recording {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -41,31 +107,10 @@ impl std::fmt::Debug for Recording {
     }
 }
 
-impl Recording {
-    /// Records the launches and multiplications that `operations` queues in this thread. They are not done.
-    pub(crate) fn new<E: From<Error>>(
-        device: &CudaDevice,
-        operations: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let recorder = Recorder::start(device)?;
-        // If this fails or panics, dropping the recorder ends the recording.
-        operations()?;
-        Ok(recorder.finish()?)
-    }
-
-    /// Queues the work on the stream of the device.
-    pub(crate) fn replay(&mut self) -> Result<()> {
-        let stream = self.device.cuda_stream();
-        stream.context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
-        // SAFETY: the graph and the stream are valid. The memory that the graph uses is not freed, and is used only on
-        // this stream.
-        unsafe { graph::launch(self.graph.cu_graph_exec(), stream.cu_stream()) }
-            .map_err(|e| failed(OP, e.into()))
-    }
-}
-
 /// What this thread records.
 struct Recorded {
+    device: DeviceId,
+    blas: Arc<CudaBlas>,
     stream: Arc<CudaStream>,
     tensors: Vec<Tensor>,
 }
@@ -74,81 +119,69 @@ thread_local! {
     static RECORDED: RefCell<Option<Recorded>> = const { RefCell::new(None) };
 }
 
-/// Held for writing while a thread records, because a cuBLAS handle has one stream, and for reading while other threads
-/// use a handle.
-static HANDLES: RwLock<()> = RwLock::new(());
-
 /// The stream on which this thread queues work for a device.
 pub(super) fn stream(device: &CudaDevice) -> Arc<CudaStream> {
-    let recorder = RECORDED.with_borrow(|recorded| Some(recorded.as_ref()?.stream.clone()));
-    recorder.unwrap_or_else(|| device.cuda_stream())
+    recorded(device, |recorded| recorded.stream.clone()).unwrap_or_else(|| device.cuda_stream())
 }
 
-/// Waits until no other thread records. Call this before a cuBLAS handle is used.
-pub(super) fn use_handle() -> Option<RwLockReadGuard<'static, ()>> {
-    let records = RECORDED.with_borrow(Option::is_some);
-    (!records).then(|| HANDLES.read().unwrap_or_else(PoisonError::into_inner))
+/// The cuBLAS handle with which this thread queues work for a device.
+pub(super) fn blas(device: &CudaDevice) -> Arc<CudaBlas> {
+    recorded(device, |recorded| recorded.blas.clone()).unwrap_or_else(|| device.cublas_handle())
 }
 
-/// Keeps matrices that an operation uses, if this thread records the operation.
-pub(crate) fn keep<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) {
+/// Keeps tensors that an operation on a device uses, if this thread records the operation.
+pub(crate) fn keep<'a>(device: &CudaDevice, tensors: impl IntoIterator<Item = &'a Tensor>) {
+    recorded(device, |recorded| recorded.tensors.extend(tensors.into_iter().cloned()));
+}
+
+/// The result of `work` if this thread records for a device.
+fn recorded<T>(device: &CudaDevice, work: impl FnOnce(&mut Recorded) -> T) -> Option<T> {
     RECORDED.with_borrow_mut(|recorded| {
-        if let Some(recorded) = recorded {
-            recorded.tensors.extend(tensors.into_iter().cloned());
-        }
-    });
+        recorded.as_mut().filter(|recorded| recorded.device == device.id()).map(work)
+    })
 }
 
 /// A recording in progress.
-struct Recorder<'a> {
-    device: &'a CudaDevice,
-    stream: Arc<CudaStream>,
-    _handles: RwLockWriteGuard<'static, ()>,
+struct Capture<'a> {
+    recorder: &'a Recorder,
+    _quiet: MutexGuard<'static, ()>,
 }
 
-impl<'a> Recorder<'a> {
-    fn start(device: &'a CudaDevice) -> Result<Self> {
+impl<'a> Capture<'a> {
+    fn start(recorder: &'a Recorder) -> Result<Self> {
         if RECORDED.with_borrow(Option::is_some) {
             let message = "this thread already records operations";
             return Err(candle_core::Error::Msg(message.into()).into());
         }
-        let handles = HANDLES.write().unwrap_or_else(PoisonError::into_inner);
-        let stream = device.cuda_stream().context().new_stream();
-        let stream = stream.map_err(|e| failed(OP, e.into()))?;
-        let recorder = Self { device, stream, _handles: handles };
-        use_stream(device, &recorder.stream)?;
-        // In this mode, other threads can call every function of the driver.
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        recorder.stream.begin_capture(mode).map_err(|e| failed(OP, e.into()))?;
-        let recorded = Recorded { stream: recorder.stream.clone(), tensors: Vec::new() };
-        RECORDED.set(Some(recorded));
-        Ok(recorder)
+        let quiet = quiet();
+        let Recorder { device, blas, stream, workspace } = recorder;
+        // In this mode, all threads can use other streams, for example to allocate memory.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        stream.begin_capture(mode).map_err(|e| failed(OP, e.into()))?;
+        RECORDED.set(Some(Recorded {
+            device: device.id(),
+            blas: blas.clone(),
+            stream: stream.clone(),
+            tensors: vec![workspace.clone()],
+        }));
+        Ok(Self { recorder, _quiet: quiet })
     }
 
     fn finish(self) -> Result<Recording> {
         let tensors = RECORDED.take().map(|recorded| recorded.tensors).unwrap_or_default();
-        let graph = self.stream.end_capture(FLAGS).map_err(|e| failed(OP, e.into()))?;
+        let graph = self.recorder.stream.end_capture(CUgraphInstantiate_flags(0));
         let nothing = || candle_core::Error::Msg("nothing was recorded".into());
-        let graph = graph.ok_or_else(nothing)?;
-        Ok(Recording { graph, device: self.device.clone(), _tensors: tensors })
+        let graph = graph.map_err(|e| failed(OP, e.into()))?.ok_or_else(nothing)?;
+        Ok(Recording { graph, device: self.recorder.device.clone(), _tensors: tensors })
     }
 }
 
-impl Drop for Recorder<'_> {
+impl Drop for Capture<'_> {
     fn drop(&mut self) {
-        if RECORDED.take().is_some() {
+        // The tensors are dropped after the end of the recording.
+        if let Some(_recorded) = RECORDED.take() {
             // The recording has failed already, so another error tells nothing new.
-            let _ = self.stream.end_capture(FLAGS);
+            let _ = self.recorder.stream.end_capture(CUgraphInstantiate_flags(0));
         }
-        // The handle is valid, and so is the stream, so this cannot fail.
-        let _ = use_stream(self.device, &self.device.cuda_stream());
     }
-}
-
-/// Sets the stream of the device's cuBLAS handle.
-fn use_stream(device: &CudaDevice, stream: &CudaStream) -> Result<()> {
-    let handle = device.cublas_handle();
-    // SAFETY: the handle and the stream are valid, and no other thread uses the handle.
-    unsafe { set_stream(*handle.handle(), stream.cu_stream().cast()) }
-        .map_err(|e| failed(OP, e.into()))
 }

@@ -6,6 +6,8 @@ mod on_cuda;
 mod without_cuda;
 
 #[cfg(feature = "cuda")]
-pub(super) use self::on_cuda::{Cuda, CudaRecording, CudaScratch, CudaWeight, open};
+pub(super) use self::on_cuda::{Cuda, CudaRecorder, CudaRecording, CudaScratch, CudaWeight, open};
 #[cfg(not(feature = "cuda"))]
-pub(super) use self::without_cuda::{Cuda, CudaRecording, CudaScratch, CudaWeight, open};
+pub(super) use self::without_cuda::{
+    Cuda, CudaRecorder, CudaRecording, CudaScratch, CudaWeight, open,
+};

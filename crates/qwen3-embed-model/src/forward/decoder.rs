@@ -8,7 +8,7 @@ use qwen3_embed_kernels::{Error as KernelError, Queries, Ragged, ops};
 
 use crate::batching::budget::in_batches;
 use crate::batching::plan::{self, Given, Kept, Plan};
-use crate::batching::prefix_cache::{Known, Prefix, PrefixCache};
+use crate::batching::prefix_cache::{Prefix, PrefixCache};
 use crate::batching::sharing::{Sharing, SharingCounts};
 use crate::forward::dense::Dense;
 use crate::forward::layer::DecoderLayer;
@@ -181,14 +181,17 @@ impl Model {
         self.check_tokens(texts)?;
         // A shared token must not depend on later tokens, and its hidden state must not be part of the result.
         let can_share = self.config.is_causal && self.pooling == Pooling::LastToken;
-        let is_alone = can_share && texts.len() == 1 && self.records(texts[0].as_ref().len());
         let is_shared = can_share && self.sharing != Sharing::Off;
-        let order = if is_alone || is_shared { plan::order(texts) } else { Vec::new() };
+        if let [text] = texts
+            && can_share
+            && let Some(hidden) = self.forward_recorded(text.as_ref())
+        {
+            let plan = self.plan_whole(texts, 0, usize::MAX)?;
+            return self.finish(hidden, &plan, texts, Vec::new(), &mut each);
+        }
+        let order = if is_shared { plan::order(texts) } else { Vec::new() };
         in_batches(texts.len(), self.batch_tokens, |start, budget| {
-            let plan = if is_alone {
-                // Known tokens would save nothing: the device reads all weights for a single token, too.
-                plan::shared(texts, &order, budget, &Known::default(), 0)?.0
-            } else if is_shared {
+            let plan = if is_shared {
                 let (known, max_kept) = (self.prefixes.known(), self.prefixes.max_tokens());
                 plan::shared(texts, &order[start..], budget, &known, max_kept)?.0
             } else {
@@ -217,6 +220,18 @@ impl Model {
         mut each: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let (hidden, prefixes) = self.take_turn(plan, trace)?;
+        self.finish(hidden, plan, texts, prefixes, &mut each)
+    }
+
+    /// Computes the vectors of a batch from its hidden states, and calls `each` for its texts.
+    fn finish(
+        &self,
+        hidden: Vec<f32>,
+        plan: &Plan,
+        texts: &[impl AsRef<[u32]>],
+        prefixes: Vec<Prefix>,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
         let (vectors, n) = (self.vectors(hidden, plan)?, self.embedding_size());
         let rows = plan.texts.iter().map(|&(text, row)| (text, &vectors[row * n..][..n]));
         for (text, row) in rows.clone() {
@@ -322,26 +337,21 @@ impl Model {
         workspace: &mut Workspace,
         trace: &mut Option<Trace<'_>>,
     ) -> Result<(Vec<f32>, Vec<Prefix>)> {
-        if trace.is_none() && self.is_recorded(plan) {
-            let recordings = &mut self.recordings.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(hidden) = self.replay(plan, recordings)? {
-                return Ok((hidden, Vec::new()));
-            }
-        }
         let x = self.embed_tokens.gather(&plan.ids, &self.device)?;
         let rope = self.rope.gather(&plan.batch, &self.device)?;
-        let n_hidden = match (self.pooling, plan.batch.n_last()) {
-            (Pooling::LastToken, 0) => plan.batch.n_segments(),
-            (Pooling::LastToken, n_last) => n_last,
-            _ => plan.batch.n_tokens(),
-        };
-        let hidden = Tensor::zeros((n_hidden, self.config.hidden_size), x.dtype(), &self.device)?;
+        let (batch, device) = (&plan.batch, &self.device);
+        let n_hidden = if batch.n_last() > 0 { batch.n_last() } else { batch.n_tokens() };
+        let mut hidden = Tensor::zeros((n_hidden, self.config.hidden_size), x.dtype(), device)?;
         let prefixes = self.decode(plan, &x, &rope, workspace, trace, &hidden)?;
+        if self.pooling == Pooling::LastToken && batch.n_last() == 0 {
+            [hidden] = ops::gather_rows(device, [&hidden], &batch.last_rows())?;
+        }
         Ok((ops::to_f32(&hidden)?, prefixes))
     }
 
-    /// Runs the layers and the final norm on the residual stream `x`, [T, C]. Writes hidden states to `hidden`, and
-    /// returns the prefixes for the cache.
+    /// Runs the layers and the final norm on the residual stream `x`, [T, C]. Writes hidden states to `hidden`: those of
+    /// the last tokens of texts that end in the batch, or, in a batch without sharing, those of all tokens. Returns the
+    /// prefixes for the cache.
     pub(super) fn decode(
         &self,
         plan: &Plan,
@@ -372,9 +382,6 @@ impl Model {
             }
         }
         show(self.layers.len(), &x)?;
-        if self.pooling == Pooling::LastToken && batch.n_last() == 0 {
-            [x] = ops::gather_rows(&self.device, [&x], &batch.last_rows())?;
-        }
         ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, hidden)?;
         let prefixes = kept.into_iter().zip(&plan.kept);
         let prefixes =

@@ -1,102 +1,120 @@
-use std::collections::HashSet;
+use std::sync::PoisonError;
 
 use candle_core::{DType, Tensor};
-use qwen3_embed_kernels::ops::{self, Recording};
+use qwen3_embed_kernels::Ragged;
+use qwen3_embed_kernels::ops::{self, Recorder, Recording};
 
 use crate::batching::plan::Plan;
 use crate::forward::workspace::Workspace;
-use crate::{Model, Result};
+use crate::{Config, Model, Result};
 
-/// The largest number of tokens of a text whose forward pass is recorded. The device needs longer for a longer text than
-/// the host needs to start its operations.
-const MAX_RECORDED: usize = 256;
+/// Texts are padded to a multiple of this number of tokens, so that one recording is for several lengths.
+const STEP: usize = 32;
 
-/// The largest number of tokens in all recordings together, which limits their memory.
-const MAX_TOKENS: usize = 2048;
+/// The largest number of tokens, with padding, of a recorded forward pass. For a longer text, a device needs longer than
+/// the host needs to launch the operations: see `bench/GPU.md`.
+const MAX_TOKENS: usize = 512;
 
-/// The recorded forward passes of short texts, on devices that [record](ops::record): one for each number of tokens.
+/// The largest number of weights of a layer for which forward passes are recorded. Reading more weights takes longer than
+/// launching the operations of a layer, also on the fastest devices. A layer of a 0.6B model has 16 million weights, and a
+/// layer of a 4B model 100 million.
+const MAX_WEIGHTS: usize = 32 << 20;
+
+/// Any token of the vocabulary. Padding comes after the text, so the text does not see it.
+const PADDING: u32 = 0;
+
+/// The forward passes of short texts, recorded on a device: see decision 0055.
 #[derive(Debug, Default)]
 pub(crate) struct Recordings {
-    /// The numbers of tokens for which a text was computed.
-    seen: HashSet<usize>,
-    /// The most recently used recording is the last one.
-    recorded: Vec<Recorded>,
+    recorder: Option<Recorder>,
+    /// A recording for each number of steps, from one on.
+    recorded: Vec<Option<Recorded>>,
+    /// Whether the device cannot record, or has no memory for it. Texts are then computed like other batches.
+    has_failed: bool,
 }
 
-/// A recorded forward pass. The recording keeps the memory for the activations.
+/// A recorded forward pass. The recording keeps all other memory that it uses.
 #[derive(Debug)]
 struct Recorded {
-    n_tokens: usize,
-    /// The residual stream, [T, C]. It is overwritten with the token embeddings before each replay.
+    /// The residual stream, [T, C]. It begins with the token embeddings.
     x: Tensor,
-    /// The hidden state of the last token, [1, C].
+    /// The hidden states after the final norm, [T, C].
     hidden: Tensor,
+    /// The hidden state of the last token of a text, [1, C].
+    last: Tensor,
     layers: Recording,
 }
 
-impl Recordings {
-    /// Adds a recording, and removes those that were not used for the longest time.
-    fn insert(&mut self, new: Recorded) {
-        let mut n_tokens = new.n_tokens;
-        self.recorded.push(new);
-        let newest = self.recorded.iter().rev().skip(1);
-        let kept = newest.take_while(|other| {
-            n_tokens += other.n_tokens;
-            n_tokens <= MAX_TOKENS
-        });
-        let n_kept = 1 + kept.count();
-        self.recorded.drain(..self.recorded.len() - n_kept);
-    }
-
-    /// Makes the recording for this number of tokens the most recently used.
-    fn last_used(&mut self, n_tokens: usize) -> Option<&mut Recorded> {
-        let at = self.recorded.iter().position(|recorded| recorded.n_tokens == n_tokens)?;
-        self.recorded[at..].rotate_left(1);
-        self.recorded.last_mut()
-    }
+/// Whether forward passes for a text of `n_tokens` tokens are recorded.
+fn is_recorded(config: &Config, n_tokens: usize) -> bool {
+    let heads = config.heads();
+    let attention = heads.qkv_columns() + heads.q_columns();
+    let n_weights = config.hidden_size * (attention + 3 * config.intermediate_size);
+    n_tokens <= MAX_TOKENS && n_weights <= MAX_WEIGHTS
 }
 
 impl Model {
-    /// Whether a text of `n_tokens` tokens that is computed alone is recorded.
-    pub(super) fn records(&self, n_tokens: usize) -> bool {
-        ops::records(&self.device) && n_tokens <= MAX_RECORDED
+    /// The hidden state of the last token of a text, from a recorded forward pass. A forward pass is recorded before it
+    /// is first used. `None` if the text or the model is too large, or if the device cannot record.
+    ///
+    /// The model must be causal.
+    pub(super) fn forward_recorded(&self, text: &[u32]) -> Option<Vec<f32>> {
+        if ops::reads_host_memory(&self.device) || !is_recorded(&self.config, text.len()) {
+            return None;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let recordings = &mut self.recordings.lock().unwrap_or_else(PoisonError::into_inner);
+        if recordings.has_failed {
+            return None;
+        }
+        let computed = self.replay(text, recordings);
+        if computed.is_err() {
+            // The text can be computed without a recording. If the device fails there, too, that error is reported.
+            **recordings = Recordings { has_failed: true, ..Recordings::default() };
+        }
+        computed.ok().flatten()
     }
 
-    /// Whether a batch is a single text whose number of tokens determines its operations.
-    pub(super) fn is_recorded(&self, plan: &Plan) -> bool {
-        let Plan { batch, given, kept, .. } = plan;
-        let is_alone = batch.n_segments() == 1 && batch.n_last() == 1;
-        is_alone && given.is_empty() && kept.is_empty() && self.records(batch.n_tokens())
+    fn replay(&self, text: &[u32], recordings: &mut Recordings) -> Result<Option<Vec<f32>>> {
+        let n_steps = text.len().div_ceil(STEP);
+        let Recordings { recorder, recorded, .. } = recordings;
+        if recorder.is_none() {
+            *recorder = Recorder::new(&self.device)?;
+        }
+        let Some(recorder) = recorder else { return Ok(None) };
+        if recorded.len() <= n_steps {
+            recorded.resize_with(n_steps + 1, || None);
+        }
+        let recorded = match &mut recorded[n_steps] {
+            Some(known) => known,
+            new => new.insert(self.record(n_steps * STEP, recorder)?),
+        };
+        let Recorded { x, hidden, last, layers } = recorded;
+        let mut ids = text.to_vec();
+        ids.resize(n_steps * STEP, PADDING);
+        self.embed_tokens.gather_to(&ids, x)?;
+        layers.replay()?;
+        // `check_tokens` has checked that the text is not empty, and that its length fits in u32.
+        ops::gather_rows_to(hidden, &[text.len() as u32 - 1], last)?;
+        Ok(Some(ops::to_f32(last)?))
     }
 
-    /// The hidden state of the only text of a batch, if there is a recorded forward pass for its number of tokens.
-    /// Otherwise `None`. The second text with the same number of tokens is recorded.
-    pub(super) fn replay(
-        &self,
-        plan: &Plan,
-        recordings: &mut Recordings,
-    ) -> Result<Option<Vec<f32>>> {
-        let n_tokens = plan.ids.len();
-        if let Some(Recorded { x, hidden, layers, .. }) = recordings.last_used(n_tokens) {
-            self.embed_tokens.gather_to(&plan.ids, x)?;
-            layers.replay()?;
-            return Ok(Some(ops::to_f32(hidden)?));
-        }
-        if recordings.seen.insert(n_tokens) {
-            return Ok(None);
-        }
-        let x = self.embed_tokens.gather(&plan.ids, &self.device)?;
-        let rope = self.rope.gather(&plan.batch, &self.device)?;
-        let hidden = Tensor::zeros((1, self.config.hidden_size), DType::F32, &self.device)?;
+    /// Records the forward pass of a text of `n_tokens` tokens.
+    fn record(&self, n_tokens: usize, recorder: &Recorder) -> Result<Recorded> {
+        let (c, ids) = (self.config.hidden_size, vec![PADDING; n_tokens]);
+        let (batch, texts) = (Ragged::from_lengths([n_tokens])?, Vec::new());
+        let x = self.embed_tokens.gather(&ids, &self.device)?;
+        let rope = self.rope.gather(&batch, &self.device)?;
+        let [hidden, last] =
+            [n_tokens, 1].map(|n_rows| Tensor::zeros((n_rows, c), DType::F32, &self.device));
+        let (hidden, last) = (hidden?, last?);
+        let plan = Plan { batch, ids, texts, given: Vec::new(), kept: Vec::new() };
         let mut workspace = Workspace::default();
         let mut compute =
-            || self.decode(plan, &x, &rope, &mut workspace, &mut None, &hidden).map(drop);
+            || self.decode(&plan, &x, &rope, &mut workspace, &mut None, &hidden).map(drop);
         // The first run allocates memory.
         compute()?;
-        let values = ops::to_f32(&hidden)?;
-        if let Some(layers) = ops::record(&self.device, compute)? {
-            recordings.insert(Recorded { n_tokens, x, hidden, layers });
-        }
-        Ok(Some(values))
+        let layers = recorder.record(compute)?;
+        Ok(Recorded { x, hidden, last, layers })
     }
 }

@@ -5,7 +5,8 @@
 // too late, or memory that was freed too early, has the same effects as on a device. New memory contains NaN. An
 // allocation ends shortly before a page that is not accessible, so a read beyond its end crashes.
 //
-// A stream can record kernels and multiplications as a graph. Other work on a stream that records ends the program.
+// A stream can record kernels and multiplications as a graph. Other work on a stream that records ends the program. If the
+// host waits for all streams meanwhile, or a cuBLAS handle is made or destroyed, that call and the recording fail.
 //
 // Environment variables:
 // - EMULATED_DEVICE_BYTES: the memory of the device. The default is 16 GiB.
@@ -13,11 +14,13 @@
 //   the file, as lines with a name and a number.
 // - EMULATED_DEVICE_IDLE: if set, kernels and multiplications do nothing, and nothing is counted, to measure the time of
 //   the host.
+// - EMULATED_DEVICE_WITHOUT_GRAPHS: if set, graphs cannot be made.
 #include "launch.hpp"
 
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <set>
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -27,7 +30,15 @@ namespace {
 using emulator::fail;
 
 // Results of functions of the driver. Those of cuBLAS and cuRAND are also 0 if the call succeeded.
-enum Result { SUCCESS = 0, INVALID_VALUE = 1, NO_MEMORY = 2, NO_DEVICE = 101 };
+enum Result {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    NO_MEMORY = 2,
+    NO_DEVICE = 101,
+    NOT_SUPPORTED = 801,
+    NOT_DURING_RECORDING = 900,
+    RECORDING_FAILED = 901,
+};
 
 std::mutex lock;
 typedef std::lock_guard<std::mutex> Guard;
@@ -38,9 +49,18 @@ typedef std::vector<std::function<void()>> Work;
 Work queue;
 
 struct Stream {
-    bool records = false;
+    bool records = false, has_failed = false;
     Work recorded;
 };
+
+// The streams that record.
+std::set<Stream*> recorders;
+
+// A call that waits for all streams, which makes recordings fail.
+Result wait_for_all() {
+    for (Stream* stream : recorders) stream->has_failed = true;
+    return recorders.empty() ? SUCCESS : NOT_DURING_RECORDING;
+}
 
 // Queues work that a graph can contain.
 void add(Stream* stream, std::function<void()> work) { (stream->records ? stream->recorded : queue).push_back(work); }
@@ -319,34 +339,41 @@ Result cuStreamDestroy_v2(Stream* stream) {
     return SUCCESS;
 }
 
-Result cuCtxSynchronize() {
+Result cuStreamSynchronize(Stream* stream) {
     Guard guard(lock);
+    if (stream && stream->records) fail("the host waits for a stream that records");
     count("synchronizations");
     finish();
     return SUCCESS;
 }
 
-Result cuStreamSynchronize(Stream* stream) {
-    if (stream->records) fail("the host waits for a stream that records");
-    return cuCtxSynchronize();
+Result cuCtxSynchronize() {
+    lock.lock();
+    Result result = wait_for_all();
+    lock.unlock();
+    return result == SUCCESS ? cuStreamSynchronize(nullptr) : result;
 }
 
 Result cuStreamBeginCapture_v2(Stream* stream, int) {
     Guard guard(lock);
     if (stream->records) return INVALID_VALUE;
     stream->records = true;
+    recorders.insert(stream);
     return SUCCESS;
 }
 
 Result cuStreamEndCapture(Stream* stream, Work** graph) {
     Guard guard(lock);
     if (!stream->records) return INVALID_VALUE;
-    *graph = new Work(std::move(stream->recorded));
+    recorders.erase(stream);
+    Stream recorded = std::move(*stream);
     *stream = Stream();
-    return SUCCESS;
+    *graph = recorded.has_failed ? nullptr : new Work(std::move(recorded.recorded));
+    return recorded.has_failed ? RECORDING_FAILED : SUCCESS;
 }
 
 Result cuGraphInstantiateWithFlags(Work** executable, const Work* graph, unsigned long long) {
+    if (std::getenv("EMULATED_DEVICE_WITHOUT_GRAPHS")) return NOT_SUPPORTED;
     *executable = new Work(*graph);
     return SUCCESS;
 }
@@ -445,12 +472,20 @@ Result cuGetErrorName(Result, const char** name) {
 Result cuGetErrorString(Result, const char** text) { return cuGetErrorName(SUCCESS, text); }
 
 Result cublasCreate_v2(Multiplier** created) {
+    Guard guard(lock);
     *created = new Multiplier;
-    return SUCCESS;
+    return wait_for_all();
 }
 
 Result cublasDestroy_v2(Multiplier* multiplier) {
+    Guard guard(lock);
     delete multiplier;
+    return wait_for_all();
+}
+
+Result cublasSetWorkspace_v2(Multiplier*, size_t address, size_t n) {
+    Guard guard(lock);
+    check(address, n);
     return SUCCESS;
 }
 

@@ -12,9 +12,11 @@ use candle_core::{
 use rayon::prelude::*;
 
 use crate::cpu::{Epilogue, Heads, Layout};
-use crate::cuda::device::{self, Operand, address_of, launch, multiply};
+use crate::cuda::device::{self, Operand, address_of_u32, launch, multiply};
 use crate::cuda::recording;
-pub(in crate::ops) use crate::cuda::recording::Recording as CudaRecording;
+pub(in crate::ops) use crate::cuda::recording::{
+    Recorder as CudaRecorder, Recording as CudaRecording,
+};
 use crate::cuda::{self, Attention, AttentionIndex, AttentionKernel, ElementType, Gemm, Shape};
 use crate::ops::collect;
 use crate::ops::tensors::{expect_elsewhere, matrix, type_error};
@@ -114,11 +116,8 @@ impl Cuda {
         Ok(())
     }
 
-    pub(in crate::ops) fn record<E: From<Error>>(
-        &self,
-        operations: impl FnOnce() -> Result<(), E>,
-    ) -> Result<CudaRecording, E> {
-        CudaRecording::new(&self.0, operations)
+    pub(in crate::ops) fn recorder(&self) -> Result<CudaRecorder> {
+        CudaRecorder::new(&self.0)
     }
 
     pub(in crate::ops) fn attention(
@@ -335,16 +334,6 @@ impl IndexOnDevice {
     }
 }
 
-/// The address of a tensor of u32 on the device.
-fn address_of_u32(tensor: &Tensor) -> Result<u64> {
-    recording::keep([tensor]);
-    let (storage, strides) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cuda(storage) => address_of::<u32>(storage, strides.start_offset()),
-        _ => Err(elsewhere("a tensor of u32")),
-    }
-}
-
 /// Runs `run`, which writes `out` and reads `inputs`. The inputs must be in other buffers of the same device.
 fn apply<const N: usize>(
     op: &'static str,
@@ -364,7 +353,7 @@ fn apply<const N: usize>(
         }
     }
     expect_elsewhere(op, out, guards.iter().map(|(storage, _)| &**storage))?;
-    recording::keep(inputs.into_iter().chain([out]));
+    recording::keep(of_out, inputs.into_iter().chain([out]));
     let Ok(operands) = <[Operand; N]>::try_from(operands) else { return Err(elsewhere(op)) };
     let operation = Operation { op, operands, run: RefCell::new(run), error: RefCell::default() };
     let result = out.inplace_op1(&operation);

@@ -78,10 +78,7 @@ impl Cuda {
         match *self {}
     }
 
-    pub(in crate::ops) fn record<E: From<Error>>(
-        &self,
-        _: impl FnOnce() -> Result<(), E>,
-    ) -> Result<CudaRecording, E> {
+    pub(in crate::ops) fn recorder(&self) -> Result<CudaRecorder> {
         match *self {}
     }
 
@@ -128,6 +125,19 @@ impl CudaWeight {
         _: Epilogue,
         _: &mut CudaScratch,
     ) -> Result<()> {
+        match *self {}
+    }
+}
+
+/// Records operations for a CUDA device. Without the feature `cuda`, there is no value of this type.
+#[derive(Debug)]
+pub(in crate::ops) enum CudaRecorder {}
+
+impl CudaRecorder {
+    pub(in crate::ops) fn record<E: From<Error>>(
+        &self,
+        _: impl FnOnce() -> Result<(), E>,
+    ) -> Result<CudaRecording, E> {
         match *self {}
     }
 }
