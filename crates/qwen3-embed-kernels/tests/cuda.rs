@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -9,7 +10,13 @@ use qwen3_embed_kernels::cpu::{Epilogue, Heads, Layout};
 use qwen3_embed_kernels::{Error, Queries, Ragged, Segment, SegmentKind, ops, reference};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
+/// The device of all tests. It is never closed, because closing a device makes the recordings of other threads fail.
 fn device() -> Device {
+    static DEVICE: LazyLock<Device> = LazyLock::new(open);
+    DEVICE.clone()
+}
+
+fn open() -> Device {
     ops::open_cuda(0).unwrap()
 }
 
@@ -152,6 +159,30 @@ fn a_recording_that_fails_leaves_nothing_behind() {
     norm().unwrap();
     assert_eq!(ops::to_f32(&out).unwrap(), [1.0; 64]);
     recorder.record(norm).unwrap().replay().unwrap();
+}
+
+/// To open a device, the driver waits for all streams, which makes recordings fail.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn devices_are_opened_while_other_threads_record() {
+    let first = device();
+    let ones = Tensor::ones((2, 32), DType::F32, &first).unwrap();
+    let [weight, out] = [ones.get(0).unwrap(), ones.zeros_like().unwrap()];
+    let recorder = ops::Recorder::new(&first).unwrap().unwrap();
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| {
+            let open = || {
+                let other = open();
+                let recorder = ops::Recorder::new(&other).unwrap();
+                (other, recorder)
+            };
+            Vec::from_iter((0..10).map(|_| open()))
+        });
+        while !opened.is_finished() {
+            recorder.record(|| ops::rms_norm(&ones, &weight, 0.0, &out)).unwrap();
+        }
+        std::mem::forget(opened.join().unwrap());
+    });
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn short_texts_are_recorded() {
     assert!(!calls(&model, &long, &long).contains_key("launches of graphs"));
 }
 
-/// As on a device that refuses graphs or has no memory for them: texts are computed, and nothing is tried again.
+/// As on a device that refuses graphs or has no memory for them: texts are computed, and recording is tried three times.
 #[test]
 #[ignore = "needs an emulated CUDA device"]
 fn texts_are_computed_if_recording_fails() {
@@ -114,8 +114,11 @@ fn texts_are_computed_if_recording_fails() {
     let texts = texts(2);
     let expected = model.forward(&texts).unwrap();
     let expected: Vec<_> = expected.chunks(model.embedding_size()).collect();
+    for _ in 0..3 {
+        let calls = calls(&model, &texts, &texts[..1]);
+        assert!(calls.contains_key("launches") && calls.contains_key("recorded launches"));
+    }
     assert_eq!(model.forward(&texts[..1]).unwrap(), expected[0]);
-    assert!(counts().contains_key("recorded launches"));
     let calls = calls(&model, &texts[..1], &texts[1..]);
     assert!(calls.contains_key("launches") && !calls.contains_key("recorded launches"));
     assert_eq!(model.forward(&texts[1..]).unwrap(), expected[1]);

@@ -20,6 +20,10 @@ const MAX_TOKENS: usize = 512;
 /// layer of a 4B model 100 million.
 const MAX_WEIGHTS: usize = 32 << 20;
 
+/// After so many failures, texts are computed like other batches. A single one may be the fault of another thread, which
+/// has closed a device at that moment.
+const MAX_FAILED: usize = 3;
+
 /// Any token of the vocabulary. Padding comes after the text, so the text does not see it.
 const PADDING: u32 = 0;
 
@@ -29,8 +33,8 @@ pub(crate) struct Recordings {
     recorder: Option<Recorder>,
     /// A recording for each number of steps, from one on.
     recorded: Vec<Option<Recorded>>,
-    /// Whether the device cannot record, or has no memory for it. Texts are then computed like other batches.
-    has_failed: bool,
+    /// How often the device could not record, for example because it had no memory left.
+    n_failed: usize,
 }
 
 /// A recorded forward pass. The recording keeps all other memory that it uses.
@@ -64,13 +68,14 @@ impl Model {
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let recordings = &mut self.recordings.lock().unwrap_or_else(PoisonError::into_inner);
-        if recordings.has_failed {
+        if recordings.n_failed == MAX_FAILED {
             return None;
         }
         let computed = self.replay(text, recordings);
         if computed.is_err() {
             // The text can be computed without a recording. If the device fails there, too, that error is reported.
-            **recordings = Recordings { has_failed: true, ..Recordings::default() };
+            let n_failed = recordings.n_failed + 1;
+            **recordings = Recordings { n_failed, ..Recordings::default() };
         }
         computed.ok().flatten()
     }

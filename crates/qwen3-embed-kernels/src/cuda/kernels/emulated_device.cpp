@@ -6,7 +6,7 @@
 // allocation ends shortly before a page that is not accessible, so a read beyond its end crashes.
 //
 // A stream can record kernels and multiplications as a graph. Other work on a stream that records ends the program. If the
-// host waits for all streams meanwhile, or a cuBLAS handle is made or destroyed, that call and the recording fail.
+// host waits for all streams meanwhile, or a cuBLAS handle is made or destroyed, the recording fails.
 //
 // Environment variables:
 // - EMULATED_DEVICE_BYTES: the memory of the device. The default is 16 GiB.
@@ -480,7 +480,8 @@ Result cublasCreate_v2(Multiplier** created) {
 Result cublasDestroy_v2(Multiplier* multiplier) {
     Guard guard(lock);
     delete multiplier;
-    return wait_for_all();
+    wait_for_all();
+    return SUCCESS;
 }
 
 Result cublasSetWorkspace_v2(Multiplier*, size_t address, size_t n) {
