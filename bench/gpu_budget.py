@@ -13,8 +13,9 @@ from dataclasses import dataclass
 PEAK_FLOPS, BANDWIDTH = 989e12, 3.35e12
 # Time between two launches from one thread of the host, assumed.
 LAUNCH_SECONDS = 3e-6
-# A single text with at most so many tokens is one launch of a CUDA graph.
-MAX_RECORDED = 256
+# A single text with at most so many tokens is one launch of a CUDA graph, if a layer has at most so many weights. The
+# launch of a graph is assumed to take as long as the launch of a kernel.
+MAX_TOKENS, MAX_WEIGHTS = 512, 32 << 20
 SHAPES = [(1, 32), (32, 128), (64, 512), (8, 4096), (1, 32768)]
 
 
@@ -52,6 +53,9 @@ class Model:
             "down": product(f, c, True),
         }
 
+    def weights_of_a_layer(self):
+        return self.c * ((2 * self.h + 2 * self.k) * self.d + 3 * self.f)
+
     def seconds(self, n_texts, length):
         """The least time of each kind of kernel in all layers."""
         kinds = {"products": 0.0, "attention": 0.0, "rows": 0.0}
@@ -80,9 +84,9 @@ def main():
     for model in MODELS:
         for n_texts, length in SHAPES:
             kinds = model.seconds(n_texts, length)
-            is_recorded = n_texts == 1 and length <= MAX_RECORDED
-            # The rows of the token embeddings are gathered before the graph is launched.
-            launches = 2 if is_recorded else 9 * model.layers + 5
+            is_recorded = n_texts == 1 and length <= MAX_TOKENS and model.weights_of_a_layer() <= MAX_WEIGHTS
+            # The token embeddings are gathered before the graph is launched, and the last hidden state after it.
+            launches = 3 if is_recorded else 9 * model.layers + 5
             times = [*kinds.values(), sum(kinds.values())]
             cells = " | ".join(f"{1e3 * seconds:.2f} ms" for seconds in times)
             print(f"| {model.name} | {n_texts}×{length} | {cells} | {launches} | {1e3 * launches * LAUNCH_SECONDS:.2f} ms |")

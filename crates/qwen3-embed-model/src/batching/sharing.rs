@@ -5,8 +5,8 @@ pub enum Sharing {
     /// computes queries only for the last token of each text. A prefix cache keeps the keys and values of common
     /// beginnings for later calls. On the CPU, vectors are the same as with [`Off`](Self::Off), bit for bit.
     ///
-    /// On a CUDA device, a call with a single text of at most 256 tokens does not use the cache: the device reads all
-    /// weights for such a text, however few of its tokens are new.
+    /// On a CUDA device, a call with a single text of at most 512 tokens does not use the cache, if the model is as small
+    /// as 0.6B: its forward pass is recorded, and computes all tokens.
     On {
         /// The size of the prefix cache in bytes. With 0, nothing is kept between calls.
         cache_bytes: usize,
