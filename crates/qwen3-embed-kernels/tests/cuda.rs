@@ -128,7 +128,9 @@ fn recorded_operations_read_the_current_values() {
     for (first, expected) in [0, 5, 21].into_iter().zip(expected) {
         ops::gather_rows_to(&table, &rows(first), &x).unwrap();
         recording.replay().unwrap();
-        assert_eq!(ops::to_f32(&result).unwrap(), expected);
+        // cuBLAS may sum in another order, because recordings have a workspace of their own.
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        assert_close(&ops::to_f32(&result).unwrap(), &expected, bound(n));
     }
 }
 

@@ -222,7 +222,7 @@ pub(crate) unsafe fn multiply(
         return Ok(());
     }
     device.cuda_stream().context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
-    let blas = recording::blas(device);
+    let handle = recording::handle(device);
     let (one, beta) = (1f32, if add { 1f32 } else { 0f32 });
     let at = |address: u64, offset: usize, element: ElementType| {
         (address + (offset * element.size()) as u64) as *mut c_void
@@ -232,7 +232,7 @@ pub(crate) unsafe fn multiply(
     // read before the call returns.
     let status = unsafe {
         gemm_ex(
-            *blas.handle(),
+            handle,
             cublas::cublasOperation_t::CUBLAS_OP_T,
             cublas::cublasOperation_t::CUBLAS_OP_N,
             product.m,

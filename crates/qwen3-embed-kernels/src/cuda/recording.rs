@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
 use candle_core::cuda_backend::cudarc::driver::result::graph;
+use candle_core::cuda_backend::cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, DriverError};
 use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device, Tensor};
 
@@ -24,19 +25,31 @@ const OP: &str = "recording";
 /// allocations of memory.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Held while a thread records, and while a device is opened: creating a cuBLAS handle waits for all streams of the
-/// device, which would end a recording.
+/// Held while a thread records, and while a cuBLAS handle is created or destroyed, which waits for all streams of the
+/// device and would end a recording.
 static QUIET: Mutex<()> = Mutex::new(());
 
-/// Waits until no thread records or opens a device, and keeps other threads from it.
-pub(super) fn quiet() -> MutexGuard<'static, ()> {
-    QUIET.lock().unwrap_or_else(PoisonError::into_inner)
+/// Waits until no thread records, opens a device or closes a recorder, and keeps other threads from it. `None` if this
+/// thread records, and so holds the lock already.
+pub(super) fn quiet() -> Option<MutexGuard<'static, ()>> {
+    let records = RECORDED.with_borrow(Option::is_some);
+    (!records).then(|| QUIET.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A cuBLAS handle that is not destroyed while a thread records.
+struct Handle(Option<CudaBlas>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let _quiet = quiet();
+        self.0.take();
+    }
 }
 
 /// Records work for a device.
 pub(crate) struct Recorder {
     device: CudaDevice,
-    blas: Arc<CudaBlas>,
+    handle: Arc<Handle>,
     stream: Arc<CudaStream>,
     /// The workspace of cuBLAS. Recordings share it, because they are run one after another.
     workspace: Tensor,
@@ -48,6 +61,8 @@ pub(crate) struct Recording {
     device: CudaDevice,
     /// The tensors whose addresses are in the graph.
     _tensors: Vec<Tensor>,
+    /// cuBLAS may have memory of its own.
+    _handle: Arc<Handle>,
 }
 
 // SAFETY: the driver allows the use of a graph in any thread, but in one thread at a time. `replay` needs `&mut`.
@@ -67,7 +82,8 @@ impl Recorder {
         unsafe { cublas::cublasSetWorkspace_v2(*blas.handle(), address, WORKSPACE_BYTES) }
             .result()
             .map_err(|e| failed(OP, e.into()))?;
-        Ok(Self { device: device.clone(), blas: Arc::new(blas), stream, workspace })
+        let handle = Arc::new(Handle(Some(blas)));
+        Ok(Self { device: device.clone(), handle, stream, workspace })
     }
 
     /// Records the launches and matrix multiplications that `operations` queues for the device in this thread. They are
@@ -110,7 +126,7 @@ impl std::fmt::Debug for Recording {
 /// What this thread records.
 struct Recorded {
     device: DeviceId,
-    blas: Arc<CudaBlas>,
+    handle: Arc<Handle>,
     stream: Arc<CudaStream>,
     tensors: Vec<Tensor>,
 }
@@ -124,9 +140,11 @@ pub(super) fn stream(device: &CudaDevice) -> Arc<CudaStream> {
     recorded(device, |recorded| recorded.stream.clone()).unwrap_or_else(|| device.cuda_stream())
 }
 
-/// The cuBLAS handle with which this thread queues work for a device.
-pub(super) fn blas(device: &CudaDevice) -> Arc<CudaBlas> {
-    recorded(device, |recorded| recorded.blas.clone()).unwrap_or_else(|| device.cublas_handle())
+/// The cuBLAS handle with which this thread queues work for a device. It is valid as long as the device, and as long as
+/// this thread records.
+pub(super) fn handle(device: &CudaDevice) -> cublas::cublasHandle_t {
+    let recorder = recorded(device, |recorded| Some(*recorded.handle.0.as_ref()?.handle()));
+    recorder.flatten().unwrap_or_else(|| *device.cublas_handle().handle())
 }
 
 /// Keeps tensors that an operation on a device uses, if this thread records the operation.
@@ -144,7 +162,7 @@ fn recorded<T>(device: &CudaDevice, work: impl FnOnce(&mut Recorded) -> T) -> Op
 /// A recording in progress.
 struct Capture<'a> {
     recorder: &'a Recorder,
-    _quiet: MutexGuard<'static, ()>,
+    _quiet: Option<MutexGuard<'static, ()>>,
 }
 
 impl<'a> Capture<'a> {
@@ -154,13 +172,13 @@ impl<'a> Capture<'a> {
             return Err(candle_core::Error::Msg(message.into()).into());
         }
         let quiet = quiet();
-        let Recorder { device, blas, stream, workspace } = recorder;
+        let Recorder { device, handle, stream, workspace } = recorder;
         // In this mode, all threads can use other streams, for example to allocate memory.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         stream.begin_capture(mode).map_err(|e| failed(OP, e.into()))?;
         RECORDED.set(Some(Recorded {
             device: device.id(),
-            blas: blas.clone(),
+            handle: handle.clone(),
             stream: stream.clone(),
             tensors: vec![workspace.clone()],
         }));
@@ -169,10 +187,23 @@ impl<'a> Capture<'a> {
 
     fn finish(self) -> Result<Recording> {
         let tensors = RECORDED.take().map(|recorded| recorded.tensors).unwrap_or_default();
-        let graph = self.recorder.stream.end_capture(CUgraphInstantiate_flags(0));
         let nothing = || candle_core::Error::Msg("nothing was recorded".into());
-        let graph = graph.map_err(|e| failed(OP, e.into()))?.ok_or_else(nothing)?;
-        Ok(Recording { graph, device: self.recorder.device.clone(), _tensors: tensors })
+        let graph = self.end().map_err(|e| failed(OP, e.into()))?.ok_or_else(nothing)?;
+        let Recorder { device, handle, .. } = self.recorder;
+        let (device, _handle) = (device.clone(), handle.clone());
+        Ok(Recording { graph, device, _tensors: tensors, _handle })
+    }
+
+    /// Ends the recording, also if there was an error.
+    fn end(&self) -> std::result::Result<Option<CudaGraph>, DriverError> {
+        let stream = &self.recorder.stream;
+        let end = || stream.end_capture(CUgraphInstantiate_flags(0));
+        let ended = end();
+        // cudarc reports errors of earlier calls first, and does nothing else then.
+        if ended.is_err() && stream.capture_status() != Ok(CU_STREAM_CAPTURE_STATUS_NONE) {
+            let _ = end();
+        }
+        ended
     }
 }
 
@@ -181,7 +212,7 @@ impl Drop for Capture<'_> {
         // The tensors are dropped after the end of the recording.
         if let Some(_recorded) = RECORDED.take() {
             // The recording has failed already, so another error tells nothing new.
-            let _ = self.recorder.stream.end_capture(CUgraphInstantiate_flags(0));
+            let _ = self.end();
         }
     }
 }

@@ -269,8 +269,7 @@ impl Model {
                 // The workspaces and the recordings are freed before the free memory is measured.
                 drop(workspace);
                 self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                *self.recordings.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Recordings::default();
+                self.recordings.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 // A device that does not report its free memory is assumed to have none.
                 let free_bytes = ops::free_bytes(&self.device).ok().flatten().unwrap_or(0);
                 Err(self.out_of_memory(plan.batch.n_rows(), free_bytes, Some(Box::new(source))))

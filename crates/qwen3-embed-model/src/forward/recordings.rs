@@ -49,6 +49,14 @@ struct Recorded {
     layers: Recording,
 }
 
+impl Recordings {
+    /// Frees the memory of all recordings.
+    pub(super) fn clear(&mut self) {
+        self.recorded.clear();
+        self.recorder = None;
+    }
+}
+
 /// Whether forward passes for a text of `n_tokens` tokens are recorded.
 fn is_recorded(config: &Config, n_tokens: usize) -> bool {
     let heads = config.heads();
@@ -74,8 +82,8 @@ impl Model {
         let computed = self.replay(text, recordings);
         if computed.is_err() {
             // The text can be computed without a recording. If the device fails there, too, that error is reported.
-            let n_failed = recordings.n_failed + 1;
-            **recordings = Recordings { n_failed, ..Recordings::default() };
+            recordings.n_failed += 1;
+            recordings.clear();
         }
         computed.ok().flatten()
     }

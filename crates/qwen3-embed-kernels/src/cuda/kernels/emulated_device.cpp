@@ -372,6 +372,13 @@ Result cuStreamEndCapture(Stream* stream, Work** graph) {
     return recorded.has_failed ? RECORDING_FAILED : SUCCESS;
 }
 
+Result cuStreamIsCapturing(const Stream* stream, int* status) {
+    constexpr int NONE = 0, ACTIVE = 1, INVALIDATED = 2;
+    Guard guard(lock);
+    *status = !stream->records ? NONE : stream->has_failed ? INVALIDATED : ACTIVE;
+    return SUCCESS;
+}
+
 Result cuGraphInstantiateWithFlags(Work** executable, const Work* graph, unsigned long long) {
     if (std::getenv("EMULATED_DEVICE_WITHOUT_GRAPHS")) return NOT_SUPPORTED;
     *executable = new Work(*graph);
