@@ -100,7 +100,16 @@ const WORDS: [(&str, &str, &[&str]); 20] = [
     (
         "crates/qwen3-embed-kernels/src",
         "candle",
-        &["ops.rs", "ops", "cuda/device.rs", "cuda/tests.rs", "error.rs", "lib.rs"],
+        &[
+            "ops.rs",
+            "ops",
+            "cuda/device.rs",
+            "cuda/queue.rs",
+            "cuda/recording.rs",
+            "cuda/tests.rs",
+            "error.rs",
+            "lib.rs",
+        ],
     ),
     // Only `ops` asks which device a tensor is on. The model names devices where a user chooses one, and never matches
     // on them.

@@ -17,7 +17,7 @@ use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage, D
 use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 
-use super::{ElementType, Gemm, Launch, Shape, recording};
+use super::{ElementType, Gemm, Launch, Shape, queue};
 use crate::error::says_out_of_memory;
 use crate::{Error, Result};
 
@@ -48,7 +48,7 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Cuda { ordinal, source };
     // The driver numbers devices with `i32`, and candle wraps numbers that do not fit.
     i32::try_from(ordinal).map_err(|e| failed(Box::new(e)))?;
-    let _quiet = recording::quiet();
+    let _quiet = queue::quiet();
     let device = CudaDevice::new_with_stream(ordinal)
         .map_err(|error| failed(Box::new(without_backtrace(error))))?;
     // SAFETY: memory of this device is used only on the device's own stream. This function is the only one that makes a
@@ -139,7 +139,7 @@ pub(crate) fn address_of_u32(tensor: &Tensor) -> Result<u64> {
     let (storage, strides) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cuda(storage) => {
-            recording::keep(storage.device(), [tensor]);
+            queue::keep(storage.device(), [tensor]);
             address_of::<u32>(storage, strides.start_offset())
         }
         _ => Err(candle_core::Error::Msg("a tensor of u32 is not on a CUDA device".into()).into()),
@@ -152,7 +152,7 @@ pub(crate) fn address_of_u32(tensor: &Tensor) -> Result<u64> {
 ///
 /// `pointers` are the pointers in the documentation of the function that returned `launch`. They point to matrices with
 /// the shapes that were passed to this function. Only the stream of the device uses the matrices. If this thread records,
-/// [`recording::keep`] was called for them.
+/// [`queue::keep`] was called for them.
 pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u64]) -> Result<()> {
     if launch.is_empty() {
         return Ok(());
@@ -162,7 +162,7 @@ pub(crate) unsafe fn launch(device: &CudaDevice, launch: &Launch, pointers: &[u6
     let numbers = launch.numbers.iter().map(|number| (&raw const *number).cast_mut().cast());
     let floats = launch.floats.iter().map(|float| (&raw const *float).cast_mut().cast());
     let mut arguments: Vec<*mut c_void> = pointers.chain(numbers).chain(floats).collect();
-    let stream = recording::stream(device);
+    let stream = queue::stream(device);
     stream.context().bind_to_thread().map_err(|e| failed(launch.operation, e.into()))?;
     let ([x, y, z], block) = (launch.grid, (launch.block, 1, 1));
     // SAFETY: the kernel has these pointers as parameters, as the caller promises, and after them the scalars in the
@@ -222,7 +222,7 @@ pub(crate) unsafe fn multiply(
         return Ok(());
     }
     device.cuda_stream().context().bind_to_thread().map_err(|e| failed(OP, e.into()))?;
-    let handle = recording::handle(device);
+    let handle = queue::handle(device);
     let (one, beta) = (1f32, if add { 1f32 } else { 0f32 });
     let at = |address: u64, offset: usize, element: ElementType| {
         (address + (offset * element.size()) as u64) as *mut c_void

@@ -12,6 +12,8 @@ pub(crate) mod device;
 mod emulator;
 mod gemm;
 #[cfg(feature = "cuda")]
+pub(crate) mod queue;
+#[cfg(feature = "cuda")]
 pub(crate) mod recording;
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //! A recorder has a stream and a cuBLAS handle of its own, on which nothing is ever run. So other threads can use the
 //! device meanwhile, for example to free memory.
 
-use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
+use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
 use candle_core::cuda_backend::cudarc::driver::result::graph;
 use candle_core::cuda_backend::cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
@@ -13,10 +13,10 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, DriverError};
-use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device, Tensor};
 
 use super::device::{address_of_u32, failed, set_math_mode};
+use super::queue::{Handle, quiet, start_recording, stop_recording};
 use crate::{Error, Result};
 
 const OP: &str = "recording";
@@ -24,27 +24,6 @@ const OP: &str = "recording";
 /// Bytes of the workspace of cuBLAS that NVIDIA recommends for Hopper. Without a workspace, cuBLAS would record
 /// allocations of memory.
 const WORKSPACE_BYTES: usize = 32 << 20;
-
-/// Held while a thread records, and while a cuBLAS handle is created or destroyed, which waits for all streams of the
-/// device and would end a recording.
-static QUIET: Mutex<()> = Mutex::new(());
-
-/// Waits until no thread records, opens a device or closes a recorder, and keeps other threads from it. `None` if this
-/// thread records, and so holds the lock already.
-pub(super) fn quiet() -> Option<MutexGuard<'static, ()>> {
-    let records = RECORDED.with_borrow(Option::is_some);
-    (!records).then(|| QUIET.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// A cuBLAS handle that is not destroyed while a thread records.
-struct Handle(Option<CudaBlas>);
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        let _quiet = quiet();
-        self.0.take();
-    }
-}
 
 /// Records work for a device.
 pub(crate) struct Recorder {
@@ -82,8 +61,7 @@ impl Recorder {
         unsafe { cublas::cublasSetWorkspace_v2(*blas.handle(), address, WORKSPACE_BYTES) }
             .result()
             .map_err(|e| failed(OP, e.into()))?;
-        let handle = Arc::new(Handle(Some(blas)));
-        Ok(Self { device: device.clone(), handle, stream, workspace })
+        Ok(Self { device: device.clone(), handle: Handle::new(blas), stream, workspace })
     }
 
     /// Records the launches and matrix multiplications that `operations` queues for the device in this thread. They are
@@ -123,70 +101,29 @@ impl std::fmt::Debug for Recording {
     }
 }
 
-/// What this thread records.
-struct Recorded {
-    device: DeviceId,
-    handle: Arc<Handle>,
-    stream: Arc<CudaStream>,
-    tensors: Vec<Tensor>,
-}
-
-thread_local! {
-    static RECORDED: RefCell<Option<Recorded>> = const { RefCell::new(None) };
-}
-
-/// The stream on which this thread queues work for a device.
-pub(super) fn stream(device: &CudaDevice) -> Arc<CudaStream> {
-    recorded(device, |recorded| recorded.stream.clone()).unwrap_or_else(|| device.cuda_stream())
-}
-
-/// The cuBLAS handle with which this thread queues work for a device. It is valid as long as the device, and as long as
-/// this thread records.
-pub(super) fn handle(device: &CudaDevice) -> cublas::cublasHandle_t {
-    let recorder = recorded(device, |recorded| Some(*recorded.handle.0.as_ref()?.handle()));
-    recorder.flatten().unwrap_or_else(|| *device.cublas_handle().handle())
-}
-
-/// Keeps tensors that an operation on a device uses, if this thread records the operation.
-pub(crate) fn keep<'a>(device: &CudaDevice, tensors: impl IntoIterator<Item = &'a Tensor>) {
-    recorded(device, |recorded| recorded.tensors.extend(tensors.into_iter().cloned()));
-}
-
-/// The result of `work` if this thread records for a device.
-fn recorded<T>(device: &CudaDevice, work: impl FnOnce(&mut Recorded) -> T) -> Option<T> {
-    RECORDED.with_borrow_mut(|recorded| {
-        recorded.as_mut().filter(|recorded| recorded.device == device.id()).map(work)
-    })
-}
-
 /// A recording in progress.
 struct Capture<'a> {
     recorder: &'a Recorder,
-    _quiet: Option<MutexGuard<'static, ()>>,
+    _quiet: MutexGuard<'static, ()>,
 }
 
 impl<'a> Capture<'a> {
     fn start(recorder: &'a Recorder) -> Result<Self> {
-        if RECORDED.with_borrow(Option::is_some) {
+        let Some(quiet) = quiet() else {
             let message = "this thread already records operations";
             return Err(candle_core::Error::Msg(message.into()).into());
-        }
-        let quiet = quiet();
-        let Recorder { device, handle, stream, workspace } = recorder;
+        };
+        let Recorder { device, handle, stream, .. } = recorder;
         // In this mode, all threads can use other streams, for example to allocate memory.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         stream.begin_capture(mode).map_err(|e| failed(OP, e.into()))?;
-        RECORDED.set(Some(Recorded {
-            device: device.id(),
-            handle: handle.clone(),
-            stream: stream.clone(),
-            tensors: vec![workspace.clone()],
-        }));
+        start_recording(device, handle.clone(), stream.clone());
         Ok(Self { recorder, _quiet: quiet })
     }
 
     fn finish(self) -> Result<Recording> {
-        let tensors = RECORDED.take().map(|recorded| recorded.tensors).unwrap_or_default();
+        let mut tensors = stop_recording().unwrap_or_default();
+        tensors.push(self.recorder.workspace.clone());
         let nothing = || candle_core::Error::Msg("nothing was recorded".into());
         let graph = self.end().map_err(|e| failed(OP, e.into()))?.ok_or_else(nothing)?;
         let Recorder { device, handle, .. } = self.recorder;
@@ -210,7 +147,7 @@ impl<'a> Capture<'a> {
 impl Drop for Capture<'_> {
     fn drop(&mut self) {
         // The tensors are dropped after the end of the recording.
-        if let Some(_recorded) = RECORDED.take() {
+        if let Some(_tensors) = stop_recording() {
             // The recording has failed already, so another error tells nothing new.
             let _ = self.end();
         }

@@ -4,7 +4,8 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::Arithmetic;
-use qwen3_embed_kernels::{Error as KernelError, Queries, Ragged, ops};
+use qwen3_embed_kernels::ops::{self, Recorder};
+use qwen3_embed_kernels::{Error as KernelError, Queries, Ragged};
 
 use crate::batching::budget::in_batches;
 use crate::batching::plan::{self, Given, Kept, Plan};
@@ -13,7 +14,7 @@ use crate::batching::sharing::{Sharing, SharingCounts};
 use crate::forward::dense::Dense;
 use crate::forward::layer::DecoderLayer;
 use crate::forward::quantizer::round_to_int8;
-use crate::forward::recordings::Recordings;
+use crate::forward::recordings::{PADDING, Recorded, Recordings, is_recorded};
 use crate::forward::rope::RopeTable;
 use crate::forward::token_embeddings::TokenEmbeddings;
 use crate::forward::workspace::{self, Workspace};
@@ -348,10 +349,40 @@ impl Model {
         Ok((ops::to_f32(&hidden)?, prefixes))
     }
 
+    /// The hidden state of the last token of a short text, from a recorded forward pass. `None` if the text or the model
+    /// is too large, or if the device cannot record. The model must be causal.
+    fn forward_recorded(&self, text: &[u32]) -> Option<Vec<f32>> {
+        if ops::reads_host_memory(&self.device) || !is_recorded(&self.config, text.len()) {
+            return None;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recordings = self.recordings.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = |n_tokens, recorder: &Recorder| self.record(n_tokens, recorder);
+        recordings.replay(text, &self.embed_tokens, &self.device, record)
+    }
+
+    /// Records the forward pass of a text of `n_tokens` tokens.
+    fn record(&self, n_tokens: usize, recorder: &Recorder) -> Result<Recorded> {
+        let (ids, texts) = (vec![PADDING; n_tokens], Vec::new());
+        let batch = Ragged::from_lengths([n_tokens])?;
+        let x = self.embed_tokens.gather(&ids, &self.device)?;
+        let rope = self.rope.gather(&batch, &self.device)?;
+        let rows = |n_rows| Tensor::zeros((n_rows, x.dim(1)?), x.dtype(), &self.device);
+        let (hidden, last) = (rows(n_tokens)?, rows(1)?);
+        let plan = Plan { batch, ids, texts, given: Vec::new(), kept: Vec::new() };
+        let mut workspace = Workspace::default();
+        let mut decode =
+            || self.decode(&plan, &x, &rope, &mut workspace, &mut None, &hidden).map(drop);
+        // The first run allocates memory.
+        decode()?;
+        let layers = recorder.record(decode)?;
+        Ok(Recorded { x, hidden, last, layers })
+    }
+
     /// Runs the layers and the final norm on the residual stream `x`, [T, C]. Writes hidden states to `hidden`: those of
     /// the last tokens of texts that end in the batch, or, in a batch without sharing, those of all tokens. Returns the
     /// prefixes for the cache.
-    pub(super) fn decode(
+    fn decode(
         &self,
         plan: &Plan,
         x: &Tensor,

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{Epilogue, Heads, Layout};
 use crate::cuda::device::{self, Operand, address_of_u32, launch, multiply};
-use crate::cuda::recording;
+use crate::cuda::queue;
 pub(in crate::ops) use crate::cuda::recording::{
     Recorder as CudaRecorder, Recording as CudaRecording,
 };
@@ -353,7 +353,7 @@ fn apply<const N: usize>(
         }
     }
     expect_elsewhere(op, out, guards.iter().map(|(storage, _)| &**storage))?;
-    recording::keep(of_out, inputs.into_iter().chain([out]));
+    queue::keep(of_out, inputs.into_iter().chain([out]));
     let Ok(operands) = <[Operand; N]>::try_from(operands) else { return Err(elsewhere(op)) };
     let operation = Operation { op, operands, run: RefCell::new(run), error: RefCell::default() };
     let result = out.inplace_op1(&operation);
