@@ -27,6 +27,10 @@ impl Handle {
     pub(super) fn new(blas: CudaBlas) -> Arc<Self> {
         Arc::new(Self(Some(blas)))
     }
+
+    fn raw(&self) -> cublas::cublasHandle_t {
+        *self.0.as_ref().expect("only `drop` takes the handle").handle()
+    }
 }
 
 impl Drop for Handle {
@@ -67,8 +71,8 @@ pub(super) fn stream(device: &CudaDevice) -> Arc<CudaStream> {
 /// The cuBLAS handle with which this thread queues work for a device. It is valid as long as the device, and as long as
 /// this thread records.
 pub(super) fn handle(device: &CudaDevice) -> cublas::cublasHandle_t {
-    let recorder = recorded(device, |recorded| Some(*recorded.handle.0.as_ref()?.handle()));
-    recorder.flatten().unwrap_or_else(|| *device.cublas_handle().handle())
+    recorded(device, |recorded| recorded.handle.raw())
+        .unwrap_or_else(|| *device.cublas_handle().handle())
 }
 
 /// Keeps tensors that an operation on a device uses, if this thread records the operation.

@@ -340,12 +340,13 @@ impl Model {
         let x = self.embed_tokens.gather(&plan.ids, &self.device)?;
         let rope = self.rope.gather(&plan.batch, &self.device)?;
         let (batch, device) = (&plan.batch, &self.device);
-        let n_hidden = if batch.n_last() > 0 { batch.n_last() } else { batch.n_tokens() };
-        let mut hidden = Tensor::zeros((n_hidden, self.config.hidden_size), x.dtype(), device)?;
+        let n_hidden = match (self.pooling, batch.n_last()) {
+            (Pooling::LastToken, 0) => batch.n_segments(),
+            (Pooling::LastToken, n_last) => n_last,
+            _ => batch.n_tokens(),
+        };
+        let hidden = Tensor::zeros((n_hidden, self.config.hidden_size), x.dtype(), device)?;
         let prefixes = self.decode(plan, &x, &rope, workspace, trace, &hidden)?;
-        if self.pooling == Pooling::LastToken && batch.n_last() == 0 {
-            [hidden] = ops::gather_rows(device, [&hidden], &batch.last_rows())?;
-        }
         Ok((ops::to_f32(&hidden)?, prefixes))
     }
 
@@ -363,13 +364,11 @@ impl Model {
 
     /// Records the forward pass of a text of `n_tokens` tokens.
     fn record(&self, n_tokens: usize, recorder: &Recorder) -> Result<Recorded> {
-        let (ids, texts) = (vec![PADDING; n_tokens], Vec::new());
-        let batch = Ragged::from_lengths([n_tokens])?;
-        let x = self.embed_tokens.gather(&ids, &self.device)?;
-        let rope = self.rope.gather(&batch, &self.device)?;
+        let plan = self.plan_whole(&[vec![PADDING; n_tokens]], 0, usize::MAX)?;
+        let x = self.embed_tokens.gather(&plan.ids, &self.device)?;
+        let rope = self.rope.gather(&plan.batch, &self.device)?;
         let rows = |n_rows| Tensor::zeros((n_rows, x.dim(1)?), x.dtype(), &self.device);
         let (hidden, last) = (rows(n_tokens)?, rows(1)?);
-        let plan = Plan { batch, ids, texts, given: Vec::new(), kept: Vec::new() };
         let mut workspace = Workspace::default();
         let mut decode =
             || self.decode(&plan, &x, &rope, &mut workspace, &mut None, &hidden).map(drop);
@@ -379,9 +378,9 @@ impl Model {
         Ok(Recorded { x, hidden, last, layers })
     }
 
-    /// Runs the layers and the final norm on the residual stream `x`, [T, C]. Writes hidden states to `hidden`: those of
-    /// the last tokens of texts that end in the batch, or, in a batch without sharing, those of all tokens. Returns the
-    /// prefixes for the cache.
+    /// Runs the layers and the final norm on the residual stream `x`, [T, C]. Writes hidden states to `hidden`. In a batch
+    /// without sharing, it has a row for each token, or for the last token of each segment. Otherwise, it has a row for
+    /// each text that ends in the batch. Returns the prefixes for the cache.
     fn decode(
         &self,
         plan: &Plan,
@@ -412,6 +411,9 @@ impl Model {
             }
         }
         show(self.layers.len(), &x)?;
+        if hidden.dims()[0] < x.dims()[0] {
+            [x] = ops::gather_rows(&self.device, [&x], &batch.last_rows())?;
+        }
         ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps, hidden)?;
         let prefixes = kept.into_iter().zip(&plan.kept);
         let prefixes =

@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use candle_core::{Device, Tensor};
 use qwen3_embed_kernels::ops::{self, Recorder, Recording};
 
@@ -27,8 +30,8 @@ pub(super) const PADDING: u32 = 0;
 #[derive(Debug, Default)]
 pub(crate) struct Recordings {
     recorder: Option<Recorder>,
-    /// A recording for each number of steps, from one on.
-    recorded: Vec<Option<Recorded>>,
+    /// A recording for each number of tokens with padding.
+    recorded: BTreeMap<usize, Recorded>,
     /// How often the device could not record, for example because it had no memory left.
     n_failed: usize,
 }
@@ -84,21 +87,18 @@ impl Recordings {
         device: &Device,
         record: impl FnOnce(usize, &Recorder) -> Result<Recorded>,
     ) -> Result<Option<Vec<f32>>> {
-        let n_steps = text.len().div_ceil(STEP);
+        let n_tokens = text.len().next_multiple_of(STEP);
         if self.recorder.is_none() {
             self.recorder = Recorder::new(device)?;
         }
         let Some(recorder) = &self.recorder else { return Ok(None) };
-        if self.recorded.len() <= n_steps {
-            self.recorded.resize_with(n_steps + 1, || None);
-        }
-        let recorded = match &mut self.recorded[n_steps] {
-            Some(known) => known,
-            new => new.insert(record(n_steps * STEP, recorder)?),
+        let recorded = match self.recorded.entry(n_tokens) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(record(n_tokens, recorder)?),
         };
         let Recorded { x, hidden, last, layers } = recorded;
         let mut ids = text.to_vec();
-        ids.resize(n_steps * STEP, PADDING);
+        ids.resize(n_tokens, PADDING);
         embed_tokens.gather_to(&ids, x)?;
         layers.replay()?;
         // `check_tokens` has checked that the text is not empty, and that its length fits in u32.

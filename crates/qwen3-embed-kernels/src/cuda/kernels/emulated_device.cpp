@@ -285,6 +285,12 @@ void multiply(size_t m, size_t n, size_t k, Matrix a, Matrix b, float beta, Matr
     }
 }
 
+Result synchronize() {
+    count("synchronizations");
+    finish();
+    return SUCCESS;
+}
+
 // A cuBLAS handle.
 struct Multiplier {
     Stream* stream = nullptr;
@@ -341,17 +347,14 @@ Result cuStreamDestroy_v2(Stream* stream) {
 
 Result cuStreamSynchronize(Stream* stream) {
     Guard guard(lock);
-    if (stream && stream->records) fail("the host waits for a stream that records");
-    count("synchronizations");
-    finish();
-    return SUCCESS;
+    if (stream->records) fail("the host waits for a stream that records");
+    return synchronize();
 }
 
 Result cuCtxSynchronize() {
-    lock.lock();
+    Guard guard(lock);
     Result result = wait_for_all();
-    lock.unlock();
-    return result == SUCCESS ? cuStreamSynchronize(nullptr) : result;
+    return result == SUCCESS ? synchronize() : result;
 }
 
 Result cuStreamBeginCapture_v2(Stream* stream, int) {
