@@ -107,6 +107,7 @@ const WORDS: [(&str, &str, &[&str]); 20] = [
             "cuda/queue.rs",
             "cuda/recording.rs",
             "cuda/tests.rs",
+            "measure/cuda.rs",
             "error.rs",
             "lib.rs",
         ],

@@ -1,3 +1,4 @@
+mod cuda_kernels;
 mod kernels;
 mod machine;
 
@@ -7,12 +8,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use qwen3_embed::measure::{CudaPeaks, cuda_name, cuda_peak_bytes};
 use qwen3_embed::{DEFAULT_INSTRUCTION, Device, Embedder, Kernels, Overflow, Sharing, instruct};
 use serde::Serialize;
 
 use crate::model::{MODEL, ModelArgs};
 
-/// Measure the throughput of an embedding model, and compare it with the peak of this CPU
+/// Measure the throughput of an embedding model, and compare it with the peak of the CPU or of the CUDA device
 ///
 /// Each run embeds new texts of random tokens. Loading the model and one warm-up run are not measured. Texts are not
 /// padded, so all counted tokens are tokens of texts.
@@ -40,12 +42,16 @@ pub(crate) struct Args {
     /// Compute every token of every text in every layer, even if texts have a prefix in common
     #[arg(long)]
     no_sharing: bool,
-    /// Measure each kernel instead of a whole model, on one thread: matrix multiplications in every weight format,
-    /// attention, quantization and norms. The shapes are those of --model, or of Qwen3-Embedding-0.6B. The model is
-    /// not loaded. The environment variable QWEN3_EMBED_KERNELS chooses the kernel set
+    /// Measure each kernel instead of a whole model: matrix multiplications, attention, norms and, on the CPU,
+    /// quantization. The shapes are those of --model, or of Qwen3-Embedding-0.6B. The model is not loaded. On the CPU,
+    /// kernels in every weight format run on one thread, and the environment variable QWEN3_EMBED_KERNELS chooses the
+    /// kernel set. On a CUDA device, kernels run in bf16
     #[arg(
         long,
-        conflicts_with_all = ["shape", "prefix", "lengths", "queries", "runs", "no_sharing", "ModelArgs"],
+        conflicts_with_all = [
+            "shape", "prefix", "lengths", "queries", "runs", "no_sharing", "adapter", "precision", "preload", "verify",
+            "threads", "max_tokens", "batch_tokens",
+        ],
     )]
     kernels: bool,
     /// Print the results as one JSON object
@@ -115,10 +121,8 @@ struct Measurement {
     spread: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     queries_per_s: Option<f64>,
-    /// `operations_per_s` as a fraction of the measured peak of the CPU. Absent on other devices, because their peak is
-    /// not measured.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peak_share: Option<f64>,
+    /// `operations_per_s` as a fraction of the measured peak of the CPU or of the CUDA device.
+    peak_share: f64,
     /// Multiplications and additions per second, for the tokens that were computed.
     operations_per_s: f64,
     /// The tokens that were computed, as a fraction of all tokens. The other tokens belong to shared prefixes.
@@ -126,12 +130,20 @@ struct Measurement {
     /// The peak resident memory of this process so far. Absent if the operating system does not report this number.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_rss_bytes: Option<u64>,
+    /// The most memory of the CUDA device that the process has taken so far, without the memory of the driver and of
+    /// libraries. Absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_device_bytes: Option<u64>,
 }
 
 /// Runs `qwen3-embed bench`.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.kernels {
-        return kernels::run(args.model.as_deref(), args.json);
+        let model = args.model.as_deref();
+        return match args.settings.device {
+            Device::Cuda(ordinal) => cuda_kernels::run(ordinal, model, args.json),
+            _ => kernels::run(model, args.json),
+        };
     }
     let model = args.model.as_deref().context("`--model` is missing")?;
     ensure!(args.runs > 0, "`--runs` is 0, expected at least 1");
@@ -149,10 +161,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         !workloads.is_empty(),
         "there is no workload: use `--shape`, `--lengths` or `--queries`"
     );
-    let is_cpu = args.settings.device == Device::Cpu;
-    let core_peak = is_cpu.then(|| Kernels::current().measured_peak(embedder.arithmetic()));
-    let peak = core_peak.map(|peak| peak * threads as f64);
-    let machine = core_peak.map_or_else(|| args.settings.device.to_string(), machine::summary);
+    let (machine, peak) = machine_and_peak(&embedder, args.settings.device, threads)?;
     let mut report = Report { machine, results: Vec::new() };
     let mut output = io::stdout().lock();
     if !args.json {
@@ -174,6 +183,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         writeln!(output, "{}", serde_json::to_string(&report)?)?;
     }
     Ok(())
+}
+
+/// A line about the device that computes, and the operations per second that it computes at most.
+fn machine_and_peak(embedder: &Embedder, device: Device, threads: usize) -> Result<(String, f64)> {
+    let arithmetic = embedder.arithmetic();
+    match device {
+        Device::Cuda(ordinal) => {
+            let peaks = CudaPeaks::measure(ordinal, arithmetic)?;
+            Ok((machine::cuda_summary(&cuda_name(ordinal)?, peaks), peaks.operations_per_s))
+        }
+        _ => {
+            let core_peak = Kernels::current().measured_peak(arithmetic);
+            Ok((machine::summary(core_peak), core_peak * threads as f64))
+        }
+    }
 }
 
 impl Args {
@@ -211,7 +235,7 @@ impl Args {
         embedder: &Embedder,
         workload: &Workload,
         threads: usize,
-        peak: Option<f64>,
+        peak: f64,
     ) -> Result<Measurement> {
         let mut random = Random(1);
         let mut texts = || workload.texts(embedder.config().vocab_size, &mut random);
@@ -241,10 +265,14 @@ impl Args {
             tokens_per_s: n_tokens as f64 / median,
             spread: (seconds[self.runs - 1] - seconds[0]) / median,
             queries_per_s: workload.queries.then(|| warm_up.len() as f64 / median),
-            peak_share: peak.map(|peak| operations_per_s / peak),
+            peak_share: operations_per_s / peak,
             operations_per_s,
             computed_share,
             peak_rss_bytes: machine::peak_rss_bytes(),
+            peak_device_bytes: match self.settings.device {
+                Device::Cuda(ordinal) => Some(cuda_peak_bytes(ordinal)?),
+                _ => None,
+            },
         })
     }
 }
@@ -252,14 +280,15 @@ impl Args {
 impl Measurement {
     fn line(&self) -> String {
         let queries = self.queries_per_s.map_or("-".to_owned(), |q| format!("{q:.1}"));
-        let share = self.peak_share.map_or("-".to_owned(), |s| format!("{:.1}%", 100.0 * s));
-        let memory = self.peak_rss_bytes.map_or("-".to_owned(), |b| format!("{} MiB", b >> 20));
+        let bytes = self.peak_device_bytes.or(self.peak_rss_bytes);
+        let memory = bytes.map_or("-".to_owned(), |b| format!("{} MiB", b >> 20));
         format!(
-            "{:<16} {:>10.1} {:>7.1}% {queries:>10} {:>8.1}% {share:>8} {memory:>10}",
+            "{:<16} {:>10.1} {:>7.1}% {queries:>10} {:>8.1}% {:>7.1}% {memory:>10}",
             self.shape,
             self.tokens_per_s,
             100.0 * self.spread,
             100.0 * self.computed_share,
+            100.0 * self.peak_share,
         )
     }
 }

@@ -88,6 +88,34 @@ pub fn free_bytes(device: &Device) -> Result<Option<usize>> {
     }
 }
 
+/// The most memory that the tensors of this process have taken of a device since the last [`forget_peak_bytes`], in bytes.
+/// `None` for the CPU.
+///
+/// # Errors
+///
+/// [`Error::Launch`](crate::Error::Launch) if the driver fails.
+pub fn peak_bytes(device: &Device) -> Result<Option<u64>> {
+    Cuda::of(device).map(|cuda| cuda.peak_bytes()).transpose()
+}
+
+/// Makes [`peak_bytes`] forget memory that is free now. Does nothing for the CPU.
+///
+/// # Errors
+///
+/// [`Error::Launch`](crate::Error::Launch) if the driver fails.
+pub fn forget_peak_bytes(device: &Device) -> Result<()> {
+    Cuda::of(device).map_or(Ok(()), |cuda| cuda.forget_peak_bytes())
+}
+
+/// The name of a device. `None` for the CPU.
+///
+/// # Errors
+///
+/// [`Error::Launch`](crate::Error::Launch) if the driver fails.
+pub fn device_name(device: &Device) -> Result<Option<String>> {
+    Cuda::of(device).map(|cuda| cuda.name()).transpose()
+}
+
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`.
 ///
 /// # Shapes

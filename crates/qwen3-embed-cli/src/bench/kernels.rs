@@ -23,8 +23,7 @@ const SHAPES: LayerShapes = LayerShapes {
 /// Measures the kernels, and prints a table or a JSON object.
 pub(super) fn run(model: Option<&str>, json: bool) -> Result<()> {
     let kernels = Kernels::chosen()?;
-    let shapes = model.map_or(Ok(SHAPES), shapes)?;
-    let model = model.unwrap_or(DEFAULT);
+    let (model, shapes) = shapes(model)?;
     let measurements = measure_layer(shapes)?;
     let mut output = io::stdout().lock();
     if json {
@@ -57,10 +56,11 @@ pub(super) fn run(model: Option<&str>, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// The shapes of a model's layers.
-fn shapes(model: &str) -> Result<LayerShapes> {
+/// The name of a model, and the shapes of its layers.
+pub(super) fn shapes(model: Option<&str>) -> Result<(&str, LayerShapes)> {
+    let Some(model) = model else { return Ok((DEFAULT, SHAPES)) };
     let config = Source::from(model).info_from(&download::hub())?.summary.config;
-    Ok(LayerShapes {
+    let shapes = LayerShapes {
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
         heads: Heads {
@@ -68,7 +68,8 @@ fn shapes(model: &str) -> Result<LayerShapes> {
             n_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         },
-    })
+    };
+    Ok((model, shapes))
 }
 
 /// One of the `results` in JSON.
@@ -103,7 +104,6 @@ fn write_header(
     model: &str,
     shapes: LayerShapes,
 ) -> io::Result<()> {
-    let LayerShapes { hidden_size, intermediate_size, heads } = shapes;
     let int8 = if kernels.int8_weights == Arithmetic::Bytes { "8" } else { "16" };
     let rows = [
         ("program", format!("qwen3-embed {}, one thread", env!("CARGO_PKG_VERSION"))),
@@ -117,18 +117,22 @@ fn write_header(
                 precision(kernels.bf16_weights)
             ),
         ),
-        (
-            "shapes",
-            format!(
-                "{model}: hidden size {hidden_size}, MLP {intermediate_size}, {} query and {} key/value heads of {}",
-                heads.n_heads, heads.n_kv_heads, heads.head_dim
-            ),
-        ),
+        ("shapes", shapes_line(model, shapes)),
     ];
     for (name, value) in rows {
         writeln!(output, "{name:14}{value}")?;
     }
     Ok(())
+}
+
+/// A line about the shapes of a model's layers.
+pub(super) fn shapes_line(model: &str, shapes: LayerShapes) -> String {
+    let LayerShapes { hidden_size, intermediate_size, heads } = shapes;
+    let Heads { n_heads, n_kv_heads, head_dim } = heads;
+    format!(
+        "{model}: hidden size {hidden_size}, MLP {intermediate_size}, {n_heads} query and {n_kv_heads} key/value heads of \
+         {head_dim}"
+    )
 }
 
 /// The name of a floating-point arithmetic.

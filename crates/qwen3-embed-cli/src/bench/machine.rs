@@ -3,10 +3,18 @@
 use std::fs;
 
 use qwen3_embed::Kernels;
+use qwen3_embed::measure::CudaPeaks;
 
 /// The name of the CPU, the kernel set, and the measured peak of the kernel set on one core.
 pub(super) fn summary(core_peak: f64) -> String {
     format!("{}, {} kernels, {:.0} GFLOP/s a core", cpu(), Kernels::current().name, core_peak / 1e9)
+}
+
+/// The name of a CUDA device, and its measured peaks.
+pub(super) fn cuda_summary(name: &str, peaks: CudaPeaks) -> String {
+    let CudaPeaks { operations_per_s, bytes_per_s } = peaks;
+    let (tera, giga) = (operations_per_s / 1e12, bytes_per_s / 1e9);
+    format!("{name}, {tera:.1} TFLOP/s, {giga:.0} GB/s")
 }
 
 /// The name of the CPU, or of its architecture if the operating system does not report the name.

@@ -10,9 +10,12 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::result::{CublasError, gemm_ex};
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
-use candle_core::cuda_backend::cudarc::driver::DevicePtr;
-use candle_core::cuda_backend::cudarc::driver::result::launch_kernel;
-use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction};
+use candle_core::cuda_backend::cudarc::driver::result::device::get_default_mem_pool;
+use candle_core::cuda_backend::cudarc::driver::result::{launch_kernel, mem_pool};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUdevice_attribute, CUfunction, CUmemPool_attribute, CUmemoryPool,
+};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DriverError};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage, DeviceId};
 use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
@@ -85,6 +88,43 @@ pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
     let free = stream.synchronize().and_then(|()| stream.context().mem_get_info());
     let (free, _total) = free.map_err(|e| failed("free memory", e.into()))?;
     Ok(free)
+}
+
+/// The most bytes that the GPU's pool of memory, from which candle allocates, has had since the last
+/// [`forget_peak_bytes`].
+pub(crate) fn peak_bytes(device: &CudaDevice) -> Result<u64> {
+    let mut n_bytes = 0u64;
+    let value = (&raw mut n_bytes).cast();
+    // SAFETY: the pool is valid, and the value of the attribute is u64.
+    with_pool(device, |pool| unsafe { mem_pool::get_attribute(pool, PEAK_BYTES, value) })?;
+    Ok(n_bytes)
+}
+
+/// Sets the peak to the bytes that the pool has after all queued work is done.
+pub(crate) fn forget_peak_bytes(device: &CudaDevice) -> Result<()> {
+    let stream = device.cuda_stream();
+    stream.synchronize().map_err(|e| failed("peak memory", e.into()))?;
+    let mut zero = 0u64;
+    let value = (&raw mut zero).cast();
+    // SAFETY: the pool is valid, and the value of the attribute is u64.
+    with_pool(device, |pool| unsafe { mem_pool::set_attribute(pool, PEAK_BYTES, value) })
+}
+
+const PEAK_BYTES: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
+
+/// Calls a function of the driver for the pool from which candle allocates.
+fn with_pool(
+    device: &CudaDevice,
+    call: impl FnOnce(CUmemoryPool) -> std::result::Result<(), DriverError>,
+) -> Result<()> {
+    // SAFETY: the device exists.
+    let pool = unsafe { get_default_mem_pool(device.cuda_stream().context().cu_device()) };
+    pool.and_then(call).map_err(|e| failed("peak memory", e.into()))
+}
+
+/// The name of the GPU.
+pub(crate) fn name(device: &CudaDevice) -> Result<String> {
+    device.cuda_stream().context().name().map_err(|e| failed("name", e.into()))
 }
 
 /// A matrix on the GPU.

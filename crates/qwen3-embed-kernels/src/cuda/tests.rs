@@ -475,6 +475,9 @@ on_emulator_and_gpu! {
 /// The first GPU of this machine.
 #[cfg(feature = "cuda")]
 mod gpu {
+    use std::sync::LazyLock;
+
+    use candle_core::Device;
     use candle_core::cuda_backend::CudaDevice;
     use candle_core::cuda_backend::cudarc::driver::DevicePtr;
 
@@ -484,8 +487,10 @@ mod gpu {
     pub(super) struct Gpu(CudaDevice);
 
     impl Gpu {
+        /// The device of all tests. It is never closed, because closing a device makes recordings of other tests fail.
         pub(super) fn open() -> Self {
-            Self(device::open(0).unwrap().as_cuda_device().unwrap().clone())
+            static DEVICE: LazyLock<Device> = LazyLock::new(|| device::open(0).unwrap());
+            Self(DEVICE.as_cuda_device().unwrap().clone())
         }
     }
 

@@ -96,7 +96,7 @@ void write_counts() {
 
 // The memory of the device: the size that was asked for, for each address.
 std::map<size_t, size_t> allocations;
-size_t n_allocated = 0;
+size_t n_allocated = 0, n_allocated_at_most = 0;
 
 size_t n_bytes_in_all() {
     static const char* named = std::getenv("EMULATED_DEVICE_BYTES");
@@ -130,6 +130,7 @@ Result allocate(size_t* address, size_t n) {
     if (!*address) return NO_MEMORY;
     allocations[*address] = n;
     n_allocated += n;
+    n_allocated_at_most = std::max(n_allocated_at_most, n_allocated);
     return SUCCESS;
 }
 
@@ -310,6 +311,11 @@ Result cuDeviceGet(int* device, int number) {
     return number == 0 ? SUCCESS : NO_DEVICE;
 }
 
+Result cuDeviceGetName(char* name, int size, int) {
+    std::snprintf(name, size, "emulated device");
+    return SUCCESS;
+}
+
 Result cuDeviceGetAttribute(int* value, int attribute, int) {
     constexpr int MAJOR = 75, MINOR = 76, MEMORY_POOLS = 115;
     *value = attribute == MAJOR ? 8 : attribute == MINOR ? 0 : attribute == MEMORY_POOLS;
@@ -409,6 +415,27 @@ Result cuMemGetInfo_v2(size_t* n_free, size_t* n_total) {
     return SUCCESS;
 }
 
+Result cuDeviceGetDefaultMemPool(void** pool, int) {
+    *pool = &handle;
+    return SUCCESS;
+}
+
+constexpr int RESERVED_MEM_HIGH = 6;
+
+Result cuMemPoolGetAttribute(void*, int attribute, void* value) {
+    if (attribute != RESERVED_MEM_HIGH) return NOT_SUPPORTED;
+    Guard guard(lock);
+    *static_cast<unsigned long long*>(value) = n_allocated_at_most;
+    return SUCCESS;
+}
+
+Result cuMemPoolSetAttribute(void*, int attribute, const void* value) {
+    if (attribute != RESERVED_MEM_HIGH || *static_cast<const unsigned long long*>(value) != 0) return INVALID_VALUE;
+    Guard guard(lock);
+    n_allocated_at_most = n_allocated;
+    return SUCCESS;
+}
+
 Result cuMemAllocAsync(size_t* address, size_t n, Stream* stream) {
     Guard guard(lock);
     if (stream->records) fail("memory is allocated on a stream that records");
@@ -438,6 +465,14 @@ Result cuMemcpyHtoDAsync_v2(size_t to, const void* from, size_t n, Stream* strea
     auto bytes = static_cast<const char*>(from);
     std::vector<char> copy(bytes, bytes + n);
     add_unrecorded(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), copy.data(), n); });
+    return SUCCESS;
+}
+
+Result cuMemcpyDtoDAsync_v2(size_t to, size_t from, size_t n, Stream* stream) {
+    Guard guard(lock);
+    check(to, n);
+    check(from, n);
+    add_unrecorded(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n); });
     return SUCCESS;
 }
 

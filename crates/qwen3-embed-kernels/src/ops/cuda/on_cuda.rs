@@ -43,6 +43,18 @@ impl Cuda {
         device::free_bytes(&self.0)
     }
 
+    pub(in crate::ops) fn peak_bytes(&self) -> Result<u64> {
+        device::peak_bytes(&self.0)
+    }
+
+    pub(in crate::ops) fn forget_peak_bytes(&self) -> Result<()> {
+        device::forget_peak_bytes(&self.0)
+    }
+
+    pub(in crate::ops) fn name(&self) -> Result<String> {
+        device::name(&self.0)
+    }
+
     pub(in crate::ops) fn rms_norm(
         &self,
         x: &Tensor,

@@ -1,0 +1,76 @@
+//! `qwen3-embed bench --kernels --device cuda`: the speed of each kernel on a CUDA device.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use qwen3_embed::Arithmetic;
+use qwen3_embed::measure::{CudaMeasurement, CudaPeaks, cuda_name, measure_cuda_layer};
+use serde_json::{Value, json};
+
+use super::kernels::{shapes, shapes_line};
+use super::machine;
+
+/// Measures the kernels, and prints a table or a JSON object.
+pub(super) fn run(ordinal: usize, model: Option<&str>, json: bool) -> Result<()> {
+    let (model, shapes) = shapes(model)?;
+    let (name, peaks) = (cuda_name(ordinal)?, CudaPeaks::measure(ordinal, Arithmetic::Bf16)?);
+    let measurements = measure_cuda_layer(ordinal, shapes)?;
+    let mut output = io::stdout().lock();
+    if json {
+        let results: Result<Vec<Value>> =
+            measurements.map(|measured| Ok(result(&measured?))).collect();
+        let report = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "device": name,
+            "model": model,
+            "peak_operations_per_s": peaks.operations_per_s,
+            "peak_bytes_per_s": peaks.bytes_per_s,
+            "results": results?,
+        });
+        return Ok(writeln!(output, "{report}")?);
+    }
+    writeln!(output, "{}, bf16", machine::cuda_summary(&name, peaks))?;
+    writeln!(output, "{}\n", shapes_line(model, shapes))?;
+    writeln!(
+        output,
+        "{:<24} {:>8} {:>11} {:>9} {:>8} {:>8} {:>12}",
+        "kernel", "texts", "time", "TFLOP/s", "of peak", "GB/s", "of bandwidth"
+    )?;
+    for measured in measurements {
+        writeln!(output, "{}", line(&measured?, peaks))?;
+    }
+    Ok(())
+}
+
+/// One of the `results` in JSON.
+fn result(measured: &CudaMeasurement) -> Value {
+    json!({
+        "kernel": measured.kernel,
+        "shape": shape(measured),
+        "seconds": measured.seconds,
+        "operations": measured.n_operations,
+        "bytes": measured.n_bytes,
+    })
+}
+
+/// A line of the table.
+fn line(measured: &CudaMeasurement, peaks: CudaPeaks) -> String {
+    let CudaMeasurement { kernel, seconds, n_operations, n_bytes, .. } = measured;
+    let operations = match n_operations / seconds {
+        0.0 => format!("{:>9} {:>8}", "-", "-"),
+        rate => format!("{:>9.1} {:>7.1}%", rate / 1e12, 100.0 * rate / peaks.operations_per_s),
+    };
+    let rate = n_bytes / seconds;
+    format!(
+        "{kernel:<24} {:>8} {:>8.1} µs {operations} {:>8.0} {:>11.1}%",
+        shape(measured),
+        1e6 * seconds,
+        rate / 1e9,
+        100.0 * rate / peaks.bytes_per_s,
+    )
+}
+
+/// The texts of a batch.
+fn shape(measured: &CudaMeasurement) -> String {
+    format!("{}x{}", measured.n_texts, measured.n_tokens)
+}
