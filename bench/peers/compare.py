@@ -2,8 +2,8 @@
 
     python compare.py --model DIR --ours PATH/qwen3-embed --threads 1
 
-Each peer takes turns with ours on the same cores, so that both see the machine in the same state,
-and is compared by the median of the rounds' ratios.
+Each peer takes turns with ours on the same cores or the same CUDA device, so that both see the
+machine in the same state, and is compared by the median of the rounds' ratios.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 import machine
 import workloads
-from peers import KINDS, Setup
+from peers import KINDS, ON_CUDA, Setup
 from worker import PeerFailed, Worker, worker
 from workloads import Tokens, Vectors, Workload
 
@@ -39,11 +39,16 @@ class Ours:
     model: pathlib.Path
     """A checkpoint's folder, or a GGUF file."""
     threads: int
+    device: str
 
-    def tokens_per_s(self, workload: Workload, precision: str) -> float:
-        """One run after a warm-up; loading does not count."""
-        report = self._output(["bench", "--runs", "1", "--json", *workload.bench], precision)
-        return json.loads(report)["results"][0]["tokens_per_s"]
+    def measure(self, workload: Workload, precision: str, n_runs: int) -> "Measured":
+        """The median of some runs after a warm-up; loading does not count."""
+        command = ["bench", "--runs", str(n_runs), "--json", *workload.bench]
+        report = json.loads(self._output(command, precision))
+        result = report["results"][0]
+        peak_bytes = result.get("peak_device_bytes") or result.get("peak_rss_bytes")
+        speed, share = result["tokens_per_s"], result["peak_share"]
+        return Measured(report["machine"], speed, share, peak_bytes)
 
     def vectors(self, texts: list[Tokens], precision: str) -> Vectors:
         """The vectors of token ids."""
@@ -52,7 +57,12 @@ class Ours:
         return np.array([json.loads(line)["embedding"] for line in output.splitlines()])
 
     def _output(self, command: list[str], precision: str, stdin: str = "") -> str:
-        options = {"model": self.model, "precision": precision, "threads": self.threads}
+        options = {
+            "model": self.model,
+            "precision": precision,
+            "threads": self.threads,
+            "device": self.device,
+        }
         done = subprocess.run(
             [self.program, *command, *(f"--{name}={value}" for name, value in options.items())],
             input=stdin,
@@ -61,6 +71,19 @@ class Ours:
             check=True,
         )
         return done.stdout
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `qwen3-embed bench` measured."""
+
+    machine: str
+    """A line about the processor or the CUDA device, with its measured peak."""
+    tokens_per_s: float
+    peak_share: float
+    """The operations per second as a share of the peak."""
+    peak_bytes: int | None
+    """The most memory of the process or of the CUDA device."""
 
 
 @dataclass
@@ -78,6 +101,8 @@ class Row:
     """Our precision."""
     peer_tokens_per_s: list[float] = field(default_factory=list)
     ours_tokens_per_s: list[float] = field(default_factory=list)
+    ours_peak_share: list[float] = field(default_factory=list)
+    ours_peak_bytes: int | None = None
 
     def cells(self) -> list[str]:
         """Medians, and the least and the largest ratio of ours to the peer's."""
@@ -90,6 +115,8 @@ class Row:
             f"{statistics.median(self.ours_tokens_per_s):.1f} ({self.ours})",
             f"{statistics.median(ratios):.2f}",
             f"{min(ratios):.2f}–{max(ratios):.2f}",
+            f"{100 * statistics.median(self.ours_peak_share):.1f}%",
+            "" if self.ours_peak_bytes is None else f"{self.ours_peak_bytes / 1e9:.1f} GB",
         ]
 
 
@@ -123,10 +150,14 @@ class Comparison:
     """Reference texts, whose vectors are compared."""
     batch_sizes: list[int]
     rounds: int
+    runs: int
+    """Runs in each round, of which the median counts."""
     ours_for: dict[str, str]
     rows: list[Row] = field(default_factory=list)
     described: list[Described] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    ours_on: str = ""
+    """What ours says of the machine."""
 
     def prepare(self, names: list[str]) -> list[str]:
         """Converts the checkpoint for peers; the ones for which that worked."""
@@ -194,11 +225,14 @@ class Comparison:
             process.call("run", workload.batches(row.batch_size))
         for _ in range(self.rounds):
             for row in rows:
-                run = process.call("run", workload.batches(row.batch_size))
+                run = process.call("run", workload.batches(row.batch_size), self.runs)
                 row.peer_tokens_per_s.append(row.n_tokens / run.seconds)
-            tokens_per_s = ours.tokens_per_s(workload, precision)
+            measured = ours.measure(workload, precision, self.runs)
+            self.ours_on = measured.machine
             for row in rows:
-                row.ours_tokens_per_s.append(tokens_per_s)
+                row.ours_tokens_per_s.append(measured.tokens_per_s)
+                row.ours_peak_share.append(measured.peak_share)
+                row.ours_peak_bytes = measured.peak_bytes
         for row in rows:
             progress(table_line(row.cells()))
         return rows
@@ -251,17 +285,21 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", type=pathlib.Path, required=True, help="folder with a checkpoint")
     add("--ours", type=pathlib.Path, required=True, help="the qwen3-embed program")
     add("--threads", type=int, default=1)
-    add("--workloads", type=items, default=["8x128"], help="such as 8x128,4x512,mixed,mixed/8,queries")
-    add("--peers", type=items, default=list(KINDS), help="default: all, " + ",".join(KINDS))
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: the first CUDA device")
+    add("--workloads", type=items, default=["8x128"], help="such as 8x128,mixed,mixed/8,queries,rerank")
+    add("--peers", type=items, help=f"default: all, {','.join(KINDS)}; on cuda {','.join(ON_CUDA)}")
     add("--rounds", type=int, default=3, help="turns of peer and ours")
+    add("--runs", type=int, default=1, help="runs in each turn, of which the median counts")
     add("--batch-sizes", type=numbers, default=[1, 8, 32], help="of mixed and queries, if padded")
     add("--ours-for", type=pairs, default={}, help="our precision for a peer's: int8=int8,…")
     add("--cache", type=pathlib.Path, default=ROOT / "target/peers", help="converted checkpoints")
     add("--out", type=pathlib.Path, help="file for all measurements, as JSON")
     arguments = parser.parse_args()
+    available = ON_CUDA if arguments.device == "cuda" else list(KINDS)
+    arguments.peers = arguments.peers or available
     for name in arguments.peers:
-        if name not in KINDS:
-            parser.error(f"no peer is called {name}: there are {', '.join(KINDS)}")
+        if name not in available:
+            parser.error(f"no peer is called {name}: there are {', '.join(available)}")
     files = [arguments.model / name for name in ("config.json", "tokenizer.json")]
     for file in [*files, arguments.ours]:
         if not file.is_file():
@@ -279,21 +317,25 @@ def main() -> None:
     texts = workloads.tokenize(workloads.REFERENCE_TEXTS, model)
     longest = max(map(len, [*texts, *(text for load in loads for text in load.texts)]))
     comparison = Comparison(
-        ours=Ours(arguments.ours.resolve(), model, arguments.threads),
-        setup=Setup(model, cache, arguments.threads, longest),
+        ours=Ours(arguments.ours.resolve(), model, arguments.threads, arguments.device),
+        setup=Setup(model, cache, arguments.threads, longest, arguments.device),
         workloads=loads,
         texts=texts,
         batch_sizes=arguments.batch_sizes,
         rounds=arguments.rounds,
+        runs=arguments.runs,
         ours_for=OURS_FOR | arguments.ours_for,
     )
     this = machine.describe()
     names = comparison.prepare(arguments.peers)
-    machine.pin(arguments.threads)
+    if arguments.device == "cpu":
+        machine.pin(arguments.threads)
     comparison.add_peers(names)
     comparison.add_ours()
-    print(f"{this.cpu}, {' '.join(this.flags)}, {arguments.threads} of {this.cores} cores\n")
+    print(f"{this.cpu}, {' '.join(this.flags)}, {arguments.threads} of {this.cores} cores")
+    print(f"{comparison.ours_on}\n")
     speeds = ["peer", "workload", "peer tokens/s", "ours tokens/s", "ours / peer", "spread"]
+    speeds += ["ours of peak", "ours memory"]
     print(table(speeds, [row.cells() for row in comparison.rows]) + "\n")
     peers = ["peer", "version", "least cosine to PyTorch f32", "peak memory", "loading"]
     print(table(peers, [described.cells() for described in comparison.described]))
@@ -303,6 +345,7 @@ def main() -> None:
         report = {
             "machine": asdict(this),
             "threads": arguments.threads,
+            "ours_on": comparison.ours_on,
             "model": str(model),
             "rows": [asdict(row) for row in comparison.rows],
             "peers": [asdict(described) for described in comparison.described],

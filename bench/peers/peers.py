@@ -36,6 +36,8 @@ class Setup:
     threads: int
     max_tokens: int
     """The length of the longest text that will come."""
+    device: str = "cpu"
+    """`cpu`, or `cuda` for the first CUDA device."""
 
 
 def resident_peak(pid: int) -> int:
@@ -79,27 +81,36 @@ class Peer(abc.ABC):
         return resident_peak(os.getpid())
 
 
-class PaddedPeer(Peer):
-    """A peer whose forward pass takes a rectangle of token ids and a mask.
+Integers = NDArray[np.int64]
+
+
+def padded(batch: list[Tokens]) -> tuple[Integers, Integers, Integers]:
+    """Token ids and a mask, texts × tokens, and the lengths of the texts.
 
     Texts are padded on the right, where a causal model never looks, and the row of the last real
     token is taken. Padded on the left, OpenVINO's conversion gives NaN.
     """
+    lengths = np.array([len(tokens) for tokens in batch])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.zeros_like(mask)
+    for row, tokens in zip(ids, batch, strict=True):
+        row[: len(tokens)] = tokens
+    return ids, mask, lengths
+
+
+class PaddedPeer(Peer):
+    """A peer whose forward pass takes a rectangle of token ids and a mask."""
 
     @abc.abstractmethod
-    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Vectors:
+    def forward(self, ids: Integers, mask: Integers) -> Vectors:
         """Hidden states after the final norm, texts × tokens × hidden size."""
 
     def embed(self, batch: list[Tokens]) -> Vectors:
-        lengths = np.array([len(tokens) for tokens in batch])
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        ids = np.zeros_like(mask)
-        for row, tokens in zip(ids, batch, strict=True):
-            row[: len(tokens)] = tokens
+        ids, mask, lengths = padded(batch)
         return self.forward(ids, mask)[np.arange(len(batch)), lengths - 1]
 
 
-class PyTorch(PaddedPeer):
+class PyTorch(Peer):
     """The bare model as transformers and sentence-transformers run it: eager, with sdpa."""
 
     @classmethod
@@ -110,14 +121,23 @@ class PyTorch(PaddedPeer):
         import torch
 
         torch.set_num_threads(setup.threads)
-        self._model = convert.bare_model(setup.model, precision)
+        self._device = setup.device
+        self._model = convert.bare_model(setup.model, precision).to(setup.device)
 
-    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Vectors:
+    def embed(self, batch: list[Tokens]) -> Vectors:
         import torch
 
+        ids, mask, lengths = padded(batch)
         with torch.inference_mode():
-            hidden = self._model(torch.from_numpy(ids), torch.from_numpy(mask))
-            return hidden.float().numpy()
+            ids, mask, lengths = (torch.from_numpy(array).to(self._device) for array in (ids, mask, lengths))
+            # Of a batch on a CUDA device, only the last tokens are copied to the host.
+            last = self._model(ids, mask)[torch.arange(len(batch), device=self._device), lengths - 1]
+            return last.float().cpu().numpy()
+
+    def peak_bytes(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_reserved() if self._device == "cuda" else super().peak_bytes()
 
 
 class OpenVino(PaddedPeer):
@@ -153,7 +173,7 @@ class OpenVino(PaddedPeer):
         path = self.prepare(setup, precision)
         self._model = core.compile_model(path / "model.xml", "CPU", options)
 
-    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Vectors:
+    def forward(self, ids: Integers, mask: Integers) -> Vectors:
         return self._model({"input_ids": ids, "attention_mask": mask})[0]
 
 
@@ -177,7 +197,7 @@ class OnnxRuntime(PaddedPeer):
         path = self.prepare(setup, precision) / "model.onnx"
         self._session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
-    def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Vectors:
+    def forward(self, ids: Integers, mask: Integers) -> Vectors:
         return self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
 
 
@@ -303,6 +323,9 @@ class Kind:
     peer: type[Peer]
     precision: str
 
+
+ON_CUDA = ["pytorch-bf16", "pytorch-f32"]
+"""The peers that run on a CUDA device."""
 
 KINDS: dict[str, Kind] = {
     "pytorch-f32": Kind(PyTorch, "f32"),

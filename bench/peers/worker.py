@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pathlib
+import statistics
 import time
 import traceback
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ class Run:
     """What came of embedding one workload."""
 
     seconds: float
+    """The median, if there were several runs."""
     vectors: Vectors
 
 
@@ -46,11 +48,14 @@ class Service:
         self._peer = kind.peer(setup, kind.precision)
         return time.perf_counter() - start
 
-    def run(self, batches: list[list[Tokens]]) -> Run:
-        """Embeds the batches one after the other."""
-        start = time.perf_counter()
-        vectors = [self._peer.embed(batch) for batch in batches]
-        return Run(time.perf_counter() - start, np.concatenate(vectors))
+    def run(self, batches: list[list[Tokens]], n_runs: int = 1) -> Run:
+        """Embeds the batches one after the other, `n_runs` times."""
+        seconds = []
+        for _ in range(n_runs):
+            start = time.perf_counter()
+            vectors = [self._peer.embed(batch) for batch in batches]
+            seconds.append(time.perf_counter() - start)
+        return Run(statistics.median(seconds), np.concatenate(vectors))
 
     def peak_bytes(self) -> int:
         """The most memory that the peer had resident so far."""

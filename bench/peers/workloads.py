@@ -15,6 +15,10 @@ Vectors = NDArray[np.float32]
 
 MIXED_LENGTHS = pathlib.Path(__file__).parent.parent / "mixed_lengths.json"
 N_QUERIES = 256
+N_RERANKED = 100
+RERANK_TOKENS = (96, 128)
+"""Of the instruction and the query, which all prompts of a rerank call have in common, and of a
+document."""
 QUERY_HEAD = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
@@ -54,7 +58,8 @@ class Workload:
 
 
 def parse(name: str, checkpoint: pathlib.Path) -> Workload:
-    """`mixed`, `mixed/N` for every Nth of its texts, `queries`, or texts × tokens such as 8x128."""
+    """`mixed`, `mixed/N` for every Nth of its texts, `queries`, `rerank`, or texts × tokens such as
+    8x128."""
     vocab_size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
     ids = random.Random(0)
 
@@ -73,10 +78,16 @@ def parse(name: str, checkpoint: pathlib.Path) -> Workload:
         frame = tokenize([QUERY_HEAD], checkpoint)[0]
         texts = [frame[:-1] + query + frame[-1:] for query in texts_of(query_lengths())]
         return Workload(name, texts, False, ["--queries", str(N_QUERIES)])
+    if name == "rerank":
+        n_prefix, n_document = RERANK_TOKENS
+        prefix = texts_of([n_prefix])[0]
+        texts = [prefix + text for text in texts_of([n_document] * N_RERANKED)]
+        bench = ["--shape", f"{N_RERANKED}x{n_document}", "--prefix", str(n_prefix)]
+        return Workload(name, texts, True, bench)
     try:
         n_texts, n_tokens = map(int, name.split("x"))
     except ValueError:
-        raise ValueError(f"expected mixed, mixed/N, queries or a shape such as 8x128, got {name}") from None
+        raise ValueError(f"expected mixed, mixed/N, queries, rerank or a shape such as 8x128, got {name}") from None
     return Workload(name, texts_of([n_tokens] * n_texts), True, ["--shape", name])
 
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use qwen3_embed::{Embedder, Source};
+use qwen3_embed::Embedder;
 use serde_json::Value;
 
 use crate::debian;
@@ -212,7 +212,9 @@ impl Toolchain {
         let output: Value = serde_json::from_slice(&output.stdout)?;
         let got: Vec<Vec<f32>> = serde_json::from_value(output["similarities"].clone())?;
 
-        let vectors = Embedder::builder(Source::demo()).build()?.embed_documents(&texts)?;
+        let vectors = Embedder::builder(root().join("crates/qwen3-embed-demo/model"))
+            .build()?
+            .embed_documents(&texts)?;
         let similarities = vectors.similarity(&vectors)?;
         ensure!(got.len() == texts.len(), "expected a row for each text, got {got:?}");
         for (row, got) in got.iter().enumerate() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::cuda_toolkit::Toolkit;
@@ -14,23 +14,24 @@ use crate::workspace::{self, root};
 
 /// Check the code for CUDA devices on another machine, which has a device and needs no Rust
 ///
-/// With --out, the task builds an archive with programs, fixtures and the script `run.sh`. Copy the archive to the
-/// machine with the device, unpack it, and run the script. The script runs this task with --run. It compares the
-/// kernels with their references and the fixtures with transformers, and runs a benchmark. If compute-sanitizer is
-/// installed, it also runs the kernels under memcheck and racecheck. After each check, it writes the results to
-/// gpu-check.json and to gpu-check.txt, which is a table.
+/// With --out, the task builds an archive with programs and the script `run.sh`. Copy this repository and the archive to
+/// the machine with the device, unpack the archive, and run the script in the root folder of the repository. The script
+/// runs this task with --run. It compares the kernels with their references and the fixtures with transformers, and runs
+/// benchmarks. If compute-sanitizer is installed, it also runs the kernels under memcheck and racecheck. After each
+/// check, it writes the results to gpu-check.json and to gpu-check.txt, which is a table.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Folder to write the archive gpu-check.tar.xz to
-    #[arg(long, value_name = "DIR", required_unless_present = "run")]
-    out: Option<PathBuf>,
-    /// Folder of the unpacked archive. Its checks are run on this machine's first CUDA device
-    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    /// Folder to write the archive gpu-check.tar.xz to, or with --run, the results
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Folder of the unpacked archive. Its programs check this machine's first CUDA device
+    #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
 }
 
-/// Maximum size of the archive in bytes.
-const MAX_BYTES: u64 = 60 << 20;
+/// Maximum size of the archive in bytes. Some services that lend devices limit the size of the archive together with that
+/// of the repository, which is 37 MiB, to 64 MiB.
+const MAX_BYTES: u64 = 24 << 20;
 
 /// The programs of the archive: the name in the archive, the package, and the name of the cargo target. The test
 /// programs run in this order.
@@ -47,7 +48,8 @@ const FEATURES: &str =
     "--features=qwen3-embed-cli/cuda,qwen3-embed-kernels/cuda,qwen3-embed-model/cuda,xtask/cuda";
 
 const SCRIPT: &str = r#"#!/bin/sh
-# Checks this machine's first CUDA device, and writes gpu-check.json and gpu-check.txt to the current folder.
+# Checks this machine's first CUDA device with the fixtures in the current folder, which must be the root folder of the
+# repository. Writes gpu-check.json and gpu-check.txt to the folder $OUT, or to the current folder.
 here=$(cd "$(dirname "$0")" && pwd)
 # Python packages may contain CUDA's libraries.
 packages=$(python3 -c '
@@ -56,19 +58,18 @@ found = util.find_spec("nvidia")
 print(":".join(os.path.join(folder, "cu13/lib") for folder in (found.submodule_search_locations if found else [])))
 ' 2>/dev/null)
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/usr/local/cuda/lib64${packages:+:$packages}"
-exec "$here/bin/xtask" gpu-check --run "$here"
+exec "$here/bin/xtask" gpu-check --run "$here" --out "${OUT:-.}"
 "#;
 
 /// Runs `cargo xtask gpu-check`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    match (&args.out, &args.run) {
-        (Some(out), _) => bundle(out),
-        (None, Some(folder)) => check(folder),
-        (None, None) => bail!("expected `--out DIR` or `--run DIR`"),
+    match &args.run {
+        None => bundle(&args.out),
+        Some(folder) => check(folder, &args.out),
     }
 }
 
-/// Builds the programs and packs them together with the fixtures.
+/// Builds the programs and packs them.
 fn bundle(out: &Path) -> Result<()> {
     fs::create_dir_all(out)?;
     let archive = std::path::absolute(out)?.join("gpu-check.tar.xz");
@@ -82,7 +83,8 @@ fn bundle(out: &Path) -> Result<()> {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.args(targets).current_dir(root()).env("CARGO_TARGET_DIR", &target);
         command.args(PROGRAMS.map(|(_, package, _)| format!("--package={package}"))).arg(FEATURES);
-        command.args(["--release", "--config=profile.release.strip='symbols'"]);
+        command.args(["--no-default-features", "--release"]);
+        command.arg("--config=profile.release.strip='symbols'");
         toolkit.set(&mut command, true)?;
         built.extend(executables::build(command.arg("--message-format=json"))?);
     }
@@ -98,14 +100,14 @@ fn bundle(out: &Path) -> Result<()> {
             .with_context(|| format!("cargo did not build `{wanted}` of the package {package}"))?;
         fs::copy(&program.path, bin.join(name))?;
     }
-    copy_folder(&root().join("fixtures"), &folder.join("fixtures"))?;
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT)?;
     workspace::run(Command::new("chmod").arg("+x").arg(&script))?;
-    // Every program contains candle's kernels as 30 MB of text. The window of `xz -9` is large enough to store this
-    // text only once.
+    // Every program contains candle's kernels as 30 MB of text, and most of them contain the same libraries. With a
+    // dictionary that is larger than all programs, they are stored only once.
+    const COMPRESS: &str = "--use-compress-program=xz --x86 --lzma2=preset=9,dict=384MiB";
     let mut tar = Command::new("tar");
-    tar.args(["--create", "--use-compress-program=xz -9", "--file"]).arg(&archive);
+    tar.args(["--create", COMPRESS, "--file"]).arg(&archive);
     workspace::run(tar.arg("--directory").arg(&target).arg("gpu-check"))?;
     let n_bytes = fs::metadata(&archive)?.len();
     ensure!(
@@ -114,19 +116,6 @@ fn bundle(out: &Path) -> Result<()> {
         archive.display()
     );
     println!("{}: {} MiB; unpack it and run run.sh", archive.display(), n_bytes >> 20);
-    Ok(())
-}
-
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
-        if path.is_dir() {
-            copy_folder(&path, &to.join(name))?;
-        } else {
-            fs::copy(&path, to.join(name))?;
-        }
-    }
     Ok(())
 }
 
@@ -157,18 +146,25 @@ enum Outcome {
 }
 
 /// Runs all checks, even after a failure, and fails at the end if any check has failed.
-fn check(folder: &Path) -> Result<()> {
+fn check(folder: &Path, out: &Path) -> Result<()> {
     let folder = folder.canonicalize()?;
+    let fixtures = env::current_dir()?.join("fixtures");
+    ensure!(
+        fixtures.join("tokenizer.json").is_file(),
+        "{} does not exist: run this script in the root folder of the repository",
+        fixtures.display()
+    );
+    fs::create_dir_all(out)?;
     let device =
         first_line_of("nvidia-smi", &["--query-gpu=name,driver_version", "--format=csv,noheader"]);
     let date = first_line_of("date", &["-u", "+%Y-%m-%d"]);
     let mut report = Report { device, date, checks: Vec::new() };
     let model = env::temp_dir().join(format!("qwen3-embed-0.6b-{}", std::process::id()));
-    for (name, mut command) in checks(&folder, &model) {
+    for (name, mut command) in checks(&folder, &fixtures, &model) {
         report.run(&name, &mut command)?;
         // The files are written after each check, so that results are not lost if the machine is shut down.
-        fs::write("gpu-check.json", serde_json::to_string_pretty(&report)?)?;
-        fs::write("gpu-check.txt", report.table())?;
+        fs::write(out.join("gpu-check.json"), serde_json::to_string_pretty(&report)?)?;
+        fs::write(out.join("gpu-check.txt"), report.table())?;
     }
     if model.is_dir() {
         fs::remove_dir_all(&model)?;
@@ -180,26 +176,29 @@ fn check(folder: &Path) -> Result<()> {
 }
 
 /// The checks. The checks that take longest are last. One check writes a checkpoint with random weights to `model`.
-fn checks(folder: &Path, model: &Path) -> Vec<(String, Command)> {
-    let (bin, fixtures) = (folder.join("bin"), folder.join("fixtures"));
+fn checks(folder: &Path, fixtures: &Path, model: &Path) -> Vec<(String, Command)> {
+    let bin = folder.join("bin");
     let mut checks = Vec::new();
     let mut add = |name: &str, command: Command| checks.push((name.to_owned(), command));
     for (test, _, _) in PROGRAMS {
         let Some(name) = test.strip_prefix("test-") else { continue };
         let mut command = Command::new(bin.join(test));
-        command.env("QWEN3_EMBED_FIXTURES", &fixtures);
+        command.env("QWEN3_EMBED_FIXTURES", fixtures);
         command.args(["--ignored", "--test-threads=1"]);
         add(name, command);
     }
     for (name, precision) in [("parity f32", None), ("parity bf16", Some("--bf16"))] {
         let mut command = Command::new(bin.join("xtask"));
-        command.args(["parity", "--device=cuda", "--fixtures"]).arg(&fixtures).args(precision);
+        command.args(["parity", "--device=cuda", "--fixtures"]).arg(fixtures).args(precision);
         add(name, command);
     }
     let mut command = Command::new(bin.join("xtask"));
     command.args(["random-checkpoint", "--size=0.6b", "--tokenizer"]);
     command.arg(fixtures.join("tokenizer.json")).arg("--out").arg(model);
     add("random weights of 0.6B", command);
+    let mut command = Command::new(bin.join("qwen3-embed"));
+    command.args(["bench", "--kernels", "--device=cuda"]);
+    add("kernels of 0.6B", command);
     for precision in ["bf16", "f32"] {
         let mut command = Command::new(bin.join("qwen3-embed"));
         command.args(["bench", "--device=cuda", "--shape=1x32,2x16,32x128,64x512,8x4096,1x32768"]);
