@@ -144,7 +144,7 @@ impl<I> EmbedIter<'_, I> {
                     request.row.write(row, vector);
                 }
             };
-            let computed = engine.install(|| engine.model.forward_each(&texts, write));
+            let computed = engine.compute(|| engine.model.forward_each(&texts, write));
             let Err(error) = computed.map_err(Error::from) else { return Ok(embeddings) };
             // A vector that is not finite makes its whole batch fail, so the other texts of the batch are computed
             // again.

@@ -111,7 +111,7 @@ impl Embedder {
         let write = |text: usize, row: &[f32]| {
             request.row.write(row, &mut values[text * dimensions..][..dimensions]);
         };
-        self.engine.install(|| self.engine.model.forward_each(&tokens, write))?;
+        self.engine.compute(|| self.engine.model.forward_each(&tokens, write))?;
         Ok(Embeddings::of_texts(values, dimensions, n_tokens))
     }
 
@@ -255,12 +255,16 @@ impl Embedder {
         })
     }
 
-    /// The tokens of each text, on the embedder's threads.
+    /// The tokens of each text, on the embedder's threads, or on this thread if there is at most one string to tokenize.
     fn tokenize_all<'a>(
         &self,
         texts: Vec<Text<'a>>,
         request: &EmbedRequest,
     ) -> Result<Vec<Cow<'a, [u32]>>> {
+        let n_strings = texts.iter().filter(|text| matches!(text, Text::String(_))).count();
+        if n_strings <= 1 {
+            return texts.into_iter().map(|text| self.tokenize_one(text, request)).collect();
+        }
         self.engine.install(|| self.tokenize_each(texts, request).collect())
     }
 

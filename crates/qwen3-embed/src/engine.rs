@@ -198,6 +198,12 @@ impl Engine {
         install(self.pool.as_ref(), work)
     }
 
+    /// Runs `work`, which computes texts with the model. If threads of the CPU compute, this is [`install`](Self::install).
+    /// Otherwise `work` runs on this thread, and does not wait until a thread of the pool wakes up.
+    pub(crate) fn compute<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.model.uses_threads() { self.install(work) } else { work() }
+    }
+
     /// Checks that `max_token`, the largest token id that texts can contain, is in the model's vocabulary.
     pub(crate) fn check_vocabulary(&self, max_token: usize) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;

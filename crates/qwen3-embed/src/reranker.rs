@@ -227,7 +227,7 @@ impl Reranker {
 
     /// The logit of each prompt.
     pub(crate) fn logits(&self, prompts: &[impl AsRef<[u32]> + Sync]) -> Result<Vec<f32>> {
-        Ok(self.engine.install(|| self.head.logits(&self.engine.model, prompts))?)
+        Ok(self.engine.compute(|| self.head.logits(&self.engine.model, prompts))?)
     }
 }
 

@@ -212,6 +212,12 @@ impl Model {
         Ok(plan)
     }
 
+    /// Whether forward passes compute on the threads of rayon's current pool. On other devices than the CPU, they do so
+    /// only for dense layers after the pooling.
+    pub fn uses_threads(&self) -> bool {
+        ops::reads_host_memory(&self.device) || !self.dense.is_empty()
+    }
+
     /// Computes a batch, and calls `each` for its texts.
     fn run(
         &self,

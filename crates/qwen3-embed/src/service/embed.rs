@@ -23,7 +23,7 @@ impl Compute for Embedder {
         texts: &[&[u32]],
         write: &mut (dyn FnMut(usize, &[f32]) + Send),
     ) -> Result<()> {
-        Ok(self.engine.install(|| self.engine.model.forward_each(texts, write))?)
+        Ok(self.engine.compute(|| self.engine.model.forward_each(texts, write))?)
     }
 }
 
