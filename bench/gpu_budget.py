@@ -1,12 +1,13 @@
 """How long a forward pass takes on a GPU at least, by counting its operations, its memory traffic and its launches.
 
-    python3 bench/gpu_budget.py
+    python3 bench/gpu_budget.py [--flops 989e12] [--bandwidth 3.35e12]
 
-Prints the tables of bench/GPU.md. Nothing is measured: each kernel takes the longer of the time for its operations at
-the peak of the tensor cores and the time for its bytes at the bandwidth of the memory. The activations of a batch are
-read and written once by each kernel.
+Prints the tables of bench/GPU.md, by default for an H100. Nothing is measured: each kernel takes the longer of the time
+for its operations at the peak of the tensor cores and the time for its bytes at the bandwidth of the memory. The
+activations of a batch are read and written once by each kernel.
 """
 
+import argparse
 from dataclasses import dataclass
 
 # NVIDIA's data sheet of the H100 SXM: dense bf16, and HBM3.
@@ -56,15 +57,15 @@ class Model:
     def weights_of_a_layer(self):
         return self.c * ((2 * self.h + 2 * self.k) * self.d + 3 * self.f)
 
-    def seconds(self, n_texts, length):
-        """The least time of each kind of kernel in all layers."""
+    def seconds(self, n_texts, length, peak):
+        """The least time of each kind of kernel in all layers. `peak` has the operations and bytes per second."""
         kinds = {"products": 0.0, "attention": 0.0, "rows": 0.0}
         for name, (flops, n_bytes) in self.kernels(n_texts, length).items():
             is_product = name in ("QKV", "O", "gate and up", "down")
             kind = "products" if is_product else "attention" if name == "attention" else "rows"
             # Only products and attention run on tensor cores, and nothing else is limited by operations.
-            of_flops = 0.0 if kind == "rows" else flops / PEAK_FLOPS
-            kinds[kind] += self.layers * max(of_flops, n_bytes / BANDWIDTH)
+            of_flops = 0.0 if kind == "rows" else flops / peak.flops
+            kinds[kind] += self.layers * max(of_flops, n_bytes / peak.bandwidth)
         return kinds
 
 
@@ -76,6 +77,10 @@ MODELS = [
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flops", type=float, default=PEAK_FLOPS, help="operations per second in bf16")
+    parser.add_argument("--bandwidth", type=float, default=BANDWIDTH, help="bytes per second of the memory")
+    peak = parser.parse_args()
     print("| kernel of a layer, 0.6B | GFLOP at 64×512 | MB at 64×512 | MB at 1×32 |\n|---|---|---|---|")
     large, small = MODELS[0].kernels(64, 512), MODELS[0].kernels(1, 32)
     for name, (flops, n_bytes) in large.items():
@@ -83,7 +88,7 @@ def main():
     print("\n| model | shape | products | attention | rows | sum | launches | launching |\n|---|---|---|---|---|---|---|---|")
     for model in MODELS:
         for n_texts, length in SHAPES:
-            kinds = model.seconds(n_texts, length)
+            kinds = model.seconds(n_texts, length, peak)
             is_recorded = n_texts == 1 and length <= MAX_TOKENS and model.weights_of_a_layer() <= MAX_WEIGHTS
             # The token embeddings are gathered before the graph is launched, and the last hidden state after it.
             launches = 3 if is_recorded else 9 * model.layers + 5

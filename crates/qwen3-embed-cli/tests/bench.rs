@@ -75,6 +75,13 @@ fn computes_a_common_prefix_once_for_all_texts() {
 }
 
 #[test]
+fn kernels_of_a_missing_device_are_not_measured() {
+    let output = bench_kernels(&["--device", "cuda:9999"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.to_lowercase().contains("cuda"), "{error}");
+}
+
+#[test]
 fn rejects_invalid_workloads() {
     assert_eq!(bench(&["--shape", "8by128"]).status.code(), Some(2));
     assert_eq!(bench(&["--shape", "0x1"]).status.code(), Some(2));
@@ -173,8 +180,10 @@ fn table_of_kernels_begins_with_the_machine() {
 
 #[test]
 fn kernels_are_measured_without_the_settings_of_a_workload() {
-    for arguments in [&["--shape", "1x8"][..], &["--threads", "2"], &["--precision", "bf16"]] {
-        let output = bench_kernels(arguments);
+    let flags =
+        [["--shape", "1x8"], ["--threads", "2"], ["--precision", "bf16"], ["--max-tokens", "9"]];
+    for arguments in flags {
+        let output = bench_kernels(&arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`ops`] has one function for each operation of the forward pass, on candle tensors. [`cpu`] has the CPU kernels that
 //! these functions call, on slices, for several instruction sets. [`reference`](mod@reference) has the same operations
-//! as plain loops in f64. Tests compare every kernel with them. [`measure`] measures the speed of every CPU kernel.
+//! as plain loops in f64. Tests compare every kernel with them. [`measure`] measures the speed of every kernel.
 //!
 //! A batch is *ragged*: the tokens of all texts are concatenated without padding. Tokens at the beginning of several
 //! texts, if they are the same, can be in the batch only once. [`Ragged`] describes a batch.

@@ -74,3 +74,31 @@ fn line(measured: &CudaMeasurement, peaks: CudaPeaks) -> String {
 fn shape(measured: &CudaMeasurement) -> String {
     format!("{}x{}", measured.n_texts, measured.n_tokens)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_show_rates_and_their_shares_of_the_peaks() {
+        let peaks = CudaPeaks { operations_per_s: 800e12, bytes_per_s: 4e12 };
+        let product = CudaMeasurement {
+            kernel: "down_proj",
+            n_texts: 8,
+            n_tokens: 512,
+            seconds: 50e-6,
+            n_operations: 3e10,
+            n_bytes: 1e8,
+        };
+        let words = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(
+            words(line(&product, peaks)),
+            ["down_proj", "8x512", "50.0", "µs", "600.0", "75.0%", "2000", "50.0%"]
+        );
+        let norm = CudaMeasurement { kernel: "rms_norm", n_operations: 0.0, ..product };
+        assert_eq!(
+            words(line(&norm, peaks)),
+            ["rms_norm", "8x512", "50.0", "µs", "-", "-", "2000", "50.0%"]
+        );
+    }
+}
