@@ -232,6 +232,11 @@ inline float shuffle(float value, int lane) {
 inline u32 shuffle_bits(u32 value, int lane) { return emulator::exchange(value, lane); }
 inline float bits_to_float(u32 bits) { return emulator::from_bits(bits); }
 
+inline float power_of_two(float x) {
+    float power = exp2f(x);
+    return std::fpclassify(power) == FP_SUBNORMAL ? 0.0f : power;
+}
+
 inline void load_matrices(u32 (&r)[4], const u16* row) { emulator::load_matrices(r, row, false); }
 inline void load_matrices_transposed(u32 (&r)[4], const u16* row) {
     emulator::load_matrices(r, row, true);

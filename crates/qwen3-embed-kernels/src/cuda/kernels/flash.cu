@@ -118,12 +118,12 @@ INLINE void weigh(float (&s)[KEY_TILES][4], float (&o)[VALUE_TILES][4], float (&
         // If the row has seen no key yet, infinity minus infinity would be NaN.
         float shift = most == -INFINITY ? 0.0f : most * LOG2_E;
         // Exactly 1 if the maximum has not changed: a rounding error would be repeated for each block.
-        float scale = largest[r] == most ? 1.0f : exp2f((largest[r] - most) * LOG2_E);
+        float scale = largest[r] == most ? 1.0f : power_of_two((largest[r] - most) * LOG2_E);
         largest[r] = most;
         sums[r] *= scale;
         for (u32 tile = 0; tile < KEY_TILES; ++tile) {
             for (u32 i = 2 * r; i < 2 * r + 2; ++i) {
-                s[tile][i] = exp2f(s[tile][i] * LOG2_E - shift);
+                s[tile][i] = power_of_two(s[tile][i] * LOG2_E - shift);
                 sums[r] += s[tile][i];
             }
         }
