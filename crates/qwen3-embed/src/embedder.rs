@@ -9,7 +9,7 @@ use crate::embed_request::{EmbedRequest, RowFormat};
 use crate::engine::Engine;
 use crate::limits::{check_dimensions, check_setting, min_dimensions};
 use crate::repository::Prompts;
-use crate::{EmbedOptions, Embeddings, Overflow, Prompt, Result, Text};
+use crate::{EmbedOptions, Embeddings, Error, Overflow, Prompt, Result, Text};
 
 /// Computes embeddings of texts with a Qwen3 embedding model.
 ///
@@ -104,15 +104,41 @@ impl Embedder {
     ) -> Result<Embeddings> {
         let request = self.request(options)?;
         let texts: Vec<Text<'a>> = texts.into_iter().map(Into::into).collect();
-        let tokens = self.tokenize_all(texts, &request)?;
-        let n_tokens = tokens.iter().map(|tokens| tokens.len()).collect();
+        // The threads of the CPU are busy either way, if they compute the texts.
+        let windows = if self.engine.model.uses_threads() { vec![texts] } else { windows(texts) };
+        self.embed_windows(windows, &request)
+    }
+
+    /// Embeds texts, and tokenizes each window while the window before it is computed.
+    fn embed_windows(
+        &self,
+        windows: Vec<Vec<Text<'_>>>,
+        request: &EmbedRequest,
+    ) -> Result<Embeddings> {
         let dimensions = request.row.dimensions;
-        let mut values = vec![0f32; tokens.len() * dimensions];
-        let write = |text: usize, row: &[f32]| {
-            request.row.write(row, &mut values[text * dimensions..][..dimensions]);
-        };
-        self.engine.compute(|| self.engine.model.forward_each(&tokens, write))?;
-        Ok(Embeddings::of_texts(values, dimensions, n_tokens))
+        let n_texts: usize = windows.iter().map(Vec::len).sum();
+        let mut values = vec![0f32; n_texts * dimensions];
+        let mut n_tokens = Vec::with_capacity(n_texts);
+        let mut windows = windows.into_iter();
+        let mut next = self.tokenize_all(windows.next().unwrap_or_default(), request);
+        loop {
+            let first = n_tokens.len();
+            let about = |error: Error| error.map_text_index(|text| first + text);
+            let tokens = next.map_err(about)?;
+            n_tokens.extend(tokens.iter().map(|tokens| tokens.len()));
+            let write = |text: usize, row: &[f32]| {
+                request.row.write(row, &mut values[(first + text) * dimensions..][..dimensions]);
+            };
+            let compute = || self.engine.model.forward_each(&tokens, write);
+            let Some(window) = windows.next() else {
+                self.engine.compute(compute).map_err(|error| about(error.into()))?;
+                return Ok(Embeddings::of_texts(values, dimensions, n_tokens));
+            };
+            let tokenize = || self.tokenize_each(window, request).collect();
+            let computed;
+            (computed, next) = self.engine.install(|| rayon::join(compute, tokenize));
+            computed.map_err(|error| about(error.into()))?;
+        }
     }
 
     /// Tokenizes each text without a prompt. The end-of-text token is appended and the overflow policy is applied, as
@@ -301,4 +327,62 @@ impl Embedder {
 /// Texts from strings.
 fn strings(texts: &[impl AsRef<str>]) -> impl Iterator<Item = Text<'_>> {
     texts.iter().map(|text| Text::from(text.as_ref()))
+}
+
+/// Divides texts into windows. The first one is small, so that a device starts soon, and each one has about twice as many
+/// bytes as the one before it, up to a limit, because the last batch of a window is often small.
+fn windows(texts: Vec<Text<'_>>) -> Vec<Vec<Text<'_>>> {
+    const FIRST_BYTES: usize = 64 << 10;
+    const MOST_BYTES: usize = 1 << 20;
+    let (mut windows, mut n_bytes, mut limit) = (vec![Vec::new()], 0, FIRST_BYTES);
+    for text in texts {
+        if n_bytes >= limit {
+            windows.push(Vec::new());
+            (n_bytes, limit) = (0, MOST_BYTES.min(2 * limit));
+        }
+        n_bytes += text.n_bytes();
+        windows.last_mut().expect("there is a window").push(text);
+    }
+    windows
+}
+
+#[cfg(test)]
+mod tests {
+    use qwen3_embed_testing::fixtures;
+
+    use super::*;
+
+    #[test]
+    fn vectors_and_errors_do_not_depend_on_the_windows() {
+        let model = fixtures::model("base");
+        let embedder = Embedder::builder(&model).overflow(Overflow::Error).build().unwrap();
+        let request = embedder.request(&EmbedOptions::new()).unwrap();
+        let text = |i: usize| Text::from(["rain ", "雨", "sun "][i % 3].repeat(i + 1));
+        let texts = |n: usize| (0..n).map(text).collect::<Vec<_>>();
+        let whole = embedder.embed_with(texts(9), &EmbedOptions::new()).unwrap();
+        let embed = |mut texts: Vec<Text<'static>>| {
+            let last = texts.split_off(5);
+            let middle = texts.split_off(2);
+            embedder.embed_windows(vec![texts, middle, last], &request)
+        };
+        assert_eq!(embed(texts(9)).unwrap(), whole);
+
+        // An error of the tokenizer, and one of the model.
+        let too_long = Text::from("word ".repeat(embedder.max_tokens()));
+        for (wrong, at) in [(too_long, 1), (Text::from(vec![u32::MAX]), 4)] {
+            let mut texts = texts(9);
+            texts[at] = wrong;
+            assert_eq!(embed(texts).unwrap_err().text_index(), Some(at));
+        }
+    }
+
+    #[test]
+    fn windows_grow_up_to_a_limit_and_keep_the_order() {
+        let texts: Vec<Text<'_>> = (0..3000).map(|i| Text::from(format!("{i:01000}"))).collect();
+        let windows = windows(texts.clone());
+        let sizes: Vec<usize> = windows.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [66, 132, 263, 525, 1049, 965]);
+        assert_eq!(windows.concat(), texts);
+        assert_eq!(super::windows(Vec::new()), [[]]);
+    }
 }
