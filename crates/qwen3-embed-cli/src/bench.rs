@@ -131,7 +131,7 @@ struct Measurement {
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_rss_bytes: Option<u64>,
     /// The most memory of the CUDA device that the process has taken so far, without the memory of the driver and of
-    /// libraries. Absent on the CPU.
+    /// libraries. Absent on the CPU, and if the device does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_device_bytes: Option<u64>,
 }
@@ -270,7 +270,7 @@ impl Args {
             computed_share,
             peak_rss_bytes: machine::peak_rss_bytes(),
             peak_device_bytes: match self.settings.device {
-                Device::Cuda(ordinal) => Some(cuda_peak_bytes(ordinal)?),
+                Device::Cuda(ordinal) => cuda_peak_bytes(ordinal)?,
                 _ => None,
             },
         })

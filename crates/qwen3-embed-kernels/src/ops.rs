@@ -89,13 +89,13 @@ pub fn free_bytes(device: &Device) -> Result<Option<usize>> {
 }
 
 /// The most memory that the tensors of this process have taken of a device since the last [`forget_peak_bytes`], in bytes.
-/// `None` for the CPU.
+/// `None` for the CPU, and for devices that do not report it.
 ///
 /// # Errors
 ///
 /// [`Error::Launch`](crate::Error::Launch) if the driver fails.
 pub fn peak_bytes(device: &Device) -> Result<Option<u64>> {
-    Cuda::of(device).map(|cuda| cuda.peak_bytes()).transpose()
+    Cuda::of(device).map_or(Ok(None), |cuda| cuda.peak_bytes())
 }
 
 /// Makes [`peak_bytes`] forget memory that is free now. Does nothing for the CPU.
@@ -114,6 +114,27 @@ pub fn forget_peak_bytes(device: &Device) -> Result<()> {
 /// [`Error::Launch`](crate::Error::Launch) if the driver fails.
 pub fn device_name(device: &Device) -> Result<Option<String>> {
     Cuda::of(device).map(|cuda| cuda.name()).transpose()
+}
+
+/// Releases the memory of a device when it is dropped: memory that no tensor uses any more is given back to the system. A
+/// CUDA device keeps it otherwise for later tensors. So this should be dropped after the tensors.
+#[derive(Debug)]
+pub struct ReleaseOnDrop(Device);
+
+impl ReleaseOnDrop {
+    /// Releases the memory of `device` later. Has no effect for the CPU.
+    pub fn new(device: &Device) -> Self {
+        Self(device.clone())
+    }
+}
+
+impl Drop for ReleaseOnDrop {
+    fn drop(&mut self) {
+        if let Some(cuda) = Cuda::of(&self.0) {
+            // If the device has failed, other calls report it.
+            let _ = cuda.release_memory();
+        }
+    }
 }
 
 /// RMSNorm of each row: `out = x / sqrt(mean(x²) + eps) · weight`.

@@ -101,6 +101,20 @@ fn short_texts_are_recorded() {
     assert!(!calls(&model, &long, &long).contains_key("launches of graphs"));
 }
 
+/// Memory of earlier batches is used again, and is given back when the model is dropped.
+#[test]
+#[ignore = "needs an emulated CUDA device"]
+fn memory_is_kept_between_batches_and_released_with_the_model() {
+    let _device = wait_for_device();
+    let model = load();
+    let calls = calls(&model, &texts(3), &texts(3));
+    assert!(calls["allocations"] > 0 && !calls.contains_key("growths of the pool"), "{calls:#?}");
+    let releases = |counts: BTreeMap<String, usize>| counts.get("releases of the pool").copied();
+    let before = releases(counts()).unwrap_or(0);
+    drop(model);
+    assert_eq!(releases(counts()), Some(before + 1));
+}
+
 /// As on a device that refuses graphs or has no memory for them: texts are computed, and recording is tried three times.
 #[test]
 #[ignore = "needs an emulated CUDA device"]

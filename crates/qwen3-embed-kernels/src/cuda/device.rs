@@ -10,12 +10,12 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::result::{CublasError, gemm_ex};
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
+use candle_core::cuda_backend::cudarc::driver::DevicePtr;
 use candle_core::cuda_backend::cudarc::driver::result::device::get_default_mem_pool;
 use candle_core::cuda_backend::cudarc::driver::result::{launch_kernel, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUdevice_attribute, CUfunction, CUmemPool_attribute, CUmemoryPool,
 };
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DriverError};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaError, CudaStorage, DeviceId};
 use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
@@ -72,6 +72,7 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
         return Err(failed(message.into()));
     }
     set_math_mode(&device.cublas_handle()).map_err(|e| failed(Box::new(e)))?;
+    keep_free_memory(&device)?;
     Ok(Device::Cuda(device))
 }
 
@@ -84,42 +85,69 @@ pub(super) fn set_math_mode(blas: &CudaBlas) -> std::result::Result<(), CublasEr
 
 /// Bytes of free memory of the GPU, after all queued work is done.
 pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
-    let stream = device.cuda_stream();
-    let free = stream.synchronize().and_then(|()| stream.context().mem_get_info());
-    let (free, _total) = free.map_err(|e| failed("free memory", e.into()))?;
+    release_memory(device)?;
+    let (free, _total) =
+        device.cuda_stream().context().mem_get_info().map_err(|e| failed(MEMORY, e.into()))?;
     Ok(free)
 }
 
-/// The most bytes that the GPU's pool of memory, from which candle allocates, has had since the last
-/// [`forget_peak_bytes`].
-pub(crate) fn peak_bytes(device: &CudaDevice) -> Result<u64> {
-    let mut n_bytes = 0u64;
-    let value = (&raw mut n_bytes).cast();
-    // SAFETY: the pool is valid, and the value of the attribute is u64.
-    with_pool(device, |pool| unsafe { mem_pool::get_attribute(pool, PEAK_BYTES, value) })?;
-    Ok(n_bytes)
+/// Makes the driver keep memory that candle has freed, until [`release_memory`]. By default, the driver gives it back to
+/// the system whenever the host waits for the GPU, and needs up to milliseconds to get it again for the next batch.
+fn keep_free_memory(device: &CudaDevice) -> Result<()> {
+    set_attribute(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
 }
 
-/// Sets the peak to the bytes that the pool has after all queued work is done.
-pub(crate) fn forget_peak_bytes(device: &CudaDevice) -> Result<()> {
-    let stream = device.cuda_stream();
-    stream.synchronize().map_err(|e| failed("peak memory", e.into()))?;
-    let mut zero = 0u64;
-    let value = (&raw mut zero).cast();
-    // SAFETY: the pool is valid, and the value of the attribute is u64.
-    with_pool(device, |pool| unsafe { mem_pool::set_attribute(pool, PEAK_BYTES, value) })
+/// Gives memory that candle has freed back to the system, after all queued work is done.
+pub(crate) fn release_memory(device: &CudaDevice) -> Result<()> {
+    device.cuda_stream().synchronize().map_err(|e| failed(MEMORY, e.into()))?;
+    let Some(pool) = pool(device)? else { return Ok(()) };
+    // SAFETY: the pool is valid.
+    unsafe { mem_pool::trim_to(pool, 0) }.map_err(|e| failed(MEMORY, e.into()))
 }
+
+/// The most bytes that the GPU's pool of memory, from which candle allocates, has had since the last
+/// [`forget_peak_bytes`]. `None` if the GPU has no pool.
+pub(crate) fn peak_bytes(device: &CudaDevice) -> Result<Option<u64>> {
+    let Some(pool) = pool(device)? else { return Ok(None) };
+    let mut n_bytes = 0u64;
+    // SAFETY: the pool is valid, and the value of the attribute is u64.
+    unsafe { mem_pool::get_attribute(pool, PEAK_BYTES, (&raw mut n_bytes).cast()) }
+        .map_err(|e| failed(MEMORY, e.into()))?;
+    Ok(Some(n_bytes))
+}
+
+/// Releases memory, and sets the peak to the bytes that the pool has then.
+pub(crate) fn forget_peak_bytes(device: &CudaDevice) -> Result<()> {
+    release_memory(device)?;
+    set_attribute(device, PEAK_BYTES, 0)
+}
+
+/// The name of operations on the memory of a GPU in errors.
+const MEMORY: &str = "memory";
 
 const PEAK_BYTES: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
 
-/// Calls a function of the driver for the pool from which candle allocates.
-fn with_pool(
-    device: &CudaDevice,
-    call: impl FnOnce(CUmemoryPool) -> std::result::Result<(), DriverError>,
-) -> Result<()> {
+/// The pool from which candle allocates. `None` if the GPU has no pools, so that candle allocates from the system.
+fn pool(device: &CudaDevice) -> Result<Option<CUmemoryPool>> {
+    let stream = device.cuda_stream();
+    if !stream.context().has_async_alloc() {
+        return Ok(None);
+    }
     // SAFETY: the device exists.
-    let pool = unsafe { get_default_mem_pool(device.cuda_stream().context().cu_device()) };
-    pool.and_then(call).map_err(|e| failed("peak memory", e.into()))
+    let pool = unsafe { get_default_mem_pool(stream.context().cu_device()) };
+    pool.map(Some).map_err(|e| failed(MEMORY, e.into()))
+}
+
+/// Sets an attribute of the pool whose value is u64, if the GPU has a pool.
+fn set_attribute(
+    device: &CudaDevice,
+    attribute: CUmemPool_attribute,
+    mut value: u64,
+) -> Result<()> {
+    let Some(pool) = pool(device)? else { return Ok(()) };
+    // SAFETY: the pool is valid, and the value of the attribute is u64.
+    unsafe { mem_pool::set_attribute(pool, attribute, (&raw mut value).cast()) }
+        .map_err(|e| failed(MEMORY, e.into()))
 }
 
 /// The name of the GPU.

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::Arithmetic;
-use qwen3_embed_kernels::ops::{self, Recorder};
+use qwen3_embed_kernels::ops::{self, Recorder, ReleaseOnDrop};
 use qwen3_embed_kernels::{Error as KernelError, Queries, Ragged};
 
 use crate::batching::budget::in_batches;
@@ -54,6 +54,8 @@ pub struct Model {
     pub(super) prefixes: PrefixCache,
     pub(super) n_tokens: AtomicU64,
     pub(super) n_computed: AtomicU64,
+    /// The last field, so that it is dropped after all tensors.
+    pub(super) _release: ReleaseOnDrop,
 }
 
 /// About how many texts of a batch the prefix cache remembers.

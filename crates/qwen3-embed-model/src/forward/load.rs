@@ -3,7 +3,7 @@ use std::sync::Mutex;
 
 use candle_core::Tensor;
 use qwen3_embed_kernels::cpu::Arithmetic;
-use qwen3_embed_kernels::ops;
+use qwen3_embed_kernels::ops::{self, ReleaseOnDrop};
 
 use crate::batching::prefix_cache::PrefixCache;
 use crate::batching::sharing::Sharing;
@@ -128,6 +128,7 @@ impl Model {
             dense,
             quantizes: modules.quantizes,
             numerics,
+            _release: ReleaseOnDrop::new(&device),
             device,
             workspaces: Mutex::default(),
             recordings: Mutex::default(),

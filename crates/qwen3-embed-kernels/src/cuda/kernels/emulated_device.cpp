@@ -71,10 +71,6 @@ void add_unrecorded(Stream* stream, std::function<void()> work) {
     queue.push_back(work);
 }
 
-void finish() {
-    for (auto& work : queue) work();
-    queue.clear();
-}
 
 bool is_idle() {
     static const bool idle = std::getenv("EMULATED_DEVICE_IDLE") != nullptr;
@@ -96,7 +92,19 @@ void write_counts() {
 
 // The memory of the device: the size that was asked for, for each address.
 std::map<size_t, size_t> allocations;
-size_t n_allocated = 0, n_allocated_at_most = 0;
+size_t n_allocated = 0;
+
+// The pool of memory: what is in use by the order of the calls, what the pool has, the most that it had, and how much of
+// it is kept when the host waits for the device, even if it is not in use.
+size_t n_in_use = 0, n_in_pool = 0, n_in_pool_at_most = 0, n_kept = 0;
+
+void release(size_t n) { n_in_pool = std::max(n_in_use, std::min(n_in_pool, n)); }
+
+void finish() {
+    for (auto& work : queue) work();
+    queue.clear();
+    release(n_kept);
+}
 
 size_t n_bytes_in_all() {
     static const char* named = std::getenv("EMULATED_DEVICE_BYTES");
@@ -130,13 +138,18 @@ Result allocate(size_t* address, size_t n) {
     if (!*address) return NO_MEMORY;
     allocations[*address] = n;
     n_allocated += n;
-    n_allocated_at_most = std::max(n_allocated_at_most, n_allocated);
+    n_in_use += n;
+    if (n_in_use > n_in_pool) {
+        count("growths of the pool");
+        n_in_pool = n_in_use;
+        n_in_pool_at_most = std::max(n_in_pool_at_most, n_in_pool);
+    }
     return SUCCESS;
 }
 
 void free_now(size_t address) {
     auto found = allocations.find(address);
-    if (found == allocations.end()) fail("memory is freed that was not allocated");
+    if (found == allocations.end()) fail("memory is freed twice");
     size_t n = found->second, end = address + round_up(n, ALIGNMENT) + PAGE;
     if (is_idle()) {
         std::free(reinterpret_cast<void*>(address));
@@ -411,7 +424,7 @@ Result cuGraphDestroy(Work* graph) { return cuGraphExecDestroy(graph); }
 Result cuMemGetInfo_v2(size_t* n_free, size_t* n_total) {
     Guard guard(lock);
     *n_total = n_bytes_in_all();
-    *n_free = *n_total - n_allocated;
+    *n_free = *n_total - n_in_pool;
     return SUCCESS;
 }
 
@@ -420,19 +433,33 @@ Result cuDeviceGetDefaultMemPool(void** pool, int) {
     return SUCCESS;
 }
 
-constexpr int RESERVED_MEM_HIGH = 6;
+constexpr int RELEASE_THRESHOLD = 4, RESERVED_MEM_HIGH = 6;
 
 Result cuMemPoolGetAttribute(void*, int attribute, void* value) {
     if (attribute != RESERVED_MEM_HIGH) return NOT_SUPPORTED;
     Guard guard(lock);
-    *static_cast<unsigned long long*>(value) = n_allocated_at_most;
+    *static_cast<unsigned long long*>(value) = n_in_pool_at_most;
     return SUCCESS;
 }
 
 Result cuMemPoolSetAttribute(void*, int attribute, const void* value) {
-    if (attribute != RESERVED_MEM_HIGH || *static_cast<const unsigned long long*>(value) != 0) return INVALID_VALUE;
+    auto n = *static_cast<const unsigned long long*>(value);
     Guard guard(lock);
-    n_allocated_at_most = n_allocated;
+    if (attribute == RELEASE_THRESHOLD) {
+        n_kept = n;
+    } else if (attribute == RESERVED_MEM_HIGH && n == 0) {
+        n_in_pool_at_most = n_in_pool;
+    } else {
+        return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
+
+Result cuMemPoolTrimTo(void*, size_t n) {
+    Guard guard(lock);
+    count("releases of the pool");
+    write_counts();
+    release(n);
     return SUCCESS;
 }
 
@@ -445,6 +472,9 @@ Result cuMemAllocAsync(size_t* address, size_t n, Stream* stream) {
 
 Result cuMemFreeAsync(size_t address, Stream* stream) {
     Guard guard(lock);
+    auto found = allocations.find(address);
+    if (found == allocations.end()) fail("memory is freed that was not allocated");
+    n_in_use -= found->second;
     add_unrecorded(stream, [=] { free_now(address); });
     return SUCCESS;
 }

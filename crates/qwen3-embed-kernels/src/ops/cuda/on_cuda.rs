@@ -43,7 +43,11 @@ impl Cuda {
         device::free_bytes(&self.0)
     }
 
-    pub(in crate::ops) fn peak_bytes(&self) -> Result<u64> {
+    pub(in crate::ops) fn release_memory(&self) -> Result<()> {
+        device::release_memory(&self.0)
+    }
+
+    pub(in crate::ops) fn peak_bytes(&self) -> Result<Option<u64>> {
         device::peak_bytes(&self.0)
     }
 
