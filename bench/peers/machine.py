@@ -26,11 +26,12 @@ def describe() -> Machine:
 
 
 def cores() -> list[int]:
-    """One hardware thread of each core that this process may run on."""
+    """One hardware thread of each core that this process may run on. Some virtual machines do not
+    tell which threads have a core in common; there, each thread counts as a core."""
     first: dict[str, int] = {}
     for cpu in sorted(os.sched_getaffinity(0)):
-        topology = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-        first.setdefault((topology / "thread_siblings_list").read_text(), cpu)
+        siblings = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        first.setdefault(siblings.read_text() if siblings.exists() else str(cpu), cpu)
     return list(first.values())
 
 
