@@ -47,7 +47,7 @@ class Ours:
         report = json.loads(self._output(command, precision))
         result = report["results"][0]
         peak_bytes = result.get("peak_device_bytes") or result.get("peak_rss_bytes")
-        speed, share = result["tokens_per_s"], result["peak_share"]
+        speed, share = result["tokens_per_s"], result.get("peak_share", float("nan"))
         return Measured(report["machine"], speed, share, peak_bytes)
 
     def vectors(self, texts: list[Tokens], precision: str) -> Vectors:
@@ -81,7 +81,7 @@ class Measured:
     """A line about the processor or the CUDA device, with its measured peak."""
     tokens_per_s: float
     peak_share: float
-    """The operations per second as a share of the peak."""
+    """The operations per second as a share of the peak. NaN if the peak is unknown."""
     peak_bytes: int | None
     """The most memory of the process or of the CUDA device."""
 
@@ -143,6 +143,7 @@ class Described:
 class Comparison:
     """One run of this program, and what it found so far."""
 
+    machine: machine.Machine
     ours: Ours
     setup: Setup
     workloads: list[Workload]
@@ -158,6 +159,23 @@ class Comparison:
     left_out: dict[str, str] = field(default_factory=dict)
     ours_on: str = ""
     """What ours says of the machine."""
+    out: pathlib.Path | None = None
+    """The file for all measurements."""
+
+    def save(self) -> None:
+        """Writes what was measured so far to the file."""
+        if not self.out:
+            return
+        report = {
+            "machine": asdict(self.machine),
+            "ours_on": self.ours_on,
+            "threads": self.setup.threads,
+            "model": str(self.setup.model),
+            "rows": [asdict(row) for row in self.rows],
+            "peers": [asdict(described) for described in self.described],
+            "left_out": self.left_out,
+        }
+        self.out.write_text(json.dumps(report, indent=1) + "\n")
 
     def prepare(self, names: list[str]) -> list[str]:
         """Converts the checkpoint for peers; the ones for which that worked."""
@@ -205,7 +223,11 @@ class Comparison:
             load_s = process.call("load", name, self.setup)
             vectors = process.call("run", [self.texts]).vectors
             for workload in self.workloads:
-                self.rows += self._measure(process, name, workload)
+                try:
+                    self.rows += self._measure(process, name, workload)
+                except (PeerFailed, subprocess.CalledProcessError) as reason:
+                    self.left_out[f"{name}, {workload.name}"] = str(reason)
+                self.save()
             peak_bytes = process.call("peak_bytes")
         cosine = least_cosine(vectors, self.reference())
         version = KINDS[name].peer.version()
@@ -316,7 +338,9 @@ def main() -> None:
     loads = [workloads.parse(name, model) for name in arguments.workloads]
     texts = workloads.tokenize(workloads.REFERENCE_TEXTS, model)
     longest = max(map(len, [*texts, *(text for load in loads for text in load.texts)]))
+    this = machine.describe()
     comparison = Comparison(
+        machine=this,
         ours=Ours(arguments.ours.resolve(), model, arguments.threads, arguments.device),
         setup=Setup(model, cache, arguments.threads, longest, arguments.device),
         workloads=loads,
@@ -325,8 +349,10 @@ def main() -> None:
         rounds=arguments.rounds,
         runs=arguments.runs,
         ours_for=OURS_FOR | arguments.ours_for,
+        out=arguments.out,
     )
-    this = machine.describe()
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
     names = comparison.prepare(arguments.peers)
     if arguments.device == "cpu":
         machine.pin(arguments.threads)
@@ -341,17 +367,7 @@ def main() -> None:
     print(table(peers, [described.cells() for described in comparison.described]))
     for name, reason in comparison.left_out.items():
         print(f"\n{name} is left out: {reason}")
-    if arguments.out:
-        report = {
-            "machine": asdict(this),
-            "threads": arguments.threads,
-            "ours_on": comparison.ours_on,
-            "model": str(model),
-            "rows": [asdict(row) for row in comparison.rows],
-            "peers": [asdict(described) for described in comparison.described],
-            "left_out": comparison.left_out,
-        }
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    comparison.save()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import subprocess
 import tomllib
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,12 +73,16 @@ class Peer(abc.ABC):
     def __init__(self, setup: Setup, precision: str) -> None:
         """Loads the checkpoint."""
 
+    def inputs(self, batch: list[Tokens]) -> Any:
+        """What `embed` takes for a batch. This is not timed."""
+        return batch
+
     @abc.abstractmethod
-    def embed(self, batch: list[Tokens]) -> Vectors:
+    def embed(self, inputs: Any) -> Vectors:
         """One row for each text of the batch."""
 
     def peak_bytes(self) -> int:
-        """The most memory that the peer had resident so far."""
+        """The most memory that the peer had so far: resident, or on the CUDA device."""
         return resident_peak(os.getpid())
 
 
@@ -105,9 +110,12 @@ class PaddedPeer(Peer):
     def forward(self, ids: Integers, mask: Integers) -> Vectors:
         """Hidden states after the final norm, texts × tokens × hidden size."""
 
-    def embed(self, batch: list[Tokens]) -> Vectors:
-        ids, mask, lengths = padded(batch)
-        return self.forward(ids, mask)[np.arange(len(batch)), lengths - 1]
+    def inputs(self, batch: list[Tokens]) -> Any:
+        return padded(batch)
+
+    def embed(self, inputs: Any) -> Vectors:
+        ids, mask, lengths = inputs
+        return self.forward(ids, mask)[np.arange(len(ids)), lengths - 1]
 
 
 class PyTorch(Peer):
@@ -124,14 +132,16 @@ class PyTorch(Peer):
         self._device = setup.device
         self._model = convert.bare_model(setup.model, precision).to(setup.device)
 
-    def embed(self, batch: list[Tokens]) -> Vectors:
+    def inputs(self, batch: list[Tokens]) -> Any:
+        return padded(batch)
+
+    def embed(self, inputs: Any) -> Vectors:
         import torch
 
-        ids, mask, lengths = padded(batch)
         with torch.inference_mode():
-            ids, mask, lengths = (torch.from_numpy(array).to(self._device) for array in (ids, mask, lengths))
+            ids, mask, lengths = (torch.from_numpy(array).to(self._device) for array in inputs)
             # Of a batch on a CUDA device, only the last tokens are copied to the host.
-            last = self._model(ids, mask)[torch.arange(len(batch), device=self._device), lengths - 1]
+            last = self._model(ids, mask)[torch.arange(len(ids), device=self._device), lengths - 1]
             return last.float().cpu().numpy()
 
     def peak_bytes(self) -> int:

@@ -17,8 +17,9 @@ use crate::workspace::{self, root};
 /// With --out, the task builds an archive with programs and the script `run.sh`. Copy this repository and the archive to
 /// the machine with the device, unpack the archive, and run the script in the root folder of the repository. The script
 /// runs this task with --run. It compares the kernels with their references and the fixtures with transformers, and runs
-/// benchmarks. If compute-sanitizer is installed, it also runs the kernels under memcheck and racecheck. After each
-/// check, it writes the results to gpu-check.json and to gpu-check.txt, which is a table.
+/// benchmarks. If compute-sanitizer is installed, it also runs the kernels under memcheck and racecheck. Each check is
+/// stopped after 150 seconds. After each check, the task writes the results to gpu-check.json and to gpu-check.txt, which
+/// is a table.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Folder to write the archive gpu-check.tar.xz to, or with --run, the results
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
 }
+
+/// The longest time of a check, in seconds.
+const MAX_SECONDS: u32 = 150;
 
 /// Maximum size of the archive in bytes. Some services that lend devices limit the size of the archive together with that
 /// of the repository, which is 37 MiB, to 64 MiB.
@@ -49,7 +53,8 @@ const FEATURES: &str =
 
 const SCRIPT: &str = r#"#!/bin/sh
 # Checks this machine's first CUDA device with the fixtures in the current folder, which must be the root folder of the
-# repository. Writes gpu-check.json and gpu-check.txt to the folder $OUT, or to the current folder.
+# repository. Writes gpu-check.json and gpu-check.txt to the folder $OUT, or to the current folder. With arguments, the
+# script runs them as a command instead, with the path of CUDA's libraries.
 here=$(cd "$(dirname "$0")" && pwd)
 # Python packages may contain CUDA's libraries.
 packages=$(python3 -c '
@@ -58,6 +63,7 @@ found = util.find_spec("nvidia")
 print(":".join(os.path.join(folder, "cu13/lib") for folder in (found.submodule_search_locations if found else [])))
 ' 2>/dev/null)
 export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/usr/local/cuda/lib64${packages:+:$packages}"
+if [ $# -gt 0 ]; then exec "$@"; fi
 exec "$here/bin/xtask" gpu-check --run "$here" --out "${OUT:-.}"
 "#;
 
@@ -151,7 +157,7 @@ fn check(folder: &Path, out: &Path) -> Result<()> {
     let fixtures = env::current_dir()?.join("fixtures");
     ensure!(
         fixtures.join("tokenizer.json").is_file(),
-        "{} does not exist: run this script in the root folder of the repository",
+        "{} has no tokenizer.json: run this script in the root folder of the repository",
         fixtures.display()
     );
     fs::create_dir_all(out)?;
@@ -160,8 +166,8 @@ fn check(folder: &Path, out: &Path) -> Result<()> {
     let date = first_line_of("date", &["-u", "+%Y-%m-%d"]);
     let mut report = Report { device, date, checks: Vec::new() };
     let model = env::temp_dir().join(format!("qwen3-embed-0.6b-{}", std::process::id()));
-    for (name, mut command) in checks(&folder, &fixtures, &model) {
-        report.run(&name, &mut command)?;
+    for (name, command) in checks(&folder, &fixtures, &model) {
+        report.run(&name, &command)?;
         // The files are written after each check, so that results are not lost if the machine is shut down.
         fs::write(out.join("gpu-check.json"), serde_json::to_string_pretty(&report)?)?;
         fs::write(out.join("gpu-check.txt"), report.table())?;
@@ -199,18 +205,21 @@ fn checks(folder: &Path, fixtures: &Path, model: &Path) -> Vec<(String, Command)
     let mut command = Command::new(bin.join("qwen3-embed"));
     command.args(["bench", "--kernels", "--device=cuda"]);
     add("kernels of 0.6B", command);
-    for precision in ["bf16", "f32"] {
+    let bench = |precision: &str, shapes: &str| {
         let mut command = Command::new(bin.join("qwen3-embed"));
-        command.args(["bench", "--device=cuda", "--shape=1x32,2x16,32x128,64x512,8x4096,1x32768"]);
-        command.args(["--queries=64", "--precision", precision, "--model"]).arg(model);
-        add(&format!("bench {precision}"), command);
-    }
+        command.args(["bench", "--device=cuda", "--shape", shapes, "--precision", precision]);
+        command.args(["--queries=64", "--model"]).arg(model);
+        command
+    };
+    add("bench bf16", bench("bf16", "1x32,2x16,32x128,64x512,8x4096,1x32768"));
     for tool in ["memcheck", "racecheck"] {
         let mut command = Command::new("compute-sanitizer");
         command.args(["--tool", tool, "--error-exitcode=1"]).arg(bin.join("test-kernels"));
         command.args(["--ignored", "--test-threads=1"]);
         add(tool, command);
     }
+    // Attention in f32 is slow, so long texts would take minutes.
+    add("bench f32", bench("f32", "1x32,2x16,32x128,64x512"));
     checks
 }
 
@@ -223,25 +232,37 @@ fn first_line_of(program: &str, arguments: &[&str]) -> String {
 }
 
 impl Report {
-    /// Runs the program of a check. If the program is not installed, the outcome is [`Outcome::NotRun`].
-    fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
+    /// Runs the program of a check, and stops it after [`MAX_SECONDS`]. If the program is not installed, the outcome is
+    /// [`Outcome::NotRun`].
+    fn run(&mut self, name: &str, command: &Command) -> Result<()> {
+        // The exit codes of the program `timeout`.
+        const STOPPED: i32 = 124;
+        const NOT_FOUND: i32 = 127;
         println!("{name} …");
-        command.env("RUST_BACKTRACE", "0");
+        let mut limited = Command::new("timeout");
+        limited.arg(MAX_SECONDS.to_string()).arg(command.get_program()).args(command.get_args());
+        for (key, value) in command.get_envs() {
+            limited.envs(value.map(|value| (key, value)));
+        }
         let start = Instant::now();
-        let (outcome, output) = match command.output() {
-            Ok(output) => {
-                let both = [output.stdout, output.stderr].concat();
-                let success = output.status.success();
-                let outcome = if success { Outcome::Passed } else { Outcome::Failed };
-                (outcome, String::from_utf8_lossy(&both).into_owned())
+        let output = limited.env("RUST_BACKTRACE", "0").output().with_context(|| name.to_owned())?;
+        let both = [output.stdout, output.stderr].concat();
+        let mut text = String::from_utf8_lossy(&both).into_owned();
+        let outcome = match output.status.code() {
+            Some(0) => Outcome::Passed,
+            Some(NOT_FOUND) => {
+                text = format!("{} is not installed", command.get_program().display());
+                Outcome::NotRun
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                (Outcome::NotRun, format!("{} is not installed", command.get_program().display()))
+            code => {
+                if code == Some(STOPPED) {
+                    _ = writeln!(text, "\nstopped after {MAX_SECONDS} seconds");
+                }
+                Outcome::Failed
             }
-            Err(error) => return Err(error).with_context(|| name.to_owned()),
         };
         let seconds = start.elapsed().as_secs_f64();
-        self.checks.push(Check { name: name.to_owned(), outcome, seconds, output });
+        self.checks.push(Check { name: name.to_owned(), outcome, seconds, output: text });
         Ok(())
     }
 
@@ -273,7 +294,7 @@ mod tests {
         let mut report = Report { device, date, checks: Vec::new() };
         report.run("a", Command::new("sh").args(["-c", "echo fine"])).unwrap();
         report.run("b", Command::new("sh").args(["-c", "echo oh >&2; exit 3"])).unwrap();
-        report.run("c", &mut Command::new("/there/is/no/such/program")).unwrap();
+        report.run("c", &Command::new("/there/is/no/such/program")).unwrap();
         let table = report.table();
         for line in ["a .* passed", "fine", "b .* FAILED", "oh", "c .* not run", "is not installed"]
         {

@@ -9,6 +9,6 @@ mod cuda;
 mod shapes;
 
 pub use self::cpu::{Format, Kernel, Measurement, measure_layer};
-pub use self::cuda::{CudaMeasurement, CudaPeaks, cuda_name, cuda_peak_bytes, measure_cuda_layer};
+pub use self::cuda::{CudaBench, CudaMeasurement, CudaPeaks};
 pub use self::shapes::LayerShapes;
 pub use crate::cpu::Heads;

@@ -88,8 +88,8 @@ pub fn free_bytes(device: &Device) -> Result<Option<usize>> {
     }
 }
 
-/// The most memory that the tensors of this process have taken of a device since the last [`forget_peak_bytes`], in bytes.
-/// `None` for the CPU, and for devices that do not report it.
+/// The most memory of a device that this process has had for tensors since the last [`forget_peak_bytes`], in bytes. Free
+/// memory that is kept for later tensors counts. `None` for the CPU, and for devices that do not report it.
 ///
 /// # Errors
 ///

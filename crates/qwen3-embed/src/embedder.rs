@@ -135,6 +135,7 @@ impl Embedder {
                 return Ok(Embeddings::of_texts(values, dimensions, n_tokens));
             };
             let tokenize = || self.tokenize_each(window, request).collect();
+            // While this thread waits for the tokens, it may start other work of the pool. The model's lock is free then.
             let computed;
             (computed, next) = self.engine.install(|| rayon::join(compute, tokenize));
             computed.map_err(|error| about(error.into()))?;
@@ -289,7 +290,11 @@ impl Embedder {
     ) -> Result<Vec<Cow<'a, [u32]>>> {
         let n_strings = texts.iter().filter(|text| matches!(text, Text::String(_))).count();
         if n_strings <= 1 {
-            return texts.into_iter().map(|text| self.tokenize_one(text, request)).collect();
+            return texts
+                .into_iter()
+                .enumerate()
+                .map(|text| self.tokenize_nth(text, request))
+                .collect();
         }
         self.engine.install(|| self.tokenize_each(texts, request).collect())
     }
@@ -300,10 +305,16 @@ impl Embedder {
         texts: Vec<Text<'a>>,
         request: &EmbedRequest,
     ) -> impl ParallelIterator<Item = Result<Cow<'a, [u32]>>> {
-        let tokenize = |(idx, text)| {
-            self.tokenize_one(text, request).map_err(|error| error.map_text_index(|_| idx))
-        };
-        texts.into_par_iter().enumerate().map(tokenize)
+        texts.into_par_iter().enumerate().map(|text| self.tokenize_nth(text, request))
+    }
+
+    /// The tokens of a text that is given with its index, or the error about the text.
+    fn tokenize_nth<'a>(
+        &self,
+        (idx, text): (usize, Text<'a>),
+        request: &EmbedRequest,
+    ) -> Result<Cow<'a, [u32]>> {
+        self.tokenize_one(text, request).map_err(|error| error.map_text_index(|_| idx))
     }
 
     fn tokenize_one<'a>(&self, text: Text<'a>, request: &EmbedRequest) -> Result<Cow<'a, [u32]>> {
@@ -368,6 +379,10 @@ mod tests {
             embedder.embed_windows(vec![texts, middle, last], &request)
         };
         assert_eq!(embed(texts(9)).unwrap(), whole);
+
+        // Without a string, nothing is tokenized in parallel.
+        let tokens = [vec![1], vec![1; embedder.max_tokens() + 1]];
+        assert_eq!(embedder.embed_tokens(&tokens).unwrap_err().text_index(), Some(1));
 
         // An error of the tokenizer, and one of the model.
         let too_long = Text::from("word ".repeat(embedder.max_tokens()));

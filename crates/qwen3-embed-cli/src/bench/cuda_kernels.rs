@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use qwen3_embed::Arithmetic;
-use qwen3_embed::measure::{CudaMeasurement, CudaPeaks, cuda_name, measure_cuda_layer};
+use qwen3_embed::measure::{CudaBench, CudaMeasurement, CudaPeaks};
 use serde_json::{Value, json};
 
 use super::kernels::{shapes, shapes_line};
@@ -13,8 +13,9 @@ use super::machine;
 /// Measures the kernels, and prints a table or a JSON object.
 pub(super) fn run(ordinal: usize, model: Option<&str>, json: bool) -> Result<()> {
     let (model, shapes) = shapes(model)?;
-    let (name, peaks) = (cuda_name(ordinal)?, CudaPeaks::measure(ordinal, Arithmetic::Bf16)?);
-    let measurements = measure_cuda_layer(ordinal, shapes)?;
+    let bench = CudaBench::open(ordinal)?;
+    let (name, peaks) = (bench.name()?, bench.peaks(Arithmetic::Bf16)?);
+    let measurements = bench.layer(shapes);
     let mut output = io::stdout().lock();
     if json {
         let results: Result<Vec<Value>> =
@@ -36,10 +37,20 @@ pub(super) fn run(ordinal: usize, model: Option<&str>, json: bool) -> Result<()>
         "{:<24} {:>8} {:>11} {:>9} {:>8} {:>8} {:>12}",
         "kernel", "texts", "time", "TFLOP/s", "of peak", "GB/s", "of bandwidth"
     )?;
+    let mut n_failed = 0;
     for measured in measurements {
-        writeln!(output, "{}", line(&measured?, peaks))?;
+        match measured {
+            Ok(measured) => writeln!(output, "{}", line(&measured, peaks))?,
+            Err(error) => {
+                n_failed += 1;
+                writeln!(output, "error: {error}")?;
+            }
+        }
     }
-    Ok(())
+    match n_failed {
+        0 => Ok(()),
+        n => bail!("{n} kernels could not be measured"),
+    }
 }
 
 /// One of the `results` in JSON.
@@ -50,6 +61,7 @@ fn result(measured: &CudaMeasurement) -> Value {
         "seconds": measured.seconds,
         "operations": measured.n_operations,
         "bytes": measured.n_bytes,
+        "recorded": measured.is_recorded,
     })
 }
 
@@ -61,8 +73,10 @@ fn line(measured: &CudaMeasurement, peaks: CudaPeaks) -> String {
         rate => format!("{:>9.1} {:>7.1}%", rate / 1e12, 100.0 * rate / peaks.operations_per_s),
     };
     let rate = n_bytes / seconds;
+    // Such a time may be that of the host.
+    let note = if measured.is_recorded { "" } else { " (not recorded)" };
     format!(
-        "{kernel:<24} {:>8} {:>8.1} µs {operations} {:>8.0} {:>11.1}%",
+        "{kernel:<24} {:>8} {:>8.1} µs {operations} {:>8.0} {:>11.1}%{note}",
         shape(measured),
         1e6 * seconds,
         rate / 1e9,
@@ -89,6 +103,7 @@ mod tests {
             seconds: 50e-6,
             n_operations: 3e10,
             n_bytes: 1e8,
+            is_recorded: true,
         };
         let words = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(

@@ -11,7 +11,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::cublas::result::{CublasError, gemm_ex};
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
 use candle_core::cuda_backend::cudarc::driver::DevicePtr;
-use candle_core::cuda_backend::cudarc::driver::result::device::get_default_mem_pool;
+use candle_core::cuda_backend::cudarc::driver::result::device::get_mem_pool;
 use candle_core::cuda_backend::cudarc::driver::result::{launch_kernel, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUdevice_attribute, CUfunction, CUmemPool_attribute, CUmemoryPool,
@@ -93,8 +93,13 @@ pub(crate) fn free_bytes(device: &CudaDevice) -> Result<usize> {
 
 /// Makes the driver keep memory that candle has freed, until [`release_memory`]. By default, the driver gives it back to
 /// the system whenever the host waits for the GPU, and needs up to milliseconds to get it again for the next batch.
+/// If the program has chosen otherwise, this is not changed.
 fn keep_free_memory(device: &CudaDevice) -> Result<()> {
-    set_attribute(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)
+    const THRESHOLD: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    match attribute(device, THRESHOLD)? {
+        Some(0) => set_attribute(device, THRESHOLD, u64::MAX),
+        _ => Ok(()),
+    }
 }
 
 /// Gives memory that candle has freed back to the system, after all queued work is done.
@@ -108,12 +113,7 @@ pub(crate) fn release_memory(device: &CudaDevice) -> Result<()> {
 /// The most bytes that the GPU's pool of memory, from which candle allocates, has had since the last
 /// [`forget_peak_bytes`]. `None` if the GPU has no pool.
 pub(crate) fn peak_bytes(device: &CudaDevice) -> Result<Option<u64>> {
-    let Some(pool) = pool(device)? else { return Ok(None) };
-    let mut n_bytes = 0u64;
-    // SAFETY: the pool is valid, and the value of the attribute is u64.
-    unsafe { mem_pool::get_attribute(pool, PEAK_BYTES, (&raw mut n_bytes).cast()) }
-        .map_err(|e| failed(MEMORY, e.into()))?;
-    Ok(Some(n_bytes))
+    attribute(device, PEAK_BYTES)
 }
 
 /// Releases memory, and sets the peak to the bytes that the pool has then.
@@ -134,8 +134,18 @@ fn pool(device: &CudaDevice) -> Result<Option<CUmemoryPool>> {
         return Ok(None);
     }
     // SAFETY: the device exists.
-    let pool = unsafe { get_default_mem_pool(stream.context().cu_device()) };
+    let pool = unsafe { get_mem_pool(stream.context().cu_device()) };
     pool.map(Some).map_err(|e| failed(MEMORY, e.into()))
+}
+
+/// An attribute of the pool whose value is u64. `None` if the GPU has no pool.
+fn attribute(device: &CudaDevice, attribute: CUmemPool_attribute) -> Result<Option<u64>> {
+    let Some(pool) = pool(device)? else { return Ok(None) };
+    let mut value = 0u64;
+    // SAFETY: the pool is valid, and the value of the attribute is u64.
+    unsafe { mem_pool::get_attribute(pool, attribute, (&raw mut value).cast()) }
+        .map_err(|e| failed(MEMORY, e.into()))?;
+    Ok(Some(value))
 }
 
 /// Sets an attribute of the pool whose value is u64, if the GPU has a pool.

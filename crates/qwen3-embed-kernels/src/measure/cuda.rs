@@ -1,5 +1,6 @@
 //! The kernels of a CUDA device, in bf16.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor, WithDType};
@@ -7,7 +8,7 @@ use half::bf16;
 
 use super::shapes::LayerShapes;
 use crate::cpu::{Arithmetic, Epilogue, Layout};
-use crate::ops::{self, Linear, Recorder, Scratch};
+use crate::ops::{self, Linear, Recorder, Recording, Scratch};
 use crate::{Error, Queries, Ragged, Result};
 
 /// What a CUDA device computes and copies at most.
@@ -28,71 +29,91 @@ pub struct CudaMeasurement {
     pub n_texts: usize,
     /// Tokens of each text.
     pub n_tokens: usize,
-    /// The time of the kernel.
+    /// The time of the kernel, with the time on the device until the next kernel begins, which is about a microsecond.
     pub seconds: f64,
     /// Operations of matrix multiplications and attention. A multiply-add counts as two. 0 for other kernels.
     pub n_operations: f64,
     /// Bytes of device memory that are read or written at least, if nothing is in a cache.
     pub n_bytes: f64,
+    /// Whether the launches were recorded as a graph. If the device cannot record, `seconds` may be the time that the
+    /// host needs for a launch.
+    pub is_recorded: bool,
 }
 
-impl CudaPeaks {
-    /// Measures a device, in [`F32`](Arithmetic::F32) or, for every other arithmetic, in bf16. This takes about a second
-    /// and one GiB of device memory.
+/// A CUDA device whose speed is measured.
+#[derive(Debug)]
+pub struct CudaBench {
+    device: Device,
+    scratch: Scratch,
+    /// Is made when a kernel is first measured. `None` if the device cannot record.
+    recorder: RefCell<Option<Option<Recorder>>>,
+}
+
+impl CudaBench {
+    /// Opens the device with this number.
     ///
     /// # Errors
     ///
-    /// As [`ops::open_cuda`]; [`Error::OutOfMemory`] if the device has no memory for the matrices; [`Error::Launch`] if
-    /// the driver fails.
-    pub fn measure(ordinal: usize, arithmetic: Arithmetic) -> Result<Self> {
+    /// As [`ops::open_cuda`].
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let device = ops::open_cuda(ordinal)?;
+        Ok(Self { device, scratch: Scratch::default(), recorder: RefCell::default() })
+    }
+
+    /// The name of the device, for example `NVIDIA H200`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Launch`] if the driver fails.
+    pub fn name(&self) -> Result<String> {
+        Ok(ops::device_name(&self.device)?.unwrap_or_default())
+    }
+
+    /// The most memory of the device that this process has had for tensors since the last [`peaks`](Self::peaks), in
+    /// bytes. Free memory that is kept for later tensors counts. Memory of the driver and of libraries does not. `None` if
+    /// the device does not report it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Launch`] if the driver fails.
+    pub fn peak_bytes(&self) -> Result<Option<u64>> {
+        ops::peak_bytes(&self.device)
+    }
+
+    /// Measures the peaks, in [`F32`](Arithmetic::F32) or, for every other arithmetic, in bf16. This takes about a second
+    /// and less than a GiB of device memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] if the device has no memory for the matrices; [`Error::Launch`] if the driver fails.
+    pub fn peaks(&self, arithmetic: Arithmetic) -> Result<CudaPeaks> {
         const SIDE: usize = 8192;
         const COPIED: usize = 256 << 20;
-        let bench = Bench::open(ordinal)?;
-        let peaks = bench.peaks(arithmetic, SIDE, COPIED)?;
-        ops::forget_peak_bytes(&bench.device)?;
-        Ok(peaks)
+        let peaks = self.peaks_of(arithmetic, SIDE, COPIED);
+        ops::forget_peak_bytes(&self.device)?;
+        peaks
+    }
+
+    /// Measures the kernels of a decoder layer in bf16, each with several batches, and one for each call of the
+    /// iterator's `next`.
+    ///
+    /// The launches of a kernel are recorded, so the time of the host is not measured. Weights of a linear layer are used
+    /// in turns, so that they are read from device memory and not from a cache. Activations of few tokens are in the
+    /// cache, as they are in a model.
+    ///
+    /// # Errors
+    ///
+    /// Each item, if the device has no memory for the tensors, or if the driver fails.
+    pub fn layer(
+        &self,
+        shapes: LayerShapes,
+    ) -> impl Iterator<Item = Result<CudaMeasurement>> + use<'_> {
+        plan(&BATCHES).into_iter().map(move |(kernel, batch)| self.measure(kernel, shapes, batch))
     }
 }
 
-/// Measures the kernels of a decoder layer in bf16, each with several batches, and one for each call of the iterator's
-/// `next`.
-///
-/// The launches of a kernel are recorded, so the time of the host is not measured. Weights of a linear layer are used in
-/// turns, so that they are read from device memory and not from a cache. Activations of few tokens are in the cache, as
-/// they are in a model.
-///
-/// # Errors
-///
-/// As [`ops::open_cuda`]; each item, if the device has no memory for the tensors, or if the driver fails.
-pub fn measure_cuda_layer(
-    ordinal: usize,
-    shapes: LayerShapes,
-) -> Result<impl Iterator<Item = Result<CudaMeasurement>>> {
-    let bench = Bench::open(ordinal)?;
-    Ok(plan(&BATCHES).into_iter().map(move |(kernel, batch)| bench.measure(kernel, shapes, batch)))
-}
-
-/// The name of a CUDA device, for example `NVIDIA H200`.
-///
-/// # Errors
-///
-/// As [`ops::open_cuda`]; [`Error::Launch`] if the driver fails.
-pub fn cuda_name(ordinal: usize) -> Result<String> {
-    Ok(ops::device_name(&ops::open_cuda(ordinal)?)?.unwrap_or_default())
-}
-
-/// The most memory of a CUDA device that the tensors of this process have taken, in bytes, since the last
-/// [`CudaPeaks::measure`]. Memory of the driver and of libraries is not counted. `None` if the device does not report it.
-///
-/// # Errors
-///
-/// As [`ops::open_cuda`]; [`Error::Launch`] if the driver fails.
-pub fn cuda_peak_bytes(ordinal: usize) -> Result<Option<u64>> {
-    ops::peak_bytes(&ops::open_cuda(ordinal)?)
-}
-
 /// The batches that are measured: texts, and tokens of each text.
-const BATCHES: [[usize; 2]; 4] = [[1, 32], [8, 512], [1, 4096], [1, 32_768]];
+const BATCHES: [[usize; 2]; 4] = [[1, 32], [32, 512], [1, 4096], [1, 32_768]];
 
 /// The kernels with each batch. Only attention depends on where a text ends, so the other kernels are not measured with
 /// two batches of as many tokens, nor with the largest one.
@@ -143,12 +164,8 @@ impl Kernel {
     }
 }
 
-/// A device, and what all measurements use.
-struct Bench {
-    device: Device,
-    recorder: Recorder,
-    scratch: Scratch,
-}
+/// The time for which a kernel is run before it is measured.
+const WARM_UP: Duration = Duration::from_millis(100);
 
 /// The shortest time that is measured.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -162,43 +179,47 @@ const N_RUNS: usize = 4;
 /// Bytes of the weights that are used in turns, which are more than the caches of devices have.
 const WEIGHT_BYTES: usize = 192 << 20;
 
-impl Bench {
-    fn open(ordinal: usize) -> Result<Self> {
-        let device = ops::open_cuda(ordinal)?;
-        let recorder = Recorder::new(&device)?.expect("the device is not the CPU");
-        Ok(Self { device, recorder, scratch: Scratch::default() })
+impl CudaBench {
+    /// The peaks, with square matrices that have `side` rows, and copies of `n_bytes` bytes.
+    fn peaks_of(&self, arithmetic: Arithmetic, side: usize, n_bytes: usize) -> Result<CudaPeaks> {
+        Ok(CudaPeaks {
+            operations_per_s: 2.0 * (side as f64).powi(3)
+                / self.seconds_of_product(arithmetic, side)?,
+            bytes_per_s: 2.0 * n_bytes as f64 / self.seconds_of_copy(n_bytes)?,
+        })
     }
 
-    /// The peaks, with square matrices that have `side` rows, and copies of `n_bytes` bytes.
-    fn peaks(&self, arithmetic: Arithmetic, side: usize, n_bytes: usize) -> Result<CudaPeaks> {
+    fn seconds_of_product(&self, arithmetic: Arithmetic, side: usize) -> Result<f64> {
+        let (device, shape) = (&self.device, [side, side]);
         let is_f32 = arithmetic == Arithmetic::F32;
-        let [x, out] = if is_f32 {
-            [self.tensor::<f32>([side, side])?, self.tensor::<f32>([side, side])?]
-        } else {
-            [self.tensor::<bf16>([side, side])?, self.tensor::<bf16>([side, side])?]
-        };
+        let tensor = || if is_f32 { self.tensor::<f32>(shape) } else { self.tensor::<bf16>(shape) };
         let layer = if is_f32 {
-            Linear::in_f32(&self.device, [side, side], Layout::Plain, write_row)?
+            Linear::in_f32(device, shape, Layout::Plain, write_row)?
         } else {
-            Linear::in_bf16(&self.device, [side, side], Layout::Plain, write_row)?
+            Linear::in_bf16(device, shape, Layout::Plain, write_row)?
         };
-        let product = |_| layer.forward(&x, &out, Epilogue::Store, &self.scratch);
-        let n_operations = 2.0 * (side as f64).powi(3);
-        let operations_per_s = n_operations / self.seconds(product)?;
+        let [x, out] = [tensor()?, tensor()?];
+        self.seconds_in_a_queue(|| layer.forward(&x, &out, Epilogue::Store, &self.scratch))
+    }
 
-        // A copy is not an operation of this crate, so it is not recorded. Each copy uses the memory of the one before it,
-        // and the first run allocates the memory.
-        const N_COPIES: usize = 16;
+    fn seconds_of_copy(&self, n_bytes: usize) -> Result<f64> {
         let copied = self.tensor::<f32>([1, n_bytes / size_of::<f32>()])?;
+        // Each copy uses the memory of the one before it.
+        self.seconds_in_a_queue(|| Ok(copied.copy().map(drop)?))
+    }
+
+    /// Seconds of `run`, whose launches take much longer on the device than on the host.
+    fn seconds_in_a_queue(&self, run: impl Fn() -> Result<()>) -> Result<f64> {
+        const N_QUEUED: usize = 16;
         let mut fastest = f64::INFINITY;
+        // The first runs allocate memory, and the clock of an idle device is low.
         for _ in 0..=N_RUNS {
             let start = Instant::now();
-            (0..N_COPIES).try_for_each(|_| copied.copy().map(drop))?;
+            (0..N_QUEUED).try_for_each(|_| run())?;
             self.device.synchronize()?;
             fastest = fastest.min(start.elapsed().as_secs_f64());
         }
-        let bytes_per_s = (2 * N_COPIES * n_bytes) as f64 / fastest;
-        Ok(CudaPeaks { operations_per_s, bytes_per_s })
+        Ok(fastest / N_QUEUED as f64)
     }
 
     fn measure(
@@ -235,7 +256,16 @@ impl Bench {
         };
         let (n_operations, n_bytes) = (n_operations as f64, n_bytes as f64);
         let kernel = kernel.name();
-        Ok(CudaMeasurement { kernel, n_texts, n_tokens, seconds, n_operations, n_bytes })
+        let is_recorded = matches!(&*self.recorder.borrow(), Some(Some(_)));
+        Ok(CudaMeasurement {
+            kernel,
+            n_texts,
+            n_tokens,
+            seconds,
+            n_operations,
+            n_bytes,
+            is_recorded,
+        })
     }
 
     /// Seconds, operations and bytes of a linear layer with a weight [O, I].
@@ -287,17 +317,21 @@ impl Bench {
 
     /// Seconds of `run`, which gets the number of the run.
     fn seconds(&self, run: impl Fn(usize) -> Result<()>) -> Result<f64> {
-        // The first run allocates buffers.
-        run(0)?;
+        // The first run allocates buffers. Until the device is warm, its clock is low.
+        let start = Instant::now();
+        while start.elapsed() < WARM_UP {
+            run(0)?;
+            self.device.synchronize()?;
+        }
         let mut n_launches = 1;
         loop {
-            let record = || (0..n_launches).try_for_each(&run);
-            let mut recording = self.recorder.record::<Error>(record)?;
+            let launch = || (0..n_launches).try_for_each(&run);
+            let mut recording = self.record(launch);
             let mut fastest = Duration::MAX;
             for _ in 0..N_RUNS {
                 self.device.synchronize()?;
                 let start = Instant::now();
-                recording.replay()?;
+                recording.as_mut().map_or_else(launch, Recording::replay)?;
                 self.device.synchronize()?;
                 fastest = fastest.min(start.elapsed());
             }
@@ -306,6 +340,17 @@ impl Bench {
             }
             n_launches *= 2;
         }
+    }
+
+    /// Records operations. `None` if the device cannot record, which is not tried again then.
+    fn record(&self, operations: impl FnOnce() -> Result<()>) -> Option<Recording> {
+        let mut recorder = self.recorder.borrow_mut();
+        let recorder = recorder.get_or_insert_with(|| Recorder::new(&self.device).ok().flatten());
+        let recording = recorder.as_ref()?.record::<Error>(operations).ok();
+        if recording.is_none() {
+            *recorder = None;
+        }
+        recording
     }
 
     /// A matrix of random values.
@@ -354,9 +399,9 @@ mod tests {
     fn every_kernel_and_both_peaks_are_measured() {
         let heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
         let shapes = LayerShapes { hidden_size: 32, intermediate_size: 48, heads };
-        let bench = Bench::open(0).unwrap();
+        let bench = CudaBench::open(0).unwrap();
         for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
-            let peaks = bench.peaks(arithmetic, 64, 1 << 20).unwrap();
+            let peaks = bench.peaks_of(arithmetic, 64, 1 << 20).unwrap();
             for peak in [peaks.operations_per_s, peaks.bytes_per_s] {
                 assert!(peak.is_finite() && peak > 0.0, "{peaks:?}");
             }
@@ -365,15 +410,19 @@ mod tests {
         assert_eq!(plan.len(), 7 * 2 + 4);
         for (kernel, batch) in plan {
             let measured = bench.measure(kernel, shapes, batch).unwrap();
-            assert!(measured.seconds > 0.0 && measured.n_bytes > 0.0, "{measured:?}");
+            assert!(
+                measured.is_recorded && measured.seconds > 0.0 && measured.n_bytes > 0.0,
+                "{measured:?}"
+            );
             let multiplies = !matches!(kernel, Kernel::RmsNorm | Kernel::QkNormRope);
             assert_eq!(measured.n_operations > 0.0, multiplies, "{measured:?}");
         }
-        let large = bench.tensor::<f32>([64, 1 << 20]).unwrap();
-        drop(large);
-        assert!(cuda_peak_bytes(0).unwrap().unwrap() >= 256 << 20);
+        assert!(!bench.name().unwrap().is_empty());
+        drop(bench.tensor::<f32>([64, 1 << 20]).unwrap());
+        let peak = bench.peak_bytes().unwrap().unwrap();
+        assert!(peak >= 256 << 20, "{peak}");
         ops::forget_peak_bytes(&bench.device).unwrap();
-        assert!(cuda_peak_bytes(0).unwrap().unwrap() < 256 << 20);
-        assert!(!cuda_name(0).unwrap().is_empty());
+        let peak = bench.peak_bytes().unwrap().unwrap();
+        assert!(peak < 256 << 20, "{peak}");
     }
 }

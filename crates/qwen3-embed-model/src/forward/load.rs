@@ -82,6 +82,8 @@ impl Model {
             weights.verify()?;
         }
         let device = options.device.open()?;
+        // If loading fails, it is dropped after the tensors.
+        let release = ReleaseOnDrop::new(&device);
         let modules = match options.hidden_states {
             true => Modules::default(),
             false => checkpoint.modules()?.unwrap_or(Modules::plain(config.pooling)),
@@ -128,7 +130,7 @@ impl Model {
             dense,
             quantizes: modules.quantizes,
             numerics,
-            _release: ReleaseOnDrop::new(&device),
+            _release: release,
             device,
             workspaces: Mutex::default(),
             recordings: Mutex::default(),

@@ -71,7 +71,6 @@ void add_unrecorded(Stream* stream, std::function<void()> work) {
     queue.push_back(work);
 }
 
-
 bool is_idle() {
     static const bool idle = std::getenv("EMULATED_DEVICE_IDLE") != nullptr;
     return idle;
@@ -428,7 +427,7 @@ Result cuMemGetInfo_v2(size_t* n_free, size_t* n_total) {
     return SUCCESS;
 }
 
-Result cuDeviceGetDefaultMemPool(void** pool, int) {
+Result cuDeviceGetMemPool(void** pool, int) {
     *pool = &handle;
     return SUCCESS;
 }
@@ -436,9 +435,9 @@ Result cuDeviceGetDefaultMemPool(void** pool, int) {
 constexpr int RELEASE_THRESHOLD = 4, RESERVED_MEM_HIGH = 6;
 
 Result cuMemPoolGetAttribute(void*, int attribute, void* value) {
-    if (attribute != RESERVED_MEM_HIGH) return NOT_SUPPORTED;
+    if (attribute != RELEASE_THRESHOLD && attribute != RESERVED_MEM_HIGH) return INVALID_VALUE;
     Guard guard(lock);
-    *static_cast<unsigned long long*>(value) = n_in_pool_at_most;
+    *static_cast<unsigned long long*>(value) = attribute == RELEASE_THRESHOLD ? n_kept : n_in_pool_at_most;
     return SUCCESS;
 }
 
