@@ -245,7 +245,8 @@ impl Report {
             limited.envs(value.map(|value| (key, value)));
         }
         let start = Instant::now();
-        let output = limited.env("RUST_BACKTRACE", "0").output().with_context(|| name.to_owned())?;
+        let output =
+            limited.env("RUST_BACKTRACE", "0").output().with_context(|| name.to_owned())?;
         let both = [output.stdout, output.stderr].concat();
         let mut text = String::from_utf8_lossy(&both).into_owned();
         let outcome = match output.status.code() {

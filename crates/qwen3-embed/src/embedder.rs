@@ -240,7 +240,7 @@ impl Embedder {
         self.engine.model.pooling()
     }
 
-    /// The number of threads that compute a call.
+    /// The number of threads that tokenize the texts of a call and, on the CPU, compute them.
     pub fn threads(&self) -> usize {
         self.engine.install(rayon::current_num_threads)
     }

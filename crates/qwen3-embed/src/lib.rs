@@ -93,8 +93,8 @@
 //! # Concurrency
 //!
 //! [`Embedder`] and [`Reranker`] are [`Send`] and [`Sync`], and their methods take `&self`, so threads can share a
-//! model. Each call uses all threads of rayon's global pool, or of the model's own pool if [`EmbedderBuilder::threads`]
-//! is set.
+//! model. On the CPU, each call uses all threads of rayon's global pool, or of the model's own pool if
+//! [`EmbedderBuilder::threads`] is set. On a CUDA device, these threads tokenize.
 //!
 //! If many callers send a few texts each at the same time, as in a server, put the model behind a queue:
 //! [`Embedder::into_service`] and [`Reranker::into_service`] return a [`Service`]. A service computes the texts of all
