@@ -75,7 +75,7 @@ class Peer(abc.ABC):
 
     def inputs(self, batch: list[Tokens]) -> Any:
         """What `embed` takes for a batch. This is not timed."""
-        return batch
+        return padded(batch) if self.pads else batch
 
     @abc.abstractmethod
     def embed(self, inputs: Any) -> Vectors:
@@ -110,9 +110,6 @@ class PaddedPeer(Peer):
     def forward(self, ids: Integers, mask: Integers) -> Vectors:
         """Hidden states after the final norm, texts × tokens × hidden size."""
 
-    def inputs(self, batch: list[Tokens]) -> Any:
-        return padded(batch)
-
     def embed(self, inputs: Any) -> Vectors:
         ids, mask, lengths = inputs
         return self.forward(ids, mask)[np.arange(len(ids)), lengths - 1]
@@ -131,9 +128,6 @@ class PyTorch(Peer):
         torch.set_num_threads(setup.threads)
         self._device = setup.device
         self._model = convert.bare_model(setup.model, precision).to(setup.device)
-
-    def inputs(self, batch: list[Tokens]) -> Any:
-        return padded(batch)
 
     def embed(self, inputs: Any) -> Vectors:
         import torch

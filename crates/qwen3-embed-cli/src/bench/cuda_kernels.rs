@@ -1,8 +1,9 @@
 //! `qwen3-embed bench --kernels --device cuda`: the speed of each kernel on a CUDA device.
 
+use std::fmt::Display;
 use std::io::{self, Write};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use qwen3_embed::Arithmetic;
 use qwen3_embed::measure::{CudaBench, CudaMeasurement, CudaPeaks};
 use serde_json::{Value, json};
@@ -15,49 +16,50 @@ pub(super) fn run(ordinal: usize, model: Option<&str>, json: bool) -> Result<()>
     let (model, shapes) = shapes(model)?;
     let bench = CudaBench::open(ordinal)?;
     let (name, peaks) = (bench.name()?, bench.peaks(Arithmetic::Bf16)?);
-    let measurements = bench.layer(shapes);
+    // An error hides no other kernel.
+    let mut n_failed = 0;
+    let measurements =
+        bench.layer(shapes).inspect(|measured| n_failed += usize::from(measured.is_err()));
     let mut output = io::stdout().lock();
     if json {
-        let results: Result<Vec<Value>> =
-            measurements.map(|measured| Ok(result(&measured?))).collect();
+        let results: Vec<Value> = measurements.map(result).collect();
         let report = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "device": name,
             "model": model,
             "peak_operations_per_s": peaks.operations_per_s,
             "peak_bytes_per_s": peaks.bytes_per_s,
-            "results": results?,
+            "results": results,
         });
-        return Ok(writeln!(output, "{report}")?);
-    }
-    writeln!(output, "{}, bf16", machine::cuda_summary(&name, peaks))?;
-    writeln!(output, "{}\n", shapes_line(model, shapes))?;
-    writeln!(
-        output,
-        "{:<24} {:>8} {:>11} {:>9} {:>8} {:>8} {:>12}",
-        "kernel", "texts", "time", "TFLOP/s", "of peak", "GB/s", "of bandwidth"
-    )?;
-    let mut n_failed = 0;
-    for measured in measurements {
-        match measured {
-            Ok(measured) => writeln!(output, "{}", line(&measured, peaks))?,
-            Err(error) => {
-                n_failed += 1;
-                writeln!(output, "error: {error}")?;
+        writeln!(output, "{report}")?;
+    } else {
+        writeln!(output, "{}, bf16", machine::cuda_summary(&name, peaks))?;
+        writeln!(output, "{}\n", shapes_line(model, shapes))?;
+        writeln!(
+            output,
+            "{:<24} {:>8} {:>11} {:>9} {:>8} {:>8} {:>12}",
+            "kernel", "texts", "time", "TFLOP/s", "of peak", "GB/s", "of bandwidth"
+        )?;
+        for measured in measurements {
+            match measured {
+                Ok(measured) => writeln!(output, "{}", line(&measured, peaks))?,
+                Err(error) => writeln!(output, "error: {error}")?,
             }
         }
     }
-    match n_failed {
-        0 => Ok(()),
-        n => bail!("{n} kernels could not be measured"),
-    }
+    ensure!(n_failed == 0, "{n_failed} kernels could not be measured");
+    Ok(())
 }
 
 /// One of the `results` in JSON.
-fn result(measured: &CudaMeasurement) -> Value {
+fn result(measured: Result<CudaMeasurement, impl Display>) -> Value {
+    let measured = match measured {
+        Ok(measured) => measured,
+        Err(error) => return json!({ "error": error.to_string() }),
+    };
     json!({
         "kernel": measured.kernel,
-        "shape": shape(measured),
+        "shape": shape(&measured),
         "seconds": measured.seconds,
         "operations": measured.n_operations,
         "bytes": measured.n_bytes,
